@@ -1,0 +1,1 @@
+"""A site: its data, its model, its personal weights, and the long-lived process that answers plans."""

@@ -1,0 +1,63 @@
+"""Composition root of the Flower ClientApp: find this site's settings, answer the plan, say what failed."""
+
+import logging
+import os
+import time
+from pathlib import Path
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from client.flower import message_of, plan_of
+from client.site import Site
+from common.config import SiteConfig, StudyConfig, load_site
+from common.errors import ConsiliumError, DataError, ProtocolError, StateError
+from common.protocol import FailureReply, Plan
+
+log = logging.getLogger(__name__)
+
+app = ClientApp()
+
+_warm: dict[Path, tuple[SiteConfig, StudyConfig, Site]] = {}
+"""The last study's Site per settings file: data and model stay in memory from message to message."""
+
+
+@app.train()
+def answer(message: Message, context: Context) -> Message:
+    """Answer one plan; a failure that has a sentence becomes a FailureReply, never a stack trace on the wire."""
+    path = Path(str(context.node_config["site"]))
+    config = load_site(path)
+    plan, payload = plan_of(message)
+    began = time.monotonic()
+    try:
+        if plan.site != config.name:
+            raise ProtocolError(f"the plan is for site '{plan.site}', this is site '{config.name}'")
+        reply, content = _site(path, config, plan).answer(plan, payload)
+        log.info("plan answered kind=%s run=%s seconds=%.2f", plan.kind, plan.run, reply.seconds)
+        return message_of(reply, content, reply_to=message)
+    except ConsiliumError as error:
+        log.error("plan failed kind=%s error=%s message=%s", plan.kind, type(error).__name__, error)
+        failure = FailureReply(
+            run=plan.run,
+            site=config.name,
+            pid=os.getpid(),
+            seconds=time.monotonic() - began,
+            error=type(error).__name__,
+            message=_told(error, config),
+        )
+        return message_of(failure, None, reply_to=message)
+
+
+def _site(path: Path, config: SiteConfig, plan: Plan) -> Site:
+    warm = _warm.get(path)
+    if warm is None or warm[:2] != (config, plan.study) or plan.kind == "handshake":
+        _warm.pop(path, None)
+        _warm[path] = (config, plan.study, Site(config, plan.study))
+    return _warm[path][2]
+
+
+def _told(error: ConsiliumError, config: SiteConfig) -> str:
+    """Return what the server may know of an error: paths and file names can hold patients' names."""
+    if config.share_error_details or not isinstance(error, DataError | StateError):
+        return str(error)
+    return f"{type(error).__name__}; the sentence that says why is in the log of site '{config.name}'"

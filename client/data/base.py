@@ -1,0 +1,95 @@
+"""What a site's data looks like to the rest of the client, and what every reader of a kind of data must give."""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from torch import Tensor
+
+from common.config import DataConfig, Task
+from common.errors import ConfigError, DataError
+from common.protocol import DataCard
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Rows of data: `x` float32 of shape `(N, ...)`, `y` int64 class numbers of shape `(N,)`."""
+
+    x: Tensor
+    y: Tensor
+
+    def __len__(self) -> int:
+        return int(self.y.shape[0])
+
+
+@dataclass(frozen=True, eq=False)
+class SiteData:
+    """A site's own examples in three disjoint splits, and the card that may be told about them."""
+
+    train: Examples
+    validation: Examples
+    test: Examples
+    card: DataCard
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Return the shape of one example, without the batch dimension."""
+        return tuple(self.train.x.shape[1:])
+
+
+@dataclass(frozen=True, eq=False)
+class RawData:
+    """All usable examples of a site in a fixed order, before the split.
+
+    With `standardise`, every feature is still to be scaled by the site's own training rows; `x` is then
+    float64, so that the scaling loses nothing.
+    """
+
+    x: Tensor
+    y: Tensor
+    num_skipped: int
+    standardise: bool
+
+
+class Reader(Protocol):
+    """Reads one kind of data. Law: two reads of the same files give the same examples in the same order."""
+
+    def __call__(self, config: DataConfig, task: Task, *, site: str) -> RawData:
+        """Read a site's files; raise DataError or ConfigError, naming the site, when they cannot be used."""
+
+
+@dataclass(frozen=True)
+class Bad:
+    """An example that cannot be used, and why: the file and the place, never the value."""
+
+    reason: str
+
+
+def keep_usable(found: Iterable[T | Bad], *, site: str, max_skipped: int) -> tuple[list[T], int]:
+    """Return the usable examples and how many bad ones were skipped.
+
+    Raises:
+        DataError: at the first bad example beyond `max_skipped`.
+    """
+    usable: list[T] = []
+    skipped = 0
+    for example in found:
+        if not isinstance(example, Bad):
+            usable.append(example)
+            continue
+        skipped += 1
+        if skipped > max_skipped:
+            count = f" ({skipped} bad examples so far, at most {max_skipped} allowed by data.max_skipped)"
+            raise DataError(f"site '{site}': {example.reason}{count if max_skipped else ''}")
+        _log.warning("bad example skipped site=%s reason=%s", site, example.reason)
+    return usable, skipped
+
+
+def kind_mismatch(config: DataConfig, task: Task, *, site: str) -> ConfigError:
+    """Return the error for data of one kind in a study about another kind."""
+    return ConfigError(f"site '{site}': data.kind is '{config.kind}', expected '{task.kind}' as in the study's task")

@@ -1,0 +1,208 @@
+"""Reads tables: one `.csv` file with a header, or a folder of them."""
+
+import csv
+import io
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from client.data.base import Bad, RawData, keep_usable, kind_mismatch
+from common.config import CategoryColumn, DataConfig, NumberColumn, TableData, TableTask, Task
+from common.errors import DataError
+
+_log = logging.getLogger(__name__)
+
+_MISSING = frozenset({"", "?", "na", "nan"})
+_LARGEST = torch.finfo(torch.float32).max
+
+Codes = Mapping[str | float, int]
+
+
+@dataclass(frozen=True)
+class _Row:
+    features: list[float]
+    label: int
+
+
+class _MissingCell(Exception):
+    """A needed cell is empty."""
+
+
+class _BadCell(Exception):
+    """A cell that cannot be used; the text says what was expected, never the value."""
+
+
+def read_table(config: DataConfig, task: Task, *, site: str) -> RawData:
+    """Read the study's columns; other columns of a file are ignored.
+
+    Features stand in the order of `task.columns`: a number is one feature, a category is one-hot without
+    its first value. They are not standardised yet: that takes the training rows alone.
+
+    Raises:
+        ConfigError: the study's task is not about tables.
+        DataError: no file, no header, a missing column, or more than `max_skipped` bad rows.
+    """
+    if not (isinstance(config, TableData) and isinstance(task, TableTask)):
+        raise kind_mismatch(config, task, site=site)
+    rows = (row for file in _files(config.path, site=site) for row in _read_file(file, task, site=site))
+    usable, num_skipped = keep_usable(rows, site=site, max_skipped=config.max_skipped)
+    complete = [row for row in usable if row is not None]
+    if len(complete) < len(usable):
+        _log.info(
+            "rows with missing cells dropped site=%s dropped=%d kept=%d",
+            site,
+            len(usable) - len(complete),
+            len(complete),
+        )
+    if not complete:
+        raise DataError(
+            f"site '{site}': no usable row in '{config.path}', {len(usable)} dropped, {num_skipped} skipped"
+        )
+    x = torch.tensor([row.features for row in complete], dtype=torch.float64)
+    y = torch.tensor([row.label for row in complete], dtype=torch.int64)
+    return RawData(x=x, y=y, num_skipped=num_skipped, standardise=True)
+
+
+def _files(path: Path, *, site: str) -> list[Path]:
+    try:
+        if path.is_file() and path.suffix.lower() == ".csv":
+            return [path]
+        if not path.is_dir():
+            seen = "is not a .csv file" if path.exists() else "does not exist"
+            raise DataError(f"site '{site}': data path '{path}' {seen}, expected a .csv file or a folder of them")
+        found = [entry for entry in path.iterdir() if entry.suffix.lower() == ".csv" and entry.is_file()]
+    except OSError as error:
+        raise DataError(f"site '{site}': cannot list data path '{path}': {error.strerror or error}") from error
+    files = sorted(file for file in found if not file.name.startswith("."))
+    if not files:
+        raise DataError(f"site '{site}': data folder '{path}' has no .csv file")
+    return files
+
+
+def _read_file(file: Path, task: TableTask, *, site: str) -> Iterator[_Row | Bad | None]:
+    """Yield each row, why it is bad, or None for one that is dropped because a cell is missing."""
+    records = _records(file, site=site)
+    first = next(records, None)
+    if first is None:
+        raise DataError(f"site '{site}': file '{file.name}' is empty, expected a header")
+    header = [name.strip() for name in first[1]]
+    cells = {name: _position(name, header, file=file, site=site) for name in (*task.columns, task.label)}
+    encode = _Encoder(task)
+    for line, fields in records:
+        where = f"file '{file.name}', line {line}"
+        if len(fields) != len(header):
+            yield Bad(f"{where}: expected {len(header)} fields as in the header, got {len(fields)}")
+            continue
+        try:
+            yield encode({name: fields[position].strip() for name, position in cells.items()})
+        except _MissingCell as missing:
+            yield None if task.missing == "drop_row" else Bad(f"{where}, {missing}")
+        except _BadCell as bad:
+            yield Bad(f"{where}, {bad}")
+
+
+def _records(file: Path, *, site: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield each record that is not blank with the number of its first line."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DataError(f"site '{site}': file '{file.name}' cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"site '{site}': file '{file.name}' is not UTF-8 text (byte {error.start})") from error
+    reader = csv.reader(io.StringIO(text), strict=True)
+    line = 1
+    try:
+        for fields in reader:
+            if any(field.strip() for field in fields) or len(fields) > 1:
+                yield line, fields
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise DataError(f"site '{site}': file '{file.name}', line {line}: not valid CSV: {error}") from error
+
+
+def _position(name: str, header: list[str], *, file: Path, site: str) -> int:
+    count = header.count(name)
+    if count == 1:
+        return header.index(name)
+    if count > 1:
+        raise DataError(
+            f"site '{site}': file '{file.name}': column '{name}' stands {count} times in the header, expected once"
+        )
+    semicolons = len(header) == 1 and ";" in header[0]
+    hint = "; the fields seem to be separated by ';', expected ','" if semicolons else ""
+    raise DataError(f"site '{site}': file '{file.name}' has no column '{name}'{hint}")
+
+
+class _Encoder:
+    """Turns the cells of one row into features and a label."""
+
+    def __init__(self, task: TableTask) -> None:
+        self._task = task
+        self._label = _codes(task.classes)
+        self._categories = {
+            name: _codes(column.values) for name, column in task.columns.items() if isinstance(column, CategoryColumn)
+        }
+
+    def __call__(self, cells: Mapping[str, str]) -> _Row:
+        """Return the row.
+
+        Raises:
+            _MissingCell: a cell is missing, whatever the others hold.
+            _BadCell: a value that is not a number, not a known category or not a known class.
+        """
+        for name, text in cells.items():
+            codes = self._label if name == self._task.label else self._categories.get(name, {})
+            if text.casefold() in _MISSING and text not in codes:
+                raise _MissingCell(f"column '{name}': the value is missing")
+        features: list[float] = []
+        for name, column in self._task.columns.items():
+            if isinstance(column, NumberColumn):
+                features.append(_finite(cells[name], name))
+            else:
+                code = _code(self._categories[name], cells[name], f"column '{name}'", column.values)
+                features.extend(float(code == other) for other in range(1, len(column.values)))
+        label = _code(self._label, cells[self._task.label], f"label column '{self._task.label}'", self._task.classes)
+        return _Row(features, label)
+
+
+def _finite(text: str, name: str) -> float:
+    value = _number(text)
+    if value is None:
+        raise _BadCell(f"column '{name}': expected a number, got text")
+    if not abs(value) <= _LARGEST:
+        raise _BadCell(f"column '{name}': expected a finite number, got one that is infinite or too large")
+    return value
+
+
+def _number(text: str) -> float | None:
+    try:
+        # Python reads "1_000" as a number; in a table it is more likely an identifier.
+        return None if "_" in text else float(text)
+    except ValueError:
+        return None
+
+
+def _codes(values: tuple[str, ...]) -> Codes:
+    """Map each value, and the number it reads as, to its place: "1" is also met as "1.0"."""
+    codes: dict[str | float, int] = {}
+    for place, value in enumerate(values):
+        number = _number(value)
+        if number is not None and math.isfinite(number):
+            codes.setdefault(number, place)
+    return codes | {value: place for place, value in enumerate(values)}
+
+
+def _code(codes: Codes, text: str, where: str, values: tuple[str, ...]) -> int:
+    if text in codes:
+        return codes[text]
+    number = _number(text)
+    if number is not None and number in codes:
+        return codes[number]
+    same = [value for value in values if value.casefold() == text.casefold()]
+    seen = "text" if number is None else "a number"
+    hint = f"; upper and lower case differ from '{same[0]}'" if same else ""
+    raise _BadCell(f"{where}: expected one of {list(values)}, got {seen} that is not among them{hint}")

@@ -1,0 +1,29 @@
+"""Adapter: a Flower `Message` -> plan and payload; reply and payload -> `Message`."""
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+
+from common.errors import ProtocolError
+from common.protocol import PAYLOAD_RECORD, PLAN_RECORD, Plan, Reply, parse_plan
+
+
+def plan_of(message: Message) -> tuple[Plan, bytes | None]:
+    """Return the checked plan in a message and its payload.
+
+    Raises:
+        ProtocolError: a message that the server's adapter did not make.
+    """
+    config = message.content.config_records.get(PLAN_RECORD)
+    text = config.get("json") if config is not None else None
+    if not isinstance(text, str):
+        raise ProtocolError(f"message has records {sorted(message.content)}, expected '{PLAN_RECORD}'")
+    arrays = message.content.array_records.get(PAYLOAD_RECORD)
+    return parse_plan(text), None if arrays is None else arrays["bytes"].data
+
+
+def message_of(reply: Reply, payload: bytes | None, *, reply_to: Message) -> Message:
+    """Return the message that carries a reply and its payload."""
+    records = RecordDict({PLAN_RECORD: ConfigRecord({"json": reply.model_dump_json()})})
+    if payload is not None:
+        array = Array(dtype="uint8", shape=(len(payload),), stype="consilium.bytes", data=payload)
+        records[PAYLOAD_RECORD] = ArrayRecord({"bytes": array})
+    return Message(records, reply_to=reply_to)

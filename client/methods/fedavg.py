@@ -1,0 +1,27 @@
+"""FedAvg at the site: everything is shared, the global model is what the site serves.
+
+McMahan, Moore, Ramage, Hampson, Aguera y Arcas: Communication-Efficient Learning of Deep Networks from
+Decentralized Data, AISTATS 2017, algorithm 1 (ClientUpdate), https://arxiv.org/abs/1602.05629
+"""
+
+from dataclasses import dataclass
+
+from client.methods.base import Memory
+from client.models import Model
+from client.training import LocalWork, train
+
+
+@dataclass(frozen=True)
+class FedAvg:
+    """Nothing is personal."""
+
+    def shared(self, model: Model) -> frozenset[str]:
+        """Return every name."""
+        return frozenset(model.names)
+
+    def train(self, model: Model, memory: Memory, work: LocalWork) -> tuple[Memory, float]:
+        """Train everything that is trainable."""
+        return memory, train(model, work)
+
+    def personalise(self, model: Model, memory: Memory, work: LocalWork) -> None:
+        """Serve the global model as it is."""

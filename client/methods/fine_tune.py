@@ -1,0 +1,39 @@
+"""FedAvg with local fine-tuning: everything is shared, a site serves its own continuation of the global model.
+
+Wu, Li, Charles, Xu et al.: Motley: Benchmarking Heterogeneity and Personalization in Federated Learning,
+2022, section 3, https://arxiv.org/abs/2206.09262
+
+    v_k = SGD(w, own training data, `epochs`, `learning_rate`), over all layers or the head only
+
+The personal weights v_k are made anew from the weights received; they never enter the update.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from client.methods.base import Memory
+from client.models import Model
+from client.training import LocalWork, train
+from common.seeds import seed_for
+
+
+@dataclass(frozen=True)
+class FineTune:
+    """Fine-tune for `epochs` passes at `learning_rate`, over `layers`."""
+
+    epochs: int = 5
+    learning_rate: float = 0.01
+    layers: Literal["all", "head"] = "all"
+
+    def shared(self, model: Model) -> frozenset[str]:
+        """Return every name."""
+        return frozenset(model.names)
+
+    def train(self, model: Model, memory: Memory, work: LocalWork) -> tuple[Memory, float]:
+        """Train everything that is trainable, as FedAvg does."""
+        return memory, train(model, work)
+
+    def personalise(self, model: Model, memory: Memory, work: LocalWork) -> None:
+        """Fine-tune the received weights on the site's own training examples."""
+        tuning = work.tuned(epochs=self.epochs, learning_rate=self.learning_rate, seed=seed_for(work.seed, "fine_tune"))
+        train(model, tuning, names=model.head if self.layers == "head" else None)

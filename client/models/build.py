@@ -1,0 +1,180 @@
+"""Build a model by name, say which of its arrays are head, BatchNorm and trainable, and move weights in and out."""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from client.models.pretrained import load_pretrained
+from client.models.small import SMALL_NAMES, build_small, check_images
+from common.config import ModelConfig
+from common.errors import ModelError
+from common.weights import Array, Weights
+
+# torch exports BatchNorm1d to 3d and SyncBatchNorm, but their common base only under this name.
+_BatchNorm = nn.modules.batchnorm._BatchNorm
+
+# Where models keep the sequence of their blocks; looked for from the outside in.
+_CONTAINERS = ("features", "backbone", "encoder", "layers", "blocks", "trunk_output")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A module and what its arrays are; all names are those of its state_dict.
+
+    Args:
+        head: the task part; all other names are the backbone.
+        batch_norm: everything that belongs to BatchNorm layers, running statistics included.
+        trainable: the parameters that training may change; only these have `requires_grad`.
+        names: all names, in the module's order.
+        batch_norm_policy: the study's `model.batch_norm`.
+    """
+
+    module: nn.Module
+    head: frozenset[str]
+    batch_norm: frozenset[str]
+    trainable: frozenset[str]
+    names: tuple[str, ...]
+    batch_norm_policy: Literal["average", "local", "freeze"]
+
+
+def build_model(
+    config: ModelConfig, *, input_shape: tuple[int, ...], num_outputs: int, weights_dir: Path | None, seed: int
+) -> Model:
+    """Build the study's model, load its pretrained backbone, and mark what may be trained.
+
+    Law: equal arguments give equal weights, and no global generator is read or moved. The head is
+    always freshly initialised from the seed, also when the pretrained file holds one.
+
+    Args:
+        input_shape: `(C, H, W)` for images or `(D,)` for rows of a table.
+        num_outputs: 1 for two classes (one logit), otherwise the number of classes.
+        weights_dir: the site's folder of weights files; needed when the study pins a file.
+        seed: of the random initialisation.
+
+    Raises:
+        ModelError: an unknown name, an input the model cannot take, or pretrained weights that do not fit.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # modules are built on the CPU: other devices stay untouched
+        module, head = _build(config, input_shape, num_outputs)
+    _check_input(config.name, module, input_shape)
+    if config.pretrained is not None:
+        load_pretrained(module, name=config.name, head=head, config=config.pretrained, weights_dir=weights_dir)
+    batch_norm = _batch_norm_names(module)
+    trainable = _trainable(module, head, config.trainable) - (batch_norm if config.batch_norm == "freeze" else set())
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name in trainable)
+    return Model(module, head, batch_norm, trainable, tuple(module.state_dict()), config.batch_norm)
+
+
+def _build(config: ModelConfig, input_shape: tuple[int, ...], num_outputs: int) -> tuple[nn.Module, frozenset[str]]:
+    name = config.name
+    if name in SMALL_NAMES:
+        return build_small(name, input_shape=input_shape, num_outputs=num_outputs, hidden=config.hidden)
+    from client.models import vision  # here, because a table study needs no torchvision
+
+    known = [*SMALL_NAMES, *vision.vision_names()]
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=3)
+        hint = f"did you mean {' or '.join(repr(match) for match in close)}?" if close else f"known: {', '.join(known)}"
+        raise ModelError(f"model.name: there is no model '{name}'; {hint}")
+    check_images(name, input_shape)
+    if input_shape[0] != 3:
+        raise ModelError(f"model '{name}' needs images of 3 channels, got {input_shape[0]}: set task.channels = 3")
+    return vision.build_vision(name, num_outputs=num_outputs)
+
+
+def _check_input(name: str, module: nn.Module, input_shape: tuple[int, ...]) -> None:
+    """Run one empty example: some models need a certain or a least image size, and say so only here."""
+    module.eval()
+    try:
+        with torch.no_grad():
+            module(torch.zeros(1, *input_shape))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise ModelError(f"model '{name}' cannot take inputs of shape {input_shape}: {error}") from error
+    module.train()
+
+
+def _batch_norm_names(module: nn.Module) -> frozenset[str]:
+    layers = ((path, layer) for path, layer in module.named_modules() if isinstance(layer, _BatchNorm))
+    return frozenset(f"{path}.{name}" for path, layer in layers for name in layer.state_dict())
+
+
+def _trainable(module: nn.Module, head: frozenset[str], part: Literal["all", "head", "last_block"]) -> frozenset[str]:
+    parameters = frozenset(name for name, _ in module.named_parameters())
+    if part == "all":
+        return parameters
+    return parameters & (head | (_last_block(module, head) if part == "last_block" else frozenset()))
+
+
+def _last_block(module: nn.Module, head: frozenset[str]) -> frozenset[str]:
+    """Return the names of the backbone's last block and of everything behind it.
+
+    The blocks are the children of the innermost of `_CONTAINERS`, or of the module itself. The last one
+    is the last that holds a matrix or a convolution outside the head: a lone norm is no block. So:
+    resnet18 `layer4`, squeezenet1_0 `features.12` (the last Fire), mobilenet_v3_small `features.12` and
+    the `classifier.0` behind it. A model without blocks (`linear`) is one block.
+    """
+    prefix, node = "", module
+    while inner := next((name for name in _CONTAINERS if name in node._modules), None):
+        prefix, node = f"{prefix}{inner}.", node.get_submodule(inner)
+    blocks = [
+        f"{prefix}{name}." for name, child in node.named_children() if _has_matrix(child, f"{prefix}{name}.", head)
+    ]
+    names = list(module.state_dict())
+    start = next((i for i, name in enumerate(names) if blocks and name.startswith(blocks[-1])), 0)
+    return frozenset(names[start:])
+
+
+def _has_matrix(child: nn.Module, prefix: str, head: frozenset[str]) -> bool:
+    return any(value.ndim >= 2 and prefix + name not in head for name, value in child.named_parameters())
+
+
+def get_weights(module: nn.Module, names: Iterable[str] | None = None) -> dict[str, Array]:
+    """Return copies of the module's arrays (or those in `names`) on the CPU, each with its shape and dtype.
+
+    Raises:
+        ModelError: a name that the module does not have.
+    """
+    state = module.state_dict()
+    chosen = list(state) if names is None else list(names)
+    if unknown := [name for name in chosen if name not in state]:
+        raise ModelError(f"array '{unknown[0]}' is not in the model, expected one of its {len(state)} names")
+    return {name: np.array(state[name].detach().cpu().numpy(), copy=True) for name in chosen}
+
+
+def set_weights(module: nn.Module, weights: Weights) -> None:
+    """Write arrays into the module, in place; names that `weights` lacks are kept as they are.
+
+    Nothing is written unless every name and shape fits.
+
+    Raises:
+        ModelError: a name that the module does not have, or a shape that differs.
+    """
+    state = module.state_dict()
+    for name, array in weights.items():
+        if name not in state:
+            raise ModelError(f"array '{name}' is not in the model, expected one of its {len(state)} names")
+        if array.shape != tuple(state[name].shape):
+            raise ModelError(f"array '{name}' has shape {array.shape}, expected {tuple(state[name].shape)}")
+    with torch.no_grad():
+        for name, array in weights.items():
+            state[name].copy_(torch.from_numpy(np.array(array, copy=True)))
+
+
+def train_mode(model: Model) -> None:
+    """Put the module in training mode, except BatchNorm layers that training may not change.
+
+    A BatchNorm layer stays in evaluation mode under the policy "freeze", and where its own weights are
+    not trainable: running statistics that move under a frozen layer would change what it computes.
+    """
+    model.module.train()
+    for path, layer in model.module.named_modules():
+        if isinstance(layer, _BatchNorm) and f"{path}.weight" not in model.trainable:
+            layer.eval()

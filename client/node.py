@@ -1,0 +1,121 @@
+"""A site's long-lived process: Flower's SuperNode in this process, and one warm worker beside it.
+
+Flower starts a Python process per message, imports torch again and polls every 3 seconds: 12 s for a
+round in which nobody computes. Here the SuperNode runs with `--isolation process`, polls quickly while a
+study runs and slowly when idle, and a persistent worker process (`client/worker.py`) takes
+task after task; data, model and CUDA context stay in memory. A worker that dies is started again.
+
+The app that runs is the one installed here: the bundle that the server sends is neither unpacked nor
+imported. What is replaced inside flwr for this stands in `client/seams.py` and `client/worker.py`.
+"""
+
+import logging
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from flwr.supercore.exit import add_exit_handler
+from flwr.supernode import start_client_internal
+from flwr.supernode.cli.flower_supernode import flower_supernode
+
+from client.connect import check_connection
+from client.seams import PacedTime, quicken_object_pulls, replace, tame_logs
+from common.config import SiteConfig, load_site
+from common.errors import ConfigError
+from common.processes import PARENT_VARIABLE, free_port
+
+log = logging.getLogger(__name__)
+
+WORKER_RESTART_SECONDS, EARLY_SECONDS, MAX_EARLY_DEATHS = 0.5, 30.0, 3
+
+
+def start_site(path: Path, *, verbose: bool = False) -> None:
+    """Run the site described by a `site.toml` until it is stopped (SIGINT or SIGTERM).
+
+    Raises:
+        ConfigError: the settings, the certificate or the key are wrong.
+        ConnectionRefused: the server cannot be reached or trusted, or does not know this site's key.
+    """
+    config = load_site(path)
+    for what, file in (("ca_certificate", config.ca_certificate), ("private_key", config.private_key)):
+        if not file.is_file():
+            raise ConfigError(f"{what}: no such file '{file}' ({path})")
+    check_connection(config)
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="consilium-") as folder:
+        secret = Path(folder) / "secret"
+        secret.write_text(secrets.token_hex(32))
+        secret.chmod(0o600)
+        os.environ["FLWR_HOME"] = folder
+        worker = _Worker([sys.executable, "-m", "client.worker", f"127.0.0.1:{port}", str(secret)], config)
+        tame_logs(logging.INFO if verbose else logging.WARNING)
+        quicken_object_pulls()
+        replace(start_client_internal, "time", PacedTime())
+        sys.argv = _supernode_command(config, path, port, secret)
+        add_exit_handler(worker.stop, run_before_force_exit=True)
+        worker.start()
+        try:
+            flower_supernode()
+        finally:
+            worker.stop()
+
+
+class _Worker:
+    """Keeps one worker process running; `stop` ends it and does not start another."""
+
+    def __init__(self, command: list[str], config: SiteConfig) -> None:
+        self._command = command
+        threads = {"OMP_NUM_THREADS": str(config.threads)}
+        self._environment = {**os.environ, **threads, PARENT_VARIABLE: str(os.getpid())}
+        self._stopping = threading.Event()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._thread = threading.Thread(target=self._supervise, name="worker-supervisor", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def _supervise(self) -> None:
+        early_deaths = 0
+        while not self._stopping.is_set():
+            began = time.monotonic()
+            self._process = subprocess.Popen(self._command, env=self._environment)
+            code = self._process.wait()
+            if self._stopping.is_set():
+                return
+            early_deaths = early_deaths + 1 if time.monotonic() - began < EARLY_SECONDS else 0
+            if early_deaths == MAX_EARLY_DEATHS:
+                log.error("worker died %d times in a row right after its start; this site stops", early_deaths)
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+            log.error("worker died exit_code=%d; starting it again", code)
+            self._stopping.wait(WORKER_RESTART_SECONDS)
+
+    def stop(self) -> None:
+        self._stopping.set()
+        process = self._process
+        if process is not None and process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        self._thread.join(timeout=6)
+
+
+def _supernode_command(config: SiteConfig, path: Path, port: int, secret: Path) -> list[str]:
+    return [
+        "flower-supernode",
+        *("--superlink", config.server),
+        *("--root-certificates", str(config.ca_certificate)),
+        *("--auth-supernode-private-key", str(config.private_key)),
+        *("--isolation", "process"),
+        *("--superexec-auth-secret-file", str(secret)),
+        *("--host", "127.0.0.1", "--port", str(port)),
+        *("--node-config", f"site='{path.resolve()}'"),
+    ]

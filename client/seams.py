@@ -1,0 +1,80 @@
+"""The names inside flwr that a site replaces to be quick and to run its own code, all in one place.
+
+flwr 1.39 polls every 3 s, waits 1 s for an object that is not there yet, starts a process per message and
+runs the code that the server sends. Each replacement checks that the name still exists, so that another
+release fails at the start with a sentence; `tests/test_flwr_contract.py` does the same in CI.
+"""
+
+import logging
+import time
+from types import ModuleType
+from typing import Any
+
+import uvicorn.config
+from flwr.supercore.inflatable import inflatable_utils
+
+from common.errors import ConfigError
+
+BUSY_POLL_SECONDS, IDLE_POLL_SECONDS, IDLE_AFTER_SECONDS = 0.02, 1.0, 20.0
+
+
+def replace(module: ModuleType, name: str, value: Any) -> None:
+    """Put `value` in the place of `module.name`.
+
+    Raises:
+        ConfigError: this flwr release has no such name.
+    """
+    if not hasattr(module, name):
+        raise ConfigError(f"flwr has no '{module.__name__}.{name}' any more; consilium needs flwr 1.39.0")
+    module.__dict__[name] = value
+
+
+class Pace:
+    """How long to pause between polls: short while work arrives, long after a while without any."""
+
+    def __init__(self) -> None:
+        self._last_work = time.monotonic()
+
+    def worked(self) -> None:
+        """Note that there was work just now."""
+        self._last_work = time.monotonic()
+
+    def pause(self) -> None:
+        """Sleep until the next poll."""
+        idle = time.monotonic() - self._last_work > IDLE_AFTER_SECONDS
+        time.sleep(IDLE_POLL_SECONDS if idle else BUSY_POLL_SECONDS)
+
+
+class PacedTime:
+    """Stands in for the `time` module inside flwr's SuperNode loop.
+
+    flwr sleeps 3 s after an empty poll, and 0.5 s while it waits for the app's reply to a message.
+    """
+
+    def __init__(self) -> None:
+        self._pace = Pace()
+
+    def sleep(self, seconds: float) -> None:
+        """Pause as `Pace` says, whatever was asked for."""
+        if seconds < 1:
+            self._pace.worked()
+        self._pace.pause()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(time, name)
+
+
+def quicken_object_pulls() -> None:
+    """Shorten the wait for an object that is not there yet from 1 s to 20 ms."""
+    for function in (inflatable_utils.pull_objects, inflatable_utils.pull_and_inflate_object_from_tree):
+        defaults = function.__kwdefaults__ or {}
+        defaults.update(initial_backoff=0.02, backoff_cap=1.0)
+
+
+def tame_logs(level: int) -> None:
+    """Let flwr and its web server log one line per event in our form, from `level` up."""
+    logging.getLogger("flwr").handlers.clear()
+    for name in ("flwr", "alembic", "httpx", "uvicorn", "uvicorn.error", "uvicorn.access"):
+        logging.getLogger(name).setLevel(level)
+    for logger in uvicorn.config.LOGGING_CONFIG["loggers"].values():
+        logger["level"] = logging.getLevelName(level)

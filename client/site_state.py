@@ -1,0 +1,96 @@
+"""What a site keeps on its own disk between rounds; atomic, checked when read, never in a message.
+
+One folder per study and run: `manifest.json` names the last two rounds' safetensors files with their
+sha256. Two are kept so that a round that is asked again (the server restarted before its checkpoint)
+starts from the same state as the first time.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from common.errors import StateError
+from common.files import check_writable, write_atomically
+from common.weights import Array, Weights
+
+_PRIVATE = 0o600
+
+
+@dataclass(frozen=True)
+class StateFolder:
+    """The personal state of one site in one run of one study."""
+
+    path: Path
+    site: str
+
+    @classmethod
+    def of(cls, root: Path, *, study: str, run: str, site: str) -> "StateFolder":
+        """Return the folder for a study's run below the site's `state_dir`, checked to be writable."""
+        folder = cls(root / study / run, site)
+        check_writable(folder.path, what=f"site '{site}': state folder")
+        return folder
+
+    def load(self, *, before_round: int) -> dict[str, Array]:
+        """Return the newest state saved for a round earlier than `before_round`; empty if there is none.
+
+        Raises:
+            StateError: the state is there, but damaged or of another site.
+        """
+        earlier = [entry for entry in self._manifest()["rounds"] if entry["round"] < before_round]
+        if not earlier:
+            return {}
+        entry = max(earlier, key=lambda item: int(item["round"]))
+        path = self.path / entry["file"]
+        try:
+            content = path.read_bytes()
+            if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+                raise StateError(f"site '{self.site}': '{path}' is damaged: its sha256 is not the one in the manifest")
+            return dict(load(content))
+        except (OSError, SafetensorError) as error:
+            raise StateError(f"site '{self.site}': cannot read '{path}': {error}") from error
+
+    def save(self, state: Weights, *, round_number: int) -> None:
+        """Write the state after a round; a crash leaves the previous one in force.
+
+        Raises:
+            StateError: the folder is unwritable or the disk is full.
+        """
+        content = save({name: np.require(array, requirements="C") for name, array in state.items()})
+        file = f"round-{round_number:06d}.safetensors"
+        write_atomically(self.path / file, content, mode=_PRIVATE)
+        entry = {"round": round_number, "file": file, "sha256": hashlib.sha256(content).hexdigest()}
+        kept = [old for old in self._manifest()["rounds"] if old["round"] == round_number - 1]
+        self._write_manifest([*kept, entry])
+        for old in self.path.glob("round-*.safetensors"):
+            if old.name not in {item["file"] for item in [*kept, entry]}:
+                old.unlink()
+
+    def save_served(self, weights: Weights, notes: Mapping[str, str]) -> Path:
+        """Write the model this site serves as `personal.safetensors` and return its path."""
+        path = self.path / "personal.safetensors"
+        arrays = {name: np.require(array, requirements="C") for name, array in weights.items()}
+        write_atomically(path, save(arrays, metadata=dict(notes)), mode=_PRIVATE)
+        return path
+
+    def _manifest(self) -> dict[str, Any]:
+        path = self.path / "manifest.json"
+        if not path.exists():
+            return {"site": self.site, "rounds": []}
+        try:
+            manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise StateError(f"site '{self.site}': cannot read '{path}': {error}") from error
+        if manifest.get("site") != self.site:
+            raise StateError(f"'{path}' belongs to site '{manifest.get('site')}', expected '{self.site}'")
+        return manifest
+
+    def _write_manifest(self, rounds: list[dict[str, Any]]) -> None:
+        content = json.dumps({"site": self.site, "rounds": rounds}, indent=1).encode()
+        write_atomically(self.path / "manifest.json", content, mode=_PRIVATE)

@@ -1,0 +1,127 @@
+"""The one training loop and the one evaluation loop of a site; seeded, changing nothing but the model."""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from client.data import Examples
+from client.models import Model, train_mode
+
+EVALUATION_BATCH = 512
+
+
+@dataclass(frozen=True)
+class LocalWork:
+    """How much to train, on what, and how.
+
+    Args:
+        seed: fixes the order of examples; a generator of its own, never the global one.
+        epochs, steps: exactly one is set: passes over the examples, or batches.
+    """
+
+    examples: Examples
+    batch_size: int
+    seed: int
+    optimiser: Literal["sgd", "adam"]
+    learning_rate: float
+    momentum: float
+    weight_decay: float
+    epochs: int | None
+    steps: int | None
+
+    def tuned(self, *, epochs: int, learning_rate: float, seed: int) -> "LocalWork":
+        """Return the same work with another amount, rate and order."""
+        return replace(self, epochs=epochs, steps=None, learning_rate=learning_rate, seed=seed)
+
+
+def batches(work: LocalWork) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield shuffled batches; no example is dropped, and no batch but an only one has a single example.
+
+    (BatchNorm cannot train on a single example, so a lone last one joins the batch before it.)
+    """
+    generator = torch.Generator().manual_seed(work.seed)
+    done = 0
+    while True:
+        order = torch.randperm(len(work.examples), generator=generator).to(work.examples.y.device)
+        chunks = list(torch.split(order, work.batch_size))
+        if len(chunks) > 1 and len(chunks[-1]) == 1 and work.batch_size > 1:
+            chunks[-2:] = [torch.cat(chunks[-2:])]
+        for chunk in chunks:
+            if work.steps is not None and done == work.steps:
+                return
+            done += 1
+            yield work.examples.x[chunk], work.examples.y[chunk]
+        if work.steps is None:
+            assert work.epochs is not None
+            if done >= work.epochs * len(chunks):
+                return
+
+
+def loss_of(logits: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
+    """Return the loss: binary cross-entropy for one logit `(B, 1)`, cross-entropy for `(B, C)`."""
+    if logits.shape[1] == 1:
+        return functional.binary_cross_entropy_with_logits(logits[:, 0], y.to(logits.dtype), reduction=reduction)
+    return functional.cross_entropy(logits, y, reduction=reduction)
+
+
+def predictions(logits: Tensor) -> Tensor:
+    """Return the predicted class per row `(B,)`: probability 0.5 for one logit, the largest otherwise."""
+    return (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(dim=1)
+
+
+def train(model: Model, work: LocalWork, *, names: Collection[str] | None = None) -> float:
+    """Train in place and return the mean loss over the batches.
+
+    Args:
+        names: parameters that may change, default `model.trainable`.
+
+    A site that trains nothing (no such parameter) gets NaN-free 0.0 and an unchanged model.
+    """
+    chosen = model.trainable if names is None else model.trainable & frozenset(names)
+    parameters = dict(model.module.named_parameters())
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(name in chosen)
+    if not chosen:
+        return 0.0
+    optimiser = _optimiser([parameters[name] for name in parameters if name in chosen], work)
+    train_mode(model)
+    total, count = 0.0, 0
+    for x, y in batches(work):
+        optimiser.zero_grad(set_to_none=True)
+        loss = loss_of(model.module(x), y)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves Tensor.backward untyped
+        optimiser.step()
+        total, count = total + float(loss.detach()), count + 1
+    return total / count
+
+
+def _optimiser(parameters: list[nn.Parameter], work: LocalWork) -> torch.optim.Optimizer:
+    if work.optimiser == "adam":
+        return torch.optim.Adam(parameters, lr=work.learning_rate, weight_decay=work.weight_decay)
+    return torch.optim.SGD(parameters, lr=work.learning_rate, momentum=work.momentum, weight_decay=work.weight_decay)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Mean loss, accuracy in [0, 1], and which examples were right `(N,)`."""
+
+    loss: float
+    accuracy: float
+    right: Tensor
+
+
+@torch.no_grad()
+def evaluate(module: nn.Module, examples: Examples) -> Evaluation:
+    """Evaluate in inference mode on all examples (at least one)."""
+    module.eval()
+    total, right = 0.0, []
+    for x, y in zip(torch.split(examples.x, EVALUATION_BATCH), torch.split(examples.y, EVALUATION_BATCH), strict=True):
+        logits = module(x)
+        total += float(loss_of(logits, y, reduction="sum"))
+        right.append(predictions(logits) == y)
+    flags = torch.cat(right).cpu()
+    return Evaluation(total / len(flags), float(flags.double().mean()), flags)

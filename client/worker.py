@@ -1,0 +1,99 @@
+"""A site's warm worker: one process that takes task after task; data, model and CUDA context stay in memory.
+
+flwr's `run_clientapp` is made for a process of its own. Four of its names are replaced: the bundle that
+the server sends is not unpacked, the app is the one installed here, no signal handlers are set, and the
+exit at its end runs the exit handlers and returns (flwr's own would start a thread that kills this
+process seconds later).
+"""
+
+import argparse
+import logging
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.proto.runtime_pb2 import AcquireTaskRequest
+from flwr.supercore.constant import TaskType
+from flwr.supercore.exit import add_exit_handler
+from flwr.supercore.exit.exit_handler import trigger_exit_handlers
+from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
+from flwr.supercore.retry import make_simple_http_retry_invoker
+from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supercore.superexec.run_superexec import _SUPEREXEC_AUTH_METHODS
+from flwr.supernode.runtime import run_clientapp as clientapp
+
+from client.app import app
+from client.seams import Pace, quicken_object_pulls, replace, tame_logs
+from common.processes import follow_parent
+
+
+def run_worker(address: str, secret: bytes) -> None:
+    """Take tasks from the SuperNode's Runtime API at `address` and run them here, one by one, for ever."""
+    run_task = warm_clientapp(address)
+    client = RuntimeHttpClient.from_server_address(
+        server_address=address,
+        insecure=True,
+        root_certificates=None,
+        interceptors=[
+            RuntimeVersionHttpInterceptor(component_name="SuperExec"),
+            SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=_SUPEREXEC_AUTH_METHODS),
+        ],
+        retry_invoker=make_simple_http_retry_invoker(),
+    )
+    pace = Pace()
+    while True:
+        response = client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP]))
+        if response.HasField("task") and response.token:
+            run_task(response.token)
+            pace.worked()
+        else:
+            pace.pause()
+
+
+def warm_clientapp(address: str) -> Callable[[str], None]:
+    """Return a function that runs the task of a token in this process with the installed ClientApp."""
+    replace(clientapp, "install_from_fab", lambda *_, **__: None)
+    replace(clientapp, "get_load_client_app_fn", lambda **_: lambda *_: app)
+    replace(clientapp, "register_signal_handlers", _register_exit_handlers_only)
+    replace(clientapp, "flwr_exit", _leave)
+    quicken_object_pulls()
+
+    def run_task(token: str) -> None:
+        clientapp.run_clientapp(
+            runtime_api_address=address, token=token, insecure=True, runtime_dependency_install=False
+        )
+
+    return run_task
+
+
+def _register_exit_handlers_only(*, exit_handlers: list[Callable[[], None]], **_: Any) -> None:
+    for handler in exit_handlers:
+        add_exit_handler(handler)
+
+
+def _leave(**_: Any) -> None:
+    trigger_exit_handlers(run_before_force_exit=True)
+    trigger_exit_handlers(run_before_force_exit=False)
+
+
+def main() -> None:
+    """Entry point of `python -m client.worker ADDRESS SECRET_FILE`; ends with the process that started it."""
+    parser = argparse.ArgumentParser(prog="python -m client.worker")
+    parser.add_argument("address")
+    parser.add_argument("secret", type=Path)
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    follow_parent()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    tame_logs(logging.WARNING)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    run_worker(arguments.address, arguments.secret.read_bytes())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Wire codecs: a pure pair `encode` / `decode` with a law, one registry.
+
+Law: `decode(encode(weights))` has the names, shapes and dtypes of `weights`, and the codec's stated
+error bound holds (identity: bit for bit). Bytes from outside never run code: the container is
+safetensors, which is checked while it is read.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from common.errors import ProtocolError
+from common.weights import Array, Weights
+
+
+class Codec(Protocol):
+    """Weights to bytes and back."""
+
+    def encode(self, weights: Weights) -> bytes:
+        """Return `weights` as bytes."""
+        ...
+
+    def decode(self, payload: bytes) -> dict[str, Array]:
+        """Return the weights in `payload`.
+
+        Raises:
+            ProtocolError: bytes that this codec did not write.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Every array as it is, in one safetensors container; decoding is exact."""
+
+    def encode(self, weights: Weights) -> bytes:
+        """Return the safetensors bytes of `weights`."""
+        return save({name: np.require(array, requirements="C") for name, array in weights.items()})
+
+    def decode(self, payload: bytes) -> dict[str, Array]:
+        """Return the arrays of a safetensors container."""
+        try:
+            return dict(load(payload))
+        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise ProtocolError(f"payload of {len(payload)} bytes is not a safetensors container: {error}") from error
+
+
+CODECS: Mapping[str, type[Codec]] = {"identity": Identity}

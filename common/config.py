@@ -1,0 +1,329 @@
+"""The two configuration files: `study.toml` (who runs the study) and `site.toml` (who owns the data).
+
+Frozen pydantic models, `extra="forbid"`, validated at the edge; nothing below a composition root sees
+one. Every field is documented in the README; a test compares.
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from common.errors import ConfigError
+
+SiteName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class Record(BaseModel):
+    """Base of every configuration and protocol record: immutable, no unknown keys, no NaN."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+# --- what is learned -------------------------------------------------------------------------------
+
+
+class ImageTask(Record):
+    """Classify images: one sub-folder of a site's data folder per class."""
+
+    kind: Literal["images"] = "images"
+    classes: tuple[str, ...] = Field(min_length=2)
+    size: int = Field(default=32, ge=4, le=1024)
+    channels: Literal[1, 3] = 3
+    pixel_max: float = Field(default=1.0, gt=0)
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+
+    @model_validator(mode="after")
+    def _check(self) -> "ImageTask":
+        _no_duplicates(self.classes)
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (1, self.channels):
+                raise ValueError(f"{name} must have 1 or {self.channels} values, got {len(values)}")
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be greater than 0, got {min(self.std)}")
+        return self
+
+
+class NumberColumn(Record):
+    """A numeric feature, standardised at each site by the site's own training rows."""
+
+    kind: Literal["number"] = "number"
+
+
+class CategoryColumn(Record):
+    """A categorical feature, one-hot without its first value."""
+
+    kind: Literal["category"] = "category"
+    values: tuple[str, ...] = Field(min_length=2)
+
+    @field_validator("values")
+    @classmethod
+    def _check(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        return _no_duplicates(values)
+
+
+Column = Annotated[NumberColumn | CategoryColumn, Field(discriminator="kind")]
+
+
+class TableTask(Record):
+    """Classify the rows of a table: `.csv` files with a header in a site's data folder."""
+
+    kind: Literal["table"] = "table"
+    classes: tuple[str, ...] = Field(min_length=2)
+    label: str
+    columns: dict[str, Column] = Field(min_length=1)
+    missing: Literal["refuse", "drop_row"] = "refuse"
+
+    @model_validator(mode="after")
+    def _check(self) -> "TableTask":
+        _no_duplicates(self.classes)
+        if self.label in self.columns:
+            raise ValueError(f"label '{self.label}' is also a feature column")
+        return self
+
+
+Task = Annotated[ImageTask | TableTask, Field(discriminator="kind")]
+
+
+def _no_duplicates(values: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(values)) != len(values):
+        raise ValueError(f"values must differ from each other, got {list(values)}")
+    return values
+
+
+# --- the model -------------------------------------------------------------------------------------
+
+
+class PretrainedConfig(Record):
+    """Where the backbone's weights come from: torchvision by name, or a local file."""
+
+    weights: str | None = None
+    file: str | None = None
+    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+
+    @model_validator(mode="after")
+    def _check(self) -> "PretrainedConfig":
+        if (self.weights is None) == (self.file is None):
+            raise ValueError("give exactly one of 'weights' (a torchvision name) and 'file'")
+        if self.file is not None and (Path(self.file).is_absolute() or ".." in Path(self.file).parts):
+            raise ValueError(f"file must be relative to the site's weights folder, got '{self.file}'")
+        return self
+
+
+class ModelConfig(Record):
+    """Which model, from which weights, and what of it is trained."""
+
+    name: str = "small_cnn"
+    hidden: tuple[int, ...] = (32,)
+    pretrained: PretrainedConfig | None = None
+    trainable: Literal["all", "head", "last_block"] = "all"
+    batch_norm: Literal["average", "local", "freeze"] = "average"
+
+
+class TrainingConfig(Record):
+    """How a site trains in one round."""
+
+    optimiser: Literal["sgd", "adam"] = "sgd"
+    learning_rate: float = Field(default=0.05, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    batch_size: int = Field(default=32, ge=1)
+    epochs: int | None = Field(default=None, ge=1)
+    steps: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> "TrainingConfig":
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give exactly one of 'epochs' and 'steps' (local work per round)")
+        return self
+
+
+class SplitConfig(Record):
+    """How each site splits its own data; stratified by class, the same at every start."""
+
+    test: Fraction = 0.2
+    validation: Fraction = 0.15
+    seed: int = Field(default=0, ge=0, lt=2**32)
+
+
+# --- personalisation methods: one variant per file in client/methods -------------------------------
+
+
+class LocalMethod(Record):
+    """Nothing is shared; every site trains alone."""
+
+    kind: Literal["local"] = "local"
+
+
+class FedAvgMethod(Record):
+    """Everything is shared, nothing is personal."""
+
+    kind: Literal["fedavg"] = "fedavg"
+
+
+class FineTuneMethod(Record):
+    """Everything is shared; a site serves the global model fine-tuned on its own training data."""
+
+    kind: Literal["fine_tune"] = "fine_tune"
+    epochs: int = Field(default=5, ge=1)
+    learning_rate: float = Field(default=0.01, gt=0)
+    layers: Literal["all", "head"] = "all"
+
+
+class FedPerMethod(Record):
+    """The backbone is shared, the head is personal."""
+
+    kind: Literal["fedper"] = "fedper"
+
+
+MethodConfig = Annotated[LocalMethod | FedAvgMethod | FineTuneMethod | FedPerMethod, Field(discriminator="kind")]
+
+
+# --- server strategies: one variant per file in server/strategies ----------------------------------
+
+
+class FedAvgStrategy(Record):
+    """Weighted mean of the updates by number of examples."""
+
+    kind: Literal["fedavg"] = "fedavg"
+
+
+StrategyConfig = Annotated[FedAvgStrategy, Field()]
+
+
+# --- the two files ---------------------------------------------------------------------------------
+
+
+class StudyConfig(Record):
+    """A study: who takes part, what is learned, and how. The same text at server and sites."""
+
+    name: SiteName
+    sites: tuple[SiteName, ...] = Field(min_length=1)
+    seed: int = Field(default=42, ge=0)
+    rounds: int = Field(default=10, ge=1)
+    task: Task
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig(epochs=1)
+    split: SplitConfig = SplitConfig()
+    method: MethodConfig = FedAvgMethod()
+    strategy: StrategyConfig = FedAvgStrategy()
+    codec: Literal["identity"] = "identity"
+    cohort_fraction: float = Field(default=1.0, gt=0, le=1)
+    quorum: int | None = Field(default=None, ge=1)
+    min_examples: int = Field(default=20, ge=2)
+    join_timeout_seconds: float = Field(default=120.0, gt=0)
+    round_timeout_seconds: float = Field(default=600.0, gt=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> "StudyConfig":
+        _no_duplicates(self.sites)
+        if self.quorum is not None and self.quorum > len(self.sites):
+            raise ValueError(f"quorum must be at most the number of sites ({len(self.sites)}), got {self.quorum}")
+        return self
+
+
+class ImageFolderData(Record):
+    """Image files under `path`, one sub-folder per class."""
+
+    kind: Literal["images"] = "images"
+    path: Path
+    max_skipped: int = Field(default=0, ge=0)
+
+
+class TableData(Record):
+    """One `.csv` file, or a folder of them."""
+
+    kind: Literal["table"] = "table"
+    path: Path
+    max_skipped: int = Field(default=0, ge=0)
+
+
+DataConfig = Annotated[ImageFolderData | TableData, Field(discriminator="kind")]
+
+
+class SiteConfig(Record):
+    """A hospital's or device's own settings; never leaves the site. Paths are relative to the file."""
+
+    name: SiteName
+    server: str = Field(pattern=r"^[^\s:/]+:\d{1,5}$")
+    ca_certificate: Path
+    private_key: Path
+    state_dir: Path
+    data: DataConfig
+    weights_dir: Path | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = Field(default=1, ge=1)
+    share_class_counts: bool = False
+    share_error_details: bool = False
+
+
+_PATHS = ("ca_certificate", "private_key", "state_dir", "weights_dir")
+
+
+def load_study(path: Path) -> StudyConfig:
+    """Read and check a `study.toml`.
+
+    Raises:
+        ConfigError: the file is missing, is not TOML, or a key or value is wrong.
+    """
+    return parse_study(_read_toml(path), source=str(path))
+
+
+def parse_study(values: dict[str, Any], *, source: str) -> StudyConfig:
+    """Check the values of a study; `source` is named in errors."""
+    try:
+        return StudyConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(describe(error, source)) from error
+
+
+def load_site(path: Path) -> SiteConfig:
+    """Read and check a `site.toml`; relative paths are taken from the file's folder.
+
+    Raises:
+        ConfigError: the file is missing, is not TOML, or a key or value is wrong.
+    """
+    values = _read_toml(path)
+    folder = path.resolve().parent
+    for key in _PATHS:
+        if isinstance(values.get(key), str):
+            values[key] = folder / values[key]
+    if isinstance(values.get("data"), dict) and isinstance(values["data"].get("path"), str):
+        values["data"] = {**values["data"], "path": folder / values["data"]["path"]}
+    try:
+        return SiteConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(describe(error, str(path))) from error
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read '{path}': {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"'{path}' is not valid TOML: {error}") from error
+
+
+def describe(error: ValidationError, source: str) -> str:
+    """Return a validation error as one sentence per problem: `where: what, got value (file)`."""
+    return "\n".join(_sentence(problem, source) for problem in error.errors(include_url=False))
+
+
+def _sentence(problem: Any, source: str) -> str:
+    where = ".".join(str(part) for part in problem["loc"])
+    prefix = f"{where}: " if where else ""
+    match problem["type"]:
+        case "extra_forbidden":
+            what = "unknown key; see the README's configuration table"
+        case "missing":
+            what = "is required, got nothing"
+        case "value_error":
+            what = str(problem["ctx"]["error"])
+        case _:
+            text = problem["msg"].replace("Input should", "must")
+            what = f"{text}, got {problem['input']!r}"
+    return f"{prefix}{what} ({source})"

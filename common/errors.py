@@ -1,0 +1,139 @@
+"""The error tree of consilium; every failure a person meets is one of these, with its own exit code.
+
+::
+
+    ConsiliumError          1
+    |-- ConfigError         3   a study.toml, site.toml or option is wrong
+    |-- DataError           4   a site's data is missing, empty, corrupt or too small
+    |-- ModelError          5   an unknown model, or pretrained weights that do not fit
+    |-- ConnectionRefused   6   no route, wrong certificate, or a key the server does not know
+    |-- SitesMissing        7   expected sites did not come in time
+    |-- HandshakeMismatch   8   sites differ in version, data schema or initial weights
+    |-- CohortTooSmall      9   too few usable updates in a round
+    |-- StateError         10   a checkpoint or personal state cannot be written or read
+    |-- PortInUse          11   something else listens on the port
+    |-- ProtocolError      12   a message that does not follow the protocol
+    |   `-- UpdateRejected      an update that is unusable, with the reason's short name
+    |-- PrivacyBudgetSpent 13   reserved for privacy accounting
+    `-- RunFailed          14   the server's run ended without a result
+
+Errors are caught only at the composition roots. A message says who, what was seen and what was
+expected; never array contents, never example data.
+"""
+
+
+class ConsiliumError(Exception):
+    """Root of everything consilium raises on purpose."""
+
+    exit_code = 1
+
+
+class ConfigError(ConsiliumError):
+    """A configuration file or option is wrong."""
+
+    exit_code = 3
+
+
+class DataError(ConsiliumError):
+    """A site's data is missing, empty, corrupt or too small."""
+
+    exit_code = 4
+
+
+class ModelError(ConsiliumError):
+    """A model is unknown, or its pretrained weights do not fit."""
+
+    exit_code = 5
+
+
+class ConnectionRefused(ConsiliumError):
+    """The server cannot be reached, cannot be trusted, or does not know this site's key."""
+
+    exit_code = 6
+
+
+class SitesMissing(ConsiliumError):
+    """Expected sites did not connect in time."""
+
+    exit_code = 7
+
+
+class HandshakeMismatch(ConsiliumError):
+    """Sites differ in something that must be equal before training."""
+
+    exit_code = 8
+
+
+class CohortTooSmall(ConsiliumError):
+    """A round ended with fewer usable updates than the study's quorum."""
+
+    exit_code = 9
+
+
+class StateError(ConsiliumError):
+    """State on disk cannot be written or read."""
+
+    exit_code = 10
+
+
+class PortInUse(ConsiliumError):
+    """Another program listens on a port that consilium needs."""
+
+    exit_code = 11
+
+
+class ProtocolError(ConsiliumError):
+    """A message does not follow the protocol."""
+
+    exit_code = 12
+
+
+class UpdateRejected(ProtocolError):
+    """An update is unusable; `reason` is a short, bounded name for counters and tables."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class PrivacyBudgetSpent(ConsiliumError):
+    """A site's privacy budget allows no further answer."""
+
+    exit_code = 13
+
+
+class RunFailed(ConsiliumError):
+    """The server's run ended without a result."""
+
+    exit_code = 14
+
+
+EXIT_CODES: dict[str, int] = {
+    cls.__name__: cls.exit_code
+    for cls in (
+        ConsiliumError,
+        ConfigError,
+        DataError,
+        ModelError,
+        ConnectionRefused,
+        SitesMissing,
+        HandshakeMismatch,
+        CohortTooSmall,
+        StateError,
+        PortInUse,
+        ProtocolError,
+        PrivacyBudgetSpent,
+        RunFailed,
+    )
+}
+
+
+def error_named(name: str, message: str) -> ConsiliumError:
+    """Rebuild an error that crossed a process boundary as its class name and message."""
+    known: dict[str, type[ConsiliumError]] = {cls.__name__: cls for cls in _tree(ConsiliumError)}
+    cls = known.get(name, ConsiliumError)
+    return UpdateRejected("remote", message) if cls is UpdateRejected else cls(message)
+
+
+def _tree(cls: type[ConsiliumError]) -> list[type[ConsiliumError]]:
+    return [cls, *(leaf for child in cls.__subclasses__() for leaf in _tree(child))]

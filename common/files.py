@@ -1,0 +1,52 @@
+"""Write files so that a crash leaves the old one or the new one, never half of either."""
+
+import contextlib
+import os
+import secrets
+from pathlib import Path
+
+from common.errors import StateError
+
+
+def write_atomically(path: Path, content: bytes, *, mode: int = 0o644) -> None:
+    """Write `content` to `path`: temporary file in the same folder, fsync, rename, fsync the folder.
+
+    Raises:
+        StateError: the folder is missing or unwritable, or the disk is full; the old file is kept.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise StateError(f"cannot write '{path}': {error.strerror or error}; the previous version is kept") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def check_writable(folder: Path, *, what: str) -> None:
+    """Check that a file can be written in `folder`, which is made if it is missing.
+
+    Raises:
+        StateError: with the folder and what it is for.
+    """
+    probe = folder / ".write-test"
+    try:
+        write_atomically(probe, b"ok")
+        probe.unlink()
+    except (StateError, OSError) as error:
+        raise StateError(f"{what} '{folder}' is not writable: {error}") from error

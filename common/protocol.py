@@ -1,0 +1,184 @@
+"""The one description of a message between server and site, and its protocol version.
+
+A request is a plan (JSON) and, where it carries weights, one payload (bytes of a codec). A site answers
+every plan once, with a reply (JSON) and at most one payload. Both sides validate what they receive:
+it crosses a trust boundary. Arrays are packed into one payload because Flower pays per array.
+"""
+
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from common.config import Record, SiteName, StudyConfig, describe
+from common.errors import ProtocolError
+
+PROTOCOL_VERSION = 1
+PLAN_RECORD, PAYLOAD_RECORD = "consilium", "payload"
+MAX_TEXT_BYTES = 1_000_000
+
+T = TypeVar("T")
+
+
+class _Plan(Record):
+    protocol: Literal[1] = 1
+    study: StudyConfig
+    run: str = Field(min_length=1, max_length=100)
+    site: SiteName
+
+
+class HandshakePlan(_Plan):
+    """Before round 1: who are you, what do you hold, which initial weights would you build?"""
+
+    kind: Literal["handshake"] = "handshake"
+
+
+class InitialWeightsPlan(_Plan):
+    """Send the initial weights whose digest all sites agreed on (asked of one site)."""
+
+    kind: Literal["initial_weights"] = "initial_weights"
+
+
+class RoundPlan(_Plan):
+    """Evaluate the weights received, train, evaluate the served model, answer once."""
+
+    kind: Literal["round"] = "round"
+    round: int = Field(ge=1)
+
+
+class FinishPlan(_Plan):
+    """Personalise the final weights and read the test split, once."""
+
+    kind: Literal["finish"] = "finish"
+    round: int = Field(ge=0)
+
+
+Plan = Annotated[HandshakePlan | InitialWeightsPlan | RoundPlan | FinishPlan, Field(discriminator="kind")]
+
+
+class Versions(Record):
+    """What must be equal at every site for equal results."""
+
+    consilium: str
+    flwr: str
+    torch: str
+    torchvision: str
+    python: str
+
+
+class DataCard(Record):
+    """What a site tells about its data: totals, class names, never an example."""
+
+    num_examples: int = Field(ge=0)
+    num_train: int = Field(ge=0)
+    num_validation: int = Field(ge=0)
+    num_test: int = Field(ge=0)
+    num_skipped: int = Field(ge=0)
+    classes: tuple[str, ...]
+    class_counts: dict[str, int] | None = None
+    schema_digest: str
+
+
+class _Reply(Record):
+    protocol: Literal[1] = 1
+    run: str
+    site: SiteName
+    pid: int = Field(ge=1)
+    seconds: float = Field(ge=0)
+
+
+class HandshakeReply(_Reply):
+    """The answer to a HandshakePlan."""
+
+    kind: Literal["handshake"] = "handshake"
+    versions: Versions
+    card: DataCard
+    shared: tuple[str, ...]
+    initial_digest: str
+
+
+class InitialWeightsReply(_Reply):
+    """The answer to an InitialWeightsPlan; its payload holds the shared initial weights."""
+
+    kind: Literal["initial_weights"] = "initial_weights"
+    initial_digest: str
+
+
+class RoundReply(_Reply):
+    """The answer to a RoundPlan; its payload holds the delta of the shared weights.
+
+    `metrics` maps `global.loss`, `personal.accuracy`, `local.loss`, `train.loss`, ... to numbers, all
+    on the site's validation split (`train.*`: on the batches trained).
+    """
+
+    kind: Literal["round"] = "round"
+    round: int = Field(ge=1)
+    num_examples: int
+    metrics: dict[str, float]
+
+
+class TestCounts(Record):
+    """How many test examples each model got right; enough to recompute every interval.
+
+    `pairs` counts the examples by (local right, personal right): both, only local, only personal,
+    neither. Counts only: no example, no score.
+    """
+
+    num_test: int = Field(ge=1)
+    majority: int = Field(ge=0)
+    local: int = Field(ge=0)
+    global_: int | None = Field(default=None, ge=0)
+    personal: int = Field(ge=0)
+    pairs: tuple[int, int, int, int]
+
+
+class FinishReply(_Reply):
+    """The answer to a FinishPlan: the test split, read once."""
+
+    kind: Literal["finish"] = "finish"
+    round: int = Field(ge=0)
+    test: TestCounts
+    metrics: dict[str, float]
+
+
+class FailureReply(_Reply):
+    """A site could not do what the plan asked; `error` is the class name of a ConsiliumError."""
+
+    kind: Literal["failure"] = "failure"
+    error: str
+    message: str
+
+
+Reply = Annotated[
+    HandshakeReply | InitialWeightsReply | RoundReply | FinishReply | FailureReply,
+    Field(discriminator="kind"),
+]
+
+_PLAN: TypeAdapter[Plan] = TypeAdapter(Plan)
+_REPLY: TypeAdapter[Reply] = TypeAdapter(Reply)
+
+
+def parse_plan(text: str) -> Plan:
+    """Check a plan's JSON as the site receives it.
+
+    Raises:
+        ProtocolError: too long, not JSON, an unknown kind, or a field that is wrong.
+    """
+    return _parse(_PLAN, text, who="plan from the server")
+
+
+def parse_reply(text: str, *, site: str) -> Reply:
+    """Check a reply's JSON as the server receives it from `site`.
+
+    Raises:
+        ProtocolError: too long, not JSON, an unknown kind, or a field that is wrong.
+    """
+    return _parse(_REPLY, text, who=f"reply from site '{site}'")
+
+
+def _parse(adapter: TypeAdapter[T], text: str, *, who: str) -> T:
+    if len(text) > MAX_TEXT_BYTES:
+        raise ProtocolError(f"{who} has {len(text)} characters, expected at most {MAX_TEXT_BYTES}")
+    try:
+        return adapter.validate_json(text)
+    except ValidationError as error:
+        raise ProtocolError(describe(error, who)) from error

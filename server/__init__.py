@@ -1,0 +1,1 @@
+"""The coordinator: strategies, the round loop and the Flower ServerApp. Needs no torch."""

@@ -1,0 +1,52 @@
+"""Composition root of the Flower ServerApp: read the run's configuration, build the objects, run."""
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from common.codecs import CODECS
+from common.config import StudyConfig, parse_study
+from common.errors import ConsiliumError
+from server.flower import GridExchange
+from server.records import RunFolder
+from server.rounds import Study, run_study
+from server.strategies import build_strategy
+
+log = logging.getLogger(__name__)
+
+app = ServerApp()
+
+
+def study_digest(config: StudyConfig) -> str:
+    """Return the sha256 (hex) of a study's settings: what a checkpoint belongs to."""
+    return hashlib.sha256(config.model_dump_json().encode()).hexdigest()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the study named in the run configuration (`study`: JSON, `folder`: run folder on this machine)."""
+    folder = RunFolder(Path(str(context.run_config["folder"])))
+    try:
+        config = parse_study(json.loads(str(context.run_config["study"])), source="study")
+        study = Study(
+            config=config,
+            digest=study_digest(config),
+            run=folder.path.name,
+            exchange=GridExchange(grid),
+            strategy=build_strategy(config.strategy),
+            codec=CODECS[config.codec](),
+            folder=folder,
+        )
+        transport, tls = str(context.run_config["transport"]), bool(context.run_config["tls"])
+        run_study(study, transport={"transport": transport, "tls": tls})
+    except ConsiliumError as error:
+        folder.log("failed", error=type(error).__name__, message=str(error))
+        log.error("run failed error=%s message=%s", type(error).__name__, error)
+        raise
+    except Exception as error:
+        folder.log("failed", error="ConsiliumError", message=f"unexpected {type(error).__name__}: {error}")
+        raise

@@ -1,0 +1,65 @@
+"""Write and read one ServerState: a single safetensors file, replaced atomically after every round."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from common.errors import StateError
+from common.files import write_atomically
+from common.weights import Array, Weights
+from server.strategies.base import ServerState
+
+
+def save_checkpoint(path: Path, state: ServerState, *, run: str, study_digest: str) -> None:
+    """Write `state` to `path`; a crash leaves the previous checkpoint whole.
+
+    Raises:
+        StateError: the folder is unwritable or the disk is full.
+    """
+    arrays = {f"{part}/{name}": array for part, items in _parts(state).items() for name, array in items.items()}
+    notes = {"run": run, "round": str(state.round), "study_digest": study_digest}
+    write_atomically(path, save(_contiguous(arrays), metadata=notes))
+
+
+def load_checkpoint(path: Path, *, study_digest: str) -> ServerState:
+    """Read a ServerState back.
+
+    Raises:
+        StateError: no such file, a damaged file, or one that belongs to other study settings.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            notes, names = file.metadata() or {}, file.keys()
+            arrays: dict[str, Array] = {name: file.get_tensor(name) for name in names}
+    except (OSError, SafetensorError) as error:
+        raise StateError(f"cannot read checkpoint '{path}': {error}") from error
+    if notes.get("study_digest") != study_digest:
+        raise StateError(
+            f"checkpoint '{path}' belongs to run '{notes.get('run')}' with other study settings; "
+            "continue with the study.toml of that run, or start a new run"
+        )
+    return ServerState(int(notes["round"]), _part(arrays, "weights"), _part(arrays, "memory"))
+
+
+def save_weights(path: Path, weights: Weights, notes: Mapping[str, object]) -> None:
+    """Write global weights for others to use; the notes are kept as JSON strings in the file's metadata.
+
+    Notes with more than one key would make the file differ from run to run: safetensors keeps them unordered.
+    """
+    write_atomically(path, save(_contiguous(weights), metadata={"consilium": json.dumps(notes, sort_keys=True)}))
+
+
+def _parts(state: ServerState) -> dict[str, Weights]:
+    return {"weights": state.weights, "memory": state.memory}
+
+
+def _part(arrays: Mapping[str, Array], part: str) -> dict[str, Array]:
+    return {name.removeprefix(f"{part}/"): array for name, array in arrays.items() if name.startswith(f"{part}/")}
+
+
+def _contiguous(weights: Weights) -> dict[str, Array]:
+    return {name: np.require(array, requirements="C") for name, array in weights.items()}

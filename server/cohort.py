@@ -1,0 +1,23 @@
+"""Which sites are asked in a round: a pure function of (seed, round, sites)."""
+
+import math
+from collections.abc import Collection
+
+import numpy as np
+
+from common.seeds import seed_for
+
+
+def choose_cohort(sites: Collection[str], *, seed: int, round_number: int, fraction: float = 1.0) -> tuple[str, ...]:
+    """Return the sites asked in a round, sorted by name.
+
+    Args:
+        fraction: share of the sites, in (0, 1]; rounded up, so that at least one is asked.
+    """
+    ordered = sorted(sites)
+    size = math.ceil(fraction * len(ordered))
+    if size == len(ordered):
+        return tuple(ordered)
+    generator = np.random.default_rng(seed_for(seed, "cohort", round_number))
+    chosen = generator.choice(len(ordered), size=size, replace=False)
+    return tuple(ordered[index] for index in sorted(chosen))

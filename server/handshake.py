@@ -1,0 +1,150 @@
+"""Before round 1: wait for the sites, compare what they are, agree on the initial weights.
+
+The server builds no model and imports no torch: every site reports the digest of the initial weights
+it would build, and the weights themselves come from one site once all digests are equal.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import common
+from common.codecs import Codec
+from common.config import StudyConfig
+from common.errors import HandshakeMismatch, ProtocolError, SitesMissing, error_named
+from common.protocol import FailureReply, HandshakePlan, HandshakeReply, InitialWeightsPlan, InitialWeightsReply
+from common.weights import Array, Weights, check_finite
+from server.exchange import Answer, Exchange
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What the sites agreed on before round 1."""
+
+    replies: Mapping[str, HandshakeReply]
+    weights: Weights
+    warnings: tuple[str, ...]
+
+
+def wait_for_sites(
+    exchange: Exchange, study: StudyConfig, *, on_change: Callable[[frozenset[str]], None] = lambda _: None
+) -> None:
+    """Wait until every site of the study is online, at most `study.join_timeout_seconds`.
+
+    Raises:
+        SitesMissing: names who came and who is missing.
+    """
+    deadline = time.monotonic() + study.join_timeout_seconds
+    seen: frozenset[str] | None = None
+    while True:
+        online = exchange.connected() & set(study.sites)
+        if online != seen:
+            seen = online
+            on_change(online)
+        missing = sorted(set(study.sites) - online)
+        if not missing:
+            return
+        if time.monotonic() >= deadline:
+            raise SitesMissing(
+                f"after {study.join_timeout_seconds:g} s these sites of study '{study.name}' have not connected: "
+                f"{', '.join(missing)}; connected: {', '.join(sorted(online)) or 'none'}"
+            )
+        time.sleep(0.1)
+
+
+def shake_hands(exchange: Exchange, study: StudyConfig, run: str, codec: Codec) -> Agreement:
+    """Ask every site what it is, compare, and fetch the agreed initial weights from one site.
+
+    Raises:
+        HandshakeMismatch: who differs in what, as a table; or a site that did not answer.
+        ConsiliumError: the sentence of the first site that could not do its part (bad data, wrong weights file).
+    """
+    plans = {site: HandshakePlan(study=study, run=run, site=site) for site in study.sites}
+    answers = exchange.ask(plans, payload=None, timeout_seconds=study.round_timeout_seconds)
+    replies = {answer.site: _expect(answer, HandshakeReply) for answer in sorted(answers, key=lambda a: a.site)}
+    compare(replies)
+    first = min(replies)
+    plan = InitialWeightsPlan(study=study, run=run, site=first)
+    (answer,) = exchange.ask({first: plan}, payload=None, timeout_seconds=study.round_timeout_seconds)
+    weights = _initial_weights(answer, replies[first], codec)
+    return Agreement(replies, weights, tuple(_warnings(replies)))
+
+
+def _expect(answer: Answer, kind: type[R]) -> R:
+    if isinstance(answer.reply, FailureReply):
+        raise error_named(answer.reply.error, named(answer.site, answer.reply.message))
+    if answer.problem is not None:
+        raise HandshakeMismatch(f"site '{answer.site}' did not answer the handshake: {answer.problem}: {answer.detail}")
+    if not isinstance(answer.reply, kind):
+        raise ProtocolError(f"site '{answer.site}' answered {type(answer.reply).__name__}, expected {kind.__name__}")
+    return answer.reply
+
+
+def compare(replies: Mapping[str, HandshakeReply]) -> None:
+    """Check that all sites agree in versions, data schema, shared names and initial weights.
+
+    Raises:
+        HandshakeMismatch: one line per difference, with every site's value.
+    """
+    rows: dict[str, dict[str, str]] = {}
+    for site, reply in sorted(replies.items()):
+        for what, value in _facts(reply).items():
+            rows.setdefault(what, {})[site] = value
+    rows["consilium version"]["server"] = common.__version__
+    differing = {what: seen for what, seen in rows.items() if len(set(seen.values())) > 1}
+    if differing:
+        lines = [
+            f"  {what}: " + ", ".join(f"{site} has {value}" for site, value in seen.items())
+            for what, seen in differing.items()
+        ]
+        raise HandshakeMismatch("the sites differ, so the study was stopped before training:\n" + "\n".join(lines))
+
+
+def _facts(reply: HandshakeReply) -> dict[str, str]:
+    versions = {f"{name} version": value for name, value in reply.versions.model_dump().items()}
+    return {
+        **versions,
+        "data schema": reply.card.schema_digest[:12],
+        "shared arrays": str(len(reply.shared)),
+        "initial weights": reply.initial_digest[:12],
+    }
+
+
+def _initial_weights(answer: Answer, shaken: HandshakeReply, codec: Codec) -> dict[str, Array]:
+    reply = _expect(answer, InitialWeightsReply)
+    if reply.initial_digest != shaken.initial_digest or answer.payload is None:
+        raise HandshakeMismatch(f"site '{answer.site}' sent initial weights other than those it had announced")
+    weights = codec.decode(answer.payload)
+    if set(weights) != set(shaken.shared):
+        raise HandshakeMismatch(
+            f"site '{answer.site}' sent {len(weights)} initial arrays, expected {len(shaken.shared)}"
+        )
+    check_finite(weights, who=f"initial weights from site '{answer.site}'")
+    return weights
+
+
+def _warnings(replies: Mapping[str, HandshakeReply]) -> list[str]:
+    holders: dict[str, list[str]] = {}
+    for site, reply in sorted(replies.items()):
+        for name in reply.card.classes:
+            holders.setdefault(name, []).append(site)
+    lonely = [
+        f"class '{name}' occurs only at site '{sites[0]}'; no other site can learn to recognise it from its own data"
+        for name, sites in sorted(holders.items())
+        if len(sites) == 1 and len(replies) > 1
+    ]
+    skipped = [
+        f"site '{site}' skipped {reply.card.num_skipped} unusable rows or files"
+        for site, reply in sorted(replies.items())
+        if reply.card.num_skipped
+    ]
+    return lonely + skipped
+
+
+def named(site: str, message: str) -> str:
+    """Return a site's sentence with the site's name in front, unless it is there already."""
+    who = f"site '{site}'"
+    return message if message.startswith(who) else f"{who}: {message}"

@@ -1,0 +1,236 @@
+"""The round loop: choose the cohort, ask once, check every reply, aggregate, checkpoint, record.
+
+One exchange per round: a site evaluates the weights it receives, trains, evaluates its served model and
+answers once. An unusable update is rejected and named; too few usable ones stop the run.
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from common.codecs import Codec
+from common.config import StudyConfig
+from common.errors import CohortTooSmall, ProtocolError, UpdateRejected
+from common.protocol import FailureReply, FinishPlan, FinishReply, RoundPlan, RoundReply
+from common.weights import check_finite, check_like, norm, subtract
+from server.checkpoint import load_checkpoint, save_checkpoint, save_weights
+from server.cohort import choose_cohort
+from server.exchange import Answer, Exchange
+from server.handshake import Agreement, shake_hands, wait_for_sites
+from server.records import RunFolder
+from server.strategies import ServerState, Strategy, Update
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything a run needs, built by the composition root."""
+
+    config: StudyConfig
+    digest: str
+    run: str
+    exchange: Exchange
+    strategy: Strategy
+    codec: Codec
+    folder: RunFolder
+
+    @property
+    def quorum(self) -> int:
+        """How many accepted updates a round needs: as configured, else every site asked."""
+        if self.config.quorum is not None:
+            return self.config.quorum
+        return len(choose_cohort(self.config.sites, seed=0, round_number=0, fraction=self.config.cohort_fraction))
+
+
+@dataclass
+class RoundRecord:
+    """What happened in one round; asked contains answered contains accepted."""
+
+    round: int
+    asked: tuple[str, ...]
+    answered: list[str] = field(default_factory=list)
+    accepted: list[str] = field(default_factory=list)
+    rejected: dict[str, str] = field(default_factory=dict)
+    details: dict[str, str] = field(default_factory=dict)
+    bytes_up: int = 0
+    bytes_down: int = 0
+    seconds: float = 0.0
+    update_norm: float = 0.0
+    sites: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def run_study(study: Study, *, transport: Mapping[str, Any]) -> dict[str, Any]:
+    """Run a study from the handshake, or from its folder's checkpoint, to the result.
+
+    Args:
+        transport: facts about the connection, copied into the result (`transport`, `tls`).
+
+    Raises:
+        ConsiliumError: what ended the run; everything written up to there is kept.
+    """
+    began, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
+    folder, config = study.folder, study.config
+    folder.log("started", run=study.run, study=config.name, rounds=config.rounds, sites=list(config.sites))
+    wait_for_sites(study.exchange, config, on_change=lambda online: folder.log("waiting", online=sorted(online)))
+    agreement = shake_hands(study.exchange, config, study.run, study.codec)
+    for warning in agreement.warnings:
+        folder.log("warning", message=warning)
+    state, rounds = _first_state(study, agreement)
+    folder.log("agreed", sites={site: _handshake_facts(agreement, site) for site in sorted(agreement.replies)})
+    while state.round < config.rounds:
+        state, record = run_round(study, state)
+        rounds.append(vars(record))
+        folder.log("round", **vars(record))
+        save_checkpoint(folder.checkpoint, state, run=study.run, study_digest=study.digest)
+    finals = finish(study, state)
+    save_weights(folder.weights, state.weights, {"study": config.name, "round": state.round})
+    result = {
+        "schema": 1,
+        "run": study.run,
+        "study": config.model_dump(mode="json"),
+        "seed": config.seed,
+        **transport,
+        "started": started,
+        "seconds": round(time.monotonic() - began, 3),
+        "versions": next(iter(agreement.replies.values())).versions.model_dump(),
+        "warnings": list(agreement.warnings),
+        "rounds": rounds,
+        "sites": {site: {**_handshake_facts(agreement, site), **finals[site]} for site in sorted(finals)},
+    }
+    folder.save_result(result)
+    folder.log("finished", seconds=result["seconds"])
+    return result
+
+
+def _first_state(study: Study, agreement: Agreement) -> tuple[ServerState, list[dict[str, Any]]]:
+    if not study.folder.checkpoint.exists():
+        return study.strategy.init(agreement.weights), []
+    state = load_checkpoint(study.folder.checkpoint, study_digest=study.digest)
+    check_like(state.weights, agreement.weights, who=f"checkpoint of run '{study.run}'")
+    past = [event for event in study.folder.read_events() if event["event"] == "round"]
+    latest = {event["round"]: event for event in past if event["round"] <= state.round}
+    study.folder.log("resumed", round=state.round)
+    return state, [_without_stamp(latest[number]) for number in sorted(latest)]
+
+
+def _without_stamp(event: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in event.items() if key not in ("time", "event")}
+
+
+def _handshake_facts(agreement: Agreement, site: str) -> dict[str, Any]:
+    reply = agreement.replies[site]
+    return {"pid": reply.pid, **reply.card.model_dump(mode="json", exclude={"schema_digest"})}
+
+
+def run_round(study: Study, state: ServerState) -> tuple[ServerState, RoundRecord]:
+    """Run one round and return the new state with its record.
+
+    Raises:
+        CohortTooSmall: fewer usable updates than the quorum; names who failed and why.
+    """
+    began, number, config = time.monotonic(), state.round + 1, study.config
+    cohort = choose_cohort(config.sites, seed=config.seed, round_number=number, fraction=config.cohort_fraction)
+    record = RoundRecord(round=number, asked=cohort)
+    study.folder.log("asked", round=number, sites=list(cohort))
+    plans = {site: RoundPlan(study=config, run=study.run, site=site, round=number) for site in cohort}
+    payload = study.codec.encode(state.weights)
+    answers = study.exchange.ask(plans, payload=payload, timeout_seconds=config.round_timeout_seconds)
+    updates = list(_usable(study, state, answers, record))
+    if len(updates) < study.quorum:
+        record.seconds = round(time.monotonic() - began, 4)
+        study.folder.log("round_failed", **vars(record))
+        reasons = "; ".join(f"{site}: {detail}" for site, detail in sorted(record.details.items()))
+        raise CohortTooSmall(
+            f"round {number}: {len(updates)} of {len(cohort)} sites sent a usable update, "
+            f"expected {study.quorum}; {reasons}"
+        )
+    step = study.strategy.apply(state, updates)
+    for site, share in step.shares.items():
+        record.sites[site]["weight"] = share
+    record.update_norm = norm(subtract(step.state.weights, state.weights))
+    record.seconds = round(time.monotonic() - began, 4)
+    return step.state, record
+
+
+def _usable(study: Study, state: ServerState, answers: Iterator[Answer], record: RoundRecord) -> Iterator[Update]:
+    for answer in answers:
+        record.bytes_up += answer.bytes_up
+        record.bytes_down += answer.bytes_down
+        if answer.reply is not None:
+            record.answered.append(answer.site)
+        try:
+            update = check_update(answer, state, study.run, study.codec)
+        except UpdateRejected as error:
+            record.rejected[answer.site] = error.reason
+            record.details[answer.site] = str(error)
+            study.folder.log("rejected", round=record.round, site=answer.site, reason=error.reason, message=str(error))
+            continue
+        record.accepted.append(answer.site)
+        seconds = answer.reply.seconds if answer.reply is not None else 0.0
+        record.sites[answer.site] = {
+            "num_examples": update.num_examples,
+            "seconds": round(seconds, 4),
+            "metrics": dict(update.metrics),
+        }
+        study.folder.log("answered", round=record.round, site=answer.site, metrics=dict(update.metrics))
+        yield update
+    for names in (record.answered, record.accepted):
+        names.sort()
+
+
+def check_update(answer: Answer, state: ServerState, run: str, codec: Codec) -> Update:
+    """Decode and check a round's answer.
+
+    Raises:
+        UpdateRejected: with the reason `timeout`, `crash`, `gone`, `failure`, `protocol`, `run`, `round`,
+            `num_examples`, `names`, `shape`, `dtype` or `not_finite`.
+    """
+    who = f"site '{answer.site}'"
+    reply = answer.reply
+    if answer.problem is not None:
+        raise UpdateRejected(answer.problem, f"{who}: {answer.detail}")
+    if isinstance(reply, FailureReply):
+        raise UpdateRejected("failure", f"{who} could not do the round: {reply.message}")
+    if not isinstance(reply, RoundReply) or answer.payload is None:
+        raise UpdateRejected("protocol", f"{who} answered {type(reply).__name__}, expected RoundReply with a payload")
+    if reply.run != run:
+        raise UpdateRejected("run", f"{who} answered for run '{reply.run}', expected '{run}'")
+    if reply.round != state.round + 1:
+        raise UpdateRejected("round", f"{who} answered for round {reply.round}, expected {state.round + 1}")
+    if reply.num_examples <= 0:
+        raise UpdateRejected("num_examples", f"{who} sent num_examples {reply.num_examples}, expected more than 0")
+    try:
+        delta = codec.decode(answer.payload)
+    except ProtocolError as error:
+        raise UpdateRejected("protocol", f"{who}: {error}") from error
+    check_like(delta, state.weights, who=who)
+    check_finite(delta, who=who)
+    return Update(answer.site, delta, reply.num_examples, reply.metrics)
+
+
+def finish(study: Study, state: ServerState) -> dict[str, dict[str, Any]]:
+    """Send every site the final weights and collect the counts on its test split.
+
+    Raises:
+        CohortTooSmall: a site that does not answer has no row in the report; fewer than the quorum end the run.
+    """
+    config = study.config
+    study.folder.log("finishing", round=state.round, sites=list(config.sites))
+    plans = {site: FinishPlan(study=config, run=study.run, site=site, round=state.round) for site in config.sites}
+    payload = study.codec.encode(state.weights)
+    timeout = config.round_timeout_seconds
+    results: dict[str, dict[str, Any]] = {}
+    problems: dict[str, str] = {}
+    for answer in study.exchange.ask(plans, payload=payload, timeout_seconds=timeout):
+        reply = answer.reply
+        if isinstance(reply, FinishReply) and reply.run == study.run and reply.round == state.round:
+            results[answer.site] = {"test": reply.test.model_dump(), "metrics": dict(reply.metrics)}
+        else:
+            detail = reply.message if isinstance(reply, FailureReply) else answer.detail or "an unexpected answer"
+            problems[answer.site] = detail
+            study.folder.log("rejected", round=state.round, site=answer.site, reason="finish", message=detail)
+    if len(results) < min(study.quorum, len(config.sites)):
+        reasons = "; ".join(f"{site}: {detail}" for site, detail in sorted(problems.items()))
+        raise CohortTooSmall(f"only {len(results)} of {len(config.sites)} sites reported test results; {reasons}")
+    return results
