@@ -47,6 +47,7 @@ def start_site(path: Path, *, verbose: bool = False) -> None:
         if not file.is_file():
             raise ConfigError(f"{what}: no such file '{file}' ({path})")
     check_connection(config)
+    log.info("site joined name=%s server=%s; it now waits for studies, stop it with Ctrl-C", config.name, config.server)
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="consilium-") as folder:
         secret = Path(folder) / "secret"

@@ -5,6 +5,7 @@ the global, the served and the local-only model, keep personal arrays on this si
 delta of the shared arrays and nothing else.
 """
 
+import math
 import os
 import platform
 import time
@@ -24,7 +25,7 @@ from client.site_state import StateFolder
 from client.training import LocalWork, evaluate, train
 from common.codecs import CODECS, Codec
 from common.config import SiteConfig, StudyConfig
-from common.errors import ModelError, ProtocolError
+from common.errors import ModelError, ProtocolError, UpdateRejected
 from common.protocol import (
     FinishPlan,
     FinishReply,
@@ -185,10 +186,17 @@ class Site:
             merged.update(part)
         set_weights(self._model.module, merged)
 
+    def _personal(self, kept: Mapping[str, Array]) -> dict[str, Array]:
+        """Return the personal arrays of the state, except those that this study shares.
+
+        A plan with another method in the same run must not turn what was personal into an update.
+        """
+        return {name: array for name, array in _part(kept, PERSONAL).items() if name in self._names.personal}
+
     def _round(self, plan: RoundPlan, received: Weights, began: float) -> tuple[Reply, bytes]:
         state = self._state(plan)
         kept = state.load(before_round=plan.round)
-        personal, work = _part(kept, PERSONAL), self._work(plan.round)
+        personal, work = self._personal(kept), self._work(plan.round)
         metrics: dict[str, float] = {}
 
         self._put(received, personal)
@@ -196,31 +204,38 @@ class Site:
             self._measure("global", metrics)
         memory, metrics["train.loss"] = self._method.train(self._model, _part(kept, METHOD), work)
         after = get_weights(self._model.module, self._names.moving)
+        check_finite(after, who="weights after training")
         delta = subtract({name: after[name] for name in self._names.shared}, received)
         personal = {name: after[name] for name in self._names.personal}
 
         self._put(received, personal)
         self._method.personalise(self._model, memory, work)
         self._measure("personal", metrics)
-        local = self._train_alone(kept, until_round=plan.round)
+        local = self._train_alone(kept, until_round=plan.round, extra_after=work)
         self._measure("local", metrics)
+        _check_measured(metrics)
 
         parts = {PERSONAL: personal, LOCAL: local, METHOD: memory, "": {LOCAL_ROUNDS: np.array(plan.round)}}
         state.save(_joined(parts), round_number=plan.round)
         reply = RoundReply(**_stamp(plan, began), round=plan.round, num_examples=len(self._data.train), metrics=metrics)
         return reply, self._codec.encode(delta)
 
-    def _train_alone(self, kept: Mapping[str, Array], *, until_round: int) -> dict[str, Array]:
-        """Train the local-only model up to a round and return it; it is in the model afterwards.
+    def _train_alone(self, kept: Mapping[str, Array], *, until_round: int, extra_after: LocalWork) -> dict[str, Array]:
+        """Train the local-only model up to a round and return its weights.
 
-        Rounds in which this site was not asked are caught up, so that both sides of the comparison have
-        the same budget. The order of examples is that of the federated training.
+        Rounds in which this site was not asked are caught up, and the method's extra training (fine-tuning)
+        is added to what is left in the model for measuring, so that both sides of the comparison have the
+        same budget. The order of examples is that of the federated training.
         """
         local, done = _part(kept, LOCAL), int(kept[LOCAL_ROUNDS]) if LOCAL_ROUNDS in kept else 0
         self._put(local)
         for number in range(done + 1, until_round + 1):
             train(self._model, self._work(number))
-        return get_weights(self._model.module, self._names.moving)
+        local = get_weights(self._model.module, self._names.moving)
+        extra = self._method.extra(extra_after)
+        if extra is not None:
+            train(self._model, extra)
+        return local
 
     def _measure(self, which: str, metrics: dict[str, float]) -> None:
         if len(self._data.validation):
@@ -234,19 +249,21 @@ class Site:
         test, metrics = self._data.test, dict[str, float]()
         if not len(test):
             raise ProtocolError(f"site '{self._config.name}' has no test examples: split.test is 0")
-        personal = _part(kept, PERSONAL)
+        personal = self._personal(kept)
 
         whole = None
         self._put(received, personal)
         if not self._names.personal:
             seen = evaluate(self._model.module, test)
             whole, metrics["global.loss"] = int(seen.right.sum()), seen.loss
-        self._method.personalise(self._model, _part(kept, METHOD), self._work(plan.round + 1))
+        work = self._work(plan.round + 1)
+        self._method.personalise(self._model, _part(kept, METHOD), work)
         served = evaluate(self._model.module, test)
         state.save_served(get_weights(self._model.module), {"study": plan.study.name, "run": plan.run})
-        self._train_alone(kept, until_round=plan.round)
+        self._train_alone(kept, until_round=plan.round, extra_after=work)
         alone = evaluate(self._model.module, test)
         metrics["personal.loss"], metrics["local.loss"] = served.loss, alone.loss
+        _check_measured(metrics)
 
         counts = TestCounts(
             num_test=len(test),
@@ -257,6 +274,12 @@ class Site:
             pairs=_pairs(alone.right, served.right),
         )
         return FinishReply(**_stamp(plan, began), round=plan.round, test=counts, metrics=metrics)
+
+
+def _check_measured(metrics: Mapping[str, float]) -> None:
+    """Refuse to report NaN or infinity; what was kept from the round before stays in force."""
+    if bad := sorted(name for name, value in metrics.items() if not math.isfinite(value)):
+        raise UpdateRejected("not_finite", f"{', '.join(bad)}: not a finite number; training has diverged")
 
 
 def _pairs(local: torch.Tensor, personal: torch.Tensor) -> tuple[int, int, int, int]:

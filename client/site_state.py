@@ -66,7 +66,8 @@ class StateFolder:
         file = f"round-{round_number:06d}.safetensors"
         write_atomically(self.path / file, content, mode=_PRIVATE)
         entry = {"round": round_number, "file": file, "sha256": hashlib.sha256(content).hexdigest()}
-        kept = [old for old in self._manifest()["rounds"] if old["round"] == round_number - 1]
+        earlier = [old for old in self._manifest()["rounds"] if old["round"] < round_number]
+        kept = sorted(earlier, key=lambda old: int(old["round"]))[-1:]  # not round - 1: a site can miss rounds
         self._write_manifest([*kept, entry])
         for old in self.path.glob("round-*.safetensors"):
             if old.name not in {item["file"] for item in [*kept, entry]}:
@@ -84,13 +85,18 @@ class StateFolder:
         if not path.exists():
             return {"site": self.site, "rounds": []}
         try:
-            manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            site, rounds = manifest["site"], [_entry(item) for item in manifest["rounds"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise StateError(f"site '{self.site}': cannot read '{path}': {error}") from error
-        if manifest.get("site") != self.site:
-            raise StateError(f"'{path}' belongs to site '{manifest.get('site')}', expected '{self.site}'")
-        return manifest
+        if site != self.site:
+            raise StateError(f"'{path}' belongs to site '{site}', expected '{self.site}'")
+        return {"site": site, "rounds": rounds}
 
     def _write_manifest(self, rounds: list[dict[str, Any]]) -> None:
         content = json.dumps({"site": self.site, "rounds": rounds}, indent=1).encode()
         write_atomically(self.path / "manifest.json", content, mode=_PRIVATE)
+
+
+def _entry(item: Mapping[str, Any]) -> dict[str, Any]:
+    return {"round": int(item["round"]), "file": str(item["file"]), "sha256": str(item["sha256"])}

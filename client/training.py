@@ -1,6 +1,7 @@
 """The one training loop and the one evaluation loop of a site; seeded, changing nothing but the model."""
 
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -79,7 +80,8 @@ def train(model: Model, work: LocalWork, *, names: Collection[str] | None = None
     Args:
         names: parameters that may change, default `model.trainable`.
 
-    A site that trains nothing (no such parameter) gets NaN-free 0.0 and an unchanged model.
+    A site that trains nothing (no such parameter) gets NaN-free 0.0 and an unchanged model. BatchNorm layers
+    that may not change stay in evaluation mode; dropout draws from a generator seeded by `work.seed`.
     """
     chosen = model.trainable if names is None else model.trainable & frozenset(names)
     parameters = dict(model.module.named_parameters())
@@ -88,15 +90,28 @@ def train(model: Model, work: LocalWork, *, names: Collection[str] | None = None
     if not chosen:
         return 0.0
     optimiser = _optimiser([parameters[name] for name in parameters if name in chosen], work)
-    train_mode(model)
+    train_mode(replace(model, trainable=chosen))
     total, count = 0.0, 0
-    for x, y in batches(work):
-        optimiser.zero_grad(set_to_none=True)
-        loss = loss_of(model.module(x), y)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves Tensor.backward untyped
-        optimiser.step()
-        total, count = total + float(loss.detach()), count + 1
+    with _own_randomness(work):
+        for x, y in batches(work):
+            optimiser.zero_grad(set_to_none=True)
+            loss = loss_of(model.module(x), y)
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves Tensor.backward untyped
+            optimiser.step()
+            total, count = total + float(loss.detach()), count + 1
     return total / count
+
+
+@contextmanager
+def _own_randomness(work: LocalWork) -> Iterator[None]:
+    """Seed what layers draw from (dropout knows only the global generators), and put it back afterwards."""
+    device = work.examples.x.device
+    with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
+        torch.default_generator.manual_seed(work.seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(work.seed)
+        yield
 
 
 def _optimiser(parameters: list[nn.Parameter], work: LocalWork) -> torch.optim.Optimizer:

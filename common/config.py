@@ -260,6 +260,9 @@ class SiteConfig(Record):
     share_error_details: bool = False
 
 
+MAX_PROBLEMS = 20
+"""How many problems of one file or message are told."""
+
 _PATHS = ("ca_certificate", "private_key", "state_dir", "weights_dir")
 
 
@@ -304,17 +307,24 @@ def _read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read '{path}': {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError; so is a number of 5000 digits
         raise ConfigError(f"'{path}' is not valid TOML: {error}") from error
 
 
 def describe(error: ValidationError, source: str) -> str:
-    """Return a validation error as one sentence per problem: `where: what, got value (file)`."""
-    return "\n".join(_sentence(problem, source) for problem in error.errors(include_url=False))
+    """Return a validation error as one sentence per problem: `where: what, got value (file)`.
+
+    What comes from outside must not fill the log: long values and long lists of problems are cut.
+    """
+    problems = error.errors(include_url=False)
+    sentences = [_sentence(problem, source) for problem in problems[:MAX_PROBLEMS]]
+    if len(problems) > MAX_PROBLEMS:
+        sentences.append(f"... and {len(problems) - MAX_PROBLEMS} more problems ({source})")
+    return "\n".join(sentences)
 
 
 def _sentence(problem: Any, source: str) -> str:
-    where = ".".join(str(part) for part in problem["loc"])
+    where = _shortened(".".join(str(part) for part in problem["loc"]))
     prefix = f"{where}: " if where else ""
     match problem["type"]:
         case "extra_forbidden":
@@ -324,6 +334,11 @@ def _sentence(problem: Any, source: str) -> str:
         case "value_error":
             what = str(problem["ctx"]["error"])
         case _:
-            text = problem["msg"].replace("Input should", "must")
-            what = f"{text}, got {problem['input']!r}"
+            text = _shortened(problem["msg"].replace("Input should", "must"))
+            what = f"{text}, got {_shortened(repr(problem['input']))}"
     return f"{prefix}{what} ({source})"
+
+
+def _shortened(text: str, limit: int = 200) -> str:
+    """Return the first `limit` characters and how many there were."""
+    return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"

@@ -19,10 +19,14 @@ MAX_TEXT_BYTES = 1_000_000
 T = TypeVar("T")
 
 
+RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+"""A run's name is a folder's name at server and sites, so it cannot hold a path."""
+
+
 class _Plan(Record):
     protocol: Literal[1] = 1
     study: StudyConfig
-    run: str = Field(min_length=1, max_length=100)
+    run: RunName
     site: SiteName
 
 

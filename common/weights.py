@@ -66,7 +66,8 @@ def weighted_mean(items: Sequence[Weights], shares: Sequence[float]) -> dict[str
 
 
 def _cast(values: npt.NDArray[np.float64], like: Array) -> Array:
-    return (values if is_float(like) else np.rint(values)).astype(like.dtype)
+    with np.errstate(over="ignore"):  # too large for the dtype becomes infinite, which check_finite tells
+        return (values if is_float(like) else np.rint(values)).astype(like.dtype)
 
 
 def check_like(weights: Weights, like: Weights, *, who: str) -> None:

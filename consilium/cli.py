@@ -39,6 +39,11 @@ def _root(
         raise typer.Exit
 
 
+def _console() -> Console:
+    """Return a console; output that goes to a file gets lines wide enough for the table."""
+    return Console() if sys.stdout.isatty() else Console(width=130)
+
+
 @app.command()
 def demo(
     data: Annotated[str, typer.Option(help="digits (embedded), heart-disease, or images.")] = "digits",
@@ -56,7 +61,7 @@ def demo(
     from consilium.demo import DemoOptions, run_demo
     from consilium.report import print_table
 
-    console = Console()
+    console = _console()
     options = DemoOptions(
         data=data,
         data_dir=data_dir,
@@ -88,11 +93,11 @@ def run(
     from consilium.view import View
     from server.superlink import ServerHome
 
-    console = Console()
+    console = _console()
     config = load_study(study)
     if resume is not None and not (resume / "checkpoint.safetensors").is_file():
         raise ConfigError(f"--resume: '{resume}' has no checkpoint.safetensors, so there is nothing to continue")
-    folder = resume or new_run_folder(runs, config.name)
+    folder = resume.resolve() if resume is not None else new_run_folder(runs, config.name)
     result = run_study(config, ServerHome(home), folder, View(console, title=config.name))
     print_table(save_report(folder, result), console)
     console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
@@ -172,7 +177,7 @@ def main() -> NoReturn:
     # Before anything of flwr is imported: it reads these once.
     os.environ.update(FLWR_TELEMETRY_ENABLED="0", FLWR_DISABLE_UPDATE_CHECK="1")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    for noisy in ("httpx", "flwr", "matplotlib", "PIL"):
+    for noisy in ("httpx", "flwr", "alembic", "matplotlib", "PIL"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     follow_parent()
     if sys.argv[1:2] in (["demo"], ["run"]):

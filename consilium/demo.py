@@ -43,7 +43,7 @@ class DemoOptions:
     data: str = "digits"
     data_dir: Path | None = None
     runs: Path = Path("runs")
-    cache: Path = Path.home() / ".cache" / "consilium"
+    cache: Path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "consilium"
     rounds: int | None = None
     method: str | None = None
     model: str | None = None
@@ -150,7 +150,10 @@ def _plan(options: DemoOptions, federation: Federation, weights: Path | None) ->
     others: dict[str, StudyConfig] = {}
     if options.compare:
         if not isinstance(main.method, FedPerMethod):
-            others["personal heads (fedper)"] = _varied(main, "fedper", method=FedPerMethod())
+            images = isinstance(main.task, ImageTask)
+            label = "personal heads (fedper, local BatchNorm)" if images else "personal heads (fedper)"
+            model = main.model.model_copy(update={"batch_norm": "local" if images else "average"})
+            others[label] = _varied(main, "fedper", method=FedPerMethod(), model=model)
         if main.model.pretrained is not None:
             model = main.model.model_copy(update={"pretrained": None})
             others["random initial weights"] = _varied(main, "random", model=model)
@@ -169,7 +172,8 @@ def _settings(task: ImageTask | TableTask) -> dict[str, Any]:
         split = {"test": 0.34, "validation": 0.0, "seed": 43}
         return {**common, "rounds": 15, "model": {"name": "linear"}, "training": training, "split": split}
     training = {"epochs": 1, "batch_size": 32, "learning_rate": 0.02}
-    return {**common, "rounds": 15, "model": {"name": ModelConfig().name}, "training": training}
+    model = {"name": ModelConfig().name}
+    return {**common, "rounds": 12, "model": model, "training": training, "split": {"test": 0.3}}
 
 
 # --- files and processes ----------------------------------------------------------------------------

@@ -15,7 +15,8 @@ def choose_cohort(sites: Collection[str], *, seed: int, round_number: int, fract
         fraction: share of the sites, in (0, 1]; rounded up, so that at least one is asked.
     """
     ordered = sorted(sites)
-    size = math.ceil(fraction * len(ordered))
+    # 0.07 * 100 is 7.000000000000001 in floating point, and asks 7 sites all the same
+    size = max(1, math.ceil(round(fraction * len(ordered), 9)))
     if size == len(ordered):
         return tuple(ordered)
     generator = np.random.default_rng(seed_for(seed, "cohort", round_number))

@@ -117,7 +117,10 @@ def _initial_weights(answer: Answer, shaken: HandshakeReply, codec: Codec) -> di
     reply = _expect(answer, InitialWeightsReply)
     if reply.initial_digest != shaken.initial_digest or answer.payload is None:
         raise HandshakeMismatch(f"site '{answer.site}' sent initial weights other than those it had announced")
-    weights = codec.decode(answer.payload)
+    try:
+        weights = codec.decode(answer.payload)
+    except ProtocolError as error:
+        raise ProtocolError(named(answer.site, str(error))) from error
     if set(weights) != set(shaken.shared):
         raise HandshakeMismatch(
             f"site '{answer.site}' sent {len(weights)} initial arrays, expected {len(shaken.shared)}"

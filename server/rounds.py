@@ -128,6 +128,7 @@ def run_round(study: Study, state: ServerState) -> tuple[ServerState, RoundRecor
 
     Raises:
         CohortTooSmall: fewer usable updates than the quorum; names who failed and why.
+        UpdateRejected: finite updates whose sum is too large for the weights' dtype.
     """
     began, number, config = time.monotonic(), state.round + 1, study.config
     cohort = choose_cohort(config.sites, seed=config.seed, round_number=number, fraction=config.cohort_fraction)
@@ -146,6 +147,7 @@ def run_round(study: Study, state: ServerState) -> tuple[ServerState, RoundRecor
             f"expected {study.quorum}; {reasons}"
         )
     step = study.strategy.apply(state, updates)
+    check_finite(step.state.weights, who=f"round {number}: the new global weights")
     for site, share in step.shares.items():
         record.sites[site]["weight"] = share
     record.update_norm = norm(subtract(step.state.weights, state.weights))

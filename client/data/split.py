@@ -50,7 +50,7 @@ def _divide(rows: Indices, labels: Indices, *, held_out: float, seed: int) -> tu
     kept, held = train_test_split(
         rows,
         train_size=num_kept,
-        random_state=seed % 2**32,
+        random_state=seed,
         stratify=labels[rows] if _can_stratify(labels[rows], num_kept) else None,
     )
     return kept, held

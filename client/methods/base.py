@@ -26,6 +26,13 @@ class Method(Protocol):
         """Train `model` in place from the weights received; return the new memory and the mean loss."""
         ...
 
+    def extra(self, work: LocalWork) -> LocalWork | None:
+        """Return the local training that `personalise` adds to the rounds' work, None for none.
+
+        The local-only baseline gets the same, so that both sides of the comparison have one budget.
+        """
+        ...
+
     def personalise(self, model: Model, memory: Memory, work: LocalWork) -> None:
         """Turn `model`, which holds the received and the personal weights, into what this site serves.
 

@@ -23,5 +23,9 @@ class FedAvg:
         """Train everything that is trainable."""
         return memory, train(model, work)
 
+    def extra(self, work: LocalWork) -> LocalWork | None:
+        """Return no extra work."""
+        return None
+
     def personalise(self, model: Model, memory: Memory, work: LocalWork) -> None:
         """Serve the global model as it is."""

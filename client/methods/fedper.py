@@ -25,5 +25,9 @@ class FedPer:
         """Train backbone and head together."""
         return memory, train(model, work)
 
+    def extra(self, work: LocalWork) -> LocalWork | None:
+        """Return no extra work."""
+        return None
+
     def personalise(self, model: Model, memory: Memory, work: LocalWork) -> None:
         """Serve the received backbone with the site's own head."""

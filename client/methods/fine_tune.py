@@ -33,7 +33,10 @@ class FineTune:
         """Train everything that is trainable, as FedAvg does."""
         return memory, train(model, work)
 
+    def extra(self, work: LocalWork) -> LocalWork:
+        """Return the fine-tuning: `epochs` passes at `learning_rate`."""
+        return work.tuned(epochs=self.epochs, learning_rate=self.learning_rate, seed=seed_for(work.seed, "fine_tune"))
+
     def personalise(self, model: Model, memory: Memory, work: LocalWork) -> None:
         """Fine-tune the received weights on the site's own training examples."""
-        tuning = work.tuned(epochs=self.epochs, learning_rate=self.learning_rate, seed=seed_for(work.seed, "fine_tune"))
-        train(model, tuning, names=model.head if self.layers == "head" else None)
+        train(model, self.extra(work), names=model.head if self.layers == "head" else None)

@@ -19,5 +19,9 @@ class Local:
         """Train everything that is trainable."""
         return memory, train(model, work)
 
+    def extra(self, work: LocalWork) -> LocalWork | None:
+        """Return no extra work."""
+        return None
+
     def personalise(self, model: Model, memory: Memory, work: LocalWork) -> None:
         """Serve the model as it is."""

@@ -1,0 +1,41 @@
+# One place for every command; `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+# On a machine without a GPU, avoid several GB of CUDA: make demo TORCH_ARGS='--index-url https://download.pytorch.org/whl/cpu'
+TORCH_ARGS ?=
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check e2e bench
+
+help: ## list the commands
+	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+setup: $(INSTALLED) ## make .venv and install everything
+
+# torch comes first: the packages after it then find it there and bring no other build.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(TORCH_ARGS) torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED) ## server and three hospitals on this machine, end to end
+	$(BIN)/consilium demo
+
+test: $(INSTALLED) ## all tests
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED) ## format, lint, types, architecture
+	$(BIN)/ruff format --diff .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_architecture.py
+
+e2e: $(INSTALLED) ## only the tests with real processes, gRPC, TLS and keys
+	$(BIN)/python -m pytest -m e2e
+
+bench: $(INSTALLED) ## heart disease in FLamby's protocol, five seeds (needs the data: see benchmarks/)
+	$(BIN)/python benchmarks/heart_disease.py

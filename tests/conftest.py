@@ -1,0 +1,86 @@
+"""What all tests share: one thread, no calls home, and small federations that are made in milliseconds."""
+
+import os
+
+# Before torch and flwr are imported: both read these once.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+
+from common.config import StudyConfig, parse_study
+
+torch.set_num_threads(1)
+settings.register_profile("consilium", deadline=None)  # two busy cores: the time of one example says nothing
+settings.load_profile("consilium")
+
+SIZES = {"berlin": 40, "lyon": 30, "porto": 24}
+
+MakeSites = Callable[..., dict[str, Path]]
+MakeStudy = Callable[..., StudyConfig]
+
+
+def write_table(path: Path, *, rows: int, seed: int) -> None:
+    """Write a table of two numeric columns and a label that depends on them, shifted from site to site."""
+    generator = np.random.default_rng(seed)
+    x = generator.normal(size=(rows, 2))
+    y = (x @ [1.5, -1.0] + 0.3 * seed + generator.normal(scale=0.5, size=rows) > 0.3).astype(int)
+    y[:6] = [0, 1] * 3  # every class at every site, often enough to stratify
+    lines = [f"{a!r},{b!r},{'yes' if label else 'no'}" for (a, b), label in zip(x.tolist(), y, strict=True)]
+    path.write_text("\n".join(["a,b,ill", *lines]) + "\n", encoding="utf-8")
+
+
+def write_site(folder: Path, name: str, *, kind: str = "table", data: str = "data.csv", **settings: Any) -> Path:
+    """Write a `site.toml` with the data beside it; further settings are added as they are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    values = {"name": name, "server": "localhost:1", "ca_certificate": "ca.pem", "private_key": "key"}
+    values |= {"state_dir": "state", "weights_dir": "weights", "device": "cpu"} | settings
+    lines = [
+        f"{key} = {str(value).lower() if isinstance(value, bool) else repr(value)}" for key, value in values.items()
+    ]
+    path = folder / "site.toml"
+    path.write_text("\n".join([*lines, "[data]", f"kind = '{kind}'", f"path = '{data}'"]) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def make_sites(tmp_path: Path) -> MakeSites:
+    """Return a function that writes sites with small tables and returns their `site.toml` by name."""
+
+    def make(sizes: Mapping[str, int] = SIZES, *, under: str = "sites", **settings: Any) -> dict[str, Path]:
+        paths = {}
+        for number, (name, rows) in enumerate(sizes.items()):
+            paths[name] = write_site(tmp_path / under / name, name, **settings)
+            write_table(paths[name].parent / "data.csv", rows=rows, seed=number)
+        return paths
+
+    return make
+
+
+@pytest.fixture
+def make_study() -> MakeStudy:
+    """Return a function that builds a quick study of those tables; keyword arguments replace settings."""
+
+    def make(**changes: Any) -> StudyConfig:
+        columns = {"a": {"kind": "number"}, "b": {"kind": "number"}}
+        values = {
+            "name": "quick",
+            "sites": list(SIZES),
+            "rounds": 3,
+            "task": {"kind": "table", "classes": ["no", "yes"], "label": "ill", "columns": columns},
+            "model": {"name": "mlp", "hidden": [6]},
+            "training": {"epochs": 1, "batch_size": 8, "learning_rate": 0.1},
+            "round_timeout_seconds": 20.0,
+            "join_timeout_seconds": 1.0,
+        }
+        return parse_study(values | changes, source="test")
+
+    return make

@@ -1,0 +1,286 @@
+"""End to end: real processes, real gRPC, TLS and node keys, on this machine's loopback interface."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from common.identity import make_server_identity, make_site_key
+from common.processes import free_port
+
+pytestmark = pytest.mark.e2e
+
+COMMAND = [sys.executable, "-m", "consilium"]
+MARK = "CONSILIUM_TEST_MARK"
+
+
+def environment(mark: str) -> dict[str, str]:
+    return {**os.environ, MARK: mark, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+
+def left_behind(mark: str) -> list[str]:
+    """Command lines of running processes that a test with this mark started, directly or not."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"{MARK}={mark}".encode() in (folder / "environ").read_bytes():
+                found.append((folder / "cmdline").read_text().replace("\0", " "))
+        except OSError:
+            continue  # it ended meanwhile
+    return found
+
+
+def wait_until_none_is_left(mark: str, seconds: float = 15) -> list[str]:
+    deadline = time.monotonic() + seconds
+    while (running := left_behind(mark)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return running
+
+
+def run(*arguments: str, seconds: float = 120) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        env=environment("none"),
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+
+
+@dataclass(frozen=True)
+class Demo:
+    folder: Path
+    output: str
+    left: list[str]
+
+    @property
+    def report(self) -> dict[str, object]:
+        content: dict[str, object] = json.loads((self.folder / "report.json").read_text())
+        return content
+
+
+def run_demo(runs: Path) -> Demo:
+    mark = uuid.uuid4().hex
+    done = subprocess.run(
+        [*COMMAND, "demo", "--rounds", "2", "--no-compare", "--runs", str(runs)],
+        env=environment(mark),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (folder,) = runs.iterdir()
+    return Demo(folder, done.stdout, left_behind(mark))
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    return run_demo(tmp_path_factory.mktemp("first"))
+
+
+def test_demo_runs_over_grpc_with_tls_in_separate_processes(demo: Demo) -> None:
+    """The report says which transport was used, and every hospital answered from a process of its own."""
+    report = demo.report
+    assert ("grpc", True, 42) == (report["transport"], report["tls"], report["seed"])
+    sites = report["sites"]
+    assert isinstance(sites, dict)
+    assert {"berlin": 1000, "lyon": 500, "porto": 200} == {name: site["num_examples"] for name, site in sites.items()}
+    assert 3 == len({site["pid"] for site in sites.values()} - {os.getpid()})
+    for site in sites.values():
+        assert {"majority", "local", "global", "personal"} == set(site["metrics"])
+
+
+def test_demo_reports_every_round(demo: Demo) -> None:
+    """Each round has its time, its bytes in both directions, and who was asked, answered and accepted."""
+    rounds = demo.report["rounds"]
+    assert isinstance(rounds, list)
+    assert [1, 2] == [record["round"] for record in rounds]
+    for record in rounds:
+        assert ["berlin", "lyon", "porto"] == record["asked"] == record["answered"] == record["accepted"]
+        assert {} == record["rejected"]
+        assert record["seconds"] > 0
+        assert min(record["bytes_up"], record["bytes_down"]) > 100_000
+
+
+def test_demo_prints_one_plain_line_per_round_without_a_terminal(demo: Demo) -> None:
+    """Output that goes to a file has a line per round and the table at the end."""
+    assert 1 == demo.output.count("round 1/2")
+    assert 1 == demo.output.count("round 2/2")
+    assert "personal" in demo.output
+    assert "worst" in demo.output
+
+
+def test_demo_leaves_no_process_behind(demo: Demo) -> None:
+    """When the demo has ended, everything it started has ended too."""
+    assert [] == demo.left
+
+
+def test_demo_keeps_keys_to_their_owner(demo: Demo) -> None:
+    """Private keys and secrets are readable by the owner only, and so are the folders around them."""
+    secrets = [*demo.folder.rglob("*.key"), *demo.folder.rglob("*.secret")]
+    assert {"ca.key", "server.key", "site.key", "superexec.secret"} == {path.name for path in secrets}
+    assert {0o600} == {path.stat().st_mode & 0o777 for path in secrets}
+    assert 0o700 == demo.folder.stat().st_mode & 0o777
+
+
+def test_demo_keeps_personal_weights_in_their_own_hospital(demo: Demo) -> None:
+    """Personal weights lie below the state folder of the hospital they belong to and nowhere else."""
+    personal = {path.relative_to(demo.folder).parts[:3] for path in demo.folder.rglob("personal.safetensors")}
+    assert {("hospitals", name, "state") for name in ("berlin", "lyon", "porto")} == personal
+
+
+def test_demo_with_the_same_seed_gives_the_same_weights(
+    demo: Demo, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """A second run from the same seed ends with the same bytes."""
+    again = run_demo(tmp_path_factory.mktemp("second"))
+    assert (demo.folder / "global.safetensors").read_bytes() == (again.folder / "global.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_demo_that_is_stopped_leaves_no_process_behind(number: signal.Signals, tmp_path: Path) -> None:
+    """Ctrl-C ends every process and exits with 130; so does even a kill, a few seconds later."""
+    mark = uuid.uuid4().hex
+    started = subprocess.Popen(
+        [*COMMAND, "demo", "--rounds", "200", "--no-compare", "--runs", str(tmp_path)],
+        env=environment(mark),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        text=True,
+    )
+    assert started.stdout is not None
+    with started.stdout as output:
+        assert any("round 1/200" in line for line in output)
+        started.send_signal(number)
+        rest = output.read()
+    code = started.wait(timeout=60)
+    assert [] == wait_until_none_is_left(mark)
+    if number is signal.SIGINT:
+        assert 130 == code
+        assert "Traceback" not in rest
+
+
+# --- what goes wrong, with a real server ------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Server:
+    home: Path
+    fleet: str
+    control: int
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("server")
+    found = Server(folder / "home", f"localhost:{free_port()}", free_port())
+    command = ["server", "start", "--home", str(found.home), "--address", found.fleet.replace("localhost", "127.0.0.1")]
+    with (folder / "server.log").open("wb") as log:
+        process = subprocess.Popen(
+            [*COMMAND, *command, "--control-port", str(found.control)],
+            env=environment("server"),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    deadline = time.monotonic() + 60
+    while not (found.home / "server.json").exists():
+        assert process.poll() is None, (folder / "server.log").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    yield found
+    process.terminate()
+    assert 0 == process.wait(timeout=30)
+
+
+def write_site(folder: Path, server: str, ca: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    make_site_key(folder / "site.key", comment="berlin")
+    (folder / "ca.pem").write_bytes(ca.read_bytes())
+    (folder / "site.toml").write_text(
+        f'name = "berlin"\nserver = "{server}"\nca_certificate = "ca.pem"\nprivate_key = "site.key"\n'
+        'state_dir = "state"\n[data]\nkind = "images"\npath = "data"\n'
+    )
+    return folder / "site.toml"
+
+
+def write_study(path: Path, **values: object) -> Path:
+    lines = {"name": "demo", "sites": ["berlin"], "join_timeout_seconds": 2.0} | values
+    text = "\n".join(f"{key} = {json.dumps(value)}" for key, value in lines.items())
+    path.write_text(f'{text}\n[task]\nkind = "images"\nclasses = ["a", "b"]\n')
+    return path
+
+
+def test_site_with_an_unknown_key_is_told_so(server: Server, tmp_path: Path) -> None:
+    """An unregistered key gives exit code 6 and a sentence that says what to do, not a silent retry."""
+    done = run("site", "start", str(write_site(tmp_path, server.fleet, server.home / "ca.pem")))
+    assert 6 == done.returncode, done.stderr
+    assert "does not know the key of site 'berlin'" in done.stderr
+    assert "coordinator" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_site_with_another_certificate_is_told_so(server: Server, tmp_path: Path) -> None:
+    """A certificate of another server gives exit code 6 and names the file."""
+    make_server_identity(tmp_path / "other", hosts=["localhost"])
+    done = run("site", "start", str(write_site(tmp_path, server.fleet, tmp_path / "other" / "ca.pem")))
+    assert 6 == done.returncode, done.stderr
+    assert "does not trust the server" in done.stderr
+    assert "ca.pem" in done.stderr
+
+
+def test_server_on_a_port_in_use_is_told_so(server: Server, tmp_path: Path) -> None:
+    """A port that something else uses gives exit code 11 and names the port."""
+    port = str(free_port())
+    arguments = ["--address", server.fleet, "--control-port", port, "--home", str(tmp_path)]
+    done = run("server", "start", *arguments)
+    assert 11 == done.returncode, done.stderr
+    assert server.fleet.rpartition(":")[2] in done.stderr
+
+
+def test_run_names_the_hospital_that_never_comes(server: Server, tmp_path: Path) -> None:
+    """The wait is bounded; then exit code 7 and who is missing."""
+    study = write_study(tmp_path / "study.toml", sites=["berlin", "lyon"])
+    done = run("run", str(study), "--home", str(server.home), "--runs", str(tmp_path / "runs"))
+    assert 7 == done.returncode, done.stdout + done.stderr
+    assert "berlin, lyon" in done.stderr
+    assert "connected: none" in done.stderr
+
+
+def test_run_without_a_server_is_told_so(tmp_path: Path) -> None:
+    """No server in the folder gives exit code 6 and the command that starts one."""
+    done = run("run", str(write_study(tmp_path / "study.toml")), "--home", str(tmp_path), "--runs", str(tmp_path))
+    assert 6 == done.returncode, done.stderr
+    assert "consilium server start" in done.stderr
+
+
+def test_run_with_an_unknown_setting_is_told_so(tmp_path: Path) -> None:
+    """An unknown key in the study gives exit code 3 and names key and file."""
+    study = write_study(tmp_path / "study.toml", roundz=3)
+    done = run("run", str(study), "--home", str(tmp_path))
+    assert 3 == done.returncode, done.stderr
+    assert "roundz: unknown key" in done.stderr
+    assert "study.toml" in done.stderr
+
+
+def test_approve_refuses_a_key_twice(server: Server, tmp_path: Path) -> None:
+    """Approving works once; the same key again gives exit code 3 and a sentence."""
+    public = make_site_key(tmp_path / "site.key", comment="porto")
+    arguments = ["server", "approve", str(public), "--name", "porto", "--home", str(server.home)]
+    assert 0 == run(*arguments).returncode
+    again = run(*arguments)
+    assert 3 == again.returncode, again.stderr
+    assert "refused" in again.stderr
+    assert "porto" in run("server", "sites", "--home", str(server.home)).stdout

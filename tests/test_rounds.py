@@ -1,0 +1,647 @@
+"""Handshake, rounds and finish against scripted sites: every fault is rejected by name, nothing is replaced."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+import common
+from common.codecs import CODECS
+from common.config import ImageTask, StudyConfig
+from common.errors import (
+    CohortTooSmall,
+    ConsiliumError,
+    DataError,
+    HandshakeMismatch,
+    ModelError,
+    ProtocolError,
+    SitesMissing,
+    StateError,
+    UpdateRejected,
+)
+from common.protocol import (
+    DataCard,
+    FailureReply,
+    FinishPlan,
+    FinishReply,
+    HandshakePlan,
+    HandshakeReply,
+    InitialWeightsPlan,
+    InitialWeightsReply,
+    Plan,
+    RoundPlan,
+    RoundReply,
+    Versions,
+)
+from common.protocol import (
+    TestCounts as Counts,
+)
+from common.weights import Array, Weights, digest
+from server.checkpoint import load_checkpoint
+from server.exchange import Answer
+from server.records import RunFolder
+from server.rounds import Study, run_study
+from server.strategies import build_strategy
+
+SITES = ("berlin", "madrid", "paris")
+CODEC = CODECS["identity"]()
+INITIAL: dict[str, Array] = {
+    "body.weight": np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3),
+    "bn.count": np.array(0),
+}
+NUM_EXAMPLES = {"berlin": 1000, "madrid": 500, "paris": 200}
+VERSIONS = {
+    "consilium": common.__version__,
+    "flwr": "1.39.0",
+    "torch": "2.9.0",
+    "torchvision": "0.24.0",
+    "python": "3.11",
+}
+CARD = DataCard(
+    num_examples=100,
+    num_train=60,
+    num_validation=20,
+    num_test=20,
+    num_skipped=0,
+    classes=("no", "yes"),
+    schema_digest="5c4e3a" * 8,
+)
+
+Alter = Callable[[Answer], Answer]
+
+
+class Stopped(Exception):
+    """The server's process ends here: neither caught nor expected by the code under test."""
+
+
+@dataclass
+class ScriptedExchange:
+    """Sites that answer honestly, but for what is scripted; deterministic, in the order of the plans reversed.
+
+    Args:
+        script: (kind of plan, round or 0, site) -> what becomes of the honest answer.
+        stop_in_round: the process ends while this round is being asked.
+    """
+
+    script: Mapping[tuple[str, int, str], Alter] = field(default_factory=dict)
+    online: frozenset[str] = frozenset(SITES)
+    stop_in_round: int | None = None
+    asked: list[Plan] = field(default_factory=list)
+
+    def connected(self) -> frozenset[str]:
+        """Return the sites that are online."""
+        return self.online
+
+    def ask(self, plans: Mapping[str, Plan], *, payload: bytes | None, timeout_seconds: float) -> Iterator[Answer]:
+        """Yield every site's answer, the last site first."""
+        for site, plan in reversed(plans.items()):
+            self.asked.append(plan)
+            if isinstance(plan, RoundPlan) and plan.round == self.stop_in_round:
+                raise Stopped
+            number = getattr(plan, "round", 0)
+            yield self.script.get((plan.kind, number, site), lambda answer: answer)(honest(site, plan, payload))
+
+
+def honest(site: str, plan: Plan, payload: bytes | None) -> Answer:
+    """Return what a working site answers: its delta moves the weights half the way to the site's own target."""
+    stamp: dict[str, Any] = {"run": plan.run, "site": site, "pid": 4711, "seconds": 0.25}
+    match plan:
+        case HandshakePlan():
+            shared = tuple(sorted(INITIAL))
+            versions = Versions(**VERSIONS)
+            reply = HandshakeReply(**stamp, versions=versions, card=CARD, shared=shared, initial_digest=digest(INITIAL))
+            return Answer(site, reply=reply, bytes_up=10, bytes_down=20)
+        case InitialWeightsPlan():
+            initial = InitialWeightsReply(**stamp, initial_digest=digest(INITIAL))
+            return Answer(site, reply=initial, payload=CODEC.encode(INITIAL))
+        case RoundPlan():
+            delta = CODEC.encode(trained(site, CODEC.decode(payload or b"")))
+            metrics = {"global.loss": 1 / plan.round, "personal.loss": 0.5 / plan.round}
+            done = RoundReply(**stamp, round=plan.round, num_examples=NUM_EXAMPLES[site], metrics=metrics)
+            return Answer(site, reply=done, payload=delta, bytes_up=100, bytes_down=len(payload or b""))
+        case FinishPlan():
+            counts = Counts(num_test=20, majority=11, local=15, global_=16, personal=17, pairs=(14, 1, 3, 2))
+            return Answer(site, reply=FinishReply(**stamp, round=plan.round, test=counts, metrics={}))
+
+
+def trained(site: str, weights: Weights) -> dict[str, Array]:
+    target = np.float32(SITES.index(site) + 1)
+    return {"body.weight": (target - weights["body.weight"]) / 2, "bn.count": np.array(3)}
+
+
+def make_study(folder: Path, exchange: ScriptedExchange, **settings: Any) -> Study:
+    config = StudyConfig(
+        **{
+            "name": "hearts",
+            "sites": SITES,
+            "task": ImageTask(classes=("no", "yes")),
+            "rounds": 3,
+            "join_timeout_seconds": 0.15,
+            **settings,
+        }
+    )
+    return Study(
+        config=config,
+        digest="d1",
+        run="run-1",
+        exchange=exchange,
+        strategy=build_strategy(config.strategy),
+        codec=CODEC,
+        folder=RunFolder(folder),
+    )
+
+
+def run(folder: Path, script: Mapping[tuple[str, int, str], Alter] | None = None, **settings: Any) -> dict[str, Any]:
+    return run_study(
+        make_study(folder, ScriptedExchange(script or {}), **settings), transport={"transport": "scripted"}
+    )
+
+
+def final_weights(folder: Path) -> dict[str, Array]:
+    with safe_open(RunFolder(folder).weights, framework="numpy") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+
+
+def events(folder: Path, name: str) -> list[dict[str, Any]]:
+    return [event for event in RunFolder(folder).read_events() if event["event"] == name]
+
+
+# --- how an answer is altered ----------------------------------------------------------------------
+
+
+def reply_with(**changes: Any) -> Alter:
+    return lambda answer: replace(answer, reply=answer.reply.model_copy(update=changes))  # type: ignore[union-attr]
+
+
+def delta_with(**changes: Array | None) -> Alter:
+    def alter(answer: Answer) -> Answer:
+        delta = {name.replace("__", "."): array for name, array in changes.items()}
+        whole = {**CODEC.decode(answer.payload or b""), **delta}
+        kept = {name: array for name, array in whole.items() if array is not None}
+        return replace(answer, payload=CODEC.encode(kept))
+
+    return alter
+
+
+def problem(kind: str, detail: str) -> Alter:
+    return lambda answer: Answer(answer.site, problem=kind, detail=detail, bytes_down=answer.bytes_down)
+
+
+def failure(error: str, message: str) -> Alter:
+    def alter(answer: Answer) -> Answer:
+        reply = FailureReply(run="run-1", site=answer.site, pid=1, seconds=0.1, error=error, message=message)
+        return replace(answer, reply=reply, payload=None)
+
+    return alter
+
+
+def card_with(**changes: Any) -> Alter:
+    return reply_with(card=CARD.model_copy(update=changes))
+
+
+# --- handshake -------------------------------------------------------------------------------------
+
+
+def test_missing_sites_end_the_run_by_name(tmp_path: Path) -> None:
+    """Who is missing, who came, and how long was waited; nobody is asked anything."""
+    exchange = ScriptedExchange(online=frozenset({"madrid", "stranger"}))
+    sentence = r"after 0\.15 s these sites of study 'hearts' .*: berlin, paris; connected: madrid$"
+    with pytest.raises(SitesMissing, match=sentence):
+        run_study(make_study(tmp_path, exchange), transport={})
+    assert [] == exchange.asked
+    assert [["madrid"]] == [event["online"] for event in events(tmp_path, "waiting")]
+
+
+def test_no_sites_at_all_end_the_run(tmp_path: Path) -> None:
+    """Nobody came is said in words."""
+    with pytest.raises(SitesMissing, match=r"connected: none$"):
+        run_study(make_study(tmp_path, ScriptedExchange(online=frozenset())), transport={})
+
+
+@pytest.mark.parametrize(
+    ("alter", "line"),
+    [
+        (
+            reply_with(versions=Versions(**{**VERSIONS, "torch": "2.8.0"})),
+            "  torch version: berlin has 2.9.0, madrid has 2.8.0, paris has 2.9.0",
+        ),
+        (
+            reply_with(versions=Versions(**{**VERSIONS, "python": "3.12"})),
+            "  python version: berlin has 3.11, madrid has 3.12, paris has 3.11",
+        ),
+        (
+            card_with(schema_digest="0" * 64),
+            f"  data schema: berlin has {CARD.schema_digest[:12]}, madrid has 000000000000, "
+            f"paris has {CARD.schema_digest[:12]}",
+        ),
+        (
+            reply_with(initial_digest="f" * 64),
+            f"  initial weights: berlin has {digest(INITIAL)[:12]}, madrid has ffffffffffff, "
+            f"paris has {digest(INITIAL)[:12]}",
+        ),
+        (reply_with(shared=("bn.count",)), "  shared arrays: berlin has 2, madrid has 1, paris has 2"),
+    ],
+    ids=["torch", "python", "schema", "initial weights", "shared"],
+)
+def test_sites_that_differ_are_told_in_a_table(tmp_path: Path, alter: Alter, line: str) -> None:
+    """One line per difference, with every site's value; what is equal is not listed; nothing is trained."""
+    with pytest.raises(HandshakeMismatch) as caught:
+        run(tmp_path, {("handshake", 0, "madrid"): alter})
+    assert line == str(caught.value).split("\n", 1)[1]
+    assert [] == events(tmp_path, "asked")
+
+
+def test_every_difference_has_its_line(tmp_path: Path) -> None:
+    """Two differences at two sites are two lines."""
+    script = {
+        ("handshake", 0, "madrid"): reply_with(initial_digest="f" * 64),
+        ("handshake", 0, "paris"): card_with(schema_digest="0" * 64),
+    }
+    with pytest.raises(HandshakeMismatch) as caught:
+        run(tmp_path, script)
+    assert ["  data schema", "  initial weights"] == [line.split(":")[0] for line in str(caught.value).split("\n")[1:]]
+
+
+def test_sites_of_another_version_than_the_server_are_told(tmp_path: Path) -> None:
+    """All sites alike is not enough: the server's own version stands in the line."""
+    old = reply_with(versions=Versions(**{**VERSIONS, "consilium": "0.0.1"}))
+    with pytest.raises(HandshakeMismatch, match=f"paris has 0.0.1, server has {common.__version__}"):
+        run(tmp_path, {("handshake", 0, site): old for site in SITES})
+
+
+@pytest.mark.parametrize(
+    ("error", "cls"),
+    [
+        ("DataError", DataError),
+        ("ModelError", ModelError),
+        ("StateError", StateError),
+        ("UpdateRejected", UpdateRejected),
+        ("KeyError", ConsiliumError),
+    ],
+)
+def test_site_that_cannot_take_part_ends_the_run_with_its_own_error(
+    tmp_path: Path, error: str, cls: type[ConsiliumError]
+) -> None:
+    """The class (so the exit code) is the site's, and its name stands in front of its sentence."""
+    with pytest.raises(cls) as caught:
+        run(tmp_path, {("handshake", 0, "madrid"): failure(error, "no images")})
+    assert (cls, "site 'madrid': no images") == (type(caught.value), str(caught.value))
+
+
+def test_site_is_named_once(tmp_path: Path) -> None:
+    """A sentence that begins with the site's name is not given another."""
+    with pytest.raises(DataError, match=r"^site 'madrid': no images$"):
+        run(tmp_path, {("handshake", 0, "madrid"): failure("DataError", "site 'madrid': no images")})
+
+
+@pytest.mark.parametrize("kind", ["timeout", "crash", "gone", "protocol"])
+def test_site_that_does_not_shake_hands_is_named(tmp_path: Path, kind: str) -> None:
+    """A study does not begin without one of its sites."""
+    with pytest.raises(HandshakeMismatch, match=f"site 'paris' did not answer the handshake: {kind}: it was night"):
+        run(tmp_path, {("handshake", 0, "paris"): problem(kind, "it was night")})
+
+
+@pytest.mark.parametrize(
+    ("alter", "cls", "sentence"),
+    [
+        (reply_with(initial_digest="f" * 64), HandshakeMismatch, "site 'berlin' sent initial weights other than"),
+        (lambda answer: replace(answer, payload=None), HandshakeMismatch, "site 'berlin' sent initial weights"),
+        (delta_with(bn__count=None), HandshakeMismatch, "site 'berlin' sent 1 initial arrays, expected 2"),
+        (lambda answer: replace(answer, payload=b"x"), ProtocolError, "^site 'berlin': payload of 1 bytes"),
+        (
+            delta_with(body__weight=np.full((2, 3), np.nan, np.float32)),
+            UpdateRejected,
+            "initial weights from site 'berlin': array 'body.weight' has 6 NaN",
+        ),
+        (failure("ModelError", "weights gone"), ModelError, "^site 'berlin': weights gone$"),
+        (problem("crash", "out of memory"), HandshakeMismatch, "site 'berlin' did not answer .*: out of memory"),
+        (
+            lambda answer: replace(answer, reply=RoundReply(**STAMP, round=1, num_examples=1, metrics={})),
+            ProtocolError,
+            "site 'berlin' answered RoundReply, expected InitialWeightsReply",
+        ),
+    ],
+    ids=["digest", "no payload", "array missing", "garbage", "NaN", "failure", "crash", "another kind"],
+)
+def test_initial_weights_that_are_not_those_agreed_on_end_the_run(
+    tmp_path: Path, alter: Alter, cls: type[ConsiliumError], sentence: str
+) -> None:
+    """They come from the first site by name, which is named in the sentence."""
+    with pytest.raises(cls, match=sentence):
+        run(tmp_path, {("initial_weights", 0, "berlin"): alter})
+
+
+STAMP: dict[str, Any] = {"run": "run-1", "site": "berlin", "pid": 1, "seconds": 0.1}
+
+
+def test_class_of_one_site_and_skipped_rows_are_warned_of(tmp_path: Path) -> None:
+    """Both are allowed, so the run goes on; result and event log hold the sentences."""
+    script = {
+        ("handshake", 0, "madrid"): card_with(classes=("no", "rare", "yes")),
+        ("handshake", 0, "paris"): card_with(num_skipped=4),
+    }
+    warnings = run(tmp_path, script, rounds=1)["warnings"]
+    assert [
+        "class 'rare' occurs only at site 'madrid'; no other site can learn to recognise it from its own data",
+        "site 'paris' skipped 4 unusable rows or files",
+    ] == warnings
+    assert warnings == [event["message"] for event in events(tmp_path, "warning")]
+
+
+def test_only_site_of_a_study_is_not_warned_of_its_classes(tmp_path: Path) -> None:
+    """With one site every class is lonely, which is no news."""
+    assert [] == run(tmp_path, sites=("berlin",), rounds=1)["warnings"]
+
+
+# --- rounds ----------------------------------------------------------------------------------------
+
+
+def expected_weights(rounds: Mapping[int, tuple[str, ...]] | int) -> dict[str, Array]:
+    """Work out FedAvg over honest deltas in plain float64 arithmetic: round number -> sites that count."""
+    plan = dict.fromkeys(range(1, rounds + 1), SITES) if isinstance(rounds, int) else rounds
+    weights = dict(INITIAL)
+    for number in sorted(plan):
+        total = sum(NUM_EXAMPLES[site] for site in plan[number])
+        mean = sum(
+            NUM_EXAMPLES[site] / total * trained(site, weights)["body.weight"].astype(np.float64)
+            for site in plan[number]
+        )
+        weights = {
+            "body.weight": (weights["body.weight"] + mean).astype(np.float32),
+            "bn.count": weights["bn.count"] + 3,
+        }
+    return weights
+
+
+def assert_close(expected: Weights, seen: Weights) -> None:
+    assert expected.keys() == seen.keys()
+    assert expected["bn.count"] == seen["bn.count"]
+    np.testing.assert_allclose(expected["body.weight"], seen["body.weight"], rtol=1e-6)
+
+
+def test_honest_run_gives_the_weights_of_fedavg(tmp_path: Path) -> None:
+    """Three rounds of 1000, 500 and 200 examples; every round asks, hears and accepts all, with exact shares."""
+    result = run(tmp_path)
+    assert_close(expected_weights(3), final_weights(tmp_path))
+    for record in result["rounds"]:
+        assert list(SITES) == list(record["asked"]) == record["answered"] == record["accepted"]
+        assert {site: NUM_EXAMPLES[site] / 1700 for site in SITES} == {
+            site: facts["weight"] for site, facts in record["sites"].items()
+        }
+    assert [1, 2, 3] == [record["round"] for record in result["rounds"]]
+
+
+def test_result_on_disk_is_the_result_returned(tmp_path: Path) -> None:
+    """result.json holds transport, versions, study and, per site, what the handshake and the test split told."""
+    result = run(tmp_path)
+    assert json.loads(json.dumps(result)) == json.loads(RunFolder(tmp_path).result.read_text())
+    assert ("scripted", VERSIONS, 42) == (result["transport"], result["versions"], result["seed"])
+    paris = result["sites"]["paris"]
+    assert (4711, 100, 17) == (paris["pid"], paris["num_examples"], paris["test"]["personal"])
+
+
+def test_events_tell_the_whole_run_in_order(tmp_path: Path) -> None:
+    """The audit trail of one round."""
+    run(tmp_path, rounds=1)
+    expected = ["started", "waiting", "agreed", "asked", *["answered"] * 3, "round", "finishing", "finished"]
+    assert expected == [event["event"] for event in RunFolder(tmp_path).read_events()]
+
+
+def test_bytes_are_counted_for_all_answers(tmp_path: Path) -> None:
+    """100 bytes up per answer, the payload down per site; a site that is silent has cost bytes down."""
+    size = len(CODEC.encode(INITIAL))
+    result = run(tmp_path, {("round", 2, "paris"): problem("timeout", "late")}, quorum=2)
+    assert [(300, 3 * size), (200, 3 * size), (300, 3 * size)] == [
+        (record["bytes_up"], record["bytes_down"]) for record in result["rounds"]
+    ]
+
+
+NAN = np.array([[1, np.nan, 2], [np.inf, 3, 4]], np.float32)
+FAULTS: dict[str, tuple[Alter, str, str]] = {
+    "NaN": (delta_with(body__weight=NAN), "not_finite", "array 'body.weight' has 2 NaN or infinite of 6 values"),
+    "wrong shape": (
+        delta_with(body__weight=np.zeros((3, 2), np.float32)),
+        "shape",
+        "array 'body.weight' has shape (3, 2), expected (2, 3)",
+    ),
+    "shape that broadcasts": (
+        delta_with(body__weight=np.zeros(3, np.float32)),
+        "shape",
+        "array 'body.weight' has shape (3,), expected (2, 3)",
+    ),
+    "wrong dtype": (
+        delta_with(body__weight=np.zeros((2, 3))),
+        "dtype",
+        "array 'body.weight' has dtype float64, expected float32",
+    ),
+    "missing array": (delta_with(bn__count=None), "names", "missing ['bn.count'], unexpected none"),
+    "extra array": (delta_with(head=np.zeros(1)), "names", "missing none, unexpected ['head']"),
+    "no arrays": (
+        delta_with(bn__count=None, body__weight=None),
+        "names",
+        "missing ['bn.count', 'body.weight'], unexpected none",
+    ),
+    "no examples": (reply_with(num_examples=0), "num_examples", "sent num_examples 0, expected more than 0"),
+    "negative examples": (reply_with(num_examples=-5), "num_examples", "sent num_examples -5, expected more than 0"),
+    "earlier round": (reply_with(round=1), "round", "answered for round 1, expected 2"),
+    "later round": (reply_with(round=3), "round", "answered for round 3, expected 2"),
+    "another run": (reply_with(run="run-0"), "run", "answered for run 'run-0', expected 'run-1'"),
+    "garbage payload": (
+        lambda answer: replace(answer, payload=b"\xff" * 40),
+        "protocol",
+        "payload of 40 bytes is not a safetensors container",
+    ),
+    "cut payload": (
+        lambda answer: replace(answer, payload=(answer.payload or b"")[:-1]),
+        "protocol",
+        "is not a safetensors container",
+    ),
+    "no payload": (lambda answer: replace(answer, payload=None), "protocol", "expected RoundReply with a payload"),
+    "another kind": (
+        lambda answer: replace(answer, reply=InitialWeightsReply(**STAMP, initial_digest="f" * 64)),
+        "protocol",
+        "answered InitialWeightsReply, expected RoundReply",
+    ),
+    "failure": (failure("ModelError", "out of memory"), "failure", "could not do the round: out of memory"),
+    "timeout": (problem("timeout", "did not answer within 600 s"), "timeout", "did not answer within 600 s"),
+    "crash": (problem("crash", "ended by itself"), "crash", "ended by itself"),
+    "gone": (problem("gone", "is not connected"), "gone", "is not connected"),
+    "protocol": (problem("protocol", "reply is not JSON"), "protocol", "reply is not JSON"),
+}
+SILENT = {"timeout", "crash", "gone", "protocol"}
+
+
+@pytest.mark.parametrize("fault", sorted(FAULTS))
+def test_unusable_update_is_rejected_and_the_others_are_aggregated(tmp_path: Path, fault: str) -> None:
+    """With a quorum of 2, madrid's bad update of round 2 counts nothing: its reason and a sentence are recorded."""
+    alter, reason, sentence = FAULTS[fault]
+    result = run(tmp_path, {("round", 2, "madrid"): alter}, quorum=2)
+    record = result["rounds"][1]
+    assert {"madrid": reason} == record["rejected"]
+    assert record["details"]["madrid"].startswith("site 'madrid'") and sentence in record["details"]["madrid"]
+    assert list(SITES) == list(record["asked"])
+    assert (["berlin", "paris"] if fault in SILENT else list(SITES)) == record["answered"]
+    assert ["berlin", "paris"] == record["accepted"] == sorted(record["sites"])
+    assert {"berlin": 1000 / 1200, "paris": 200 / 1200} == {s: f["weight"] for s, f in record["sites"].items()}
+    assert_close(expected_weights({1: SITES, 2: ("berlin", "paris"), 3: SITES}), final_weights(tmp_path))
+    (event,) = events(tmp_path, "rejected")
+    assert (2, "madrid", reason) == (event["round"], event["site"], event["reason"])
+
+
+@pytest.mark.parametrize("fault", sorted(FAULTS))
+def test_round_below_the_quorum_ends_the_run_and_keeps_the_last_good_one(tmp_path: Path, fault: str) -> None:
+    """By default every site asked must be usable: who failed, and why; the checkpoint is that of round 1."""
+    alter, reason, sentence = FAULTS[fault]
+    with pytest.raises(CohortTooSmall) as caught:
+        run(tmp_path, {("round", 2, "madrid"): alter})
+    assert str(caught.value).startswith("round 2: 2 of 3 sites sent a usable update, expected 3; madrid: ")
+    assert sentence in str(caught.value)
+    state = load_checkpoint(RunFolder(tmp_path).checkpoint, study_digest="d1")
+    assert 1 == state.round
+    assert_close(expected_weights(1), state.weights)
+    (event,) = events(tmp_path, "round_failed")
+    assert {"madrid": reason} == event["rejected"]
+    assert not RunFolder(tmp_path).result.exists() and not RunFolder(tmp_path).weights.exists()
+
+
+def test_failing_first_round_leaves_no_checkpoint(tmp_path: Path) -> None:
+    """There is nothing to continue from, and nothing pretends to be; every failing site is named."""
+    script = {("round", 1, site): problem("crash", f"{site} broke") for site in SITES}
+    with pytest.raises(CohortTooSmall, match=r"0 of 3 .*; berlin: .*berlin broke; madrid: .*madrid broke; paris: .*"):
+        run(tmp_path, script, quorum=1)
+    assert not RunFolder(tmp_path).checkpoint.exists()
+
+
+def test_no_array_content_is_told_of_a_rejected_update(tmp_path: Path) -> None:
+    """Neither error nor event log holds a value of the array."""
+    secret = delta_with(body__weight=np.array([[123.456, np.nan, 0], [0, 0, 98.765]], np.float32))
+    with pytest.raises(CohortTooSmall) as caught:
+        run(tmp_path, {("round", 1, "madrid"): secret})
+    told = str(caught.value) + RunFolder(tmp_path).events.read_text()
+    assert "123.4" not in told and "98.7" not in told
+
+
+def test_sum_that_the_dtype_cannot_hold_ends_the_run(tmp_path: Path) -> None:
+    """Each update is finite, their sum is not: the run stops at once, and the last good checkpoint stands."""
+    huge = delta_with(body__weight=np.full((2, 3), 3.3e38, np.float32))
+    script = {("round", number, site): huge for number in (1, 2) for site in SITES}
+    with pytest.raises(UpdateRejected, match=r"round 2: the new global weights: array 'body.weight' has 6 NaN"):
+        run(tmp_path, script)
+    assert 1 == load_checkpoint(RunFolder(tmp_path).checkpoint, study_digest="d1").round
+
+
+def test_only_the_cohort_is_asked(tmp_path: Path) -> None:
+    """A third of three sites is one per round; its share is 1, and its quorum is one."""
+    exchange = ScriptedExchange()
+    result = run_study(make_study(tmp_path, exchange, cohort_fraction=0.3, rounds=12), transport={})
+    for record in result["rounds"]:
+        (site,) = record["asked"]
+        assert {site: 1.0} == {name: facts["weight"] for name, facts in record["sites"].items()}
+    asked = [plan.site for plan in exchange.asked if isinstance(plan, RoundPlan)]
+    assert [record["asked"][0] for record in result["rounds"]] == asked
+    assert set(SITES) == set(asked)
+
+
+# --- checkpoint and resume -------------------------------------------------------------------------
+
+
+def test_checkpoint_is_written_after_every_round(tmp_path: Path) -> None:
+    """When round n is asked, the state after round n - 1 is on disk."""
+    for number in (2, 3):
+        with pytest.raises(Stopped):
+            run_study(make_study(tmp_path / str(number), ScriptedExchange(stop_in_round=number)), transport={})
+        checkpoint = RunFolder(tmp_path / str(number)).checkpoint
+        assert_close(expected_weights(number - 1), load_checkpoint(checkpoint, study_digest="d1").weights)
+
+
+@pytest.mark.parametrize("stop_in_round", [1, 2, 3, 4])
+def test_run_that_was_stopped_goes_on_as_if_it_never_had_been(tmp_path: Path, stop_in_round: int) -> None:
+    """The final weights are those of an uninterrupted run bit for bit, and every round is in the result once."""
+    whole = run(tmp_path / "whole", rounds=4)
+    with pytest.raises(Stopped):
+        run_study(make_study(tmp_path / "cut", ScriptedExchange(stop_in_round=stop_in_round), rounds=4), transport={})
+    exchange = ScriptedExchange()
+    resumed = run_study(make_study(tmp_path / "cut", exchange, rounds=4), transport={})
+    assert digest(final_weights(tmp_path / "whole")) == digest(final_weights(tmp_path / "cut"))
+    assert [1, 2, 3, 4] == [record["round"] for record in resumed["rounds"]]
+    again = sorted({plan.round for plan in exchange.asked if isinstance(plan, RoundPlan)})
+    assert list(range(stop_in_round, 5)) == again
+    for one, other in zip(whole["rounds"], resumed["rounds"], strict=True):
+        for key in ("asked", "answered", "accepted", "rejected", "sites", "update_norm", "bytes_up", "bytes_down"):
+            assert json.dumps(one[key], sort_keys=True) == json.dumps(other[key], sort_keys=True)
+        assert one.keys() == other.keys()
+
+
+def test_round_that_was_logged_but_not_checkpointed_is_in_the_result_once(tmp_path: Path) -> None:
+    """Stopped between the two writes, the round is asked again, and the later record counts."""
+    with pytest.raises(Stopped):
+        run_study(make_study(tmp_path, ScriptedExchange(stop_in_round=3)), transport={})
+    last = events(tmp_path, "round")[-1]
+    RunFolder(tmp_path).log("round", **{**_without(last, "time", "event"), "round": 3, "asked": ["nobody"]})
+    with pytest.raises(Stopped):  # stopped once more, now as it resumes
+        run_study(make_study(tmp_path, ScriptedExchange(stop_in_round=3)), transport={})
+    result = run(tmp_path)
+    assert [(1, list(SITES)), (2, list(SITES)), (3, list(SITES))] == [
+        (record["round"], list(record["asked"])) for record in result["rounds"]
+    ]
+    assert_close(expected_weights(3), final_weights(tmp_path))
+
+
+def _without(event: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in event.items() if key not in keys}
+
+
+def test_run_that_had_finished_its_rounds_only_finishes_again(tmp_path: Path) -> None:
+    """Stopped while test results came in, no round is trained twice."""
+
+    def stop(answer: Answer) -> Answer:
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        run(tmp_path, {("finish", 3, "paris"): stop})
+    exchange = ScriptedExchange()
+    result = run_study(make_study(tmp_path, exchange), transport={})
+    assert not any(isinstance(plan, RoundPlan) for plan in exchange.asked)
+    assert [1, 2, 3] == [record["round"] for record in result["rounds"]]
+
+
+def test_run_of_other_settings_is_not_continued(tmp_path: Path) -> None:
+    """The digest of the study stands in the checkpoint."""
+    run(tmp_path)
+    other = replace(make_study(tmp_path, ScriptedExchange()), digest="d2")
+    with pytest.raises(StateError, match="belongs to run 'run-1' with other study settings"):
+        run_study(other, transport={})
+
+
+# --- finish ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("alter", "sentence"),
+    [
+        (problem("timeout", "did not answer within 600 s"), "did not answer within 600 s"),
+        (failure("StateError", "personal state is damaged"), "personal state is damaged"),
+        (reply_with(round=2), "an unexpected answer"),
+        (reply_with(run="run-0"), "an unexpected answer"),
+    ],
+    ids=["timeout", "failure", "another round", "another run"],
+)
+def test_site_without_test_results_has_no_row(tmp_path: Path, alter: Alter, sentence: str) -> None:
+    """With a quorum of 2 the report is made without it, and the log says why; without one the run ends."""
+    script = {("finish", 3, "madrid"): alter}
+    result = run(tmp_path / "quorum", script, quorum=2)
+    assert ["berlin", "paris"] == sorted(result["sites"])
+    (event,) = events(tmp_path / "quorum", "rejected")
+    assert ("madrid", "finish", sentence) == (event["site"], event["reason"], event["message"])
+    with pytest.raises(CohortTooSmall, match=f"only 2 of 3 sites reported test results; madrid: {sentence}"):
+        run(tmp_path / "all", script)
+
+
+def test_every_site_is_finished_also_those_outside_the_last_cohort(tmp_path: Path) -> None:
+    """With one site per round, all three still report their test split, on the final weights."""
+    assert set(SITES) == set(run(tmp_path, cohort_fraction=0.3)["sites"])

@@ -1,0 +1,197 @@
+"""What a site keeps on its disk: what was saved is read back, two rounds deep, and a failure keeps the old."""
+
+import errno
+import json
+import os
+import stat
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from client.site_state import StateFolder
+from common.errors import StateError
+from common.weights import Array
+
+
+def folder(root: Path, *, site: str = "berlin", run: str = "run-1") -> StateFolder:
+    return StateFolder.of(root / "state", study="study", run=run, site=site)
+
+
+def state(value: float) -> dict[str, Array]:
+    return {
+        "personal/head.weight": np.full((2, 3), value, dtype=np.float32),
+        "personal/norm.num_batches_tracked": np.array(int(value)),
+        "local/empty": np.zeros((0, 4), dtype=np.float64),
+        "method/transposed": np.arange(6, dtype=np.float16).reshape(2, 3).T,
+    }
+
+
+def round_files(kept: StateFolder) -> list[str]:
+    return sorted(path.name for path in kept.path.glob("round-*"))
+
+
+def no_space(_: int) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_state_round_trip_keeps_names_values_shapes_and_dtypes(tmp_path: Path) -> None:
+    """Scalars, empty and non-contiguous arrays included; another object reads it back."""
+    assert {} == folder(tmp_path).load(before_round=1)
+    folder(tmp_path).save(state(4.0), round_number=1)
+    seen = folder(tmp_path).load(before_round=2)
+    np.testing.assert_equal(state(4.0), seen)
+    assert {name: (array.dtype, array.shape) for name, array in state(4.0).items()} == {
+        name: (array.dtype, array.shape) for name, array in seen.items()
+    }
+
+
+def test_state_of_a_round_asked_again_is_the_one_it_started_from(tmp_path: Path) -> None:
+    """After round 2 was saved, asking round 2 again loads round 1's state, any number of times."""
+    kept = folder(tmp_path)
+    for number in (1, 2):
+        kept.save(state(number), round_number=number)
+    for _ in range(3):
+        np.testing.assert_equal(state(1.0), kept.load(before_round=2))
+        kept.save(state(2.0), round_number=2)
+    np.testing.assert_equal(state(2.0), kept.load(before_round=3))
+    assert {} == kept.load(before_round=1)
+
+
+def test_state_keeps_the_last_two_rounds(tmp_path: Path) -> None:
+    """Older files are removed from the disk."""
+    kept = folder(tmp_path)
+    for number in range(1, 6):
+        kept.save(state(number), round_number=number)
+    assert ["round-000004.safetensors", "round-000005.safetensors"] == round_files(kept)
+
+
+def test_state_of_a_site_that_missed_rounds_can_still_be_asked_again(tmp_path: Path) -> None:
+    """A site asked in rounds 2 and 7 keeps both: round 7 asked again starts from round 2's state."""
+    kept = folder(tmp_path)
+    kept.save(state(2.0), round_number=2)
+    kept.save(state(7.0), round_number=7)
+    np.testing.assert_equal(state(2.0), kept.load(before_round=7))
+    np.testing.assert_equal(state(7.0), kept.load(before_round=9))
+
+
+def test_state_of_later_rounds_is_dropped_when_a_run_goes_back(tmp_path: Path) -> None:
+    """A server that continues from round 2 must not meet what the site learnt in round 5."""
+    kept = folder(tmp_path)
+    for number in (1, 2, 4, 5):
+        kept.save(state(number), round_number=number)
+    kept.save(state(30.0), round_number=5)
+    kept.save(state(20.0), round_number=2)
+    assert ["round-000002.safetensors"] == round_files(kept)
+    np.testing.assert_equal(state(20.0), kept.load(before_round=9))
+
+
+def test_state_of_two_runs_is_kept_apart(tmp_path: Path) -> None:
+    """A new run of a study starts without personal weights."""
+    folder(tmp_path, run="run-1").save(state(1.0), round_number=1)
+    assert {} == folder(tmp_path, run="run-2").load(before_round=2)
+
+
+def test_state_files_are_readable_by_their_owner_only(tmp_path: Path) -> None:
+    """Personal weights are patients' data: mode 0600 for rounds, manifest and served model."""
+    kept = folder(tmp_path)
+    kept.save(state(1.0), round_number=1)
+    kept.save_served(state(1.0), {"study": "study"})
+    modes = {path.name: oct(stat.S_IMODE(path.stat().st_mode)) for path in kept.path.iterdir()}
+    names = ("manifest.json", "personal.safetensors", "round-000001.safetensors")
+    assert dict.fromkeys(names, "0o600") == modes
+
+
+def test_state_of_the_served_model_is_a_plain_safetensors_file(tmp_path: Path) -> None:
+    """Anyone at the site can load it without consilium."""
+    path = folder(tmp_path).save_served(state(3.0), {"study": "study", "run": "run-1"})
+    np.testing.assert_equal(state(3.0), load_file(path))
+
+
+@pytest.mark.parametrize("damage", [lambda old: old[:-1], lambda old: old[:-1] + b"!", lambda _: b""])
+def test_state_that_is_damaged_is_refused(tmp_path: Path, damage: object) -> None:
+    """Cut off, one byte changed or empty: a sentence with the site and the file, never other weights."""
+    kept = folder(tmp_path)
+    kept.save(state(1.0), round_number=1)
+    file = kept.path / "round-000001.safetensors"
+    file.write_bytes(damage(file.read_bytes()))  # type: ignore[operator]
+    with pytest.raises(StateError, match=r"site 'berlin': .*round-000001.safetensors' is damaged"):
+        kept.load(before_round=2)
+
+
+def test_state_whose_file_is_gone_is_refused(tmp_path: Path) -> None:
+    """The manifest names a file: without it the site does not start from nothing."""
+    kept = folder(tmp_path)
+    kept.save(state(1.0), round_number=1)
+    (kept.path / "round-000001.safetensors").unlink()
+    with pytest.raises(StateError, match=r"site 'berlin': cannot read '.*round-000001.safetensors'"):
+        kept.load(before_round=2)
+
+
+def test_state_of_another_site_is_refused(tmp_path: Path) -> None:
+    """Two sites that share a state folder by mistake do not get each other's weights."""
+    folder(tmp_path).save(state(1.0), round_number=1)
+    with pytest.raises(StateError, match="belongs to site 'berlin', expected 'lyon'"):
+        folder(tmp_path, site="lyon").load(before_round=2)
+    with pytest.raises(StateError, match="belongs to site 'berlin', expected 'lyon'"):
+        folder(tmp_path, site="lyon").save(state(2.0), round_number=1)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"{",
+        b"\xff\xfe",
+        b"[]",
+        b"null",
+        b"{}",
+        b'{"site": "berlin"}',
+        b'{"site": "berlin", "rounds": 3}',
+        b'{"site": "berlin", "rounds": [{"round": 1}]}',
+        b'{"site": "berlin", "rounds": [{"round": "x", "file": "f", "sha256": "s"}]}',
+    ],
+)
+def test_state_with_an_unreadable_manifest_is_refused(tmp_path: Path, content: bytes) -> None:
+    """Whatever stands in the manifest, the site says so and goes no further."""
+    kept = folder(tmp_path)
+    (kept.path / "manifest.json").write_bytes(content)
+    with pytest.raises(StateError, match=r"site 'berlin': cannot read '.*manifest.json'"):
+        kept.load(before_round=1)
+
+
+@pytest.mark.parametrize("writes", [0, 1, 2, 3])
+def test_state_before_a_write_that_failed_stays_readable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int
+) -> None:
+    """The disk fills up at any of the writes of round 3 (file, folder, manifest, folder): round 2 is still there."""
+    kept = folder(tmp_path)
+    for number in (1, 2):
+        kept.save(state(number), round_number=number)
+    real, left = os.fsync, iter([True] * writes)
+    monkeypatch.setattr(os, "fsync", lambda file: real(file) if next(left, False) else no_space(file))
+    with pytest.raises(StateError, match=r"cannot write '.*': No space left on device"):
+        kept.save(state(3.0), round_number=3)
+    monkeypatch.undo()
+    np.testing.assert_equal(state(2.0), folder(tmp_path).load(before_round=3))
+    assert [] == [path.name for path in kept.path.iterdir() if path.name.endswith(".tmp")]
+    folder(tmp_path).save(state(3.0), round_number=3)
+    np.testing.assert_equal(state(3.0), folder(tmp_path).load(before_round=4))
+
+
+def test_state_folder_that_cannot_be_written_is_told_at_once(tmp_path: Path) -> None:
+    """A file stands where the folder should be: the error comes before any training."""
+    (tmp_path / "state").write_text("a file")
+    with pytest.raises(StateError, match=r"site 'berlin': state folder '.*' is not writable"):
+        folder(tmp_path)
+
+
+def test_state_manifest_names_each_file_with_its_digest(tmp_path: Path) -> None:
+    """The manifest is what decides; a file that it does not name is not read."""
+    kept = folder(tmp_path)
+    kept.save(state(1.0), round_number=1)
+    manifest = json.loads((kept.path / "manifest.json").read_text())
+    assert "berlin" == manifest["site"]
+    assert [(1, "round-000001.safetensors", 64)] == [
+        (entry["round"], entry["file"], len(entry["sha256"])) for entry in manifest["rounds"]
+    ]
