@@ -11,7 +11,7 @@ from flwr.clientapp import ClientApp
 from client.flower import message_of, plan_of
 from client.site import Site
 from common.config import SiteConfig, StudyConfig, load_site
-from common.errors import ConsiliumError, DataError, ProtocolError, StateError
+from common.errors import ConfigError, ConsiliumError, DataError, ProtocolError, StateError
 from common.protocol import FailureReply, Plan
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,11 @@ _warm: dict[Path, tuple[SiteConfig, StudyConfig, Site]] = {}
 def answer(message: Message, context: Context) -> Message:
     """Answer one plan; a failure that has a sentence becomes a FailureReply, never a stack trace on the wire."""
     path = Path(str(context.node_config["site"]))
-    config = load_site(path)
+    try:
+        config = load_site(path)
+    except ConfigError as error:
+        log.error("settings cannot be used message=%s", error)
+        raise RuntimeError("this site's settings cannot be used; its log says why") from None
     plan, payload = plan_of(message)
     began = time.monotonic()
     try:
@@ -58,6 +62,11 @@ def _site(path: Path, config: SiteConfig, plan: Plan) -> Site:
 
 def _told(error: ConsiliumError, config: SiteConfig) -> str:
     """Return what the server may know of an error: paths and file names can hold patients' names."""
-    if config.share_error_details or not isinstance(error, DataError | StateError):
+    if config.share_error_details:
         return str(error)
-    return f"{type(error).__name__}; the sentence that says why is in the log of site '{config.name}'"
+    if isinstance(error, DataError | StateError):
+        return f"{type(error).__name__}; the sentence that says why is in the log of site '{config.name}'"
+    text = str(error)
+    for folder in (config.weights_dir, config.state_dir, config.data.path):
+        text = text.replace(str(folder), f"<{folder.name}>") if folder is not None else text
+    return text

@@ -17,6 +17,8 @@ def plan_of(message: Message) -> tuple[Plan, bytes | None]:
     if not isinstance(text, str):
         raise ProtocolError(f"message has records {sorted(message.content)}, expected '{PLAN_RECORD}'")
     arrays = message.content.array_records.get(PAYLOAD_RECORD)
+    if arrays is not None and list(arrays) != ["bytes"]:
+        raise ProtocolError(f"payload has arrays {sorted(arrays)}, expected one named 'bytes'")
     return parse_plan(text), None if arrays is None else arrays["bytes"].data
 
 

@@ -143,8 +143,7 @@ class Site:
             case HandshakePlan():
                 return self._shake_hands(plan, began), None
             case InitialWeightsPlan():
-                reply = InitialWeightsReply(**_stamp(plan, began), initial_digest=digest(self._initial))
-                return reply, self._codec.encode({name: self._initial[name] for name in sorted(self._names.shared)})
+                return InitialWeightsReply(**_stamp(plan, began)), self._codec.encode(self._shared_initial())
             case RoundPlan():
                 return self._round(plan, self._received(payload), began)
             case FinishPlan():
@@ -156,15 +155,18 @@ class Site:
             **_stamp(plan, began),
             versions=versions(),
             card=self._data.card,
-            shared=tuple(sorted(self._names.shared)),
             initial_digest=digest(self._initial),
+            shared_digest=digest(self._shared_initial()),
         )
+
+    def _shared_initial(self) -> dict[str, Array]:
+        return {name: self._initial[name] for name in sorted(self._names.shared)}
 
     def _received(self, payload: bytes | None) -> dict[str, Array]:
         if payload is None:
             raise ProtocolError("the server sent a plan without weights")
         weights = self._codec.decode(payload)
-        check_like(weights, {name: self._initial[name] for name in self._names.shared}, who="weights from the server")
+        check_like(weights, self._shared_initial(), who="weights from the server")
         check_finite(weights, who="weights from the server")
         return weights
 

@@ -4,6 +4,7 @@ Frozen pydantic models, `extra="forbid"`, validated at the edge; nothing below a
 one. Every field is documented in the README; a test compares.
 """
 
+import math
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -220,9 +221,17 @@ class StudyConfig(Record):
     @model_validator(mode="after")
     def _check(self) -> "StudyConfig":
         _no_duplicates(self.sites)
-        if self.quorum is not None and self.quorum > len(self.sites):
-            raise ValueError(f"quorum must be at most the number of sites ({len(self.sites)}), got {self.quorum}")
+        if self.quorum is not None and self.quorum > self.cohort_size:
+            raise ValueError(
+                f"quorum must be at most the sites asked in a round ({self.cohort_size}), got {self.quorum}"
+            )
         return self
+
+    @property
+    def cohort_size(self) -> int:
+        """How many sites are asked in a round: `cohort_fraction` of them, rounded up."""
+        # 0.07 * 100 is 7.000000000000001 in floating point, and asks 7 sites all the same
+        return max(1, math.ceil(round(self.cohort_fraction * len(self.sites), 9)))
 
 
 class ImageFolderData(Record):

@@ -91,20 +91,19 @@ class _Reply(Record):
 
 
 class HandshakeReply(_Reply):
-    """The answer to a HandshakePlan."""
+    """The answer to a HandshakePlan: digests of all initial weights, and of the part that is shared."""
 
     kind: Literal["handshake"] = "handshake"
     versions: Versions
     card: DataCard
-    shared: tuple[str, ...]
     initial_digest: str
+    shared_digest: str
 
 
 class InitialWeightsReply(_Reply):
     """The answer to an InitialWeightsPlan; its payload holds the shared initial weights."""
 
     kind: Literal["initial_weights"] = "initial_weights"
-    initial_digest: str
 
 
 class RoundReply(_Reply):

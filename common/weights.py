@@ -1,6 +1,7 @@
 """Named arrays of a model and the arithmetic on them: float64 reductions, exact integers."""
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -39,7 +40,7 @@ def add_scaled(weights: Weights, delta: Weights, scale: float = 1.0) -> dict[str
 
 
 def weighted_mean(items: Sequence[Weights], shares: Sequence[float]) -> dict[str, Array]:
-    """Return the weighted mean of several weights: `sum(s_k * w_k) / sum(s_k)`.
+    """Return the weighted mean of several weights: `sum(s_k * w_k) / sum(s_k)`; integers are exact below 2**53.
 
     Args:
         items: one or more weights with equal names, shapes and dtypes.
@@ -96,7 +97,7 @@ def check_finite(weights: Weights, *, who: str) -> None:
         UpdateRejected: with reason `not_finite` and how many values of which array are bad.
     """
     for name, array in weights.items():
-        if is_float(array) and not np.isfinite(array).all():
+        if np.issubdtype(array.dtype, np.inexact) and not np.isfinite(array).all():
             bad = int(array.size - np.isfinite(array).sum())
             raise UpdateRejected(
                 "not_finite", f"{who}: array '{name}' has {bad} NaN or infinite of {array.size} values"
@@ -115,6 +116,6 @@ def digest(weights: Weights) -> str:
     sha = hashlib.sha256()
     for name in sorted(weights):
         array = weights[name]
-        sha.update(f"{name}|{array.dtype.str}|{array.shape}|".encode())
+        sha.update(json.dumps([name, array.dtype.str, array.shape]).encode())
         sha.update(array.tobytes())
     return sha.hexdigest()

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import click
 import typer
@@ -46,10 +46,16 @@ def _console() -> Console:
 
 @app.command()
 def demo(
-    data: Annotated[str, typer.Option(help="digits (embedded), heart-disease, or images.")] = "digits",
+    data: Annotated[
+        Literal["digits", "heart-disease", "images"],
+        typer.Option(help="digits are embedded; the others need --data-dir."),
+    ] = "digits",
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the data, for heart-disease and images.")] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds of training; default: what suits the data.")] = None,
-    method: Annotated[str | None, typer.Option(help="local, fedavg, fine_tune or fedper.")] = None,
+    method: Annotated[
+        Literal["local", "fedavg", "fine_tune", "fedper"] | None,
+        typer.Option(help="Personalisation method; default: fine_tune."),
+    ] = None,
     model: Annotated[str | None, typer.Option(help="A model's name, e.g. small_cnn, squeezenet1_0, mlp.")] = None,
     pretrained: Annotated[Path | None, typer.Option(help="A weights file (.safetensors, .pt, .th).")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Everything random follows from it.")] = 42,
@@ -88,6 +94,7 @@ def run(
 ) -> None:
     """Run a study on a running server and show whether joining helped each site."""
     from common.config import load_study
+    from common.files import check_writable
     from consilium.report import print_table
     from consilium.run import new_run_folder, run_study, save_report
     from consilium.view import View
@@ -97,6 +104,7 @@ def run(
     config = load_study(study)
     if resume is not None and not (resume / "checkpoint.safetensors").is_file():
         raise ConfigError(f"--resume: '{resume}' has no checkpoint.safetensors, so there is nothing to continue")
+    check_writable(runs, what="the folder for runs")
     folder = resume.resolve() if resume is not None else new_run_folder(runs, config.name)
     result = run_study(config, ServerHome(home), folder, View(console, title=config.name))
     print_table(save_report(folder, result), console)

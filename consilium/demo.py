@@ -16,12 +16,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 
 from common.config import FedPerMethod, ImageTask, ModelConfig, StudyConfig, TableTask, parse_study
-from common.errors import ConfigError, RunFailed, error_named
+from common.errors import ConfigError, ConsiliumError, RunFailed, error_named
+from common.files import check_writable
 from common.identity import make_site_key
 from common.processes import PARENT_VARIABLE, free_port
 from consilium.run import new_run_folder, run_study, save_report
@@ -40,7 +41,7 @@ BACKBONE = "printed-characters.safetensors"
 class DemoOptions:
     """What a person may choose."""
 
-    data: str = "digits"
+    data: Literal["digits", "heart-disease", "images"] = "digits"
     data_dir: Path | None = None
     runs: Path = Path("runs")
     cache: Path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "consilium"
@@ -70,10 +71,15 @@ def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
         KeyboardInterrupt: Ctrl-C.
     """
     began = time.monotonic()
+    check_writable(options.runs, what="the folder for runs")
     folder = new_run_folder(options.runs, options.data)
-    folder.mkdir(parents=True)
+    folder.mkdir()
     folder.chmod(0o700)
-    federation = _federation(options, folder / "hospitals")
+    try:
+        federation = _federation(options, folder / "hospitals")
+    except ConsiliumError:
+        shutil.rmtree(folder)
+        raise
     home = ServerHome(folder / "server")
     address = f"localhost:{free_port()}"
     console.print(f"consilium demo: {federation.title}", highlight=False)
@@ -105,9 +111,7 @@ def _federation(options: DemoOptions, folder: Path) -> Federation:
         raise ConfigError(f"--data {options.data} needs --data-dir, the folder that holds the data")
     if options.data == "heart-disease":
         return heart_disease_hospitals(options.data_dir, folder)
-    if options.data == "images":
-        return image_folder_hospitals(options.data_dir)
-    raise ConfigError(f"--data must be one of digits, heart-disease, images, got '{options.data}'")
+    return image_folder_hospitals(options.data_dir)
 
 
 def _weights_file(options: DemoOptions, federation: Federation, console: Console) -> Path | None:

@@ -14,10 +14,10 @@ from common.codecs import Codec
 from common.config import StudyConfig
 from common.errors import HandshakeMismatch, ProtocolError, SitesMissing, error_named
 from common.protocol import FailureReply, HandshakePlan, HandshakeReply, InitialWeightsPlan, InitialWeightsReply
-from common.weights import Array, Weights, check_finite
+from common.weights import Array, Weights, check_finite, digest
 from server.exchange import Answer, Exchange
 
-R = TypeVar("R")
+R = TypeVar("R", HandshakeReply, InitialWeightsReply)
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def shake_hands(exchange: Exchange, study: StudyConfig, run: str, codec: Codec) 
     """
     plans = {site: HandshakePlan(study=study, run=run, site=site) for site in study.sites}
     answers = exchange.ask(plans, payload=None, timeout_seconds=study.round_timeout_seconds)
-    replies = {answer.site: _expect(answer, HandshakeReply) for answer in sorted(answers, key=lambda a: a.site)}
+    replies = {answer.site: _expect(answer, HandshakeReply, run) for answer in sorted(answers, key=lambda a: a.site)}
     compare(replies)
     first = min(replies)
     plan = InitialWeightsPlan(study=study, run=run, site=first)
@@ -73,13 +73,15 @@ def shake_hands(exchange: Exchange, study: StudyConfig, run: str, codec: Codec) 
     return Agreement(replies, weights, tuple(_warnings(replies)))
 
 
-def _expect(answer: Answer, kind: type[R]) -> R:
+def _expect(answer: Answer, kind: type[R], run: str) -> R:
     if isinstance(answer.reply, FailureReply):
         raise error_named(answer.reply.error, named(answer.site, answer.reply.message))
     if answer.problem is not None:
         raise HandshakeMismatch(f"site '{answer.site}' did not answer the handshake: {answer.problem}: {answer.detail}")
     if not isinstance(answer.reply, kind):
         raise ProtocolError(f"site '{answer.site}' answered {type(answer.reply).__name__}, expected {kind.__name__}")
+    if answer.reply.run != run:
+        raise ProtocolError(f"site '{answer.site}' answered for run '{answer.reply.run}', expected '{run}'")
     return answer.reply
 
 
@@ -108,23 +110,19 @@ def _facts(reply: HandshakeReply) -> dict[str, str]:
     return {
         **versions,
         "data schema": reply.card.schema_digest[:12],
-        "shared arrays": str(len(reply.shared)),
         "initial weights": reply.initial_digest[:12],
+        "shared initial weights": reply.shared_digest[:12],
     }
 
 
 def _initial_weights(answer: Answer, shaken: HandshakeReply, codec: Codec) -> dict[str, Array]:
-    reply = _expect(answer, InitialWeightsReply)
-    if reply.initial_digest != shaken.initial_digest or answer.payload is None:
-        raise HandshakeMismatch(f"site '{answer.site}' sent initial weights other than those it had announced")
+    _expect(answer, InitialWeightsReply, shaken.run)
     try:
-        weights = codec.decode(answer.payload)
+        weights = codec.decode(answer.payload or b"")
     except ProtocolError as error:
         raise ProtocolError(named(answer.site, str(error))) from error
-    if set(weights) != set(shaken.shared):
-        raise HandshakeMismatch(
-            f"site '{answer.site}' sent {len(weights)} initial arrays, expected {len(shaken.shared)}"
-        )
+    if digest(weights) != shaken.shared_digest:
+        raise HandshakeMismatch(f"site '{answer.site}' sent initial weights other than those it had announced")
     check_finite(weights, who=f"initial weights from site '{answer.site}'")
     return weights
 

@@ -6,7 +6,7 @@ answers once. An unusable update is rejected and named; too few usable ones stop
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,7 +18,7 @@ from common.weights import check_finite, check_like, norm, subtract
 from server.checkpoint import load_checkpoint, save_checkpoint, save_weights
 from server.cohort import choose_cohort
 from server.exchange import Answer, Exchange
-from server.handshake import Agreement, shake_hands, wait_for_sites
+from server.handshake import Agreement, named, shake_hands, wait_for_sites
 from server.records import RunFolder
 from server.strategies import ServerState, Strategy, Update
 
@@ -34,13 +34,13 @@ class Study:
     strategy: Strategy
     codec: Codec
     folder: RunFolder
+    announced: Mapping[str, int] = field(default_factory=dict)
+    """Training examples per site, as told in the handshake."""
 
     @property
     def quorum(self) -> int:
         """How many accepted updates a round needs: as configured, else every site asked."""
-        if self.config.quorum is not None:
-            return self.config.quorum
-        return len(choose_cohort(self.config.sites, seed=0, round_number=0, fraction=self.config.cohort_fraction))
+        return self.config.quorum if self.config.quorum is not None else self.config.cohort_size
 
 
 @dataclass
@@ -76,6 +76,8 @@ def run_study(study: Study, *, transport: Mapping[str, Any]) -> dict[str, Any]:
     agreement = shake_hands(study.exchange, config, study.run, study.codec)
     for warning in agreement.warnings:
         folder.log("warning", message=warning)
+    announced = {site: reply.card.num_train for site, reply in agreement.replies.items()}
+    study = replace(study, announced=announced)
     state, rounds = _first_state(study, agreement)
     folder.log("agreed", sites={site: _handshake_facts(agreement, site) for site in sorted(agreement.replies)})
     while state.round < config.rounds:
@@ -131,7 +133,7 @@ def run_round(study: Study, state: ServerState) -> tuple[ServerState, RoundRecor
         UpdateRejected: finite updates whose sum is too large for the weights' dtype.
     """
     began, number, config = time.monotonic(), state.round + 1, study.config
-    cohort = choose_cohort(config.sites, seed=config.seed, round_number=number, fraction=config.cohort_fraction)
+    cohort = choose_cohort(config.sites, seed=config.seed, round_number=number, size=config.cohort_size)
     record = RoundRecord(round=number, asked=cohort)
     study.folder.log("asked", round=number, sites=list(cohort))
     plans = {site: RoundPlan(study=config, run=study.run, site=site, round=number) for site in cohort}
@@ -162,7 +164,7 @@ def _usable(study: Study, state: ServerState, answers: Iterator[Answer], record:
         if answer.reply is not None:
             record.answered.append(answer.site)
         try:
-            update = check_update(answer, state, study.run, study.codec)
+            update = check_update(answer, state, study)
         except UpdateRejected as error:
             record.rejected[answer.site] = error.reason
             record.details[answer.site] = str(error)
@@ -181,7 +183,7 @@ def _usable(study: Study, state: ServerState, answers: Iterator[Answer], record:
         names.sort()
 
 
-def check_update(answer: Answer, state: ServerState, run: str, codec: Codec) -> Update:
+def check_update(answer: Answer, state: ServerState, study: Study) -> Update:
     """Decode and check a round's answer.
 
     Raises:
@@ -191,19 +193,20 @@ def check_update(answer: Answer, state: ServerState, run: str, codec: Codec) -> 
     who = f"site '{answer.site}'"
     reply = answer.reply
     if answer.problem is not None:
-        raise UpdateRejected(answer.problem, f"{who}: {answer.detail}")
+        raise UpdateRejected(answer.problem, named(answer.site, answer.detail))
     if isinstance(reply, FailureReply):
         raise UpdateRejected("failure", f"{who} could not do the round: {reply.message}")
     if not isinstance(reply, RoundReply) or answer.payload is None:
         raise UpdateRejected("protocol", f"{who} answered {type(reply).__name__}, expected RoundReply with a payload")
-    if reply.run != run:
-        raise UpdateRejected("run", f"{who} answered for run '{reply.run}', expected '{run}'")
+    if reply.run != study.run:
+        raise UpdateRejected("run", f"{who} answered for run '{reply.run}', expected '{study.run}'")
     if reply.round != state.round + 1:
         raise UpdateRejected("round", f"{who} answered for round {reply.round}, expected {state.round + 1}")
-    if reply.num_examples <= 0:
-        raise UpdateRejected("num_examples", f"{who} sent num_examples {reply.num_examples}, expected more than 0")
+    expected = study.announced[answer.site]
+    if reply.num_examples != expected or expected <= 0:
+        raise UpdateRejected("num_examples", f"{who} sent num_examples {reply.num_examples}, announced {expected}")
     try:
-        delta = codec.decode(answer.payload)
+        delta = study.codec.decode(answer.payload)
     except ProtocolError as error:
         raise UpdateRejected("protocol", f"{who}: {error}") from error
     check_like(delta, state.weights, who=who)

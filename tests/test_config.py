@@ -189,7 +189,8 @@ def test_missing_values_are_told_each_on_its_line(tmp_path: Path) -> None:
         ({"sites": ["Berlin"]}, "sites.0: String should match pattern"),
         ({"sites": ["../etc"]}, "sites.0: String should match pattern"),
         ({"name": ""}, "name: String should match pattern"),
-        ({"quorum": 4}, "quorum must be at most the number of sites (3), got 4"),
+        ({"quorum": 4}, "quorum must be at most the sites asked in a round (3), got 4"),
+        ({"quorum": 3, "cohort_fraction": 0.5}, "quorum must be at most the sites asked in a round (2), got 3"),
         ({"task": {"kind": "images", "classes": ["a", "a"]}}, "task.images: values must differ"),
         ({"task": {"kind": "images", "classes": ["a"]}}, "task.images.classes: "),
         ({"task": {"kind": "images", "classes": ["a", "b"], "mean": [0, 0]}}, "task.images: mean must have 1 or 3"),
@@ -446,8 +447,8 @@ CARD = DataCard(
 COUNTS = Counts(num_test=20, majority=11, local=15, global_=None, personal=17, pairs=(14, 1, 3, 2))
 VERSIONS = Versions(consilium="0.1.0", flwr="1.39.0", torch="2.9", torchvision="0.24", python="3.11")
 REPLIES: list[Any] = [
-    HandshakeReply(**STAMP, versions=VERSIONS, card=CARD, shared=("w",), initial_digest="abc"),
-    InitialWeightsReply(**STAMP, initial_digest="abc"),
+    HandshakeReply(**STAMP, versions=VERSIONS, card=CARD, initial_digest="abc", shared_digest="def"),
+    InitialWeightsReply(**STAMP),
     RoundReply(**STAMP, round=3, num_examples=60, metrics={"global.loss": 0.1 + 0.2}),
     FinishReply(**STAMP, round=3, test=COUNTS, metrics={}),
     FailureReply(**STAMP, error="DataError", message="köln\n\u2028"),

@@ -141,9 +141,7 @@ def test_demo_keeps_personal_weights_in_their_own_hospital(demo: Demo) -> None:
     assert {("hospitals", name, "state") for name in ("berlin", "lyon", "porto")} == personal
 
 
-def test_demo_with_the_same_seed_gives_the_same_weights(
-    demo: Demo, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_demo_with_the_same_seed_gives_the_same_weights(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> None:
     """A second run from the same seed ends with the same bytes."""
     again = run_demo(tmp_path_factory.mktemp("second"))
     assert (demo.folder / "global.safetensors").read_bytes() == (again.folder / "global.safetensors").read_bytes()

@@ -19,10 +19,11 @@ from client.app import _warm
 from client.data import load_data
 from client.data.split import split_rows
 from client.flower import plan_of
-from client.models import build_model
+from client.methods import build_method
+from client.models import build_model, set_weights
 from client.site import Site
-from client.training import batches
-from common.config import StudyConfig, load_site
+from client.training import batches, evaluate
+from common.config import SplitConfig, StudyConfig, load_site
 from common.errors import (
     CohortTooSmall,
     ConfigError,
@@ -477,6 +478,20 @@ def test_training_that_diverges_is_a_named_failure_and_is_not_kept(
         assert not list(state_dir(path, tmp_path / "run").glob("round-*"))
 
 
+def test_measurement_that_is_not_finite_is_a_named_failure(
+    tmp_path: Path, make_sites: MakeSites, make_study: MakeStudy
+) -> None:
+    """After one huge step the weights are finite and the local-only loss is not: told in a sentence, and not kept."""
+    sites = make_sites()
+    study = make_study(training={"steps": 1, "batch_size": 8, "learning_rate": 1e30})
+    with pytest.raises(CohortTooSmall, match=r"site 'lyon' could not do the round: local.loss: not a finite number"):
+        run(study, sites, tmp_path / "run")
+    assert not list(state_dir(sites["lyon"], tmp_path / "run").glob("round-*"))
+    unseen = study.model_copy(update={"split": SplitConfig(validation=0.0), "rounds": 1})
+    with pytest.raises(CohortTooSmall, match=r"only 0 of 3 sites reported test results; .*local.loss.*not a finite"):
+        run(unseen, sites, tmp_path / "unseen")
+
+
 def test_state_folder_that_breaks_in_a_round_is_a_named_failure(
     tmp_path: Path, make_sites: MakeSites, make_study: MakeStudy
 ) -> None:
@@ -779,6 +794,30 @@ def test_served_model_is_the_one_whose_test_counts_are_reported(
             assert int(right.sum()) == result["sites"][name]["test"][which]
         majority = np.bincount(data.train.y.numpy()).argmax()
         assert int((data.test.y.numpy() == majority).sum()) == result["sites"][name]["test"]["majority"]
+
+
+@pytest.mark.parametrize("method", ["fedavg", "fedper", "fine_tune"])
+def test_served_model_of_a_round_is_made_from_the_weights_received(
+    tmp_path: Path, make_sites: MakeSites, make_study: MakeStudy, method: str
+) -> None:
+    """What `personal.loss` measures: received backbone, own new head, then fine-tuning where the method has it."""
+    sites, study, wire = make_sites(), make_study(rounds=2, method={"kind": method}), Wire()
+    run(study, sites, tmp_path / "run", wire)
+    for name, path in sites.items():
+        *_, seen = wire.rounds(name)
+        kept = kept_by(path, tmp_path / "run", 2)
+        own = {key.removeprefix("personal/"): array for key, array in kept.items() if key.startswith("personal/")}
+        model = build_model(study.model, input_shape=(2,), num_outputs=1, weights_dir=None, seed=0)
+        set_weights(model.module, load(seen.down or b"") | own)
+        site = Site(load_site(path), study)
+        if method == "fine_tune":
+            build_method(study.method).personalise(model, {}, site._work(2))
+        data = load_data(load_site(path).data, study.task, study.split, site=name, min_examples=2)
+        expected = evaluate(model.module, data.validation)
+        metrics = seen.reply.metrics  # type: ignore[union-attr]
+        assert (expected.loss, expected.accuracy) == (metrics["personal.loss"], metrics["personal.accuracy"])
+        if method == "fedavg":
+            assert metrics["global.loss"] == metrics["personal.loss"]
 
 
 def test_finish_asked_again_gives_the_same_answer(tmp_path: Path, make_sites: MakeSites, make_study: MakeStudy) -> None:

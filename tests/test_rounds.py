@@ -112,12 +112,12 @@ def honest(site: str, plan: Plan, payload: bytes | None) -> Answer:
     stamp: dict[str, Any] = {"run": plan.run, "site": site, "pid": 4711, "seconds": 0.25}
     match plan:
         case HandshakePlan():
-            shared = tuple(sorted(INITIAL))
-            versions = Versions(**VERSIONS)
-            reply = HandshakeReply(**stamp, versions=versions, card=CARD, shared=shared, initial_digest=digest(INITIAL))
+            card = CARD.model_copy(update={"num_train": NUM_EXAMPLES[site]})
+            digests = {"initial_digest": digest(INITIAL), "shared_digest": digest(INITIAL)}
+            reply = HandshakeReply(**stamp, versions=Versions(**VERSIONS), card=card, **digests)
             return Answer(site, reply=reply, bytes_up=10, bytes_down=20)
         case InitialWeightsPlan():
-            initial = InitialWeightsReply(**stamp, initial_digest=digest(INITIAL))
+            initial = InitialWeightsReply(**stamp)
             return Answer(site, reply=initial, payload=CODEC.encode(INITIAL))
         case RoundPlan():
             delta = CODEC.encode(trained(site, CODEC.decode(payload or b"")))
@@ -201,7 +201,11 @@ def failure(error: str, message: str) -> Alter:
 
 
 def card_with(**changes: Any) -> Alter:
-    return reply_with(card=CARD.model_copy(update=changes))
+    def alter(answer: Answer) -> Answer:
+        assert isinstance(answer.reply, HandshakeReply)
+        return reply_with(card=answer.reply.card.model_copy(update=changes))(answer)
+
+    return alter
 
 
 # --- handshake -------------------------------------------------------------------------------------
@@ -244,7 +248,11 @@ def test_no_sites_at_all_end_the_run(tmp_path: Path) -> None:
             f"  initial weights: berlin has {digest(INITIAL)[:12]}, madrid has ffffffffffff, "
             f"paris has {digest(INITIAL)[:12]}",
         ),
-        (reply_with(shared=("bn.count",)), "  shared arrays: berlin has 2, madrid has 1, paris has 2"),
+        (
+            reply_with(shared_digest="e" * 64),
+            f"  shared initial weights: berlin has {digest(INITIAL)[:12]}, madrid has eeeeeeeeeeee, "
+            f"paris has {digest(INITIAL)[:12]}",
+        ),
     ],
     ids=["torch", "python", "schema", "initial weights", "shared"],
 )
@@ -309,14 +317,19 @@ def test_site_that_does_not_shake_hands_is_named(tmp_path: Path, kind: str) -> N
 @pytest.mark.parametrize(
     ("alter", "cls", "sentence"),
     [
-        (reply_with(initial_digest="f" * 64), HandshakeMismatch, "site 'berlin' sent initial weights other than"),
-        (lambda answer: replace(answer, payload=None), HandshakeMismatch, "site 'berlin' sent initial weights"),
-        (delta_with(bn__count=None), HandshakeMismatch, "site 'berlin' sent 1 initial arrays, expected 2"),
+        (
+            delta_with(body__weight=INITIAL["body.weight"] + 1),
+            HandshakeMismatch,
+            "site 'berlin' sent initial weights other",
+        ),
+        (lambda answer: replace(answer, payload=None), ProtocolError, "^site 'berlin': payload of 0 bytes"),
+        (delta_with(bn__count=None), HandshakeMismatch, "site 'berlin' sent initial weights other than"),
+        (reply_with(run="run-0"), ProtocolError, "site 'berlin' answered for run 'run-0', expected 'run-1'"),
         (lambda answer: replace(answer, payload=b"x"), ProtocolError, "^site 'berlin': payload of 1 bytes"),
         (
             delta_with(body__weight=np.full((2, 3), np.nan, np.float32)),
-            UpdateRejected,
-            "initial weights from site 'berlin': array 'body.weight' has 6 NaN",
+            HandshakeMismatch,
+            "site 'berlin' sent initial weights other than",
         ),
         (failure("ModelError", "weights gone"), ModelError, "^site 'berlin': weights gone$"),
         (problem("crash", "out of memory"), HandshakeMismatch, "site 'berlin' did not answer .*: out of memory"),
@@ -326,7 +339,7 @@ def test_site_that_does_not_shake_hands_is_named(tmp_path: Path, kind: str) -> N
             "site 'berlin' answered RoundReply, expected InitialWeightsReply",
         ),
     ],
-    ids=["digest", "no payload", "array missing", "garbage", "NaN", "failure", "crash", "another kind"],
+    ids=["altered", "no payload", "array missing", "another run", "garbage", "NaN", "failure", "crash", "another kind"],
 )
 def test_initial_weights_that_are_not_those_agreed_on_end_the_run(
     tmp_path: Path, alter: Alter, cls: type[ConsiliumError], sentence: str
@@ -446,8 +459,13 @@ FAULTS: dict[str, tuple[Alter, str, str]] = {
         "names",
         "missing ['bn.count', 'body.weight'], unexpected none",
     ),
-    "no examples": (reply_with(num_examples=0), "num_examples", "sent num_examples 0, expected more than 0"),
-    "negative examples": (reply_with(num_examples=-5), "num_examples", "sent num_examples -5, expected more than 0"),
+    "no examples": (reply_with(num_examples=0), "num_examples", "sent num_examples 0, announced 500"),
+    "negative examples": (reply_with(num_examples=-5), "num_examples", "sent num_examples -5, announced 500"),
+    "too many examples": (
+        reply_with(num_examples=10**9),
+        "num_examples",
+        "sent num_examples 1000000000, announced 500",
+    ),
     "earlier round": (reply_with(round=1), "round", "answered for round 1, expected 2"),
     "later round": (reply_with(round=3), "round", "answered for round 3, expected 2"),
     "another run": (reply_with(run="run-0"), "run", "answered for run 'run-0', expected 'run-1'"),
@@ -463,7 +481,7 @@ FAULTS: dict[str, tuple[Alter, str, str]] = {
     ),
     "no payload": (lambda answer: replace(answer, payload=None), "protocol", "expected RoundReply with a payload"),
     "another kind": (
-        lambda answer: replace(answer, reply=InitialWeightsReply(**STAMP, initial_digest="f" * 64)),
+        lambda answer: replace(answer, reply=InitialWeightsReply(**STAMP)),
         "protocol",
         "answered InitialWeightsReply, expected RoundReply",
     ),

@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from common.config import ImageTask, StudyConfig
 from common.errors import StateError
 from common.files import check_writable, write_atomically
 from common.identity import DAYS_SERVER, make_server_identity, make_site_key
@@ -70,17 +71,22 @@ def blocked(path: Path) -> Path:
 # --- cohort ----------------------------------------------------------------------------------------
 
 
+def cohort_study(num_sites: int, fraction: float) -> StudyConfig:
+    sites = tuple(f"site-{number:03d}" for number in range(num_sites))
+    return StudyConfig(name="cohort", sites=sites, task=ImageTask(classes=("a", "b")), cohort_fraction=fraction)
+
+
 def test_cohort_is_everyone_by_default() -> None:
-    """Fraction 1 asks every site, sorted by name."""
-    assert SITES == choose_cohort(["rome", "berlin", "paris", "madrid", "lyon"], seed=1, round_number=1)
+    """All of them are asked, sorted by name."""
+    assert SITES == choose_cohort(["rome", "berlin", "paris", "madrid", "lyon"], seed=1, round_number=1, size=5)
 
 
-@given(seed=st.integers(0, 2**32), number=st.integers(1, 1000), fraction=st.floats(0.001, 1), order=st.randoms())
-def test_cohort_is_a_pure_function_of_seed_round_and_sites(seed: int, number: int, fraction: float, order: Any) -> None:
+@given(seed=st.integers(0, 2**32), number=st.integers(1, 1000), size=st.integers(1, 5), order=st.randoms())
+def test_cohort_is_a_pure_function_of_seed_round_and_sites(seed: int, number: int, size: int, order: Any) -> None:
     """The order of the sites does not matter, nor what was chosen before."""
     shuffled = order.sample(SITES, k=len(SITES))
-    expected = choose_cohort(SITES, seed=seed, round_number=number, fraction=fraction)
-    assert expected == choose_cohort(shuffled, seed=seed, round_number=number, fraction=fraction)
+    expected = choose_cohort(SITES, seed=seed, round_number=number, size=size)
+    assert expected == choose_cohort(shuffled, seed=seed, round_number=number, size=size)
     assert set(expected) <= set(SITES)
     assert sorted(set(expected)) == list(expected)
 
@@ -88,20 +94,20 @@ def test_cohort_is_a_pure_function_of_seed_round_and_sites(seed: int, number: in
 @given(num_sites=st.integers(1, 120), percent=st.integers(1, 100))
 def test_cohort_has_the_fraction_rounded_up(num_sites: int, percent: int) -> None:
     """7 % of 100 sites are 7, although 0.07 * 100 is a little more than 7 in floating point; at least one is asked."""
-    sites = [f"site-{number:03d}" for number in range(num_sites)]
-    chosen = choose_cohort(sites, seed=3, round_number=1, fraction=percent / 100)
-    assert -(-num_sites * percent // 100) == len(chosen)
+    study = cohort_study(num_sites, percent / 100)
+    assert -(-num_sites * percent // 100) == study.cohort_size
+    assert study.cohort_size == len(choose_cohort(study.sites, seed=3, round_number=1, size=study.cohort_size))
 
 
 def test_cohort_of_the_smallest_fraction_is_one_site() -> None:
     """A study whose fraction is nearly 0 asks one site per round."""
-    assert 1 == len(choose_cohort(SITES, seed=3, round_number=1, fraction=1e-15))
+    assert 1 == cohort_study(5, 1e-15).cohort_size
 
 
 def test_cohort_chooses_every_site_about_equally_often() -> None:
     """Two of five in 1000 rounds: 400 each, within five standard deviations (sqrt(1000 * 0.4 * 0.6) = 15.5)."""
     seen = Counter(
-        site for number in range(1, 1001) for site in choose_cohort(SITES, seed=42, round_number=number, fraction=0.4)
+        site for number in range(1, 1001) for site in choose_cohort(SITES, seed=42, round_number=number, size=2)
     )
     assert set(SITES) == set(seen)
     assert all(abs(count - 400) < 5 * math.sqrt(240) for count in seen.values())
@@ -111,7 +117,7 @@ def test_cohort_depends_on_seed_and_round() -> None:
     """Rounds differ from each other, and so do studies with other seeds."""
 
     def twenty(seed: int) -> list[tuple[str, ...]]:
-        return [choose_cohort(SITES, seed=seed, round_number=number, fraction=0.4) for number in range(1, 21)]
+        return [choose_cohort(SITES, seed=seed, round_number=number, size=2) for number in range(1, 21)]
 
     assert len(set(twenty(1))) > 3
     assert twenty(1) != twenty(2)

@@ -321,7 +321,8 @@ def test_digest_depends_on_name_shape_dtype_and_value(other: dict[str, Array]) -
 
 def test_digest_is_the_same_on_every_machine() -> None:
     """The sha256 of this very text and these bytes: sites on different machines must agree on it."""
-    content = b"a|<f4|(1, 2)|\x00\x00\x80\x3f\x00\x00\x00\x40" + b"b|<i8|()|\x03\x00\x00\x00\x00\x00\x00\x00"
+    first = b'["a", "<f4", [1, 2]]' + b"\x00\x00\x80\x3f\x00\x00\x00\x40"
+    content = first + b'["b", "<i8", []]' + b"\x03\x00\x00\x00\x00\x00\x00\x00"
     assert hashlib.sha256(content).hexdigest() == digest(SOME)
 
 
