@@ -1,5 +1,6 @@
 """Composition root of the Flower ClientApp: find this site's settings, answer the plan, say what failed."""
 
+import contextlib
 import logging
 import os
 import time
@@ -10,9 +11,10 @@ from flwr.clientapp import ClientApp
 
 from client.flower import message_of, plan_of
 from client.site import Site
+from client.site_state import event_log
 from common.config import SiteConfig, StudyConfig, load_site
 from common.errors import ConfigError, ConsiliumError, DataError, ProtocolError, StateError
-from common.protocol import FailureReply, Plan
+from common.protocol import FailureReply, Plan, Reply
 
 log = logging.getLogger(__name__)
 
@@ -37,10 +39,20 @@ def answer(message: Message, context: Context) -> Message:
         if plan.site != config.name:
             raise ProtocolError(f"the plan is for site '{plan.site}', this is site '{config.name}'")
         reply, content = _site(path, config, plan).answer(plan, payload)
+        _note(config, plan, reply, bytes_up=len(content or b""), bytes_down=len(payload or b""))
         log.info("plan answered kind=%s run=%s seconds=%.2f", plan.kind, plan.run, reply.seconds)
         return message_of(reply, content, reply_to=message)
     except ConsiliumError as error:
         log.error("plan failed kind=%s error=%s message=%s", plan.kind, type(error).__name__, error)
+        with contextlib.suppress(StateError):  # the disk may be what failed
+            event_log(config).log(
+                "failed",
+                study=plan.study.name,
+                run=plan.run,
+                kind=plan.kind,
+                error=type(error).__name__,
+                message=str(error),
+            )
         failure = FailureReply(
             run=plan.run,
             site=config.name,
@@ -70,3 +82,21 @@ def _told(error: ConsiliumError, config: SiteConfig) -> str:
     for folder in (config.weights_dir, config.state_dir, config.data.path):
         text = text.replace(str(folder), f"<{folder.name}>") if folder is not None else text
     return text
+
+
+def _note(config: SiteConfig, plan: Plan, reply: Reply, *, bytes_up: int, bytes_down: int) -> None:
+    """Write what was answered to this site's own event log: its audit trail, and the source of its metrics."""
+    training = plan.study.training
+    facts = reply.model_dump(mode="json", exclude={"protocol", "kind", "site", "versions", "run", "seconds"})
+    event_log(config).log(
+        "answered",
+        study=plan.study.name,
+        run=plan.run,
+        kind=plan.kind,
+        seconds=round(reply.seconds, 4),
+        bytes_up=bytes_up,
+        bytes_down=bytes_down,
+        codec=plan.study.codec,
+        epochs=training.epochs if plan.kind == "round" else None,
+        **facts,
+    )

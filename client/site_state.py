@@ -16,7 +16,9 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from common.config import SiteConfig
 from common.errors import StateError
+from common.events import EventLog
 from common.files import check_writable, write_atomically
 from common.weights import Array, Weights
 
@@ -100,3 +102,8 @@ class StateFolder:
 
 def _entry(item: Mapping[str, Any]) -> dict[str, Any]:
     return {"round": int(item["round"]), "file": str(item["file"]), "sha256": str(item["sha256"])}
+
+
+def event_log(config: SiteConfig) -> EventLog:
+    """Return this site's own event log: what was asked, what was answered, what failed."""
+    return EventLog(config.state_dir / "events.jsonl", {"site": config.name})

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import os
 from pathlib import Path
 
 from flwr.app import Context
@@ -11,8 +12,9 @@ from flwr.serverapp import Grid, ServerApp
 from common.codecs import CODECS
 from common.config import StudyConfig, parse_study
 from common.errors import ConsiliumError
+from common.events import EventLog
 from server.flower import GridExchange
-from server.records import RunFolder
+from server.records import JOURNAL_VARIABLE, RunFolder
 from server.rounds import Study, run_study
 from server.strategies import build_strategy
 
@@ -29,9 +31,11 @@ def study_digest(config: StudyConfig) -> str:
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the study named in the run configuration (`study`: JSON, `folder`: run folder on this machine)."""
-    folder = RunFolder(Path(str(context.run_config["folder"])))
+    path, text = Path(str(context.run_config["folder"])), str(context.run_config["study"])
+    folder = RunFolder(path, _journal(run=path.name))
     try:
-        config = parse_study(json.loads(str(context.run_config["study"])), source="study")
+        config = parse_study(json.loads(text), source="study")
+        folder = RunFolder(path, _journal(run=path.name, study=config.name))
         study = Study(
             config=config,
             digest=study_digest(config),
@@ -50,3 +54,9 @@ def main(grid: Grid, context: Context) -> None:
     except Exception as error:
         folder.log("failed", error="ConsiliumError", message=f"unexpected {type(error).__name__}: {error}")
         raise
+
+
+def _journal(**labels: str) -> EventLog | None:
+    """Return the server's own event log, if this process was started by `consilium server start`."""
+    path = os.environ.get(JOURNAL_VARIABLE)
+    return EventLog(Path(path), labels) if path else None

@@ -22,6 +22,8 @@ class Answer:
     detail: str = ""
     bytes_up: int = 0
     bytes_down: int = 0
+    transfer_seconds: float = 0.0
+    """This answer's part of the time the server spent sending plans and fetching replies."""
 
 
 class Exchange(Protocol):

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from logging import getLogger
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
@@ -83,24 +84,28 @@ class GridExchange:
             )
         if not messages:
             return
+        began = time.monotonic()
         sent = self._grid.push_messages(list(messages.values()))
+        pushing = (time.monotonic() - began) / len(messages)
         waiting = dict(zip(sent, messages, strict=True))
-        for site, message in self._pull(waiting, timeout_seconds):
-            yield _answer(site, message, bytes_down[site])
+        for site, message, pulling in self._pull(waiting, timeout_seconds):
+            yield replace(_answer(site, message, bytes_down[site]), transfer_seconds=pushing + pulling)
         for site in waiting.values():
             detail = f"site '{site}' did not answer within {timeout_seconds:g} s"
-            yield Answer(site, problem="timeout", detail=detail, bytes_down=bytes_down[site])
+            yield Answer(site, problem="timeout", detail=detail, bytes_down=bytes_down[site], transfer_seconds=pushing)
 
-    def _pull(self, waiting: dict[str, str], timeout_seconds: float) -> Iterator[tuple[str, Message]]:
-        """Yield (site, reply) as they arrive and take them out of `waiting` (message id -> site)."""
+    def _pull(self, waiting: dict[str, str], timeout_seconds: float) -> Iterator[tuple[str, Message, float]]:
+        """Yield (site, reply, seconds of fetching it) and take them out of `waiting` (message id -> site)."""
         deadline = time.monotonic() + timeout_seconds
         pause = POLL_SECONDS[0]
         while waiting and time.monotonic() < deadline:
+            began = time.monotonic()
             replies = list(self._grid.pull_messages(list(waiting)))
+            seconds = (time.monotonic() - began) / max(len(replies), 1)
             for message in replies:
                 site = waiting.pop(message.metadata.reply_to_message_id, None)
                 if site is not None:
-                    yield site, message
+                    yield site, message, seconds
             pause = POLL_SECONDS[0] if replies else min(pause * 1.5, POLL_SECONDS[1])
             time.sleep(pause if waiting else 0)
 

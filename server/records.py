@@ -1,31 +1,31 @@
-"""What a run leaves on the server's disk: an append-only event log, the checkpoint, the result.
+"""What a run leaves on the server's disk: an append-only event log, the checkpoint, the result."""
 
-`events.jsonl` holds one JSON object per line with `time` (ISO 8601, UTC) and `event`; it is the audit
-trail, the source of the live view, and the only channel from the short-lived ServerApp process to others.
-"""
-
-import contextlib
 import json
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from common.errors import StateError
+from common.events import EventLog
 from common.files import write_atomically
+
+JOURNAL_VARIABLE = "CONSILIUM_JOURNAL"
+"""Where the server's own event log is: every run's events, for the metrics of the long-lived process."""
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The files of one run under one folder."""
+    """The files of one run under one folder.
+
+    Args:
+        journal: a second log that gets every event too, with `study` and `run`; the server's own.
+    """
 
     path: Path
+    journal: EventLog | None = None
 
     @property
     def events(self) -> Path:
-        """The append-only event log."""
+        """The run's append-only event log."""
         return self.path / "events.jsonl"
 
     @property
@@ -44,40 +44,19 @@ class RunFolder:
         return self.path / "result.json"
 
     def log(self, event: str, **fields: Any) -> None:
-        """Append one event; a line is on disk when this returns.
+        """Append one event to the run's log, and to the journal.
 
         Raises:
             StateError: the folder is unwritable or the disk is full.
         """
-        line = json.dumps({"time": datetime.now(UTC).isoformat(), "event": event, **fields}, allow_nan=False)
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            with self.events.open("a+b") as file:
-                if file.tell() and not _ends_a_line(file):
-                    line = "\n" + line  # a crash cut the last line off; it must not swallow this one
-                file.write(f"{line}\n".encode())
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise StateError(f"cannot write '{self.events}': {error.strerror or error}") from error
+        EventLog(self.events).log(event, **fields)
+        if self.journal is not None:
+            self.journal.log(event, **fields)
 
     def read_events(self) -> list[dict[str, Any]]:
-        """Return all whole events so far: neither an unfinished last line, nor one that a crash cut off."""
-        return list(self._parse())
-
-    def _parse(self) -> Iterator[dict[str, Any]]:
-        if not self.events.exists():
-            return
-        for line in self.events.read_text(encoding="utf-8").splitlines(keepends=True):
-            if line.endswith("\n"):
-                with contextlib.suppress(ValueError):  # no part of an object is whole JSON
-                    yield json.loads(line)
+        """Return all whole events of the run so far."""
+        return EventLog(self.events).read()
 
     def save_result(self, result: dict[str, Any]) -> None:
         """Write `result.json`."""
         write_atomically(self.result, json.dumps(result, indent=1, allow_nan=False).encode())
-
-
-def _ends_a_line(file: BinaryIO) -> bool:
-    file.seek(-1, os.SEEK_END)
-    return file.read(1) == b"\n"

@@ -56,6 +56,8 @@ class RoundRecord:
     bytes_up: int = 0
     bytes_down: int = 0
     seconds: float = 0.0
+    transfer_seconds: float = 0.0
+    aggregation_seconds: float = 0.0
     update_norm: float = 0.0
     sites: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -71,7 +73,15 @@ def run_study(study: Study, *, transport: Mapping[str, Any]) -> dict[str, Any]:
     """
     began, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     folder, config = study.folder, study.config
-    folder.log("started", run=study.run, study=config.name, rounds=config.rounds, sites=list(config.sites))
+    folder.log(
+        "started",
+        rounds=config.rounds,
+        sites=list(config.sites),
+        quorum=study.quorum,
+        method=config.method.kind,
+        strategy=config.strategy.kind,
+        codec=config.codec,
+    )
     wait_for_sites(study.exchange, config, on_change=lambda online: folder.log("waiting", online=sorted(online)))
     agreement = shake_hands(study.exchange, config, study.run, study.codec)
     for warning in agreement.warnings:
@@ -148,11 +158,13 @@ def run_round(study: Study, state: ServerState) -> tuple[ServerState, RoundRecor
             f"round {number}: {len(updates)} of {len(cohort)} sites sent a usable update, "
             f"expected {study.quorum}; {reasons}"
         )
+    applying = time.monotonic()
     step = study.strategy.apply(state, updates)
     check_finite(step.state.weights, who=f"round {number}: the new global weights")
     for site, share in step.shares.items():
         record.sites[site]["weight"] = share
     record.update_norm = norm(subtract(step.state.weights, state.weights))
+    record.aggregation_seconds += time.monotonic() - applying
     record.seconds = round(time.monotonic() - began, 4)
     return step.state, record
 
@@ -161,10 +173,13 @@ def _usable(study: Study, state: ServerState, answers: Iterator[Answer], record:
     for answer in answers:
         record.bytes_up += answer.bytes_up
         record.bytes_down += answer.bytes_down
+        record.transfer_seconds += answer.transfer_seconds
         if answer.reply is not None:
             record.answered.append(answer.site)
+        checking = time.monotonic()
         try:
             update = check_update(answer, state, study)
+            record.aggregation_seconds += time.monotonic() - checking
         except UpdateRejected as error:
             record.rejected[answer.site] = error.reason
             record.details[answer.site] = str(error)

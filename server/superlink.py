@@ -25,6 +25,7 @@ from common.errors import ConfigError, ConnectionRefused, RunFailed
 from common.files import write_atomically
 from common.identity import make_server_identity
 from common.processes import check_port_free
+from server.records import JOURNAL_VARIABLE
 
 TASK_POLL_SECONDS = "0.1"
 
@@ -53,6 +54,11 @@ class ServerHome:
     def secret(self) -> Path:
         """Shared between SuperLink and SuperExec."""
         return self.path / "superexec.secret"
+
+    @property
+    def journal(self) -> Path:
+        """The event log of all runs, which the metrics are made from."""
+        return self.path / "journal.jsonl"
 
     def address(self) -> "ServerAddress":
         """Return where the running server listens.
@@ -97,6 +103,7 @@ def start_server(home: ServerHome, *, fleet: str, control_port: int, hosts: Sequ
     control = f"127.0.0.1:{control_port}"
     environment = {
         **os.environ,
+        JOURNAL_VARIABLE: str(home.journal.resolve()),
         "FLWR_HOME": str((home.path / "flwr").resolve()),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",  # flwr-serverapp
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": TASK_POLL_SECONDS,

@@ -1,0 +1,83 @@
+"""An append-only event log: one JSON object per line, with `time` (ISO 8601, UTC) and `event`.
+
+It is the audit trail, the source of live views and metrics, and the only channel from short-lived
+processes (Flower's apps) to long-lived ones.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from common.errors import StateError
+
+Event = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class EventLog:
+    """The log in one file.
+
+    Args:
+        labels: fields that every event of this writer carries.
+    """
+
+    path: Path
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    def log(self, event: str, **fields: Any) -> None:
+        """Append one event; its line is on disk when this returns.
+
+        Raises:
+            StateError: the folder is unwritable or the disk is full.
+        """
+        values = {"time": datetime.now(UTC).isoformat(), "event": event, **self.labels, **fields}
+        line = json.dumps(values, allow_nan=False)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a+b") as file:
+                if file.tell() and not _ends_a_line(file):
+                    line = "\n" + line  # a crash cut the last line off; it must not swallow this one
+                file.write(f"{line}\n".encode())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise StateError(f"cannot write '{self.path}': {error.strerror or error}") from error
+
+    def read(self) -> list[dict[str, Any]]:
+        """Return all whole events so far: neither an unfinished last line, nor one that a crash cut off."""
+        return Follower(self.path).new()
+
+
+class Follower:
+    """Reads a log that grows: each call of `new` returns the events since the last; for one reader."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._offset = path, 0
+
+    def new(self) -> list[dict[str, Any]]:
+        """Return the events that were completed since the last call; from the start if the file shrank."""
+        try:
+            with self._path.open("rb") as file:
+                if file.seek(0, os.SEEK_END) < self._offset:
+                    self._offset = 0
+                file.seek(self._offset)
+                content = file.read()
+        except FileNotFoundError:
+            return []
+        whole = content[: content.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        events = []
+        for line in whole.splitlines():
+            with contextlib.suppress(ValueError):  # no part of an object is whole JSON
+                events.append(json.loads(line))
+        return events
+
+
+def _ends_a_line(file: BinaryIO) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
