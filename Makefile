@@ -8,7 +8,7 @@ TORCH_ARGS ?=
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check e2e bench
+.PHONY: help setup demo test check e2e bench image
 
 help: ## list the commands
 	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -34,8 +34,14 @@ check: $(INSTALLED) ## format, lint, types, architecture
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_architecture.py
 
-e2e: $(INSTALLED) ## only the tests with real processes, gRPC, TLS and keys
+e2e: $(INSTALLED) ## only the tests with real processes or containers, gRPC, TLS and keys
 	$(BIN)/python -m pytest -m e2e
+
+# Where the client image's torch comes from; empty: from pip's own index.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+image: ## the images of server and client
+	docker build --tag consilium-server:latest --file docker/server.Dockerfile .
+	docker build --tag consilium-client:latest --build-arg TORCH_INDEX=$(TORCH_INDEX) --file docker/client.Dockerfile .
 
 bench: $(INSTALLED) ## heart disease in FLamby's protocol, five seeds (needs the data: see benchmarks/)
 	$(BIN)/python benchmarks/heart_disease.py

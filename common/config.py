@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from common.errors import ConfigError
 
 SiteName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+ServerAddressText = Annotated[str, Field(pattern=r"^[^\s:/]+:\d{1,5}$")]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
@@ -257,7 +258,7 @@ class SiteConfig(Record):
     """A hospital's or device's own settings; never leaves the site. Paths are relative to the file."""
 
     name: SiteName
-    server: str = Field(pattern=r"^[^\s:/]+:\d{1,5}$")
+    server: ServerAddressText
     ca_certificate: Path
     private_key: Path
     state_dir: Path

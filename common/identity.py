@@ -3,16 +3,20 @@
 Private keys are readable by their owner only and are never moved: a site sends its public key.
 """
 
+import base64
+import hashlib
 import ipaddress
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from common.errors import ConfigError
 from common.files import write_atomically
 
 _PRIVATE, _PUBLIC = 0o600, 0o644
@@ -34,6 +38,56 @@ def make_site_key(path: Path, *, comment: str) -> Path:
     public_path = path.with_name(path.name + ".pub")
     write_atomically(public_path, public + f" {comment}\n".encode(), mode=_PUBLIC)
     return public_path
+
+
+def read_public_key(path: Path) -> ec.EllipticCurvePublicKey:
+    """Read a site's public key from a file in OpenSSH form.
+
+    Raises:
+        ConfigError: the file cannot be read, or holds something else.
+    """
+    try:
+        key = serialization.load_ssh_public_key(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"cannot read public key '{path}': {error.strerror or error}") from error
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise ConfigError(f"'{path}' is not a public key in OpenSSH form: {error}") from error
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise ConfigError(
+            f"'{path}' is a {type(key).__name__}, expected an EC public key (consilium site init makes one)"
+        )
+    return key
+
+
+def read_private_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """Read a site's private key.
+
+    Raises:
+        ConfigError: the file cannot be read, or is not an EC key without passphrase.
+    """
+    try:
+        key = serialization.load_ssh_private_key(path.read_bytes(), None)
+    except OSError as error:
+        raise ConfigError(f"private_key: cannot read '{path}': {error.strerror or error}") from error
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise ConfigError(f"private_key: '{path}' is not a readable private key: {error}") from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ConfigError(f"private_key: '{path}' is a {type(key).__name__}, expected an EC key")
+    return key
+
+
+def fingerprint(key: ec.EllipticCurvePublicKey) -> str:
+    """Return a key's SHA-256 fingerprint as `ssh-keygen -lf` shows it; people compare it over the phone."""
+    text = key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    digest = hashlib.sha256(base64.b64decode(text.split()[1])).digest()
+    return f"SHA256:{base64.b64encode(digest).decode().rstrip('=')}"
+
+
+def certificate_hosts(pem: bytes) -> list[str]:
+    """Return the DNS names and IP addresses a certificate is for, in its order."""
+    certificate = x509.load_pem_x509_certificate(pem)
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return [str(name.value) for name in names if isinstance(name, x509.DNSName | x509.IPAddress)]
 
 
 def make_server_identity(folder: Path, *, hosts: Sequence[str]) -> None:

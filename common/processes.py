@@ -5,6 +5,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 
 from common.errors import PortInUse
 
@@ -40,12 +41,25 @@ def follow_parent() -> None:
     Without the variable nothing happens. This is how a demo that is killed outright leaves nothing behind.
     """
     parent = os.environ.get(PARENT_VARIABLE)
-    if not parent or os.getppid() != int(parent):
-        return
+    if parent and os.getppid() == int(parent):
+        _when_orphaned(lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+
+def end_with_parent() -> None:
+    """End this process at once when the one that started it is gone.
+
+    For Flower's ServerApp process: Flower's own watch only raises a signal in a thread, which the main
+    thread notices when its retry of a dead connection comes to an end, up to 20 s later.
+    """
+    _when_orphaned(lambda: os._exit(1))
+
+
+def _when_orphaned(action: Callable[[], None]) -> None:
+    parent = os.getppid()
 
     def watch() -> None:
-        while os.getppid() == int(parent):
+        while os.getppid() == parent:
             time.sleep(0.5)
-        os.kill(os.getpid(), signal.SIGTERM)
+        action()
 
     threading.Thread(target=watch, name="follow-parent", daemon=True).start()

@@ -64,8 +64,9 @@ def demo(
     verbose: Annotated[bool, typer.Option(help="Flower's own log in the hospitals' log files.")] = False,
 ) -> None:
     """Run a server and several hospitals on this machine and show whether joining helped each."""
-    from consilium.demo import DemoOptions, run_demo
+    from consilium.demo import run_demo
     from consilium.report import print_table
+    from consilium.scenario import DemoOptions
 
     console = _console()
     options = DemoOptions(
@@ -109,6 +110,25 @@ def run(
     result = run_study(config, ServerHome(home), folder, View(console, title=config.name))
     print_table(save_report(folder, result), console)
     console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+@app.command(hidden=True)
+def compose(
+    step: Annotated[Literal["prepare", "approve", "run"], typer.Argument(help="Which container's step.")],
+    runs: Runs = Path("/runs"),
+) -> None:
+    """Do one step of the containers of 'docker compose up'."""
+    from consilium import compose as steps
+
+    console = _console()
+    if step == "prepare":
+        steps.prepare(console)
+    elif step == "approve":
+        steps.approve(console)
+    else:
+        from consilium.report import print_table
+
+        print_table(steps.run(console, runs), console)
 
 
 @server_app.command("start")
@@ -189,7 +209,9 @@ def main() -> NoReturn:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     follow_parent()
     if sys.argv[1:2] in (["demo"], ["run"]):
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        # Also where a shell in the background has told its children to ignore Ctrl-C.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.default_int_handler)
     try:
         code = app(standalone_mode=False)
     except click.ClickException as error:

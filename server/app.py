@@ -13,6 +13,7 @@ from common.codecs import CODECS
 from common.config import StudyConfig, parse_study
 from common.errors import ConsiliumError
 from common.events import EventLog
+from common.processes import end_with_parent
 from server.flower import GridExchange
 from server.records import JOURNAL_VARIABLE, RunFolder
 from server.rounds import Study, run_study
@@ -31,6 +32,8 @@ def study_digest(config: StudyConfig) -> str:
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the study named in the run configuration (`study`: JSON, `folder`: run folder on this machine)."""
+    if JOURNAL_VARIABLE in os.environ:
+        end_with_parent()
     path, text = Path(str(context.run_config["folder"])), str(context.run_config["study"])
     folder = RunFolder(path, _journal(run=path.name))
     try:

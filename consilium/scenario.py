@@ -1,0 +1,188 @@
+"""What the demos run, with processes (`demo.py`) or containers (`compose.py`): hospitals, studies, reports."""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+
+from common.config import FedPerMethod, ImageTask, ModelConfig, StudyConfig, TableTask, parse_study
+from common.errors import ConfigError
+from common.identity import make_site_key
+from consilium.run import run_study, save_report
+from consilium.sources import Federation, digits_hospitals, heart_disease_hospitals, image_folder_hospitals
+from consilium.view import View
+from server.superlink import ServerHome
+
+BACKBONE = "printed-characters.safetensors"
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """What a person may choose."""
+
+    data: Literal["digits", "heart-disease", "images"] = "digits"
+    data_dir: Path | None = None
+    runs: Path = Path("runs")
+    cache: Path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "consilium"
+    rounds: int | None = None
+    method: str | None = None
+    model: str | None = None
+    pretrained: Path | None = None
+    seed: int = 42
+    compare: bool = True
+    verbose: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The main study, and studies that the report sets beside it (label -> study)."""
+
+    main: StudyConfig
+    others: Mapping[str, StudyConfig]
+    title: str
+
+
+def make_federation(options: DemoOptions, folder: Path) -> Federation:
+    """Return the hospitals that the options name; where data must be written, it is below `folder`.
+
+    Raises:
+        ConfigError: no `--data-dir` where one is needed.
+        DataError: the data is not there or not as it should be.
+    """
+    if options.data == "digits":
+        return digits_hospitals(folder)
+    if options.data_dir is None:
+        raise ConfigError(f"--data {options.data} needs --data-dir, the folder that holds the data")
+    if options.data == "heart-disease":
+        return heart_disease_hospitals(options.data_dir, folder)
+    return image_folder_hospitals(options.data_dir)
+
+
+def weights_file(options: DemoOptions, federation: Federation, console: Console) -> Path | None:
+    """Return the pretrained weights: the user's file, or for the digits the backbone of the source task."""
+    if options.pretrained is not None:
+        if not options.pretrained.is_file():
+            raise ConfigError(f"--pretrained: no such file '{options.pretrained}'")
+        return options.pretrained
+    if options.data != "digits" or options.model is not None:
+        return None
+    from consilium.pretrain import pretrain_backbone
+
+    path = options.cache / BACKBONE
+    if not path.exists():
+        console.print("pretraining a backbone on printed characters (once; then cached) ...", highlight=False)
+    task = federation.task
+    assert isinstance(task, ImageTask)
+    return pretrain_backbone(path, size=task.size, mean=task.mean[0], std=task.std[0])
+
+
+def make_plan(options: DemoOptions, federation: Federation, weights: Path | None) -> Plan:
+    """Return the studies to run: the main one, and those that the report sets beside it.
+
+    Raises:
+        ConfigError: options that make no valid study.
+    """
+    values = _settings(federation.task)
+    values["model"]["name"] = options.model or values["model"]["name"]
+    if weights is not None:
+        values["model"]["pretrained"] = {
+            "file": weights.name,
+            "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        }
+    if options.rounds is not None:
+        values["rounds"] = options.rounds
+    if options.method is not None:
+        values["method"] = {"kind": options.method}
+    values |= {
+        "name": f"demo-{options.data}",
+        "sites": sorted(federation.folders),
+        "seed": options.seed,
+        "task": federation.task.model_dump(),
+    }
+    main = parse_study(values, source="demo options")
+    others: dict[str, StudyConfig] = {}
+    if options.compare:
+        if not isinstance(main.method, FedPerMethod):
+            images = isinstance(main.task, ImageTask)
+            label = "personal heads (fedper, local BatchNorm)" if images else "personal heads (fedper)"
+            model = main.model.model_copy(update={"batch_norm": "local" if images else "average"})
+            others[label] = _varied(main, "fedper", method=FedPerMethod(), model=model)
+        if main.model.pretrained is not None:
+            model = main.model.model_copy(update={"pretrained": None})
+            others["random initial weights"] = _varied(main, "random", model=model)
+    return Plan(main, others, federation.title)
+
+
+def _varied(study: StudyConfig, suffix: str, **changes: Any) -> StudyConfig:
+    return study.model_copy(update={"name": f"{study.name}-{suffix}", **changes})
+
+
+def _settings(task: ImageTask | TableTask) -> dict[str, Any]:
+    """Return the demo's settings; chosen on the validation splits, never on the test splits."""
+    common: dict[str, Any] = {"join_timeout_seconds": 90.0, "method": {"kind": "fine_tune"}}
+    if isinstance(task, TableTask):  # FLamby's protocol for Fed-Heart-Disease
+        training = {"steps": 100, "batch_size": 4, "learning_rate": 0.001, "momentum": 0.0}
+        split = {"test": 0.34, "validation": 0.0, "seed": 43}
+        return {**common, "rounds": 15, "model": {"name": "linear"}, "training": training, "split": split}
+    training = {"epochs": 1, "batch_size": 32, "learning_rate": 0.02}
+    model = {"name": ModelConfig().name}
+    return {**common, "rounds": 12, "model": model, "training": training, "split": {"test": 0.3}}
+
+
+# --- files and runs ---------------------------------------------------------------------------------
+
+
+def make_sites(
+    folder: Path, federation: Federation, address: str, ca: Path, weights: Path | None, *, extra: str = ""
+) -> dict[str, Path]:
+    """Make each hospital's folder: key, server certificate, weights, `site.toml`; return the settings files by name.
+
+    Args:
+        extra: more lines for every `site.toml`; `{name}` stands for the hospital's name.
+    """
+    sites = {}
+    for name, data in federation.folders.items():
+        site = folder / name
+        site.mkdir(parents=True, exist_ok=True)
+        site.chmod(0o700)
+        make_site_key(site / "site.key", comment=name)
+        shutil.copyfile(ca, site / "ca.pem")
+        (site / "weights").mkdir(exist_ok=True)
+        if weights is not None:
+            shutil.copyfile(weights, site / "weights" / weights.name)
+        (site / "site.toml").write_text(
+            f"""\
+name = "{name}"
+server = "{address}"
+ca_certificate = "ca.pem"
+private_key = "site.key"
+state_dir = "state"
+weights_dir = "weights"
+share_class_counts = true   # the demo's data is public; the report shows who holds what
+share_error_details = true
+{extra.format(name=name)}
+[data]
+kind = "{federation.data_kind}"
+path = {str(data.resolve())!r}
+""",
+            encoding="utf-8",
+        )
+        sites[name] = site / "site.toml"
+    return sites
+
+
+def run_studies(plan: Plan, home: ServerHome, folder: Path, console: Console) -> dict[str, Any]:
+    """Run a plan's studies one after the other on a running server, write the report and return it."""
+    result = run_study(plan.main, home, folder, View(console, title=plan.main.name))
+    comparisons = []
+    for label, study in plan.others.items():
+        view = View(console, title=f"for comparison, {label}")
+        comparisons.append(
+            {"label": label, "result": run_study(study, home, folder / "comparisons" / study.name, view)}
+        )
+    return save_report(folder, result, comparisons)
