@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
@@ -14,9 +14,11 @@ from common.config import FedPerMethod, ImageTask, ModelConfig, StudyConfig, Tab
 from common.errors import ConfigError
 from common.identity import make_site_key
 from consilium.run import run_study, save_report
-from consilium.sources import Federation, digits_hospitals, heart_disease_hospitals, image_folder_hospitals
 from consilium.view import View
 from server.superlink import ServerHome
+
+if TYPE_CHECKING:
+    from consilium.sources import Federation
 
 BACKBONE = "printed-characters.safetensors"
 
@@ -47,13 +49,16 @@ class Plan:
     title: str
 
 
-def make_federation(options: DemoOptions, folder: Path) -> Federation:
+def make_federation(options: DemoOptions, folder: Path) -> "Federation":
     """Return the hospitals that the options name; where data must be written, it is below `folder`.
 
     Raises:
         ConfigError: no `--data-dir` where one is needed.
         DataError: the data is not there or not as it should be.
     """
+    # Only here, because the server's image, which runs the plan, has no scikit-learn.
+    from consilium.sources import digits_hospitals, heart_disease_hospitals, image_folder_hospitals
+
     if options.data == "digits":
         return digits_hospitals(folder)
     if options.data_dir is None:
@@ -63,7 +68,7 @@ def make_federation(options: DemoOptions, folder: Path) -> Federation:
     return image_folder_hospitals(options.data_dir)
 
 
-def weights_file(options: DemoOptions, federation: Federation, console: Console) -> Path | None:
+def weights_file(options: DemoOptions, federation: "Federation", console: Console) -> Path | None:
     """Return the pretrained weights: the user's file, or for the digits the backbone of the source task."""
     if options.pretrained is not None:
         if not options.pretrained.is_file():
@@ -81,7 +86,7 @@ def weights_file(options: DemoOptions, federation: Federation, console: Console)
     return pretrain_backbone(path, size=task.size, mean=task.mean[0], std=task.std[0])
 
 
-def make_plan(options: DemoOptions, federation: Federation, weights: Path | None) -> Plan:
+def make_plan(options: DemoOptions, federation: "Federation", weights: Path | None) -> Plan:
     """Return the studies to run: the main one, and those that the report sets beside it.
 
     Raises:
@@ -138,7 +143,7 @@ def _settings(task: ImageTask | TableTask) -> dict[str, Any]:
 
 
 def make_sites(
-    folder: Path, federation: Federation, address: str, ca: Path, weights: Path | None, *, extra: str = ""
+    folder: Path, federation: "Federation", address: str, ca: Path, weights: Path | None, *, extra: str = ""
 ) -> dict[str, Path]:
     """Make each hospital's folder: key, server certificate, weights, `site.toml`; return the settings files by name.
 

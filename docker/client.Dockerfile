@@ -10,16 +10,18 @@ WORKDIR /build
 COPY constraints.txt ./
 RUN /opt/consilium/bin/pip install --quiet --constraint constraints.txt ${TORCH_INDEX:+--index-url ${TORCH_INDEX}} torch \
     && /opt/consilium/bin/pip install --quiet --constraint constraints.txt ${TORCH_INDEX:+--extra-index-url ${TORCH_INDEX}} torchvision
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml ./
+RUN /opt/consilium/bin/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > requirements.txt \
+    && /opt/consilium/bin/pip install --quiet --constraint constraints.txt --requirement requirements.txt "setuptools>=77" \
+    && find /opt/consilium -depth \( -name tests -o -name test \) -type d -path '*site-packages*' \
+       ! -path '*/torch/testing*' -exec rm -rf {} + \
+    && rm -rf /opt/consilium/lib/python3*/site-packages/torch/include
+COPY README.md LICENSE ./
 COPY common common
 COPY server server
 COPY client client
 COPY consilium consilium
-RUN /opt/consilium/bin/pip install --quiet --constraint constraints.txt . \
-    && /opt/consilium/bin/pip uninstall --quiet --yes pip \
-    && find /opt/consilium -depth \( -name tests -o -name test \) -type d -path '*site-packages*' \
-       ! -path '*/torch/testing*' -exec rm -rf {} + \
-    && rm -rf /opt/consilium/lib/python3*/site-packages/torch/include
+RUN /opt/consilium/bin/pip install --quiet --no-deps --no-build-isolation .
 
 FROM ${PYTHON_IMAGE}
 RUN groupadd --gid 10001 consilium && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp consilium \
