@@ -12,9 +12,9 @@ from flwr.clientapp import ClientApp
 from client.flower import message_of, plan_of
 from client.site import Site
 from client.site_state import event_log
-from common.config import SiteConfig, StudyConfig, load_site
+from common.config import SiteConfig, StudyConfig, TrainingConfig, load_site
 from common.errors import ConfigError, ConsiliumError, DataError, ProtocolError, StateError
-from common.protocol import FailureReply, Plan, Reply
+from common.protocol import FailureReply, Plan, Reply, RoundReply
 
 log = logging.getLogger(__name__)
 
@@ -44,15 +44,7 @@ def answer(message: Message, context: Context) -> Message:
         return message_of(reply, content, reply_to=message)
     except ConsiliumError as error:
         log.error("plan failed kind=%s error=%s message=%s", plan.kind, type(error).__name__, error)
-        with contextlib.suppress(StateError):  # the disk may be what failed
-            event_log(config).log(
-                "failed",
-                study=plan.study.name,
-                run=plan.run,
-                kind=plan.kind,
-                error=type(error).__name__,
-                message=str(error),
-            )
+        _note_failure(config, plan, error)
         failure = FailureReply(
             run=plan.run,
             site=config.name,
@@ -62,6 +54,9 @@ def answer(message: Message, context: Context) -> Message:
             message=_told(error, config),
         )
         return message_of(failure, None, reply_to=message)
+    except Exception as error:
+        _note_failure(config, plan, error)
+        raise
 
 
 def _site(path: Path, config: SiteConfig, plan: Plan) -> Site:
@@ -86,7 +81,6 @@ def _told(error: ConsiliumError, config: SiteConfig) -> str:
 
 def _note(config: SiteConfig, plan: Plan, reply: Reply, *, bytes_up: int, bytes_down: int) -> None:
     """Write what was answered to this site's own event log: its audit trail, and the source of its metrics."""
-    training = plan.study.training
     facts = reply.model_dump(mode="json", exclude={"protocol", "kind", "site", "versions", "run", "seconds"})
     event_log(config).log(
         "answered",
@@ -97,6 +91,25 @@ def _note(config: SiteConfig, plan: Plan, reply: Reply, *, bytes_up: int, bytes_
         bytes_up=bytes_up,
         bytes_down=bytes_down,
         codec=plan.study.codec,
-        epochs=training.epochs if plan.kind == "round" else None,
+        epochs=_epochs(plan.study.training, reply.num_examples) if isinstance(reply, RoundReply) else None,
         **facts,
     )
+
+
+def _epochs(training: TrainingConfig, num_examples: int) -> float:
+    """Return how many passes over the training examples a round's work is."""
+    if training.epochs is not None:
+        return training.epochs
+    return round((training.steps or 0) * training.batch_size / max(num_examples, 1), 6)
+
+
+def _note_failure(config: SiteConfig, plan: Plan, error: Exception) -> None:
+    with contextlib.suppress(StateError):  # the disk may be what failed
+        event_log(config).log(
+            "failed",
+            study=plan.study.name,
+            run=plan.run,
+            kind=plan.kind,
+            error=type(error).__name__,
+            message=str(error),
+        )

@@ -18,46 +18,81 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from flwr.supercore.exit import add_exit_handler
+from flwr.supercore.exit.exit_handler import trigger_exit_handlers
 from flwr.supernode import start_client_internal
 from flwr.supernode.cli.flower_supernode import flower_supernode
 
-from client.connect import check_connection
+from client.connect import Refusals, check_connection
+from client.exporter import exporting
 from client.seams import PacedTime, quicken_object_pulls, replace, tame_logs
 from common.config import SiteConfig, load_site
-from common.errors import ConfigError
+from common.errors import ConfigError, ConnectionRefused
 from common.processes import PARENT_VARIABLE, free_port
 
 log = logging.getLogger(__name__)
 
 WORKER_RESTART_SECONDS, EARLY_SECONDS, MAX_EARLY_DEATHS = 0.5, 30.0, 3
+CONNECTED_SECONDS = 60.0
+"""A SuperNode that has not asked for messages for so long has lost its server (or fetches a very large one)."""
 
 
-def start_site(path: Path, *, verbose: bool = False) -> None:
+def start_site(path: Path, *, verbose: bool = False, metrics: str | None = None) -> None:
     """Run the site described by a `site.toml` until it is stopped (SIGINT or SIGTERM).
 
+    Args:
+        metrics: `host:port` of the pages for monitoring in place of the settings' `metrics_address`; empty for none.
+
     Raises:
+        PortInUse: the port for monitoring is taken.
         ConfigError: the settings, the certificate or the key are wrong.
-        ConnectionRefused: the server cannot be reached or trusted, or does not know this site's key.
+        ConnectionRefused: the server cannot be reached or trusted, or does not know this site's key (any more).
     """
     config = load_site(path)
     for what, file in (("ca_certificate", config.ca_certificate), ("private_key", config.private_key)):
         if not file.is_file():
             raise ConfigError(f"{what}: no such file '{file}' ({path})")
-    check_connection(config)
-    log.info("site joined name=%s server=%s; it now waits for studies, stop it with Ctrl-C", config.name, config.server)
+    life = _Life()
+    address = config.metrics_address if metrics is None else metrics
+    # The pages come first: to connect can take a minute, in which a container must not look dead.
+    with exporting(config, address, is_ready=life.is_ready) if address else nullcontext():
+        check_connection(config)
+        log.info(
+            "site joined name=%s server=%s; it now waits for studies, stop it with Ctrl-C", config.name, config.server
+        )
+        _run(config, path, life, verbose=verbose)
+
+
+@dataclass
+class _Life:
+    """What tells whether this site can answer plans."""
+
+    paced: PacedTime = field(default_factory=PacedTime)
+    worker: "_Worker | None" = None
+
+    def is_ready(self) -> bool:
+        return self.worker is not None and self.worker.is_alive() and self.paced.polled_within(CONNECTED_SECONDS)
+
+
+def _run(config: SiteConfig, path: Path, life: _Life, *, verbose: bool) -> None:
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="consilium-") as folder:
         secret = Path(folder) / "secret"
         secret.write_text(secrets.token_hex(32))
         secret.chmod(0o600)
         os.environ["FLWR_HOME"] = folder
-        worker = _Worker([sys.executable, "-m", "client.worker", f"127.0.0.1:{port}", str(secret)], config)
+        worker = life.worker = _Worker(
+            [sys.executable, "-m", "client.worker", f"127.0.0.1:{port}", str(secret)], config
+        )
         tame_logs(logging.INFO if verbose else logging.WARNING)
         quicken_object_pulls()
-        replace(start_client_internal, "time", PacedTime())
+        replace(start_client_internal, "time", life.paced)
+        refusals = Refusals(config)
+        replace(start_client_internal, "make_simple_grpc_retry_invoker", refusals.make_retry_invoker)
         sys.argv = _supernode_command(config, path, port, secret)
         add_exit_handler(worker.stop, run_before_force_exit=True)
         worker.start()
@@ -65,6 +100,10 @@ def start_site(path: Path, *, verbose: bool = False) -> None:
             flower_supernode()
         finally:
             worker.stop()
+        if refusals.reason is not None:
+            for early in (True, False):  # flwr's own exit would do this; without it, its web server keeps us alive
+                trigger_exit_handlers(run_before_force_exit=early)
+            raise ConnectionRefused(refusals.reason)
 
 
 class _Worker:
@@ -80,6 +119,9 @@ class _Worker:
 
     def start(self) -> None:
         self._thread.start()
+
+    def is_alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
 
     def _supervise(self) -> None:
         early_deaths = 0

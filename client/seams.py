@@ -53,9 +53,15 @@ class PacedTime:
 
     def __init__(self) -> None:
         self._pace = Pace()
+        self._polled: float | None = None
+
+    def polled_within(self, seconds: float) -> bool:
+        """Return whether the loop was here in the last `seconds`: it is when it has connected, between its polls."""
+        return self._polled is not None and time.monotonic() - self._polled < seconds
 
     def sleep(self, seconds: float) -> None:
         """Pause as `Pace` says, whatever was asked for."""
+        self._polled = time.monotonic()
         if seconds < 1:
             self._pace.worked()
         self._pace.pause()

@@ -27,7 +27,7 @@ class ServerVersions(Record):
 class Bundle(Record):
     """One site's way into a study."""
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     site: SiteName
     fingerprint: str
     server: ServerAddressText

@@ -268,6 +268,7 @@ class SiteConfig(Record):
     threads: int = Field(default=1, ge=1)
     share_class_counts: bool = False
     share_error_details: bool = False
+    metrics_address: str | None = Field(default=None, pattern=r"^[^\s/]+:\d{1,5}$")
 
 
 MAX_PROBLEMS = 20
@@ -306,10 +307,15 @@ def load_site(path: Path) -> SiteConfig:
             values[key] = folder / values[key]
     if isinstance(values.get("data"), dict) and isinstance(values["data"].get("path"), str):
         values["data"] = {**values["data"], "path": folder / values["data"]["path"]}
+    return parse_site(values, source=str(path))
+
+
+def parse_site(values: dict[str, Any], *, source: str) -> SiteConfig:
+    """Check the values of a site's settings; `source` is named in errors."""
     try:
         return SiteConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(describe(error, str(path))) from error
+        raise ConfigError(describe(error, source)) from error
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -1,13 +1,17 @@
-"""Helpers for programs that start other programs: free ports, parents that die."""
+"""Helpers for long-lived programs and those that start others: free ports, parents that die, repeated work."""
 
+import logging
 import os
 import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from common.errors import PortInUse
+
+log = logging.getLogger(__name__)
 
 PARENT_VARIABLE = "CONSILIUM_PARENT_PID"
 
@@ -63,3 +67,32 @@ def _when_orphaned(action: Callable[[], None]) -> None:
         action()
 
     threading.Thread(target=watch, name="follow-parent", daemon=True).start()
+
+
+@contextmanager
+def repeating(work: Callable[[], None], *, seconds: float, name: str) -> Iterator[None]:
+    """Call `work` in a thread, again `seconds` after it has returned, until the block ends.
+
+    An error does not end it; it is logged, but not again while it stays the same.
+    """
+    stopped = threading.Event()
+
+    def repeat() -> None:
+        last = ""
+        while not stopped.is_set():
+            try:
+                work()
+                last = ""
+            except Exception as error:  # what runs beside the main work must neither end nor fill the log
+                if (seen := f"{type(error).__name__}: {error}") != last:
+                    log.error("background work failed name=%s error=%s", name, seen)
+                last = seen
+            stopped.wait(seconds)
+
+    thread = threading.Thread(target=repeat, name=name, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join(timeout=2)

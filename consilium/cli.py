@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import click
 import typer
@@ -13,6 +13,9 @@ from rich.console import Console
 
 import common
 from common.errors import ConfigError, ConsiliumError
+
+if TYPE_CHECKING:
+    from common.bundle import Bundle
 
 app = typer.Typer(
     name="consilium",
@@ -27,6 +30,11 @@ app.add_typer(server_app, name="server")
 app.add_typer(site_app, name="site")
 
 Home = Annotated[Path, typer.Option("--home", help="The server's own folder: certificates, database, secrets.")]
+Folder = Annotated[Path, typer.Option("--folder", help="The site's own folder: key, settings, personal models.")]
+Settings = Annotated[Path, typer.Argument(help="The site.toml.")]
+Address = Annotated[
+    str | None, typer.Option("--address", help="host:port as the site reaches the server; default: as it was started.")
+]
 Runs = Annotated[Path, typer.Option("--runs", help="Where runs are written, one folder each.")]
 
 
@@ -140,62 +148,203 @@ def server_start(
         list[str] | None,
         typer.Option(help="A name or address by which sites reach the server; goes into its certificate. Repeatable."),
     ] = None,
+    metrics: Annotated[
+        str, typer.Option(help="host:port of the pages for monitoring (/metrics, /healthz, /readyz); '' for none.")
+    ] = "127.0.0.1:9094",
 ) -> None:
     """Run the server: SuperLink with TLS and node authentication. Stop it with Ctrl-C."""
     from server.superlink import ServerHome, start_server
 
     names = list(dict.fromkeys([*(host or []), "localhost", "127.0.0.1"]))
-    start_server(ServerHome(home), fleet=address, control_port=control_port, hosts=names)
+    start_server(ServerHome(home), fleet=address, control_port=control_port, hosts=names, metrics=metrics)
 
 
 @server_app.command("approve")
 def server_approve(
     public_key: Annotated[Path, typer.Argument(help="The site's public key file (site.key.pub).")],
     name: Annotated[str, typer.Option(help="The site's name, as in its site.toml and the study.toml.")],
+    study: Annotated[Path | None, typer.Option(help="A study.toml, so that the site can check its data first.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The bundle to write; default: NAME-bundle.json.")] = None,
+    address: Address = None,
     home: Home = Path("server-home"),
 ) -> None:
-    """Let a site take part: register its public key under its name."""
+    """Let a site take part: register its public key under its name, and write the bundle to send back."""
+    from server.control import Control
+    from server.provision import make_bundle
+    from server.superlink import ServerHome
+
+    bundle = make_bundle(ServerHome(home), public_key, name=name, address=address, study=study)
+    with Control(ServerHome(home)) as control:
+        known = [site for site in control.approvals() if site.fingerprint == bundle.fingerprint and not site.revoked]
+        if [site.name for site in known] != [name]:
+            control.approve(public_key, name=name)
+    _hand_out(bundle, out)
+
+
+@server_app.command("rotate")
+def server_rotate(
+    public_key: Annotated[Path, typer.Argument(help="The site's new public key file (site.key.new.pub).")],
+    name: Annotated[str, typer.Option(help="The site's name.")],
+    out: Annotated[Path | None, typer.Option(help="The bundle to write; default: NAME-bundle.json.")] = None,
+    address: Address = None,
+    home: Home = Path("server-home"),
+) -> None:
+    """Replace a site's key: approve the new one, revoke the old one."""
+    from server.control import Control
+    from server.provision import make_bundle
+    from server.superlink import ServerHome
+
+    bundle = make_bundle(ServerHome(home), public_key, name=name, address=address)
+    with Control(ServerHome(home)) as control:
+        control.rotate(public_key, name=name)
+    typer.echo(f"the old key of site '{name}' is revoked")
+    _hand_out(bundle, out)
+
+
+def _hand_out(bundle: "Bundle", out: Path | None) -> None:
+    from common.files import write_atomically
+
+    path = out or Path(f"{bundle.site}-bundle.json")
+    write_atomically(path, bundle.to_json())
+    typer.echo(f"site '{bundle.site}' is approved to join {bundle.server}")
+    typer.echo(f"key fingerprint    {bundle.fingerprint}")
+    typer.echo(f"bundle             {path}")
+    typer.echo(f"bundle check code  {bundle.check_code()}")
+    typer.echo(
+        "next: compare both with the site over the phone (revoke the key if the fingerprint differs), "
+        "then send the bundle; it holds no secret"
+    )
+
+
+@server_app.command("revoke")
+def server_revoke(
+    name: Annotated[str, typer.Argument(help="The site's name.")], home: Home = Path("server-home")
+) -> None:
+    """Refuse a site's key from now on, also where it is connected; that key cannot be approved again."""
     from server.control import Control
     from server.superlink import ServerHome
 
     with Control(ServerHome(home)) as control:
-        control.approve(public_key, name=name)
-    typer.echo(f"site '{name}' is approved")
+        control.revoke(name)
+    typer.echo(
+        f"the key of site '{name}' is revoked; a site that is connected with it is refused at its next call and stops"
+    )
 
 
 @server_app.command("sites")
-def server_sites(home: Home = Path("server-home")) -> None:
-    """List the approved sites and whether they are online."""
+def server_sites(
+    home: Home = Path("server-home"),
+    revoked: Annotated[bool, typer.Option("--revoked", help="List revoked keys too.")] = False,
+) -> None:
+    """List the approved sites: name, status, key fingerprint, since when."""
     from server.control import Control
     from server.superlink import ServerHome
 
     with Control(ServerHome(home)) as control:
-        for name, status in sorted(control.sites().items()):
-            typer.echo(f"{name}\t{status}")
+        for site in sorted(control.approvals(), key=lambda site: (site.name, site.since)):
+            if not site.revoked:
+                typer.echo(f"{site.name}\t{site.status}\t{site.fingerprint}\t{site.since[:19]}Z")
+            elif revoked:
+                typer.echo(f"{site.name}\trevoked\t{site.fingerprint}\t{site.revoked[:19]}Z")
 
 
-@site_app.command("key")
-def site_key(
-    path: Annotated[Path, typer.Argument(help="Where to write the private key; the public key goes beside it.")],
-    name: Annotated[str, typer.Option(help="The site's name, kept as the key's comment.")],
+@site_app.command("init")
+def site_init(
+    name: Annotated[
+        str, typer.Option(envvar="CONSILIUM_NAME", help="The site's name, as agreed with the coordinator.")
+    ],
+    server: Annotated[
+        str, typer.Option(envvar="CONSILIUM_SERVER", help="host:port of the study's server, from the coordinator.")
+    ],
+    data: Annotated[
+        Path | None, typer.Option(envvar="CONSILIUM_DATA", help="Where the data lies; default: 'data' in the folder.")
+    ] = None,
+    kind: Annotated[
+        Literal["images", "table"],
+        typer.Option(envvar="CONSILIUM_KIND", help="A folder of images per class, or .csv files."),
+    ] = "images",
+    metrics: Annotated[
+        str | None, typer.Option(envvar="CONSILIUM_METRICS", help="host:port on which to offer metrics.")
+    ] = None,
+    folder: Folder = Path("site"),
 ) -> None:
-    """Make this site's key pair; send the .pub file to the study's coordinator, and nothing else."""
-    from common.identity import make_site_key
+    """Make this site's folder: its key pair, a site.toml to read through, and room for its state."""
+    from client.provision import SiteFolder, init_site
 
-    if path.exists():
-        raise ConfigError(f"'{path}' exists already and is not overwritten")
-    typer.echo(f"send this file to the study's coordinator: {make_site_key(path, comment=name)}")
+    told = init_site(SiteFolder(folder), name=name, server=server, kind=kind, data=data, metrics=metrics)
+    typer.echo(f"made {folder} with a new key: {told}")
+    typer.echo(
+        f"next: send {folder / 'site.key.pub'} to the study's coordinator, who reads this fingerprint back to you over "
+        f"the phone and sends a bundle; then run 'consilium site accept BUNDLE'. site.key itself never leaves {folder}."
+    )
+
+
+@site_app.command("accept")
+def site_accept(
+    bundle: Annotated[Path, typer.Argument(help="The file that the coordinator sent.")],
+    folder: Folder = Path("site"),
+) -> None:
+    """Take over the coordinator's bundle: the server's certificate and address, and the study."""
+    from client.provision import SiteFolder, accept_bundle
+
+    accepted = accept_bundle(SiteFolder(folder), bundle)
+    holds = "its certificate and the study" if accepted.study is not None else "its certificate"
+    typer.echo(f"accepted: server {accepted.server}, {holds}")
+    typer.echo(f"bundle check code  {accepted.check_code()}")
+    typer.echo(
+        "next: ask the coordinator over the phone whether the check code is the same; then run 'consilium site check'"
+    )
+
+
+@site_app.command("check")
+def site_check(
+    settings: Settings = Path("site/site.toml"),
+    study: Annotated[Path | None, typer.Option(help="The study.toml; default: the accepted one.")] = None,
+) -> None:
+    """Look at everything that could keep this site from taking part, and say how to mend it."""
+    from client.doctor import examine, exit_code
+
+    findings = examine(settings, study=study)
+    for found in findings:
+        fix = f" -> {found.fix}" if found.fix else ""
+        typer.echo(f"{found.status}  {found.name:9} {found.message}{fix}")
+    code = exit_code(findings)
+    failures = sum(found.status == "FAIL" for found in findings)
+    typer.echo(f"{failures} to mend" if failures else "next: run 'consilium site start'")
+    raise typer.Exit(code)
+
+
+@site_app.command("rotate-key")
+def site_rotate_key(
+    activate: Annotated[bool, typer.Option("--activate", help="Use the new key; it must be approved.")] = False,
+    folder: Folder = Path("site"),
+) -> None:
+    """Make a new key beside the old one; with --activate, use it once the coordinator has approved it."""
+    from client.provision import SiteFolder, activate_new_key, make_new_key
+
+    if activate:
+        typer.echo(f"this site's key is now {activate_new_key(SiteFolder(folder))}; start the site again")
+        return
+    typer.echo(f"made a new key: {make_new_key(SiteFolder(folder))}")
+    typer.echo(
+        f"next: send {folder / 'site.key.new.pub'} to the coordinator; when they have rotated, stop the site, run "
+        "'consilium site rotate-key --activate' and start it again"
+    )
 
 
 @site_app.command("start")
 def site_start(
-    settings: Annotated[Path, typer.Argument(help="The site.toml.")],
+    settings: Settings = Path("site/site.toml"),
     verbose: Annotated[bool, typer.Option(help="Show Flower's own log too.")] = False,
+    metrics: Annotated[
+        str | None,
+        typer.Option(help="host:port of this site's pages for monitoring; default: the settings' metrics_address."),
+    ] = None,
 ) -> None:
     """Run this site until it is stopped with Ctrl-C; it answers the studies of its server."""
     from client.node import start_site
 
-    start_site(settings, verbose=verbose)
+    start_site(settings, verbose=verbose, metrics=metrics)
 
 
 def main() -> NoReturn:

@@ -89,6 +89,7 @@ def _running_server(home: ServerHome, address: str, folder: Path) -> "Iterator[s
     home.prepare(["localhost", "127.0.0.1"])
     log = folder / "server" / "server.log"
     command = ["server", "start", "--home", str(home.path), "--control-port", str(free_port()), "--address", address]
+    command += ["--metrics", ""]  # the demo watches itself
     server = _spawn(command, log)
     try:
         yield server

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from common.config import StudyConfig
-from common.errors import ConfigError, ConnectionRefused, RunFailed, error_named
+from common.errors import ConfigError, ConnectionRefused, RunFailed, StateError, error_named
+from common.events import EventLog
 from consilium.view import View
 from server.control import Control
 from server.records import RunFolder
@@ -51,6 +52,8 @@ def run_study(study: StudyConfig, home: ServerHome, folder: Path, view: View) ->
         except KeyboardInterrupt:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             _stop_quietly(control, run_id)
+            with contextlib.suppress(StateError):  # the server's log, for its metrics: a run that is stopped is killed
+                EventLog(home.journal, {"study": study.name, "run": folder.name}).log("stopped")
             raise
     result: dict[str, Any] = json.loads(records.result.read_text(encoding="utf-8"))
     return result

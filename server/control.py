@@ -7,13 +7,12 @@ its `pyproject.toml` names the apps that are installed at the server and at the 
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from flwr.cli.build import build_fab_from_files
 from flwr.common.serde import fab_to_proto, user_config_to_proto
 from flwr.proto.control_pb2 import (
@@ -22,15 +21,17 @@ from flwr.proto.control_pb2 import (
     RegisterNodeRequest,
     StartRunRequest,
     StopRunRequest,
+    UnregisterNodeRequest,
 )
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
-from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supercore.primitives.asymmetric import bytes_to_public_key, public_key_to_bytes
 
 import common
 from common.config import StudyConfig
 from common.errors import ConfigError, ConnectionRefused
+from common.identity import fingerprint, read_public_key
 from server.superlink import ServerHome
 
 _BUNDLE = """\
@@ -54,6 +55,24 @@ folder = ""
 transport = "grpc"
 tls = true
 """
+
+
+@dataclass(frozen=True)
+class ApprovedSite:
+    """A key that the server knows, under a site's name.
+
+    Args:
+        status: `registered` (never connected), `online`, `offline`, or `unregistered` (revoked).
+        since: when the key was approved.
+        revoked: when it was revoked; empty while it is not.
+    """
+
+    name: str
+    status: str
+    fingerprint: str
+    since: str
+    revoked: str
+    node_id: int
 
 
 class Control:
@@ -82,13 +101,88 @@ class Control:
             ConfigError: the file is not an EC public key, or the key or name is already known.
             ConnectionRefused: the server does not answer.
         """
-        with self._sentences():
-            self._client.RegisterNode(RegisterNodeRequest(public_key=_read_key(public_key), name=name))
+        self._check_new(public_key, name, known=self.approvals())
+        self._register(public_key, name)
+
+    def rotate(self, public_key: Path, *, name: str) -> None:
+        """Approve a site's new public key and revoke the old one.
+
+        Raises:
+            ConfigError: the file is not an EC public key, the key is already known, or the site is not.
+            ConnectionRefused: the server does not answer.
+        """
+        known = self.approvals()
+        old = [site for site in known if site.name == name and not site.revoked]
+        if not old:
+            raise ConfigError(f"site '{name}' is not approved, so there is no key to replace; approve it instead")
+        self._check_new(public_key, name, known=[site for site in known if site not in old or _same(site, public_key)])
+        self._register(public_key, name)  # first: a key that is refused must not leave the site without one
+        self._unregister(old)
+
+    def revoke(self, name: str) -> None:
+        """Refuse a site's key from now on; it can never be approved again.
+
+        Raises:
+            ConfigError: no such site.
+            ConnectionRefused: the server does not answer.
+        """
+        approved = [site for site in self.approvals() if site.name == name and not site.revoked]
+        if not approved:
+            raise ConfigError(f"site '{name}' is not approved; 'consilium server sites' lists who is")
+        self._unregister(approved)
 
     def sites(self) -> dict[str, str]:
         """Return the approved sites: name -> status (`online`, `offline`, `registered`)."""
+        return {site.name: site.status for site in self.approvals() if not site.revoked}
+
+    def approvals(self) -> list[ApprovedSite]:
+        """Return every key the server ever approved, the revoked ones too, in the order of approval."""
         with self._sentences():
-            return {node.name: node.status for node in self._client.ListNodes(ListNodesRequest()).nodes_info}
+            nodes = self._client.ListNodes(ListNodesRequest()).nodes_info
+        return sorted((_approved_site(node) for node in nodes), key=lambda site: site.since)
+
+    def _check_new(self, public_key: Path, name: str, *, known: list[ApprovedSite]) -> None:
+        """Refuse what Flower would take: it lets two keys have one name, and says little of a known key."""
+        seen = fingerprint(read_public_key(public_key))
+        for site in known:
+            if site.fingerprint == seen and site.revoked:
+                raise ConfigError(
+                    f"the server refused: the key '{public_key}' ({seen}) of site '{site.name}' was revoked and cannot "
+                    "be approved again; the site makes a new one with 'consilium site rotate-key'"
+                )
+            if site.fingerprint == seen:
+                raise ConfigError(
+                    f"the server refused: the key '{public_key}' ({seen}) is already approved as site '{site.name}'"
+                )
+            if site.name == name and not site.revoked:
+                raise ConfigError(
+                    f"the server refused: site '{name}' is already approved with another key ({site.fingerprint}); "
+                    "'consilium server rotate' replaces it"
+                )
+
+    def _register(self, public_key: Path, name: str) -> None:
+        key = public_key_to_bytes(read_public_key(public_key))
+        with self._sentences():
+            self._client.RegisterNode(RegisterNodeRequest(public_key=key, name=name))
+
+    def _unregister(self, sites: list[ApprovedSite]) -> None:
+        with self._sentences():
+            for site in sites:
+                self._client.UnregisterNode(UnregisterNodeRequest(node_id=site.node_id))
+
+    def connections(self) -> dict[str, tuple[bool, float | None]]:
+        """Return of each approved site: name -> (is it connected?, Unix time when it last was; None if never)."""
+        with self._sentences():
+            answer = self._client.ListNodes(ListNodesRequest())
+        now = datetime.fromisoformat(answer.now).timestamp()
+        seen: dict[str, tuple[bool, float | None]] = {}
+        for node in answer.nodes_info:
+            if node.status != "unregistered":
+                online = node.status == "online"
+                last = now if online else node.online_until or None
+                before = seen.get(node.name, (False, None))  # while its key is replaced, a site has two
+                seen[node.name] = (online or before[0], max(last or 0.0, before[1] or 0.0) or None)
+        return seen
 
     def submit(self, study: StudyConfig, *, folder: Path) -> int:
         """Start a run of `study` that writes into `folder` on the server's machine; return Flower's run id."""
@@ -136,15 +230,16 @@ def _detail(response: httpx.Response) -> str:
     return str(body)
 
 
-def _read_key(path: Path) -> bytes:
-    try:
-        key = load_ssh_public_key(path.read_bytes())
-    except OSError as error:
-        raise ConfigError(f"cannot read public key '{path}': {error.strerror or error}") from error
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise ConfigError(f"'{path}' is not a public key in OpenSSH form: {error}") from error
-    if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise ConfigError(
-            f"'{path}' is a {type(key).__name__}, expected an EC public key (consilium site init makes one)"
-        )
-    return public_key_to_bytes(key)
+def _approved_site(node: Any) -> ApprovedSite:
+    return ApprovedSite(
+        name=node.name,
+        status=node.status,
+        fingerprint=fingerprint(bytes_to_public_key(node.public_key)),
+        since=node.registered_at,
+        revoked=node.unregistered_at,
+        node_id=node.node_id,
+    )
+
+
+def _same(site: ApprovedSite, public_key: Path) -> bool:
+    return site.fingerprint == fingerprint(read_public_key(public_key))

@@ -95,6 +95,7 @@ def run_study(study: Study, *, transport: Mapping[str, Any]) -> dict[str, Any]:
         rounds.append(vars(record))
         folder.log("round", **vars(record))
         save_checkpoint(folder.checkpoint, state, run=study.run, study_digest=study.digest)
+        folder.log("checkpoint", round=state.round)
     finals = finish(study, state)
     save_weights(folder.weights, state.weights, {"study": config.name, "round": state.round})
     result = {

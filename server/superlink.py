@@ -8,6 +8,7 @@ database of approved sites, and `server.json` with the addresses that `consilium
 """
 
 import json
+import logging
 import os
 import secrets
 import signal
@@ -16,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -26,6 +28,8 @@ from common.files import write_atomically
 from common.identity import make_server_identity
 from common.processes import check_port_free
 from server.records import JOURNAL_VARIABLE
+
+log = logging.getLogger(__name__)
 
 TASK_POLL_SECONDS = "0.1"
 
@@ -83,12 +87,15 @@ class ServerAddress:
     pid: int
 
 
-def start_server(home: ServerHome, *, fleet: str, control_port: int, hosts: Sequence[str]) -> None:
+def start_server(
+    home: ServerHome, *, fleet: str, control_port: int, hosts: Sequence[str], metrics: str | None = None
+) -> None:
     """Run a server until it is stopped (SIGINT or SIGTERM).
 
     Args:
         fleet: `host:port` on which sites connect.
         hosts: names and addresses in the server's certificate.
+        metrics: `host:port` of the pages for monitoring; none without it.
 
     Raises:
         PortInUse: one of the ports is taken.
@@ -104,20 +111,31 @@ def start_server(home: ServerHome, *, fleet: str, control_port: int, hosts: Sequ
     environment = {
         **os.environ,
         JOURNAL_VARIABLE: str(home.journal.resolve()),
+        # At INFO, flwr writes two lines whenever somebody asks who is connected: every 5 s, for the metrics.
+        "FLWR_LOG_LEVEL": os.environ.get("FLWR_LOG_LEVEL", "WARNING"),
         "FLWR_HOME": str((home.path / "flwr").resolve()),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",  # flwr-serverapp
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": TASK_POLL_SECONDS,
     }
-    children = [subprocess.Popen(_superlink_command(home, fleet, control_port), env=environment)]
-    try:
+    children: list[subprocess.Popen[bytes]] = []
+    with ExitStack() as stack:
+        if metrics:
+            from server.exporter import exporting  # imports Control, which imports this module
+
+            stack.enter_context(exporting(home, metrics, is_up=lambda: bool(children) and children[0].poll() is None))
+        stack.callback(_clean_up, home, children)
+        children.append(subprocess.Popen(_superlink_command(home, fleet, control_port), env=environment))
         _wait_until_listening(children[0], control)
         children.append(subprocess.Popen(_superexec_command(home, control), env=environment))
         address = ServerAddress(fleet=fleet, control=control, pid=os.getpid())
         write_atomically(home.path / "server.json", json.dumps(asdict(address)).encode())
+        log.info("server started address=%s metrics=%s; stop it with Ctrl-C", fleet, metrics or "none")
         _watch(children)
-    finally:
-        (home.path / "server.json").unlink(missing_ok=True)
-        stop_processes(children)
+
+
+def _clean_up(home: ServerHome, children: Sequence["subprocess.Popen[bytes]"]) -> None:
+    (home.path / "server.json").unlink(missing_ok=True)
+    stop_processes(children)
 
 
 def _script(name: str) -> str:

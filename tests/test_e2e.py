@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -169,6 +171,8 @@ def test_demo_that_is_stopped_leaves_no_process_behind(number: signal.Signals, t
     if number is signal.SIGINT:
         assert 130 == code
         assert "Traceback" not in rest
+        (journal,) = tmp_path.glob("*/server/journal.jsonl")
+        assert '"event": "stopped"' in journal.read_text()
 
 
 # --- what goes wrong, with a real server ------------------------------------------------------------
@@ -179,16 +183,17 @@ class Server:
     home: Path
     fleet: str
     control: int
+    metrics: str
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("server")
-    found = Server(folder / "home", f"localhost:{free_port()}", free_port())
+    found = Server(folder / "home", f"localhost:{free_port()}", free_port(), f"127.0.0.1:{free_port()}")
     command = ["server", "start", "--home", str(found.home), "--address", found.fleet.replace("localhost", "127.0.0.1")]
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(
-            [*COMMAND, *command, "--control-port", str(found.control)],
+            [*COMMAND, *command, "--control-port", str(found.control), "--metrics", found.metrics],
             env=environment("server"),
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -274,11 +279,65 @@ def test_run_with_an_unknown_setting_is_told_so(tmp_path: Path) -> None:
 
 
 def test_approve_refuses_a_key_twice(server: Server, tmp_path: Path) -> None:
-    """Approving works once; the same key again gives exit code 3 and a sentence."""
+    """Approving works once; the same key under another name gives exit code 3 and a sentence."""
     public = make_site_key(tmp_path / "site.key", comment="porto")
-    arguments = ["server", "approve", str(public), "--name", "porto", "--home", str(server.home)]
-    assert 0 == run(*arguments).returncode
-    again = run(*arguments)
+    arguments = ["--home", str(server.home), "--out", str(tmp_path / "bundle.json")]
+    assert 0 == run("server", "approve", str(public), "--name", "porto", *arguments).returncode
+    again = run("server", "approve", str(public), "--name", "lisboa", *arguments)
     assert 3 == again.returncode, again.stderr
     assert "refused" in again.stderr
     assert "porto" in run("server", "sites", "--home", str(server.home)).stdout
+
+
+# --- monitoring -------------------------------------------------------------------------------------
+
+
+def page(url: str) -> tuple[int, str]:
+    """Status and text; 0 where nothing listens."""
+    try:
+        with urllib.request.urlopen(f"http://{url}", timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+    except OSError:
+        return 0, ""
+
+
+def wait_for_line(url: str, line: str, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while line not in page(url)[1].splitlines():
+        assert time.monotonic() < deadline, page(url)
+        time.sleep(0.2)
+
+
+def test_monitoring_sees_a_site_come_and_go(server: Server, tmp_path: Path) -> None:
+    """Server and site say that they are up and ready; a site that stops is no longer online, but was seen."""
+    settings = write_site(tmp_path, server.fleet, server.home / "ca.pem")
+    settings.write_text(settings.read_text().replace("berlin", "madrid"))
+    approve = ["server", "approve", str(tmp_path / "site.key.pub"), "--name", "madrid", "--home", str(server.home)]
+    assert 0 == run(*approve, "--out", str(tmp_path / "bundle.json")).returncode
+    wait_for_line(f"{server.metrics}/metrics", 'consilium_site_online{site="madrid"} 0.0')
+    assert "consilium_site_last_seen_timestamp_seconds{" not in page(f"{server.metrics}/metrics")[1]
+    address = f"127.0.0.1:{free_port()}"
+    with (tmp_path / "site.log").open("wb") as log:
+        site = subprocess.Popen(
+            [*COMMAND, "site", "start", str(settings), "--metrics", address],
+            env=environment("site"),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        wait_for_line(f"{address}/readyz", "ready")
+        assert 200 == page(f"{address}/healthz")[0]
+        assert 'consilium_node_info{site="madrid"' in page(f"{address}/metrics")[1]
+        wait_for_line(f"{server.metrics}/metrics", 'consilium_site_online{site="madrid"} 1.0')
+    finally:
+        site.terminate()
+        site.wait(timeout=30)
+    wait_for_line(f"{server.metrics}/metrics", 'consilium_site_online{site="madrid"} 0.0')
+    text = page(f"{server.metrics}/metrics")[1]
+    (seen,) = (line for line in text.splitlines() if line.startswith("consilium_site_last_seen_timestamp_seconds{"))
+    assert abs(time.time() - float(seen.split()[1])) < 60
+    assert "process_resident_memory_bytes" in text
+    assert (200, 200) == tuple(page(f"{server.metrics}/{name}")[0] for name in ("healthz", "readyz"))

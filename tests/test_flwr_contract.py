@@ -7,7 +7,13 @@ from importlib.metadata import version
 import pytest
 
 NAMES = [
-    "flwr.client.grpc_rere_client.connection:grpc_request_response",
+    "flwr.proto.fleet_pb2_grpc:FleetStub",
+    "flwr.proto.fleet_pb2:ActivateNodeRequest.HEARTBEAT_INTERVAL_FIELD_NUMBER",
+    "flwr.common.constant:SIGNATURE_HEADER",
+    "flwr.supercore.error:ApiErrorCode.FLEET_INVALID_HEARTBEAT_INTERVAL",
+    "flwr.supercore.error:ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED",
+    "flwr.supercore.runtime_version_compatibility:RuntimeVersionMetadata.as_metadata",
+    "flwr.supernode.start_client_internal:make_simple_grpc_retry_invoker",
     "flwr.supercore.retry:make_simple_grpc_retry_invoker",
     "flwr.supercore.retry:make_simple_http_retry_invoker",
     "flwr.supercore.runtime:RuntimeHttpClient.AcquireTask",
@@ -22,6 +28,7 @@ NAMES = [
     "flwr.supercore.control:ControlHttpClient.StopRun",
     "flwr.supercore.control:ControlHttpClient.ListRuns",
     "flwr.supercore.control:ControlHttpClient.ListNodes",
+    "flwr.supercore.control:ControlHttpClient.UnregisterNode",
     "flwr.supernode.cli.flower_supernode:flower_supernode",
     "flwr.supernode.start_client_internal:time.sleep",
     "flwr.supernode.runtime.run_clientapp:run_clientapp",

@@ -421,7 +421,8 @@ def test_result_on_disk_is_the_result_returned(tmp_path: Path) -> None:
 def test_events_tell_the_whole_run_in_order(tmp_path: Path) -> None:
     """The audit trail of one round."""
     run(tmp_path, rounds=1)
-    expected = ["started", "waiting", "agreed", "asked", *["answered"] * 3, "round", "finishing", "finished"]
+    one_round = ["asked", *["answered"] * 3, "round", "checkpoint"]
+    expected = ["started", "waiting", "agreed", *one_round, "finishing", "finished"]
     assert expected == [event["event"] for event in RunFolder(tmp_path).read_events()]
 
 

@@ -56,8 +56,23 @@ def _local_file(file: str, weights_dir: Path | None) -> Path:
     return path
 
 
-def _downloaded(name: str, weights: str) -> Path:
-    """Return torch hub's cached copy, fetched and checked against the hash in its file name when missing."""
+def check_weights_file(config: PretrainedConfig, *, weights_dir: Path | None) -> Path:
+    """Return the local file that a study names, after reading it and comparing its sha256.
+
+    Raises:
+        ModelError: no weights folder or no such file, another sha256, or not a plain weights file.
+    """
+    path = _local_file(str(config.file), weights_dir)
+    _read(path, who=f"weights file '{config.file}'", sha256=config.sha256)
+    return path
+
+
+def cached_weights(name: str, weights: str) -> tuple[Path, str]:
+    """Return where torch hub keeps torchvision's weights and their address; nothing is fetched.
+
+    Raises:
+        ModelError: torchvision has no such model or weights.
+    """
     from client.models import vision  # here, because only these models need torchvision
 
     if name not in vision.vision_names():
@@ -65,7 +80,12 @@ def _downloaded(name: str, weights: str) -> Path:
             f"model '{name}' is not one of torchvision's, so it has no weights '{weights}': use pretrained.file"
         )
     url = vision.weights_url(name, weights)
-    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    return Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2], url
+
+
+def _downloaded(name: str, weights: str) -> Path:
+    """Return torch hub's cached copy, fetched and checked against the hash in its file name when missing."""
+    path, url = cached_weights(name, weights)
     if not path.is_file():
         prefix = re.search(r"-([0-9a-f]{8,})\.", path.name)
         try:

@@ -1,0 +1,90 @@
+"""A site's pages for monitoring: `/metrics`, `/healthz` (it runs) and `/readyz` (it can answer plans)."""
+
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+
+from client.metrics import SiteMetrics
+from client.site_state import event_log
+from common.config import SiteConfig
+from common.events import Follower
+from common.exposition import Page, serving, text_page
+from common.processes import repeating
+
+FOLLOW_SECONDS, GPU_SECONDS = 0.5, 15.0
+GPU_QUERY = ("--query-gpu=memory.used", "--format=csv,noheader,nounits")
+
+
+@contextmanager
+def exporting(config: SiteConfig, address: str, *, is_ready: Callable[[], bool]) -> Iterator[str]:
+    """Serve the pages of a site on `address` until the block ends; yields the URL without a path.
+
+    Args:
+        is_ready: whether the site has joined and can answer plans.
+
+    Raises:
+        ConfigError, PortInUse: the address cannot be used.
+    """
+    exporter = _Exporter(config, is_ready)
+    routes = {"/metrics": exporter.metrics, "/healthz": exporter.healthz, "/readyz": exporter.readyz}
+    with ExitStack() as stack:
+        url = stack.enter_context(serving(address, routes))
+        stack.enter_context(repeating(exporter.follow, seconds=FOLLOW_SECONDS, name="metrics-log"))
+        if shutil.which("nvidia-smi"):
+            stack.enter_context(repeating(exporter.watch_gpus, seconds=GPU_SECONDS, name="metrics-gpu"))
+        yield url
+
+
+class _Exporter:
+    """Keeps one registry up to date: the log and the GPUs in a thread each, the disk at each scrape."""
+
+    def __init__(self, config: SiteConfig, is_ready: Callable[[], bool]) -> None:
+        self._folder, self._is_ready = config.state_dir, is_ready
+        self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
+        PlatformCollector(registry=self._registry)
+        self._metrics = SiteMetrics(self._registry, site=config.name)
+        self._log = Follower(event_log(config).path)
+        self._lock = threading.Lock()  # no scrape sees half of an event
+
+    def follow(self) -> None:
+        """Take in what is new in the log."""
+        problem: Exception | None = None
+        for event in self._log.new():
+            try:
+                with self._lock:
+                    self._metrics.take(event)
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                problem = error  # an event of another release; those after it still count
+        if problem is not None:
+            raise problem
+
+    def watch_gpus(self) -> None:
+        """Ask the driver how much memory is in use; training itself is in another process."""
+        done = subprocess.run(["nvidia-smi", *GPU_QUERY], capture_output=True, text=True, timeout=10, check=False)
+        lines = done.stdout.splitlines() if done.returncode == 0 else []
+        used = [int(line) * 2**20 if line.strip().isdecimal() else None for line in lines]
+        with self._lock:
+            self._metrics.see_gpus(used)
+
+    def metrics(self) -> Page:
+        """Return all metrics in Prometheus' text format."""
+        folder = next(path for path in (self._folder, *self._folder.parents) if path.exists())
+        disk = shutil.disk_usage(folder)
+        with self._lock:
+            self._metrics.see_disk(free=disk.free, size=disk.total)
+            return 200, CONTENT_TYPE_PLAIN_0_0_4, generate_latest(self._registry)
+
+    def healthz(self) -> Page:
+        """Say that this process runs."""
+        return text_page(200, "ok")
+
+    def readyz(self) -> Page:
+        """Say whether the site can answer plans."""
+        ready = self._is_ready()
+        return text_page(200, "ready") if ready else text_page(503, "not connected, or the worker does not run")

@@ -1,0 +1,92 @@
+"""Every metric of a site, made from the events of its own log; `docs/metrics.md` says what each means.
+
+The law is the server's: the values depend on the events alone, so that a restart arrives at the same ones.
+"""
+
+from collections.abc import Iterable
+from datetime import datetime
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics
+
+import common
+from common.errors import EXIT_CODES
+from common.events import Event
+
+MODELS = ("global", "personal", "local", "train")
+ERRORS = frozenset((*EXIT_CODES, "UpdateRejected"))
+
+# When a counter began says nothing here: at a restart the log is read again.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+
+class SiteMetrics:
+    """A site's metrics on a registry; `take` every event of its log, in order."""
+
+    def __init__(self, registry: CollectorRegistry, *, site: str) -> None:
+        self._runs: dict[str, str] = {}
+
+        def gauge(name: str, meaning: str, *labels: str) -> Gauge:
+            return Gauge(f"consilium_node_{name}", meaning, labels, registry=registry)
+
+        def counter(name: str, meaning: str, *labels: str) -> Counter:
+            return Counter(f"consilium_node_{name}", meaning, labels, registry=registry)
+
+        gauge("info", "always 1", "site", "version").labels(site, common.__version__).set(1)
+        self._examples = gauge("examples", "this site's examples", "study", "split")
+        self._plans = counter("plans_total", "plans answered", "study", "kind")
+        self._seconds = counter("work_seconds_total", "time spent answering them", "study", "kind")
+        self._epochs = counter("epochs_total", "passes over the training examples in rounds", "study")
+        self._loss = gauge("loss", "loss on this site's validation split", "study", "model")
+        self._accuracy = gauge("accuracy_ratio", "accuracy on it", "study", "model")
+        self._bytes = counter("transfer_bytes_total", "bytes of payloads", "study", "direction", "codec")
+        self._round = gauge("round", "last round answered", "study")
+        self._last_plan = gauge("last_plan_timestamp_seconds", "when a plan was last answered", "study")
+        self._errors = counter("errors_total", "plans that failed, by kind of error", "error")
+        self._gpu = gauge("gpu_memory_bytes", "GPU memory in use, where there is a GPU", "gpu")
+        self._disk_free = gauge("disk_free_bytes", "free space where this site keeps its state")
+        self._disk_size = gauge("disk_size_bytes", "size of that file system")
+
+    def see_gpus(self, used_bytes: Iterable[int | None]) -> None:
+        """Set the memory in use per GPU, in order; None is a GPU that does not tell."""
+        self._gpu.clear()
+        for number, used in enumerate(used_bytes):
+            if used is not None:
+                self._gpu.labels(str(number)).set(used)
+
+    def see_disk(self, *, free: int, size: int) -> None:
+        """Set the space where this site keeps its state."""
+        self._disk_free.set(free)
+        self._disk_size.set(size)
+
+    def take(self, event: Event) -> None:
+        """Update the metrics from one event of the site's log; events of other kinds change nothing.
+
+        Raises:
+            KeyError: the event lacks a field.
+        """
+        if event["event"] == "failed":
+            self._errors.labels(event["error"] if event["error"] in ERRORS else "other").inc()
+        elif event["event"] == "answered":
+            self._answered(event)
+
+    def _answered(self, event: Event) -> None:
+        study, kind = event["study"], event["kind"]
+        if self._runs.setdefault(study, event["run"]) != event["run"]:
+            self._runs[study] = event["run"]
+            for gauge in (self._loss, self._accuracy, self._round):
+                gauge.remove_by_labels({"study": study})
+        self._plans.labels(study, kind).inc()
+        self._seconds.labels(study, kind).inc(event["seconds"])
+        for direction in ("up", "down"):
+            self._bytes.labels(study, direction, event["codec"]).inc(event[f"bytes_{direction}"])
+        self._last_plan.labels(study).set(datetime.fromisoformat(event["time"]).timestamp())
+        if kind == "handshake":
+            for split in ("train", "validation", "test"):
+                self._examples.labels(study, split).set(event["card"][f"num_{split}"])
+        elif kind == "round":  # what is measured at the finish is the test split, and stays out of a live view
+            self._round.labels(study).set(event["round"])
+            self._epochs.labels(study).inc(event["epochs"])
+            for name, value in event["metrics"].items():
+                model, _, what = name.partition(".")
+                if model in MODELS and what in ("loss", "accuracy"):
+                    (self._loss if what == "loss" else self._accuracy).labels(study, model).set(value)
