@@ -215,6 +215,7 @@ class StudyConfig(Record):
     codec: Literal["identity"] = "identity"
     cohort_fraction: float = Field(default=1.0, gt=0, le=1)
     quorum: int | None = Field(default=None, ge=1)
+    min_sites: int | None = Field(default=None, ge=1)
     min_examples: int = Field(default=20, ge=2)
     join_timeout_seconds: float = Field(default=120.0, gt=0)
     round_timeout_seconds: float = Field(default=600.0, gt=0)
@@ -222,6 +223,8 @@ class StudyConfig(Record):
     @model_validator(mode="after")
     def _check(self) -> "StudyConfig":
         _no_duplicates(self.sites)
+        if self.min_sites is not None and self.min_sites > len(self.sites):
+            raise ValueError(f"min_sites must be at most the number of sites ({len(self.sites)}), got {self.min_sites}")
         if self.quorum is not None and self.quorum > self.cohort_size:
             raise ValueError(
                 f"quorum must be at most the sites asked in a round ({self.cohort_size}), got {self.quorum}"

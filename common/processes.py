@@ -45,8 +45,11 @@ def follow_parent() -> None:
     Without the variable nothing happens. This is how a demo that is killed outright leaves nothing behind.
     """
     parent = os.environ.get(PARENT_VARIABLE)
-    if parent and os.getppid() == int(parent):
-        _when_orphaned(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    if not parent:
+        return
+    if os.getppid() != int(parent):  # it died before this line was reached
+        os._exit(1)
+    _when_orphaned(lambda: os.kill(os.getpid(), signal.SIGTERM))
 
 
 def end_with_parent() -> None:

@@ -78,6 +78,10 @@ class View:
         self._round = event["round"]
         self._say(f"{self._title}: continuing after round {event['round']}")
 
+    def _on_joined(self, event: dict[str, Any]) -> None:
+        self._states[event["site"]] = "connected"
+        self._say(f"{self._title}: site '{event['site']}' joined with {event['num_examples']} examples")
+
     def _on_asked(self, event: dict[str, Any]) -> None:
         for site in self._states:
             self._states[site] = "training" if site in event["sites"] else "not asked"

@@ -5,14 +5,14 @@ it would build, and the weights themselves come from one site once all digests a
 """
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import common
 from common.codecs import Codec
 from common.config import StudyConfig
-from common.errors import HandshakeMismatch, ProtocolError, SitesMissing, error_named
+from common.errors import ConsiliumError, HandshakeMismatch, ProtocolError, SitesMissing, error_named
 from common.protocol import FailureReply, HandshakePlan, HandshakeReply, InitialWeightsPlan, InitialWeightsReply
 from common.weights import Array, Weights, check_finite, digest
 from server.exchange import Answer, Exchange
@@ -31,8 +31,8 @@ class Agreement:
 
 def wait_for_sites(
     exchange: Exchange, study: StudyConfig, *, on_change: Callable[[frozenset[str]], None] = lambda _: None
-) -> None:
-    """Wait until every site of the study is online, at most `study.join_timeout_seconds`.
+) -> frozenset[str]:
+    """Wait for `study.min_sites` sites (default: all), at most `study.join_timeout_seconds`; return who is online.
 
     Raises:
         SitesMissing: names who came and who is missing.
@@ -45,8 +45,8 @@ def wait_for_sites(
             seen = online
             on_change(online)
         missing = sorted(set(study.sites) - online)
-        if not missing:
-            return
+        if len(online) >= (study.min_sites or len(study.sites)):
+            return online
         if time.monotonic() >= deadline:
             raise SitesMissing(
                 f"after {study.join_timeout_seconds:g} s these sites of study '{study.name}' have not connected: "
@@ -55,22 +55,43 @@ def wait_for_sites(
         time.sleep(0.1)
 
 
-def shake_hands(exchange: Exchange, study: StudyConfig, run: str, codec: Codec) -> Agreement:
-    """Ask every site what it is, compare, and fetch the agreed initial weights from one site.
+def shake_hands(exchange: Exchange, study: StudyConfig, run: str, codec: Codec, sites: Collection[str]) -> Agreement:
+    """Ask the sites what they are, compare, and fetch the agreed initial weights from one of them.
 
     Raises:
         HandshakeMismatch: who differs in what, as a table; or a site that did not answer.
         ConsiliumError: the sentence of the first site that could not do its part (bad data, wrong weights file).
     """
-    plans = {site: HandshakePlan(study=study, run=run, site=site) for site in study.sites}
-    answers = exchange.ask(plans, payload=None, timeout_seconds=study.round_timeout_seconds)
-    replies = {answer.site: _expect(answer, HandshakeReply, run) for answer in sorted(answers, key=lambda a: a.site)}
+    answers = _ask(exchange, study, run, sites)
+    replies = {answer.site: _expect(answer, HandshakeReply, run) for answer in answers}
     compare(replies)
     first = min(replies)
     plan = InitialWeightsPlan(study=study, run=run, site=first)
     (answer,) = exchange.ask({first: plan}, payload=None, timeout_seconds=study.round_timeout_seconds)
     weights = _initial_weights(answer, replies[first], codec)
     return Agreement(replies, weights, tuple(_warnings(replies)))
+
+
+def admit(
+    exchange: Exchange, study: StudyConfig, run: str, agreement: Agreement, sites: Collection[str]
+) -> tuple[Agreement, dict[str, str]]:
+    """Shake hands with sites that came later; return the wider agreement, and who was refused with a sentence why."""
+    admitted, refused = dict(agreement.replies), dict[str, str]()
+    first = min(agreement.replies)
+    for answer in _ask(exchange, study, run, sites):
+        try:
+            reply = _expect(answer, HandshakeReply, run)
+            compare({first: agreement.replies[first], answer.site: reply})
+            admitted[answer.site] = reply
+        except ConsiliumError as error:
+            refused[answer.site] = named(answer.site, str(error))
+    return replace(agreement, replies=admitted), refused
+
+
+def _ask(exchange: Exchange, study: StudyConfig, run: str, sites: Collection[str]) -> list[Answer]:
+    plans = {site: HandshakePlan(study=study, run=run, site=site) for site in sorted(sites)}
+    answers = exchange.ask(plans, payload=None, timeout_seconds=study.round_timeout_seconds)
+    return sorted(answers, key=lambda answer: answer.site)
 
 
 def _expect(answer: Answer, kind: type[R], run: str) -> R:

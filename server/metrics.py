@@ -21,10 +21,10 @@ MODELS = ("global", "personal", "local", "train")
 REASONS = frozenset(
     (
         *("timeout", "crash", "gone", "failure", "protocol", "run", "round"),
-        *("num_examples", "names", "shape", "dtype", "not_finite", "finish"),
+        *("num_examples", "names", "shape", "dtype", "not_finite", "finish", "handshake"),
     )
 )
-"""Why an answer was rejected: what `server.rounds.check_update` names, and `finish` for the last plan."""
+"""Why an answer was rejected: what `server.rounds.check_update` names; `finish`: the last plan; `handshake`: a late site."""
 BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 10800)
 
 # When a counter began says nothing here: at a restart the journal is read again.

@@ -18,7 +18,7 @@ from common.weights import check_finite, check_like, norm, subtract
 from server.checkpoint import load_checkpoint, save_checkpoint, save_weights
 from server.cohort import choose_cohort
 from server.exchange import Answer, Exchange
-from server.handshake import Agreement, named, shake_hands, wait_for_sites
+from server.handshake import Agreement, admit, named, shake_hands, wait_for_sites
 from server.records import RunFolder
 from server.strategies import ServerState, Strategy, Update
 
@@ -36,6 +36,10 @@ class Study:
     folder: RunFolder
     announced: Mapping[str, int] = field(default_factory=dict)
     """Training examples per site, as told in the handshake."""
+
+    def knowing(self, agreement: Agreement) -> "Study":
+        """Return the study with the sites of an agreement, and what they announced."""
+        return replace(self, announced={site: reply.card.num_train for site, reply in agreement.replies.items()})
 
     @property
     def quorum(self) -> int:
@@ -82,15 +86,17 @@ def run_study(study: Study, *, transport: Mapping[str, Any]) -> dict[str, Any]:
         strategy=config.strategy.kind,
         codec=config.codec,
     )
-    wait_for_sites(study.exchange, config, on_change=lambda online: folder.log("waiting", online=sorted(online)))
-    agreement = shake_hands(study.exchange, config, study.run, study.codec)
+    online = wait_for_sites(study.exchange, config, on_change=lambda now: folder.log("waiting", online=sorted(now)))
+    agreement = shake_hands(study.exchange, config, study.run, study.codec, online)
     for warning in agreement.warnings:
         folder.log("warning", message=warning)
-    announced = {site: reply.card.num_train for site, reply in agreement.replies.items()}
-    study = replace(study, announced=announced)
+    study = study.knowing(agreement)
     state, rounds = _first_state(study, agreement)
     folder.log("agreed", sites={site: _handshake_facts(agreement, site) for site in sorted(agreement.replies)})
+    refused: set[str] = set()
     while state.round < config.rounds:
+        agreement = _admit_newcomers(study, agreement, refused, round_number=state.round + 1)
+        study = study.knowing(agreement)
         state, record = run_round(study, state)
         rounds.append(vars(record))
         folder.log("round", **vars(record))
@@ -114,6 +120,21 @@ def run_study(study: Study, *, transport: Mapping[str, Any]) -> dict[str, Any]:
     folder.save_result(result)
     folder.log("finished", seconds=result["seconds"])
     return result
+
+
+def _admit_newcomers(study: Study, agreement: Agreement, refused: set[str], *, round_number: int) -> Agreement:
+    """Shake hands with sites of the study that connected since the start; they take part from this round on."""
+    absent = set(study.config.sites) - set(agreement.replies) - refused
+    newcomers = absent & study.exchange.connected() if absent else absent
+    if not newcomers:
+        return agreement
+    wider, problems = admit(study.exchange, study.config, study.run, agreement, newcomers)
+    for site, message in problems.items():
+        refused.add(site)
+        study.folder.log("rejected", round=round_number, site=site, reason="handshake", message=message)
+    for site in sorted(set(wider.replies) - set(agreement.replies)):
+        study.folder.log("joined", round=round_number, site=site, **_handshake_facts(wider, site))
+    return wider
 
 
 def _first_state(study: Study, agreement: Agreement) -> tuple[ServerState, list[dict[str, Any]]]:
@@ -144,20 +165,20 @@ def run_round(study: Study, state: ServerState) -> tuple[ServerState, RoundRecor
         UpdateRejected: finite updates whose sum is too large for the weights' dtype.
     """
     began, number, config = time.monotonic(), state.round + 1, study.config
-    cohort = choose_cohort(config.sites, seed=config.seed, round_number=number, size=config.cohort_size)
+    cohort = choose_cohort(study.announced, seed=config.seed, round_number=number, size=config.cohort_size)
+    quorum = config.quorum or len(cohort)
     record = RoundRecord(round=number, asked=cohort)
     study.folder.log("asked", round=number, sites=list(cohort))
     plans = {site: RoundPlan(study=config, run=study.run, site=site, round=number) for site in cohort}
     payload = study.codec.encode(state.weights)
     answers = study.exchange.ask(plans, payload=payload, timeout_seconds=config.round_timeout_seconds)
     updates = list(_usable(study, state, answers, record))
-    if len(updates) < study.quorum:
+    if len(updates) < quorum:
         record.seconds = round(time.monotonic() - began, 4)
         study.folder.log("round_failed", **vars(record))
         reasons = "; ".join(f"{site}: {detail}" for site, detail in sorted(record.details.items()))
         raise CohortTooSmall(
-            f"round {number}: {len(updates)} of {len(cohort)} sites sent a usable update, "
-            f"expected {study.quorum}; {reasons}"
+            f"round {number}: {len(updates)} of {len(cohort)} sites sent a usable update, expected {quorum}; {reasons}"
         )
     applying = time.monotonic()
     step = study.strategy.apply(state, updates)
@@ -237,8 +258,9 @@ def finish(study: Study, state: ServerState) -> dict[str, dict[str, Any]]:
         CohortTooSmall: a site that does not answer has no row in the report; fewer than the quorum end the run.
     """
     config = study.config
-    study.folder.log("finishing", round=state.round, sites=list(config.sites))
-    plans = {site: FinishPlan(study=config, run=study.run, site=site, round=state.round) for site in config.sites}
+    sites = sorted(study.announced)
+    study.folder.log("finishing", round=state.round, sites=sites)
+    plans = {site: FinishPlan(study=config, run=study.run, site=site, round=state.round) for site in sites}
     payload = study.codec.encode(state.weights)
     timeout = config.round_timeout_seconds
     results: dict[str, dict[str, Any]] = {}
@@ -251,7 +273,7 @@ def finish(study: Study, state: ServerState) -> dict[str, dict[str, Any]]:
             detail = reply.message if isinstance(reply, FailureReply) else answer.detail or "an unexpected answer"
             problems[answer.site] = detail
             study.folder.log("rejected", round=state.round, site=answer.site, reason="finish", message=detail)
-    if len(results) < min(study.quorum, len(config.sites)):
+    if len(results) < min(study.quorum, len(sites)):
         reasons = "; ".join(f"{site}: {detail}" for site, detail in sorted(problems.items()))
-        raise CohortTooSmall(f"only {len(results)} of {len(config.sites)} sites reported test results; {reasons}")
+        raise CohortTooSmall(f"only {len(results)} of {len(sites)} sites reported test results; {reasons}")
     return results

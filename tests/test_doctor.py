@@ -139,22 +139,29 @@ def test_tls_by_address_passes(config: SiteConfig, identity: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("start", "end", "status", "words"),
+    ("start", "end", "status", "words", "fix"),
     [
-        (timedelta(days=-90), timedelta(days=-1), "FAIL", "expired"),
-        (timedelta(days=1), timedelta(days=90), "FAIL", "not yet valid"),
-        (timedelta(days=-90), timedelta(days=10, minutes=5), "WARN", "10 more days"),
+        (timedelta(days=-90), timedelta(days=-1), "FAIL", "expired", "renew the server's certificate"),
+        (timedelta(days=1), timedelta(days=90), "FAIL", "not yet valid", "clock"),
+        (timedelta(days=-90), timedelta(days=10, minutes=5), "WARN", "10 more days", "renewed"),
     ],
 )
 def test_tls_dates_are_looked_at(
-    start: timedelta, end: timedelta, status: str, words: str, config: SiteConfig, identity: Path, tmp_path: Path
+    start: timedelta,
+    end: timedelta,
+    status: str,
+    words: str,
+    fix: str,
+    config: SiteConfig,
+    identity: Path,
+    tmp_path: Path,
 ) -> None:
     """Over, not begun, and soon over."""
     with tls_server(*certificate_lasting(identity, tmp_path, start=start, end=end)) as port:
         found = tls(config, identity, port)
     assert status == found.status
     assert words in found.message
-    assert found.fix
+    assert fix in found.fix
 
 
 def test_tls_of_another_name_fails(config: SiteConfig, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """How a site gets in, and how it is put out again: folder, bundle, approval, rotation, revocation."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -258,7 +259,12 @@ def test_heartbeat_that_is_refused_first_ends_after_the_loop(tmp_path: Path, mon
     refusals = Refusals(load_site(make_folder(tmp_path).settings))
     gives_up = refusals.make_retry_invoker().should_giveup
     error = Refused(grpc.StatusCode.UNAUTHENTICATED, "Invalid node ID")
-    heartbeat = threading.Thread(target=gives_up, args=(error,), daemon=True)
+
+    def beat() -> None:
+        with contextlib.suppress(SystemExit):  # which threads ignore, but pytest's watch of them does not
+            gives_up(error)
+
+    heartbeat = threading.Thread(target=beat, daemon=True)
     heartbeat.start()
     heartbeat.join(timeout=0.5)
     assert heartbeat.is_alive()
@@ -356,6 +362,95 @@ def test_four_commands_bring_a_site_in(server: Server, tmp_path: Path) -> None:
     assert "FAIL" not in checked.stdout
     listed = run("server", "sites", "--home", str(server.home.path), cwd=tmp_path).stdout
     assert f"paris\tregistered\t{told}\t" in listed
+
+
+def write_patients(folder: Path, shift: float) -> None:
+    rows = [f"{index % 7 + shift},{'yes' if index % 7 > 3 else 'no'}" for index in range(60)]
+    folder.mkdir(parents=True)
+    (folder / "patients.csv").write_text("\n".join(["dose,ill", *rows]) + "\n")
+
+
+def start_site(settings: Path, log: Path) -> subprocess.Popen[bytes]:
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            [*COMMAND, "site", "start", str(settings)], env=ENVIRONMENT, stdout=output, stderr=subprocess.STDOUT
+        )
+
+
+STUDY = """
+name = "doses"
+sites = ["early", "late"]
+rounds = {rounds}
+min_sites = 1
+quorum = 1
+
+[task]
+kind = "table"
+classes = ["no", "yes"]
+label = "ill"
+[task.columns.dose]
+kind = "number"
+
+[model]
+name = "linear"
+"""
+
+
+@pytest.mark.e2e
+def test_site_joins_a_running_study_with_four_commands_and_another_leaves(server: Server, tmp_path: Path) -> None:
+    """The late one takes part from the next round, the early one is stopped, and the run goes on to its end."""
+    (tmp_path / "study.toml").write_text(STUDY.format(rounds=100))
+    home = ["--home", str(server.home.path)]
+    early = SiteFolder(tmp_path / "early")
+    init_site(early, name="early", server=server.fleet, kind="table")
+    with Control(server.home) as control:
+        control.approve(early.path / "site.key.pub", name="early")
+    bundle = make_bundle(server.home, early.path / "site.key.pub", name="early", address=server.fleet)
+    accept_bundle(early, write(tmp_path / "early.json", bundle))
+    write_patients(early.path / "data", 0.0)
+    sites = [start_site(early.settings, tmp_path / "early.log")]
+    coordinator = subprocess.Popen(
+        [*COMMAND, "run", "study.toml", *home, "--runs", "runs"],
+        env=ENVIRONMENT,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert coordinator.stdout is not None
+    try:
+        with coordinator.stdout as output:
+            assert any("round 1/100" in line for line in output)
+            # The four commands of the late site, with the coordinator's one in between.
+            named = ["--name", "late"]
+            assert (
+                0 == run("site", "init", *named, "--server", server.fleet, "--kind", "table", cwd=tmp_path).returncode
+            )
+            write_patients(tmp_path / "site" / "data", 1.5)
+            approved = run(
+                "server", "approve", "site/site.key.pub", *named, "--address", server.fleet, *home, cwd=tmp_path
+            )
+            assert 0 == approved.returncode, approved.stderr
+            assert 0 == run("site", "accept", "late-bundle.json", cwd=tmp_path).returncode
+            checked = run("site", "check", "--study", "study.toml", cwd=tmp_path)
+            assert 0 == checked.returncode, checked.stdout
+            sites.append(start_site(tmp_path / "site" / "site.toml", tmp_path / "late.log"))
+            assert any("site 'late' joined with 60 examples" in line for line in output)
+            assert any("answered 2/2" in line for line in output)
+            sites[0].terminate()
+            assert "finished after" in output.read()
+        assert 0 == coordinator.wait(timeout=60)
+    finally:
+        for process in [*sites, coordinator]:
+            if process.poll() is None:
+                process.terminate()
+                process.wait(timeout=30)
+    (report,) = (tmp_path / "runs").glob("*/report.json")
+    content = json.loads(report.read_text())
+    assert 100 == len(content["rounds"])
+    assert ["late"] == content["rounds"][-1]["accepted"]
+    assert {"early": "gone"} == content["rounds"][-1]["rejected"]
+    assert ["late"] == list(content["sites"])
 
 
 @pytest.mark.e2e

@@ -664,3 +664,61 @@ def test_site_without_test_results_has_no_row(tmp_path: Path, alter: Alter, sent
 def test_every_site_is_finished_also_those_outside_the_last_cohort(tmp_path: Path) -> None:
     """With one site per round, all three still report their test split, on the final weights."""
     assert set(SITES) == set(run(tmp_path, cohort_fraction=0.3)["sites"])
+
+
+# --- sites that come later -------------------------------------------------------------------------
+
+
+def join_after_round(number: int, exchange: ScriptedExchange, site: str) -> Mapping[tuple[str, int, str], Alter]:
+    def alter(answer: Answer) -> Answer:
+        exchange.online |= {site}
+        return answer
+
+    return {("round", number, "berlin"): alter}
+
+
+def run_with_late(folder: Path, script: Mapping[tuple[str, int, str], Alter], **settings: Any) -> dict[str, Any]:
+    exchange = ScriptedExchange(online=frozenset({"berlin", "madrid"}))
+    exchange.script = {**join_after_round(2, exchange, "paris"), **script}
+    study = make_study(folder, exchange, rounds=4, **{"min_sites": 2, **settings})
+    return run_study(study, transport={"transport": "scripted"})
+
+
+def test_site_that_comes_later_takes_part_from_the_next_round(tmp_path: Path) -> None:
+    """Two sites are enough to start; the third shakes hands when it comes, and starts from the global weights."""
+    result = run_with_late(tmp_path, {})
+    two, three = ["berlin", "madrid"], ["berlin", "madrid", "paris"]
+    assert [two, two, three, three] == [record["accepted"] for record in result["rounds"]]
+    assert [(3, "paris", 100)] == [
+        (event["round"], event["site"], event["num_examples"]) for event in events(tmp_path, "joined")
+    ]
+    assert three == sorted(result["sites"])
+    late = ("berlin", "madrid")
+    expected = expected_weights({1: late, 2: late, 3: SITES, 4: SITES})
+    np.testing.assert_array_equal(expected["body.weight"], final_weights(tmp_path)["body.weight"])
+
+
+def test_site_that_comes_later_and_differs_is_refused_by_name(tmp_path: Path) -> None:
+    """The others go on without it; it is not asked again."""
+    result = run_with_late(tmp_path, {("handshake", 0, "paris"): card_with(schema_digest="0" * 64)})
+    assert [["berlin", "madrid"]] * 4 == [record["accepted"] for record in result["rounds"]]
+    (event,) = events(tmp_path, "rejected")
+    assert ("paris", "handshake", 3) == (event["site"], event["reason"], event["round"])
+    assert "data schema: berlin has" in event["message"]
+
+
+def test_fewer_sites_than_needed_to_start_end_the_run(tmp_path: Path) -> None:
+    """min_sites counts: two of three are not enough where three must be there."""
+    with pytest.raises(SitesMissing, match="paris; connected: berlin, madrid"):
+        run_with_late(tmp_path, {}, min_sites=3)
+
+
+def test_site_that_leaves_does_not_stop_the_others(tmp_path: Path) -> None:
+    """With a quorum of two, the third may go; it is named in every round, and has no row at the end."""
+    script: dict[tuple[str, int, str], Alter] = {
+        ("round", number, "paris"): problem("gone", "is not connected") for number in (2, 3)
+    }
+    script["finish", 3, "paris"] = problem("gone", "is not connected")
+    result = run(tmp_path, script, quorum=2)
+    assert [{}, {"paris": "gone"}, {"paris": "gone"}] == [record["rejected"] for record in result["rounds"]]
+    assert ["berlin", "madrid"] == sorted(result["sites"])
