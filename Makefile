@@ -25,8 +25,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED) ## server and three hospitals on this machine, end to end
 	$(BIN)/consilium demo
 
-test: $(INSTALLED) ## all tests
-	$(BIN)/python -m pytest
+test: $(INSTALLED) ## all tests but those with containers
+	$(BIN)/python -m pytest -m "not containers"
 
 check: $(INSTALLED) ## format, lint, types, architecture
 	$(BIN)/ruff format --diff .
@@ -35,7 +35,7 @@ check: $(INSTALLED) ## format, lint, types, architecture
 	$(BIN)/python -m pytest tests/test_architecture.py
 
 e2e: $(INSTALLED) ## only the tests with real processes or containers, gRPC, TLS and keys
-	$(BIN)/python -m pytest -m e2e
+	$(BIN)/python -m pytest -m "e2e or containers"
 
 # Where the client image's torch comes from; empty: from pip's own index.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu

@@ -37,7 +37,7 @@ def why_not() -> str | None:
 
 REASON = why_not()
 pytestmark = [
-    pytest.mark.e2e,
+    pytest.mark.containers,
     pytest.mark.skipif(REASON is not None, reason=f"containers not tested: {REASON}"),
 ]
 
