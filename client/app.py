@@ -12,7 +12,7 @@ from flwr.clientapp import ClientApp
 from client.flower import message_of, plan_of
 from client.site import Site
 from client.site_state import event_log
-from common.config import SiteConfig, StudyConfig, TrainingConfig, load_site
+from common.config import SiteConfig, StudyConfig, TrainingConfig, load_site, load_study
 from common.errors import ConfigError, ConsiliumError, DataError, ProtocolError, StateError
 from common.protocol import FailureReply, Plan, Reply, RoundReply
 
@@ -55,16 +55,35 @@ def answer(message: Message, context: Context) -> Message:
         )
         return message_of(failure, None, reply_to=message)
     except Exception as error:
+        # Flower would send the exception's text to the server, and it can hold a path or a value.
+        log.exception("plan failed unexpectedly kind=%s", plan.kind)
         _note_failure(config, plan, error)
-        raise
+        raise RuntimeError(f"unexpected {type(error).__name__}; the log of site '{config.name}' says more") from None
 
 
 def _site(path: Path, config: SiteConfig, plan: Plan) -> Site:
+    _check_accepted(path, plan.study)
     warm = _warm.get(path)
     if warm is None or warm[:2] != (config, plan.study) or plan.kind == "handshake":
         _warm.pop(path, None)
         _warm[path] = (config, plan.study, Site(config, plan.study))
     return _warm[path][2]
+
+
+def _check_accepted(path: Path, study: StudyConfig) -> None:
+    """Refuse a study other than the one this site accepted, if it accepted one (`study.toml` beside `site.toml`).
+
+    Raises:
+        ConfigError: names the settings that differ.
+    """
+    accepted_file = path.parent / "study.toml"
+    if not accepted_file.is_file():
+        return
+    accepted, asked = load_study(accepted_file).model_dump(), study.model_dump()
+    if differing := sorted(key for key in asked if asked[key] != accepted[key]):
+        raise ConfigError(
+            f"the server asks for another study than the one this site accepted; they differ in {', '.join(differing)}"
+        )
 
 
 def _told(error: ConsiliumError, config: SiteConfig) -> str:

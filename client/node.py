@@ -31,7 +31,7 @@ from client.connect import Refusals, check_connection
 from client.exporter import exporting
 from client.seams import PacedTime, quicken_object_pulls, replace, tame_logs
 from common.config import SiteConfig, load_site
-from common.errors import ConfigError, ConnectionRefused
+from common.errors import ConfigError, ConnectionRefused, RunFailed
 from common.processes import PARENT_VARIABLE, free_port
 
 log = logging.getLogger(__name__)
@@ -100,6 +100,8 @@ def _run(config: SiteConfig, path: Path, life: _Life, *, verbose: bool) -> None:
             flower_supernode()
         finally:
             worker.stop()
+            if worker.gave_up:  # flwr leaves with 0 for a signal; a supervisor should see a failure
+                os._exit(RunFailed.exit_code)
         if refusals.reason is not None:
             for early in (True, False):  # flwr's own exit would do this; without it, its web server keeps us alive
                 trigger_exit_handlers(run_before_force_exit=early)
@@ -113,6 +115,7 @@ class _Worker:
         self._command = command
         threads = {"OMP_NUM_THREADS": str(config.threads)}
         self._environment = {**os.environ, **threads, PARENT_VARIABLE: str(os.getpid())}
+        self.gave_up = False
         self._stopping = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
         self._thread = threading.Thread(target=self._supervise, name="worker-supervisor", daemon=True)
@@ -134,6 +137,7 @@ class _Worker:
             early_deaths = early_deaths + 1 if time.monotonic() - began < EARLY_SECONDS else 0
             if early_deaths == MAX_EARLY_DEATHS:
                 log.error("worker died %d times in a row right after its start; this site stops", early_deaths)
+                self.gave_up = True
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
             log.error("worker died exit_code=%d; starting it again", code)

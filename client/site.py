@@ -10,7 +10,7 @@ import os
 import platform
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -131,6 +131,7 @@ class Site:
         self._method = build_method(study.method)
         self._names = divide(self._model, self._method, batch_norm=study.model.batch_norm)
         self._codec: Codec = CODECS[study.codec]()
+        self._data_digest = _digest_of(self._data)
 
     def answer(self, plan: Plan, payload: bytes | None) -> tuple[Reply, bytes | None]:
         """Do what a plan asks and return the reply with its payload.
@@ -171,7 +172,8 @@ class Site:
         return weights
 
     def _state(self, plan: Plan) -> StateFolder:
-        return StateFolder.of(self._config.state_dir, study=self._study.name, run=plan.run, site=self._config.name)
+        folder = StateFolder.of(self._config.state_dir, study=self._study.name, run=plan.run, site=self._config.name)
+        return replace(folder, data=self._data_digest)
 
     def _work(self, round_number: int) -> LocalWork:
         settings = self._study.training
@@ -247,6 +249,8 @@ class Site:
     def _finish(self, plan: FinishPlan, received: Weights, began: float) -> FinishReply:
         """Read the test split, once: majority class, local only, global and served model on it."""
         state = self._state(plan)
+        if (told := state.load_counts(plan.round)) is not None:  # asked again: the test split is not read twice
+            return FinishReply(**_stamp(plan, began), round=plan.round, test=told)
         kept = state.load(before_round=plan.round + 1)
         test, metrics = self._data.test, dict[str, float]()
         if not len(test):
@@ -275,7 +279,15 @@ class Site:
             personal=int(served.right.sum()),
             pairs=_pairs(alone.right, served.right),
         )
-        return FinishReply(**_stamp(plan, began), round=plan.round, test=counts, metrics=metrics)
+        state.save_counts(counts, round_number=plan.round)
+        return FinishReply(**_stamp(plan, began), round=plan.round, test=counts)
+
+
+def _digest_of(data: SiteData) -> str:
+    """Return the sha256 of what is trained, validated and tested on: one more row is another split of all."""
+    parts = {"train": data.train, "validation": data.validation, "test": data.test}
+    arrays = {f"{name}.{kind}": getattr(part, kind).cpu().numpy() for name, part in parts.items() for kind in "xy"}
+    return digest(arrays)
 
 
 def _check_measured(metrics: Mapping[str, float]) -> None:

@@ -20,6 +20,7 @@ from common.config import SiteConfig
 from common.errors import StateError
 from common.events import EventLog
 from common.files import check_writable, write_atomically
+from common.protocol import TestCounts
 from common.weights import Array, Weights
 
 _PRIVATE = 0o600
@@ -31,6 +32,8 @@ class StateFolder:
 
     path: Path
     site: str
+    data: str = ""
+    """Digest of the site's split data; a run whose data changed is not continued."""
 
     @classmethod
     def of(cls, root: Path, *, study: str, run: str, site: str) -> "StateFolder":
@@ -75,6 +78,27 @@ class StateFolder:
             if old.name not in {item["file"] for item in [*kept, entry]}:
                 old.unlink()
 
+    def save_counts(self, counts: TestCounts, *, round_number: int) -> None:
+        """Keep what the test split gave, so that it is read once however often the end is asked for."""
+        content = json.dumps({"round": round_number, "test": counts.model_dump()}).encode()
+        write_atomically(self.path / "test.json", content, mode=_PRIVATE)
+
+    def load_counts(self, round_number: int) -> TestCounts | None:
+        """Return what was kept for the end of this run, None if it has not been asked for.
+
+        Raises:
+            StateError: it is there, but damaged, or the data changed since.
+        """
+        path = self.path / "test.json"
+        if not path.exists():
+            return None
+        self._manifest()
+        try:
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            return TestCounts.model_validate(kept["test"]) if kept["round"] == round_number else None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StateError(f"site '{self.site}': cannot read '{path}': {error}") from error
+
     def save_served(self, weights: Weights, notes: Mapping[str, str]) -> Path:
         """Write the model this site serves as `personal.safetensors` and return its path."""
         path = self.path / "personal.safetensors"
@@ -93,10 +117,15 @@ class StateFolder:
             raise StateError(f"site '{self.site}': cannot read '{path}': {error}") from error
         if site != self.site:
             raise StateError(f"'{path}' belongs to site '{site}', expected '{self.site}'")
+        if manifest.get("data", self.data) != self.data:
+            raise StateError(
+                f"site '{self.site}': the data changed since this run began, so that test examples could have been "
+                "trained on; put the data back, or start a new run"
+            )
         return {"site": site, "rounds": rounds}
 
     def _write_manifest(self, rounds: list[dict[str, Any]]) -> None:
-        content = json.dumps({"site": self.site, "rounds": rounds}, indent=1).encode()
+        content = json.dumps({"site": self.site, "data": self.data, "rounds": rounds}, indent=1).encode()
         write_atomically(self.path / "manifest.json", content, mode=_PRIVATE)
 
 

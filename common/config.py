@@ -225,6 +225,8 @@ class StudyConfig(Record):
         _no_duplicates(self.sites)
         if self.min_sites is not None and self.min_sites > len(self.sites):
             raise ValueError(f"min_sites must be at most the number of sites ({len(self.sites)}), got {self.min_sites}")
+        if self.min_sites is not None and self.quorum is None:
+            raise ValueError("min_sites lets sites come and go, so it needs quorum: how many updates a round needs")
         if self.quorum is not None and self.quorum > self.cohort_size:
             raise ValueError(
                 f"quorum must be at most the sites asked in a round ({self.cohort_size}), got {self.quorum}"

@@ -39,7 +39,8 @@ class EventLog:
         line = json.dumps(values, allow_nan=False)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a+b") as file:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+            with os.fdopen(descriptor, "a+b") as file:
                 if file.tell() and not _ends_a_line(file):
                     line = "\n" + line  # a crash cut the last line off; it must not swallow this one
                 file.write(f"{line}\n".encode())

@@ -91,12 +91,15 @@ def certificate_hosts(pem: bytes) -> list[str]:
 
 
 def make_server_identity(folder: Path, *, hosts: Sequence[str]) -> None:
-    """Write `ca.pem`, `ca.key`, `server.pem` and `server.key` for a server known under `hosts`.
+    """Write `server.pem` and `server.key` for a server known under `hosts`, signed by the folder's CA.
+
+    `ca.pem` and `ca.key` are made where they are missing; else they are kept, so that sites go on trusting the server.
 
     Args:
         hosts: DNS names and IP addresses that sites and the coordinator use to reach the server.
     """
-    ca_key, server_key = (ec.generate_private_key(ec.SECP384R1()) for _ in range(2))
+    server_key = ec.generate_private_key(ec.SECP384R1())
+    ca_key = _existing_ca_key(folder / "ca.key") or ec.generate_private_key(ec.SECP384R1())
     ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "consilium study CA")])
     ca = _builder(ca_name, ca_name, ca_key.public_key(), DAYS_CA)
     ca = ca.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
@@ -117,7 +120,16 @@ def make_server_identity(folder: Path, *, hosts: Sequence[str]) -> None:
         ("server.key", _pem(server_key), _PRIVATE),
         ("server.pem", certificate.public_bytes(serialization.Encoding.PEM), _PUBLIC),
     ):
-        write_atomically(folder / file, content, mode=mode)
+        if not (file.startswith("ca.") and (folder / file).exists()):
+            write_atomically(folder / file, content, mode=mode)
+
+
+def _existing_ca_key(path: Path) -> ec.EllipticCurvePrivateKey | None:
+    if not path.exists():
+        return None
+    key = serialization.load_pem_private_key(path.read_bytes(), None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    return key
 
 
 def _builder(

@@ -7,7 +7,7 @@ it crosses a trust boundary. Arrays are packed into one payload because Flower p
 
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from common.config import Record, SiteName, StudyConfig, describe
 from common.errors import ProtocolError
@@ -133,6 +133,19 @@ class TestCounts(Record):
     personal: int = Field(ge=0)
     pairs: tuple[int, int, int, int]
 
+    @model_validator(mode="after")
+    def _check(self) -> "TestCounts":
+        both, only_local, only_personal, _ = self.pairs
+        seen = (sum(self.pairs), both + only_local, both + only_personal)
+        expected = (self.num_test, self.local, self.personal)
+        if min(self.pairs) < 0 or seen != expected:
+            raise ValueError(
+                f"pairs {self.pairs} give {seen} (tested, local right, personal right), expected {expected}"
+            )
+        if max(self.majority, self.global_ or 0) > self.num_test:
+            raise ValueError(f"more right than the {self.num_test} tested: {self.majority}, {self.global_}")
+        return self
+
 
 class FinishReply(_Reply):
     """The answer to a FinishPlan: the test split, read once."""
@@ -140,7 +153,6 @@ class FinishReply(_Reply):
     kind: Literal["finish"] = "finish"
     round: int = Field(ge=0)
     test: TestCounts
-    metrics: dict[str, float]
 
 
 class FailureReply(_Reply):

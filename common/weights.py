@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -104,10 +104,9 @@ def check_finite(weights: Weights, *, who: str) -> None:
             )
 
 
-def norm(weights: Weights, names: Iterable[str] | None = None) -> float:
-    """Return the Euclidean norm over all floating-point arrays (or those in `names`), in float64."""
-    chosen = weights.keys() if names is None else names
-    floats = (weights[name] for name in chosen if is_float(weights[name]))
+def norm(weights: Weights) -> float:
+    """Return the Euclidean norm over all floating-point arrays, in float64."""
+    floats = (array for array in weights.values() if is_float(array))
     return float(np.sqrt(sum(float(np.sum(np.square(a.astype(np.float64)))) for a in floats)))
 
 

@@ -359,7 +359,7 @@ def main() -> NoReturn:
     follow_parent()
     if sys.argv[1:2] in (["demo"], ["run"]):
         # Also where a shell in the background has told its children to ignore Ctrl-C.
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.default_int_handler)
     try:
         code = app(standalone_mode=False)

@@ -82,8 +82,6 @@ def _numbers(result: Json) -> tuple[dict[str, Any], dict[str, Any]]:
     sites = {}
     for site in _in_study_order(result, found):
         values = dict(found[site])
-        if "metrics" in values:
-            values["final_metrics"] = values.pop("metrics")
         sites[site] = values | _as_json(statistics.sites.get(site, dict.fromkeys(MEASURES)))
     summary = {
         "num_sites": len(counts),

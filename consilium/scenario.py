@@ -188,6 +188,11 @@ def run_studies(plan: Plan, home: ServerHome, folder: Path, console: Console) ->
     for label, study in plan.others.items():
         view = View(console, title=f"for comparison, {label}")
         comparisons.append(
-            {"label": label, "result": run_study(study, home, folder / "comparisons" / study.name, view)}
+            {
+                "label": label,
+                "result": run_study(
+                    study, home, folder / "comparisons" / f"{folder.name}-{study.name.rpartition('-')[2]}", view
+                ),
+            }
         )
     return save_report(folder, result, comparisons)

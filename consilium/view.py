@@ -153,4 +153,4 @@ def _brief(metrics: dict[str, float]) -> str:
     if "personal.loss" in metrics and "global.loss" not in metrics:
         shown = {"loss": "personal.loss", "personal": "personal.accuracy"}
     texts = [f"{label} {metrics[name]:.3f}" for label, name in shown.items() if name in metrics]
-    return " ".join(texts) or f"train loss {metrics['train.loss']:.3f}"
+    return " ".join(texts) or f"train loss {_number(metrics.get('train.loss'))}"

@@ -29,6 +29,6 @@ USER 10001:10001
 WORKDIR /server
 EXPOSE 9092
 HEALTHCHECK --interval=5s --timeout=3s --start-period=30s \
-    CMD ["python3", "-c", "import os, urllib.request; urllib.request.urlopen('http://' + os.environ.get('METRICS_ADDRESS', '127.0.0.1:9094') + '/healthz')"]
+    CMD ["python3", "-c", "import os, urllib.request; urllib.request.urlopen('http://' + os.environ.get('METRICS_ADDRESS', '127.0.0.1:9094') + '/readyz')"]
 ENTRYPOINT ["consilium"]
 CMD ["server", "start", "--home", "/server", "--address", "0.0.0.0:9092"]

@@ -4,6 +4,7 @@ The server builds no model and imports no torch: every site reports the digest o
 it would build, and the weights themselves come from one site once all digests are equal.
 """
 
+import logging
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
@@ -16,6 +17,8 @@ from common.errors import ConsiliumError, HandshakeMismatch, ProtocolError, Site
 from common.protocol import FailureReply, HandshakePlan, HandshakeReply, InitialWeightsPlan, InitialWeightsReply
 from common.weights import Array, Weights, check_finite, digest
 from server.exchange import Answer, Exchange
+
+log = logging.getLogger(__name__)
 
 R = TypeVar("R", HandshakeReply, InitialWeightsReply)
 
@@ -84,6 +87,9 @@ def admit(
             compare({first: agreement.replies[first], answer.site: reply})
             admitted[answer.site] = reply
         except ConsiliumError as error:
+            if answer.problem is not None:
+                log.warning("late site did not answer site=%s problem=%s", answer.site, answer.problem)
+                continue
             refused[answer.site] = named(answer.site, str(error))
     return replace(agreement, replies=admitted), refused
 

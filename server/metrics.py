@@ -24,7 +24,7 @@ REASONS = frozenset(
         *("num_examples", "names", "shape", "dtype", "not_finite", "finish", "handshake"),
     )
 )
-"""Why an answer was rejected: what `server.rounds.check_update` names; `finish`: the last plan; `handshake`: a late site."""
+"""What `server.rounds.check_update` names; `finish`: no test results at the end; `handshake`: a late site differs."""
 BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 10800)
 
 # When a counter began says nothing here: at a restart the journal is read again.
@@ -180,6 +180,8 @@ class ServerMetrics:
             self._enter(study, "training")
 
     def _on_asked(self, study: str, event: Event) -> None:
+        if "quorum" in event:
+            self._quorum.labels(study).set(event["quorum"])
         if run := self._current(study, event):
             run.in_round = True
             self._round_started.labels(study).set(_timestamp(event))

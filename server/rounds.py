@@ -102,8 +102,8 @@ def run_study(study: Study, *, transport: Mapping[str, Any]) -> dict[str, Any]:
         folder.log("round", **vars(record))
         save_checkpoint(folder.checkpoint, state, run=study.run, study_digest=study.digest)
         folder.log("checkpoint", round=state.round)
-    finals = finish(study, state)
     save_weights(folder.weights, state.weights, {"study": config.name, "round": state.round})
+    finals = finish(study, state)
     result = {
         "schema": 1,
         "run": study.run,
@@ -115,7 +115,10 @@ def run_study(study: Study, *, transport: Mapping[str, Any]) -> dict[str, Any]:
         "versions": next(iter(agreement.replies.values())).versions.model_dump(),
         "warnings": list(agreement.warnings),
         "rounds": rounds,
-        "sites": {site: {**_handshake_facts(agreement, site), **finals[site]} for site in sorted(finals)},
+        "sites": {
+            site: {**_handshake_facts(agreement, site), **finals.get(site, {"test": None})}
+            for site in sorted(agreement.replies)
+        },
     }
     folder.save_result(result)
     folder.log("finished", seconds=result["seconds"])
@@ -130,7 +133,7 @@ def _admit_newcomers(study: Study, agreement: Agreement, refused: set[str], *, r
         return agreement
     wider, problems = admit(study.exchange, study.config, study.run, agreement, newcomers)
     for site, message in problems.items():
-        refused.add(site)
+        refused.add(site)  # it differs; who only did not answer is asked again before the next round
         study.folder.log("rejected", round=round_number, site=site, reason="handshake", message=message)
     for site in sorted(set(wider.replies) - set(agreement.replies)):
         study.folder.log("joined", round=round_number, site=site, **_handshake_facts(wider, site))
@@ -168,7 +171,7 @@ def run_round(study: Study, state: ServerState) -> tuple[ServerState, RoundRecor
     cohort = choose_cohort(study.announced, seed=config.seed, round_number=number, size=config.cohort_size)
     quorum = config.quorum or len(cohort)
     record = RoundRecord(round=number, asked=cohort)
-    study.folder.log("asked", round=number, sites=list(cohort))
+    study.folder.log("asked", round=number, sites=list(cohort), quorum=quorum)
     plans = {site: RoundPlan(study=config, run=study.run, site=site, round=number) for site in cohort}
     payload = study.codec.encode(state.weights)
     answers = study.exchange.ask(plans, payload=payload, timeout_seconds=config.round_timeout_seconds)
@@ -268,7 +271,7 @@ def finish(study: Study, state: ServerState) -> dict[str, dict[str, Any]]:
     for answer in study.exchange.ask(plans, payload=payload, timeout_seconds=timeout):
         reply = answer.reply
         if isinstance(reply, FinishReply) and reply.run == study.run and reply.round == state.round:
-            results[answer.site] = {"test": reply.test.model_dump(), "metrics": dict(reply.metrics)}
+            results[answer.site] = {"test": reply.test.model_dump()}
         else:
             detail = reply.message if isinstance(reply, FailureReply) else answer.detail or "an unexpected answer"
             problems[answer.site] = detail

@@ -450,7 +450,7 @@ REPLIES: list[Any] = [
     HandshakeReply(**STAMP, versions=VERSIONS, card=CARD, initial_digest="abc", shared_digest="def"),
     InitialWeightsReply(**STAMP),
     RoundReply(**STAMP, round=3, num_examples=60, metrics={"global.loss": 0.1 + 0.2}),
-    FinishReply(**STAMP, round=3, test=COUNTS, metrics={}),
+    FinishReply(**STAMP, round=3, test=COUNTS),
     FailureReply(**STAMP, error="DataError", message="köln\n\u2028"),
 ]
 

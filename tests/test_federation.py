@@ -431,6 +431,16 @@ def test_late_joiner_starts_from_the_global_weights(
     assert fresh.answer(late.plan, late.down)[1] == late.up
 
 
+def same_local_curve(site: str, full: dict[str, Any], partial: dict[str, Any]) -> bool:
+    """Whether local-only is bit for bit the same in every round in which the site took part, and there is one."""
+    pairs = [
+        (whole["sites"][site]["metrics"]["local.loss"], part["sites"][site]["metrics"]["local.loss"])
+        for whole, part in zip(full["rounds"], partial["rounds"], strict=True)
+        if site in part["sites"]
+    ]
+    return bool(pairs) and all(expected == seen for expected, seen in pairs)
+
+
 def test_late_joiner_has_had_as_much_local_training_as_the_others(
     tmp_path: Path, make_sites: MakeSites, make_study: MakeStudy
 ) -> None:
@@ -440,7 +450,7 @@ def test_late_joiner_has_had_as_much_local_training_as_the_others(
     undisturbed = run(study, sites, tmp_path / "whole")
     for site in SIZES:
         assert undisturbed["sites"][site]["test"]["local"] == result["sites"][site]["test"]["local"]
-        assert undisturbed["sites"][site]["metrics"]["local.loss"] == result["sites"][site]["metrics"]["local.loss"]
+        assert same_local_curve(site, undisturbed, result)
 
 
 def test_all_sites_failing_ends_the_run_with_every_reason(
@@ -454,7 +464,9 @@ def test_all_sites_failing_ends_the_run_with_every_reason(
 
     with pytest.raises(CohortTooSmall, match=r"round 2: 0 of 3 .* expected 1; .*berlin.*lyon.*porto"):
         run(make_study(quorum=1), make_sites(), tmp_path / "run", deliver)
-    assert ["checkpoint.safetensors", "events.jsonl"] == sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert [".lock", "checkpoint.safetensors", "events.jsonl"] == sorted(
+        path.name for path in (tmp_path / "run").iterdir()
+    )
     events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
     failed = next(event for event in events if event["event"] == "round_failed")
     assert {"berlin": "crash", "lyon": "not_finite", "porto": "run"} == failed["rejected"]
@@ -509,7 +521,36 @@ def test_state_folder_that_breaks_in_a_round_is_a_named_failure(
     assert (
         "StateError; the sentence that says why is in the log of site 'lyon'" in result["rounds"][1]["details"]["lyon"]
     )
-    assert ["berlin", "porto"] == sorted(result["sites"])
+    assert {"lyon"} == {site for site, facts in result["sites"].items() if facts["test"] is None}
+
+
+def test_data_that_change_during_a_run_stop_the_site(
+    tmp_path: Path, make_sites: MakeSites, make_study: MakeStudy
+) -> None:
+    """One row more is another split: what was trained on could be tested on, so the site refuses to go on."""
+    sites = make_sites()
+
+    def add_row(message: Message, answering: Answering) -> Message:
+        file = load_site(sites["lyon"]).data.path
+        file.write_text(file.read_text() + file.read_text().splitlines()[-1] + "\n")
+        _warm.clear()
+        return answering(message)
+
+    result = run(make_study(quorum=2), sites, tmp_path / "run", in_rounds({2}, add_row, at={"lyon"}))
+    assert [{}, {"lyon": "failure"}, {"lyon": "failure"}] == [item["rejected"] for item in result["rounds"]]
+    events = (load_site(sites["lyon"]).state_dir / "events.jsonl").read_text()
+    assert "the data changed since this run began" in events
+
+
+def test_study_other_than_the_accepted_one_is_refused(
+    tmp_path: Path, make_sites: MakeSites, make_study: MakeStudy
+) -> None:
+    """A site with a study.toml beside its settings trains that study and no other, whatever the server asks."""
+    sites = make_sites()
+    text = 'name = "other"\nsites = ["berlin"]\n[task]\nkind = "images"\nclasses = ["a", "b"]\n'
+    (sites["lyon"].parent / "study.toml").write_text(text)
+    with pytest.raises(ConfigError, match=r"another study than the one this site accepted; they differ in .*name"):
+        run(make_study(), sites, tmp_path / "run")
 
 
 # --- restarts --------------------------------------------------------------------------------------
@@ -735,8 +776,8 @@ def test_local_baseline_of_a_partial_cohort_has_the_full_budget(
     assert any(sorted(SIZES)[-1] not in item["asked"] for item in partial["rounds"])
     assert global_bytes(tmp_path / "full") != global_bytes(tmp_path / "partial")
     for site in SIZES:
-        for key, what in (("test", "local"), ("metrics", "local.loss")):
-            assert full["sites"][site][key][what] == partial["sites"][site][key][what]
+        assert full["sites"][site]["test"]["local"] == partial["sites"][site]["test"]["local"]
+        assert same_local_curve(site, full, partial)
 
 
 def spoil_test_rows(path: Path, study: StudyConfig) -> None:

@@ -37,7 +37,6 @@ def site(pairs: tuple[int, int, int, int], *, majority: int, global_: int | None
         "classes": ["benign", NASTY],
         "class_counts": None,
         "test": test,
-        "metrics": {"personal.loss": 0.2},
     }
 
 
@@ -146,7 +145,6 @@ def test_report_holds_proportions_differences_and_intervals() -> None:
     assert set(berlin["intervals"]) == {"majority", "local", "global", "personal", "personal_minus_local"}
     low, high = berlin["intervals"]["personal_minus_local"]
     assert 0 < low < 0.05 < high
-    assert berlin["final_metrics"] == {"personal.loss": 0.2}
 
 
 def test_summary_is_the_mean_the_weighted_mean_and_the_worst_site() -> None:

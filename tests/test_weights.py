@@ -332,7 +332,7 @@ def test_digest_is_the_same_on_every_machine() -> None:
 def test_norm_is_euclidean_over_the_floating_point_arrays() -> None:
     """sqrt(3^2 + 4^2 + 12^2) = 13; the counter is left out; `names` chooses."""
     weights = {"w": np.array([[3.0], [4.0]], np.float32), "b": np.array(12.0), "count": np.array(1000)}
-    assert (13.0, 5.0, 0.0) == (norm(weights), norm(weights, ["w"]), norm({}))
+    assert (13.0, 5.0, 0.0) == (norm(weights), norm({"w": weights["w"]}), norm({}))
 
 
 def test_norm_is_taken_in_float64() -> None:

@@ -92,8 +92,9 @@ def _downloaded(name: str, weights: str) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path), prefix and prefix.group(1), progress=False)
         except (OSError, RuntimeError) as error:
+            why = getattr(error, "reason", None) or type(error).__name__  # not its text: that can hold a path
             raise ModelError(
-                f"torchvision weights '{weights}' of '{name}': cannot fetch {url}: {error}; "
+                f"torchvision weights '{weights}' of '{name}': cannot fetch {url}: {why}; "
                 "put the file in weights_dir and use pretrained.file"
             ) from error
     return path
