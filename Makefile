@@ -43,5 +43,7 @@ image: ## the images of server and client
 	docker build --tag consilium-server:latest --file docker/server.Dockerfile .
 	docker build --tag consilium-client:latest --build-arg TORCH_INDEX=$(TORCH_INDEX) --file docker/client.Dockerfile .
 
-bench: $(INSTALLED) ## heart disease in FLamby's protocol, five seeds (needs the data: see benchmarks/)
-	$(BIN)/python benchmarks/heart_disease.py
+# DATA: a folder with the four processed.*.data files of UCI Heart Disease.
+DATA ?= .
+bench: $(INSTALLED) ## heart disease in FLamby's protocol, five seeds: make bench DATA=DIR
+	$(BIN)/python benchmarks/heart_disease.py --data-dir $(DATA)

@@ -6,7 +6,7 @@ complete rows, a linear model of 13 features, binary cross-entropy, accuracy at 
 Differences: our initial weights follow from our own seeds, and features are scaled with the population
 standard deviation of the training rows.
 
-Run: `make bench`, or `python benchmarks/heart_disease.py --data-dir DIR`; DIR holds UCI's four
+Run: `make bench DATA=DIR`, or `python benchmarks/heart_disease.py --data-dir DIR`; DIR holds UCI's four
 `processed.<hospital>.data` files. Writes `benchmarks/results/heart_disease.csv`.
 """
 
@@ -109,8 +109,7 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
 def main() -> None:
     """Run, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = Path(__file__).parents[2] / "shared" / "data" / "heart_disease"
-    parser.add_argument("--data-dir", type=Path, default=default)
+    parser.add_argument("--data-dir", type=Path, required=True)
     arguments = parser.parse_args()
     logging.disable(logging.INFO)
     torch.set_num_threads(1)

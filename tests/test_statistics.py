@@ -141,7 +141,7 @@ def test_numbers_depend_on_seed_and_not_on_other_sites() -> None:
 def test_counts_that_contradict_each_other_are_refused(wrong: dict[str, object]) -> None:
     """A site's counts are checked where they come in: a bad site is named there, and nobody's report is lost."""
     with pytest.raises(ValidationError):
-        TestCounts.model_validate(counts((175, 5, 15, 5)).model_dump() | wrong)
+        protocol.TestCounts.model_validate(counts((175, 5, 15, 5)).model_dump() | wrong)
 
 
 cells = st.integers(min_value=0, max_value=300)
