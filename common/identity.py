@@ -99,7 +99,8 @@ def make_server_identity(folder: Path, *, hosts: Sequence[str]) -> None:
         hosts: DNS names and IP addresses that sites and the coordinator use to reach the server.
     """
     server_key = ec.generate_private_key(ec.SECP384R1())
-    ca_key = _existing_ca_key(folder / "ca.key") or ec.generate_private_key(ec.SECP384R1())
+    known_ca = _existing_ca_key(folder)
+    ca_key = known_ca or ec.generate_private_key(ec.SECP384R1())
     ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "consilium study CA")])
     ca = _builder(ca_name, ca_name, ca_key.public_key(), DAYS_CA)
     ca = ca.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
@@ -120,14 +121,15 @@ def make_server_identity(folder: Path, *, hosts: Sequence[str]) -> None:
         ("server.key", _pem(server_key), _PRIVATE),
         ("server.pem", certificate.public_bytes(serialization.Encoding.PEM), _PUBLIC),
     ):
-        if not (file.startswith("ca.") and (folder / file).exists()):
+        if known_ca is None or not file.startswith("ca."):
             write_atomically(folder / file, content, mode=mode)
 
 
-def _existing_ca_key(path: Path) -> ec.EllipticCurvePrivateKey | None:
-    if not path.exists():
+def _existing_ca_key(folder: Path) -> ec.EllipticCurvePrivateKey | None:
+    """Return the key of the folder's CA, if key and certificate are both there."""
+    if not ((folder / "ca.key").exists() and (folder / "ca.pem").exists()):
         return None
-    key = serialization.load_pem_private_key(path.read_bytes(), None)
+    key = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)
     return key
 

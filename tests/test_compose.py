@@ -246,6 +246,14 @@ def test_every_dashboard_query_gives_series(federation: Federation) -> None:
     assert [] == [outcome for outcome in results if outcome.must_have_series and not outcome.num_series]
 
 
+def test_every_rule_and_alert_evaluates(federation: Federation) -> None:
+    """Prometheus has loaded all rules and alerts, and each evaluates without an error on the real series."""
+    url = f"http://127.0.0.1:{federation.ports['PROMETHEUS_PORT']}/api/v1/rules"
+    rules = [rule for group in json.loads(fetch(url))["data"]["groups"] for rule in group["rules"]]
+    assert {"alerting", "recording"} == {rule["type"] for rule in rules}
+    assert {"ok"} == {rule["health"] for rule in rules}
+
+
 def test_down_leaves_nothing(federation: Federation) -> None:
     """After `down -v` no container, volume or network is left; runs last, because it ends the federation."""
     assert 0 == federation.compose("down", "-v", "--timeout", "10").returncode

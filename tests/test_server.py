@@ -459,3 +459,17 @@ def test_only_the_ca_can_sign_certificates(identity: Path) -> None:
         extensions = certificate(identity / f"{name}.pem").extensions
         assert expected == extensions.get_extension_for_class(x509.BasicConstraints).value.ca
         assert expected == extensions.get_extension_for_class(x509.KeyUsage).value.key_cert_sign
+
+
+def test_server_certificate_that_is_renewed_keeps_the_ca(tmp_path: Path) -> None:
+    """Sites go on trusting the server; a lone ca.pem without its key is replaced together with it."""
+    make_server_identity(tmp_path, hosts=["localhost"])
+    ca, first = (tmp_path / "ca.pem").read_bytes(), (tmp_path / "server.pem").read_bytes()
+    make_server_identity(tmp_path, hosts=["localhost", "study.example.org"])
+    assert ca == (tmp_path / "ca.pem").read_bytes()
+    assert first != (tmp_path / "server.pem").read_bytes()
+    issued = x509.load_pem_x509_certificate((tmp_path / "server.pem").read_bytes())
+    issued.verify_directly_issued_by(x509.load_pem_x509_certificate(ca))
+    (tmp_path / "ca.key").unlink()
+    make_server_identity(tmp_path, hosts=["localhost"])
+    assert ca != (tmp_path / "ca.pem").read_bytes()
