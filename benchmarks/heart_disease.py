@@ -19,17 +19,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from common.config import (
-    FedAvgMethod,
-    FedPerMethod,
-    FineTuneMethod,
-    LocalMethod,
-    MethodConfig,
-    ModelConfig,
-    SplitConfig,
-    StudyConfig,
-    TrainingConfig,
-)
+from common.algorithms import FedAvgMethod, FedPerMethod, FineTuneMethod, LocalMethod, MethodConfig
+from common.config import ModelConfig, SplitConfig, StudyConfig, TrainingConfig
 from consilium.inprocess import run_in_process
 from consilium.sources import Federation, heart_disease_hospitals
 

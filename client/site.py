@@ -16,17 +16,28 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 import common
-from client.data import Examples, SiteData, load_data
+from client.data import Examples, SiteData, load_data, noise_key, noisy_counts
 from client.methods import Method, build_method
 from client.models import Model, build_model, get_weights, set_weights
 from client.site_state import StateFolder
-from client.training import LocalWork, evaluate, train
+from client.training import Evaluation, LocalWork, evaluate, train
+from common.algorithms import (
+    CANDIDATE_LOSSES,
+    CANDIDATES,
+    EFFECTIVE_STEPS,
+    RECEIVED_LOSS,
+    START_LOSS,
+    UPDATE_LOSS,
+    WITHOUT_ERROR,
+)
 from common.codecs import CODECS, Codec
 from common.config import SiteConfig, StudyConfig
 from common.errors import ModelError, ProtocolError, UpdateRejected
 from common.protocol import (
+    CONTROL,
     FinishPlan,
     FinishReply,
     HandshakePlan,
@@ -41,10 +52,11 @@ from common.protocol import (
     Versions,
 )
 from common.seeds import seed_for
-from common.weights import Array, Weights, check_finite, check_like, digest, subtract
+from common.weights import Array, Weights, check_finite, check_like, digest, is_float, subtract, under, with_prefix
 
-PERSONAL, LOCAL, METHOD = "personal/", "local/", "method/"
-"""Name spaces of the state file: personal arrays of the model, the local-only model, a method's memory."""
+PERSONAL, LOCAL, METHOD, SENT = "personal/", "local/", "method/", "sent/"
+"""Name spaces of the state file: personal arrays of the model, the local-only model, a method's memory, and the
+shared arrays as this site trained them last (kept only for a weighting that needs them)."""
 LOCAL_ROUNDS = "local_rounds"
 """How many rounds' work the local-only model has had."""
 
@@ -84,6 +96,15 @@ def divide(model: Model, method: Method, *, batch_norm: str) -> Names:
     return Names(moving, shared, moving - shared)
 
 
+@dataclass(frozen=True)
+class Received:
+    """What came from the server: the shared weights, and what travelled along."""
+
+    weights: Weights
+    control: Weights
+    candidates: Mapping[str, Weights]
+
+
 def versions() -> Versions:
     """Return the versions that must be equal at every site."""
     return Versions(
@@ -118,6 +139,11 @@ class Site:
             ),
             self._device,
         )
+        self._card = self._data.card
+        if config.class_counts_epsilon is not None and self._card.class_counts is not None:
+            key = noise_key(config.state_dir, site=config.name)
+            counts = noisy_counts(self._card.class_counts, study.task.classes, config.class_counts_epsilon, key=key)
+            self._card = self._card.model_copy(update={"class_counts": counts})
         num_classes = len(study.task.classes)
         self._model = build_model(
             study.model,
@@ -129,6 +155,7 @@ class Site:
         self._initial = get_weights(self._model.module)
         self._model.module.to(self._device)
         self._method = build_method(study.method)
+        self._needs = study.needs
         self._names = divide(self._model, self._method, batch_norm=study.model.batch_norm)
         self._codec: Codec = CODECS[study.codec]()
         self._data_digest = _digest_of(self._data)
@@ -155,31 +182,48 @@ class Site:
         return HandshakeReply(
             **_stamp(plan, began),
             versions=versions(),
-            card=self._data.card,
+            card=self._card,
             initial_digest=digest(self._initial),
             shared_digest=digest(self._shared_initial()),
+            shared_buffers=tuple(sorted(self._names.shared - self._model.trainable)),
         )
 
     def _shared_initial(self) -> dict[str, Array]:
         return {name: self._initial[name] for name in sorted(self._names.shared)}
 
-    def _received(self, payload: bytes | None) -> dict[str, Array]:
+    def _received(self, payload: bytes | None) -> Received:
+        """Decode and check what the server sent: the shared weights, and along with them only what the study says."""
         if payload is None:
             raise ProtocolError("the server sent a plan without weights")
-        weights = self._codec.decode(payload)
-        check_like(weights, self._shared_initial(), who="weights from the server")
-        check_finite(weights, who="weights from the server")
-        return weights
+        arrays = self._codec.decode(payload)
+        check_finite(arrays, who="weights from the server")
+        expected = self._shared_initial()
+        weights = {name: array for name, array in arrays.items() if "/" not in name}
+        check_like(weights, expected, who="weights from the server")
+        control = under(arrays, CONTROL) if self._study.strategy.kind == "scaffold" else {}
+        if control:
+            trained = {name: array for name, array in expected.items() if name in self._model.trainable}
+            check_like(control, trained, who="control variate from the server")
+        wanted = CANDIDATES if self._needs & set(CANDIDATE_LOSSES) else ()
+        candidates = {name: found for name in wanted if (found := under(arrays, f"{name}/"))}
+        for name, candidate in candidates.items():
+            check_like(candidate, expected, who=f"{name} from the server")
+        known = len(weights) + len(control) + sum(len(candidate) for candidate in candidates.values())
+        if known != len(arrays):
+            raise ProtocolError("the server sent arrays along with the weights that this study has no use for")
+        return Received(weights, control, candidates)
 
     def _state(self, plan: Plan) -> StateFolder:
         folder = StateFolder.of(self._config.state_dir, study=self._study.name, run=plan.run, site=self._config.name)
         return replace(folder, data=self._data_digest)
 
-    def _work(self, round_number: int) -> LocalWork:
+    def _work(self, round_number: int, *, control: Weights | None = None) -> LocalWork:
         settings = self._study.training
         return LocalWork(
             examples=self._data.train,
             seed=seed_for(self._study.seed, "training", round_number, self._config.name),
+            validation=self._data.validation,
+            control=control or {},
             **settings.model_dump(),
         )
 
@@ -195,58 +239,93 @@ class Site:
 
         A plan with another method in the same run must not turn what was personal into an update.
         """
-        return {name: array for name, array in _part(kept, PERSONAL).items() if name in self._names.personal}
+        return {name: array for name, array in under(kept, PERSONAL).items() if name in self._names.personal}
 
-    def _round(self, plan: RoundPlan, received: Weights, began: float) -> tuple[Reply, bytes]:
+    def _round(self, plan: RoundPlan, received: Received, began: float) -> tuple[Reply, bytes]:
         state = self._state(plan)
         kept = state.load(before_round=plan.round)
-        personal, work = self._personal(kept), self._work(plan.round)
-        metrics: dict[str, float] = {}
+        personal, work = self._personal(kept), self._work(plan.round, control=received.control)
+        metrics = self._signals_before(plan, received, kept, work)
 
-        self._put(received, personal)
+        self._put(received.weights, personal)
         if not self._names.personal:
-            self._measure("global", metrics)
-        memory, metrics["train.loss"] = self._method.train(self._model, _part(kept, METHOD), work)
+            metrics |= self._measured("global", self._model.module)
+        outcome = self._method.train(self._model, under(kept, METHOD), work)
+        metrics |= {"train.loss": outcome.loss, **outcome.metrics}
         after = get_weights(self._model.module, self._names.moving)
-        check_finite(after, who="weights after training")
-        delta = subtract({name: after[name] for name in self._names.shared}, received)
+        for arrays in (after, outcome.memory, outcome.control):
+            check_finite(arrays, who="weights after training")
+        trained = {name: after[name] for name in sorted(self._names.shared)}
         personal = {name: after[name] for name in self._names.personal}
+        if UPDATE_LOSS in self._needs and len(work.validation):
+            metrics[UPDATE_LOSS] = evaluate(self._model.module, work.validation).loss
 
-        self._put(received, personal)
-        self._method.personalise(self._model, memory, work)
-        self._measure("personal", metrics)
-        local = self._train_alone(kept, until_round=plan.round, extra_after=work)
-        self._measure("local", metrics)
+        self._put(received.weights, personal)
+        metrics |= self._measured("personal", self._method.personalise(self._model, outcome.memory, work))
+        local = self._train_alone(kept, until_round=plan.round, serving_after=work)
+        metrics |= self._measured("local", self._model.module)
         _check_measured(metrics)
 
-        parts = {PERSONAL: personal, LOCAL: local, METHOD: memory, "": {LOCAL_ROUNDS: np.array(plan.round)}}
+        parts = {PERSONAL: personal, LOCAL: local, METHOD: outcome.memory, "": {LOCAL_ROUNDS: np.array(plan.round)}}
+        if WITHOUT_ERROR in self._needs:
+            parts[SENT] = trained
         state.save(_joined(parts), round_number=plan.round)
         reply = RoundReply(**_stamp(plan, began), round=plan.round, num_examples=len(self._data.train), metrics=metrics)
-        return reply, self._codec.encode(delta)
+        delta = subtract(trained, received.weights)
+        return reply, self._codec.encode(delta | with_prefix(outcome.control, CONTROL))
 
-    def _train_alone(self, kept: Mapping[str, Array], *, until_round: int, extra_after: LocalWork) -> dict[str, Array]:
+    def _signals_before(
+        self, plan: RoundPlan, received: Received, kept: Mapping[str, Array], work: LocalWork
+    ) -> dict[str, float]:
+        """Measure what the study's strategy and weighting ask for before training, and nothing else."""
+        personal, found = self._personal(kept), dict[str, float]()
+        if EFFECTIVE_STEPS in self._needs:
+            found[EFFECTIVE_STEPS] = work.effective_steps
+        if START_LOSS in self._needs:
+            found[START_LOSS] = self._evaluated(received.weights, personal, on=work.examples).loss
+        if not len(work.validation):
+            return found
+        if RECEIVED_LOSS in self._needs:
+            found[RECEIVED_LOSS] = self._evaluated(received.weights, personal, on=work.validation).loss
+        for name, candidate in received.candidates.items():
+            found[f"{name}.loss"] = self._evaluated(candidate, personal, on=work.validation).loss
+        if WITHOUT_ERROR in self._needs:
+            sent = under(kept, SENT)
+            if plan.share == 0 or sent:
+                others = leave_one_out(received.weights, sent, plan.share)
+                found[WITHOUT_ERROR] = 1 - self._evaluated(others, personal, on=work.validation).accuracy
+        return found
+
+    def _evaluated(self, *parts: Weights, on: Examples) -> Evaluation:
+        self._put(*parts)
+        return evaluate(self._model.module, on)
+
+    def _train_alone(
+        self, kept: Mapping[str, Array], *, until_round: int, serving_after: LocalWork
+    ) -> dict[str, Array]:
         """Train the local-only model up to a round and return its weights.
 
-        Rounds in which this site was not asked are caught up, and the method's extra training (fine-tuning)
-        is added to what is left in the model for measuring, so that both sides of the comparison have the
-        same budget. The order of examples is that of the federated training.
+        Rounds in which this site was not asked are caught up, and what the method trains before serving
+        (fine-tuning) is added to what is left in the model for measuring, so that both sides of the comparison
+        have the same budget. The order of examples is that of the federated training.
         """
-        local, done = _part(kept, LOCAL), int(kept[LOCAL_ROUNDS]) if LOCAL_ROUNDS in kept else 0
+        local, done = under(kept, LOCAL), int(kept[LOCAL_ROUNDS]) if LOCAL_ROUNDS in kept else 0
         self._put(local)
         for number in range(done + 1, until_round + 1):
-            train(self._model, self._work(number))
+            train(self._model, self._method.budget(self._work(number)).per_round)
         local = get_weights(self._model.module, self._names.moving)
-        extra = self._method.extra(extra_after)
-        if extra is not None:
-            train(self._model, extra)
+        tuning = self._method.budget(serving_after).before_serving
+        if tuning is not None:
+            train(self._model, tuning)
         return local
 
-    def _measure(self, which: str, metrics: dict[str, float]) -> None:
-        if len(self._data.validation):
-            seen = evaluate(self._model.module, self._data.validation)
-            metrics[f"{which}.loss"], metrics[f"{which}.accuracy"] = seen.loss, seen.accuracy
+    def _measured(self, which: str, module: nn.Module) -> dict[str, float]:
+        if not len(self._data.validation):
+            return {}
+        seen = evaluate(module, self._data.validation)
+        return {f"{which}.loss": seen.loss, f"{which}.accuracy": seen.accuracy}
 
-    def _finish(self, plan: FinishPlan, received: Weights, began: float) -> FinishReply:
+    def _finish(self, plan: FinishPlan, received: Received, began: float) -> FinishReply:
         """Read the test split, once: majority class, local only, global and served model on it."""
         state = self._state(plan)
         if (told := state.load_counts(plan.round)) is not None:  # asked again: the test split is not read twice
@@ -258,15 +337,15 @@ class Site:
         personal = self._personal(kept)
 
         whole = None
-        self._put(received, personal)
+        self._put(received.weights, personal)
         if not self._names.personal:
             seen = evaluate(self._model.module, test)
             whole, metrics["global.loss"] = int(seen.right.sum()), seen.loss
         work = self._work(plan.round + 1)
-        self._method.personalise(self._model, _part(kept, METHOD), work)
-        served = evaluate(self._model.module, test)
-        state.save_served(get_weights(self._model.module), {"study": plan.study.name, "run": plan.run})
-        self._train_alone(kept, until_round=plan.round, extra_after=work)
+        module = self._method.personalise(self._model, under(kept, METHOD), work)
+        served = evaluate(module, test)
+        state.save_served(get_weights(module), {"study": plan.study.name, "run": plan.run})
+        self._train_alone(kept, until_round=plan.round, serving_after=work)
         alone = evaluate(self._model.module, test)
         metrics["personal.loss"], metrics["local.loss"] = served.loss, alone.loss
         _check_measured(metrics)
@@ -281,6 +360,21 @@ class Site:
         )
         state.save_counts(counts, round_number=plan.round)
         return FinishReply(**_stamp(plan, began), round=plan.round, test=counts)
+
+
+def leave_one_out(weights: Weights, own: Weights, share: float) -> dict[str, Array]:
+    """Return `(weights - share * own) / (1 - share)`: the mean of the others' (Jiang 2023, FedCE, section 3.2).
+
+    Integer arrays are kept as they are, and so is all of it where the site had no part, or was alone.
+    """
+    if not 0 < share < 1 - 1e-9:
+        return dict(weights)
+    return {
+        name: ((array.astype(np.float64) - share * own[name].astype(np.float64)) / (1 - share)).astype(array.dtype)
+        if is_float(array)
+        else array
+        for name, array in weights.items()
+    }
 
 
 def _digest_of(data: SiteData) -> str:
@@ -305,12 +399,8 @@ def _stamp(plan: Plan, began: float) -> dict[str, Any]:
     return {"run": plan.run, "site": plan.site, "pid": os.getpid(), "seconds": time.monotonic() - began}
 
 
-def _part(state: Mapping[str, Array], prefix: str) -> dict[str, Array]:
-    return {name.removeprefix(prefix): array for name, array in state.items() if name.startswith(prefix)}
-
-
 def _joined(parts: Mapping[str, Weights]) -> dict[str, Array]:
-    return {prefix + name: array for prefix, weights in parts.items() for name, array in weights.items()}
+    return {name: array for prefix, weights in parts.items() for name, array in with_prefix(weights, prefix).items()}
 
 
 def _device(wanted: str) -> torch.device:

@@ -1,8 +1,8 @@
 """The one training loop and the one evaluation loop of a site; seeded, changing nothing but the model."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -11,8 +11,12 @@ from torch.nn import functional
 
 from client.data import Examples
 from client.models import Model, train_mode
+from common.weights import Weights
 
 EVALUATION_BATCH = 512
+
+Correction = Callable[[str, nn.Parameter], Tensor]
+"""`correction(name, parameter)` is added to the parameter's gradient before each step."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,8 @@ class LocalWork:
     Args:
         seed: fixes the order of examples; a generator of its own, never the global one.
         epochs, steps: exactly one is set: passes over the examples, or batches.
+        validation: the site's validation examples, for selection only; may be empty.
+        control: the control variate that the server sent along (SCAFFOLD); empty otherwise.
     """
 
     examples: Examples
@@ -33,10 +39,30 @@ class LocalWork:
     weight_decay: float
     epochs: int | None
     steps: int | None
+    validation: Examples
+    control: Weights = field(default_factory=dict)
 
     def tuned(self, *, epochs: int, learning_rate: float, seed: int) -> "LocalWork":
         """Return the same work with another amount, rate and order."""
         return replace(self, epochs=epochs, steps=None, learning_rate=learning_rate, seed=seed)
+
+    @property
+    def num_steps(self) -> int:
+        """How many batches `batches` yields."""
+        if self.steps is not None:
+            return self.steps
+        assert self.epochs is not None
+        return self.epochs * len(_chunks(torch.arange(len(self.examples)), self.batch_size))
+
+    @property
+    def effective_steps(self) -> float:
+        """The sum of how often each step's gradient enters the update (Wang 2020, FedNova, section 4): SGD only.
+
+        Without momentum the number of steps; with momentum m the gradient of step i of n enters
+        `(1 - m**(n - i)) / (1 - m)` times, i = 0 .. n - 1.
+        """
+        count, momentum = self.num_steps, self.momentum
+        return sum((1 - momentum ** (count - i)) / (1 - momentum) for i in range(count))
 
 
 def batches(work: LocalWork) -> Iterator[tuple[Tensor, Tensor]]:
@@ -48,9 +74,7 @@ def batches(work: LocalWork) -> Iterator[tuple[Tensor, Tensor]]:
     done = 0
     while True:
         order = torch.randperm(len(work.examples), generator=generator).to(work.examples.y.device)
-        chunks = list(torch.split(order, work.batch_size))
-        if len(chunks) > 1 and len(chunks[-1]) == 1 and work.batch_size > 1:
-            chunks[-2:] = [torch.cat(chunks[-2:])]
+        chunks = _chunks(order, work.batch_size)
         for chunk in chunks:
             if work.steps is not None and done == work.steps:
                 return
@@ -60,6 +84,13 @@ def batches(work: LocalWork) -> Iterator[tuple[Tensor, Tensor]]:
             assert work.epochs is not None
             if done >= work.epochs * len(chunks):
                 return
+
+
+def _chunks(order: Tensor, batch_size: int) -> list[Tensor]:
+    chunks = list(torch.split(order, batch_size))
+    if len(chunks) > 1 and len(chunks[-1]) == 1 and batch_size > 1:
+        chunks[-2:] = [torch.cat(chunks[-2:])]
+    return chunks
 
 
 def loss_of(logits: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
@@ -74,36 +105,63 @@ def predictions(logits: Tensor) -> Tensor:
     return (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(dim=1)
 
 
-def train(model: Model, work: LocalWork, *, names: Collection[str] | None = None) -> float:
+def train(
+    model: Model,
+    work: LocalWork,
+    *,
+    names: Collection[str] | None = None,
+    correction: Correction | None = None,
+) -> float:
     """Train in place and return the mean loss over the batches.
 
     Args:
         names: parameters that may change, default `model.trainable`.
+        correction: what is added to each parameter's gradient (a proximal term, a control variate).
 
     A site that trains nothing (no such parameter) gets NaN-free 0.0 and an unchanged model. BatchNorm layers
     that may not change stay in evaluation mode; dropout draws from a generator seeded by `work.seed`.
     """
-    chosen = model.trainable if names is None else model.trainable & frozenset(names)
-    parameters = dict(model.module.named_parameters())
-    for name, parameter in parameters.items():
-        parameter.requires_grad_(name in chosen)
-    if not chosen:
+    parameters = begin(model, names)
+    if not parameters:
         return 0.0
-    optimiser = _optimiser([parameters[name] for name in parameters if name in chosen], work)
-    train_mode(replace(model, trainable=chosen))
+    optimiser = _optimiser(list(parameters.values()), work)
     total, count = 0.0, 0
-    with _own_randomness(work):
+    with own_randomness(work):
         for x, y in batches(work):
             optimiser.zero_grad(set_to_none=True)
             loss = loss_of(model.module(x), y)
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves Tensor.backward untyped
+            if correction is not None:
+                correct(parameters, correction)
             optimiser.step()
             total, count = total + float(loss.detach()), count + 1
     return total / count
 
 
+def begin(model: Model, names: Collection[str] | None = None) -> dict[str, nn.Parameter]:
+    """Prepare a model for training and return the parameters that may change, in the module's order.
+
+    Only these get gradients; layers are in training mode, but for BatchNorm that may not change.
+    """
+    chosen = model.trainable if names is None else model.trainable & frozenset(names)
+    parameters = dict(model.module.named_parameters())
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(name in chosen)
+    if chosen:
+        train_mode(replace(model, trainable=chosen))
+    return {name: parameter for name, parameter in parameters.items() if name in chosen}
+
+
+@torch.no_grad()
+def correct(parameters: dict[str, nn.Parameter], correction: Correction) -> None:
+    """Add `correction(name, parameter)` to every parameter's gradient."""
+    for name, parameter in parameters.items():
+        if parameter.grad is not None:
+            parameter.grad += correction(name, parameter)
+
+
 @contextmanager
-def _own_randomness(work: LocalWork) -> Iterator[None]:
+def own_randomness(work: LocalWork) -> Iterator[None]:
     """Seed what layers draw from (dropout knows only the global generators), and put it back afterwards."""
     device = work.examples.x.device
     with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):

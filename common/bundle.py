@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from common.config import Record, ServerAddressText, SiteName, describe
+from common.config import ServerAddressText, SiteName, describe
 from common.errors import ConfigError
+from common.records import Record
 
 FORMAT = 1
 

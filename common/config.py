@@ -9,19 +9,23 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from common.algorithms import (
+    FedAvgMethod,
+    FedAvgStrategy,
+    MethodConfig,
+    SizeFactor,
+    StrategyConfig,
+    WeightingConfig,
+)
 from common.errors import ConfigError
+from common.records import Record
+from common.rules import problems
 
 SiteName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 ServerAddressText = Annotated[str, Field(pattern=r"^[^\s:/]+:\d{1,5}$")]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-
-
-class Record(BaseModel):
-    """Base of every configuration and protocol record: immutable, no unknown keys, no NaN."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 # --- what is learned -------------------------------------------------------------------------------
@@ -151,51 +155,6 @@ class SplitConfig(Record):
     seed: int = Field(default=0, ge=0, lt=2**32)
 
 
-# --- personalisation methods: one variant per file in client/methods -------------------------------
-
-
-class LocalMethod(Record):
-    """Nothing is shared; every site trains alone."""
-
-    kind: Literal["local"] = "local"
-
-
-class FedAvgMethod(Record):
-    """Everything is shared, nothing is personal."""
-
-    kind: Literal["fedavg"] = "fedavg"
-
-
-class FineTuneMethod(Record):
-    """Everything is shared; a site serves the global model fine-tuned on its own training data."""
-
-    kind: Literal["fine_tune"] = "fine_tune"
-    epochs: int = Field(default=5, ge=1)
-    learning_rate: float = Field(default=0.01, gt=0)
-    layers: Literal["all", "head"] = "all"
-
-
-class FedPerMethod(Record):
-    """The backbone is shared, the head is personal."""
-
-    kind: Literal["fedper"] = "fedper"
-
-
-MethodConfig = Annotated[LocalMethod | FedAvgMethod | FineTuneMethod | FedPerMethod, Field(discriminator="kind")]
-
-
-# --- server strategies: one variant per file in server/strategies ----------------------------------
-
-
-class FedAvgStrategy(Record):
-    """Weighted mean of the updates by number of examples."""
-
-    kind: Literal["fedavg"] = "fedavg"
-
-
-StrategyConfig = Annotated[FedAvgStrategy, Field()]
-
-
 # --- the two files ---------------------------------------------------------------------------------
 
 
@@ -212,6 +171,7 @@ class StudyConfig(Record):
     split: SplitConfig = SplitConfig()
     method: MethodConfig = FedAvgMethod()
     strategy: StrategyConfig = FedAvgStrategy()
+    weighting: WeightingConfig | None = None
     codec: Literal["identity"] = "identity"
     cohort_fraction: float = Field(default=1.0, gt=0, le=1)
     quorum: int | None = Field(default=None, ge=1)
@@ -231,7 +191,19 @@ class StudyConfig(Record):
             raise ValueError(
                 f"quorum must be at most the sites asked in a round ({self.cohort_size}), got {self.quorum}"
             )
+        if found := problems(self):
+            raise ValueError("; ".join(found))
         return self
+
+    @property
+    def weights_by(self) -> WeightingConfig:
+        """How sites count: the weighting, or by default size weights with the strategy's own exponent."""
+        return self.weighting or WeightingConfig(factors=(SizeFactor(exponent=self.strategy.size_exponent),))
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What sites measure or tell for the strategy and the weighting, beside what they always do."""
+        return self.strategy.needs | self.weights_by.needs
 
     @property
     def cohort_size(self) -> int:
@@ -272,6 +244,7 @@ class SiteConfig(Record):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(default=1, ge=1)
     share_class_counts: bool = False
+    class_counts_epsilon: float | None = Field(default=None, gt=0)
     share_error_details: bool = False
     metrics_address: str | None = Field(default=None, pattern=r"^[^\s/]+:\d{1,5}$")
 

@@ -9,12 +9,16 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
-from common.config import Record, SiteName, StudyConfig, describe
+from common.config import SiteName, StudyConfig, describe
 from common.errors import ProtocolError
+from common.records import Record
 
 PROTOCOL_VERSION = 1
 PLAN_RECORD, PAYLOAD_RECORD = "consilium", "payload"
 MAX_TEXT_BYTES = 1_000_000
+
+CONTROL = "control/"
+"""Prefix of control variates in a payload (SCAFFOLD), both ways; names of a model hold no `/`."""
 
 T = TypeVar("T")
 
@@ -43,10 +47,14 @@ class InitialWeightsPlan(_Plan):
 
 
 class RoundPlan(_Plan):
-    """Evaluate the weights received, train, evaluate the served model, answer once."""
+    """Evaluate the weights received, train, evaluate the served model, answer once.
+
+    `share`: the part that this site's last update has in the weights sent; 0 if it is not in them.
+    """
 
     kind: Literal["round"] = "round"
     round: int = Field(ge=1)
+    share: float = Field(default=0.0, ge=0, le=1)
 
 
 class FinishPlan(_Plan):
@@ -91,13 +99,17 @@ class _Reply(Record):
 
 
 class HandshakeReply(_Reply):
-    """The answer to a HandshakePlan: digests of all initial weights, and of the part that is shared."""
+    """The answer to a HandshakePlan: digests of all initial weights, and of the part that is shared.
+
+    `shared_buffers`: names of the shared arrays that gradients do not move (BatchNorm's running statistics).
+    """
 
     kind: Literal["handshake"] = "handshake"
     versions: Versions
     card: DataCard
     initial_digest: str
     shared_digest: str
+    shared_buffers: tuple[str, ...]
 
 
 class InitialWeightsReply(_Reply):

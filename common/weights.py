@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +42,8 @@ def add_scaled(weights: Weights, delta: Weights, scale: float = 1.0) -> dict[str
 def weighted_mean(items: Sequence[Weights], shares: Sequence[float]) -> dict[str, Array]:
     """Return the weighted mean of several weights: `sum(s_k * w_k) / sum(s_k)`; integers are exact below 2**53.
 
+    Reads one array of one item at a time, so that weights kept on disk need no more memory than one of them.
+
     Args:
         items: one or more weights with equal names, shapes and dtypes.
         shares: one share per item, each finite and >= 0, not all zero.
@@ -55,13 +57,14 @@ def weighted_mean(items: Sequence[Weights], shares: Sequence[float]) -> dict[str
     total = float(np.sum(np.asarray(shares, dtype=np.float64)))
     if not all(np.isfinite(s) and s >= 0 for s in shares) or total <= 0:
         raise ValueError(f"shares must be finite, >= 0 and not all zero, got {list(shares)}")
-    for item in items[1:]:
-        check_like(item, items[0], who="weighted mean")
     result = {}
     for name, first in items[0].items():
         mean = np.zeros(first.shape, dtype=np.float64)
         for item, share in zip(items, shares, strict=True):
-            mean += (share / total) * item[name].astype(np.float64)
+            check_names(item, items[0], who="weighted mean")
+            array = item[name]
+            check_array(name, array, first, who="weighted mean")
+            mean += (share / total) * array.astype(np.float64)
         result[name] = _cast(mean, first)
     return result
 
@@ -77,17 +80,34 @@ def check_like(weights: Weights, like: Weights, *, who: str) -> None:
     Raises:
         UpdateRejected: with reason `names`, `shape` or `dtype`, and a sentence that names the array.
     """
-    missing, extra = sorted(set(like) - set(weights)), sorted(set(weights) - set(like))
-    if missing or extra:
+    check_names(weights, like, who=who)
+    for name, expected in like.items():
+        check_array(name, weights[name], expected, who=who)
+
+
+def check_names(weights: Weights, like: Weights, *, who: str) -> None:
+    """Check that `weights` has the names of `like`.
+
+    Raises:
+        UpdateRejected: with reason `names`.
+    """
+    if weights.keys() != like.keys():
+        missing, extra = sorted(set(like) - set(weights)), sorted(set(weights) - set(like))
         raise UpdateRejected(
             "names", f"{who}: arrays differ: missing {missing or 'none'}, unexpected {extra or 'none'}"
         )
-    for name, expected in like.items():
-        seen = weights[name]
-        if seen.shape != expected.shape:
-            raise UpdateRejected("shape", f"{who}: array '{name}' has shape {seen.shape}, expected {expected.shape}")
-        if seen.dtype != expected.dtype:
-            raise UpdateRejected("dtype", f"{who}: array '{name}' has dtype {seen.dtype}, expected {expected.dtype}")
+
+
+def check_array(name: str, seen: Array, expected: Array, *, who: str) -> None:
+    """Check that one array has the shape and dtype of another.
+
+    Raises:
+        UpdateRejected: with reason `shape` or `dtype`.
+    """
+    if seen.shape != expected.shape:
+        raise UpdateRejected("shape", f"{who}: array '{name}' has shape {seen.shape}, expected {expected.shape}")
+    if seen.dtype != expected.dtype:
+        raise UpdateRejected("dtype", f"{who}: array '{name}' has dtype {seen.dtype}, expected {expected.dtype}")
 
 
 def check_finite(weights: Weights, *, who: str) -> None:
@@ -108,6 +128,22 @@ def norm(weights: Weights) -> float:
     """Return the Euclidean norm over all floating-point arrays, in float64."""
     floats = (array for array in weights.values() if is_float(array))
     return float(np.sqrt(sum(float(np.sum(np.square(a.astype(np.float64)))) for a in floats)))
+
+
+def dot(one: Weights, other: Weights, names: Iterable[str]) -> float:
+    """Return the inner product over the arrays in `names`, in float64, array by array."""
+    pairs = ((one[name].astype(np.float64), other[name].astype(np.float64)) for name in names)
+    return float(sum(np.vdot(a, b) for a, b in pairs))
+
+
+def with_prefix(weights: Weights, prefix: str) -> dict[str, Array]:
+    """Return the weights under the names `prefix + name`."""
+    return {prefix + name: array for name, array in weights.items()}
+
+
+def under(weights: Weights, prefix: str) -> dict[str, Array]:
+    """Return the weights whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): weights[name] for name in weights if name.startswith(prefix)}
 
 
 def digest(weights: Weights) -> str:

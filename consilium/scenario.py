@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
-from common.config import FedPerMethod, ImageTask, ModelConfig, StudyConfig, TableTask, parse_study
+from common.algorithms import FedPerMethod
+from common.config import ImageTask, ModelConfig, StudyConfig, TableTask, parse_study
 from common.errors import ConfigError
 from common.identity import make_site_key
 from consilium.run import run_study, save_report

@@ -21,6 +21,7 @@ from server.flower import GridExchange
 from server.records import JOURNAL_VARIABLE, RunFolder
 from server.rounds import Study, run_study
 from server.strategies import build_strategy
+from server.weighting import build_weighting
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,8 @@ def main(grid: Grid, context: Context) -> None:
             digest=study_digest(config),
             run=folder.path.name,
             exchange=GridExchange(grid),
-            strategy=build_strategy(config.strategy),
+            strategy=build_strategy(config.strategy, rounds=config.rounds, learning_rate=config.training.learning_rate),
+            weighting=build_weighting(config.weights_by),
             codec=CODECS[config.codec](),
             folder=folder,
         )

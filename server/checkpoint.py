@@ -10,7 +10,7 @@ from safetensors.numpy import save
 
 from common.errors import StateError
 from common.files import write_atomically
-from common.weights import Array, Weights
+from common.weights import Array, Weights, under
 from server.strategies.base import ServerState
 
 
@@ -21,7 +21,8 @@ def save_checkpoint(path: Path, state: ServerState, *, run: str, study_digest: s
         StateError: the folder is unwritable or the disk is full.
     """
     arrays = {f"{part}/{name}": array for part, items in _parts(state).items() for name, array in items.items()}
-    notes = {"run": run, "round": str(state.round), "study_digest": study_digest}
+    buffers = json.dumps(sorted(state.buffers))
+    notes = {"run": run, "round": str(state.round), "study_digest": study_digest, "buffers": buffers}
     write_atomically(path, save(_contiguous(arrays), metadata=notes))
 
 
@@ -42,7 +43,14 @@ def load_checkpoint(path: Path, *, study_digest: str) -> ServerState:
             f"checkpoint '{path}' belongs to run '{notes.get('run')}' with other study settings; "
             "continue with the study.toml of that run, or start a new run"
         )
-    return ServerState(int(notes["round"]), _part(arrays, "weights"), _part(arrays, "memory"))
+    return ServerState(
+        round=int(notes["round"]),
+        weights=under(arrays, "weights/"),
+        buffers=frozenset(json.loads(notes["buffers"])),
+        memory=under(arrays, "memory/"),
+        along=under(arrays, "along/"),
+        weighting={name: float(value) for name, value in under(arrays, "weighting/").items()},
+    )
 
 
 def save_weights(path: Path, weights: Weights, notes: Mapping[str, object]) -> None:
@@ -54,11 +62,8 @@ def save_weights(path: Path, weights: Weights, notes: Mapping[str, object]) -> N
 
 
 def _parts(state: ServerState) -> dict[str, Weights]:
-    return {"weights": state.weights, "memory": state.memory}
-
-
-def _part(arrays: Mapping[str, Array], part: str) -> dict[str, Array]:
-    return {name.removeprefix(f"{part}/"): array for name, array in arrays.items() if name.startswith(f"{part}/")}
+    numbers = {name: np.array(value, dtype=np.float64) for name, value in state.weighting.items()}
+    return {"weights": state.weights, "memory": state.memory, "along": state.along, "weighting": numbers}
 
 
 def _contiguous(weights: Weights) -> dict[str, Array]:

@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import common
+from common.algorithms import CLASS_COUNTS
 from common.codecs import Codec
 from common.config import StudyConfig
-from common.errors import ConsiliumError, HandshakeMismatch, ProtocolError, SitesMissing, error_named
+from common.errors import ConfigError, ConsiliumError, HandshakeMismatch, ProtocolError, SitesMissing, error_named
 from common.protocol import FailureReply, HandshakePlan, HandshakeReply, InitialWeightsPlan, InitialWeightsReply
 from common.weights import Array, Weights, check_finite, digest
 from server.exchange import Answer, Exchange
@@ -68,6 +69,8 @@ def shake_hands(exchange: Exchange, study: StudyConfig, run: str, codec: Codec, 
     answers = _ask(exchange, study, run, sites)
     replies = {answer.site: _expect(answer, HandshakeReply, run) for answer in answers}
     compare(replies)
+    for site, reply in replies.items():
+        check_told(study, site, reply)
     first = min(replies)
     plan = InitialWeightsPlan(study=study, run=run, site=first)
     (answer,) = exchange.ask({first: plan}, payload=None, timeout_seconds=study.round_timeout_seconds)
@@ -85,6 +88,7 @@ def admit(
         try:
             reply = _expect(answer, HandshakeReply, run)
             compare({first: agreement.replies[first], answer.site: reply})
+            check_told(study, answer.site, reply)
             admitted[answer.site] = reply
         except ConsiliumError as error:
             if answer.problem is not None:
@@ -132,6 +136,20 @@ def compare(replies: Mapping[str, HandshakeReply]) -> None:
         raise HandshakeMismatch("the sites differ, so the study was stopped before training:\n" + "\n".join(lines))
 
 
+def check_told(study: StudyConfig, site: str, reply: HandshakeReply) -> None:
+    """Check that a site tells what the study's weighting is made of.
+
+    Raises:
+        ConfigError: the weighting needs class counts, and the site's settings keep them at the site.
+    """
+    if CLASS_COUNTS in study.needs and reply.card.class_counts is None:
+        kinds = [factor.kind for factor in study.weights_by.factors if CLASS_COUNTS in factor.needs]
+        raise ConfigError(
+            f"site '{site}' does not tell its class counts, which the weighting '{', '.join(kinds)}' needs: set "
+            "share_class_counts = true in its site.toml (class_counts_epsilon adds noise), or weigh otherwise"
+        )
+
+
 def _facts(reply: HandshakeReply) -> dict[str, str]:
     versions = {f"{name} version": value for name, value in reply.versions.model_dump().items()}
     return {
@@ -139,6 +157,7 @@ def _facts(reply: HandshakeReply) -> dict[str, str]:
         "data schema": reply.card.schema_digest[:12],
         "initial weights": reply.initial_digest[:12],
         "shared initial weights": reply.shared_digest[:12],
+        "shared buffers": ", ".join(sorted(reply.shared_buffers)) or "none",
     }
 
 

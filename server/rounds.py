@@ -5,7 +5,7 @@ answers once. An unusable update is rejected and named; too few usable ones stop
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -13,14 +13,17 @@ from typing import Any
 from common.codecs import Codec
 from common.config import StudyConfig
 from common.errors import CohortTooSmall, ProtocolError, UpdateRejected
-from common.protocol import FailureReply, FinishPlan, FinishReply, RoundPlan, RoundReply
-from common.weights import check_finite, check_like, norm, subtract
+from common.protocol import CONTROL, FailureReply, FinishPlan, FinishReply, RoundPlan, RoundReply
+from common.seeds import seed_for
+from common.weights import check_finite, check_like, norm, subtract, under, with_prefix
 from server.checkpoint import load_checkpoint, save_checkpoint, save_weights
 from server.cohort import choose_cohort
 from server.exchange import Answer, Exchange
 from server.handshake import Agreement, admit, named, shake_hands, wait_for_sites
 from server.records import RunFolder
+from server.spool import Spool
 from server.strategies import ServerState, Strategy, Update
+from server.weighting import Evidence, Weighting
 
 
 @dataclass(frozen=True)
@@ -32,14 +35,22 @@ class Study:
     run: str
     exchange: Exchange
     strategy: Strategy
+    weighting: Weighting
     codec: Codec
     folder: RunFolder
     announced: Mapping[str, int] = field(default_factory=dict)
     """Training examples per site, as told in the handshake."""
+    class_counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Training examples per class at each site that told them."""
 
     def knowing(self, agreement: Agreement) -> "Study":
         """Return the study with the sites of an agreement, and what they announced."""
-        return replace(self, announced={site: reply.card.num_train for site, reply in agreement.replies.items()})
+        cards = {site: reply.card for site, reply in agreement.replies.items()}
+        return replace(
+            self,
+            announced={site: card.num_train for site, card in cards.items()},
+            class_counts={site: card.class_counts for site, card in cards.items() if card.class_counts is not None},
+        )
 
     @property
     def quorum(self) -> int:
@@ -63,6 +74,7 @@ class RoundRecord:
     transfer_seconds: float = 0.0
     aggregation_seconds: float = 0.0
     update_norm: float = 0.0
+    notes: list[str] = field(default_factory=list)
     sites: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
@@ -142,7 +154,8 @@ def _admit_newcomers(study: Study, agreement: Agreement, refused: set[str], *, r
 
 def _first_state(study: Study, agreement: Agreement) -> tuple[ServerState, list[dict[str, Any]]]:
     if not study.folder.checkpoint.exists():
-        return study.strategy.init(agreement.weights), []
+        buffers = next(iter(agreement.replies.values())).shared_buffers
+        return study.strategy.init(agreement.weights, frozenset(buffers)), []
     state = load_checkpoint(study.folder.checkpoint, study_digest=study.digest)
     check_like(state.weights, agreement.weights, who=f"checkpoint of run '{study.run}'")
     past = [event for event in study.folder.read_events() if event["event"] == "round"]
@@ -172,29 +185,70 @@ def run_round(study: Study, state: ServerState) -> tuple[ServerState, RoundRecor
     quorum = config.quorum or len(cohort)
     record = RoundRecord(round=number, asked=cohort)
     study.folder.log("asked", round=number, sites=list(cohort), quorum=quorum)
-    plans = {site: RoundPlan(study=config, run=study.run, site=site, round=number) for site in cohort}
-    payload = study.codec.encode(state.weights)
+    plans = {
+        site: RoundPlan(study=config, run=study.run, site=site, round=number, share=last_share(state, site))
+        for site in cohort
+    }
+    payload = study.codec.encode({**state.weights, **state.along})
     answers = study.exchange.ask(plans, payload=payload, timeout_seconds=config.round_timeout_seconds)
-    updates = list(_usable(study, state, answers, record))
-    if len(updates) < quorum:
-        record.seconds = round(time.monotonic() - began, 4)
-        study.folder.log("round_failed", **vars(record))
-        reasons = "; ".join(f"{site}: {detail}" for site, detail in sorted(record.details.items()))
-        raise CohortTooSmall(
-            f"round {number}: {len(updates)} of {len(cohort)} sites sent a usable update, expected {quorum}; {reasons}"
-        )
-    applying = time.monotonic()
-    step = study.strategy.apply(state, updates)
-    check_finite(step.state.weights, who=f"round {number}: the new global weights")
-    for site, share in step.shares.items():
-        record.sites[site]["weight"] = share
-    record.update_norm = norm(subtract(step.state.weights, state.weights))
+    with Spool(study.folder.path) as spool:
+        updates = sorted(_usable(study, state, answers, record, spool), key=lambda update: update.site)
+        _check_quorum(study, record, len(updates), quorum, began)
+        applying = time.monotonic()
+        step = _aggregate(study, state, updates, record)
+    record.update_norm = norm(subtract(step.weights, state.weights))
     record.aggregation_seconds += time.monotonic() - applying
     record.seconds = round(time.monotonic() - began, 4)
-    return step.state, record
+    return step, record
 
 
-def _usable(study: Study, state: ServerState, answers: Iterator[Answer], record: RoundRecord) -> Iterator[Update]:
+def last_share(state: ServerState, site: str) -> float:
+    """Return the part that a site's last update has in the weights of a state; 0 if it was not in that round."""
+    return state.weighting.get(f"share/{site}", 0.0)
+
+
+def _check_quorum(study: Study, record: RoundRecord, usable: int, quorum: int, began: float) -> None:
+    if usable >= quorum:
+        return
+    record.seconds = round(time.monotonic() - began, 4)
+    study.folder.log("round_failed", **vars(record))
+    reasons = "; ".join(f"{site}: {detail}" for site, detail in sorted(record.details.items()))
+    seen = f"{usable} of {len(record.asked)} sites sent a usable update"
+    raise CohortTooSmall(f"round {record.round}: {seen}, expected {quorum}; {reasons}")
+
+
+def _aggregate(study: Study, state: ServerState, updates: Sequence[Update], record: RoundRecord) -> ServerState:
+    """Weigh the updates, apply them, and note what every site counted and why."""
+    number, config = record.round, study.config
+    evidence = Evidence(
+        updates,
+        round=number,
+        rounds=config.rounds,
+        class_counts=study.class_counts,
+        optimised=state.optimised,
+        seed=seed_for(config.seed, "weighting", number),
+    )
+    weighed = study.weighting.weigh(evidence, state.weighting)
+    step = study.strategy.apply(state, updates, weighed.shares)
+    check_finite(step.state.weights, who=f"round {number}: the new global weights")
+    along = {name: array for name, array in step.state.along.items() if name.startswith(CONTROL)}
+    for name, shares in weighed.candidates.items():
+        other = study.strategy.apply(state, updates, shares).state.weights
+        check_finite(other, who=f"round {number}: {name}")
+        along |= with_prefix(other, f"{name}/")
+    for site, share in step.shares.items():
+        record.sites[site] |= {"weight": share, "signals": dict(weighed.signals.get(site, {}))}
+    record.notes.extend(weighed.notes)
+    for note in weighed.notes:
+        study.folder.log("weighting", round=number, message=note)
+    kept = {name: value for name, value in weighed.memory.items() if not name.startswith("share/")}
+    used = {f"share/{site}": share for site, share in step.shares.items()}
+    return replace(step.state, along=along, weighting=kept | used)
+
+
+def _usable(
+    study: Study, state: ServerState, answers: Iterator[Answer], record: RoundRecord, spool: Spool
+) -> Iterator[Update]:
     for answer in answers:
         record.bytes_up += answer.bytes_up
         record.bytes_down += answer.bytes_down
@@ -218,7 +272,7 @@ def _usable(study: Study, state: ServerState, answers: Iterator[Answer], record:
             "metrics": dict(update.metrics),
         }
         study.folder.log("answered", round=record.round, site=answer.site, metrics=dict(update.metrics))
-        yield update
+        yield replace(update, delta=spool.keep(update.delta), control=spool.keep(update.control))
     for names in (record.answered, record.accepted):
         names.sort()
 
@@ -249,9 +303,11 @@ def check_update(answer: Answer, state: ServerState, study: Study) -> Update:
         delta = study.codec.decode(answer.payload)
     except ProtocolError as error:
         raise UpdateRejected("protocol", f"{who}: {error}") from error
-    check_like(delta, state.weights, who=who)
+    check_like(delta, {**state.weights, **with_prefix(under(state.along, CONTROL), CONTROL)}, who=who)
     check_finite(delta, who=who)
-    return Update(answer.site, delta, reply.num_examples, reply.metrics)
+    control = under(delta, CONTROL)
+    own = {name: delta[name] for name in state.weights}
+    return Update(answer.site, own, reply.num_examples, reply.metrics, control)
 
 
 def finish(study: Study, state: ServerState) -> dict[str, dict[str, Any]]:

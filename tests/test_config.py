@@ -447,7 +447,7 @@ CARD = DataCard(
 COUNTS = Counts(num_test=20, majority=11, local=15, global_=None, personal=17, pairs=(14, 1, 3, 2))
 VERSIONS = Versions(consilium="0.1.0", flwr="1.39.0", torch="2.9", torchvision="0.24", python="3.11")
 REPLIES: list[Any] = [
-    HandshakeReply(**STAMP, versions=VERSIONS, card=CARD, initial_digest="abc", shared_digest="def"),
+    HandshakeReply(**STAMP, versions=VERSIONS, card=CARD, initial_digest="abc", shared_digest="def", shared_buffers=()),
     InitialWeightsReply(**STAMP),
     RoundReply(**STAMP, round=3, num_examples=60, metrics={"global.loss": 0.1 + 0.2}),
     FinishReply(**STAMP, round=3, test=COUNTS),

@@ -40,7 +40,8 @@ def work(name: str, **changes: Any) -> LocalWork:
     y = (x.flatten(1).mean(dim=1) + 0.1 * torch.randn(20, generator=generator) > 0).long()
     settings: dict[str, Any] = {"batch_size": 6, "seed": 11, "optimiser": "sgd", "learning_rate": 0.1}
     settings |= {"momentum": 0.9, "weight_decay": 0.0, "epochs": 2, "steps": None}
-    return LocalWork(examples=Examples(x, y), **(settings | changes))
+    examples, validation = Examples(x, y), Examples(x[:5] + 0.1, y[:5])
+    return LocalWork(examples=examples, validation=validation, **(settings | changes))
 
 
 def changed(before: dict[str, Array], after: dict[str, Array]) -> set[str]:
@@ -48,8 +49,8 @@ def changed(before: dict[str, Array], after: dict[str, Array]) -> set[str]:
 
 
 def trained(method: Method, model: Model, task: LocalWork) -> tuple[Any, float, dict[str, Array]]:
-    memory, loss = method.train(model, {}, task)
-    return memory, loss, get_weights(model.module)
+    outcome = method.train(model, {}, task)
+    return outcome.memory, outcome.loss, get_weights(model.module)
 
 
 # --- the contract: a new method is tested by being listed ------------------------------------------
@@ -85,12 +86,12 @@ def test_method_gives_the_same_result_twice(kind: str, name: str) -> None:
 def test_method_leaves_its_inputs_alone(kind: str, name: str) -> None:
     """Memory and examples are read, never written: the caller may use them again."""
     method, model, task = METHODS[kind](), built(name), work(name)
-    memory = dict(method.train(model, {}, task)[0])
+    memory = dict(method.train(model, {}, task).memory)
     copy = {key: array.copy() for key, array in memory.items()}
     x, y = task.examples.x.clone(), task.examples.y.clone()
     method.train(model, memory, task)
     method.personalise(model, memory, task)
-    method.extra(task)
+    method.budget(task)
     np.testing.assert_equal(copy, memory)
     assert torch.equal(x, task.examples.x) and torch.equal(y, task.examples.y)
 
@@ -115,11 +116,13 @@ def test_method_changes_only_what_the_study_lets_it(kind: str, name: str, traina
 
 
 @every_method
-def test_method_extra_work_is_on_the_sites_own_training_examples(kind: str) -> None:
-    """The local-only baseline gets what `personalise` trains: the same examples, no others."""
+def test_method_budget_is_on_the_sites_own_training_examples(kind: str) -> None:
+    """The local-only baseline gets what the served model is trained on: the same examples, no others."""
     task = work("mlp")
-    extra = METHODS[kind]().extra(task)
-    assert extra is None or extra.examples is task.examples
+    budget = METHODS[kind]().budget(task)
+    assert budget.per_round.examples is task.examples
+    assert budget.per_round.num_steps >= task.num_steps
+    assert budget.before_serving is None or budget.before_serving.examples is task.examples
 
 
 @every_method
@@ -269,7 +272,9 @@ def test_fine_tune_is_plain_training_at_its_own_rate_and_length() -> None:
     task, served, expected = work("mlp"), built("mlp"), built("mlp")
     method = FineTune(epochs=3, learning_rate=0.02)
     method.personalise(served, {}, task)
-    seed = method.extra(task).seed
+    tuning = method.budget(task).before_serving
+    assert tuning is not None
+    seed = tuning.seed
     train(expected, replace(task, epochs=3, learning_rate=0.02, seed=seed))
     np.testing.assert_equal(get_weights(expected.module), get_weights(served.module))
     assert seed != task.seed

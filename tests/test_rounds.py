@@ -47,6 +47,7 @@ from server.exchange import Answer
 from server.records import RunFolder
 from server.rounds import Study, run_study
 from server.strategies import build_strategy
+from server.weighting import build_weighting
 
 SITES = ("berlin", "madrid", "paris")
 CODEC = CODECS["identity"]()
@@ -114,7 +115,7 @@ def honest(site: str, plan: Plan, payload: bytes | None) -> Answer:
         case HandshakePlan():
             card = CARD.model_copy(update={"num_train": NUM_EXAMPLES[site]})
             digests = {"initial_digest": digest(INITIAL), "shared_digest": digest(INITIAL)}
-            reply = HandshakeReply(**stamp, versions=Versions(**VERSIONS), card=card, **digests)
+            reply = HandshakeReply(**stamp, versions=Versions(**VERSIONS), card=card, shared_buffers=(), **digests)
             return Answer(site, reply=reply, bytes_up=10, bytes_down=20)
         case InitialWeightsPlan():
             initial = InitialWeightsReply(**stamp)
@@ -150,7 +151,8 @@ def make_study(folder: Path, exchange: ScriptedExchange, **settings: Any) -> Stu
         digest="d1",
         run="run-1",
         exchange=exchange,
-        strategy=build_strategy(config.strategy),
+        strategy=build_strategy(config.strategy, rounds=config.rounds, learning_rate=0.1),
+        weighting=build_weighting(config.weights_by),
         codec=CODEC,
         folder=RunFolder(folder),
     )

@@ -11,8 +11,9 @@ import pytest
 from pydantic import BaseModel, TypeAdapter
 
 from client.methods import METHODS
+from common.algorithms import MethodConfig, StrategyConfig
 from common.codecs import CODECS
-from common.config import MethodConfig, StrategyConfig, StudyConfig
+from common.config import StudyConfig
 from common.weights import Array, Weights, check_like
 from server.strategies import STRATEGIES, ServerState, Strategy, Update, build_strategy
 from server.strategies.fedavg import FedAvg

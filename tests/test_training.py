@@ -35,6 +35,7 @@ def work(data: Examples, **changes: object) -> LocalWork:
         weight_decay=0.0,
         epochs=1,
         steps=None,
+        validation=data,
     )
     return replace(base, **changes)  # type: ignore[arg-type]
 

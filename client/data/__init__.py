@@ -11,13 +11,24 @@ from torch import Tensor
 
 from client.data.base import Examples, RawData, Reader, SiteData
 from client.data.images import read_images
+from client.data.noise import noise_key, noisy_counts
 from client.data.split import Indices, Split, split_rows
 from client.data.table import read_table
 from common.config import DataConfig, SplitConfig, Task
 from common.errors import DataError
 from common.protocol import DataCard
 
-__all__ = ["READERS", "Examples", "RawData", "Reader", "SiteData", "load_data", "schema_digest"]
+__all__ = [
+    "READERS",
+    "Examples",
+    "RawData",
+    "Reader",
+    "SiteData",
+    "load_data",
+    "noise_key",
+    "noisy_counts",
+    "schema_digest",
+]
 
 READERS: Mapping[str, Reader] = MappingProxyType({"images": read_images, "table": read_table})
 

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 
-from client.methods.base import Memory, Method
+from client.methods.base import Budget, Memory, Method, Outcome
 from client.methods.fedavg import FedAvg
 from client.methods.fedper import FedPer
 from client.methods.fine_tune import FineTune
 from client.methods.local import Local
-from common.config import MethodConfig
+from common.algorithms import MethodConfig
 
 METHODS: Mapping[str, type[Method]] = {
     "local": Local,
@@ -22,4 +22,4 @@ def build_method(config: MethodConfig) -> Method:
     return METHODS[config.kind](**config.model_dump(exclude={"kind"}))
 
 
-__all__ = ["METHODS", "Memory", "Method", "build_method"]
+__all__ = ["METHODS", "Budget", "Memory", "Method", "Outcome", "build_method"]

@@ -5,14 +5,47 @@ back before every round, so a method with a personal part needs no code to remem
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
+
+from torch import nn
 
 from client.models import Model
 from client.training import LocalWork
-from common.weights import Array
+from common.weights import Array, Weights
 
 Memory = Mapping[str, Array]
-"""Arrays that a method keeps at the site from round to round; empty for most."""
+"""Arrays that a method keeps at the site from round to round; empty for most, and at the site's first round."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a round's training leaves beside the model itself.
+
+    Args:
+        memory: what the method keeps at the site, whole: names that are not in it are forgotten.
+        loss: mean training loss over the batches.
+        control: the change of the site's control variate; leaves the site beside the delta (SCAFFOLD only).
+        metrics: numbers worth telling, e.g. `apfl.alpha`; they leave the site.
+    """
+
+    memory: Memory
+    loss: float
+    control: Weights = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The local-only baseline's training, so that both sides of the comparison take as many gradients.
+
+    Args:
+        per_round: what is trained in every round.
+        before_serving: what `personalise` trains on top, each time anew; None for nothing.
+    """
+
+    per_round: LocalWork
+    before_serving: LocalWork | None = None
 
 
 class Method(Protocol):
@@ -22,20 +55,21 @@ class Method(Protocol):
         """Return the state-dict names that may leave the site; everything else is personal."""
         ...
 
-    def train(self, model: Model, memory: Memory, work: LocalWork) -> tuple[Memory, float]:
-        """Train `model` in place from the weights received; return the new memory and the mean loss."""
-        ...
+    def train(self, model: Model, memory: Memory, work: LocalWork) -> Outcome:
+        """Train `model` in place from the received (and the site's personal) weights it holds.
 
-    def extra(self, work: LocalWork) -> LocalWork | None:
-        """Return the local training that `personalise` adds to the rounds' work, None for none.
-
-        The local-only baseline gets the same, so that both sides of the comparison have one budget.
+        What `model` holds afterwards is sent (shared names, as a delta) and kept (personal names).
         """
         ...
 
-    def personalise(self, model: Model, memory: Memory, work: LocalWork) -> None:
-        """Turn `model`, which holds the received and the personal weights, into what this site serves.
+    def budget(self, work: LocalWork) -> Budget:
+        """Return the local training that this method spends on what it serves, given a round's work."""
+        ...
 
-        May train on the site's training examples (`work`), never on others.
+    def personalise(self, model: Model, memory: Memory, work: LocalWork) -> nn.Module:
+        """Turn `model`, which holds the received and the personal weights, into what this site serves; return it.
+
+        May train on the site's training examples (`work.examples`) and select on its validation examples,
+        never on others. Most return `model.module`.
         """
         ...

@@ -6,7 +6,9 @@ Decentralized Data, AISTATS 2017, algorithm 1 (ClientUpdate), https://arxiv.org/
 
 from dataclasses import dataclass
 
-from client.methods.base import Memory
+from torch import nn
+
+from client.methods.base import Budget, Memory, Outcome
 from client.models import Model
 from client.training import LocalWork, train
 
@@ -19,13 +21,14 @@ class FedAvg:
         """Return every name."""
         return frozenset(model.names)
 
-    def train(self, model: Model, memory: Memory, work: LocalWork) -> tuple[Memory, float]:
+    def train(self, model: Model, memory: Memory, work: LocalWork) -> Outcome:
         """Train everything that is trainable."""
-        return memory, train(model, work)
+        return Outcome(memory, train(model, work))
 
-    def extra(self, work: LocalWork) -> LocalWork | None:
-        """Return no extra work."""
-        return None
+    def budget(self, work: LocalWork) -> Budget:
+        """Return the round's work."""
+        return Budget(work)
 
-    def personalise(self, model: Model, memory: Memory, work: LocalWork) -> None:
+    def personalise(self, model: Model, memory: Memory, work: LocalWork) -> nn.Module:
         """Serve the global model as it is."""
+        return model.module

@@ -8,7 +8,9 @@ algorithm 1 (client), https://arxiv.org/abs/1912.00818
 
 from dataclasses import dataclass
 
-from client.methods.base import Memory
+from torch import nn
+
+from client.methods.base import Budget, Memory, Outcome
 from client.models import Model
 from client.training import LocalWork, train
 
@@ -21,13 +23,14 @@ class FedPer:
         """Return every name outside the head."""
         return frozenset(model.names) - model.head
 
-    def train(self, model: Model, memory: Memory, work: LocalWork) -> tuple[Memory, float]:
+    def train(self, model: Model, memory: Memory, work: LocalWork) -> Outcome:
         """Train backbone and head together."""
-        return memory, train(model, work)
+        return Outcome(memory, train(model, work))
 
-    def extra(self, work: LocalWork) -> LocalWork | None:
-        """Return no extra work."""
-        return None
+    def budget(self, work: LocalWork) -> Budget:
+        """Return the round's work."""
+        return Budget(work)
 
-    def personalise(self, model: Model, memory: Memory, work: LocalWork) -> None:
+    def personalise(self, model: Model, memory: Memory, work: LocalWork) -> nn.Module:
         """Serve the received backbone with the site's own head."""
+        return model.module

@@ -11,7 +11,9 @@ The personal weights v_k are made anew from the weights received; they never ent
 from dataclasses import dataclass
 from typing import Literal
 
-from client.methods.base import Memory
+from torch import nn
+
+from client.methods.base import Budget, Memory, Outcome
 from client.models import Model
 from client.training import LocalWork, train
 from common.seeds import seed_for
@@ -29,14 +31,18 @@ class FineTune:
         """Return every name."""
         return frozenset(model.names)
 
-    def train(self, model: Model, memory: Memory, work: LocalWork) -> tuple[Memory, float]:
+    def train(self, model: Model, memory: Memory, work: LocalWork) -> Outcome:
         """Train everything that is trainable, as FedAvg does."""
-        return memory, train(model, work)
+        return Outcome(memory, train(model, work))
 
-    def extra(self, work: LocalWork) -> LocalWork:
-        """Return the fine-tuning: `epochs` passes at `learning_rate`."""
-        return work.tuned(epochs=self.epochs, learning_rate=self.learning_rate, seed=seed_for(work.seed, "fine_tune"))
+    def budget(self, work: LocalWork) -> Budget:
+        """Return the round's work, and the fine-tuning: `epochs` passes at `learning_rate`."""
+        return Budget(work, before_serving=self._tuning(work))
 
-    def personalise(self, model: Model, memory: Memory, work: LocalWork) -> None:
+    def personalise(self, model: Model, memory: Memory, work: LocalWork) -> nn.Module:
         """Fine-tune the received weights on the site's own training examples."""
-        train(model, self.extra(work), names=model.head if self.layers == "head" else None)
+        train(model, self._tuning(work), names=model.head if self.layers == "head" else None)
+        return model.module
+
+    def _tuning(self, work: LocalWork) -> LocalWork:
+        return work.tuned(epochs=self.epochs, learning_rate=self.learning_rate, seed=seed_for(work.seed, "fine_tune"))

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
-from client.methods.base import Memory
+from torch import nn
+
+from client.methods.base import Budget, Memory, Outcome
 from client.models import Model
 from client.training import LocalWork, train
 
@@ -15,13 +17,14 @@ class Local:
         """Return no name."""
         return frozenset()
 
-    def train(self, model: Model, memory: Memory, work: LocalWork) -> tuple[Memory, float]:
+    def train(self, model: Model, memory: Memory, work: LocalWork) -> Outcome:
         """Train everything that is trainable."""
-        return memory, train(model, work)
+        return Outcome(memory, train(model, work))
 
-    def extra(self, work: LocalWork) -> LocalWork | None:
-        """Return no extra work."""
-        return None
+    def budget(self, work: LocalWork) -> Budget:
+        """Return the round's work."""
+        return Budget(work)
 
-    def personalise(self, model: Model, memory: Memory, work: LocalWork) -> None:
+    def personalise(self, model: Model, memory: Memory, work: LocalWork) -> nn.Module:
         """Serve the model as it is."""
+        return model.module

@@ -42,6 +42,13 @@ class Model:
     names: tuple[str, ...]
     batch_norm_policy: Literal["average", "local", "freeze"]
 
+    @property
+    def moving(self) -> frozenset[str]:
+        """What training may change: trainable parameters, and buffers of BatchNorm layers in training mode."""
+        buffers = self.batch_norm - frozenset(name for name, _ in self.module.named_parameters())
+        live = frozenset(name for name in buffers if f"{name.rpartition('.')[0]}.weight" in self.trainable)
+        return self.trainable | (live if self.batch_norm_policy != "freeze" else frozenset())
+
 
 def build_model(
     config: ModelConfig, *, input_shape: tuple[int, ...], num_outputs: int, weights_dir: Path | None, seed: int

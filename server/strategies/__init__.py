@@ -2,16 +2,26 @@
 
 from collections.abc import Mapping
 
-from common.config import StrategyConfig
-from server.strategies.base import ServerState, Step, Strategy, Update
+from common.algorithms import StrategyConfig
+from server.strategies.base import ServerState, Step, Strategy, Update, by_site
 from server.strategies.fedavg import FedAvg
 
 STRATEGIES: Mapping[str, type[Strategy]] = {"fedavg": FedAvg}
 
 
-def build_strategy(config: StrategyConfig) -> Strategy:
-    """Return the strategy that a study names, with its settings."""
-    return STRATEGIES[config.kind](**config.model_dump(exclude={"kind"}))
+def build_strategy(config: StrategyConfig, *, rounds: int, learning_rate: float) -> Strategy:
+    """Return the strategy that a study names, with its settings.
+
+    Args:
+        rounds: how many the study plans, for what changes over them (Reptile's step).
+        learning_rate: the sites' own, for a strategy whose setting of that name is left open (q-FedAvg).
+    """
+    settings = config.model_dump(exclude={"kind"})
+    if config.kind == "reptile":
+        settings["rounds"] = rounds
+    if config.kind == "qfedavg" and settings["learning_rate"] is None:
+        settings["learning_rate"] = learning_rate
+    return STRATEGIES[config.kind](**settings)
 
 
-__all__ = ["STRATEGIES", "ServerState", "Step", "Strategy", "Update", "build_strategy"]
+__all__ = ["STRATEGIES", "ServerState", "Step", "Strategy", "Update", "build_strategy", "by_site"]

@@ -1,34 +1,35 @@
-"""FedAvg: the mean of the sites' updates, weighted by their numbers of examples.
+"""FedAvg: the mean of the sites' updates, weighted by their numbers of examples or by the study's weighting.
 
 McMahan, Moore, Ramage, Hampson, Aguera y Arcas: Communication-Efficient Learning of Deep Networks from
 Decentralized Data, AISTATS 2017, algorithm 1, https://arxiv.org/abs/1602.05629
 
-    w(t+1) = w(t) + sum_k (n_k / n) * delta_k,    n = sum_k n_k over the accepted updates
+    w(t+1) = w(t) + learning_rate * sum_k p_k * delta_k,    p_k = n_k / n under size weights
 
-with `n_k` = `Update.num_examples` and `delta_k` = `Update.delta`. Integer buffers are rounded to the nearest.
+with `p_k` = `shares` and `delta_k` = `Update.delta`. The paper's step is `learning_rate` = 1; pFedMe calls it
+beta. Buffers always take the whole step; integers are rounded to the nearest.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 from common.weights import Weights, add_scaled, weighted_mean
-from server.strategies.base import ServerState, Step, Update
+from server.strategies.base import ServerState, Step, Update, by_site
 
 
 @dataclass(frozen=True)
 class FedAvg:
-    """Weighted mean by number of examples; keeps no memory."""
+    """Weighted mean; keeps no memory."""
 
-    def init(self, weights: Weights) -> ServerState:
+    learning_rate: float = 1.0
+
+    def init(self, weights: Weights, buffers: frozenset[str] = frozenset()) -> ServerState:
         """Return the state before round 1."""
-        return ServerState(round=0, weights=weights)
+        return ServerState(0, weights, buffers)
 
-    def apply(self, state: ServerState, updates: Iterable[Update]) -> Step:
-        """Return `weights + sum(share_k * delta_k)`; updates are summed in the order of site names."""
-        ordered = sorted(updates, key=lambda update: update.site)
-        if not ordered:
-            raise ValueError("FedAvg needs at least one update, got none")
-        total = sum(update.num_examples for update in ordered)
-        shares = {update.site: update.num_examples / total for update in ordered}
-        mean = weighted_mean([update.delta for update in ordered], list(shares.values()))
-        return Step(ServerState(state.round + 1, add_scaled(state.weights, mean), state.memory), shares)
+    def apply(self, state: ServerState, updates: Iterable[Update], shares: Mapping[str, float]) -> Step:
+        """Return `weights + learning_rate * sum(share_k * delta_k)`."""
+        ordered = by_site(updates)
+        mean = weighted_mean([update.delta for update in ordered], [shares[update.site] for update in ordered])
+        optimised = {name: mean.pop(name) for name in state.optimised}
+        weights = add_scaled(add_scaled(state.weights, mean), optimised, self.learning_rate)
+        return Step(replace(state, round=state.round + 1, weights=weights), shares)

@@ -1,0 +1,113 @@
+"""The deltas of one round on disk, so that the server's memory does not grow with the number of sites.
+
+A kept delta is a mapping that reads an array from the file each time it is asked for, or a block of it.
+Sites answer in any order and strategies read in the order of names, as often as they need to.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from common.errors import StateError
+from common.weights import Array, Weights
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where an array lies in the file."""
+
+    offset: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[np.generic]
+
+
+class Kept(Mapping[str, Array]):
+    """One site's arrays in a spool; every access reads from the file."""
+
+    def __init__(self, file: int, places: Mapping[str, _Place]) -> None:
+        self._file, self._places = file, places
+
+    def __getitem__(self, name: str) -> Array:
+        place = self._places[name]
+        return self._read(place.offset, np.empty(place.shape, place.dtype))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def block(self, name: str, start: int, stop: int) -> Array:
+        """Return elements `start` to `stop` of the flattened array, reading no others."""
+        place = self._places[name]
+        size = int(np.prod(place.shape, dtype=np.int64))
+        first, last = min(start, size), min(stop, size)
+        return self._read(place.offset + first * place.dtype.itemsize, np.empty(last - first, place.dtype))
+
+    def _read(self, offset: int, into: Array) -> Array:
+        view = _bytes_of(into)
+        done = 0
+        while done < len(view):
+            count = os.preadv(self._file, [view[done:]], offset + done)
+            if count == 0:
+                raise StateError("the round's spool file was cut short on disk")
+            done += count
+        return into
+
+
+class Spool:
+    """A nameless file in `folder` that is gone when the spool is closed, or when the process ends."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open the file.
+
+        Raises:
+            StateError: the folder is unwritable.
+        """
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = tempfile.TemporaryFile(dir=folder, prefix=".spool-", buffering=0)  # noqa: SIM115  closed in __exit__
+        except OSError as error:
+            raise StateError(f"cannot write in '{folder}': {error.strerror or error}") from error
+        self._end = 0
+
+    def keep(self, weights: Weights) -> Kept:
+        """Write arrays to the file and return where they can be read.
+
+        Raises:
+            StateError: the disk is full.
+        """
+        places = {}
+        try:
+            for name, array in weights.items():
+                content = _bytes_of(np.ascontiguousarray(array))
+                places[name] = _Place(self._end, array.shape, array.dtype)
+                done = 0
+                while done < len(content):
+                    done += os.pwrite(self._file.fileno(), content[done:], self._end + done)
+                self._end += done
+        except OSError as error:
+            raise StateError(f"cannot write the round's updates to disk: {error.strerror or error}") from error
+        return Kept(self._file.fileno(), places)
+
+    def __enter__(self) -> "Spool":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+def _bytes_of(array: Array) -> memoryview:
+    return memoryview(array.reshape(-1).view(np.uint8).data) if array.size else memoryview(b"")
+
+
+def block(weights: Weights, name: str, start: int, stop: int) -> Array:
+    """Return elements `start` to `stop` of an array, flattened; of a kept one only these are read."""
+    return weights.block(name, start, stop) if isinstance(weights, Kept) else weights[name].reshape(-1)[start:stop]

@@ -1,0 +1,21 @@
+"""Dynamic weights by name; adding one touches its file, one config variant and one line here."""
+
+from collections.abc import Mapping
+
+from common.algorithms import WeightingConfig
+from server.weighting.base import Evidence, Factor, Reading, SignalMissing, Weighed, Weighting
+from server.weighting.size import Size
+
+WEIGHTINGS: Mapping[str, type[Factor]] = {"size": Size}
+
+
+def build_weighting(config: WeightingConfig) -> Weighting:
+    """Return the weighting that a study describes."""
+    factors = tuple(
+        (item.kind, WEIGHTINGS[item.kind](**item.model_dump(exclude={"kind", "exponent"})), item.exponent)
+        for item in config.factors
+    )
+    return Weighting(factors, **config.model_dump(exclude={"factors"}))
+
+
+__all__ = ["WEIGHTINGS", "Evidence", "Factor", "Reading", "SignalMissing", "Weighed", "Weighting", "build_weighting"]
