@@ -76,18 +76,15 @@ class Names:
     personal: frozenset[str]
 
 
-def divide(model: Model, method: Method, *, batch_norm: str) -> Names:
+def divide(model: Model, method: Method) -> Names:
     """Divide a model's arrays by the method and the BatchNorm policy.
 
     Raises:
         ModelError: the method keeps everything personal although it is one that shares (for example
             `fedper` with `trainable = "head"`).
     """
-    buffers = model.batch_norm - frozenset(name for name, _ in model.module.named_parameters())
-    live = frozenset(name for name in buffers if f"{name.rpartition('.')[0]}.weight" in model.trainable)
-    moving = model.trainable | (live if batch_norm != "freeze" else frozenset())
-    may_leave = method.shared(model)
-    shared = moving & may_leave - (model.batch_norm if batch_norm == "local" else frozenset())
+    moving, may_leave = model.moving, method.shared(model)
+    shared = moving & may_leave - (model.batch_norm if model.batch_norm_policy == "local" else frozenset())
     if may_leave and not shared:
         raise ModelError(
             f"method '{type(method).__name__}' shares nothing of this model: what is trainable is all personal; "
@@ -156,7 +153,7 @@ class Site:
         self._model.module.to(self._device)
         self._method = build_method(study.method)
         self._needs = study.needs
-        self._names = divide(self._model, self._method, batch_norm=study.model.batch_norm)
+        self._names = divide(self._model, self._method)
         self._codec: Codec = CODECS[study.codec]()
         self._data_digest = _digest_of(self._data)
 

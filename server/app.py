@@ -48,7 +48,12 @@ def main(grid: Grid, context: Context) -> None:
             digest=study_digest(config),
             run=folder.path.name,
             exchange=GridExchange(grid),
-            strategy=build_strategy(config.strategy, rounds=config.rounds, learning_rate=config.training.learning_rate),
+            strategy=build_strategy(
+                config.strategy,
+                rounds=config.rounds,
+                num_sites=len(config.sites),
+                learning_rate=config.training.learning_rate,
+            ),
             weighting=build_weighting(config.weights_by),
             codec=CODECS[config.codec](),
             folder=folder,

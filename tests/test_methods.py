@@ -105,9 +105,9 @@ def test_method_changes_only_what_the_study_lets_it(kind: str, name: str, traina
     model, method = built(name, trainable=trainable, batch_norm=batch_norm), METHODS[kind]()
     if kind != "local" and not method.shared(model) & model.trainable:
         with pytest.raises(ModelError, match="shares nothing of this model"):
-            divide(model, method, batch_norm=batch_norm)
+            divide(model, method)
         return
-    names = divide(model, method, batch_norm=batch_norm)
+    names = divide(model, method)
     before = get_weights(model.module)
     memory, _, after = trained(method, model, work(name))
     assert names.moving == changed(before, after)
@@ -184,7 +184,7 @@ def test_method_never_lets_a_personal_name_leave(
     else:
         policy = kind_of_data.removeprefix("images-")
         site = image_site(tmp_path, make_study, kind, batch_norm=policy)
-    names = divide(site._model, METHODS[kind](), batch_norm=policy)
+    names = divide(site._model, METHODS[kind]())
     payload = initial(site)
     assert names.shared == Identity().decode(payload).keys()
     for number in (1, 2):
@@ -210,7 +210,7 @@ def test_fedper_shares_exactly_the_names_outside_the_head(name: str) -> None:
     head = {"bias"} if name == "linear" else {"head.weight", "head.bias"}
     assert set(model.names) - head == METHODS["fedper"]().shared(model)
     assert Names(model.trainable | model.batch_norm, frozenset(model.names) - head, frozenset(head)) == divide(
-        model, METHODS["fedper"](), batch_norm="average"
+        model, METHODS["fedper"]()
     )
 
 
@@ -218,7 +218,7 @@ def test_fedper_of_a_model_whose_backbone_is_frozen_is_refused() -> None:
     """With `trainable = "head"` nothing would ever be shared: the study says so instead of pretending."""
     model = built("small_cnn", trainable="head")
     with pytest.raises(ModelError, match=r"method 'FedPer' shares nothing of this model.*model\.trainable"):
-        divide(model, METHODS["fedper"](), batch_norm="average")
+        divide(model, METHODS["fedper"]())
 
 
 def test_local_shares_nothing_and_serves_the_local_only_model(make_sites: MakeSites, make_study: MakeStudy) -> None:
@@ -301,14 +301,14 @@ def test_batch_norm_average_shares_running_statistics(kind: str) -> None:
     """All of a BatchNorm layer leaves, so that all sites compute the same from the same weights."""
     model = built("small_cnn", batch_norm="average")
     assert 10 == len(model.batch_norm) and 6 == len(running(model))
-    assert model.batch_norm <= divide(model, METHODS[kind](), batch_norm="average").shared
+    assert model.batch_norm <= divide(model, METHODS[kind]()).shared
 
 
 @every_method
 def test_batch_norm_local_keeps_every_array_of_it_personal(kind: str) -> None:
     """FedBN: scale, shift and running statistics stay at the site, whatever the method shares."""
     model = built("small_cnn", batch_norm="local")
-    names = divide(model, METHODS[kind](), batch_norm="local")
+    names = divide(model, METHODS[kind]())
     assert model.batch_norm <= names.personal
     assert not model.batch_norm & names.shared
 
@@ -317,7 +317,7 @@ def test_batch_norm_local_keeps_every_array_of_it_personal(kind: str) -> None:
 def test_batch_norm_freeze_neither_trains_nor_moves(kind: str) -> None:
     """No BatchNorm array is shared, personal or changed by training and serving."""
     model, method = built("small_cnn", batch_norm="freeze"), METHODS[kind]()
-    names = divide(model, method, batch_norm="freeze")
+    names = divide(model, method)
     assert not model.batch_norm & (names.moving | names.shared | names.personal)
     before = get_weights(model.module, model.batch_norm)
     memory, _, _ = trained(method, model, work("small_cnn"))
@@ -331,7 +331,7 @@ def test_batch_norm_freeze_neither_trains_nor_moves(kind: str) -> None:
 def test_trainable_head_moves_no_buffer_of_the_backbone(kind: str, policy: str) -> None:
     """A frozen backbone computes the same before and after, running statistics included."""
     model, method = built("small_cnn", trainable="head", batch_norm=policy), METHODS[kind]()
-    names = divide(model, method, batch_norm=policy)
+    names = divide(model, method)
     assert model.head == names.moving
     before = get_weights(model.module)
     memory, _, after = trained(method, model, work("small_cnn"))
@@ -344,7 +344,7 @@ def test_division_is_complete_and_disjoint() -> None:
     """Shared and personal together are what moves; names outside never travel and never change."""
     for kind, policy, part in itertools.product(METHODS, ("average", "local", "freeze"), ("all", "last_block")):
         model = built("small_cnn", batch_norm=policy, trainable=part)
-        names = divide(model, METHODS[kind](), batch_norm=policy)
+        names = divide(model, METHODS[kind]())
         assert names.moving == names.shared | names.personal
         assert not names.shared & names.personal
         assert names.moving <= set(model.names)

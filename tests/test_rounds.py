@@ -151,7 +151,7 @@ def make_study(folder: Path, exchange: ScriptedExchange, **settings: Any) -> Stu
         digest="d1",
         run="run-1",
         exchange=exchange,
-        strategy=build_strategy(config.strategy, rounds=config.rounds, learning_rate=0.1),
+        strategy=build_strategy(config.strategy, rounds=config.rounds, num_sites=3, learning_rate=0.1),
         weighting=build_weighting(config.weights_by),
         codec=CODEC,
         folder=RunFolder(folder),

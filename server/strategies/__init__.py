@@ -9,16 +9,19 @@ from server.strategies.fedavg import FedAvg
 STRATEGIES: Mapping[str, type[Strategy]] = {"fedavg": FedAvg}
 
 
-def build_strategy(config: StrategyConfig, *, rounds: int, learning_rate: float) -> Strategy:
+def build_strategy(config: StrategyConfig, *, rounds: int, num_sites: int, learning_rate: float) -> Strategy:
     """Return the strategy that a study names, with its settings.
 
     Args:
         rounds: how many the study plans, for what changes over them (Reptile's step).
+        num_sites: how many sites the study names (SCAFFOLD's control variate is a mean over all of them).
         learning_rate: the sites' own, for a strategy whose setting of that name is left open (q-FedAvg).
     """
     settings = config.model_dump(exclude={"kind"})
     if config.kind == "reptile":
         settings["rounds"] = rounds
+    if config.kind == "scaffold":
+        settings["num_sites"] = num_sites
     if config.kind == "qfedavg" and settings["learning_rate"] is None:
         settings["learning_rate"] = learning_rate
     return STRATEGIES[config.kind](**settings)
