@@ -4,6 +4,7 @@ Frozen pydantic models, `extra="forbid"`, validated at the edge; nothing below a
 one. Every field is documented in the README; a test compares.
 """
 
+import difflib
 import math
 import tomllib
 from pathlib import Path
@@ -325,6 +326,12 @@ def _sentence(problem: Any, source: str) -> str:
             what = "unknown key; see the README's configuration table"
         case "missing":
             what = "is required, got nothing"
+        case "union_tag_invalid":
+            known = problem["ctx"]["expected_tags"].replace("'", "")
+            tag = _shortened(problem["ctx"]["tag"])
+            close = difflib.get_close_matches(tag, known.split(", "), n=1)
+            hint = f"did you mean '{close[0]}'? " if close else ""
+            what = f"there is no kind '{tag}'; {hint}known: {known}"
         case "value_error":
             what = str(problem["ctx"]["error"])
         case _:

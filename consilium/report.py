@@ -43,7 +43,7 @@ CURVES = ("global", "personal", "local")
 ROUND_METRICS = (*(f"{model}.{number}" for model in CURVES for number in ("loss", "accuracy")), "train.loss")
 ROUND_COLUMNS = (
     *("round", "site", "asked", "answered", "accepted", "rejected", "weight", "num_examples"),
-    *("site_seconds", "round_seconds", "bytes_up", "bytes_down"),
+    *("site_seconds", "round_seconds", "bytes_up", "bytes_down", "weighting_notes"),
     *(name.replace(".", "_") for name in ROUND_METRICS),
 )
 DASH = "\N{EN DASH}"
@@ -219,11 +219,19 @@ def write_report(folder: Path, report: Json) -> None:
 def _rounds_csv(report: Json) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(ROUND_COLUMNS)
+    signals = _signals_of(report)
+    writer.writerow((*ROUND_COLUMNS, *signals))
     for each in report["rounds"]:
         for site in _sites_of(report):
-            writer.writerow(_round_row(each, site))
+            told = each.get("sites", {}).get(site, {}).get("signals", {})
+            writer.writerow([*_round_row(each, site), *(told.get(name) for name in signals)])
     return file.getvalue()
+
+
+def _signals_of(report: Json) -> list[str]:
+    """Return the names of all signals behind the weights, e.g. `size.examples`, in sorted order."""
+    facts = (values for each in report["rounds"] for values in each.get("sites", {}).values())
+    return sorted({name for values in facts for name in values.get("signals", {})})
 
 
 def _sites_of(report: Json) -> list[str]:
@@ -237,6 +245,7 @@ def _round_row(round_: Json, site: str) -> list[Any]:
         *(round_["round"], site, *took_part, round_.get("rejected", {}).get(site)),
         *(values.get(name) for name in ("weight", "num_examples", "seconds")),
         *(round_.get(name) for name in ("seconds", "bytes_up", "bytes_down")),
+        "; ".join(round_.get("notes", ())),
         *(_metric(round_, site, name) for name in ROUND_METRICS),
     ]
 
@@ -494,6 +503,7 @@ def render_html(report: Json) -> str:
         _page_results(report),
         _page_comparisons(report),
         _page_sites(report),
+        _page_weights(report),
         _page_rounds(report),
         f'<h2>How the intervals were made</h2><div class="card">{_METHOD}</div>',
         _page_settings(report),
@@ -674,6 +684,29 @@ def _site_card(report: Json, site: str, values: Json, limits: Mapping[str, tuple
     return (
         f'<section class="card"><h3>{escape(site)}</h3>{legend}<div class="charts">{"".join(figures)}</div></section>'
     )
+
+
+def _page_weights(report: Json) -> str:
+    """Return how much each site counted: its share over the rounds, and what it was made from in the last one."""
+    signals, rows = _signals_of(report), list[str]()
+    notes: list[str] = []
+    for site in _sites_of(report):
+        facts = [each["sites"][site] for each in report["rounds"] if "weight" in each.get("sites", {}).get(site, {})]
+        shares = [float(values["weight"]) for values in facts]
+        shown = (shares[0], min(shares), max(shares), shares[-1]) if shares else ()
+        texts = [f"{100 * share:.1f} %" for share in shown]
+        told = facts[-1].get("signals", {}) if facts else {}
+        texts += [f"{told[name]:.4g}" if name in told else DASH for name in signals]
+        cells = "".join(f"<td>{text}</td>" for text in texts or [DASH] * (4 + len(signals)))
+        rows.append(f'<tr><th scope="row">{escape(site)}</th>{cells}</tr>\n')
+    for each in report["rounds"]:
+        notes.extend(f"<li>Round {each['round']}: {escape(str(note))}</li>" for note in each.get("notes", ()))
+    head = _html_head(("site", "first round", "lowest", "highest", "last round", *signals))
+    caption = "Share of each site's update in the new global weights, and what the last one was made from"
+    told_notes = notes[:20] + ([f"<li>and {len(notes) - 20} more</li>"] if len(notes) > 20 else [])
+    warning = f'<div class="card warning"><ul>{"".join(told_notes)}</ul></div>' if told_notes else ""
+    body = f"<caption>{caption}</caption>{head}<tbody>{''.join(rows)}</tbody>"
+    return f"<h2>How much each site counted</h2>\n{_scroll('Weights per site', body)}\n{warning}"
 
 
 def _page_rounds(report: Json) -> str:

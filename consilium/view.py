@@ -94,6 +94,9 @@ class View:
         self._states[event["site"]] = f"rejected: {event['reason']}"
         self._say(f"rejected: {event['message']}")
 
+    def _on_weighting(self, event: dict[str, Any]) -> None:
+        self._say(f"round {event['round']}: {event['message']}")
+
     def _on_round(self, event: dict[str, Any]) -> None:
         self._round = event["round"]
         if self._live is not None:

@@ -71,6 +71,10 @@ class ServerMetrics:
         self._weight = gauge(
             "site_weight_ratio", "share of the site's update in the last round, of those accepted", "study", "site"
         )
+        self._signal = gauge(
+            "site_weight_signal", "what that share was made from", "study", "site", "signal"
+        )
+        self._fallbacks = counter("weighting_fallbacks_total", "rounds not weighted as the study says", "study")
         self._loss = gauge("site_loss", "loss on the site's validation split", "study", "site", "model")
         self._accuracy = gauge(
             "site_accuracy_ratio", "accuracy on the site's validation split", "study", "site", "model"
@@ -89,7 +93,7 @@ class ServerMetrics:
         self._disk_size = gauge("disk_size_bytes", "size of that file system")
         self._of_one_run = (
             *(self._info, self._cohort, self._weight, self._loss, self._accuracy, self._examples, self._site_round),
-            *(self._round_started, self._norm, self._checkpoint),
+            *(self._round_started, self._norm, self._checkpoint, self._signal),
         )
 
     # --- what is not in the journal ---------------------------------------------------------------
@@ -164,6 +168,7 @@ class ServerMetrics:
         self._rounds_planned.labels(study).set(event["rounds"])
         self._quorum.labels(study).set(event["quorum"])
         # From 0 on: increase() does not see what a counter begins with.
+        self._fallbacks.labels(study)
         for outcome in ("completed", "failed"):
             self._rounds.labels(study, outcome)
         for site in event["sites"]:
@@ -224,10 +229,16 @@ class ServerMetrics:
             for stage in STAGES:
                 self._cohort.labels(study, stage).set(len(event[stage]))
             self._weight.remove_by_labels({"study": study})
+            self._signal.remove_by_labels({"study": study})
             for site, facts in event["sites"].items():
                 self._examples.labels(study, site).set(facts["num_examples"])
                 if "weight" in facts:
                     self._weight.labels(study, site).set(facts["weight"])
+                for signal, value in facts.get("signals", {}).items():
+                    self._signal.labels(study, site, signal).set(value)
+
+    def _on_weighting(self, study: str, event: Event) -> None:
+        self._fallbacks.labels(study).inc()
 
     def _on_checkpoint(self, study: str, event: Event) -> None:
         if self._current(study, event):

@@ -58,6 +58,7 @@ LABEL_VALUES = {
     "kind": ("handshake", "round"),
     "error": ("StateError",),
     "gpu": ("0",),
+    "signal": ("size.factor",),
     **{"run": ("r1",), "method": ("fine_tune",), "strategy": ("fedavg",), "codec": ("identity",), "version": ("1",)},
 }
 
@@ -92,6 +93,8 @@ VALUES: dict[str, Callable[[Now, Labels], float]] = {
     "consilium_updates_total": lambda now, labels: now.round if labels["outcome"] == "accepted" else now.round // 5,
     "consilium_updates_rejected_total": lambda now, labels: now.round // 5 if labels["site"] == "lyon" else 0,
     "consilium_site_weight_ratio": lambda now, labels: (0.5, 0.3, 0.2)[(SITES.index(labels["site"]) + now.round) % 3],
+    "consilium_site_weight_signal": lambda now, labels: 100 + 50 * SITES.index(labels["site"]),
+    "consilium_weighting_fallbacks_total": lambda now, labels: now.round // 20,
     "consilium_site_loss": lambda now, labels: 1.2 - _accuracy(now, labels),
     "consilium_site_accuracy_ratio": _accuracy,
     "consilium_site_examples": lambda now, labels: 100 + 50 * SITES.index(labels["site"]),

@@ -59,6 +59,9 @@ def started(second: int = 0, **changes: Any) -> dict[str, Any]:
     return at(second, "started", **values, method="fine_tune", strategy="fedavg", codec="identity", **changes)
 
 
+SIGNALS = {"size.examples": 30.0, "size.factor": 30.0}
+
+
 def round_event(kind: str = "round", **changes: Any) -> dict[str, Any]:
     values: dict[str, Any] = {
         "round": 1,
@@ -72,7 +75,7 @@ def round_event(kind: str = "round", **changes: Any) -> dict[str, Any]:
         "transfer_seconds": 1.5,
         "aggregation_seconds": 0.5,
         "update_norm": 0.25,
-        "sites": {"berlin": {"num_examples": 30, "weight": 1.0, "seconds": 5.0, "metrics": {}}},
+        "sites": {"berlin": {"num_examples": 30, "weight": 1.0, "seconds": 5.0, "metrics": {}, "signals": SIGNALS}},
     }
     return at(20, kind, **values | changes)
 
@@ -88,6 +91,7 @@ JOURNAL = of_run(
         at(3, "agreed", sites={}),
         at(10, "asked", round=1, sites=["berlin", "lyon"]),
         at(15, "answered", round=1, site="berlin", metrics=MEASURED),
+        at(16, "weighting", round=1, message="weighted by size: update.loss is missing from berlin"),
         at(18, "rejected", round=1, site="lyon", reason="not_finite", message="..."),
         round_event(),
         at(21, "checkpoint", round=1),
@@ -163,6 +167,9 @@ def test_server_metrics_have_the_values_of_the_journal() -> None:
         label("updates_total", **heart, site="lyon", outcome="rejected"): 1,
         label("updates_rejected_total", **heart, site="lyon", reason="not_finite"): 1,
         label("site_weight_ratio", **heart, site="berlin"): 1,
+        label("site_weight_signal", **heart, site="berlin", signal="size.examples"): 30,
+        label("site_weight_signal", **heart, site="berlin", signal="size.factor"): 30,
+        label("weighting_fallbacks_total", **heart): 1,
         label("site_loss", **heart, site="berlin", model="global"): 0.7,
         label("site_loss", **heart, site="berlin", model="local"): 0.9,
         label("site_loss", **heart, site="berlin", model="train"): 0.5,
@@ -308,6 +315,7 @@ def test_new_run_starts_gauges_anew_and_counts_on() -> None:
     found = shown([*JOURNAL, *of_run("run-2", [started(50)])])
     expected = shown(of_run("run-2", [started(50)]))
     counted = ("rounds_total", "round_seconds", "updates_total", "updates_rejected_total", "transfer_bytes_total")
+    counted = (*counted, "weighting_fallbacks_total")
     for key, value in found.items():
         if any(key[0].startswith(f"consilium_{name}") for name in counted):
             assert shown(JOURNAL)[key] == value, key

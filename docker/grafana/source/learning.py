@@ -19,7 +19,7 @@ def build() -> models.Dashboard:
             "Now": [_now(), _gains()],
             "Do the models get better?": [_served(), _global(), _losses(), _mean_accuracy()],
             "Is it fair?": [_fairness(), _gain_over_time()],
-            "What the server does": [_weights(), _norm()],
+            "What the server does": [_weights(), _norm(), _signals(), _fallbacks()],
         },
     )
 
@@ -163,3 +163,28 @@ def _norm() -> Panel:
         names=("norm",),
     )
     return time_series(look, Query(f"max(consilium_update_norm{STUDY})", "norm"))
+
+
+def _signals() -> Panel:
+    look = Look(
+        "What were the weights made from?",
+        "The factors that entered the product in the last round, per site; the share is the product of the factors, "
+        "each to its exponent, divided by the sum over the sites.",
+        "none",
+        (12, 9),
+    )
+    factors = STUDY.replace("}", ', signal=~".*[.]factor"}')
+    return time_series(
+        look, Query(f"max by (site, signal) (consilium_site_weight_signal{factors})", "{{site}} {{signal}}")
+    )
+
+
+def _fallbacks() -> Panel:
+    look = Look(
+        "Was every round weighted as the study says?",
+        "Rounds that were weighted by size, or equally, because a signal was missing; the run's log says which.",
+        "none",
+        (12, 9),
+        bounds=(0, None),
+    )
+    return time_series(look, Query(f"max(consilium_weighting_fallbacks_total{STUDY})", "fallbacks"))
