@@ -29,6 +29,7 @@ from flwr.supernode.cli.flower_supernode import flower_supernode
 
 from client.connect import Refusals, check_connection
 from client.exporter import exporting
+from client.inflight import forget, noted
 from client.seams import PacedTime, quicken_object_pulls, replace, tame_logs
 from common.config import SiteConfig, load_site
 from common.errors import ConfigError, ConnectionRefused, RunFailed
@@ -37,6 +38,7 @@ from common.processes import PARENT_VARIABLE, free_port
 log = logging.getLogger(__name__)
 
 WORKER_RESTART_SECONDS, EARLY_SECONDS, MAX_EARLY_DEATHS = 0.5, 30.0, 3
+WATCH_SECONDS, ANSWER_SECONDS = 0.2, 30.0
 CONNECTED_SECONDS = 60.0
 """A SuperNode that has not asked for messages for so long has lost its server (or fetches a very large one)."""
 
@@ -85,9 +87,7 @@ def _run(config: SiteConfig, path: Path, life: _Life, *, verbose: bool) -> None:
         secret.write_text(secrets.token_hex(32))
         secret.chmod(0o600)
         os.environ["FLWR_HOME"] = folder
-        worker = life.worker = _Worker(
-            [sys.executable, "-m", "client.worker", f"127.0.0.1:{port}", str(secret)], config
-        )
+        worker = life.worker = _Worker(config, f"127.0.0.1:{port}", secret, Path(folder) / "in-flight.json")
         tame_logs(logging.INFO if verbose else logging.WARNING)
         quicken_object_pulls()
         replace(start_client_internal, "time", life.paced)
@@ -111,8 +111,9 @@ def _run(config: SiteConfig, path: Path, life: _Life, *, verbose: bool) -> None:
 class _Worker:
     """Keeps one worker process running; `stop` ends it and does not start another."""
 
-    def __init__(self, command: list[str], config: SiteConfig) -> None:
-        self._command = command
+    def __init__(self, config: SiteConfig, address: str, secret: Path, in_flight: Path) -> None:
+        self._address, self._in_flight = address, in_flight
+        self._command = [sys.executable, "-m", "client.worker", address, str(secret), str(in_flight)]
         threads = {"OMP_NUM_THREADS": str(config.threads)}
         self._environment = {**os.environ, **threads, PARENT_VARIABLE: str(os.getpid())}
         self.gave_up = False
@@ -131,17 +132,42 @@ class _Worker:
         while not self._stopping.is_set():
             began = time.monotonic()
             self._process = subprocess.Popen(self._command, env=self._environment)
-            code = self._process.wait()
+            cause = self._wait(self._process)
             if self._stopping.is_set():
                 return
+            self._answer_for(cause)
             early_deaths = early_deaths + 1 if time.monotonic() - began < EARLY_SECONDS else 0
             if early_deaths == MAX_EARLY_DEATHS:
                 log.error("worker died %d times in a row right after its start; this site stops", early_deaths)
                 self.gave_up = True
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
-            log.error("worker died exit_code=%d; starting it again", code)
+            log.error("worker ended cause=%s; starting it again", cause)
             self._stopping.wait(WORKER_RESTART_SECONDS)
+
+    def _wait(self, process: "subprocess.Popen[bytes]") -> str:
+        """Wait for the worker's end, bring it about if a task takes longer than the server waits, and say why."""
+        while True:
+            try:
+                return _cause(process.wait(timeout=WATCH_SECONDS))
+            except subprocess.TimeoutExpired:
+                entry = noted(self._in_flight)
+                if entry is not None and time.time() > entry.deadline:
+                    process.kill()
+                    process.wait()
+                    return "it was stopped because a task took longer than the study's round_timeout_seconds"
+
+    def _answer_for(self, cause: str) -> None:
+        """Answer what the worker was busy with, so that nobody waits for it."""
+        if noted(self._in_flight) is None:
+            return
+        reason = f"the site's worker process ended while it answered: {cause}"
+        command = [sys.executable, "-m", "client.inflight", self._address, str(self._in_flight), reason]
+        try:
+            subprocess.run(command, env=self._environment, timeout=ANSWER_SECONDS, check=True)
+        except (subprocess.SubprocessError, OSError) as error:
+            log.error("the server was not told that a task ended error=%s", error)
+        forget(self._in_flight)
 
     def stop(self) -> None:
         self._stopping.set()
@@ -153,6 +179,13 @@ class _Worker:
             except subprocess.TimeoutExpired:
                 process.kill()
         self._thread.join(timeout=6)
+
+
+def _cause(code: int) -> str:
+    if code >= 0:
+        return f"it left with exit code {code}"
+    killed = " (often the kernel's, when memory runs out)" if code == -signal.SIGKILL else ""
+    return f"it was killed by {signal.Signals(-code).name}{killed}"
 
 
 def _supernode_command(config: SiteConfig, path: Path, port: int, secret: Path) -> list[str]:

@@ -160,6 +160,14 @@ def correct(parameters: dict[str, nn.Parameter], correction: Correction) -> None
             parameter.grad += correction(name, parameter)
 
 
+def proximal(model: Model, strength: float) -> Correction:
+    """Return the gradient of `strength / 2 * |parameter - anchor|**2`; the anchor is what the model holds now."""
+    anchor = {
+        name: value.detach().clone() for name, value in model.module.named_parameters() if name in model.trainable
+    }
+    return lambda name, parameter: strength * (parameter - anchor[name])
+
+
 @contextmanager
 def own_randomness(work: LocalWork) -> Iterator[None]:
     """Seed what layers draw from (dropout knows only the global generators), and put it back afterwards."""

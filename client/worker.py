@@ -7,6 +7,7 @@ process seconds later).
 """
 
 import argparse
+import contextlib
 import logging
 import os
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from flwr.app import Context, Message
 from flwr.proto.runtime_pb2 import AcquireTaskRequest
 from flwr.supercore.constant import TaskType
 from flwr.supercore.exit import add_exit_handler
@@ -26,13 +28,22 @@ from flwr.supercore.superexec.run_superexec import _SUPEREXEC_AUTH_METHODS
 from flwr.supernode.runtime import run_clientapp as clientapp
 
 from client.app import app
+from client.flower import plan_of
+from client.inflight import forget, note
 from client.seams import Pace, quicken_object_pulls, replace, tame_logs
+from common.errors import ProtocolError
 from common.processes import follow_parent
 
+DEFAULT_TIMEOUT_SECONDS = 600.0
 
-def run_worker(address: str, secret: bytes) -> None:
-    """Take tasks from the SuperNode's Runtime API at `address` and run them here, one by one, for ever."""
-    run_task = warm_clientapp(address)
+
+def run_worker(address: str, secret: bytes, in_flight: Path) -> None:
+    """Take tasks from the SuperNode's Runtime API at `address` and run them here, one by one, for ever.
+
+    Args:
+        in_flight: the file that says what is being worked on, for whoever sees this process die.
+    """
+    run_task = warm_clientapp(address, in_flight)
     client = RuntimeHttpClient.from_server_address(
         server_address=address,
         insecure=True,
@@ -53,20 +64,36 @@ def run_worker(address: str, secret: bytes) -> None:
             pace.pause()
 
 
-def warm_clientapp(address: str) -> Callable[[str], None]:
+def warm_clientapp(address: str, in_flight: Path) -> Callable[[str], None]:
     """Return a function that runs the task of a token in this process with the installed ClientApp."""
+    token = ""
+
+    def noted_app(message: Message, context: Context) -> Message:
+        note(in_flight, token, message, context, timeout_seconds=_timeout_of(message))
+        return app(message, context)
+
     replace(clientapp, "install_from_fab", lambda *_, **__: None)
-    replace(clientapp, "get_load_client_app_fn", lambda **_: lambda *_: app)
+    replace(clientapp, "get_load_client_app_fn", lambda **_: lambda *_: noted_app)
     replace(clientapp, "register_signal_handlers", _register_exit_handlers_only)
     replace(clientapp, "flwr_exit", _leave)
     quicken_object_pulls()
 
-    def run_task(token: str) -> None:
+    def run_task(task_token: str) -> None:
+        nonlocal token
+        token = task_token
         clientapp.run_clientapp(
             runtime_api_address=address, token=token, insecure=True, runtime_dependency_install=False
         )
+        forget(in_flight)
 
     return run_task
+
+
+def _timeout_of(message: Message) -> float:
+    """Return how long the server waits for the answer; what is no plan of ours is answered at once anyway."""
+    with contextlib.suppress(ProtocolError):
+        return plan_of(message)[0].study.round_timeout_seconds
+    return DEFAULT_TIMEOUT_SECONDS
 
 
 def _register_exit_handlers_only(*, exit_handlers: list[Callable[[], None]], **_: Any) -> None:
@@ -84,6 +111,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m client.worker")
     parser.add_argument("address")
     parser.add_argument("secret", type=Path)
+    parser.add_argument("in_flight", type=Path)
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -92,7 +120,7 @@ def main() -> None:
     tame_logs(logging.WARNING)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     torch.use_deterministic_algorithms(True, warn_only=True)
-    run_worker(arguments.address, arguments.secret.read_bytes())
+    run_worker(arguments.address, arguments.secret.read_bytes(), arguments.in_flight)
 
 
 if __name__ == "__main__":

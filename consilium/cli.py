@@ -61,8 +61,11 @@ def demo(
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the data, for heart-disease and images.")] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds of training; default: what suits the data.")] = None,
     method: Annotated[
-        Literal["local", "fedavg", "fine_tune", "fedper"] | None,
-        typer.Option(help="Personalisation method; default: fine_tune."),
+        str | None, typer.Option(help="Personalisation method; default: fine_tune. 'consilium list' tells all.")
+    ] = None,
+    strategy: Annotated[str | None, typer.Option(help="How the server makes new weights; default: fedavg.")] = None,
+    weighting: Annotated[
+        str | None, typer.Option(help="How much each site counts: factors with commas between, e.g. size,loss.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="A model's name, e.g. small_cnn, squeezenet1_0, mlp.")] = None,
     pretrained: Annotated[Path | None, typer.Option(help="A weights file (.safetensors, .pt, .th).")] = None,
@@ -83,6 +86,8 @@ def demo(
         runs=runs,
         rounds=rounds,
         method=method,
+        strategy=strategy,
+        weighting=weighting,
         model=model,
         pretrained=pretrained,
         seed=seed,
@@ -118,6 +123,42 @@ def run(
     result = run_study(config, ServerHome(home), folder, View(console, title=config.name))
     print_table(save_report(folder, result), console)
     console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+@app.command("list")
+def list_() -> None:
+    """List every method, strategy, weighting and codec that a study can name, with settings, defaults and paper."""
+    from consilium.listing import print_sections
+
+    print_sections(_console())
+
+
+@app.command()
+def adapt(
+    weights: Annotated[Path, typer.Option(help="The federated model: a run's global.safetensors.")],
+    settings: Settings = Path("site/site.toml"),
+    study: Annotated[Path | None, typer.Option(help="The study.toml; default: the accepted one.")] = None,
+    steps: Annotated[int, typer.Option(help="How many steps of plain SGD on the site's training examples.")] = 100,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Of every start; default: the study's for local adaptation, or training.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write adapt.json and adapt.svg into this folder.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the order of examples; default: the study's.")] = None,
+) -> None:
+    """Adapt a federated model at a site that never took part; show what it gains over starting without it."""
+    from common.files import check_writable
+    from consilium.adapt import adapt_site, print_adaptation, write_adaptation
+
+    console = _console()
+    if out is not None:
+        check_writable(out, what="the folder for the results")
+    result = adapt_site(
+        settings, weights_file=weights, study_file=study, steps=steps, learning_rate=learning_rate, seed=seed
+    )
+    print_adaptation(result, console)
+    if out is not None:
+        write_adaptation(out, result)
+        console.print(f"written: {out / 'adapt.json'}, {out / 'adapt.svg'}", highlight=False, soft_wrap=True)
 
 
 @app.command(hidden=True)

@@ -688,7 +688,8 @@ def _site_card(report: Json, site: str, values: Json, limits: Mapping[str, tuple
 
 def _page_weights(report: Json) -> str:
     """Return how much each site counted: its share over the rounds, and what it was made from in the last one."""
-    signals, rows = _signals_of(report), list[str]()
+    signals = _signals_of(report)
+    rows: list[str] = []
     notes: list[str] = []
     for site in _sites_of(report):
         facts = [each["sites"][site] for each in report["rounds"] if "weight" in each.get("sites", {}).get(site, {})]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
-from common.algorithms import FedPerMethod
+from common.algorithms import FedAvgStrategy, FedPerMethod, MethodConfig, variants
 from common.config import ImageTask, ModelConfig, StudyConfig, TableTask, parse_study
 from common.errors import ConfigError
 from common.identity import make_site_key
@@ -34,6 +34,8 @@ class DemoOptions:
     cache: Path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "consilium"
     rounds: int | None = None
     method: str | None = None
+    strategy: str | None = None
+    weighting: str | None = None
     model: str | None = None
     pretrained: Path | None = None
     seed: int = 42
@@ -103,7 +105,11 @@ def make_plan(options: DemoOptions, federation: "Federation", weights: Path | No
     if options.rounds is not None:
         values["rounds"] = options.rounds
     if options.method is not None:
-        values["method"] = {"kind": options.method}
+        fit_to_method(values, options.method)
+    if options.strategy is not None:
+        values["strategy"] = {"kind": options.strategy}
+    if options.weighting is not None:
+        values["weighting"] = {"factors": [{"kind": kind.strip()} for kind in options.weighting.split(",")]}
     values |= {
         "name": f"demo-{options.data}",
         "sites": sorted(federation.folders),
@@ -117,11 +123,24 @@ def make_plan(options: DemoOptions, federation: "Federation", weights: Path | No
             images = isinstance(main.task, ImageTask)
             label = "personal heads (fedper, local BatchNorm)" if images else "personal heads (fedper)"
             model = main.model.model_copy(update={"batch_norm": "local" if images else "average"})
-            others[label] = _varied(main, "fedper", method=FedPerMethod(), model=model)
+            plain = {"strategy": FedAvgStrategy(), "weighting": None}
+            others[label] = _varied(main, "fedper", method=FedPerMethod(), model=model, **plain)
         if main.model.pretrained is not None:
             model = main.model.model_copy(update={"pretrained": None})
             others["random initial weights"] = _varied(main, "random", model=model)
     return Plan(main, others, federation.title)
+
+
+def fit_to_method(values: dict[str, Any], kind: str) -> None:
+    """Name a method in a study's settings, and change what it asks of the rest: plain SGD, its strategy, BatchNorm."""
+    values["method"] = {"kind": kind}
+    method = next((variant for variant in variants(MethodConfig) if variant.model_fields["kind"].default == kind), None)
+    if method is not None and method.plain_sgd:
+        values["training"] = {**values["training"], "optimiser": "sgd", "momentum": 0.0, "weight_decay": 0.0}
+    if kind in ("scaffold", "per_fedavg", "reptile"):
+        values["strategy"] = {"kind": kind}
+    if kind == "fedbn":
+        values["model"] = {**values["model"], "batch_norm": "local"}
 
 
 def _varied(study: StudyConfig, suffix: str, **changes: Any) -> StudyConfig:

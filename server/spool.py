@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import IO
 
 import numpy as np
 
@@ -25,16 +26,28 @@ class _Place:
     shape: tuple[int, ...]
     dtype: np.dtype[np.generic]
 
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64))
+
 
 class Kept(Mapping[str, Array]):
-    """One site's arrays in a spool; every access reads from the file."""
+    """One site's arrays in a spool; every access to an array reads it from the file, names need no reading.
 
-    def __init__(self, file: int, places: Mapping[str, _Place]) -> None:
+    Raises:
+        StateError: on access, when the file cannot be read.
+        ValueError: on access, when the spool is closed.
+    """
+
+    def __init__(self, file: IO[bytes], places: Mapping[str, _Place]) -> None:
         self._file, self._places = file, places
 
     def __getitem__(self, name: str) -> Array:
         place = self._places[name]
         return self._read(place.offset, np.empty(place.shape, place.dtype))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places  # the mapping's own way would read the array; comparing keys asks for every name
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
@@ -43,20 +56,22 @@ class Kept(Mapping[str, Array]):
         return len(self._places)
 
     def block(self, name: str, start: int, stop: int) -> Array:
-        """Return elements `start` to `stop` of the flattened array, reading no others."""
+        """Return elements `start` to `stop` (0 <= start <= stop) of the flattened array, reading no others."""
         place = self._places[name]
-        size = int(np.prod(place.shape, dtype=np.int64))
-        first, last = min(start, size), min(stop, size)
+        first, last = min(start, place.size), min(stop, place.size)
         return self._read(place.offset + first * place.dtype.itemsize, np.empty(last - first, place.dtype))
 
     def _read(self, offset: int, into: Array) -> Array:
-        view = _bytes_of(into)
-        done = 0
-        while done < len(view):
-            count = os.preadv(self._file, [view[done:]], offset + done)
-            if count == 0:
-                raise StateError("the round's spool file was cut short on disk")
-            done += count
+        view, done = _bytes_of(into), 0
+        number = self._file.fileno()  # a closed file has none: its number may be another file's by now
+        try:
+            while done < len(view):
+                count = os.preadv(number, [view[done:]], offset + done)
+                if count == 0:
+                    raise StateError("the round's spool file was cut short on disk")
+                done += count
+        except OSError as error:
+            raise StateError(f"cannot read the round's updates from disk: {error.strerror or error}") from error
         return into
 
 
@@ -85,15 +100,14 @@ class Spool:
         places = {}
         try:
             for name, array in weights.items():
-                content = _bytes_of(np.ascontiguousarray(array))
+                content, done = _bytes_of(np.ascontiguousarray(array)), 0
                 places[name] = _Place(self._end, array.shape, array.dtype)
-                done = 0
                 while done < len(content):
                     done += os.pwrite(self._file.fileno(), content[done:], self._end + done)
                 self._end += done
         except OSError as error:
             raise StateError(f"cannot write the round's updates to disk: {error.strerror or error}") from error
-        return Kept(self._file.fileno(), places)
+        return Kept(self._file, places)
 
     def __enter__(self) -> "Spool":
         return self

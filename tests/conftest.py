@@ -24,6 +24,8 @@ settings.load_profile("consilium")
 
 SIZES = {"berlin": 40, "lyon": 30, "porto": 24}
 
+PLAIN_SGD = {"epochs": 1, "batch_size": 8, "learning_rate": 0.1, "momentum": 0.0}
+
 MakeSites = Callable[..., dict[str, Path]]
 MakeStudy = Callable[..., StudyConfig]
 
@@ -49,6 +51,18 @@ def write_site(folder: Path, name: str, *, kind: str = "table", data: str = "dat
     path = folder / "site.toml"
     path.write_text("\n".join([*lines, "[data]", f"kind = '{kind}'", f"path = '{data}'"]) + "\n", encoding="utf-8")
     return path
+
+
+def method_settings(kind: str, *, strategy: str | None = None) -> dict[str, Any]:
+    """Return a study's settings that make a method legal on the small tables: its strategy, plain SGD, BatchNorm."""
+    pairs = {"scaffold": "scaffold", "per_fedavg": "per_fedavg", "reptile": "reptile"}
+    settings: dict[str, Any] = {"method": {"kind": kind}, "training": PLAIN_SGD}
+    settings["strategy"] = {"kind": strategy or pairs.get(kind, "fedavg")}
+    if kind == "fedrep":
+        settings["method"]["head_epochs"] = 1
+    if kind == "fedbn":
+        settings["model"] = {"name": "mlp_bn", "hidden": [6], "batch_norm": "local"}
+    return settings
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ FLWR = {
     "client/app.py",
     "client/connect.py",
     "client/flower.py",
+    "client/inflight.py",
     "client/node.py",
     "client/seams.py",
     "client/worker.py",

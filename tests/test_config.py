@@ -131,7 +131,7 @@ def test_study_is_immutable(tmp_path: Path) -> None:
         ),
         ({"rest": '[task.columns.sex]\nkind = "category"'}, "task.table.columns.sex.category.values: is required, got"),
         ({"task": 'missing = "guess"'}, "task.table.missing: must be 'refuse' or 'drop_row', got 'guess'"),
-        ({"rest": '[method]\nkind = "magic"'}, "method: Input tag 'magic' found using 'kind' does not match any"),
+        ({"rest": '[method]\nkind = "magic"'}, "method: there is no kind 'magic'; known: local, fedavg, fine_tune"),
     ],
     ids=lambda value: None if isinstance(value, dict) else re.split("[: ]", value)[0],
 )
@@ -490,7 +490,7 @@ def test_reply_survives_json(reply: Any) -> None:
         ("0.30000000000000004", "1e999", "round.metrics.global.loss: must be a finite number, got inf"),
         ('"site":"berlin"', '"site":"../x"', "round.site: "),
         ('"run":"run-1"', '"run":"run-1","more":1', "round.more: unknown key"),
-        ('"kind":"round"', '"kind":"shell"', "Input tag 'shell'"),
+        ('"kind":"round"', '"kind":"shell"', "there is no kind 'shell'"),
         ('"kind":"round",', "", "Unable to extract tag"),
     ],
 )

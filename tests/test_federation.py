@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import SIZES, MakeSites, MakeStudy, write_table
+from conftest import SIZES, MakeSites, MakeStudy, method_settings, write_table
 from flwr.app import Error, Message, RecordDict
 from safetensors.numpy import load, load_file, save
 
@@ -19,7 +19,7 @@ from client.app import _warm
 from client.data import load_data
 from client.data.split import split_rows
 from client.flower import plan_of
-from client.methods import build_method
+from client.methods import METHODS, build_method
 from client.models import build_model, set_weights
 from client.site import Site
 from client.training import batches, evaluate
@@ -151,12 +151,12 @@ def test_federation_learns(tmp_path: Path, make_sites: MakeSites, make_study: Ma
     assert losses[-1] < 0.8 * losses[0]
 
 
-@pytest.mark.parametrize("method", ["fedavg", "fedper", "fine_tune", "local"])
+@pytest.mark.parametrize("method", METHODS)
 def test_federation_with_the_same_seed_gives_the_same_bytes(
     tmp_path: Path, make_sites: MakeSites, make_study: MakeStudy, method: str
 ) -> None:
     """Equal settings, equal data: equal files and equal results, whoever computed before in this process."""
-    study = make_study(method={"kind": method})
+    study = make_study(**method_settings(method))
     first = run(study, make_sites(under="one"), tmp_path / "one-run" / "run")
     torch.manual_seed(99)
     second = run(study, make_sites(under="two"), tmp_path / "two-run" / "run")
@@ -410,12 +410,12 @@ def test_fault_at_a_site_leaves_the_round_as_if_it_had_not_been_asked(
     np.testing.assert_equal(load(global_bytes(tmp_path / "two" / "run")), load(global_bytes(tmp_path / "run")))
 
 
-@pytest.mark.parametrize("method", ["fedavg", "fedper", "fine_tune"])
+@pytest.mark.parametrize("method", METHODS)
 def test_late_joiner_starts_from_the_global_weights(
     tmp_path: Path, make_sites: MakeSites, make_study: MakeStudy, method: str
 ) -> None:
     """A site whose first round is 3 answers as a fresh site would that receives round 2's global weights."""
-    study, sites, wire = make_study(quorum=2, method={"kind": method}), make_sites(), Wire()
+    study, sites, wire = make_study(quorum=2, **method_settings(method)), make_sites(), Wire()
 
     def deliver(site: str, message: Message, answering: Answering) -> Message | None:
         plan, _ = plan_of(message)
@@ -576,13 +576,13 @@ def killed_at(number: int, *, after: int, deliver: Deliver = deliver_always) -> 
     return dying
 
 
-@pytest.mark.parametrize("method", ["fedavg", "fedper", "fine_tune"])
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("after", [0, 2])
 def test_restart_of_the_server_equals_no_restart(
     tmp_path: Path, make_sites: MakeSites, make_study: MakeStudy, method: str, after: int
 ) -> None:
     """Killed in round 3, before or after sites have trained and saved it; continued from its folder: equal bits."""
-    study = make_study(rounds=4, method={"kind": method})
+    study = make_study(rounds=4, **method_settings(method))
     whole = run(study, make_sites(under="one"), tmp_path / "one" / "run")
     sites = make_sites(under="two")
     with pytest.raises(Killed):
@@ -608,12 +608,12 @@ def test_restart_with_sites_that_missed_rounds_equals_no_restart(
     assert global_bytes(tmp_path / "one" / "run") == global_bytes(tmp_path / "two" / "run")
 
 
-@pytest.mark.parametrize("method", ["fedavg", "fedper", "fine_tune"])
+@pytest.mark.parametrize("method", METHODS)
 def test_restart_of_the_sites_equals_no_restart(
     tmp_path: Path, make_sites: MakeSites, make_study: MakeStudy, method: str
 ) -> None:
     """A site whose process is new at every message (nothing in memory) answers as one that stayed warm."""
-    study = make_study(method={"kind": method})
+    study = make_study(**method_settings(method))
     whole = run(study, make_sites(under="one"), tmp_path / "one" / "run")
 
     def forgetful(site: str, message: Message, answering: Answering) -> Message | None:
@@ -792,7 +792,7 @@ def spoil_test_rows(path: Path, study: StudyConfig) -> None:
     path.write_text("\n".join([header, *(",".join(row) for row in cells)]) + "\n")
 
 
-@pytest.mark.parametrize("method", ["fedavg", "fedper", "fine_tune"])
+@pytest.mark.parametrize("method", METHODS)
 def test_test_split_is_read_by_the_finish_alone(
     tmp_path: Path, make_sites: MakeSites, make_study: MakeStudy, method: str
 ) -> None:
@@ -801,7 +801,7 @@ def test_test_split_is_read_by_the_finish_alone(
     One row of a third class keeps the split from being stratified, so that it does not depend on labels.
     """
     task = make_study().task.model_copy(update={"classes": ("no", "yes", "rare")}).model_dump()
-    study = make_study(method={"kind": method}, task=task)
+    study = make_study(**method_settings(method), task=task)
     results = []
     for under in ("one", "two"):
         sites = make_sites(under=under)

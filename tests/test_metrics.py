@@ -701,12 +701,13 @@ def test_server_health_follows_the_superlink(tmp_path: Path) -> None:
         assert (503, 503) == (get(f"{url}/healthz")[0], get(f"{url}/readyz")[0])
 
 
-def test_site_is_ready_when_connected_with_a_worker(make_sites: MakeSites) -> None:
+def test_site_is_ready_when_connected_with_a_worker(make_sites: MakeSites, tmp_path: Path) -> None:
     """Neither the connection alone nor the worker alone is enough."""
     life = _Life()
     life.paced.sleep(0.1)
     assert not life.is_ready()
-    life.worker = _Worker(["sleep", "60"], load_site(make_sites()["berlin"]))
+    life.worker = _Worker(load_site(make_sites()["berlin"]), "127.0.0.1:1", tmp_path / "secret", tmp_path / "in-flight")
+    life.worker._command = ["sleep", "60"]
     assert not life.is_ready()
     life.worker.start()
     try:

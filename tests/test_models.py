@@ -62,7 +62,8 @@ def equal(expected: dict[str, Any], seen: dict[str, Any]) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("name", "shape"), [("small_cnn", GREY), ("mlp", ROW), ("linear", ROW), ("squeezenet1_0", COLOUR)]
+    ("name", "shape"),
+    [("small_cnn", GREY), ("mlp", ROW), ("mlp_bn", ROW), ("linear", ROW), ("squeezenet1_0", COLOUR)],
 )
 def test_build_depends_on_the_seed_alone(name: str, shape: tuple[int, ...]) -> None:
     """Equal seeds give equal weights, another seed gives others, and the global generators stay where they were."""
@@ -80,6 +81,8 @@ def test_build_depends_on_the_seed_alone(name: str, shape: tuple[int, ...]) -> N
         ("small_cnn", GREY, {"head.weight", "head.bias"}),
         ("mlp", GREY, {"head.weight", "head.bias"}),
         ("mlp", ROW, {"head.weight", "head.bias"}),
+        ("mlp_bn", GREY, {"head.weight", "head.bias"}),
+        ("mlp_bn", ROW, {"head.weight", "head.bias"}),
         ("linear", GREY, {"bias"}),
         ("linear", ROW, {"bias"}),
     ],
@@ -136,7 +139,7 @@ def refused(expected: str, name: str, shape: tuple[int, ...], **settings: Any) -
 def test_build_unknown_name_lists_close_matches() -> None:
     """A misspelt name is answered with the names that are near it."""
     refused("model.name: there is no model 'resnet_18'; did you mean 'resnet18'", "resnet_18", COLOUR)
-    refused("model.name: there is no model '???'; known: small_cnn, mlp, linear, alexnet", "???", COLOUR)
+    refused("model.name: there is no model '???'; known: small_cnn, mlp, mlp_bn, linear, alexnet", "???", COLOUR)
 
 
 def test_build_refuses_inputs_the_model_cannot_take() -> None:
@@ -157,6 +160,7 @@ def test_build_refuses_models_it_cannot_train() -> None:
         hidden=(),
     )
     refused("'mlp' needs one or more sizes of at least 1, got [4, 0]", "mlp", ROW, hidden=(4, 0))
+    refused("'mlp_bn' needs one or more sizes of at least 1, got []", "mlp_bn", ROW, hidden=())
 
 
 # --- what is trained -------------------------------------------------------------------------------
@@ -186,6 +190,9 @@ def test_last_block_of_small_models() -> None:
     assert cnn == build(trainable="last_block").trainable
     mlp = {"backbone.layer2.0.weight", "backbone.layer2.0.bias", "head.weight", "head.bias"}
     assert mlp == build("mlp", ROW, hidden=(8, 4), trainable="last_block").trainable
+    layer2 = {f"backbone.layer2.{name}" for name in ("linear.weight", "norm.weight", "norm.bias")}
+    normed = build("mlp_bn", ROW, hidden=(8, 4), trainable="last_block")
+    assert layer2 | {"head.weight", "head.bias"} == normed.trainable
     assert {"weight", "bias"} == build("linear", ROW, trainable="last_block").trainable
 
 
@@ -199,11 +206,8 @@ def test_trainable_is_what_requires_grad(part: str) -> None:
         assert (set(parameters) if part == "all" else model.head) == model.trainable
 
 
-NORMS = {
-    f"backbone.{block}.norm.{name}"
-    for block in ("block1", "block2")
-    for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-}
+NORM_ARRAYS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+NORMS = {f"backbone.{block}.norm.{name}" for block in ("block1", "block2") for name in NORM_ARRAYS}
 
 
 @pytest.mark.parametrize("policy", ["average", "local", "freeze"])
@@ -216,12 +220,12 @@ def test_batch_norm_names_hold_every_buffer(policy: str) -> None:
     assert (parameters - NORMS if policy == "freeze" else parameters) == model.trainable
 
 
-def statistics_move(model: Model) -> set[str]:
+def statistics_move(model: Model, shape: tuple[int, ...] = GREY) -> set[str]:
     """Return the names of the arrays that one forward pass in training mode changes."""
     before = get_weights(model.module)
     train_mode(model)
     with torch.no_grad():
-        model.module(torch.ones(4, *GREY))
+        model.module(torch.ones(4, *shape))
     after = get_weights(model.module)
     return {name for name in model.names if not np.array_equal(before[name], after[name])}
 
@@ -233,6 +237,42 @@ def test_train_mode_moves_only_trainable_batch_norm() -> None:
     assert running == statistics_move(build(batch_norm="local"))
     assert set() == statistics_move(build(batch_norm="freeze"))
     assert set() == statistics_move(build(trainable="head"))
+
+
+def test_mlp_bn_is_an_mlp_with_batch_norm_after_every_linear_layer() -> None:
+    """In inference mode each hidden layer is relu((x W - running mean) / sqrt(running var + 1e-5) * scale + shift)."""
+    model = build("mlp_bn", ROW, hidden=(8, 4))
+    norms = {f"backbone.layer{i}.norm.{name}" for i in (1, 2) for name in NORM_ARRAYS}
+    assert norms == model.batch_norm
+    linears = {"backbone.layer1.linear.weight", "backbone.layer2.linear.weight", "head.weight", "head.bias"}
+    assert norms | linears == set(model.names)
+    generator = np.random.default_rng(0)
+    weights = {
+        name: array if name.endswith("tracked") else generator.uniform(0.5, 1.5, array.shape).astype(np.float32)
+        for name, array in get_weights(model.module).items()
+    }
+    set_weights(model.module, weights)
+    x = generator.normal(size=(6, *ROW)).astype(np.float32)
+    expected = x
+    for layer in ("backbone.layer1", "backbone.layer2"):
+        weight, bias, mean, variance = (weights[f"{layer}.norm.{name}"] for name in NORM_ARRAYS[:4])
+        expected = expected @ weights[f"{layer}.linear.weight"].T
+        expected = np.maximum((expected - mean) / np.sqrt(variance + 1e-5) * weight + bias, 0)
+    model.module.eval()
+    with torch.no_grad():
+        seen = model.module(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(expected @ weights["head.weight"].T + weights["head.bias"], seen, rtol=1e-4)
+
+
+def test_mlp_bn_statistics_move_where_its_layers_are_trained() -> None:
+    """As in `small_cnn`: in every layer, in the last one only, or in none."""
+    running = {name for name in build("mlp_bn", ROW).batch_norm if not name.endswith(("weight", "bias"))}
+    assert 3 == len(running)
+    assert running == statistics_move(build("mlp_bn", ROW), ROW)
+    assert set() == statistics_move(build("mlp_bn", ROW, batch_norm="freeze"), ROW)
+    assert set() == statistics_move(build("mlp_bn", ROW, trainable="head"), ROW)
+    last = statistics_move(build("mlp_bn", ROW, hidden=(8, 4), trainable="last_block"), ROW)
+    assert {name.replace("layer1", "layer2") for name in running} == last
 
 
 # --- weights in and out ----------------------------------------------------------------------------

@@ -2,20 +2,29 @@
 
 import contextlib
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import grpc
 import pytest
+from deployed import (
+    COMMAND,
+    ENVIRONMENT,
+    Server,
+    join,
+    make_folder,
+    run,
+    running_server,
+    start_site,
+    write,
+    write_patients,
+)
 
 from client import connect
 from client.connect import Fleet, Refusals, check_connection
@@ -30,21 +39,6 @@ from server.control import Control
 from server.provision import make_bundle
 from server.superlink import ServerHome
 
-COMMAND = [sys.executable, "-m", "consilium"]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-
-
-def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *arguments], env=ENVIRONMENT, cwd=cwd, capture_output=True, text=True, timeout=120, check=False
-    )
-
-
-def make_folder(path: Path, name: str = "berlin", server: str = "study.example.org:9092") -> SiteFolder:
-    folder = SiteFolder(path / name)
-    init_site(folder, name=name, server=server, kind="images")
-    return folder
-
 
 def bundle_for(folder: SiteFolder, **changes: object) -> Bundle:
     config = load_site(folder.settings)
@@ -57,11 +51,6 @@ def bundle_for(folder: SiteFolder, **changes: object) -> Bundle:
         "versions": ServerVersions(consilium="0.1.0", flwr="1.39.0"),
     }
     return Bundle.model_validate(values | changes)
-
-
-def write(path: Path, bundle: Bundle) -> Path:
-    path.write_bytes(bundle.to_json())
-    return path
 
 
 # --- the site's folder ------------------------------------------------------------------------------
@@ -289,44 +278,10 @@ def test_compose_file_is_accepted_with_the_example_settings() -> None:
 # --- against a real server --------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Server:
-    home: ServerHome
-    fleet: str
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("server")
-    port = free_port()
-    found = Server(ServerHome(folder / "home"), f"localhost:{port}")
-    command = [*COMMAND, "server", "start", "--home", str(found.home.path), "--address", f"127.0.0.1:{port}"]
-    with (folder / "server.log").open("wb") as log:
-        process = subprocess.Popen(
-            [*command, "--control-port", str(free_port()), "--metrics", ""],
-            env=ENVIRONMENT,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-    deadline = time.monotonic() + 60
-    while not (found.home.path / "server.json").exists():
-        assert process.poll() is None, (folder / "server.log").read_text()
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    yield found
-    process.terminate()
-    assert 0 == process.wait(timeout=30)
-
-
-def join(server: Server, path: Path, name: str) -> SiteFolder:
-    """Make a site's folder and have it approved, in this process."""
-    folder = make_folder(path, name, server.fleet)
-    public = folder.path / "site.key.pub"
-    with Control(server.home) as control:
-        control.approve(public, name=name)
-    bundle = make_bundle(server.home, public, name=name, address=server.fleet)
-    accept_bundle(folder, write(path / f"{name}.json", bundle))
-    return folder
+    with running_server(tmp_path_factory.mktemp("server")) as found:
+        yield found
 
 
 def status(server: Server, name: str) -> str | None:
@@ -362,19 +317,6 @@ def test_four_commands_bring_a_site_in(server: Server, tmp_path: Path) -> None:
     assert "FAIL" not in checked.stdout
     listed = run("server", "sites", "--home", str(server.home.path), cwd=tmp_path).stdout
     assert f"paris\tregistered\t{told}\t" in listed
-
-
-def write_patients(folder: Path, shift: float) -> None:
-    rows = [f"{index % 7 + shift},{'yes' if index % 7 > 3 else 'no'}" for index in range(60)]
-    folder.mkdir(parents=True)
-    (folder / "patients.csv").write_text("\n".join(["dose,ill", *rows]) + "\n")
-
-
-def start_site(settings: Path, log: Path) -> subprocess.Popen[bytes]:
-    with log.open("wb") as output:
-        return subprocess.Popen(
-            [*COMMAND, "site", "start", str(settings)], env=ENVIRONMENT, stdout=output, stderr=subprocess.STDOUT
-        )
 
 
 STUDY = """

@@ -3,15 +3,18 @@
 import itertools
 import re
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
 
 from client.methods import METHODS
+from common.algorithms import FactorConfig, MethodConfig, StrategyConfig, variants
 from common.config import SiteConfig, StudyConfig, load_site, load_study
 from common.errors import EXIT_CODES
+from server.strategies import STRATEGIES
+from server.weighting import WEIGHTINGS
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
@@ -23,8 +26,15 @@ def models_in(annotation: object) -> Iterator[type[BaseModel]]:
         yield from models_in(argument)
 
 
+ALGORITHMS = {"method": "method.kind", "strategy": "strategy.kind", "weighting.factors": "weighting.factors"}
+"""Settings of algorithms stand in tables of their own."""
+
+
 def keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in model.model_fields.items():
+        if (algorithm := ALGORITHMS.get(f"{prefix}{name}")) is not None:
+            yield algorithm
+            continue
         many = typing.get_origin(field.annotation) is dict
         path = f"{prefix}{name}" + (".<column>" if many else "")
         nested = list(models_in(field.annotation))
@@ -34,13 +44,18 @@ def keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield path
 
 
-def first_cells(heading: str) -> list[str]:
-    """The first column of the first table under a heading."""
+def table(heading: str) -> list[list[str]]:
+    """The cells of the first table under a heading, row by row."""
     section = README.split(f"\n## {heading}\n", 1)[1]
     lines = list(
         itertools.takewhile(lambda line: line.startswith("|"), section[section.index("\n|") + 1 :].splitlines())
     )
-    return [line.split("|")[1].strip().strip("`") for line in lines[2:]]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]]
+
+
+def first_cells(heading: str) -> list[str]:
+    """The first column of the first table under a heading."""
+    return [cells[0].strip("`") for cells in table(heading)]
 
 
 @pytest.mark.parametrize(("heading", "model"), [("`study.toml`", StudyConfig), ("`site.toml`", SiteConfig)])
@@ -55,9 +70,32 @@ def test_exit_code_table_lists_every_code() -> None:
     assert {0, 2, 130, *EXIT_CODES.values()} == {int(cell) for cell in first_cells("Exit codes")}
 
 
-def test_method_table_lists_every_method() -> None:
-    """Every registered method has a row."""
-    assert sorted(METHODS) == sorted(first_cells("Methods and models"))
+def settings_of(variant: type[BaseModel]) -> str:
+    """The settings column: every field with its default; `exponent` is every factor's."""
+    fields = {name: field.default for name, field in variant.model_fields.items() if name not in ("kind", "exponent")}
+    texts = {None: "none", True: "true", False: "false"}
+
+    def told(default: object) -> str:
+        return texts[default] if isinstance(default, bool | None) else str(default)
+
+    return ", ".join(f"`{name}` {told(default)}" for name, default in fields.items())
+
+
+@pytest.mark.parametrize(
+    ("heading", "registry", "config"),
+    [
+        ("Methods and models", METHODS, MethodConfig),
+        ("Strategies", STRATEGIES, StrategyConfig),
+        ("Weightings", WEIGHTINGS, FactorConfig),
+    ],
+)
+def test_algorithm_tables_list_every_one_with_settings_and_defaults(
+    heading: str, registry: Mapping[str, object], config: object
+) -> None:
+    """Every registered algorithm has a row; its settings are the fields of its variant, with their defaults."""
+    rows = {cells[0].strip("`"): cells[-2] for cells in table(heading)}
+    assert list(registry) == list(rows)
+    assert {variant.model_fields["kind"].default: settings_of(variant) for variant in variants(config)} == rows
 
 
 def test_examples_in_the_readme_are_valid(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from client.data import Examples
 from client.models import Model, build_model, get_weights
-from client.training import EVALUATION_BATCH, LocalWork, batches, evaluate, loss_of, predictions, train
+from client.training import EVALUATION_BATCH, LocalWork, batches, evaluate, loss_of, predictions, proximal, train
 from common.config import ModelConfig
 
 
@@ -155,7 +155,7 @@ def test_train_first_step_of_adam_moves_every_weight_by_the_learning_rate() -> N
     np.testing.assert_allclose(0.01, np.concatenate([array.ravel() for array in moved]), rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["linear", "mlp", "small_cnn"])
+@pytest.mark.parametrize("name", ["linear", "mlp", "mlp_bn", "small_cnn"])
 def test_train_with_names_changes_only_those(name: str) -> None:
     """Whatever is not named keeps its bits, running statistics of BatchNorm included."""
     shape = (1, 8, 8) if name == "small_cnn" else (3,)
@@ -174,6 +174,29 @@ def test_train_after_training_some_names_trains_everything_again() -> None:
     train(model, work(examples(12)))
     after = get_weights(model.module)
     assert set(model.names) == {key for key in before if not np.array_equal(before[key], after[key])}
+
+
+def test_train_correction_is_added_to_the_gradient() -> None:
+    """One SGD step with and one without a correction of 2 differ by -lr * 2, where it was asked for."""
+    plain, corrected, data = built("linear"), built("linear"), examples(6)
+    task = work(data, batch_size=6, learning_rate=0.25)
+    train(plain, task)
+    train(corrected, task, correction=lambda name, p: torch.full_like(p, 2.0 if name == "bias" else 0.0))
+    one, other = get_weights(plain.module), get_weights(corrected.module)
+    np.testing.assert_allclose(one["bias"] - 0.5, other["bias"], rtol=1e-5)
+    np.testing.assert_array_equal(one["weight"], other["weight"])
+
+
+def test_proximal_is_strength_times_the_way_from_the_anchor() -> None:
+    """3 * (0.5 moved) = 1.5 at every element, whatever happens to the model afterwards; the anchor is a copy."""
+    model = built("linear")
+    pull = proximal(model, 3.0)
+    parameters = dict(model.module.named_parameters())
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            assert not bool(pull(name, parameter).any())
+            parameter += 0.5
+            np.testing.assert_allclose(np.full(parameter.shape, 1.5), pull(name, parameter), rtol=1e-6)
 
 
 def test_train_of_nothing_changes_nothing() -> None:

@@ -1,15 +1,18 @@
-"""Noise on the class counts that a site tells: geometric, drawn once per data set from a key that stays here.
+"""Noise on the class counts that a site tells: geometric, fixed per class and count by a key that stays here.
 
 Ghosh, Roughgarden, Sundararajan: Universally Utility-Maximizing Privacy Mechanisms, STOC 2009,
 https://arxiv.org/abs/0811.2841 (the two-sided geometric mechanism; for counts, of sensitivity 1)
 
-    told_c = max(0, n_c + X - Y),    X, Y ~ Geometric(1 - exp(-epsilon)) - 1
+    told_c = max(0, n_c + X - Y),        X, Y ~ Geometric(1 - exp(-epsilon)) - 1,        c over the study's classes
 
-Adding or removing one example changes one count by 1, so the told counts are epsilon-differentially private.
-The same data and key always give the same noise: asking again teaches nothing more.
+Adding or removing one example changes one count by 1, so the told counts alone are epsilon-differentially
+private. The number of examples is told exactly beside them: what one example's label was is then hidden by
+2 epsilon, since another label changes two counts. The noise of a class depends on the key, the class, its count and
+epsilon only, so asking again, or for other classes beside it, teaches nothing more; counts that have changed (more
+data, another split) are told with new noise and spend epsilon anew.
 """
 
-import hashlib
+import hmac
 import json
 import math
 import os
@@ -25,31 +28,38 @@ KEY_BYTES = 32
 
 
 def noisy_counts(counts: Mapping[str, int], classes: Sequence[str], epsilon: float, *, key: bytes) -> dict[str, int]:
-    """Return counts with noise for every class of the study, also for those that the site does not hold.
+    """Return counts with noise, >= 0, for every class of the study, also for those that the site does not hold.
 
     Args:
         counts: examples per class, classes without examples may be missing.
         epsilon: > 0; smaller is more private. The standard deviation is about 1.4 / epsilon.
+        key: the site's own (`noise_key`).
     """
     exact = {name: counts.get(name, 0) for name in classes}
-    seed = hashlib.sha256(key + json.dumps([exact, epsilon], sort_keys=True).encode()).digest()
+    return {name: max(0, count + _noise(name, count, epsilon, key)) for name, count in exact.items()}
+
+
+def _noise(name: str, count: int, epsilon: float, key: bytes) -> int:
+    seed = hmac.digest(key, json.dumps([name, count, epsilon]).encode(), "sha256")
     generator = np.random.default_rng(int.from_bytes(seed, "big"))
-    p = -math.expm1(-epsilon)
-    noise = generator.geometric(p, len(exact)) - generator.geometric(p, len(exact))
-    return {name: max(0, count + int(extra)) for (name, count), extra in zip(exact.items(), noise, strict=True)}
+    up, down = generator.geometric(-math.expm1(-epsilon), 2)
+    return int(up) - int(down)
 
 
 def noise_key(state_dir: Path, *, site: str) -> bytes:
     """Return the site's own key for its noise, made at the first call and kept in its state folder.
 
     Raises:
-        StateError: the folder is unwritable, or the key there is damaged.
+        StateError: the folder is unwritable, or the key there is unreadable or damaged.
     """
     path = state_dir / "noise.key"
     if not path.exists():
         check_writable(state_dir, what=f"site '{site}': state folder")
         write_atomically(path, os.urandom(KEY_BYTES), mode=0o600)
-    key = path.read_bytes()
+    try:
+        key = path.read_bytes()
+    except OSError as error:
+        raise StateError(f"site '{site}': cannot read '{path}': {error.strerror or error}") from error
     if len(key) != KEY_BYTES:
         raise StateError(f"site '{site}': '{path}' has {len(key)} bytes, expected {KEY_BYTES}")
     return key

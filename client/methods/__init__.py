@@ -2,18 +2,44 @@
 
 from collections.abc import Mapping
 
+from client.methods.apfl import Apfl
 from client.methods.base import Budget, Memory, Method, Outcome
+from client.methods.ditto import Ditto
+from client.methods.fedala import FedAla
 from client.methods.fedavg import FedAvg
+from client.methods.fedbabu import FedBabu
+from client.methods.fedbn import FedBn
 from client.methods.fedper import FedPer
+from client.methods.fedprox import FedProx
+from client.methods.fedrep import FedRep
 from client.methods.fine_tune import FineTune
+from client.methods.knn_per import KnnPer
+from client.methods.lg_fedavg import LgFedAvg
 from client.methods.local import Local
+from client.methods.per_fedavg import PerFedAvg
+from client.methods.pfedme import PFedMe
+from client.methods.reptile import Reptile
+from client.methods.scaffold import Scaffold
 from common.algorithms import MethodConfig
 
 METHODS: Mapping[str, type[Method]] = {
     "local": Local,
     "fedavg": FedAvg,
     "fine_tune": FineTune,
+    "fedprox": FedProx,
+    "scaffold": Scaffold,
     "fedper": FedPer,
+    "fedrep": FedRep,
+    "lg_fedavg": LgFedAvg,
+    "fedbabu": FedBabu,
+    "fedbn": FedBn,
+    "ditto": Ditto,
+    "apfl": Apfl,
+    "pfedme": PFedMe,
+    "fedala": FedAla,
+    "knn_per": KnnPer,
+    "per_fedavg": PerFedAvg,
+    "reptile": Reptile,
 }
 
 

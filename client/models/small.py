@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from common.errors import ModelError
 
-SMALL_NAMES = ("small_cnn", "mlp", "linear")
+SMALL_NAMES = ("small_cnn", "mlp", "mlp_bn", "linear")
 
 
 def build_small(
@@ -17,15 +17,15 @@ def build_small(
 
     Args:
         input_shape: `(C, H, W)` for images or `(D,)` for rows of a table.
-        hidden: sizes of the hidden layers; only `mlp` reads it.
+        hidden: sizes of the hidden layers; only `mlp` and `mlp_bn` read it.
 
     Raises:
-        ModelError: `small_cnn` for a table, or `mlp` without a hidden layer.
+        ModelError: `small_cnn` for a table, or `mlp` or `mlp_bn` without a hidden layer.
     """
     if name == "linear":
         return FlatLinear(math.prod(input_shape), num_outputs), frozenset({"bias"})
-    if name == "mlp":
-        module = mlp(math.prod(input_shape), num_outputs, hidden)
+    if name in ("mlp", "mlp_bn"):
+        module = mlp(math.prod(input_shape), num_outputs, hidden, batch_norm=name == "mlp_bn")
     else:
         check_images(name, input_shape)
         module = small_cnn(input_shape[0], num_outputs)
@@ -41,7 +41,7 @@ def check_images(name: str, input_shape: tuple[int, ...]) -> None:
     if len(input_shape) != 3:
         raise ModelError(
             f"model '{name}' takes images, but the task is a table with {math.prod(input_shape)} features: "
-            "choose 'mlp' or 'linear'"
+            "choose 'mlp', 'mlp_bn' or 'linear'"
         )
 
 
@@ -57,21 +57,31 @@ class FlatLinear(nn.Linear):
         return super().forward(inputs.flatten(1))
 
 
-def mlp(num_inputs: int, num_outputs: int, hidden: tuple[int, ...]) -> nn.Module:
-    """Return a multi-layer perceptron; its head is the last linear layer.
+def mlp(num_inputs: int, num_outputs: int, hidden: tuple[int, ...], *, batch_norm: bool = False) -> nn.Module:
+    """Return a multi-layer perceptron, with BatchNorm before every ReLU if asked; its head is the last linear layer.
 
     Raises:
         ModelError: no hidden layer, or one smaller than 1.
     """
     if not hidden or min(hidden) < 1:
         raise ModelError(
-            f"model.hidden: 'mlp' needs one or more sizes of at least 1, got {list(hidden)}; "
-            "without hidden layers choose 'linear'"
+            f"model.hidden: '{'mlp_bn' if batch_norm else 'mlp'}' needs one or more sizes of at least 1, "
+            f"got {list(hidden)}; without hidden layers choose 'linear'"
         )
-    sizes = (num_inputs, *hidden)
-    layers = {f"layer{i}": nn.Sequential(nn.Linear(sizes[i - 1], sizes[i]), nn.ReLU()) for i in range(1, len(sizes))}
+    sizes, layer = (num_inputs, *hidden), _normed_layer if batch_norm else _layer
+    layers = {f"layer{i}": layer(sizes[i - 1], sizes[i]) for i in range(1, len(sizes))}
     backbone = nn.Sequential(OrderedDict([("flatten", nn.Flatten()), *layers.items()]))
     return nn.Sequential(OrderedDict(backbone=backbone, head=nn.Linear(sizes[-1], num_outputs)))
+
+
+def _layer(num_inputs: int, num_outputs: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(num_inputs, num_outputs), nn.ReLU())
+
+
+def _normed_layer(num_inputs: int, num_outputs: int) -> nn.Module:
+    # No bias in the linear layer: BatchNorm has its own.
+    linear = nn.Linear(num_inputs, num_outputs, bias=False)
+    return nn.Sequential(OrderedDict(linear=linear, norm=nn.BatchNorm1d(num_outputs), relu=nn.ReLU()))
 
 
 def small_cnn(channels: int, num_outputs: int) -> nn.Module:

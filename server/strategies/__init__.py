@@ -4,9 +4,37 @@ from collections.abc import Mapping
 
 from common.algorithms import StrategyConfig
 from server.strategies.base import ServerState, Step, Strategy, Update, by_site
+from server.strategies.fedadagrad import FedAdagrad
+from server.strategies.fedadam import FedAdam
 from server.strategies.fedavg import FedAvg
+from server.strategies.fedavgm import FedAvgM
+from server.strategies.fednova import FedNova
+from server.strategies.fedyogi import FedYogi
+from server.strategies.geometric_median import GeometricMedian
+from server.strategies.krum import Krum
+from server.strategies.median import Median
+from server.strategies.per_fedavg import PerFedAvg
+from server.strategies.qfedavg import QFedAvg
+from server.strategies.reptile import Reptile
+from server.strategies.scaffold import Scaffold
+from server.strategies.trimmed_mean import TrimmedMean
 
-STRATEGIES: Mapping[str, type[Strategy]] = {"fedavg": FedAvg}
+STRATEGIES: Mapping[str, type[Strategy]] = {
+    "fedavg": FedAvg,
+    "fedavgm": FedAvgM,
+    "fedadam": FedAdam,
+    "fedyogi": FedYogi,
+    "fedadagrad": FedAdagrad,
+    "qfedavg": QFedAvg,
+    "scaffold": Scaffold,
+    "fednova": FedNova,
+    "reptile": Reptile,
+    "per_fedavg": PerFedAvg,
+    "median": Median,
+    "trimmed_mean": TrimmedMean,
+    "krum": Krum,
+    "geometric_median": GeometricMedian,
+}
 
 
 def build_strategy(config: StrategyConfig, *, rounds: int, num_sites: int, learning_rate: float) -> Strategy:

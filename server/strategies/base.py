@@ -1,10 +1,19 @@
 """What a server strategy is: a frozen dataclass of settings, a pure `apply`, and its state as an argument."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, KeysView, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from common.weights import Array, Weights, is_float
+import numpy as np
+import numpy.typing as npt
+
+from common.weights import Array, Weights, is_float, weighted_mean
+from server.spool import block
+
+Floats = npt.NDArray[np.float64]
+
+BLOCK_BYTES = 8 * 2**20
+"""Size of one block of coordinates over all sites, in float64; sorting one takes about four times as much."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,11 @@ class ServerState:
         """Names of the floating-point arrays that are trained, in sorted order: what a server optimiser may act on."""
         return tuple(n for n in sorted(self.weights) if n not in self.buffers and is_float(self.weights[n]))
 
+    @property
+    def averaged(self) -> tuple[str, ...]:
+        """Names of all other arrays, in sorted order: buffers and integers, which move by the weighted mean alone."""
+        return tuple(sorted(set(self.weights) - set(self.optimised)))
+
 
 @dataclass(frozen=True)
 class Step:
@@ -90,3 +104,105 @@ def by_site(updates: Iterable[Update]) -> Sequence[Update]:
     if not ordered:
         raise ValueError("a strategy needs at least one update, got none")
     return ordered
+
+
+def mean_delta(updates: Sequence[Update], shares: Mapping[str, float], names: Iterable[str]) -> dict[str, Array]:
+    """Return the weighted mean of the deltas over some arrays; see `weighted_mean`.
+
+    Args:
+        updates: at least one.
+        shares: per site, >= 0, not all zero.
+    """
+    chosen = tuple(names)
+    return weighted_mean([_Part(update.delta, chosen) for update in updates], [shares[u.site] for u in updates])
+
+
+class _Part(Mapping[str, Array]):
+    """Some arrays of weights, each read when it is asked for."""
+
+    def __init__(self, weights: Weights, names: Iterable[str]) -> None:
+        self._weights, self._names = weights, dict.fromkeys(names)
+
+    def __getitem__(self, name: str) -> Array:
+        return self._weights[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def keys(self) -> KeysView[str]:
+        """Return the names as a dict does: comparing them reads no array."""
+        return self._names.keys()
+
+
+def filled(state: ServerState, prefix: str, value: float = 0.0) -> dict[str, Array]:
+    """Return a strategy's first memory: per optimised array a float64 one of its shape, under `prefix + name`."""
+    return {prefix + name: np.full(state.weights[name].shape, value) for name in state.optimised}
+
+
+def measured(update: Update, name: str, *, above_zero: bool = False) -> float:
+    """Return what a site measured under a name.
+
+    Raises:
+        ValueError: the site did not send it, or sent a number below 0 (with `above_zero`: not above 0).
+    """
+    value = update.metrics.get(name)
+    if value is None:
+        raise ValueError(f"site '{update.site}' sent no '{name}', which the study's strategy needs")
+    if value < 0 or (above_zero and value == 0):
+        raise ValueError(
+            f"site '{update.site}' sent {name} {value:g}, expected {'more than' if above_zero else '>='} 0"
+        )
+    return float(value)
+
+
+def blocks(updates: Sequence[Update], names: Iterable[str]) -> Iterator[tuple[str, int, Floats]]:
+    """Yield all coordinates of some arrays block by block, so that memory grows neither with the model nor the sites.
+
+    Yields the array's name, where the block starts in the flattened array, and the sites' values
+    `(coordinates, sites)`, sites in the order of `updates` (at least one). The next block overwrites the values.
+    """
+    length = max(1, BLOCK_BYTES // (8 * len(updates)))
+    values = np.empty((length, len(updates)))
+    for name in names:
+        start, read = 0, length
+        while read == length:  # a shorter block, an empty one too, is the last
+            for k, update in enumerate(updates):
+                piece = block(update.delta, name, start, start + length)
+                read = len(piece)
+                values[:read, k] = piece
+            yield name, start, values[:read]
+            start += read
+
+
+def gram(updates: Sequence[Update], names: Iterable[str]) -> Floats:
+    """Return the inner products of the sites' deltas over some arrays, `(K, K)` in the order of `updates`."""
+    products = np.zeros((len(updates), len(updates)))
+    for _, _, values in blocks(updates, names):
+        products += values.T @ values
+    return products
+
+
+def middle_mean(updates: Sequence[Update], like: Weights, trim: int) -> tuple[dict[str, Array], dict[str, float]]:
+    """Return the mean of each coordinate without its `trim` lowest and highest values, and the sites' shares in it.
+
+    A site's share is its part in the mean of a coordinate, averaged over all coordinates; equal values count
+    in the order of `updates`. Integers are rounded to the nearest. Without any coordinate all shares are equal.
+
+    Args:
+        updates: more than `2 * trim`.
+        like: names, shapes and dtypes of the deltas.
+    """
+    last = len(updates) - trim
+    result = {name: np.empty(array.shape, array.dtype) for name, array in like.items()}
+    used = np.zeros(len(updates), dtype=np.int64)
+    for name, start, values in blocks(updates, sorted(like)):
+        order = np.argsort(values, axis=1, kind="stable")[:, trim:last]
+        used += np.bincount(order.reshape(-1), minlength=len(updates))
+        mean = np.take_along_axis(values, order, axis=1).mean(axis=1)
+        flat = result[name].reshape(-1)
+        flat[start : start + len(mean)] = mean if is_float(flat) else np.rint(mean)
+    counts = used if used.any() else np.ones_like(used)
+    return result, {u.site: float(n / counts.sum()) for u, n in zip(updates, counts, strict=True)}

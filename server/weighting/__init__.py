@@ -3,10 +3,28 @@
 from collections.abc import Mapping
 
 from common.algorithms import WeightingConfig
+from server.weighting.afl import Afl
+from server.weighting.auto import Auto
 from server.weighting.base import Evidence, Factor, Reading, SignalMissing, Weighed, Weighting
+from server.weighting.divergence import Divergence
+from server.weighting.fedadp import FedAdp
+from server.weighting.fedce import FedCe
+from server.weighting.feddg_ga import FedDgGa
+from server.weighting.feddisco import FedDisco
+from server.weighting.loss import Loss
 from server.weighting.size import Size
 
-WEIGHTINGS: Mapping[str, type[Factor]] = {"size": Size}
+WEIGHTINGS: Mapping[str, type[Factor]] = {
+    "size": Size,
+    "loss": Loss,
+    "feddg_ga": FedDgGa,
+    "fedadp": FedAdp,
+    "fedce": FedCe,
+    "feddisco": FedDisco,
+    "divergence": Divergence,
+    "afl": Afl,
+    "auto": Auto,
+}
 
 
 def build_weighting(config: WeightingConfig) -> Weighting:

@@ -4,6 +4,8 @@ McMahan, Moore, Ramage, Hampson, Aguera y Arcas: Communication-Efficient Learnin
 Decentralized Data, AISTATS 2017, algorithm 1, https://arxiv.org/abs/1602.05629
 
     value_k = n_k;    exponent 1 is FedAvg, 0.5 the square root of the size, 0 gives every site the same
+
+with n_k = `Update.num_examples`. Keeps no memory.
 """
 
 from collections.abc import Mapping

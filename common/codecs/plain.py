@@ -1,8 +1,7 @@
-"""Wire codecs: a pure pair `encode` / `decode` with a law, one registry.
+"""Whole weights to bytes and back where the receiver does not know their form: initial weights.
 
-Law: `decode(encode(weights))` has the names, shapes and dtypes of `weights`, and the codec's stated
-error bound holds (identity: bit for bit). Bytes from outside never run code: the container is
-safetensors, which is checked while it is read.
+Law: `decode(encode(weights))` is `weights`, bit for bit. Bytes from outside never run code: the container is
+safetensors, which is checked while it is read. Where the form is known, use a `Chain`.
 """
 
 from collections.abc import Mapping

@@ -1,0 +1,93 @@
+"""APFL: a personal whole model, mixed with the shared one in a proportion that each site learns.
+
+Deng, Kamani, Mahdavi: Adaptive Personalized Federated Learning, 2020, algorithm 1,
+https://arxiv.org/abs/2003.13461
+
+    mixed = alpha v + (1 - alpha) w;  for each batch B, all from the same w, v and alpha:
+    w <- w - learning_rate * grad f(w; B)
+    v <- v - learning_rate * alpha * grad f(mixed; B)
+    alpha <- clip(alpha - learning_rate * <grad f(mixed; B), v - w>, 0, 1)       if `adaptive`
+
+The right-hand sides hold w, v and alpha as they are before the batch: neither gradient sees the other's step.
+alpha moves once a round, at its first batch, as in the authors' own code; `alpha` is where it starts. At a site's
+first round v is what it received, so that alpha cannot move there yet. w is sent; the site serves `mixed` of its v
+and the received w. Statistics of BatchNorm are shared from w's passes, and the personal model's own from those
+of `mixed`. Plain SGD.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from client.methods.base import Budget, Memory, Outcome
+from client.models import Model
+from client.training import LocalWork, batches, begin, loss_of, own_randomness
+from common.weights import under, with_prefix
+
+
+@dataclass(frozen=True)
+class Apfl:
+    """Start with the share `alpha` in [0, 1] of the personal model, and learn it if `adaptive`."""
+
+    alpha: float = 0.5
+    adaptive: bool = True
+
+    def shared(self, model: Model) -> frozenset[str]:
+        """Return every name."""
+        return frozenset(model.names)
+
+    def train(self, model: Model, memory: Memory, work: LocalWork) -> Outcome:
+        """Train w in the module, and v in memory; the loss is that of w."""
+        shared, v, alpha = begin(model), _personal(model, memory), self._share(memory)
+        v_buffers = {name: v.pop(name) for name in model.moving - shared.keys()}
+        losses = list[float]()
+        with own_randomness(work):
+            for number, (x, y) in enumerate(batches(work)):
+                loss = loss_of(model.module(x), y)
+                gradients = torch.autograd.grad(loss, list(shared.values()), materialize_grads=True)
+                mixed = {name: _mixed(alpha, v[name], w).requires_grad_() for name, w in shared.items()}
+                mixed_loss = loss_of(functional_call(model.module, mixed | v_buffers, (x,)), y)
+                mixed_gradients = torch.autograd.grad(mixed_loss, list(mixed.values()), materialize_grads=True)
+                slope = 0.0
+                with torch.no_grad():
+                    for (name, w), g, m in zip(shared.items(), gradients, mixed_gradients, strict=True):
+                        slope += float((m.double() * (v[name].double() - w.double())).sum())
+                        v[name].add_(m, alpha=-work.learning_rate * alpha)
+                        w.add_(g, alpha=-work.learning_rate)
+                if self.adaptive and number == 0:
+                    alpha = min(max(alpha - work.learning_rate * slope, 0.0), 1.0)
+                losses.append(float(loss.detach()))
+        kept = {name: np.array(value.cpu().numpy()) for name, value in (v | v_buffers).items()}
+        metrics = {"apfl.alpha": alpha}
+        return Outcome(with_prefix(kept, "v/") | {"alpha": np.array(alpha)}, sum(losses) / len(losses), metrics=metrics)
+
+    def budget(self, work: LocalWork) -> Budget:
+        """Return twice the round's steps: every batch gives a gradient to w and one to v."""
+        return Budget(replace(work, epochs=None, steps=2 * work.num_steps))
+
+    def personalise(self, model: Model, memory: Memory, work: LocalWork) -> nn.Module:
+        """Serve the mix of v and the received w, with v's buffers; the received weights if v was never trained."""
+        v, state = _personal(model, memory), model.module.state_dict()
+        for name in model.moving:
+            trained = name in model.trainable
+            state[name].copy_(_mixed(self._share(memory), v[name], state[name]) if trained else v[name])
+        return model.module
+
+    def _share(self, memory: Memory) -> float:
+        return float(memory["alpha"].astype(np.float64)) if "alpha" in memory else self.alpha
+
+
+def _personal(model: Model, memory: Memory) -> dict[str, Tensor]:
+    """Return v, copied: what the model holds at the site's first round."""
+    state, own = model.module.state_dict(), under(memory, "v/")
+    return {
+        name: torch.from_numpy(np.array(own[name], copy=True)).to(state[name]) if own else state[name].clone()
+        for name in sorted(model.moving)
+    }
+
+
+def _mixed(alpha: float, v: Tensor, w: Tensor) -> Tensor:
+    return alpha * v + (1 - alpha) * w.detach()

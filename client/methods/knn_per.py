@@ -1,0 +1,63 @@
+"""kNN-Per: train as FedAvg does; a site serves the global model mixed with its own nearest training examples.
+
+Marfoq, Neglia, Kameni, Vidal: Personalized Federated Learning through Local Memorization, ICML 2022,
+algorithm 1, https://arxiv.org/abs/2111.09360
+
+    p(y|x) = mix * p_kNN(y|x) + (1 - mix) * p_global(y|x)
+    p_kNN(y|x) ~ sum over the k nearest training examples i of [y_i = y] * exp(-d(x, x_i))
+
+with k = `neighbours` and d the Euclidean distance (not squared) between what the global model's head is given
+for x and for x_i. `mix` is the paper's lambda; None tunes it on the site's validation examples.
+
+The served file holds these features of the site's training examples and their classes beside the weights:
+it stays at the site as the examples themselves do, and is as sensitive.
+"""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from client.data import Examples
+from client.methods.base import Budget, Memory, Outcome
+from client.models import Model, WithNeighbours
+from client.training import LocalWork, loss_of, train
+
+MIXES = tuple(tenth / 10 for tenth in range(11))
+"""What the tuning tries."""
+UNTUNED = 0.5
+"""The mix of a site without validation examples."""
+
+
+@dataclass(frozen=True)
+class KnnPer:
+    """Ask `neighbours` examples; give them the share `mix` in [0, 1] of the answer, or tune it."""
+
+    neighbours: int = 10
+    mix: float | None = None
+
+    def shared(self, model: Model) -> frozenset[str]:
+        """Return every name."""
+        return frozenset(model.names)
+
+    def train(self, model: Model, memory: Memory, work: LocalWork) -> Outcome:
+        """Train everything that is trainable, as FedAvg does."""
+        return Outcome(memory, train(model, work))
+
+    def budget(self, work: LocalWork) -> Budget:
+        """Return the round's work: remembering takes no gradient."""
+        return Budget(work)
+
+    def personalise(self, model: Model, memory: Memory, work: LocalWork) -> nn.Module:
+        """Return the received model with the site's training examples beside it."""
+        served = WithNeighbours(model, work.examples.x, work.examples.y, neighbours=self.neighbours)
+        served.mix.fill_(_tuned(served, work.validation) if self.mix is None else self.mix)
+        return served
+
+
+def _tuned(served: WithNeighbours, validation: Examples) -> float:
+    """Return the mix of the lowest validation loss; of equals the smallest."""
+    if not len(validation):
+        return UNTUNED
+    near, whole = served.parts(validation.x)
+    losses = [float(loss_of(served.answer(near, whole, mix), validation.y)) for mix in MIXES]
+    return MIXES[losses.index(min(losses))]

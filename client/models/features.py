@@ -1,0 +1,88 @@
+"""What a model's head is given, and a model that answers with the nearest of remembered examples beside it."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from client.models.build import Model
+
+_BATCH = 512
+_LEAST = 1e-7
+"""Probabilities are kept this far from 0, so that every loss is finite."""
+
+
+class WithNeighbours(nn.Module):
+    """A model mixed with the examples nearest to an input, by what its head is given for them.
+
+        p(y|x) = mix * p_near(y|x) + (1 - mix) * p_model(y|x)
+        p_near(y|x) ~ sum over the `neighbours` nearest examples i of [y_i = y] * exp(-|phi(x) - phi(x_i)|)
+
+    with phi(x) = `features`. Takes and returns what the model does: one logit `(B, 1)`, or log-probabilities
+    `(B, C)`. Its state_dict holds the model under `model.`, and `features` and `classes` of the examples and
+    the `mix` beside it: whoever has the file has traits of the examples.
+
+    Args:
+        model: stays the same module; must not be trained while this one is in use.
+        x, y: the examples to remember, at least one.
+        neighbours: how many vote; all examples, where there are fewer.
+    """
+
+    features: Tensor
+    classes: Tensor
+    mix: Tensor
+
+    def __init__(self, model: Model, x: Tensor, y: Tensor, *, neighbours: int) -> None:
+        super().__init__()
+        first = next(name for name in model.names if name in model.head)
+        self.model, self._owner, self._neighbours = model.module, first.rpartition(".")[0], min(neighbours, len(y))
+        self.eval()
+        seen = [self.see(part) for part in torch.split(x, _BATCH)]
+        self._one_logit = seen[0][0].shape[1] == 1
+        self.register_buffer("features", torch.cat([features for _, features in seen]))
+        self.register_buffer("classes", y.clone())
+        self.register_buffer("mix", torch.zeros((), dtype=torch.float64, device=x.device))
+
+    @torch.no_grad()
+    def see(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the model's logits `(B, outputs)`, and the features `(B, D)`: what the head's own module is given.
+
+        Maps `(B, D, H, W)` are averaged; a model that is one module (`linear`) is given the inputs, flattened.
+        """
+        given: list[Tensor] = []
+        hook = self.model.get_submodule(self._owner).register_forward_pre_hook(lambda _, args: given.append(args[0]))
+        try:
+            logits: Tensor = self.model(x)
+        finally:
+            hook.remove()
+        whole = given[0].flatten(1) if not self._owner or given[0].ndim == 2 else given[0].flatten(2).mean(dim=2)
+        return logits, whole
+
+    @torch.no_grad()
+    def parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return p_near and p_model, each `(B, C)` in float64."""
+        found = [self._parts(part) for part in torch.split(x, _BATCH)]
+        return torch.cat([near for near, _ in found]), torch.cat([whole for _, whole in found])
+
+    def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        logits, features = self.see(x)
+        if self._one_logit:
+            logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
+        # In float64, as distances of close points are small differences of large numbers.
+        distances, nearest = torch.cdist(features.double(), self.features.double()).topk(
+            self._neighbours, dim=1, largest=False
+        )
+        # Relative to the nearest: far from all examples, every exp(-distance) would be 0.
+        votes = torch.exp(distances[:, :1] - distances)
+        near = (functional.one_hot(self.classes[nearest], logits.shape[1]) * votes[:, :, None]).sum(dim=1)
+        return near / near.sum(dim=1, keepdim=True), logits.double().softmax(dim=1)
+
+    def answer(self, near: Tensor, whole: Tensor, mix: float | Tensor) -> Tensor:
+        """Return the logits of `mix * near + (1 - mix) * whole`, finite."""
+        mixed = mix * near + (1 - mix) * whole
+        if self._one_logit:
+            return mixed[:, 1:].clamp(_LEAST, 1 - _LEAST).logit()
+        return mixed.clamp(min=_LEAST).log()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the logits `(B, outputs)`."""
+        return self.answer(*self.parts(inputs), self.mix).to(inputs.dtype)

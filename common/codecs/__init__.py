@@ -1,0 +1,68 @@
+"""Wire codecs: stages by name, and the chain that makes a codec of them.
+
+Adding a stage touches its file, one config variant and one line here. `Identity` is for weights whose form the
+receiver does not know; see `Chain` for all others.
+"""
+
+from collections.abc import Mapping, Sequence, Set
+from typing import TypeAlias
+
+from common.algorithms import CodecConfig
+from common.codecs.base import ByteStage, Form, Stage, form_of
+from common.codecs.bf16 import Bf16
+from common.codecs.chain import Chain, Encoded
+from common.codecs.fp16 import Fp16
+from common.codecs.identity import Unchanged
+from common.codecs.int4 import Int4
+from common.codecs.int8 import Int8
+from common.codecs.integer_delta import IntegerDelta
+from common.codecs.low_rank import LowRank
+from common.codecs.plain import CODECS, Codec, Identity
+from common.codecs.sign import Sign
+from common.codecs.top_k import TopK
+from common.codecs.zstd import Zstd
+
+AnyStage: TypeAlias = Stage | ByteStage
+
+STAGES: Mapping[str, type[AnyStage]] = {
+    "identity": Unchanged,
+    "fp16": Fp16,
+    "bf16": Bf16,
+    "integer_delta": IntegerDelta,
+    "int8": Int8,
+    "int4": Int4,
+    "top_k": TopK,
+    "sign": Sign,
+    "low_rank": LowRank,
+    "zstd": Zstd,
+}
+
+
+def build_chain(configs: Sequence[CodecConfig], *, exact: Set[str] = frozenset(), feedback: bool = True) -> Chain:
+    """Return the codec that a study names, with its settings; no stage at all is the identity.
+
+    Args:
+        exact: arrays that no array stage may touch; see `Chain`.
+        feedback: False for a link whose reference is what the receivers hold; see `Chain`.
+
+    Raises:
+        ValueError: stages that do not fit together.
+    """
+    stages = tuple(STAGES[config.kind](**config.model_dump(exclude={"kind"})) for config in configs)
+    return Chain(stages, frozenset(exact), feedback)
+
+
+__all__ = [
+    "CODECS",
+    "STAGES",
+    "AnyStage",
+    "ByteStage",
+    "Chain",
+    "Codec",
+    "Encoded",
+    "Form",
+    "Identity",
+    "Stage",
+    "build_chain",
+    "form_of",
+]

@@ -1,0 +1,49 @@
+"""FedAdagrad: Adagrad at the server; a coordinate that has moved much moves less from then on.
+
+Reddi, Charles, Zaheer, Garrett, Rush, Konecny, Kumar, McMahan: Adaptive Federated Optimization, ICLR 2021,
+algorithm 2, https://arxiv.org/abs/2003.00295
+
+    m(t+1) = beta1 * m(t) + (1 - beta1) * d,    m(0) = 0,         d = sum_k p_k * delta_k
+    v(t+1) = v(t) + d**2,                       v(0) = tau**2
+    w(t+1) = w(t) + learning_rate * m(t+1) / (sqrt(v(t+1)) + tau)
+
+coordinate by coordinate; `p_k` = `shares`, `delta_k` = `Update.delta`. The memory holds `m/<name>` and
+`v/<name>` in float64. Buffers and integers move by the weighted mean.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from common.weights import Array, Weights, add_scaled
+from server.strategies.base import ServerState, Step, Update, by_site, filled, mean_delta
+
+
+@dataclass(frozen=True)
+class FedAdagrad:
+    """Adagrad with momentum `beta1` in [0, 1); `tau` > 0 bounds how far small updates are scaled up."""
+
+    learning_rate: float = 0.1
+    beta1: float = 0.0
+    tau: float = 1e-3
+
+    def init(self, weights: Weights, buffers: frozenset[str] = frozenset()) -> ServerState:
+        """Return the state before round 1."""
+        state = ServerState(0, weights, buffers)
+        return replace(state, memory=filled(state, "m/") | filled(state, "v/", self.tau**2))
+
+    def apply(self, state: ServerState, updates: Iterable[Update], shares: Mapping[str, float]) -> Step:
+        """Return the state after one step of Adagrad along the weighted mean."""
+        ordered = by_site(updates)
+        memory: dict[str, Array] = {}
+        change: dict[str, Array] = {}
+        for name, mean in mean_delta(ordered, shares, state.optimised).items():
+            d = mean.astype(np.float64)
+            m = self.beta1 * state.memory[f"m/{name}"].astype(np.float64) + (1 - self.beta1) * d
+            v = state.memory[f"v/{name}"].astype(np.float64) + d**2
+            memory |= {f"m/{name}": np.asarray(m), f"v/{name}": np.asarray(v)}
+            change[name] = np.asarray(m / (np.sqrt(v) + self.tau))
+        weights = add_scaled(state.weights, mean_delta(ordered, shares, state.averaged))
+        weights = add_scaled(weights, change, self.learning_rate)
+        return Step(replace(state, round=state.round + 1, weights=weights, memory=memory), shares)

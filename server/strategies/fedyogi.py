@@ -1,0 +1,51 @@
+"""FedYogi: Yogi at the server, an Adam whose second moment shrinks by no more than the update's own square.
+
+Reddi, Charles, Zaheer, Garrett, Rush, Konecny, Kumar, McMahan: Adaptive Federated Optimization, ICLR 2021,
+algorithm 2, https://arxiv.org/abs/2003.00295
+
+    m(t+1) = beta1 * m(t) + (1 - beta1) * d,                           m(0) = 0,         d = sum_k p_k * delta_k
+    v(t+1) = v(t) - (1 - beta2) * d**2 * sign(v(t) - d**2),            v(0) = tau**2
+    w(t+1) = w(t) + learning_rate * m(t+1) / (sqrt(v(t+1)) + tau)
+
+coordinate by coordinate and without bias correction, as in the paper; `p_k` = `shares`, `delta_k` =
+`Update.delta`. The memory holds `m/<name>` and `v/<name>` in float64. Buffers and integers move by the
+weighted mean.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from common.weights import Array, Weights, add_scaled
+from server.strategies.base import ServerState, Step, Update, by_site, filled, mean_delta
+
+
+@dataclass(frozen=True)
+class FedYogi:
+    """Yogi with decays `beta1`, `beta2` in [0, 1); `tau` > 0 bounds how far small updates are scaled up."""
+
+    learning_rate: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.99
+    tau: float = 1e-3
+
+    def init(self, weights: Weights, buffers: frozenset[str] = frozenset()) -> ServerState:
+        """Return the state before round 1."""
+        state = ServerState(0, weights, buffers)
+        return replace(state, memory=filled(state, "m/") | filled(state, "v/", self.tau**2))
+
+    def apply(self, state: ServerState, updates: Iterable[Update], shares: Mapping[str, float]) -> Step:
+        """Return the state after one step of Yogi along the weighted mean."""
+        ordered = by_site(updates)
+        memory: dict[str, Array] = {}
+        change: dict[str, Array] = {}
+        for name, mean in mean_delta(ordered, shares, state.optimised).items():
+            d, before = mean.astype(np.float64), state.memory[f"v/{name}"].astype(np.float64)
+            m = self.beta1 * state.memory[f"m/{name}"].astype(np.float64) + (1 - self.beta1) * d
+            v = before - (1 - self.beta2) * d**2 * np.sign(before - d**2)
+            memory |= {f"m/{name}": np.asarray(m), f"v/{name}": np.asarray(v)}
+            change[name] = np.asarray(m / (np.sqrt(v) + self.tau))
+        weights = add_scaled(state.weights, mean_delta(ordered, shares, state.averaged))
+        weights = add_scaled(weights, change, self.learning_rate)
+        return Step(replace(state, round=state.round + 1, weights=weights, memory=memory), shares)

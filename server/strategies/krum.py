@@ -1,0 +1,55 @@
+"""Krum and Multi-Krum: only the updates that lie closest to the others are used.
+
+Blanchard, El Mhamdi, Guerraoui, Stainer: Machine Learning with Adversaries: Byzantine Tolerant Gradient
+Descent, NeurIPS 2017, section 4, https://arxiv.org/abs/1703.02757
+
+    score_k = sum of ||delta_k - delta_j||**2 over the n - f - 2 other sites j that are closest to k
+    w(t+1) = w(t) + (1 / keep) * sum of delta_k over the `keep` sites with the lowest scores
+
+for n updates and f = `attackers`, with `delta_k` = `Update.delta`; distances are over the optimised arrays and
+follow from the deltas' inner products. Equal scores count in the order of site names. All arrays move by the
+mean of the updates kept.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from common.weights import Weights, add_scaled
+from server.strategies.base import ServerState, Step, Update, by_site, gram, mean_delta
+
+
+@dataclass(frozen=True)
+class Krum:
+    """Unweighted mean of the `keep` most central updates, safe from up to `attackers` sites."""
+
+    attackers: int = 1
+    keep: int = 1
+
+    def init(self, weights: Weights, buffers: frozenset[str] = frozenset()) -> ServerState:
+        """Return the state before round 1."""
+        return ServerState(0, weights, buffers)
+
+    def apply(self, state: ServerState, updates: Iterable[Update], shares: Mapping[str, float]) -> Step:
+        """Return the state after the step; the shares given are not read.
+
+        Raises:
+            ValueError: also if there are fewer than `2 * attackers + 3` or `keep + attackers + 2` updates.
+        """
+        ordered = by_site(updates)
+        least = max(2 * self.attackers + 3, self.keep + self.attackers + 2)
+        if len(ordered) < least:
+            raise ValueError(
+                f"krum with attackers {self.attackers} and keep {self.keep} needs at least {least} updates, "
+                f"got {len(ordered)}"
+            )
+        products = gram(ordered, state.optimised)
+        squares = np.diag(products)
+        distances = np.maximum(squares[:, None] + squares[None, :] - 2 * products, 0)
+        np.fill_diagonal(distances, np.inf)
+        closest = np.sort(distances, axis=1)[:, : len(ordered) - self.attackers - 2]
+        kept = sorted(np.argsort(closest.sum(axis=1), kind="stable")[: self.keep])
+        own = {u.site: 0.0 for u in ordered} | {ordered[k].site: 1 / self.keep for k in kept}
+        delta = mean_delta([ordered[k] for k in kept], own, state.weights)
+        return Step(replace(state, round=state.round + 1, weights=add_scaled(state.weights, delta)), own)

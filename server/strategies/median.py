@@ -1,0 +1,32 @@
+"""Median: each coordinate moves by the median of the sites' deltas; fewer than half of them cannot drag it away.
+
+Yin, Chen, Ramchandran, Bartlett: Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates,
+ICML 2018, algorithm 1, option I, https://arxiv.org/abs/1803.01498
+
+    w_j(t+1) = w_j(t) + med_k delta_k,j    for every coordinate j
+
+with `delta_k` = `Update.delta`; the median of an even number of values is the mean of the middle two. All
+arrays are treated alike, integers are rounded to the nearest. A site's share is its part in the median (1, or
+1/2 of two), averaged over the coordinates; equal values count in the order of site names.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from common.weights import Weights, add_scaled
+from server.strategies.base import ServerState, Step, Update, by_site, middle_mean
+
+
+@dataclass(frozen=True)
+class Median:
+    """Coordinate-wise median; has no settings and keeps no memory."""
+
+    def init(self, weights: Weights, buffers: frozenset[str] = frozenset()) -> ServerState:
+        """Return the state before round 1."""
+        return ServerState(0, weights, buffers)
+
+    def apply(self, state: ServerState, updates: Iterable[Update], shares: Mapping[str, float]) -> Step:
+        """Return the state after the step; the shares given are not read."""
+        ordered = by_site(updates)
+        delta, own = middle_mean(ordered, state.weights, trim=(len(ordered) - 1) // 2)
+        return Step(replace(state, round=state.round + 1, weights=add_scaled(state.weights, delta)), own)

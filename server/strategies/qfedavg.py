@@ -1,0 +1,55 @@
+"""q-FedAvg: sites with a higher loss count more, the more so the larger q.
+
+Li, Sanjabi, Beirami, Smith: Fair Resource Allocation in Federated Learning, ICLR 2020, algorithm 2,
+https://arxiv.org/abs/1905.10497
+
+    L = 1 / learning_rate,    u_k = -L * delta_k
+    h_k = q * F_k**(q-1) * ||u_k||**2 + L * F_k**q
+    w(t+1) = w(t) - sum_k F_k**q * u_k / sum_k h_k
+
+with `F_k` = `start.loss`, the loss of the weights as received on the site's training split, and the norm over
+the optimised arrays. The shares are F_k**q / sum_j F_j**q, so that the step is their mean delta times
+`sum_k L * F_k**q / sum_k h_k`; buffers and integers take the mean whole. q = 0 is FedAvg with equal shares.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from common.algorithms import START_LOSS
+from common.weights import Weights, add_scaled, dot
+from server.strategies.base import ServerState, Step, Update, by_site, mean_delta, measured
+
+_LEAST = 1e-10  # added to every loss, so that F**(q - 1) is finite where a loss is 0
+
+
+@dataclass(frozen=True)
+class QFedAvg:
+    """Mean weighted by loss to the power `q` >= 0; `learning_rate` > 0 is the one that the sites train with."""
+
+    learning_rate: float
+    q: float = 0.1
+
+    def init(self, weights: Weights, buffers: frozenset[str] = frozenset()) -> ServerState:
+        """Return the state before round 1."""
+        return ServerState(0, weights, buffers)
+
+    def apply(self, state: ServerState, updates: Iterable[Update], shares: Mapping[str, float]) -> Step:
+        """Return the state after the step; the shares given are not read.
+
+        Raises:
+            ValueError: also if a site sent no `start.loss`, or a negative one.
+        """
+        ordered = by_site(updates)
+        lipschitz = 1 / self.learning_rate
+        losses = np.array([measured(update, START_LOSS) for update in ordered]) + _LEAST
+        largest = losses.max()
+        powers = (losses / largest) ** self.q  # F**q without the factor largest**q, which cancels and may overflow
+        slopes = self.q * (losses / largest) ** (self.q - 1) / largest
+        squares = np.array([lipschitz**2 * dot(u.delta, u.delta, state.optimised) for u in ordered])
+        scale = float(np.sum(lipschitz * powers) / np.sum(slopes * squares + lipschitz * powers))
+        own = {u.site: float(power / powers.sum()) for u, power in zip(ordered, powers, strict=True)}
+        weights = add_scaled(state.weights, mean_delta(ordered, own, state.averaged))
+        weights = add_scaled(weights, mean_delta(ordered, own, state.optimised), scale)
+        return Step(replace(state, round=state.round + 1, weights=weights), own)

@@ -1,0 +1,90 @@
+"""A real server and real sites for tests: processes of the command line, gRPC with TLS and node keys on loopback."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from client.provision import SiteFolder, accept_bundle, init_site
+from common.bundle import Bundle
+from common.processes import free_port
+from server.control import Control
+from server.provision import make_bundle
+from server.superlink import ServerHome
+
+COMMAND = [sys.executable, "-m", "consilium"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments], env=ENVIRONMENT, cwd=cwd, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def make_folder(path: Path, name: str = "berlin", server: str = "study.example.org:9092") -> SiteFolder:
+    folder = SiteFolder(path / name)
+    init_site(folder, name=name, server=server, kind="images")
+    return folder
+
+
+def write(path: Path, bundle: Bundle) -> Path:
+    path.write_bytes(bundle.to_json())
+    return path
+
+
+@dataclass(frozen=True)
+class Server:
+    home: ServerHome
+    fleet: str
+
+
+@contextmanager
+def running_server(folder: Path) -> Iterator[Server]:
+    """Start a server below `folder` and stop it at the end."""
+    port = free_port()
+    found = Server(ServerHome(folder / "home"), f"localhost:{port}")
+    command = [*COMMAND, "server", "start", "--home", str(found.home.path), "--address", f"127.0.0.1:{port}"]
+    with (folder / "server.log").open("wb") as log:
+        process = subprocess.Popen(
+            [*command, "--control-port", str(free_port()), "--metrics", ""],
+            env=ENVIRONMENT,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    deadline = time.monotonic() + 60
+    while not (found.home.path / "server.json").exists():
+        assert process.poll() is None, (folder / "server.log").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    yield found
+    process.terminate()
+    assert 0 == process.wait(timeout=30)
+
+
+def join(server: Server, path: Path, name: str) -> SiteFolder:
+    """Make a site's folder and have it approved, in this process."""
+    folder = make_folder(path, name, server.fleet)
+    public = folder.path / "site.key.pub"
+    with Control(server.home) as control:
+        control.approve(public, name=name)
+    bundle = make_bundle(server.home, public, name=name, address=server.fleet)
+    accept_bundle(folder, write(path / f"{name}.json", bundle))
+    return folder
+
+
+def write_patients(folder: Path, shift: float) -> None:
+    rows = [f"{index % 7 + shift},{'yes' if index % 7 > 3 else 'no'}" for index in range(60)]
+    folder.mkdir(parents=True)
+    (folder / "patients.csv").write_text("\n".join(["dose,ill", *rows]) + "\n")
+
+
+def start_site(settings: Path, log: Path) -> subprocess.Popen[bytes]:
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            [*COMMAND, "site", "start", str(settings)], env=ENVIRONMENT, stdout=output, stderr=subprocess.STDOUT
+        )

@@ -1,0 +1,135 @@
+"""A worker that dies or hangs in the middle of a task: the site says so at once, and takes the next task."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from deployed import COMMAND, ENVIRONMENT, Server, join, running_server, start_site, write_patients
+
+from client.provision import SiteFolder
+
+pytestmark = pytest.mark.e2e
+
+STUDY = """
+name = "{name}"
+sites = ["berlin"]
+rounds = 1
+round_timeout_seconds = {timeout}
+
+[task]
+kind = "table"
+classes = ["no", "yes"]
+label = "ill"
+[task.columns.dose]
+kind = "number"
+
+[model]
+name = "linear"
+
+[training]
+steps = {steps}
+"""
+ENDLESS = 100_000_000
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running_server(tmp_path_factory.mktemp("server")) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def site(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[SiteFolder, int]]:
+    """A site that runs, and its process id."""
+    path = tmp_path_factory.mktemp("sites")
+    folder = join(server, path, "berlin")
+    text = folder.settings.read_text(encoding="utf-8").replace('kind = "images"', 'kind = "table"')
+    folder.settings.write_text(text, encoding="utf-8")
+    write_patients(folder.path / "data", 0.0)
+    process = start_site(folder.settings, path / "berlin.log")
+    yield folder, process.pid
+    process.terminate()
+    process.wait(timeout=30)
+
+
+def run_study(server: Server, folder: Path, name: str, *, steps: int, timeout: float = 60) -> subprocess.Popen[str]:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.toml").write_text(STUDY.format(name=name, steps=steps, timeout=timeout))
+    return subprocess.Popen(
+        [*COMMAND, "run", f"{name}.toml", "--home", str(server.home.path), "--runs", name],
+        env=ENVIRONMENT,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def events(folder: Path, name: str) -> list[dict[str, object]]:
+    return [
+        json.loads(line) for path in (folder / name).glob("*/events.jsonl") for line in path.read_text().splitlines()
+    ]
+
+
+def wait_for_event(folder: Path, name: str, event: str, seconds: float) -> dict[str, object]:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := [each for each in events(folder, name) if each["event"] == event]:
+            return found[-1]
+        time.sleep(0.05)
+    raise AssertionError(f"no '{event}' within {seconds} s: {events(folder, name)[-3:]}")
+
+
+def worker_of(site: int) -> int:
+    """The process id of a site's worker: its child that runs `client.worker`."""
+    children = Path(f"/proc/{site}/task/{site}/children").read_text().split()
+    every = [
+        child for task in Path(f"/proc/{site}/task").iterdir() for child in (task / "children").read_text().split()
+    ]
+    (found,) = {
+        int(child) for child in {*children, *every} if b"client.worker" in Path(f"/proc/{child}/cmdline").read_bytes()
+    }
+    return found
+
+
+def finished(process: subprocess.Popen[str]) -> tuple[int, str]:
+    output, _ = process.communicate(timeout=90)
+    return process.returncode, output
+
+
+def test_worker_that_is_killed_is_told_within_five_seconds_and_the_site_goes_on(
+    server: Server, site: tuple[SiteFolder, int], tmp_path: Path
+) -> None:
+    """SIGKILL in the middle of a task, as the kernel does when memory runs out; then a study that ends well."""
+    process = run_study(server, tmp_path, "killed", steps=ENDLESS)
+    wait_for_event(tmp_path, "killed", "asked", 60)
+    time.sleep(2)  # the task is with the worker by now
+    began = time.monotonic()
+    os.kill(worker_of(site[1]), signal.SIGKILL)
+    rejected = wait_for_event(tmp_path, "killed", "rejected", 20)
+    seconds = time.monotonic() - began
+    assert "crash" == rejected["reason"]
+    assert "worker process ended while it answered: it was killed by SIGKILL" in str(rejected["message"])
+    print(f"told after {seconds:.1f} s")
+    assert seconds < 5
+    assert 9 == finished(process)[0]
+    code, output = finished(run_study(server, tmp_path, "after", steps=10))
+    assert 0 == code, output
+
+
+def test_worker_that_hangs_is_stopped_at_the_deadline_and_the_site_goes_on(
+    server: Server, site: tuple[SiteFolder, int], tmp_path: Path
+) -> None:
+    """A task that would take for ever: the server stops waiting, the site stops working, the next study runs."""
+    before = worker_of(site[1])
+    code, output = finished(run_study(server, tmp_path, "hanging", steps=ENDLESS, timeout=6))
+    assert 9 == code, output
+    assert "did not answer within 6 s" in output
+    code, output = finished(run_study(server, tmp_path, "after-hanging", steps=10))
+    assert 0 == code, output
+    assert before != worker_of(site[1])
