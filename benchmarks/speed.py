@@ -10,6 +10,7 @@ evaluate message per round; "tuned" sets the one polling interval that flwr take
 
 import argparse
 import csv
+import itertools
 import json
 import logging
 import os
@@ -104,7 +105,7 @@ def run_ours(where: Deployment, config: StudyConfig) -> list[dict[str, Any]]:
 def round_seconds(events: list[dict[str, Any]]) -> list[float]:
     """Return the seconds from one checkpoint to the next: everything that a round takes, but the first two rounds."""
     times = [datetime.fromisoformat(event["time"]).timestamp() for event in events if event["event"] == "checkpoint"]
-    return [float(after - before) for before, after in zip(times[1:], times[2:], strict=False)]
+    return [after - before for before, after in itertools.pairwise(times[1:])]
 
 
 def stock_rounds(num_sites: int, *, rounds: int, megabytes: float = 0.0, evaluate: bool = True, tuned: bool) -> float:
@@ -116,7 +117,8 @@ def stock_rounds(num_sites: int, *, rounds: int, megabytes: float = 0.0, evaluat
         control, fleet = free_port(), free_port()
         home = folder / "flwr"
         home.mkdir()
-        (home / "config.toml").write_text(f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "127.0.0.1:{control}"\ninsecure = true\n')
+        here = f'address = "127.0.0.1:{control}"\ninsecure = true\n'
+        (home / "config.toml").write_text(f'[superlink]\ndefault = "here"\n\n[superlink.here]\n{here}')
         environment = {**os.environ, **QUIET, "FLWR_HOME": str(home)}
         if tuned:
             environment["FLWR_SUPEREXEC_TASK_POLL_INTERVAL"] = "0.01"
@@ -126,8 +128,12 @@ def stock_rounds(num_sites: int, *, rounds: int, megabytes: float = 0.0, evaluat
             def start(*command: str) -> "subprocess.Popen[bytes]":
                 return subprocess.Popen(
                     [str(bins / command[0]), *command[1:]],
-                    env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-                )  # fmt: skip
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
 
             processes = [
                 start(
@@ -143,12 +149,18 @@ def stock_rounds(num_sites: int, *, rounds: int, megabytes: float = 0.0, evaluat
                         start("flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{fleet}", "--port", port)
                     )
                 times = folder / "times"
-                settings = f"rounds={rounds} sites={num_sites} megabytes={megabytes} times='{times}' train={str(evaluate).lower()}"
+                settings = f"rounds={rounds} sites={num_sites} megabytes={megabytes} times='{times}'"
+                settings += f" train={str(evaluate).lower()}"
                 time.sleep(3)
                 done = subprocess.run(
                     [str(bins / "flwr"), "run", str(app), "here", "--stream", "--run-config", settings],
-                    env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=900, check=False,
-                )  # fmt: skip
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    capture_output=True,
+                    text=True,
+                    timeout=900,
+                    check=False,
+                )
                 if not times.exists():
                     raise RuntimeError(f"the stock run failed: {done.stdout[-2000:]} {done.stderr[-2000:]}")
                 stamps = [float(line.split()[1]) for line in times.read_text().splitlines()]
@@ -156,7 +168,7 @@ def stock_rounds(num_sites: int, *, rounds: int, megabytes: float = 0.0, evaluat
                 stop_processes(processes)
     if len(stamps) < rounds + 1:
         raise RuntimeError(f"the stock run ended after {len(stamps) - 1} of {rounds} rounds")
-    return statistics.median(after - before for before, after in zip(stamps[1:], stamps[2:], strict=False))
+    return statistics.median(after - before for before, after in itertools.pairwise(stamps[1:]))
 
 
 def main() -> None:
@@ -182,7 +194,8 @@ def show(rows: list[dict[str, Any]]) -> None:
     """Print the table so far."""
     table = Table(*FIELDS)
     for row in rows:
-        table.add_row(*(f"{row[name]:.3g}" if isinstance(row.get(name), float) else str(row.get(name, "")) for name in FIELDS))
+        cells = (row.get(name, "") for name in FIELDS)
+        table.add_row(*(f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in cells))
     Console(width=150).print(table)
 
 

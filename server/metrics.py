@@ -71,9 +71,7 @@ class ServerMetrics:
         self._weight = gauge(
             "site_weight_ratio", "share of the site's update in the last round, of those accepted", "study", "site"
         )
-        self._signal = gauge(
-            "site_weight_signal", "what that share was made from", "study", "site", "signal"
-        )
+        self._signal = gauge("site_weight_signal", "what that share was made from", "study", "site", "signal")
         self._fallbacks = counter("weighting_fallbacks_total", "rounds not weighted as the study says", "study")
         self._loss = gauge("site_loss", "loss on the site's validation split", "study", "site", "model")
         self._accuracy = gauge(
