@@ -10,6 +10,7 @@ evaluate message per round; "tuned" sets the one polling interval that flwr take
 
 import argparse
 import csv
+import io
 import itertools
 import json
 import logging
@@ -97,8 +98,7 @@ def study(where: Deployment, name: str, **changes: Any) -> StudyConfig:
 def run_ours(where: Deployment, config: StudyConfig) -> list[dict[str, Any]]:
     """Run a study and return its events."""
     folder = where.folder / "runs" / config.name
-    console = Console(file=open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  closed with the process
-    run_study(config, where.home, folder, View(console, title=config.name))
+    run_study(config, where.home, folder, View(Console(file=io.StringIO()), title=config.name))
     return [json.loads(line) for line in (folder / "events.jsonl").read_text(encoding="utf-8").splitlines()]
 
 

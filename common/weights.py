@@ -57,11 +57,12 @@ def weighted_mean(items: Sequence[Weights], shares: Sequence[float]) -> dict[str
     total = float(np.sum(np.asarray(shares, dtype=np.float64)))
     if not all(np.isfinite(s) and s >= 0 for s in shares) or total <= 0:
         raise ValueError(f"shares must be finite, >= 0 and not all zero, got {list(shares)}")
+    for item in items[1:]:
+        check_names(item, items[0], who="weighted mean")
     result = {}
     for name, first in items[0].items():
         mean = np.zeros(first.shape, dtype=np.float64)
         for item, share in zip(items, shares, strict=True):
-            check_names(item, items[0], who="weighted mean")
             array = item[name]
             check_array(name, array, first, who="weighted mean")
             mean += (share / total) * array.astype(np.float64)

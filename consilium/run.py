@@ -17,7 +17,7 @@ from server.control import Control
 from server.records import RunFolder
 from server.superlink import ServerHome
 
-POLL_SECONDS, STATUS_SECONDS = 0.2, 3.0
+POLL_SECONDS, STATUS_SECONDS, MAX_UNANSWERED = 0.05, 3.0, 3
 
 
 def new_run_folder(runs: Path, name: str) -> Path:
@@ -60,7 +60,7 @@ def run_study(study: StudyConfig, home: ServerHome, folder: Path, view: View) ->
 
 
 def _follow(records: RunFolder, seen: int, view: View, control: Control, run_id: int) -> None:
-    asked = time.monotonic()
+    asked, unanswered = time.monotonic(), 0
     while True:
         events = records.read_events()
         for event in events[seen:]:
@@ -71,7 +71,14 @@ def _follow(records: RunFolder, seen: int, view: View, control: Control, run_id:
                 raise error_named(event["error"], event["message"])
         if len(events) == seen and time.monotonic() - asked > STATUS_SECONDS:
             asked = time.monotonic()
-            status, details = control.status(run_id)
+            try:
+                status, details = control.status(run_id)
+                unanswered = 0
+            except ConnectionRefused:
+                unanswered += 1  # a busy server drops a request now and then
+                if unanswered == MAX_UNANSWERED:
+                    raise
+                continue
             if status == "finished" and len(records.read_events()) == seen:
                 raise RunFailed(f"the server's run ended without a result: {details or 'no details'}")
         seen = len(events)

@@ -21,7 +21,7 @@ MODELS = ("global", "personal", "local", "train")
 REASONS = frozenset(
     (
         *("timeout", "crash", "gone", "failure", "protocol", "run", "round"),
-        *("num_examples", "names", "shape", "dtype", "not_finite", "finish", "handshake"),
+        *("num_examples", "metrics", "names", "shape", "dtype", "not_finite", "finish", "handshake"),
     )
 )
 """What `server.rounds.check_update` names; `finish`: no test results at the end; `handshake`: a late site differs."""

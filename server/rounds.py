@@ -282,7 +282,7 @@ def check_update(answer: Answer, state: ServerState, study: Study) -> Update:
 
     Raises:
         UpdateRejected: with the reason `timeout`, `crash`, `gone`, `failure`, `protocol`, `run`, `round`,
-            `num_examples`, `names`, `shape`, `dtype` or `not_finite`.
+            `num_examples`, `metrics`, `names`, `shape`, `dtype` or `not_finite`.
     """
     who = f"site '{answer.site}'"
     reply = answer.reply
@@ -299,6 +299,10 @@ def check_update(answer: Answer, state: ServerState, study: Study) -> Update:
     expected = study.announced[answer.site]
     if reply.num_examples != expected or expected <= 0:
         raise UpdateRejected("num_examples", f"{who} sent num_examples {reply.num_examples}, announced {expected}")
+    for name in sorted(study.config.strategy.needs):
+        if reply.metrics.get(name, -1.0) < 0:
+            told = reply.metrics.get(name, "nothing")
+            raise UpdateRejected("metrics", f"{who} sent {told} as '{name}', expected a number of at least 0")
     try:
         delta = study.codec.decode(answer.payload)
     except ProtocolError as error:

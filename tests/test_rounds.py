@@ -514,6 +514,63 @@ def test_unusable_update_is_rejected_and_the_others_are_aggregated(tmp_path: Pat
     assert (2, "madrid", reason) == (event["round"], event["site"], event["reason"])
 
 
+def told(**metrics: float) -> dict[tuple[str, int, str], Alter]:
+    """Every site's answers in all rounds carry these metrics too; names with `__` for a dot."""
+    extra = {name.replace("__", "."): value for name, value in metrics.items()}
+
+    def alter(answer: Answer) -> Answer:
+        assert isinstance(answer.reply, RoundReply)
+        return reply_with(metrics={**answer.reply.metrics, **extra})(answer)
+
+    return {("round", number, site): alter for number in (1, 2, 3) for site in SITES}
+
+
+@pytest.mark.parametrize("value", [None, -0.5])
+def test_update_without_what_the_strategy_needs_is_rejected(tmp_path: Path, value: float | None) -> None:
+    """q-FedAvg cannot use an update without its loss, or with one that cannot be: its site is named; others go on."""
+    script = told(start__loss=0.5)
+    bad = {} if value is None else {"start.loss": value}
+    script["round", 2, "madrid"] = reply_with(metrics=bad)
+    result = run(tmp_path, script, quorum=2, strategy={"kind": "qfedavg"})
+    record = result["rounds"][1]
+    assert {"madrid": "metrics"} == record["rejected"]
+    assert "expected a number of at least 0" in record["details"]["madrid"]
+    assert ["berlin", "paris"] == record["accepted"]
+
+
+def test_missing_signal_is_weighted_by_size_and_said(tmp_path: Path) -> None:
+    """One site without its validation loss: that round counts by examples, in the record and in the log; others not."""
+    script = told(update__loss=0.5)
+    script["round", 2, "madrid"] = reply_with(metrics={})
+    result = run(tmp_path, script, weighting={"factors": [{"kind": "loss"}]})
+    sizes = {"berlin": 1000 / 1700, "madrid": 500 / 1700, "paris": 200 / 1700}
+    for record in result["rounds"]:
+        shares = {site: facts["weight"] for site, facts in record["sites"].items()}
+        assert (sizes if record["round"] == 2 else dict.fromkeys(SITES, 1 / 3)) == shares
+        expected = ["weighted by size: update.loss is missing from madrid"] if record["round"] == 2 else []
+        assert expected == record["notes"]
+    (event,) = events(tmp_path, "weighting")
+    assert (2, "weighted by size: update.loss is missing from madrid") == (event["round"], event["message"])
+
+
+def test_plan_tells_a_site_its_share_in_the_weights_it_gets(tmp_path: Path) -> None:
+    """0 in round 1 and after a round without it; its weight of the round before otherwise."""
+    exchange = ScriptedExchange({("round", 2, "madrid"): problem("timeout", "did not answer")})
+    run_study(make_study(tmp_path, exchange, quorum=2), transport={})
+    shares = {(plan.round, plan.site): plan.share for plan in exchange.asked if isinstance(plan, RoundPlan)}
+    assert {0.0} == {shares[1, site] for site in SITES}
+    assert (1000 / 1700, 500 / 1700) == (shares[2, "berlin"], shares[2, "madrid"])
+    assert (1000 / 1200, 0.0) == (shares[3, "berlin"], shares[3, "madrid"])
+
+
+def test_nothing_of_the_spool_is_left(tmp_path: Path) -> None:
+    """The updates of a round lie on disk only while it is aggregated."""
+    run(tmp_path)
+    assert {"checkpoint.safetensors", "events.jsonl", "global.safetensors", "result.json"} == {
+        path.name for path in tmp_path.iterdir()
+    }
+
+
 @pytest.mark.parametrize("fault", sorted(FAULTS))
 def test_round_below_the_quorum_ends_the_run_and_keeps_the_last_good_one(tmp_path: Path, fault: str) -> None:
     """By default every site asked must be usable: who failed, and why; the checkpoint is that of round 1."""

@@ -526,10 +526,10 @@ def test_median_is_taken_coordinate_by_coordinate() -> None:
 
 
 def test_median_counts_equal_values_in_the_order_of_sites() -> None:
-    """Three equal values: the middle one is b's; of 61 equal ones it is the 31st site's."""
+    """Three equal values: the middle one is b's; of 31 zeros, at every other site, the last is in the middle of 61."""
     assert {"a": 0.0, "b": 1.0, "c": 0.0} == dict(Median().apply(begun(Median()), sent(5, 5, 5), {}).shares)
-    many = [Update(f"site-{k:02}", {"w": np.array(2.0)}, 1, {}) for k in range(61)]
-    assert 1.0 == Median().apply(begun(Median()), many, {}).shares["site-30"]
+    many = [Update(f"site-{k:02}", {"w": np.array(k % 2 * 1.0)}, 1, {}) for k in range(61)]
+    assert 1.0 == Median().apply(begun(Median()), many, {}).shares["site-60"]
 
 
 @pytest.mark.parametrize(("deltas", "expected"), [((3, 5, 9, 4), 11), ((3, 6, 9, 5), 13), ((-3, -8, 40), 4)])
@@ -601,12 +601,15 @@ def test_krum_sums_squares() -> None:
 
 
 def test_krum_takes_the_first_of_equal_scores() -> None:
-    """0, 1, 3, 4 and 100: b and c both have 1 + 4 = 5; b comes first in the order of names."""
+    """0, 1, 3, 4 and 100: b and c both have 1 + 4 = 5; b comes first in the order of names.
+
+    Of 61 sites, 31 with 0 and 30 with 5, those with 0 have equal scores: the first two are sites 0 and 2.
+    """
     assert exactly(11) == moved(Krum(), sent(0, 1, 3, 4, 100))
     assert exactly(13) == moved(Krum(), sent(0, 3, 1, 4, 100))
-    many = [Update(f"site-{k:02}", {"w": np.array(2.0)}, 1, {}) for k in range(60)]
+    many = [Update(f"site-{k:02}", {"w": np.array(k % 2 * 5.0)}, 1, {}) for k in range(61)]
     shares = Krum(keep=2).apply(begun(Krum()), many, {}).shares
-    assert ["site-00", "site-01"] == [site for site, share in shares.items() if share]
+    assert ["site-00", "site-02"] == [site for site, share in shares.items() if share]
 
 
 def test_krum_of_attackers_is_one_of_the_others() -> None:
