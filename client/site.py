@@ -33,9 +33,9 @@ from common.algorithms import (
     UPDATE_LOSS,
     WITHOUT_ERROR,
 )
-from common.codecs import CODECS, Codec
+from common.codecs import Identity, build_chain
 from common.config import SiteConfig, StudyConfig
-from common.errors import ModelError, ProtocolError, UpdateRejected
+from common.errors import ModelError, ProtocolError, StateError, UpdateRejected
 from common.protocol import (
     CONTROL,
     FinishPlan,
@@ -54,9 +54,9 @@ from common.protocol import (
 from common.seeds import seed_for
 from common.weights import Array, Weights, check_finite, check_like, digest, is_float, subtract, under, with_prefix
 
-PERSONAL, LOCAL, METHOD, SENT = "personal/", "local/", "method/", "sent/"
-"""Name spaces of the state file: personal arrays of the model, the local-only model, a method's memory, and the
-shared arrays as this site trained them last (kept only for a weighting that needs them)."""
+PERSONAL, LOCAL, METHOD, SENT, HELD, UPLINK = "personal/", "local/", "method/", "sent/", "held/", "uplink/"
+"""Name spaces of the state file: personal arrays of the model, the local-only model, a method's memory; where the
+study needs them, shared arrays as this site trained and as it received them, and what the codec did not send."""
 LOCAL_ROUNDS = "local_rounds"
 """How many rounds' work the local-only model has had."""
 
@@ -154,7 +154,6 @@ class Site:
         self._method = build_method(study.method)
         self._needs = study.needs
         self._names = divide(self._model, self._method)
-        self._codec: Codec = CODECS[study.codec]()
         self._data_digest = _digest_of(self._data)
 
     def answer(self, plan: Plan, payload: bytes | None) -> tuple[Reply, bytes | None]:
@@ -168,9 +167,9 @@ class Site:
             case HandshakePlan():
                 return self._shake_hands(plan, began), None
             case InitialWeightsPlan():
-                return InitialWeightsReply(**_stamp(plan, began)), self._codec.encode(self._shared_initial())
+                return InitialWeightsReply(**_stamp(plan, began)), Identity().encode(self._shared_initial())
             case RoundPlan():
-                return self._round(plan, self._received(payload), began)
+                return self._round(plan, payload, began)
             case FinishPlan():
                 return self._finish(plan, self._received(payload), began), None
 
@@ -182,8 +181,13 @@ class Site:
             card=self._card,
             initial_digest=digest(self._initial),
             shared_digest=digest(self._shared_initial()),
-            shared_buffers=tuple(sorted(self._names.shared - self._model.trainable)),
+            shared_buffers=tuple(sorted(self._buffers)),
         )
+
+    @property
+    def _buffers(self) -> frozenset[str]:
+        """Shared arrays that gradients do not move; no lossy codec touches them."""
+        return self._names.shared - self._model.trainable
 
     def _shared_initial(self) -> dict[str, Array]:
         return {name: self._initial[name] for name in sorted(self._names.shared)}
@@ -192,7 +196,21 @@ class Site:
         """Decode and check what the server sent: the shared weights, and along with them only what the study says."""
         if payload is None:
             raise ProtocolError("the server sent a plan without weights")
-        arrays = self._codec.decode(payload)
+        return self._checked(Identity().decode(payload))
+
+    def _advanced(self, payload: bytes | None, kept: Mapping[str, Array], *, base: int) -> Received:
+        """Add the difference that the server sent to the weights of round `base`.
+
+        Raises:
+            StateError: this site does not hold them; the server sends them in full next time.
+        """
+        held = under(kept, HELD)
+        if payload is None or not held or int(kept[LOCAL_ROUNDS]) != base:
+            raise StateError(f"site '{self._config.name}' does not hold the weights of round {base} any more")
+        chain = build_chain(self._study.downlink, exact=self._buffers, feedback=False)
+        return self._checked(chain.advance(held, payload))
+
+    def _checked(self, arrays: Weights) -> Received:
         check_finite(arrays, who="weights from the server")
         expected = self._shared_initial()
         weights = {name: array for name, array in arrays.items() if "/" not in name}
@@ -238,9 +256,10 @@ class Site:
         """
         return {name: array for name, array in under(kept, PERSONAL).items() if name in self._names.personal}
 
-    def _round(self, plan: RoundPlan, received: Received, began: float) -> tuple[Reply, bytes]:
+    def _round(self, plan: RoundPlan, payload: bytes | None, began: float) -> tuple[Reply, bytes]:
         state = self._state(plan)
         kept = state.load(before_round=plan.round)
+        received = self._received(payload) if plan.base is None else self._advanced(payload, kept, base=plan.base)
         personal, work = self._personal(kept), self._work(plan.round, control=received.control)
         metrics = self._signals_before(plan, received, kept, work)
 
@@ -266,10 +285,27 @@ class Site:
         parts = {PERSONAL: personal, LOCAL: local, METHOD: outcome.memory, "": {LOCAL_ROUNDS: np.array(plan.round)}}
         if WITHOUT_ERROR in self._needs:
             parts[SENT] = trained
+        if self._study.downlink:
+            parts[HELD] = received.weights
+        content, parts[UPLINK], lost = self._coded(plan, received, trained, outcome.control, under(kept, UPLINK))
+        if lost is not None:
+            metrics["uplink.nmse"] = lost
         state.save(_joined(parts), round_number=plan.round)
         reply = RoundReply(**_stamp(plan, began), round=plan.round, num_examples=len(self._data.train), metrics=metrics)
-        delta = subtract(trained, received.weights)
-        return reply, self._codec.encode(delta | with_prefix(outcome.control, CONTROL))
+        return reply, content
+
+    def _coded(
+        self, plan: RoundPlan, received: Received, trained: Weights, control: Weights, memory: Weights
+    ) -> tuple[bytes, Weights, float | None]:
+        """Return the update's payload, what the codec keeps, and how much coding lost (None without a codec)."""
+        along = with_prefix(control, CONTROL)
+        if not self._study.uplink:
+            return Identity().encode(subtract(trained, received.weights) | along), {}, None
+        chain = build_chain(self._study.uplink, exact=self._buffers)
+        nothing = {name: np.zeros_like(array) for name, array in along.items()}
+        seed = seed_for(self._study.seed, "uplink", plan.round, self._config.name)
+        coded = chain.encode({**trained, **along}, {**received.weights, **nothing}, memory=memory, seed=seed)
+        return coded.payload, coded.memory, coded.nmse
 
     def _signals_before(
         self, plan: RoundPlan, received: Received, kept: Mapping[str, Array], work: LocalWork

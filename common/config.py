@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from common.algorithms import (
+    CodecConfig,
     FedAvgMethod,
     FedAvgStrategy,
     MethodConfig,
@@ -173,7 +174,8 @@ class StudyConfig(Record):
     method: MethodConfig = FedAvgMethod()
     strategy: StrategyConfig = FedAvgStrategy()
     weighting: WeightingConfig | None = None
-    codec: Literal["identity"] = "identity"
+    uplink: tuple[CodecConfig, ...] = ()
+    downlink: tuple[CodecConfig, ...] = ()
     cohort_fraction: float = Field(default=1.0, gt=0, le=1)
     quorum: int | None = Field(default=None, ge=1)
     min_sites: int | None = Field(default=None, ge=1)
@@ -200,6 +202,12 @@ class StudyConfig(Record):
     def weights_by(self) -> WeightingConfig:
         """How sites count: the weighting, or by default size weights with the strategy's own exponent."""
         return self.weighting or WeightingConfig(factors=(SizeFactor(exponent=self.strategy.size_exponent),))
+
+    @property
+    def codec(self) -> str:
+        """How weights travel, in short: `up: top_k+int8, down: identity`; `identity` where both are."""
+        up, down = ("+".join(item.kind for item in link) or "identity" for link in (self.uplink, self.downlink))
+        return "identity" if up == down == "identity" else f"up: {up}, down: {down}"
 
     @property
     def needs(self) -> frozenset[str]:

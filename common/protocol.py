@@ -17,6 +17,9 @@ PROTOCOL_VERSION = 1
 PLAN_RECORD, PAYLOAD_RECORD = "consilium", "payload"
 MAX_TEXT_BYTES = 1_000_000
 
+SMALL_PAYLOAD_BYTES = 256_000
+"""Up to here a payload travels in the plan's own record: each further record costs Flower three objects per hop."""
+
 CONTROL = "control/"
 """Prefix of control variates in a payload (SCAFFOLD), both ways; names of a model hold no `/`."""
 
@@ -50,11 +53,13 @@ class RoundPlan(_Plan):
     """Evaluate the weights received, train, evaluate the served model, answer once.
 
     `share`: the part that this site's last update has in the weights sent; 0 if it is not in them.
+    `base`: the round whose weights the payload is a difference from; None for weights in full.
     """
 
     kind: Literal["round"] = "round"
     round: int = Field(ge=1)
     share: float = Field(default=0.0, ge=0, le=1)
+    base: int | None = Field(default=None, ge=1)
 
 
 class FinishPlan(_Plan):

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from common.algorithms import CLASS_COUNTS, EFFECTIVE_STEPS, WITHOUT_ERROR
+from common.algorithms import CANDIDATE_LOSSES, CLASS_COUNTS, EFFECTIVE_STEPS, WITHOUT_ERROR
+from common.codecs import build_chain
 
 if TYPE_CHECKING:
     from common.config import StudyConfig
@@ -13,6 +14,11 @@ Rule = Callable[["StudyConfig"], str | None]
 
 def problems(study: "StudyConfig") -> list[str]:
     """Return one sentence for every combination in a study that cannot be run."""
+    for name, link in (("uplink", study.uplink), ("downlink", study.downlink)):
+        try:
+            build_chain(link)
+        except ValueError as error:
+            return [f"{name}: {error}"]
     return [sentence for rule in RULES if (sentence := rule(study)) is not None]
 
 
@@ -97,11 +103,23 @@ def _size_counts_once(study: "StudyConfig") -> str | None:
 def _leave_one_out_is_exact(study: "StudyConfig") -> str | None:
     if study.weighting is None or WITHOUT_ERROR not in study.weighting.needs:
         return None
-    if study.strategy.kind == "fedavg" and study.strategy.learning_rate == 1:
+    exact = build_chain(study.uplink).lossless and build_chain(study.downlink).lossless
+    if study.strategy.kind == "fedavg" and study.strategy.learning_rate == 1 and exact:
         return None
     return (
         "weighting 'fedce' takes a site's update out of the global weights again, which holds for strategy 'fedavg' "
-        "with learning_rate 1 only"
+        "with learning_rate 1 and lossless links only"
+    )
+
+
+def _nothing_goes_along_with_a_difference(study: "StudyConfig") -> str | None:
+    along = study.strategy.kind == "scaffold" or (
+        study.weighting is not None and bool(study.weighting.needs & set(CANDIDATE_LOSSES))
+    )
+    if not study.downlink or not along:
+        return None
+    return (
+        "strategy 'scaffold' and weighting 'auto' send arrays along with the weights, which a downlink codec does not"
     )
 
 
@@ -118,6 +136,7 @@ def _shares_can_be_bounded(study: "StudyConfig") -> str | None:
 
 
 RULES: tuple[Rule, ...] = (
+    _nothing_goes_along_with_a_difference,
     _scaffold_is_both_halves,
     _local_shares_nothing,
     _sets_its_own_shares,

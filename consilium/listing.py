@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from client.methods import METHODS
-from common.algorithms import FactorConfig, MethodConfig, StrategyConfig, variants
+from common.algorithms import CodecConfig, FactorConfig, MethodConfig, StrategyConfig, variants
 from common.codecs import CODECS
 from server.strategies import STRATEGIES
 from server.weighting import WEIGHTINGS
@@ -58,7 +58,11 @@ def sections() -> tuple[Section, ...]:
             'how much each site counts: [[weighting.factors]] kind = "...", multiplied, each with an exponent',
             _entries(WEIGHTINGS, FactorConfig),
         ),
-        Section("codecs", 'how weights travel: codec = "..."', _entries(CODECS, None)),
+        Section(
+            "codecs",
+            'how weights travel, stage after stage: [[uplink]] kind = "..." and [[downlink]] kind = "..."',
+            _entries(CODECS, CodecConfig),
+        ),
     )
 
 

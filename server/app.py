@@ -12,7 +12,6 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from common.codecs import CODECS
 from common.config import StudyConfig, parse_study
 from common.errors import ConsiliumError, StateError
 from common.events import EventLog
@@ -55,7 +54,6 @@ def main(grid: Grid, context: Context) -> None:
                 learning_rate=config.training.learning_rate,
             ),
             weighting=build_weighting(config.weights_by),
-            codec=CODECS[config.codec](),
             folder=folder,
         )
         transport, tls = str(context.run_config["transport"]), bool(context.run_config["tls"])

@@ -21,8 +21,8 @@ def save_checkpoint(path: Path, state: ServerState, *, run: str, study_digest: s
         StateError: the folder is unwritable or the disk is full.
     """
     arrays = {f"{part}/{name}": array for part, items in _parts(state).items() for name, array in items.items()}
-    buffers = json.dumps(sorted(state.buffers))
-    notes = {"run": run, "round": str(state.round), "study_digest": study_digest, "buffers": buffers}
+    names = {"buffers": json.dumps(sorted(state.buffers)), "holders": json.dumps(sorted(state.holders))}
+    notes = {"run": run, "round": str(state.round), "study_digest": study_digest, **names}
     write_atomically(path, save(_contiguous(arrays), metadata=notes))
 
 
@@ -49,6 +49,9 @@ def load_checkpoint(path: Path, *, study_digest: str) -> ServerState:
         buffers=frozenset(json.loads(notes["buffers"])),
         memory=under(arrays, "memory/"),
         along=under(arrays, "along/"),
+        held=under(arrays, "held/"),
+        link=under(arrays, "link/"),
+        holders=frozenset(json.loads(notes["holders"])),
         weighting={name: float(value) for name, value in under(arrays, "weighting/").items()},
     )
 
@@ -63,7 +66,8 @@ def save_weights(path: Path, weights: Weights, notes: Mapping[str, object]) -> N
 
 def _parts(state: ServerState) -> dict[str, Weights]:
     numbers = {name: np.array(value, dtype=np.float64) for name, value in state.weighting.items()}
-    return {"weights": state.weights, "memory": state.memory, "along": state.along, "weighting": numbers}
+    arrays = {"weights": state.weights, "memory": state.memory, "along": state.along}
+    return {**arrays, "weighting": numbers, "held": state.held, "link": state.link}
 
 
 def _contiguous(weights: Weights) -> dict[str, Array]:

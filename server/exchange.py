@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol
 
 from common.protocol import Plan, Reply
@@ -26,6 +27,9 @@ class Answer:
     """This answer's part of the time the server spent sending plans and fetching replies."""
 
 
+NOTHING: Mapping[str, bytes] = MappingProxyType({})
+
+
 class Exchange(Protocol):
     """One study's connection to its sites."""
 
@@ -33,8 +37,18 @@ class Exchange(Protocol):
         """Return the names of the sites that are online now."""
         ...
 
-    def ask(self, plans: Mapping[str, Plan], *, payload: bytes | None, timeout_seconds: float) -> Iterator[Answer]:
-        """Send every site its plan (and the same payload) and yield one answer per site, as they arrive.
+    def ask(
+        self,
+        plans: Mapping[str, Plan],
+        *,
+        payload: bytes | None,
+        timeout_seconds: float,
+        instead: Mapping[str, bytes] = NOTHING,
+    ) -> Iterator[Answer]:
+        """Send every site its plan and the same payload, and yield one answer per site, as they arrive.
+
+        Args:
+            instead: other payloads for some sites.
 
         A site that does not answer in time yields an answer with problem `timeout`.
         """

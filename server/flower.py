@@ -10,8 +10,8 @@ from flwr.serverapp import Grid
 from flwr.supercore.inflatable import inflatable_utils
 
 from common.errors import ProtocolError
-from common.protocol import PAYLOAD_RECORD, PLAN_RECORD, Plan, parse_reply
-from server.exchange import Answer
+from common.protocol import PAYLOAD_RECORD, PLAN_RECORD, SMALL_PAYLOAD_BYTES, Plan, parse_reply
+from server.exchange import NOTHING, Answer
 
 log = getLogger(__name__)
 
@@ -29,7 +29,9 @@ def quicken_object_pulls() -> None:
 
 
 def pack(text: str, payload: bytes | None) -> RecordDict:
-    """Return the records of one message: the JSON text, and the payload as one array."""
+    """Return the records of one message: the JSON text, and the payload beside it or, if large, as one array."""
+    if payload is not None and len(payload) <= SMALL_PAYLOAD_BYTES:
+        return RecordDict({PLAN_RECORD: ConfigRecord({"json": text, "payload": payload})})
     records = RecordDict({PLAN_RECORD: ConfigRecord({"json": text})})
     if payload is not None:
         array = Array(dtype="uint8", shape=(len(payload),), stype="consilium.bytes", data=payload)
@@ -49,7 +51,10 @@ def unpack(records: RecordDict) -> tuple[str, bytes | None]:
         raise ProtocolError(f"message has records {sorted(records)}, expected '{PLAN_RECORD}' with a JSON text")
     arrays = records.array_records.get(PAYLOAD_RECORD)
     if arrays is None:
-        return text, None
+        small = config.get("payload") if config is not None else None
+        if small is not None and not isinstance(small, bytes):
+            raise ProtocolError(f"payload is {type(small).__name__}, expected bytes")
+        return text, small
     if list(arrays) != ["bytes"]:
         raise ProtocolError(f"payload has arrays {sorted(arrays)}, expected one named 'bytes'")
     return text, arrays["bytes"].data
@@ -69,7 +74,14 @@ class GridExchange:
     def _nodes(self) -> dict[str, int]:
         return {node.name: node.node_id for node in self._grid.get_nodes() if node.name}
 
-    def ask(self, plans: Mapping[str, Plan], *, payload: bytes | None, timeout_seconds: float) -> Iterator[Answer]:
+    def ask(
+        self,
+        plans: Mapping[str, Plan],
+        *,
+        payload: bytes | None,
+        timeout_seconds: float,
+        instead: Mapping[str, bytes] = NOTHING,
+    ) -> Iterator[Answer]:
         """Send every site its plan and yield one answer per site, as they arrive."""
         nodes = self._nodes()
         messages, bytes_down = {}, {}
@@ -77,10 +89,10 @@ class GridExchange:
             if site not in nodes:
                 yield Answer(site, problem="gone", detail=f"site '{site}' is not connected")
                 continue
-            text = plan.model_dump_json()
-            bytes_down[site] = len(text) + len(payload or b"")
+            text, content = plan.model_dump_json(), instead.get(site, payload)
+            bytes_down[site] = len(text) + len(content or b"")
             messages[site] = Message(
-                pack(text, payload), dst_node_id=nodes[site], message_type="train", ttl=timeout_seconds + 60
+                pack(text, content), dst_node_id=nodes[site], message_type="train", ttl=timeout_seconds + 60
             )
         if not messages:
             return

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import common
 from common.algorithms import CLASS_COUNTS
-from common.codecs import Codec
+from common.codecs import Identity
 from common.config import StudyConfig
 from common.errors import ConfigError, ConsiliumError, HandshakeMismatch, ProtocolError, SitesMissing, error_named
 from common.protocol import FailureReply, HandshakePlan, HandshakeReply, InitialWeightsPlan, InitialWeightsReply
@@ -59,7 +59,7 @@ def wait_for_sites(
         time.sleep(0.1)
 
 
-def shake_hands(exchange: Exchange, study: StudyConfig, run: str, codec: Codec, sites: Collection[str]) -> Agreement:
+def shake_hands(exchange: Exchange, study: StudyConfig, run: str, sites: Collection[str]) -> Agreement:
     """Ask the sites what they are, compare, and fetch the agreed initial weights from one of them.
 
     Raises:
@@ -74,7 +74,7 @@ def shake_hands(exchange: Exchange, study: StudyConfig, run: str, codec: Codec, 
     first = min(replies)
     plan = InitialWeightsPlan(study=study, run=run, site=first)
     (answer,) = exchange.ask({first: plan}, payload=None, timeout_seconds=study.round_timeout_seconds)
-    weights = _initial_weights(answer, replies[first], codec)
+    weights = _initial_weights(answer, replies[first])
     return Agreement(replies, weights, tuple(_warnings(replies)))
 
 
@@ -161,10 +161,10 @@ def _facts(reply: HandshakeReply) -> dict[str, str]:
     }
 
 
-def _initial_weights(answer: Answer, shaken: HandshakeReply, codec: Codec) -> dict[str, Array]:
+def _initial_weights(answer: Answer, shaken: HandshakeReply) -> dict[str, Array]:
     _expect(answer, InitialWeightsReply, shaken.run)
     try:
-        weights = codec.decode(answer.payload or b"")
+        weights = Identity().decode(answer.payload or b"")
     except ProtocolError as error:
         raise ProtocolError(named(answer.site, str(error))) from error
     if digest(weights) != shaken.shared_digest:

@@ -73,6 +73,12 @@ class ServerMetrics:
         )
         self._signal = gauge("site_weight_signal", "what that share was made from", "study", "site", "signal")
         self._fallbacks = counter("weighting_fallbacks_total", "rounds not weighted as the study says", "study")
+        self._uplink_error = gauge(
+            "site_uplink_error_ratio", "squared error of the coded update over its squared norm", "study", "site"
+        )
+        self._downlink_error = gauge(
+            "downlink_error_ratio", "squared error of the coded weights over the squared norm of their change", "study"
+        )
         self._loss = gauge("site_loss", "loss on the site's validation split", "study", "site", "model")
         self._accuracy = gauge(
             "site_accuracy_ratio", "accuracy on the site's validation split", "study", "site", "model"
@@ -92,6 +98,7 @@ class ServerMetrics:
         self._of_one_run = (
             *(self._info, self._cohort, self._weight, self._loss, self._accuracy, self._examples, self._site_round),
             *(self._round_started, self._norm, self._checkpoint, self._signal),
+            *(self._uplink_error, self._downlink_error),
         )
 
     # --- what is not in the journal ---------------------------------------------------------------
@@ -195,6 +202,8 @@ class ServerMetrics:
         if not self._current(study, event):
             return
         self._site_round.labels(study, site).set(event["round"])
+        if (lost := event["metrics"].get("uplink.nmse")) is not None:
+            self._uplink_error.labels(study, site).set(lost)
         for model, what, value in _measured(event["metrics"]):
             (self._loss if what == "loss" else self._accuracy).labels(study, site, model).set(value)
 
@@ -209,6 +218,7 @@ class ServerMetrics:
         if self._current(study, event):
             self._round.labels(study).set(event["round"])
             self._norm.labels(study).set(event["update_norm"])
+            self._downlink_error.labels(study).set(event["downlink_nmse"])
 
     def _on_round_failed(self, study: str, event: Event) -> None:
         self._rounds.labels(study, "failed").inc()

@@ -10,16 +10,19 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from common.codecs import Codec
+import numpy as np
+
+from common.codecs import Identity, build_chain
 from common.config import StudyConfig
 from common.errors import CohortTooSmall, ProtocolError, UpdateRejected
 from common.protocol import CONTROL, FailureReply, FinishPlan, FinishReply, RoundPlan, RoundReply
 from common.seeds import seed_for
-from common.weights import check_finite, check_like, norm, subtract, under, with_prefix
+from common.weights import Weights, check_finite, check_like, norm, subtract, under, with_prefix
 from server.checkpoint import load_checkpoint, save_checkpoint, save_weights
 from server.cohort import choose_cohort
 from server.exchange import Answer, Exchange
 from server.handshake import Agreement, admit, named, shake_hands, wait_for_sites
+from server.links import send
 from server.records import RunFolder
 from server.spool import Spool
 from server.strategies import ServerState, Strategy, Update
@@ -36,7 +39,6 @@ class Study:
     exchange: Exchange
     strategy: Strategy
     weighting: Weighting
-    codec: Codec
     folder: RunFolder
     announced: Mapping[str, int] = field(default_factory=dict)
     """Training examples per site, as told in the handshake."""
@@ -74,6 +76,7 @@ class RoundRecord:
     transfer_seconds: float = 0.0
     aggregation_seconds: float = 0.0
     update_norm: float = 0.0
+    downlink_nmse: float = 0.0
     notes: list[str] = field(default_factory=list)
     sites: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -99,7 +102,7 @@ def run_study(study: Study, *, transport: Mapping[str, Any]) -> dict[str, Any]:
         codec=config.codec,
     )
     online = wait_for_sites(study.exchange, config, on_change=lambda now: folder.log("waiting", online=sorted(now)))
-    agreement = shake_hands(study.exchange, config, study.run, study.codec, online)
+    agreement = shake_hands(study.exchange, config, study.run, online)
     for warning in agreement.warnings:
         folder.log("warning", message=warning)
     study = study.knowing(agreement)
@@ -185,21 +188,37 @@ def run_round(study: Study, state: ServerState) -> tuple[ServerState, RoundRecor
     quorum = config.quorum or len(cohort)
     record = RoundRecord(round=number, asked=cohort)
     study.folder.log("asked", round=number, sites=list(cohort), quorum=quorum)
-    plans = {
-        site: RoundPlan(study=config, run=study.run, site=site, round=number, share=last_share(state, site))
-        for site in cohort
-    }
-    payload = study.codec.encode({**state.weights, **state.along})
-    answers = study.exchange.ask(plans, payload=payload, timeout_seconds=config.round_timeout_seconds)
+    sending = send(config, state)
+    record.downlink_nmse = sending.nmse
+    plans = {site: _plan(study, state, site, differs=site in sending.differences) for site in cohort}
+    answers = study.exchange.ask(
+        plans, payload=sending.full, instead=sending.differences, timeout_seconds=config.round_timeout_seconds
+    )
     with Spool(study.folder.path) as spool:
-        updates = sorted(_usable(study, state, answers, record, spool), key=lambda update: update.site)
+        updates = sorted(
+            _usable(study, state, answers, record, spool, held=sending.held), key=lambda update: update.site
+        )
         _check_quorum(study, record, len(updates), quorum, began)
         applying = time.monotonic()
         step = _aggregate(study, state, updates, record)
-    record.update_norm = norm(subtract(step.weights, state.weights))
+    # NumPy's sums differ in their last bits with where an array lies in memory; equal runs have equal records.
+    record.update_norm = float(f"{norm(subtract(step.weights, state.weights)):.12g}")
     record.aggregation_seconds += time.monotonic() - applying
     record.seconds = round(time.monotonic() - began, 4)
+    if config.downlink:
+        step = replace(step, held=sending.held, link=sending.memory, holders=frozenset(record.accepted))
     return step, record
+
+
+def _plan(study: Study, state: ServerState, site: str, *, differs: bool) -> RoundPlan:
+    return RoundPlan(
+        study=study.config,
+        run=study.run,
+        site=site,
+        round=state.round + 1,
+        share=last_share(state, site),
+        base=state.round if differs else None,
+    )
 
 
 def last_share(state: ServerState, site: str) -> float:
@@ -247,7 +266,13 @@ def _aggregate(study: Study, state: ServerState, updates: Sequence[Update], reco
 
 
 def _usable(
-    study: Study, state: ServerState, answers: Iterator[Answer], record: RoundRecord, spool: Spool
+    study: Study,
+    state: ServerState,
+    answers: Iterator[Answer],
+    record: RoundRecord,
+    spool: Spool,
+    *,
+    held: Weights,
 ) -> Iterator[Update]:
     for answer in answers:
         record.bytes_up += answer.bytes_up
@@ -257,7 +282,7 @@ def _usable(
             record.answered.append(answer.site)
         checking = time.monotonic()
         try:
-            update = check_update(answer, state, study)
+            update = check_update(answer, state, study, held=held)
             record.aggregation_seconds += time.monotonic() - checking
         except UpdateRejected as error:
             record.rejected[answer.site] = error.reason
@@ -277,8 +302,11 @@ def _usable(
         names.sort()
 
 
-def check_update(answer: Answer, state: ServerState, study: Study) -> Update:
+def check_update(answer: Answer, state: ServerState, study: Study, *, held: Weights) -> Update:
     """Decode and check a round's answer.
+
+    Args:
+        held: the weights that the site trained from.
 
     Raises:
         UpdateRejected: with the reason `timeout`, `crash`, `gone`, `failure`, `protocol`, `run`, `round`,
@@ -304,14 +332,18 @@ def check_update(answer: Answer, state: ServerState, study: Study) -> Update:
             told = reply.metrics.get(name, "nothing")
             raise UpdateRejected("metrics", f"{who} sent {told} as '{name}', expected a number of at least 0")
     try:
-        delta = study.codec.decode(answer.payload)
+        control = with_prefix(under(state.along, CONTROL), CONTROL)
+        if study.config.uplink:
+            nothing = {name: np.zeros_like(array) for name, array in control.items()}
+            delta = build_chain(study.config.uplink, exact=state.buffers).decode(answer.payload, {**held, **nothing})
+        else:
+            delta = Identity().decode(answer.payload)
     except ProtocolError as error:
         raise UpdateRejected("protocol", f"{who}: {error}") from error
-    check_like(delta, {**state.weights, **with_prefix(under(state.along, CONTROL), CONTROL)}, who=who)
+    check_like(delta, {**state.weights, **control}, who=who)
     check_finite(delta, who=who)
-    control = under(delta, CONTROL)
     own = {name: delta[name] for name in state.weights}
-    return Update(answer.site, own, reply.num_examples, reply.metrics, control)
+    return Update(answer.site, own, reply.num_examples, reply.metrics, under(delta, CONTROL))
 
 
 def finish(study: Study, state: ServerState) -> dict[str, dict[str, Any]]:
@@ -324,7 +356,7 @@ def finish(study: Study, state: ServerState) -> dict[str, dict[str, Any]]:
     sites = sorted(study.announced)
     study.folder.log("finishing", round=state.round, sites=sites)
     plans = {site: FinishPlan(study=config, run=study.run, site=site, round=state.round) for site in sites}
-    payload = study.codec.encode(state.weights)
+    payload = Identity().encode(state.weights)
     timeout = config.round_timeout_seconds
     results: dict[str, dict[str, Any]] = {}
     problems: dict[str, str] = {}

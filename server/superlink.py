@@ -145,7 +145,7 @@ def _script(name: str) -> str:
 
 def _superlink_command(home: ServerHome, fleet: str, control_port: int) -> list[str]:
     return [
-        _script("flower-superlink"),
+        *(sys.executable, "-m", "server.superlink_process"),
         *("--ssl-ca-certfile", str(home.ca)),
         *("--ssl-certfile", str(home.path / "server.pem")),
         *("--ssl-keyfile", str(home.path / "server.key")),

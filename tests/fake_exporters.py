@@ -95,6 +95,8 @@ VALUES: dict[str, Callable[[Now, Labels], float]] = {
     "consilium_site_weight_ratio": lambda now, labels: (0.5, 0.3, 0.2)[(SITES.index(labels["site"]) + now.round) % 3],
     "consilium_site_weight_signal": lambda now, labels: 100 + 50 * SITES.index(labels["site"]),
     "consilium_weighting_fallbacks_total": lambda now, labels: now.round // 20,
+    "consilium_site_uplink_error_ratio": lambda now, labels: 0.005,
+    "consilium_downlink_error_ratio": lambda now, labels: 0.002,
     "consilium_site_loss": lambda now, labels: 1.2 - _accuracy(now, labels),
     "consilium_site_accuracy_ratio": _accuracy,
     "consilium_site_examples": lambda now, labels: 100 + 50 * SITES.index(labels["site"]),

@@ -25,6 +25,7 @@ FLWR = {
     "server/app.py",
     "server/control.py",
     "server/flower.py",
+    "server/superlink_process.py",
 }
 """Every module that imports flwr: adapters and launchers."""
 

@@ -280,6 +280,16 @@ def test_top_k_refuses_positions_that_do_not_rise_within_the_array(steps: list[i
         TopK(fraction=0.2).decode(codes, form)
 
 
+def test_top_k_refuses_positions_whose_sum_wraps() -> None:
+    """Arrays beyond 2**32 values have distances of 64 bits: 2**63 + 2**63 is 0, and must not pass for a position."""
+    form: Form = {"w": ((2**33,), np.dtype(np.float32))}
+    codes: Weights = {"w": np.ones(2, np.float32), "w:index": np.array([2**63, 2**63], dtype=np.uint64)}
+    stage = TopK(fraction=2e-10)
+    assert stage.form(form) == form_of(codes)
+    with pytest.raises(ProtocolError, match="do not rise within its 8589934592 values"):
+        stage.decode(codes, form)
+
+
 def test_top_k_reads_every_position_within_the_array() -> None:
     """0 and 9 are the first and the last of 10."""
     codes: Weights = {"w": np.array([1.5, 2.5]), "w:index": np.array([0, 9], dtype=np.uint8)}
@@ -323,10 +333,14 @@ def test_scale_that_is_no_scale_is_refused(stage: Stage, scale: float) -> None:
 @settings(max_examples=30)
 @given(st.integers(0, 99), st.integers(1, 3), st.sampled_from([np.float32, np.float64]))
 def test_low_rank_of_a_matrix_of_that_rank_is_exact(seed: int, rank: int, dtype: Any) -> None:
-    """P spans all columns of X after one step from a random start, so P P^T X = X but for float32's rounding."""
+    """P spans all columns of X after one step from a random start, so P P^T X = X.
+
+    But for rounding: X in float32 is not quite of that rank, and a poor start enlarges that up to some hundred times.
+    """
     chance = np.random.default_rng(seed)
     matrix = (chance.normal(size=(12, rank)) @ chance.normal(size=(rank, 20))).astype(dtype).reshape(12, 4, 5)
-    np.testing.assert_allclose(through(LowRank(rank=3), matrix), matrix, rtol=0, atol=2e-5)
+    tolerance = (1e-4 if dtype is np.float32 else 1e-11) * float(np.max(np.abs(matrix)))
+    np.testing.assert_allclose(through(LowRank(rank=3), matrix), matrix, rtol=0, atol=tolerance)
 
 
 def test_low_rank_warms_up_to_the_best_approximation() -> None:

@@ -120,7 +120,7 @@ def test_study_is_immutable(tmp_path: Path) -> None:
         ({"top": "rounds = 1.5"}, "rounds: must be a valid integer, got a number with a fractional part, got 1.5"),
         ({"top": "cohort_fraction = 0"}, "cohort_fraction: must be greater than 0, got 0"),
         ({"top": "cohort_fraction = 1.01"}, "cohort_fraction: must be less than or equal to 1, got 1.01"),
-        ({"top": 'codec = "zip"'}, "codec: must be 'identity', got 'zip'"),
+        ({"top": 'uplink = [{kind = "zip"}]'}, "uplink.0: there is no kind 'zip'; known: identity, fp16"),
         ({"rest": "[split]\nseed = -1"}, "split.seed: must be greater than or equal to 0, got -1"),
         ({"rest": "[split]\nseed = 4294967296"}, "split.seed: must be less than 4294967296, got 4294967296"),
         ({"rest": "[split]\ntest = 1.0"}, "split.test: must be less than 1, got 1.0"),
@@ -210,7 +210,7 @@ def test_study_that_contradicts_itself_is_refused(tmp_path: Path, change: dict[s
 
 def test_value_that_is_very_long_is_shortened(tmp_path: Path) -> None:
     """A log is not filled by what someone else sent."""
-    text = sentence_for(tmp_path, top=f'codec = "{"z" * 100_000}"')
+    text = sentence_for(tmp_path, top=f'rounds = "{"z" * 100_000}"')
     assert len(text) < 300
     assert text.endswith("zzz... (100002 characters)")
 

@@ -75,12 +75,16 @@ def round_event(kind: str = "round", **changes: Any) -> dict[str, Any]:
         "transfer_seconds": 1.5,
         "aggregation_seconds": 0.5,
         "update_norm": 0.25,
+        "downlink_nmse": 0.125,
         "sites": {"berlin": {"num_examples": 30, "weight": 1.0, "seconds": 5.0, "metrics": {}, "signals": SIGNALS}},
     }
     return at(20, kind, **values | changes)
 
 
-MEASURED = {"global.loss": 0.7, "global.accuracy": 0.6, "personal.accuracy": 0.8, "local.loss": 0.9, "train.loss": 0.5}
+MEASURED = {
+    **{"global.loss": 0.7, "global.accuracy": 0.6, "personal.accuracy": 0.8, "local.loss": 0.9, "train.loss": 0.5},
+    "uplink.nmse": 0.01,
+}
 
 JOURNAL = of_run(
     "run-1",
@@ -170,6 +174,8 @@ def test_server_metrics_have_the_values_of_the_journal() -> None:
         label("site_weight_signal", **heart, site="berlin", signal="size.examples"): 30,
         label("site_weight_signal", **heart, site="berlin", signal="size.factor"): 30,
         label("weighting_fallbacks_total", **heart): 1,
+        label("site_uplink_error_ratio", **heart, site="berlin"): 0.01,
+        label("downlink_error_ratio", **heart): 0.125,
         label("site_loss", **heart, site="berlin", model="global"): 0.7,
         label("site_loss", **heart, site="berlin", model="local"): 0.9,
         label("site_loss", **heart, site="berlin", model="train"): 0.5,

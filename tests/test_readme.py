@@ -26,7 +26,10 @@ def models_in(annotation: object) -> Iterator[type[BaseModel]]:
         yield from models_in(argument)
 
 
-ALGORITHMS = {"method": "method.kind", "strategy": "strategy.kind", "weighting.factors": "weighting.factors"}
+ALGORITHMS = {
+    **{name: f"{name}.kind" for name in ("method", "strategy")},
+    **{name: name for name in ("weighting.factors", "uplink", "downlink")},
+}
 """Settings of algorithms stand in tables of their own."""
 
 

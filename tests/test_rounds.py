@@ -11,7 +11,7 @@ import pytest
 from safetensors import safe_open
 
 import common
-from common.codecs import CODECS
+from common.codecs import Identity
 from common.config import ImageTask, StudyConfig
 from common.errors import (
     CohortTooSmall,
@@ -43,14 +43,14 @@ from common.protocol import (
 )
 from common.weights import Array, Weights, digest
 from server.checkpoint import load_checkpoint
-from server.exchange import Answer
+from server.exchange import NOTHING, Answer
 from server.records import RunFolder
 from server.rounds import Study, run_study
 from server.strategies import build_strategy
 from server.weighting import build_weighting
 
 SITES = ("berlin", "madrid", "paris")
-CODEC = CODECS["identity"]()
+CODEC = Identity()
 INITIAL: dict[str, Array] = {
     "body.weight": np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3),
     "bn.count": np.array(0),
@@ -98,14 +98,23 @@ class ScriptedExchange:
         """Return the sites that are online."""
         return self.online
 
-    def ask(self, plans: Mapping[str, Plan], *, payload: bytes | None, timeout_seconds: float) -> Iterator[Answer]:
+    def ask(
+        self,
+        plans: Mapping[str, Plan],
+        *,
+        payload: bytes | None,
+        timeout_seconds: float,
+        instead: Mapping[str, bytes] = NOTHING,
+    ) -> Iterator[Answer]:
         """Yield every site's answer, the last site first."""
         for site, plan in reversed(plans.items()):
             self.asked.append(plan)
             if isinstance(plan, RoundPlan) and plan.round == self.stop_in_round:
                 raise Stopped
             number = getattr(plan, "round", 0)
-            yield self.script.get((plan.kind, number, site), lambda answer: answer)(honest(site, plan, payload))
+            yield self.script.get((plan.kind, number, site), lambda answer: answer)(
+                honest(site, plan, instead.get(site, payload))
+            )
 
 
 def honest(site: str, plan: Plan, payload: bytes | None) -> Answer:
@@ -153,7 +162,6 @@ def make_study(folder: Path, exchange: ScriptedExchange, **settings: Any) -> Stu
         exchange=exchange,
         strategy=build_strategy(config.strategy, rounds=config.rounds, num_sites=3, learning_rate=0.1),
         weighting=build_weighting(config.weights_by),
-        codec=CODEC,
         folder=RunFolder(folder),
     )
 

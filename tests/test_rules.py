@@ -95,6 +95,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"weighting": {"factors": [{"kind": "fedce"}]}, "strategy": {"kind": "fedavg", "learning_rate": 0.5}},
         "weighting 'fedce' takes a site's update out of the global weights again",
     ),
+    "candidates beside a difference": (
+        {"downlink": [{"kind": "int8"}], "weighting": {"factors": [{"kind": "auto"}]}},
+        "send arrays along with the weights",
+    ),
     "a minimum that cannot be": (
         {"weighting": {"minimum": 0.4}},
         "weighting.minimum: 0.4 for each of 3 sites is more than the whole",

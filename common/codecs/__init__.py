@@ -17,14 +17,14 @@ from common.codecs.int4 import Int4
 from common.codecs.int8 import Int8
 from common.codecs.integer_delta import IntegerDelta
 from common.codecs.low_rank import LowRank
-from common.codecs.plain import CODECS, Codec, Identity
+from common.codecs.plain import Identity
 from common.codecs.sign import Sign
 from common.codecs.top_k import TopK
 from common.codecs.zstd import Zstd
 
 AnyStage: TypeAlias = Stage | ByteStage
 
-STAGES: Mapping[str, type[AnyStage]] = {
+CODECS: Mapping[str, type[AnyStage]] = {
     "identity": Unchanged,
     "fp16": Fp16,
     "bf16": Bf16,
@@ -48,17 +48,15 @@ def build_chain(configs: Sequence[CodecConfig], *, exact: Set[str] = frozenset()
     Raises:
         ValueError: stages that do not fit together.
     """
-    stages = tuple(STAGES[config.kind](**config.model_dump(exclude={"kind"})) for config in configs)
+    stages = tuple(CODECS[config.kind](**config.model_dump(exclude={"kind"})) for config in configs)
     return Chain(stages, frozenset(exact), feedback)
 
 
 __all__ = [
     "CODECS",
-    "STAGES",
     "AnyStage",
     "ByteStage",
     "Chain",
-    "Codec",
     "Encoded",
     "Form",
     "Identity",

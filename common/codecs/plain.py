@@ -4,9 +4,7 @@ Law: `decode(encode(weights))` is `weights`, bit for bit. Bytes from outside nev
 safetensors, which is checked while it is read. Where the form is known, use a `Chain`.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from safetensors import SafetensorError
@@ -14,22 +12,6 @@ from safetensors.numpy import load, save
 
 from common.errors import ProtocolError
 from common.weights import Array, Weights
-
-
-class Codec(Protocol):
-    """Weights to bytes and back."""
-
-    def encode(self, weights: Weights) -> bytes:
-        """Return `weights` as bytes."""
-        ...
-
-    def decode(self, payload: bytes) -> dict[str, Array]:
-        """Return the weights in `payload`.
-
-        Raises:
-            ProtocolError: bytes that this codec did not write.
-        """
-        ...
 
 
 @dataclass(frozen=True)
@@ -46,6 +28,3 @@ class Identity:
             return dict(load(payload))
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise ProtocolError(f"payload of {len(payload)} bytes is not a safetensors container: {error}") from error
-
-
-CODECS: Mapping[str, type[Codec]] = {"identity": Identity}

@@ -46,6 +46,9 @@ class ServerState:
         memory: arrays that a strategy keeps (momentum); empty for most.
         along: arrays that travel to the sites beside the weights, under a prefix (control variates, candidates).
         weighting: what the weighting keeps: numbers under `what/site`.
+        held: with a downlink codec, the weights as the sites of the last round have them.
+        link: what the downlink codec keeps.
+        holders: who has `held`.
     """
 
     round: int
@@ -54,6 +57,9 @@ class ServerState:
     memory: Mapping[str, Array] = field(default_factory=dict)
     along: Mapping[str, Array] = field(default_factory=dict)
     weighting: Mapping[str, float] = field(default_factory=dict)
+    held: Weights = field(default_factory=dict)
+    link: Mapping[str, Array] = field(default_factory=dict)
+    holders: frozenset[str] = frozenset()
 
     @property
     def optimised(self) -> tuple[str, ...]:
