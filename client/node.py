@@ -9,6 +9,7 @@ The app that runs is the one installed here: the bundle that the server sends is
 imported. What is replaced inside flwr for this stands in `client/seams.py` and `client/worker.py`.
 """
 
+import contextlib
 import logging
 import os
 import secrets
@@ -30,7 +31,7 @@ from flwr.supernode.cli.flower_supernode import flower_supernode
 from client.connect import Refusals, check_connection
 from client.exporter import exporting
 from client.inflight import forget, noted
-from client.seams import PacedTime, quicken_object_pulls, replace, tame_logs
+from client.seams import PacedTime, quicken_object_pulls, replace, ring_on_messages, tame_logs
 from common.config import SiteConfig, load_site
 from common.errors import ConfigError, ConnectionRefused, RunFailed
 from common.processes import PARENT_VARIABLE, free_port
@@ -91,6 +92,7 @@ def _run(config: SiteConfig, path: Path, life: _Life, *, verbose: bool) -> None:
         tame_logs(logging.INFO if verbose else logging.WARNING)
         quicken_object_pulls()
         replace(start_client_internal, "time", life.paced)
+        ring_on_messages(worker.ring)
         refusals = Refusals(config)
         replace(start_client_internal, "make_simple_grpc_retry_invoker", refusals.make_retry_invoker)
         sys.argv = _supernode_command(config, path, port, secret)
@@ -113,7 +115,10 @@ class _Worker:
 
     def __init__(self, config: SiteConfig, address: str, secret: Path, in_flight: Path) -> None:
         self._address, self._in_flight = address, in_flight
+        self._doorbell, self._button = os.pipe()
+        os.set_blocking(self._button, False)
         self._command = [sys.executable, "-m", "client.worker", address, str(secret), str(in_flight)]
+        self._command.append(str(self._doorbell))
         threads = {"OMP_NUM_THREADS": str(config.threads)}
         self._environment = {**os.environ, **threads, PARENT_VARIABLE: str(os.getpid())}
         self.gave_up = False
@@ -124,6 +129,11 @@ class _Worker:
     def start(self) -> None:
         self._thread.start()
 
+    def ring(self) -> None:
+        """Tell the worker that there may be a task."""
+        with contextlib.suppress(BlockingIOError):  # full: it has been told often enough
+            os.write(self._button, b".")
+
     def is_alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
@@ -131,7 +141,7 @@ class _Worker:
         early_deaths = 0
         while not self._stopping.is_set():
             began = time.monotonic()
-            self._process = subprocess.Popen(self._command, env=self._environment)
+            self._process = subprocess.Popen(self._command, env=self._environment, pass_fds=[self._doorbell])
             cause = self._wait(self._process)
             if self._stopping.is_set():
                 return
@@ -179,6 +189,9 @@ class _Worker:
             except subprocess.TimeoutExpired:
                 process.kill()
         self._thread.join(timeout=6)
+        for end in (self._doorbell, self._button):
+            with contextlib.suppress(OSError):  # it is stopped twice: by flwr's exit and by ours
+                os.close(end)
 
 
 def _cause(code: int) -> str:

@@ -7,15 +7,19 @@ release fails at the start with a sentence; `tests/test_flwr_contract.py` does t
 
 import logging
 import time
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import uvicorn.config
 from flwr.supercore.inflatable import inflatable_utils
+from flwr.supernode import start_client_internal
 
 from common.errors import ConfigError
 
-BUSY_POLL_SECONDS, IDLE_POLL_SECONDS, IDLE_AFTER_SECONDS = 0.02, 1.0, 20.0
+BUSY_POLL_SECONDS, MOST_POLL_SECONDS, IDLE_POLL_SECONDS, IDLE_AFTER_SECONDS = 0.02, 0.2, 1.0, 20.0
+POLITENESS = 3.0
+"""The pause after a poll, in times that the poll took."""
 
 
 def replace(module: ModuleType, name: str, value: Any) -> None:
@@ -30,19 +34,28 @@ def replace(module: ModuleType, name: str, value: Any) -> None:
 
 
 class Pace:
-    """How long to pause between polls: short while work arrives, long after a while without any."""
+    """How long to pause between polls: short while work arrives, long after a while without any.
+
+    A poll that took long was answered by somebody busy, so the pause is a multiple of it: many sites that poll one
+    server leave it the time to work.
+    """
 
     def __init__(self) -> None:
-        self._last_work = time.monotonic()
+        self._last_work = self._paused = time.monotonic()
 
     def worked(self) -> None:
-        """Note that there was work just now."""
-        self._last_work = time.monotonic()
+        """Note that there was work just now; it does not count as a poll."""
+        self._last_work = self._paused = time.monotonic()
 
     def pause(self) -> None:
         """Sleep until the next poll."""
-        idle = time.monotonic() - self._last_work > IDLE_AFTER_SECONDS
-        time.sleep(IDLE_POLL_SECONDS if idle else BUSY_POLL_SECONDS)
+        now = time.monotonic()
+        if now - self._last_work > IDLE_AFTER_SECONDS:
+            seconds = IDLE_POLL_SECONDS
+        else:
+            seconds = min(max(BUSY_POLL_SECONDS, POLITENESS * (now - self._paused)), MOST_POLL_SECONDS)
+        time.sleep(seconds)
+        self._paused = time.monotonic()
 
 
 class PacedTime:
@@ -70,11 +83,24 @@ class PacedTime:
         return getattr(time, name)
 
 
+def ring_on_messages(ring: Callable[[], None]) -> None:
+    """Have the SuperNode call `ring` when it has a message with all its objects, so that a worker need not poll."""
+    original = start_client_internal._pull_and_store_message
+
+    def pull_and_ring(*arguments: Any, **named: Any) -> int | None:
+        run_id = original(*arguments, **named)
+        if run_id is not None:
+            ring()
+        return run_id
+
+    replace(start_client_internal, "_pull_and_store_message", pull_and_ring)
+
+
 def quicken_object_pulls() -> None:
     """Shorten the wait for an object that is not there yet from 1 s to 20 ms."""
     for function in (inflatable_utils.pull_objects, inflatable_utils.pull_and_inflate_object_from_tree):
         defaults = function.__kwdefaults__ or {}
-        defaults.update(initial_backoff=0.02, backoff_cap=1.0)
+        defaults.update(initial_backoff=0.02, backoff_cap=0.05)
 
 
 def tame_logs(level: int) -> None:

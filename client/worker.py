@@ -8,8 +8,11 @@ process seconds later).
 
 import argparse
 import contextlib
+import functools
+import hashlib
 import logging
 import os
+import select
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +20,7 @@ from typing import Any
 
 import torch
 from flwr.app import Context, Message
+from flwr.cli.build import build_fab_from_files
 from flwr.proto.runtime_pb2 import AcquireTaskRequest
 from flwr.supercore.constant import TaskType
 from flwr.supercore.exit import add_exit_handler
@@ -30,18 +34,26 @@ from flwr.supernode.runtime import run_clientapp as clientapp
 from client.app import app
 from client.flower import plan_of
 from client.inflight import forget, note
-from client.seams import Pace, quicken_object_pulls, replace, tame_logs
+from client.seams import quicken_object_pulls, replace, tame_logs
+from common import __version__ as version
+from common.config import load_site
 from common.errors import ProtocolError
 from common.processes import follow_parent
+from common.program import BUNDLE_FILES
+
+log = logging.getLogger(__name__)
 
 DEFAULT_TIMEOUT_SECONDS = 600.0
+UNASKED_SECONDS = 2.0
+"""How long to wait for the doorbell before asking for a task all the same."""
 
 
-def run_worker(address: str, secret: bytes, in_flight: Path) -> None:
+def run_worker(address: str, secret: bytes, in_flight: Path, doorbell: int) -> None:
     """Take tasks from the SuperNode's Runtime API at `address` and run them here, one by one, for ever.
 
     Args:
         in_flight: the file that says what is being worked on, for whoever sees this process die.
+        doorbell: a file number that can be read when there may be a task.
     """
     run_task = warm_clientapp(address, in_flight)
     client = RuntimeHttpClient.from_server_address(
@@ -54,25 +66,28 @@ def run_worker(address: str, secret: bytes, in_flight: Path) -> None:
         ],
         retry_invoker=make_simple_http_retry_invoker(),
     )
-    pace = Pace()
     while True:
         response = client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP]))
         if response.HasField("task") and response.token:
             run_task(response.token)
-            pace.worked()
-        else:
-            pace.pause()
+        elif select.select([doorbell], [], [], UNASKED_SECONDS)[0]:
+            os.read(doorbell, 4096)
 
 
 def warm_clientapp(address: str, in_flight: Path) -> Callable[[str], None]:
     """Return a function that runs the task of a token in this process with the installed ClientApp."""
-    token = ""
+    token = bundle = ""
+
+    def see_bundle(content: bytes, **_: Any) -> None:
+        nonlocal bundle
+        bundle = hashlib.sha256(content).hexdigest()
 
     def noted_app(message: Message, context: Context) -> Message:
+        _check_bundle(bundle, Path(str(context.node_config["site"])))
         note(in_flight, token, message, context, timeout_seconds=_timeout_of(message))
         return app(message, context)
 
-    replace(clientapp, "install_from_fab", lambda *_, **__: None)
+    replace(clientapp, "install_from_fab", see_bundle)
     replace(clientapp, "get_load_client_app_fn", lambda **_: lambda *_: noted_app)
     replace(clientapp, "register_signal_handlers", _register_exit_handlers_only)
     replace(clientapp, "flwr_exit", _leave)
@@ -87,6 +102,23 @@ def warm_clientapp(address: str, in_flight: Path) -> Callable[[str], None]:
         forget(in_flight)
 
     return run_task
+
+
+def _check_bundle(seen: str, settings: Path) -> None:
+    """Refuse a run whose bundle is neither that of the release installed here nor one the site allows.
+
+    Raises:
+        RuntimeError: what was seen; flwr sends the sentence to the server.
+    """
+    if seen != _own_bundle() and seen not in load_site(settings).allowed_bundles:
+        log.error("bundle refused sha256=%s; site.toml can list it in allowed_bundles", seen)
+        raise RuntimeError(f"this site does not run bundle {seen[:12]}: it is not that of consilium {version}")
+
+
+@functools.cache
+def _own_bundle() -> str:
+    content, _ = build_fab_from_files(dict(BUNDLE_FILES))
+    return hashlib.sha256(content).hexdigest()
 
 
 def _timeout_of(message: Message) -> float:
@@ -112,6 +144,7 @@ def main() -> None:
     parser.add_argument("address")
     parser.add_argument("secret", type=Path)
     parser.add_argument("in_flight", type=Path)
+    parser.add_argument("doorbell", type=int)
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -120,7 +153,7 @@ def main() -> None:
     tame_logs(logging.WARNING)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     torch.use_deterministic_algorithms(True, warn_only=True)
-    run_worker(arguments.address, arguments.secret.read_bytes(), arguments.in_flight)
+    run_worker(arguments.address, arguments.secret.read_bytes(), arguments.in_flight, arguments.doorbell)
 
 
 if __name__ == "__main__":

@@ -255,6 +255,7 @@ class SiteConfig(Record):
     share_class_counts: bool = False
     class_counts_epsilon: float | None = Field(default=None, gt=0)
     share_error_details: bool = False
+    allowed_bundles: tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], ...] = ()
     metrics_address: str | None = Field(default=None, pattern=r"^[^\s/]+:\d{1,5}$")
 
 

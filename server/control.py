@@ -28,33 +28,11 @@ from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import bytes_to_public_key, public_key_to_bytes
 
-import common
 from common.config import StudyConfig
 from common.errors import ConfigError, ConnectionRefused
 from common.identity import fingerprint, read_public_key
+from common.program import BUNDLE_FILES
 from server.superlink import ServerHome
-
-_BUNDLE = """\
-[project]
-name = "consilium"
-version = "{version}"
-description = "The apps installed at server and sites; this bundle holds no code."
-license = "Apache-2.0"
-dependencies = []
-
-[tool.flwr.app]
-publisher = "consilium"
-
-[tool.flwr.app.components]
-serverapp = "server.app:app"
-clientapp = "client.app:app"
-
-[tool.flwr.app.config]
-study = ""
-folder = ""
-transport = "grpc"
-tls = true
-"""
 
 
 @dataclass(frozen=True)
@@ -186,7 +164,7 @@ class Control:
 
     def submit(self, study: StudyConfig, *, folder: Path) -> int:
         """Start a run of `study` that writes into `folder` on the server's machine; return Flower's run id."""
-        content, _ = build_fab_from_files({"pyproject.toml": _BUNDLE.format(version=common.__version__).encode()})
+        content, _ = build_fab_from_files(dict(BUNDLE_FILES))
 
         fab = Fab(hashlib.sha256(content).hexdigest(), content, {})
         settings: dict[str, bool | float | int | str] = {

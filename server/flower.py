@@ -25,7 +25,7 @@ def quicken_object_pulls() -> None:
     A quick poller nearly always meets a message before its objects; the contract test names what moved.
     """
     defaults = inflatable_utils.pull_objects.__kwdefaults__ or {}
-    defaults.update(initial_backoff=0.02, backoff_cap=1.0)
+    defaults.update(initial_backoff=0.02, backoff_cap=0.05)
 
 
 def pack(text: str, payload: bytes | None) -> RecordDict:

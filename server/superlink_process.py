@@ -5,14 +5,19 @@ each time), from as many threads as there are requests. SQLite lets one write; t
 up to 100 ms at a time, although the lock is free again after one. A lock in front of it wakes the next at once.
 """
 
+import math
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from flwr.supercore.corestate.sql_corestate import SqlCoreState
 from flwr.supercore.sql_mixin import SqlMixin
 from flwr.superlink.cli.flower_superlink import flower_superlink
 from sqlalchemy.orm import Session
+
+EXPIRED_TOKENS_SECONDS = 0.5
 
 _one_at_a_time = threading.RLock()
 
@@ -29,9 +34,24 @@ def serialise_database() -> None:
     SqlMixin.session = session  # type: ignore[method-assign]
 
 
+def look_for_expired_tokens_less_often() -> None:
+    """Look for expired task tokens once in a while instead of in every request: they last 30 s and more."""
+    original = SqlCoreState._cleanup_expired_task_tokens
+    last = -math.inf
+
+    def cleanup(self: SqlCoreState) -> None:
+        nonlocal last
+        if time.monotonic() - last >= EXPIRED_TOKENS_SECONDS:
+            last = time.monotonic()
+            original(self)
+
+    SqlCoreState._cleanup_expired_task_tokens = cleanup  # type: ignore[method-assign]
+
+
 def main() -> None:
     """Entry point of `python -m server.superlink_process`; takes the arguments of `flower-superlink`."""
     serialise_database()
+    look_for_expired_tokens_less_often()
     sys.argv[0] = "flower-superlink"
     flower_superlink()
 

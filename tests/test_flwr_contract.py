@@ -37,6 +37,13 @@ NAMES = [
     "flwr.supernode.runtime.run_clientapp:register_signal_handlers",
     "flwr.supernode.runtime.run_clientapp:flwr_exit",
     "flwr.cli.build:build_fab_from_files",
+    "flwr.supernode.start_client_internal:_pull_and_store_message",
+    "flwr.supernode.runtime.run_clientapp:push_message",
+    "flwr.supernode.runtime.run_clientapp:push_task_output",
+    "flwr.common.constant:ErrorCode.CLIENT_APP_CRASHED",
+    "flwr.supercore.sql_mixin:SqlMixin.session",
+    "flwr.supercore.corestate.sql_corestate:SqlCoreState._cleanup_expired_task_tokens",
+    "flwr.superlink.cli.flower_superlink:flower_superlink",
 ]
 
 
