@@ -1,6 +1,8 @@
 """Codecs: each stage's own numbers by hand, its error bound, its degenerate cases, and error feedback over rounds."""
 
+import csv
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from common.codecs import Chain, Form, Stage, form_of
+from common.codecs import CODECS, Chain, Form, Stage, form_of
 from common.codecs.bf16 import Bf16
 from common.codecs.fp16 import Fp16
 from common.codecs.int4 import Int4
@@ -531,3 +533,28 @@ def test_weights_that_are_held_need_no_error_feedback(name: str) -> None:
         gaps.append(float(sum(np.sum((f64(server[n]) - f64(held[n])) ** 2) for n in server)))
     assert not any(key.startswith("residual/") for key in memory)
     assert gaps[-1] < 1e-3 * gaps[1]
+
+
+# --- what the documentation says -------------------------------------------------------------------
+
+
+def test_documentation_names_every_stage_and_tells_the_figures_that_were_measured() -> None:
+    """The table of docs/codecs.md is the benchmark's result file, rounded."""
+    root = Path(__file__).resolve().parents[1]
+    text = (root / "docs" / "codecs.md").read_text(encoding="utf-8")
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:2] == "| "]
+    assert set(CODECS) <= {row[0].strip("`") for row in cells if len(row) == 3}
+
+    def told(number: str) -> str:
+        return "0" if float(number) == 0 else f"{float(number):.2g}"
+
+    expected: dict[str, list[str]] = {}
+    with (root / "benchmarks" / "results" / "codecs.csv").open(encoding="utf-8") as file:
+        for row in sorted(csv.DictReader(file), key=lambda row: row["model"]):
+            name, size = f"`{row['chain']}`", f"{float(row['bits_per_parameter']):.2f}"
+            if row["model"] == "resnet18":
+                errors = [told(row["nmse"]), told(row["nmse_of_sum"])]
+                expected[name] = [name, size, *errors, row["encode_mb_s"], row["decode_mb_s"]]
+            else:
+                expected[name] += [size, told(row["nmse_of_sum"])]
+    assert list(expected.values()) == [row for row in cells if len(row) == 8 and row[0] in expected]
