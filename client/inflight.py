@@ -33,7 +33,7 @@ class InFlight:
     Args:
         token: the worker's right to answer this task.
         message: the message without its content, serialised by flwr.
-        deadline: seconds since the epoch after which nobody waits for the answer.
+        deadline: on the machine's monotonic clock, after which nobody waits for the answer.
     """
 
     token: str
@@ -53,7 +53,7 @@ def note(path: Path, token: str, message: Message, context: Context, *, timeout_
         context.run_id,
         context.node_id,
         TaskIdentity.task_id or 0,
-        time.time() + timeout_seconds,
+        time.monotonic() + timeout_seconds,
     )
     partial = path.with_suffix(".partial")  # renamed, not synced: it need not outlive this machine's power
     partial.write_text(json.dumps(vars(entry)), encoding="utf-8")

@@ -117,6 +117,7 @@ class _Worker:
         self._address, self._in_flight = address, in_flight
         self._doorbell, self._button = os.pipe()
         os.set_blocking(self._button, False)
+        self._lock, self._closed = threading.Lock(), False
         self._command = [sys.executable, "-m", "client.worker", address, str(secret), str(in_flight)]
         self._command.append(str(self._doorbell))
         threads = {"OMP_NUM_THREADS": str(config.threads)}
@@ -131,29 +132,39 @@ class _Worker:
 
     def ring(self) -> None:
         """Tell the worker that there may be a task."""
-        with contextlib.suppress(BlockingIOError):  # full: it has been told often enough
-            os.write(self._button, b".")
+        with self._lock, contextlib.suppress(BlockingIOError):  # full: it has been told often enough
+            if not self._closed:
+                os.write(self._button, b".")
 
     def is_alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
     def _supervise(self) -> None:
         early_deaths = 0
-        while not self._stopping.is_set():
-            began = time.monotonic()
-            self._process = subprocess.Popen(self._command, env=self._environment, pass_fds=[self._doorbell])
-            cause = self._wait(self._process)
-            if self._stopping.is_set():
-                return
-            self._answer_for(cause)
-            early_deaths = early_deaths + 1 if time.monotonic() - began < EARLY_SECONDS else 0
-            if early_deaths == MAX_EARLY_DEATHS:
-                log.error("worker died %d times in a row right after its start; this site stops", early_deaths)
-                self.gave_up = True
-                os.kill(os.getpid(), signal.SIGTERM)
-                return
-            log.error("worker ended cause=%s; starting it again", cause)
+        while not self._stopping.is_set() and early_deaths < MAX_EARLY_DEATHS:
+            try:
+                early_deaths = early_deaths + 1 if self._dies_early() else 0
+            except Exception:  # no process can be started just now, say: without this thread there is no site
+                log.exception("the worker cannot be looked after; trying again")
+                self._stopping.wait(1)
             self._stopping.wait(WORKER_RESTART_SECONDS)
+        if early_deaths == MAX_EARLY_DEATHS:
+            log.error("worker died %d times in a row right after its start; this site stops", early_deaths)
+            self.gave_up = True
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def _dies_early(self) -> bool:
+        """Run one worker to its end; tell whether it ended soon and by itself, without a task to blame."""
+        began = time.monotonic()
+        with self._lock:
+            if self._stopping.is_set():
+                return False
+            self._process = subprocess.Popen(self._command, env=self._environment, pass_fds=[self._doorbell])
+        cause = self._wait(self._process)
+        if self._stopping.is_set():
+            return False
+        log.error("worker ended cause=%s; starting it again", cause)
+        return not self._answer_for(cause) and time.monotonic() - began < EARLY_SECONDS
 
     def _wait(self, process: "subprocess.Popen[bytes]") -> str:
         """Wait for the worker's end, bring it about if a task takes longer than the server waits, and say why."""
@@ -162,15 +173,15 @@ class _Worker:
                 return _cause(process.wait(timeout=WATCH_SECONDS))
             except subprocess.TimeoutExpired:
                 entry = noted(self._in_flight)
-                if entry is not None and time.time() > entry.deadline:
+                if entry is not None and time.monotonic() > entry.deadline and noted(self._in_flight) == entry:
                     process.kill()
                     process.wait()
                     return "it was stopped because a task took longer than the study's round_timeout_seconds"
 
-    def _answer_for(self, cause: str) -> None:
-        """Answer what the worker was busy with, so that nobody waits for it."""
+    def _answer_for(self, cause: str) -> bool:
+        """Answer what the worker was busy with, so that nobody waits for it; tell whether there was anything."""
         if noted(self._in_flight) is None:
-            return
+            return False
         reason = f"the site's worker process ended while it answered: {cause}"
         command = [sys.executable, "-m", "client.inflight", self._address, str(self._in_flight), reason]
         try:
@@ -178,6 +189,7 @@ class _Worker:
         except (subprocess.SubprocessError, OSError) as error:
             log.error("the server was not told that a task ended error=%s", error)
         forget(self._in_flight)
+        return True
 
     def stop(self) -> None:
         self._stopping.set()
@@ -189,9 +201,11 @@ class _Worker:
             except subprocess.TimeoutExpired:
                 process.kill()
         self._thread.join(timeout=6)
-        for end in (self._doorbell, self._button):
-            with contextlib.suppress(OSError):  # it is stopped twice: by flwr's exit and by ours
-                os.close(end)
+        with self._lock:  # it is stopped twice: by flwr's exit and by ours
+            if not self._closed and not self._thread.is_alive():
+                os.close(self._doorbell)
+                os.close(self._button)
+                self._closed = True
 
 
 def _cause(code: int) -> str:

@@ -100,7 +100,7 @@ def quicken_object_pulls() -> None:
     """Shorten the wait for an object that is not there yet from 1 s to 20 ms."""
     for function in (inflatable_utils.pull_objects, inflatable_utils.pull_and_inflate_object_from_tree):
         defaults = function.__kwdefaults__ or {}
-        defaults.update(initial_backoff=0.02, backoff_cap=0.05)
+        defaults.update(initial_backoff=0.02, backoff_cap=0.05, max_tries_per_object=None)
 
 
 def tame_logs(level: int) -> None:

@@ -57,6 +57,10 @@ from common.weights import Array, Weights, check_finite, check_like, digest, is_
 PERSONAL, LOCAL, METHOD, SENT, HELD, UPLINK = "personal/", "local/", "method/", "sent/", "held/", "uplink/"
 """Name spaces of the state file: personal arrays of the model, the local-only model, a method's memory; where the
 study needs them, shared arrays as this site trained and as it received them, and what the codec did not send."""
+HELD_ROUND = "held_round"
+"""The round whose weights are held."""
+CATCH_UP_PART = 0.25
+"""Which part of the time for a round may go into rounds that the local-only model has missed."""
 LOCAL_ROUNDS = "local_rounds"
 """How many rounds' work the local-only model has had."""
 
@@ -205,7 +209,7 @@ class Site:
             StateError: this site does not hold them; the server sends them in full next time.
         """
         held = under(kept, HELD)
-        if payload is None or not held or int(kept[LOCAL_ROUNDS]) != base:
+        if payload is None or not held or int(kept[HELD_ROUND]) != base:
             raise StateError(f"site '{self._config.name}' does not hold the weights of round {base} any more")
         chain = build_chain(self._study.downlink, exact=self._buffers, feedback=False)
         return self._checked(chain.advance(held, payload))
@@ -278,15 +282,18 @@ class Site:
 
         self._put(received.weights, personal)
         metrics |= self._measured("personal", self._method.personalise(self._model, outcome.memory, work))
-        local = self._train_alone(kept, until_round=plan.round, serving_after=work)
+        budget = CATCH_UP_PART * self._study.round_timeout_seconds
+        local, local_rounds = self._train_alone(kept, until_round=plan.round, serving_after=work, seconds=budget)
         metrics |= self._measured("local", self._model.module)
         _check_measured(metrics)
 
-        parts = {PERSONAL: personal, LOCAL: local, METHOD: outcome.memory, "": {LOCAL_ROUNDS: np.array(plan.round)}}
+        rounds = {LOCAL_ROUNDS: np.array(local_rounds)}
+        parts: dict[str, Weights] = {PERSONAL: personal, LOCAL: local, METHOD: outcome.memory}
         if WITHOUT_ERROR in self._needs:
             parts[SENT] = trained
         if self._study.downlink:
-            parts[HELD] = received.weights
+            parts[HELD], rounds[HELD_ROUND] = received.weights, np.array(plan.round)
+        parts[""] = rounds
         content, parts[UPLINK], lost = self._coded(plan, received, trained, outcome.control, under(kept, UPLINK))
         if lost is not None:
             metrics["uplink.nmse"] = lost
@@ -334,23 +341,28 @@ class Site:
         return evaluate(self._model.module, on)
 
     def _train_alone(
-        self, kept: Mapping[str, Array], *, until_round: int, serving_after: LocalWork
-    ) -> dict[str, Array]:
-        """Train the local-only model up to a round and return its weights.
+        self, kept: Mapping[str, Array], *, until_round: int, serving_after: LocalWork, seconds: float = math.inf
+    ) -> tuple[dict[str, Array], int]:
+        """Train the local-only model up to a round; return its weights and the round they are of.
 
+        A site that has missed many rounds catches up over several: after `seconds` the rest is left to the next.
         Rounds in which this site was not asked are caught up, and what the method trains before serving
         (fine-tuning) is added to what is left in the model for measuring, so that both sides of the comparison
         have the same budget. The order of examples is that of the federated training.
         """
         local, done = under(kept, LOCAL), int(kept[LOCAL_ROUNDS]) if LOCAL_ROUNDS in kept else 0
         self._put(local)
-        for number in range(done + 1, until_round + 1):
-            train(self._model, self._method.budget(self._work(number)).per_round)
+        began = time.monotonic()
+        while done < until_round:
+            done += 1
+            train(self._model, self._method.budget(self._work(done)).per_round)
+            if time.monotonic() - began > seconds:
+                break
         local = get_weights(self._model.module, self._names.moving)
         tuning = self._method.budget(serving_after).before_serving
         if tuning is not None:
             train(self._model, tuning)
-        return local
+        return local, done
 
     def _measured(self, which: str, module: nn.Module) -> dict[str, float]:
         if not len(self._data.validation):

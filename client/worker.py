@@ -37,7 +37,7 @@ from client.inflight import forget, note
 from client.seams import quicken_object_pulls, replace, tame_logs
 from common import __version__ as version
 from common.config import load_site
-from common.errors import ProtocolError
+from common.errors import ConsiliumError, ProtocolError
 from common.processes import follow_parent
 from common.program import BUNDLE_FILES
 
@@ -83,8 +83,17 @@ def warm_clientapp(address: str, in_flight: Path) -> Callable[[str], None]:
         bundle = hashlib.sha256(content).hexdigest()
 
     def noted_app(message: Message, context: Context) -> Message:
-        _check_bundle(bundle, Path(str(context.node_config["site"])))
-        note(in_flight, token, message, context, timeout_seconds=_timeout_of(message))
+        path = Path(str(context.node_config["site"]))
+        try:
+            _check_bundle(bundle, path)
+        except ConsiliumError as error:  # its text can hold a path, and flwr sends it to the server
+            log.error("settings cannot be used message=%s", error)
+            raise RuntimeError("this site's settings cannot be used; its log says why") from None
+        try:
+            note(in_flight, token, message, context, timeout_seconds=_timeout_of(message))
+        except OSError as error:
+            log.error("cannot note the task error=%s", error)
+            raise RuntimeError("this site cannot write to its disk; its log says why") from None
         return app(message, context)
 
     replace(clientapp, "install_from_fab", see_bundle)

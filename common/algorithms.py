@@ -24,6 +24,8 @@ WITHOUT_ERROR = "without.error"
 """Error rate of the weights received with the site's own last update taken out."""
 EFFECTIVE_STEPS = "train.effective_steps"
 """Local steps of the round, each weighted by how much of its gradient the momentum carried into the update."""
+LIMITS = {START_LOSS: (0.0, 1e9), EFFECTIVE_STEPS: (1.0, 1e9)}
+"""Between which values a measurement that a strategy needs can be."""
 CANDIDATES = ("candidate-a", "candidate-b")
 """Two other weights that the server sends along; `candidate-a.loss`, `candidate-b.loss`."""
 CANDIDATE_LOSSES = tuple(f"{name}.loss" for name in CANDIDATES)

@@ -82,16 +82,20 @@ class Versions(Record):
     python: str
 
 
+Count = Annotated[int, Field(ge=0, le=2**53)]
+"""How many of something: a number that floating point holds exactly."""
+
+
 class DataCard(Record):
     """What a site tells about its data: totals, class names, never an example."""
 
-    num_examples: int = Field(ge=0)
-    num_train: int = Field(ge=0)
-    num_validation: int = Field(ge=0)
-    num_test: int = Field(ge=0)
-    num_skipped: int = Field(ge=0)
+    num_examples: Count
+    num_train: Count
+    num_validation: Count
+    num_test: Count
+    num_skipped: Count
     classes: tuple[str, ...]
-    class_counts: dict[str, int] | None = None
+    class_counts: dict[str, Count] | None = None
     schema_digest: str
 
 

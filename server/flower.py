@@ -1,7 +1,7 @@
 """Adapter: Flower's public `Grid` <-> our Exchange. The only module of the server that knows records."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from logging import getLogger
 
@@ -15,6 +15,8 @@ from server.exchange import NOTHING, Answer
 
 log = getLogger(__name__)
 
+LARGE_BYTES = 64_000_000
+"""How many bytes of replies are fetched together."""
 POLL_SECONDS = (0.01, 0.1)
 """The pause between pulls: it starts at the first and doubles up to the second while nothing arrives."""
 
@@ -25,7 +27,7 @@ def quicken_object_pulls() -> None:
     A quick poller nearly always meets a message before its objects; the contract test names what moved.
     """
     defaults = inflatable_utils.pull_objects.__kwdefaults__ or {}
-    defaults.update(initial_backoff=0.02, backoff_cap=0.05)
+    defaults.update(initial_backoff=0.02, backoff_cap=0.05, max_tries_per_object=None)
 
 
 def pack(text: str, payload: bytes | None) -> RecordDict:
@@ -100,26 +102,41 @@ class GridExchange:
         sent = self._grid.push_messages(list(messages.values()))
         pushing = (time.monotonic() - began) / len(messages)
         waiting = dict(zip(sent, messages, strict=True))
-        for site, message, pulling in self._pull(waiting, timeout_seconds):
+        at_once = max(1, LARGE_BYTES // max(1, *(len(content) for content in (payload or b"", *instead.values()))))
+        for site, message, pulling in self._pull(waiting, timeout_seconds, at_once=at_once):
             yield replace(_answer(site, message, bytes_down[site]), transfer_seconds=pushing + pulling)
         for site in waiting.values():
             detail = f"site '{site}' did not answer within {timeout_seconds:g} s"
             yield Answer(site, problem="timeout", detail=detail, bytes_down=bytes_down[site], transfer_seconds=pushing)
 
-    def _pull(self, waiting: dict[str, str], timeout_seconds: float) -> Iterator[tuple[str, Message, float]]:
-        """Yield (site, reply, seconds of fetching it) and take them out of `waiting` (message id -> site)."""
+    def _pull(
+        self, waiting: dict[str, str], timeout_seconds: float, *, at_once: int
+    ) -> Iterator[tuple[str, Message, float]]:
+        """Yield (site, reply, seconds of fetching it) and take them out of `waiting` (message id -> site).
+
+        `at_once` replies are fetched together and handed on before the next are, so that large ones do not pile up;
+        what has arrived by the deadline is fetched after it.
+        """
         deadline = time.monotonic() + timeout_seconds
-        pause = POLL_SECONDS[0]
-        while waiting and time.monotonic() < deadline:
-            began = time.monotonic()
-            replies = list(self._grid.pull_messages(list(waiting)))
-            seconds = (time.monotonic() - began) / max(len(replies), 1)
-            for message in replies:
-                site = waiting.pop(message.metadata.reply_to_message_id, None)
-                if site is not None:
-                    yield site, message, seconds
-            pause = POLL_SECONDS[0] if replies else min(pause * 1.5, POLL_SECONDS[1])
-            time.sleep(pause if waiting else 0)
+        pause, last = POLL_SECONDS[0], False
+        while waiting and not last:
+            last = time.monotonic() >= deadline
+            found = False
+            for identifiers in _in_groups(list(waiting), at_once):
+                began = time.monotonic()
+                replies = list(self._grid.pull_messages(list(identifiers)))
+                seconds = (time.monotonic() - began) / max(len(replies), 1)
+                for message in replies:
+                    site = waiting.pop(message.metadata.reply_to_message_id, None)
+                    if site is not None:
+                        found = True
+                        yield site, message, seconds
+            pause = POLL_SECONDS[0] if found else min(pause * 1.5, POLL_SECONDS[1])
+            time.sleep(pause if waiting and not last else 0)
+
+
+def _in_groups(items: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def _answer(site: str, message: Message, bytes_down: int) -> Answer:

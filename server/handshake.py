@@ -140,8 +140,11 @@ def check_told(study: StudyConfig, site: str, reply: HandshakeReply) -> None:
     """Check that a site tells what the study's weighting is made of.
 
     Raises:
+        ProtocolError: classes that the study does not name.
         ConfigError: the weighting needs class counts, and the site's settings keep them at the site.
     """
+    if unknown := sorted({*reply.card.classes, *(reply.card.class_counts or {})} - set(study.task.classes)):
+        raise ProtocolError(f"site '{site}' tells of classes that the study does not have: {', '.join(unknown)[:200]}")
     if CLASS_COUNTS in study.needs and reply.card.class_counts is None:
         kinds = [factor.kind for factor in study.weights_by.factors if CLASS_COUNTS in factor.needs]
         raise ConfigError(

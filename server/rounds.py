@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from common.algorithms import LIMITS
 from common.codecs import Identity, build_chain
 from common.config import StudyConfig
 from common.errors import CohortTooSmall, ProtocolError, UpdateRejected
@@ -258,8 +259,8 @@ def _aggregate(study: Study, state: ServerState, updates: Sequence[Update], reco
     for site, share in step.shares.items():
         record.sites[site] |= {"weight": share, "signals": dict(weighed.signals.get(site, {}))}
     record.notes.extend(weighed.notes)
-    for note in weighed.notes:
-        study.folder.log("weighting", round=number, message=note)
+    if weighed.notes:
+        study.folder.log("weighting", round=number, message="; ".join(weighed.notes))
     kept = {name: value for name, value in weighed.memory.items() if not name.startswith("share/")}
     used = {f"share/{site}": share for site, share in step.shares.items()}
     return replace(step.state, along=along, weighting=kept | used)
@@ -328,9 +329,12 @@ def check_update(answer: Answer, state: ServerState, study: Study, *, held: Weig
     if reply.num_examples != expected or expected <= 0:
         raise UpdateRejected("num_examples", f"{who} sent num_examples {reply.num_examples}, announced {expected}")
     for name in sorted(study.config.strategy.needs):
-        if reply.metrics.get(name, -1.0) < 0:
+        low, high = LIMITS[name]
+        if not low <= reply.metrics.get(name, -1.0) <= high:
             told = reply.metrics.get(name, "nothing")
-            raise UpdateRejected("metrics", f"{who} sent {told} as '{name}', expected a number of at least 0")
+            raise UpdateRejected(
+                "metrics", f"{who} sent {told} as '{name}', expected a number from {low:g} to {high:g}"
+            )
     try:
         control = with_prefix(under(state.along, CONTROL), CONTROL)
         if study.config.uplink:

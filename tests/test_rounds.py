@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from safetensors import safe_open
 
 import common
@@ -368,12 +369,27 @@ def test_class_of_one_site_and_skipped_rows_are_warned_of(tmp_path: Path) -> Non
         ("handshake", 0, "madrid"): card_with(classes=("no", "rare", "yes")),
         ("handshake", 0, "paris"): card_with(num_skipped=4),
     }
-    warnings = run(tmp_path, script, rounds=1)["warnings"]
+    task = ImageTask(classes=("no", "rare", "yes"))
+    warnings = run(tmp_path, script, rounds=1, task=task)["warnings"]
     assert [
         "class 'rare' occurs only at site 'madrid'; no other site can learn to recognise it from its own data",
         "site 'paris' skipped 4 unusable rows or files",
     ] == warnings
     assert warnings == [event["message"] for event in events(tmp_path, "warning")]
+
+
+@pytest.mark.parametrize("change", [{"classes": ("no", "other")}, {"class_counts": {"no": 3, "other": 1}}])
+def test_classes_outside_the_study_end_the_run(tmp_path: Path, change: dict[str, Any]) -> None:
+    """A site cannot add classes to what the others are weighed by."""
+    with pytest.raises(ProtocolError, match="site 'madrid' tells of classes that the study does not have: other"):
+        run(tmp_path, {("handshake", 0, "madrid"): card_with(**change)})
+
+
+@pytest.mark.parametrize("change", [{"num_train": 10**400}, {"class_counts": {"no": -2}}, {"num_examples": -1}])
+def test_counts_that_cannot_be_are_no_card(change: dict[str, Any]) -> None:
+    """Numbers that no sum could hold, or below 0, are refused where the reply is read."""
+    with pytest.raises(ValidationError):
+        DataCard.model_validate(CARD.model_dump() | change)
 
 
 def test_only_site_of_a_study_is_not_warned_of_its_classes(tmp_path: Path) -> None:
@@ -542,7 +558,7 @@ def test_update_without_what_the_strategy_needs_is_rejected(tmp_path: Path, valu
     result = run(tmp_path, script, quorum=2, strategy={"kind": "qfedavg"})
     record = result["rounds"][1]
     assert {"madrid": "metrics"} == record["rejected"]
-    assert "expected a number of at least 0" in record["details"]["madrid"]
+    assert "expected a number from 0 to 1e+09" in record["details"]["madrid"]
     assert ["berlin", "paris"] == record["accepted"]
 
 

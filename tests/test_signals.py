@@ -187,3 +187,23 @@ def test_auditor_recomputes_every_share_from_rounds_csv(
     shares = product / product.groupby(table["round"]).transform("sum")
     np.testing.assert_allclose(shares, table["weight"], rtol=1e-12)
     assert 9 == len(table) and 1 < table["weight"].nunique()
+
+
+def test_site_that_missed_many_rounds_catches_up_over_several(
+    make_sites: MakeSites, make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time for a round is not spent on the local-only model: asked first in round 9, it does what it can, and
+    in the end the model is that of a site that took part in every round.
+    """
+    study, ends = make_study(rounds=12), []
+    for under, first, part in (("always", 1, 0.25), ("late", 9, 0.0)):
+        monkeypatch.setattr("client.site.CATCH_UP_PART", part)
+        site, arrays = site_of(make_sites, study, under=under)
+        for number in range(first, 13):
+            do_round(site, study, number, arrays)
+        kept = site._state(RoundPlan(study=study, run="run", site="berlin", round=12)).load(before_round=13)
+        assert {"always": 12, "late": 4}[under] == int(kept["local_rounds"])
+        work = site._work(12)
+        ends.append(site._train_alone(kept, until_round=12, serving_after=work)[0])
+    for name, array in ends[0].items():
+        np.testing.assert_array_equal(array, ends[1][name])

@@ -133,3 +133,14 @@ def test_worker_that_hangs_is_stopped_at_the_deadline_and_the_site_goes_on(
     code, output = finished(run_study(server, tmp_path, "after-hanging", steps=10))
     assert 0 == code, output
     assert before != worker_of(site[1])
+
+
+def test_studies_with_short_deadlines_do_not_stop_a_site(
+    server: Server, site: tuple[SiteFolder, int], tmp_path: Path
+) -> None:
+    """Three tasks in a row that are stopped at their deadline say nothing about the worker: the site stays."""
+    for number in range(3):
+        code, output = finished(run_study(server, tmp_path, f"short-{number}", steps=ENDLESS, timeout=4))
+        assert code in (8, 9), output  # 8: the worker was still starting when it was asked who it is
+    code, output = finished(run_study(server, tmp_path, "after-short", steps=10))
+    assert 0 == code, output
