@@ -192,8 +192,9 @@ def test_auditor_recomputes_every_share_from_rounds_csv(
 def test_site_that_missed_many_rounds_catches_up_over_several(
     make_sites: MakeSites, make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The time for a round is not spent on the local-only model: asked first in round 9, it does what it can, and
-    in the end the model is that of a site that took part in every round.
+    """The time for a round is not spent on the local-only model; in the end it is that of a site that was always there.
+
+    Asked first in round 9 and without time for more, it does one round's training in each of rounds 9 to 12.
     """
     study, ends = make_study(rounds=12), []
     for under, first, part in (("always", 1, 0.25), ("late", 9, 0.0)):
