@@ -128,8 +128,8 @@ class Site:
             ModelError: the model or its pretrained weights do not fit.
         """
         self._config, self._study = config, study
-        self._device = _device(config.device)
-        self._data = _moved(
+        self._device = device_of(config.device)
+        self._data = on_device(
             load_data(
                 config.data,
                 study.task,
@@ -448,13 +448,19 @@ def _joined(parts: Mapping[str, Weights]) -> dict[str, Array]:
     return {name: array for prefix, weights in parts.items() for name, array in with_prefix(weights, prefix).items()}
 
 
-def _device(wanted: str) -> torch.device:
+def device_of(wanted: str) -> torch.device:
+    """Return the device that a site's settings name.
+
+    Raises:
+        ModelError: a GPU is wanted and there is none.
+    """
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ModelError("device is 'cuda', but torch finds no GPU on this machine; set device to 'auto' or 'cpu'")
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def _moved(data: SiteData, device: torch.device) -> SiteData:
+def on_device(data: SiteData, device: torch.device) -> SiteData:
+    """Return the data with its examples on `device`."""
     if device.type == "cpu":
         return data
 

@@ -37,7 +37,7 @@ from torch import Tensor
 from client.data import Examples, SiteData, load_data
 from client.methods import build_method
 from client.models import Model, build_model, get_weights, set_weights
-from client.site import Names, divide
+from client.site import Names, device_of, divide, on_device
 from client.training import Evaluation, LocalWork, batches, begin, evaluate, loss_of, own_randomness
 from common.config import ModelConfig, SiteConfig, StudyConfig, load_site, load_study
 from common.errors import ConfigError, DataError, ModelError, UpdateRejected
@@ -190,14 +190,11 @@ def _rate_of(study: StudyConfig) -> tuple[float, str]:
 
 def _load(site: SiteConfig, study: StudyConfig) -> SiteData:
     """Return the site's data on the device that its settings name."""
-    device = _device(site)
+    device = device_of(site.device)
     data = load_data(site.data, study.task, study.split, site=site.name, min_examples=study.min_examples)
     if not len(data.test):
         raise DataError(f"site '{site.name}' has no test examples to measure on: the study's split.test is 0")
-    train, validation, test = (
-        Examples(part.x.to(device), part.y.to(device)) for part in (data.train, data.validation, data.test)
-    )
-    return SiteData(train=train, validation=validation, test=test, card=data.card)
+    return on_device(data, device)
 
 
 def _starts(
@@ -216,12 +213,6 @@ def _starts(
     starts[RANDOM] = get_weights(plain.module)
     model.module.to(data.train.x.device)
     return model, starts, facts
-
-
-def _device(site: SiteConfig) -> torch.device:
-    if site.device == "cuda" and not torch.cuda.is_available():
-        raise ModelError("device is 'cuda', but torch finds no GPU on this machine; set device to 'auto' or 'cpu'")
-    return torch.device("cuda" if site.device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def _built(config: ModelConfig, site: SiteConfig, study: StudyConfig, data: SiteData) -> Model:

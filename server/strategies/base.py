@@ -1,13 +1,13 @@
 """What a server strategy is: a frozen dataclass of settings, a pure `apply`, and its state as an argument."""
 
-from collections.abc import Iterable, Iterator, KeysView, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, KeysView, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from common.weights import Array, Weights, is_float, weighted_mean
+from common.weights import Array, Weights, add_scaled, is_float, weighted_mean
 from server.spool import block
 
 Floats = npt.NDArray[np.float64]
@@ -212,3 +212,39 @@ def middle_mean(updates: Sequence[Update], like: Weights, trim: int) -> tuple[di
         flat[start : start + len(mean)] = mean if is_float(flat) else np.rint(mean)
     counts = used if used.any() else np.ones_like(used)
     return result, {u.site: float(n / counts.sum()) for u, n in zip(updates, counts, strict=True)}
+
+
+def adaptive_init(weights: Weights, buffers: frozenset[str], *, tau: float) -> ServerState:
+    """Return the state before round 1 of an adaptive server optimiser: m(0) = 0 and v(0) = tau**2, in float64."""
+    state = ServerState(0, weights, buffers)
+    return replace(state, memory=filled(state, "m/") | filled(state, "v/", tau**2))
+
+
+def adaptive_step(
+    state: ServerState,
+    updates: Iterable[Update],
+    shares: Mapping[str, float],
+    second: Callable[[Floats, Floats], Floats],
+    *,
+    learning_rate: float,
+    beta1: float,
+    tau: float,
+) -> Step:
+    """Return the state after what FedAdam, FedYogi and FedAdagrad have in common (Reddi 2021, algorithm 2).
+
+        m <- beta1 * m + (1 - beta1) * d,    v <- second(v, d),    w <- w + learning_rate * m / (sqrt(v) + tau)
+
+    with d the weighted mean of the deltas; buffers and integers move by that mean.
+    """
+    ordered = by_site(updates)
+    memory: dict[str, Array] = {}
+    change: dict[str, Array] = {}
+    for name, mean in mean_delta(ordered, shares, state.optimised).items():
+        d = mean.astype(np.float64)
+        m = beta1 * state.memory[f"m/{name}"].astype(np.float64) + (1 - beta1) * d
+        v = second(state.memory[f"v/{name}"].astype(np.float64), d)
+        memory |= {f"m/{name}": np.asarray(m), f"v/{name}": np.asarray(v)}
+        change[name] = np.asarray(m / (np.sqrt(v) + tau))
+    weights = add_scaled(state.weights, mean_delta(ordered, shares, state.averaged))
+    weights = add_scaled(weights, change, learning_rate)
+    return Step(replace(state, round=state.round + 1, weights=weights, memory=memory), shares)

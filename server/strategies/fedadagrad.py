@@ -12,12 +12,10 @@ coordinate by coordinate; `p_k` = `shares`, `delta_k` = `Update.delta`. The memo
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import numpy as np
-
-from common.weights import Array, Weights, add_scaled
-from server.strategies.base import ServerState, Step, Update, by_site, filled, mean_delta
+from common.weights import Weights
+from server.strategies.base import ServerState, Step, Update, adaptive_init, adaptive_step
 
 
 @dataclass(frozen=True)
@@ -30,20 +28,16 @@ class FedAdagrad:
 
     def init(self, weights: Weights, buffers: frozenset[str] = frozenset()) -> ServerState:
         """Return the state before round 1."""
-        state = ServerState(0, weights, buffers)
-        return replace(state, memory=filled(state, "m/") | filled(state, "v/", self.tau**2))
+        return adaptive_init(weights, buffers, tau=self.tau)
 
     def apply(self, state: ServerState, updates: Iterable[Update], shares: Mapping[str, float]) -> Step:
         """Return the state after one step of Adagrad along the weighted mean."""
-        ordered = by_site(updates)
-        memory: dict[str, Array] = {}
-        change: dict[str, Array] = {}
-        for name, mean in mean_delta(ordered, shares, state.optimised).items():
-            d = mean.astype(np.float64)
-            m = self.beta1 * state.memory[f"m/{name}"].astype(np.float64) + (1 - self.beta1) * d
-            v = state.memory[f"v/{name}"].astype(np.float64) + d**2
-            memory |= {f"m/{name}": np.asarray(m), f"v/{name}": np.asarray(v)}
-            change[name] = np.asarray(m / (np.sqrt(v) + self.tau))
-        weights = add_scaled(state.weights, mean_delta(ordered, shares, state.averaged))
-        weights = add_scaled(weights, change, self.learning_rate)
-        return Step(replace(state, round=state.round + 1, weights=weights, memory=memory), shares)
+        return adaptive_step(
+            state,
+            updates,
+            shares,
+            lambda v, d: v + d**2,
+            learning_rate=self.learning_rate,
+            beta1=self.beta1,
+            tau=self.tau,
+        )
