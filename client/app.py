@@ -9,7 +9,7 @@ from pathlib import Path
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from client.flower import message_of, plan_of
+from client.flower import pack, plan_of
 from client.site import Site
 from client.site_state import event_log
 from common.config import SiteConfig, StudyConfig, TrainingConfig, load_site, load_study
@@ -26,14 +26,26 @@ _warm: dict[Path, tuple[SiteConfig, StudyConfig, Site]] = {}
 
 @app.train()
 def answer(message: Message, context: Context) -> Message:
-    """Answer one plan; a failure that has a sentence becomes a FailureReply, never a stack trace on the wire."""
-    path = Path(str(context.node_config["site"]))
+    """Answer the plan in a message: Flower's way in, for a federation in one process."""
+    plan, payload = plan_of(message)
+    reply, content = answer_plan(Path(str(context.node_config["site"])), plan, payload)
+    return Message(pack(reply.model_dump_json(), content), reply_to=message)
+
+
+def answer_plan(path: Path, plan: Plan, payload: bytes | None) -> tuple[Reply, bytes | None]:
+    """Answer one plan; a failure that has a sentence becomes a FailureReply, never a stack trace on the wire.
+
+    Args:
+        path: the site's `site.toml`.
+
+    Raises:
+        RuntimeError: anything else; its text may go to the server.
+    """
     try:
         config = load_site(path)
     except ConfigError as error:
         log.error("settings cannot be used message=%s", error)
         raise RuntimeError("this site's settings cannot be used; its log says why") from None
-    plan, payload = plan_of(message)
     began = time.monotonic()
     try:
         if plan.site != config.name:
@@ -41,7 +53,7 @@ def answer(message: Message, context: Context) -> Message:
         reply, content = _site(path, config, plan).answer(plan, payload)
         _note(config, plan, reply, bytes_up=len(content or b""), bytes_down=len(payload or b""))
         log.info("plan answered kind=%s run=%s seconds=%.2f", plan.kind, plan.run, reply.seconds)
-        return message_of(reply, content, reply_to=message)
+        return reply, content
     except ConsiliumError as error:
         log.error("plan failed kind=%s error=%s message=%s", plan.kind, type(error).__name__, error)
         _note_failure(config, plan, error)
@@ -53,9 +65,9 @@ def answer(message: Message, context: Context) -> Message:
             error=type(error).__name__,
             message=_told(error, config),
         )
-        return message_of(failure, None, reply_to=message)
+        return failure, None
     except Exception as error:
-        # Flower would send the exception's text to the server, and it can hold a path or a value.
+        # Its text would go to the server, and it can hold a path or a value.
         log.exception("plan failed unexpectedly kind=%s", plan.kind)
         _note_failure(config, plan, error)
         raise RuntimeError(f"unexpected {type(error).__name__}; the log of site '{config.name}' says more") from None

@@ -252,6 +252,7 @@ class SiteConfig(Record):
     weights_dir: Path | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(default=1, ge=1)
+    memory_limit_mb: int | None = Field(default=None, ge=500)
     share_class_counts: bool = False
     class_counts_epsilon: float | None = Field(default=None, gt=0)
     share_error_details: bool = False

@@ -17,8 +17,12 @@ PROTOCOL_VERSION = 1
 PLAN_RECORD, PAYLOAD_RECORD = "consilium", "payload"
 MAX_TEXT_BYTES = 1_000_000
 
-SMALL_PAYLOAD_BYTES = 256_000
-"""Up to here a payload travels in the plan's own record: each further record costs Flower three objects per hop."""
+SMALL_PAYLOAD_BYTES = 1_000_000
+"""Up to here a payload travels in the message itself; above, as objects of at most 5 MiB that are pulled one by one."""
+MAX_MESSAGE_BYTES = 16_000_000
+"""The largest request that a server reads from a site; larger payloads come in objects, each far below this."""
+REPLY_GRACE_SECONDS = 60.0
+"""How much longer than a site may work on it a plan is kept for its reply to arrive."""
 
 CONTROL = "control/"
 """Prefix of control variates in a payload (SCAFFOLD), both ways; names of a model hold no `/`."""

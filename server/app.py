@@ -11,6 +11,7 @@ from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
+from flwr.superlink.grid import HttpGrid
 
 from common.config import StudyConfig, parse_study
 from common.errors import ConsiliumError, StateError
@@ -19,6 +20,7 @@ from common.processes import end_with_parent
 from server.flower import GridExchange
 from server.records import JOURNAL_VARIABLE, RunFolder
 from server.rounds import Study, run_study
+from server.runtime import RuntimeGrid
 from server.strategies import build_strategy
 from server.weighting import build_weighting
 
@@ -46,7 +48,7 @@ def main(grid: Grid, context: Context) -> None:
             config=config,
             digest=study_digest(config),
             run=folder.path.name,
-            exchange=GridExchange(grid),
+            exchange=GridExchange(RuntimeGrid(grid) if isinstance(grid, HttpGrid) else grid),
             strategy=build_strategy(
                 config.strategy,
                 rounds=config.rounds,

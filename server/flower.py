@@ -1,33 +1,22 @@
 """Adapter: Flower's public `Grid` <-> our Exchange. The only module of the server that knows records."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from logging import getLogger
+from typing import Protocol
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
-from flwr.serverapp import Grid
-from flwr.supercore.inflatable import inflatable_utils
+from flwr.proto.node_pb2 import NodeInfo
 
 from common.errors import ProtocolError
-from common.protocol import PAYLOAD_RECORD, PLAN_RECORD, SMALL_PAYLOAD_BYTES, Plan, parse_reply
+from common.protocol import PAYLOAD_RECORD, PLAN_RECORD, REPLY_GRACE_SECONDS, SMALL_PAYLOAD_BYTES, Plan, parse_reply
 from server.exchange import NOTHING, Answer
 
 log = getLogger(__name__)
 
-LARGE_BYTES = 64_000_000
-"""How many bytes of replies are fetched together."""
-POLL_SECONDS = (0.01, 0.1)
-"""The pause between pulls: it starts at the first and doubles up to the second while nothing arrives."""
-
-
-def quicken_object_pulls() -> None:
-    """Shorten flwr's wait for an object that is not there yet from 1 s to 20 ms.
-
-    A quick poller nearly always meets a message before its objects; the contract test names what moved.
-    """
-    defaults = inflatable_utils.pull_objects.__kwdefaults__ or {}
-    defaults.update(initial_backoff=0.02, backoff_cap=0.05, max_tries_per_object=None)
+PAUSE_SECONDS = 0.02
+"""The least time between two requests for replies; the deployed server's answer waits for a reply itself."""
 
 
 def pack(text: str, payload: bytes | None) -> RecordDict:
@@ -62,12 +51,27 @@ def unpack(records: RecordDict) -> tuple[str, bytes | None]:
     return text, arrays["bytes"].data
 
 
+class Messenger(Protocol):
+    """The part of Flower's `Grid` that a run needs."""
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        """Return the sites that are connected."""
+        ...
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Send messages; their ids, in order."""
+        ...
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return the replies there are to some messages; it may wait for the first."""
+        ...
+
+
 class GridExchange:
     """One run's connection to its sites through a Flower Grid; sites are known by their registered name."""
 
-    def __init__(self, grid: Grid) -> None:
+    def __init__(self, grid: Messenger) -> None:
         self._grid = grid
-        quicken_object_pulls()
 
     def connected(self) -> frozenset[str]:
         """Return the names of the sites that are online now."""
@@ -94,7 +98,10 @@ class GridExchange:
             text, content = plan.model_dump_json(), instead.get(site, payload)
             bytes_down[site] = len(text) + len(content or b"")
             messages[site] = Message(
-                pack(text, content), dst_node_id=nodes[site], message_type="train", ttl=timeout_seconds + 60
+                pack(text, content),
+                dst_node_id=nodes[site],
+                message_type="train",
+                ttl=timeout_seconds + REPLY_GRACE_SECONDS,
             )
         if not messages:
             return
@@ -102,41 +109,37 @@ class GridExchange:
         sent = self._grid.push_messages(list(messages.values()))
         pushing = (time.monotonic() - began) / len(messages)
         waiting = dict(zip(sent, messages, strict=True))
-        at_once = max(1, LARGE_BYTES // max(1, *(len(content) for content in (payload or b"", *instead.values()))))
-        for site, message, pulling in self._pull(waiting, timeout_seconds, at_once=at_once):
+        for site, message, pulling in self._pull(waiting, timeout_seconds):
             yield replace(_answer(site, message, bytes_down[site]), transfer_seconds=pushing + pulling)
         for site in waiting.values():
             detail = f"site '{site}' did not answer within {timeout_seconds:g} s"
             yield Answer(site, problem="timeout", detail=detail, bytes_down=bytes_down[site], transfer_seconds=pushing)
 
-    def _pull(
-        self, waiting: dict[str, str], timeout_seconds: float, *, at_once: int
-    ) -> Iterator[tuple[str, Message, float]]:
-        """Yield (site, reply, seconds of fetching it) and take them out of `waiting` (message id -> site).
+    def _pull(self, waiting: dict[str, str], timeout_seconds: float) -> Iterator[tuple[str, Message, float]]:
+        """Yield site, reply and the seconds it took to fetch, as replies arrive; what stays in `waiting` is too late.
 
-        `at_once` replies are fetched together and handed on before the next are, so that large ones do not pile up;
-        what has arrived by the deadline is fetched after it.
+        One reply is fetched at a time, so that no more of them than one are in memory.
         """
         deadline = time.monotonic() + timeout_seconds
-        pause, last = POLL_SECONDS[0], False
+        last = False
         while waiting and not last:
             last = time.monotonic() >= deadline
-            found = False
-            for identifiers in _in_groups(list(waiting), at_once):
-                began = time.monotonic()
-                replies = list(self._grid.pull_messages(list(identifiers)))
-                seconds = (time.monotonic() - began) / max(len(replies), 1)
-                for message in replies:
-                    site = waiting.pop(message.metadata.reply_to_message_id, None)
-                    if site is not None:
-                        found = True
-                        yield site, message, seconds
-            pause = POLL_SECONDS[0] if found else min(pause * 1.5, POLL_SECONDS[1])
-            time.sleep(pause if waiting and not last else 0)
+            asked = time.monotonic()
+            replies = self._grid.pull_messages(list(waiting))  # it is here that the deployed server waits
+            for message, seconds in _timed(replies):
+                site = waiting.pop(message.metadata.reply_to_message_id, None)
+                if site is not None:
+                    yield site, message, seconds
+            if waiting and not last:
+                time.sleep(max(0.0, PAUSE_SECONDS - (time.monotonic() - asked)))
 
 
-def _in_groups(items: Sequence[str], size: int) -> Iterator[Sequence[str]]:
-    return (items[start : start + size] for start in range(0, len(items), size))
+def _timed(messages: Iterable[Message]) -> Iterator[tuple[Message, float]]:
+    """Yield messages with the seconds it took to fetch each."""
+    began = time.monotonic()
+    for message in messages:
+        yield message, time.monotonic() - began
+        began = time.monotonic()
 
 
 def _answer(site: str, message: Message, bytes_down: int) -> Answer:

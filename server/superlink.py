@@ -145,14 +145,13 @@ def _script(name: str) -> str:
 
 def _superlink_command(home: ServerHome, fleet: str, control_port: int) -> list[str]:
     return [
-        *(sys.executable, "-m", "server.superlink_process"),
+        *(sys.executable, "-m", "server.superlink_process", str(home.path)),
         *("--ssl-ca-certfile", str(home.ca)),
         *("--ssl-certfile", str(home.path / "server.pem")),
         *("--ssl-keyfile", str(home.path / "server.key")),
         "--enable-supernode-auth",
         *("--isolation", "process"),
         *("--superexec-auth-secret-file", str(home.secret)),
-        *("--database", str(home.path / "state.db")),
         *("--host", "127.0.0.1", "--port", str(control_port)),
         *("--fleet-api-address", fleet),
         "--disable-runtime-dependency-installation",

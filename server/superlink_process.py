@@ -1,59 +1,66 @@
-"""The process of Flower's SuperLink, with its database used by one thread at a time.
+"""The process of Flower's SuperLink, with our state in it and with sites that wait for plans instead of polling.
 
-flwr 1.39 answers every request with several SQLite transactions, most of which write (it looks for expired tokens
-each time), from as many threads as there are requests. SQLite lets one write; the others sleep in its busy handler,
-up to 100 ms at a time, although the lock is free again after one. A lock in front of it wakes the next at once.
+flwr 1.39 has a site ask every 3 s whether there is a message, and answers at once. Here the answer waits until there
+is one, so that a plan is at its site a few milliseconds after it was sent and an idle site asks three times a minute.
 """
 
-import math
+import functools
+import importlib
 import sys
 import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from pathlib import Path
 
-from flwr.supercore.corestate.sql_corestate import SqlCoreState
-from flwr.supercore.sql_mixin import SqlMixin
-from flwr.superlink.cli.flower_superlink import flower_superlink
-from sqlalchemy.orm import Session
+import grpc
+from flwr.proto.fleet_pb2 import PullMessagesRequest, PullMessagesResponse
+from flwr.server.superlink.fleet.grpc_rere.fleet_servicer import FleetServicer
+from flwr.server.superlink.linkstate import linkstate_factory
+from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME
+from flwr.supercore.object_store import object_store_factory
 
-EXPIRED_TOKENS_SECONDS = 0.5
+from common.errors import StateError
+from common.protocol import MAX_MESSAGE_BYTES
+from server.superlink_state import LinkState, ObjectFiles, SiteRegistry
 
-_one_at_a_time = threading.RLock()
-
-
-def serialise_database() -> None:
-    """Let one thread at a time hold a session; a thread that holds one may open it again."""
-    original = SqlMixin.session
-
-    @contextmanager
-    def session(self: SqlMixin) -> Iterator[Session]:
-        with _one_at_a_time, original(self) as opened:
-            yield opened
-
-    SqlMixin.session = session  # type: ignore[method-assign]
+PLAN_SECONDS = 20.0
+"""How long a site waits in one request for a plan: less than most proxies and firewalls let a silent call live."""
+SEATS = 500
+"""How many sites may wait at once: each takes one of the 1,000 threads of flwr's gRPC server. The rest ask again."""
 
 
-def look_for_expired_tokens_less_often() -> None:
-    """Look for expired task tokens once in a while instead of in every request: they last 30 s and more."""
-    original = SqlCoreState._cleanup_expired_task_tokens
-    last = -math.inf
+class WaitingFleetServicer(FleetServicer):
+    """flwr's side of the sites' API; a request for messages waits for one."""
 
-    def cleanup(self: SqlCoreState) -> None:
-        nonlocal last
-        if time.monotonic() - last >= EXPIRED_TOKENS_SECONDS:
-            last = time.monotonic()
-            original(self)
+    _seats = threading.BoundedSemaphore(SEATS)
 
-    SqlCoreState._cleanup_expired_task_tokens = cleanup  # type: ignore[method-assign]
+    def PullMessages(self, request: PullMessagesRequest, context: grpc.ServicerContext) -> PullMessagesResponse:
+        """Return the site's next message, or none after a while."""
+        state = self.state_factory.state()
+        if isinstance(state, LinkState) and self._seats.acquire(blocking=False):
+            try:
+                state.wait_for_plan(request.node.node_id, seconds=PLAN_SECONDS, is_wanted=context.is_active)
+            finally:
+                self._seats.release()
+            if not context.is_active():  # a message given to nobody would be lost
+                return PullMessagesResponse()
+        return super().PullMessages(request, context)
 
 
 def main() -> None:
-    """Entry point of `python -m server.superlink_process`; takes the arguments of `flower-superlink`."""
-    serialise_database()
-    look_for_expired_tokens_less_often()
-    sys.argv[0] = "flower-superlink"
-    flower_superlink()
+    """Entry point of `python -m server.superlink_process HOME ...`; the rest are arguments of `flower-superlink`."""
+    home = Path(sys.argv[1])
+    registry = SiteRegistry(home / "sites.json")
+    try:
+        registry.load()
+    except StateError as error:
+        sys.exit(str(error))
+    linkstate_factory.__dict__["InMemoryLinkState"] = functools.partial(LinkState, registry=registry)
+    object_store_factory.__dict__["InMemoryObjectStore"] = functools.partial(ObjectFiles, home / "objects")
+    program = importlib.import_module(
+        "flwr.superlink.cli.flower_superlink"
+    )  # its package shows a function of that name
+    program.__dict__.update(FleetServicer=WaitingFleetServicer, GRPC_MAX_MESSAGE_LENGTH=MAX_MESSAGE_BYTES)
+    sys.argv = ["flower-superlink", *sys.argv[2:], "--database", FLWR_IN_MEMORY_DB_NAME]
+    program.flower_superlink()
 
 
 if __name__ == "__main__":

@@ -17,15 +17,14 @@ FLWR = {
     "client/app.py",
     "client/connect.py",
     "client/flower.py",
-    "client/inflight.py",
     "client/node.py",
-    "client/seams.py",
-    "client/worker.py",
     "consilium/inprocess.py",
     "server/app.py",
     "server/control.py",
     "server/flower.py",
+    "server/runtime.py",
     "server/superlink_process.py",
+    "server/superlink_state.py",
 }
 """Every module that imports flwr: adapters and launchers."""
 
@@ -142,6 +141,15 @@ def test_server_needs_no_torch() -> None:
     """Rule 6: a fresh process that imports all of the server has loaded neither torch nor the client."""
     modules = sorted(path.removesuffix(".py").replace("/", ".") for path in sources("server") if "__init__" not in path)
     code = f"import sys, {', '.join(modules)}; print([name for name in ('torch', 'client') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert ("[]", 0) == (done.stdout.strip(), done.returncode), done.stderr
+
+
+def test_the_process_that_talks_to_the_server_needs_no_torch() -> None:
+    """An idle site is small: torch, data and model are in the worker alone."""
+    code = (
+        "import sys, client.node; print([name for name in ('torch', 'torchvision', 'server') if name in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert ("[]", 0) == (done.stdout.strip(), done.returncode), done.stderr
 

@@ -10,40 +10,38 @@ NAMES = [
     "flwr.proto.fleet_pb2_grpc:FleetStub",
     "flwr.proto.fleet_pb2:ActivateNodeRequest.HEARTBEAT_INTERVAL_FIELD_NUMBER",
     "flwr.common.constant:SIGNATURE_HEADER",
+    "flwr.common.constant:ErrorCode.CLIENT_APP_RAISED_EXCEPTION",
+    "flwr.common.constant:ErrorCode.MESSAGE_UNAVAILABLE",
     "flwr.supercore.error:ApiErrorCode.FLEET_INVALID_HEARTBEAT_INTERVAL",
     "flwr.supercore.error:ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED",
     "flwr.supercore.runtime_version_compatibility:RuntimeVersionMetadata.as_metadata",
-    "flwr.supernode.start_client_internal:make_simple_grpc_retry_invoker",
     "flwr.supercore.retry:make_simple_grpc_retry_invoker",
-    "flwr.supercore.retry:make_simple_http_retry_invoker",
-    "flwr.supercore.runtime:RuntimeHttpClient.AcquireTask",
     "flwr.supercore.interceptors:RuntimeVersionHttpInterceptor",
-    "flwr.supercore.interceptors:SuperExecAuthHttpInterceptor",
-    "flwr.supercore.superexec.run_superexec:_SUPEREXEC_AUTH_METHODS",
-    "flwr.supercore.exit:add_exit_handler",
-    "flwr.supercore.exit.exit_handler:trigger_exit_handlers",
-    "flwr.supercore.task_identity:TaskIdentity.task_id",
+    "flwr.supercore.run:RunNotRunningException",
     "flwr.supercore.control:ControlHttpClient.RegisterNode",
     "flwr.supercore.control:ControlHttpClient.StartRun",
     "flwr.supercore.control:ControlHttpClient.StopRun",
     "flwr.supercore.control:ControlHttpClient.ListRuns",
     "flwr.supercore.control:ControlHttpClient.ListNodes",
     "flwr.supercore.control:ControlHttpClient.UnregisterNode",
-    "flwr.supernode.cli.flower_supernode:flower_supernode",
-    "flwr.supernode.start_client_internal:time.sleep",
-    "flwr.supernode.runtime.run_clientapp:run_clientapp",
-    "flwr.supernode.runtime.run_clientapp:install_from_fab",
-    "flwr.supernode.runtime.run_clientapp:get_load_client_app_fn",
-    "flwr.supernode.runtime.run_clientapp:register_signal_handlers",
-    "flwr.supernode.runtime.run_clientapp:flwr_exit",
     "flwr.cli.build:build_fab_from_files",
-    "flwr.supernode.start_client_internal:_pull_and_store_message",
-    "flwr.supernode.runtime.run_clientapp:push_message",
-    "flwr.supernode.runtime.run_clientapp:push_task_output",
-    "flwr.common.constant:ErrorCode.CLIENT_APP_CRASHED",
-    "flwr.supercore.sql_mixin:SqlMixin.session",
-    "flwr.supercore.corestate.sql_corestate:SqlCoreState._cleanup_expired_task_tokens",
+    "flwr.client.grpc_rere_client.connection:grpc_request_response",
+    "flwr.client.grpc_rere_client.connection:remove_content_from_message",
+    "flwr.client.grpc_rere_client.connection:flwr_exit",
+    "flwr.supercore.inflatable.inflatable_utils:pull_objects",
+    "flwr.supercore.inflatable.inflatable_utils:push_objects",
+    "flwr.supercore.inflatable.inflatable_utils:inflate_object_from_contents",
+    "flwr.superlink.grid:HttpGrid._runtime_client",
+    "flwr.supercore.runtime:RuntimeHttpClient.PushMessages",
+    "flwr.supercore.runtime:RuntimeHttpClient.PullMessages",
+    "flwr.supercore.runtime:RuntimeHttpClient.ConfirmMessageReceived",
+    "flwr.superlink.cli.flower_superlink:FleetServicer.PullMessages",
+    "flwr.superlink.cli.flower_superlink:GRPC_MAX_MESSAGE_LENGTH",
     "flwr.superlink.cli.flower_superlink:flower_superlink",
+    "flwr.server.superlink.linkstate.linkstate_factory:InMemoryLinkState.store_message_and_object_tree",
+    "flwr.server.superlink.linkstate.linkstate_factory:InMemoryLinkState._check_stored_messages",
+    "flwr.server.superlink.linkstate.linkstate_factory:InMemoryLinkState._cleanup_push_session",
+    "flwr.supercore.object_store.object_store_factory:InMemoryObjectStore.preregister",
 ]
 
 
@@ -51,7 +49,7 @@ def find(name: str) -> object:
     module, _, path = name.partition(":")
     found: object = importlib.import_module(module)
     for part in path.split("."):
-        found = getattr(found, part) if part != "task_id" else inspect.getattr_static(type(found), part)
+        found = found.__dict__[part] if isinstance(found, type) and part in found.__dict__ else getattr(found, part)
     return found
 
 
@@ -66,18 +64,51 @@ def test_flwr_still_has(name: str) -> None:
     assert find(name) is not None
 
 
-@pytest.mark.parametrize("function", ["pull_objects", "pull_and_inflate_object_from_tree"])
-def test_object_pulls_take_their_back_off_from_keyword_defaults(function: str) -> None:
-    """The two defaults that a site and the server shorten are still there."""
+def test_object_pulls_take_their_back_off_as_keywords() -> None:
+    """The settings that a site and the server give."""
     from flwr.supercore.inflatable import inflatable_utils
 
-    assert {"initial_backoff", "backoff_cap"} <= set(getattr(inflatable_utils, function).__kwdefaults__)
+    defaults = inspect.signature(inflatable_utils.pull_objects).parameters
+    assert {"initial_backoff", "backoff_cap", "max_tries_per_object"} <= set(defaults)
 
 
-def test_supernode_loop_sleeps_as_measured() -> None:
-    """3 s after an empty poll, 0.5 s while waiting for a reply: what PacedTime tells apart at 1 s."""
-    from flwr.supernode import start_client_internal
+def test_connection_yields_its_functions_in_the_order_that_a_site_takes_them() -> None:
+    """They come as a tuple without names."""
+    from flwr.client.grpc_rere_client import connection
 
-    source = inspect.getsource(start_client_internal)
-    assert 1 == source.count("time.sleep(3)")
-    assert 2 == source.count("time.sleep(0.5)")
+    source = inspect.getsource(connection.grpc_request_response)
+    names = [
+        "node_id",
+        "receive",
+        "send",
+        "get_run",
+        "get_fab",
+        "pull_object",
+        "push_object",
+        "confirm_message_received",
+    ]
+    assert f"yield ( {', '.join(names)}, )" in " ".join(source.split())
+
+
+def test_in_memory_state_keeps_what_ours_reads() -> None:
+    """The attributes that `server.superlink_state` looks into."""
+    from flwr.server.superlink.linkstate import linkstate_factory
+    from flwr.supercore.object_store.object_store_factory import InMemoryObjectStore
+
+    state = linkstate_factory.InMemoryLinkState(Federations(), InMemoryObjectStore())
+    for name in [
+        "nodes",
+        "node_public_key_to_node_id",
+        "owner_to_node_ids",
+        "message_ins_store",
+        "message_ins_id_to_message_res_id",
+        "lock",
+        "_object_push_sessions",
+        "_object_push_session_by_root",
+        "_lock_object_push_sessions",
+    ]:
+        assert hasattr(state, name), name
+
+
+class Federations:
+    """Stands for flwr's federation manager, which the state only remembers."""

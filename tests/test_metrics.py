@@ -21,10 +21,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import common
 from client import exporter as site_exporter
+from client import supervisor
 from client.app import _epochs
 from client.flower import plan_of
 from client.metrics import SiteMetrics
-from client.node import _Life, _Worker
+from client.node import _Life
+from client.supervisor import Worker
 from common.config import TrainingConfig, load_site
 from common.errors import ConfigError, PortInUse
 from common.events import EventLog
@@ -646,8 +648,8 @@ def test_exporters_show_a_run(
         return answering(message)
 
     run_in_process(study, sites, tmp_path / "run", deliver=crash_porto_once)
-    life = _Life()
     config = load_site(sites["berlin"])
+    life = _Life(Worker(config, sites["berlin"]))
     with (
         server_exporter.exporting(home, "127.0.0.1:0", is_up=lambda: True) as server,
         site_exporter.exporting(config, "127.0.0.1:0", is_ready=life.is_ready) as site,
@@ -707,22 +709,22 @@ def test_server_health_follows_the_superlink(tmp_path: Path) -> None:
         assert (503, 503) == (get(f"{url}/healthz")[0], get(f"{url}/readyz")[0])
 
 
-def test_site_is_ready_when_connected_with_a_worker(make_sites: MakeSites, tmp_path: Path) -> None:
-    """Neither the connection alone nor the worker alone is enough."""
-    life = _Life()
-    life.paced.sleep(0.1)
-    assert not life.is_ready()
-    life.worker = _Worker(load_site(make_sites()["berlin"]), "127.0.0.1:1", tmp_path / "secret", tmp_path / "in-flight")
-    life.worker._command = ["sleep", "60"]
+def test_site_is_ready_when_connected_with_a_worker(make_sites: MakeSites, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the connection alone nor the worker alone is enough; a site that works on a plan hears nothing."""
+    monkeypatch.setattr(supervisor, "COMMAND", ("sh", "-c", "sleep 60"))
+    path = make_sites()["berlin"]
+    life = _Life(Worker(load_site(path), path))
+    life.heard = time.monotonic()
     assert not life.is_ready()
     life.worker.start()
     try:
         until(life.is_ready)
-        life.paced._polled = time.monotonic() - 61
+        life.heard = time.monotonic() - 61
         assert not life.is_ready()
+        life.busy = True
+        assert life.is_ready()
     finally:
         life.worker.stop()
-    life.paced.sleep(0.1)
     assert not life.is_ready()
 
 

@@ -335,13 +335,16 @@ kind = "number"
 
 [model]
 name = "linear"
+
+[training]
+steps = 500
 """
 
 
 @pytest.mark.e2e
 def test_site_joins_a_running_study_with_four_commands_and_another_leaves(server: Server, tmp_path: Path) -> None:
     """The late one takes part from the next round, the early one is stopped, and the run goes on to its end."""
-    (tmp_path / "study.toml").write_text(STUDY.format(rounds=100))
+    (tmp_path / "study.toml").write_text(STUDY.format(rounds=50))
     home = ["--home", str(server.home.path)]
     early = SiteFolder(tmp_path / "early")
     init_site(early, name="early", server=server.fleet, kind="table")
@@ -362,7 +365,7 @@ def test_site_joins_a_running_study_with_four_commands_and_another_leaves(server
     assert coordinator.stdout is not None
     try:
         with coordinator.stdout as output:
-            assert any("round 1/100" in line for line in output)
+            assert any("round 1/50" in line for line in output)
             # The four commands of the late site, with the coordinator's one in between.
             named = ["--name", "late"]
             assert (
@@ -389,7 +392,7 @@ def test_site_joins_a_running_study_with_four_commands_and_another_leaves(server
                 process.wait(timeout=30)
     (report,) = (tmp_path / "runs").glob("*/report.json")
     content = json.loads(report.read_text())
-    assert 100 == len(content["rounds"])
+    assert 50 == len(content["rounds"])
     assert ["late"] == content["rounds"][-1]["accepted"]
     assert {"early": "gone"} == content["rounds"][-1]["rejected"]
     assert {"early"} == {site for site, facts in content["sites"].items() if facts["test"] is None}

@@ -1,0 +1,271 @@
+"""What the SuperLink keeps: approved sites across restarts, messages that wait for, objects on disk."""
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, Metadata, RecordDict
+from flwr.app.message import make_message, remove_content_from_message
+from flwr.proto.message_pb2 import ObjectTree
+from flwr.supercore.constant import NodeStatus
+from flwr.supercore.date import now
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, no_object_id_recompute
+from flwr.supercore.object_store import NoObjectInStoreError
+
+from common.errors import StateError
+from server.superlink_state import LARGE_BYTES, LinkState, ObjectFiles, SiteRegistry
+
+RUN, SERVER = 7, 1
+
+
+class Federation:
+    """Stands for flwr's federation manager: everybody is in it."""
+
+    def has_node(self, node_id: int, federation_id: str) -> bool:
+        return True
+
+    def filter_nodes(self, node_ids: set[int], federation_id: str) -> set[int]:
+        return node_ids
+
+
+class QuickState(LinkState):
+    """A state in which one run is always going on."""
+
+    def _is_finished_run(self, run_id: int) -> bool:
+        return False
+
+
+def a_state(folder: Path) -> QuickState:
+    state = QuickState(Federation(), ObjectFiles(folder / "objects"), registry=SiteRegistry(folder / "sites.json"))
+    run = type("Run", (), {"federation_id": "one"})()
+    state.run_ids[RUN] = type("Record", (), {"run": run})()  # type: ignore[assignment]
+    return state
+
+
+def a_site(state: LinkState, name: str) -> int:
+    node = state.create_node("aid", "owner", f"key of {name}".encode(), 30, name=name)
+    assert state.activate_node(node, 30)
+    return node
+
+
+def a_plan(node: int, text: str, *, ttl: float = 60) -> Message:
+    return a_message(text, node, source=SERVER, ttl=ttl)
+
+
+def a_reply(plan: Message, text: str) -> Message:
+    return a_message(text, SERVER, source=plan.metadata.dst_node_id, to=plan.metadata.message_id, ttl=30)
+
+
+def a_message(text: str, node: int, *, source: int, to: str = "", ttl: float) -> Message:
+    metadata = Metadata(
+        run_id=RUN,
+        message_id=hashlib.sha256(f"{text} {source} {node}".encode()).hexdigest(),
+        src_node_id=source,
+        dst_node_id=node,
+        reply_to_message_id=to,
+        group_id="",
+        created_at=now().timestamp(),
+        ttl=ttl,
+        message_type="train",
+    )
+    return make_message(metadata=metadata, content=RecordDict({"plan": ConfigRecord({"json": text})}))
+
+
+def store(state: LinkState, message: Message) -> list[str]:
+    tree = ObjectTree(object_id=message.metadata.message_id)
+    stored, missing = state.store_message_and_object_tree(message, tree, state.start_session(RUN))
+    assert stored
+    return missing
+
+
+def text_of(message: Message) -> str:
+    return str(message.content.config_records["plan"]["json"])
+
+
+def soon(work: Callable[[], object], seconds: float = 0.2) -> threading.Timer:
+    timer = threading.Timer(seconds, work)
+    timer.start()
+    return timer
+
+
+def test_approved_sites_outlive_the_server(tmp_path: Path) -> None:
+    """Name, key, number and dates are read again; who was connected is offline; who was revoked stays so."""
+    before = a_state(tmp_path)
+    berlin, lyon = a_site(before, "berlin"), a_site(before, "lyon")
+    before.delete_node("aid", lyon)
+    after = a_state(tmp_path)
+    sites = {node.name: node for node in after.get_node_info()}
+    assert {"berlin": NodeStatus.OFFLINE, "lyon": NodeStatus.UNREGISTERED} == {n: s.status for n, s in sites.items()}
+    assert before.nodes[berlin].registered_at == sites["berlin"].registered_at
+    assert sites["lyon"].unregistered_at
+    assert berlin == after.get_node_id_by_public_key(b"key of berlin")
+    assert after.get_node_id_by_public_key(b"key of lyon") is None
+    with pytest.raises(ValueError, match="already in use"):
+        after.create_node("aid", "owner", b"key of lyon", 30, name="lyon")
+    assert after.activate_node(berlin, 30)
+
+
+def test_file_of_sites_is_the_owners_alone(tmp_path: Path) -> None:
+    """It says who takes part."""
+    a_site(a_state(tmp_path), "berlin")
+    assert 0o600 == (tmp_path / "sites.json").stat().st_mode & 0o777
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '[{"name": 3}]', '[{"nome": "x"}]'])
+def test_broken_file_of_sites_is_told(tmp_path: Path, content: str) -> None:
+    """A server that forgot its sites would refuse them all without a word."""
+    (tmp_path / "sites.json").write_text(content)
+    with pytest.raises(StateError, match=r"cannot read the approved sites in '.*sites\.json'"):
+        a_state(tmp_path)
+
+
+def test_small_message_goes_whole_and_once(tmp_path: Path) -> None:
+    """No objects to push; each site gets its own, in order, one at a time; the reply comes back with content."""
+    state = a_state(tmp_path)
+    berlin, lyon = a_site(state, "berlin"), a_site(state, "lyon")
+    plans = [a_plan(berlin, "first"), a_plan(lyon, "other"), a_plan(berlin, "second")]
+    assert [[], [], []] == [store(state, plan) for plan in plans]
+    given = [state.get_message_ins(node, 1) for node in (berlin, berlin, berlin, lyon, lyon)]
+    assert [["first"], ["second"], [], ["other"], []] == [[text_of(message) for message in each] for each in given]
+    assert not state.object_store.get_object_tree(plans[0].metadata.message_id).children
+    assert [] == store(state, a_reply(plans[0], "done"))
+    (reply,) = state.get_message_res({plan.metadata.message_id for plan in plans}, RUN)
+    assert ("done", plans[0].metadata.message_id) == (text_of(reply), reply.metadata.reply_to_message_id)
+
+
+def test_error_reply_goes_whole(tmp_path: Path) -> None:
+    """A site whose worker died has nothing else to say."""
+    state = a_state(tmp_path)
+    plan = a_plan(a_site(state, "berlin"), "work")
+    store(state, plan)
+    reply = make_message(metadata=a_reply(plan, "x").metadata, error=Error(code=1, reason="it was killed"))
+    assert [] == store(state, reply)
+    (found,) = state.get_message_res({plan.metadata.message_id}, RUN)
+    assert "it was killed" == found.error.reason
+
+
+def test_plan_that_is_too_old_is_not_given(tmp_path: Path) -> None:
+    """Nobody waits for its answer."""
+    state = a_state(tmp_path)
+    berlin = a_site(state, "berlin")
+    store(state, a_plan(berlin, "late", ttl=0.05))
+    time.sleep(0.1)
+    assert [] == state.get_message_ins(berlin, 1)
+
+
+def test_site_that_waits_is_woken_by_its_plan(tmp_path: Path) -> None:
+    """Another site's plan does not end its wait; its own does, long before the time is up."""
+    state = a_state(tmp_path)
+    berlin, lyon = a_site(state, "berlin"), a_site(state, "lyon")
+    timers = [
+        soon(lambda: store(state, a_plan(lyon, "no")), 0.1),
+        soon(lambda: store(state, a_plan(berlin, "yes")), 0.3),
+    ]
+    began = time.monotonic()
+    state.wait_for_plan(berlin, seconds=20, is_wanted=lambda: True)
+    assert 0.25 < time.monotonic() - began < 5
+    assert ["yes"] == [text_of(message) for message in state.get_message_ins(berlin, 1)]
+    for timer in timers:
+        timer.join()
+
+
+@pytest.mark.parametrize("end", ["time", "gone", "revoked"])
+def test_wait_for_a_plan_ends_without_one(tmp_path: Path, end: str) -> None:
+    """Time is up, the site has hung up, or its key was revoked meanwhile."""
+    state = a_state(tmp_path)
+    berlin = a_site(state, "berlin")
+    wanted = [True]
+    if end == "gone":
+        soon(wanted.clear)
+    if end == "revoked":
+        soon(lambda: state.delete_node("aid", berlin))
+    began = time.monotonic()
+    state.wait_for_plan(berlin, seconds=0.3 if end == "time" else 20, is_wanted=lambda: bool(wanted))
+    assert time.monotonic() - began < 5
+
+
+def test_round_loop_that_waits_is_woken_by_a_reply(tmp_path: Path) -> None:
+    """It waits in the request, not between requests."""
+    state = a_state(tmp_path)
+    plan = a_plan(a_site(state, "berlin"), "work")
+    store(state, plan)
+    timer = soon(lambda: store(state, a_reply(plan, "done")), 0.3)
+    began = time.monotonic()
+    (reply,) = state.get_message_res({plan.metadata.message_id}, RUN)
+    assert 0.25 < time.monotonic() - began < 4
+    assert "done" == text_of(reply)
+    timer.join()
+
+
+def test_large_reply_is_given_when_all_of_it_has_arrived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until the last object is there, the round loop is not told; a site that dies on the way holds nobody up."""
+    monkeypatch.setattr("server.superlink_state.REPLY_SECONDS", 0.2)
+    state = a_state(tmp_path)
+    plan = a_plan(a_site(state, "berlin"), "work")
+    store(state, plan)
+    reply = a_reply(plan, "done")
+    reply.content["payload"] = ArrayRecord({"bytes": Array("uint8", (200_000,), "bytes", bytes(200_000))})
+    with no_object_id_recompute():
+        reply.metadata.__dict__["_message_id"] = reply.object_id
+        session = state.start_session(RUN)
+        stripped = remove_content_from_message(reply)
+        _, missing = state.store_message_and_object_tree(stripped, get_object_tree(reply), session)
+        objects = get_all_nested_objects(reply)
+        assert set(missing) == set(objects)
+        for name in missing:
+            assert [] == state.get_message_res({plan.metadata.message_id}, RUN)
+            assert state.store_object(RUN, session, name, objects[name].deflate())
+    (found,) = state.get_message_res({plan.metadata.message_id}, RUN)
+    assert reply.metadata.message_id == found.metadata.message_id
+    large = [name for name, each in objects.items() if len(each.deflate()) >= LARGE_BYTES]
+    assert set(large) == {path.name for path in (tmp_path / "objects").iterdir()}
+    assert all(state.object_store.get(name) == each.deflate() for name, each in objects.items())
+    state.object_store.delete(reply.metadata.message_id)
+    assert [] == list((tmp_path / "objects").iterdir())
+    assert 0 == len(state.object_store)
+
+
+def test_sessions_of_small_messages_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """flwr opens one per push; a study of 10,000 rounds would keep them all."""
+    monkeypatch.setattr("server.superlink_state.SESSION_SECONDS", -1.0)
+    state = a_state(tmp_path)
+    for number in range(5):
+        store(state, a_plan(a_site(state, f"site{number}"), "work"))
+    assert 1 == len(state._object_push_sessions)
+
+
+def test_what_a_killed_server_left_is_removed(tmp_path: Path) -> None:
+    """Objects of runs that are no more."""
+    (tmp_path / "objects").mkdir()
+    (tmp_path / "objects" / "left").write_bytes(b"x")
+    ObjectFiles(tmp_path / "objects")
+    assert [] == list((tmp_path / "objects").iterdir())
+
+
+def test_object_is_taken_only_if_announced_and_true(tmp_path: Path) -> None:
+    """A large object is checked like a small one."""
+    files = ObjectFiles(tmp_path / "objects")
+    array = Array("uint8", (LARGE_BYTES * 2,), "bytes", bytes(LARGE_BYTES * 2))
+    objects = {name: each.deflate() for name, each in get_all_nested_objects(array).items()}
+    (name,) = [name for name, content in objects.items() if len(content) > LARGE_BYTES]
+    with pytest.raises(NoObjectInStoreError, match="was not announced"):
+        files.put(name, objects[name])
+    files.preregister(RUN, get_object_tree(array))
+    assert b"" == files.get(name)
+    with pytest.raises(ValueError, match="does not match"):
+        files.put(name, objects[name][:-1] + b"x")
+    files.put(name, objects[name])
+    assert objects[name] == files.get(name)
+    assert files.get("f" * 64) is None
+    files.clear()
+    assert [] == list((tmp_path / "objects").iterdir())
+
+
+def test_folder_that_cannot_be_used_is_told(tmp_path: Path) -> None:
+    """A file where the folder should be."""
+    (tmp_path / "objects").write_text("")
+    with pytest.raises(StateError, match="cannot write in"):
+        ObjectFiles(tmp_path / "objects")
