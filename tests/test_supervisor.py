@@ -23,7 +23,8 @@ while True:
     if text == b"leave": sys.exit(3)
     if text == b"hang": time.sleep(600)
     kind = b"error" if text == b"fail" else b"answer"
-    for frame in (kind, text + b" from %d" % os.getpid() if text == b"who" else text, payload): connection.send_bytes(frame)
+    text = b"%d" % os.getpid() if text == b"who" else text
+    for frame in (kind, text, payload): connection.send_bytes(frame)
 """
 
 
@@ -56,7 +57,7 @@ def worker(settings: Path, config: SiteConfig, monkeypatch: pytest.MonkeyPatch) 
 
 
 def process_id(worker: Worker) -> int:
-    return int(worker.answer("who", None, seconds=20)[0].split()[-1])
+    return int(worker.answer("who", None, seconds=20)[0])
 
 
 def wait(until: object, seconds: float = 10) -> None:
@@ -77,7 +78,7 @@ def test_one_process_answers_plan_after_plan(worker: Worker) -> None:
 def test_error_of_the_worker_is_an_error_here(worker: Worker) -> None:
     """The process goes on."""
     before = process_id(worker)
-    with pytest.raises(WorkerFailed, match="^fail$"):
+    with pytest.raises(WorkerFailed, match=r"^fail$"):
         worker.answer("fail", None, seconds=20)
     assert before == process_id(worker)
 
