@@ -144,6 +144,7 @@ def _serve(config: SiteConfig, settings: Path, life: _Life) -> None:
         authentication_keys=(key, key.public_key()),
     ) as connection:
         server = _Server(*connection)
+        life.heard = time.monotonic()
         while refusals.reason is None:
             try:
                 _answer_next(server, settings, life, allowed)
