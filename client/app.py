@@ -12,6 +12,7 @@ from flwr.clientapp import ClientApp
 from client.flower import pack, plan_of
 from client.site import Site
 from client.site_state import event_log
+from common.codecs import Payload
 from common.config import SiteConfig, StudyConfig, TrainingConfig, load_site, load_study
 from common.errors import ConfigError, ConsiliumError, DataError, ProtocolError, StateError
 from common.protocol import FailureReply, Plan, Reply, RoundReply
@@ -32,7 +33,7 @@ def answer(message: Message, context: Context) -> Message:
     return Message(pack(reply.model_dump_json(), content), reply_to=message)
 
 
-def answer_plan(path: Path, plan: Plan, payload: bytes | None) -> tuple[Reply, bytes | None]:
+def answer_plan(path: Path, plan: Plan, payload: Payload | None) -> tuple[Reply, bytes | None]:
     """Answer one plan; a failure that has a sentence becomes a FailureReply, never a stack trace on the wire.
 
     Args:

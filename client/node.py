@@ -14,6 +14,7 @@ import secrets
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,37 +22,32 @@ from types import FrameType
 from typing import Any
 
 from flwr.app import Error, Message, Metadata, RecordDict
-from flwr.app.message import make_message, remove_content_from_message
+from flwr.app.message import make_message
 from flwr.cli.build import build_fab_from_files
 from flwr.client.grpc_rere_client import connection as fleet
 from flwr.common.constant import ErrorCode
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.date import now
-from flwr.supercore.inflatable.inflatable_object import (
-    get_all_nested_objects,
-    get_object_tree,
-    iterate_object_tree,
-    no_object_id_recompute,
-)
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, pull_objects, push_objects
 from flwr.supercore.run import Run, RunNotRunningException
 
+from client.box import Box
 from client.connect import Refusals, check_connection
 from client.exporter import exporting
 from client.flower import pack, unpack
 from client.seams import replace, tame_logs
-from client.supervisor import Worker
+from client.supervisor import Parcel, Worker
 from common import __version__ as version
 from common.config import SiteConfig, load_site
 from common.errors import ConfigError, ConnectionRefused, ConsiliumError, ProtocolError, RunFailed
 from common.identity import read_private_key
 from common.program import BUNDLE_FILES
-from common.protocol import REPLY_GRACE_SECONDS
+from common.protocol import CHUNK_BYTES, REPLY_GRACE_SECONDS, chunk_names
 
 log = logging.getLogger(__name__)
 
 CONNECTED_SECONDS = 60.0
 """A site that has not heard from its server for so long has lost it (or fetches a very large plan)."""
+CHUNKS_AT_A_TIME = 2
 UNASKED_SECONDS = 1.0
 """The pause after a request for plans that came back empty at once: the server has no seat left to wait on."""
 
@@ -169,6 +165,7 @@ def _answer_next(server: _Server, settings: Path, life: _Life, allowed: dict[int
     received = server.receive()
     life.heard = time.monotonic()
     if received is None:
+        life.worker.rest()
         time.sleep(UNASKED_SECONDS if life.heard - began < UNASKED_SECONDS else 0)
         return
     message, tree = received
@@ -181,12 +178,14 @@ def _answer_next(server: _Server, settings: Path, life: _Life, allowed: dict[int
         try:
             if (refusal := allowed[run_id]) is not None:
                 raise ProtocolError(refusal)
-            text, payload = unpack(_content(server, message, tree))
+            plan = _plan(server, message, tree, life.worker.inbox)
             seconds = max(1.0, message.metadata.created_at + message.metadata.ttl - REPLY_GRACE_SECONDS - time.time())
-            content = pack(*life.worker.answer(text, payload, seconds=seconds))
+            answer = life.worker.answer(plan, seconds=seconds)
+            content, boxed = pack(answer.text, answer.payload), answer.boxed
         except ConsiliumError as error:
-            content = Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=str(error))
-        _send(server, _reply(message.metadata, content, server.node_id), seconds=time.monotonic() - began)
+            content, boxed = Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=str(error)), 0
+        reply = _reply(message.metadata, content, server.node_id)
+        _send(server, reply, life.worker.outbox, boxed, seconds=time.monotonic() - began)
     finally:
         life.busy, life.heard = False, time.monotonic()
 
@@ -214,22 +213,23 @@ def own_bundle() -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _content(server: _Server, message: Message, tree: ObjectTree) -> RecordDict:
-    """Return a message's content, fetching its objects where it does not carry it."""
-    if len(message.content) > 0:
-        return message.content
+def _plan(server: _Server, message: Message, tree: ObjectTree, inbox: Box) -> Parcel:
+    """Return a plan; the chunks of a large payload are fetched into `inbox`."""
+    text, payload = unpack(message.content)
+    if not tree.children:
+        return Parcel(text, payload)
     run_id = message.metadata.run_id
-    objects = pull_objects(
-        [each.object_id for each in iterate_object_tree(tree)],
-        lambda name: server.pull_object(run_id, name),
-        initial_backoff=0.02,
-        backoff_cap=0.05,
-        max_tries_per_object=None,
-    )
+    names = [chunk.object_id for chunk in tree.children[0].children]
+
+    def pull(number: int) -> int:
+        content = server.pull_object(run_id, names[number])
+        inbox.write(content, number * CHUNK_BYTES)
+        return len(content)
+
+    with ThreadPoolExecutor(CHUNKS_AT_A_TIME) as pool:
+        size = sum(pool.map(pull, range(len(names))))
     server.confirm(run_id, message.metadata.message_id)
-    whole = inflate_object_from_contents(tree.object_id, objects)
-    assert isinstance(whole, Message)
-    return whole.content
+    return Parcel(text, boxed=size)
 
 
 def _reply(asked: Metadata, content: RecordDict | Error, node_id: int) -> Message:
@@ -250,17 +250,20 @@ def _reply(asked: Metadata, content: RecordDict | Error, node_id: int) -> Messag
     return make_message(metadata=metadata, content=content)
 
 
-def _send(server: _Server, reply: Message, *, seconds: float) -> None:
-    """Send a reply: whole, or its objects after it where it has a large payload."""
-    if reply.has_error() or not reply.content.array_records:
-        server.send(reply, ObjectTree(object_id=reply.metadata.message_id), seconds)
+def _send(server: _Server, reply: Message, outbox: Box, boxed: int, *, seconds: float) -> None:
+    """Send a reply, and after it the chunks of a large payload: the first `boxed` bytes of `outbox`."""
+    tree = ObjectTree(object_id=reply.metadata.message_id)
+    if not boxed:
+        server.send(reply, tree, seconds)
         return
-    with no_object_id_recompute():
-        reply.metadata.__dict__["_message_id"] = reply.object_id
-        missing, session = server.send(remove_content_from_message(reply), get_object_tree(reply), seconds)
-        run_id = reply.metadata.run_id
-        push_objects(
-            get_all_nested_objects(reply),
-            lambda name, content: server.push_object(run_id, session, name, content),
-            object_ids_to_push=missing,
-        )
+    name, run_id = secrets.token_hex(32), reply.metadata.run_id
+    names = chunk_names(name, boxed)
+    tree.children.append(ObjectTree(object_id=name, children=[ObjectTree(object_id=chunk) for chunk in names]))
+    _, session = server.send(reply, tree, seconds)
+
+    def push(number: int) -> None:
+        start = number * CHUNK_BYTES
+        server.push_object(run_id, session, names[number], outbox.read(start, min(CHUNK_BYTES, boxed - start)))
+
+    with ThreadPoolExecutor(CHUNKS_AT_A_TIME) as pool:
+        list(pool.map(push, range(len(names))))

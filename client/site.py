@@ -33,7 +33,7 @@ from common.algorithms import (
     UPDATE_LOSS,
     WITHOUT_ERROR,
 )
-from common.codecs import Identity, build_chain
+from common.codecs import Identity, Payload, build_chain
 from common.config import SiteConfig, StudyConfig
 from common.errors import ModelError, ProtocolError, StateError, UpdateRejected
 from common.protocol import (
@@ -160,7 +160,7 @@ class Site:
         self._names = divide(self._model, self._method)
         self._data_digest = _digest_of(self._data)
 
-    def answer(self, plan: Plan, payload: bytes | None) -> tuple[Reply, bytes | None]:
+    def answer(self, plan: Plan, payload: Payload | None) -> tuple[Reply, bytes | None]:
         """Do what a plan asks and return the reply with its payload.
 
         Raises:
@@ -196,13 +196,13 @@ class Site:
     def _shared_initial(self) -> dict[str, Array]:
         return {name: self._initial[name] for name in sorted(self._names.shared)}
 
-    def _received(self, payload: bytes | None) -> Received:
+    def _received(self, payload: Payload | None) -> Received:
         """Decode and check what the server sent: the shared weights, and along with them only what the study says."""
         if payload is None:
             raise ProtocolError("the server sent a plan without weights")
         return self._checked(Identity().decode(payload))
 
-    def _advanced(self, payload: bytes | None, kept: Mapping[str, Array], *, base: int) -> Received:
+    def _advanced(self, payload: Payload | None, kept: Mapping[str, Array], *, base: int) -> Received:
         """Add the difference that the server sent to the weights of round `base`.
 
         Raises:
@@ -212,7 +212,7 @@ class Site:
         if payload is None or not held or int(kept[HELD_ROUND]) != base:
             raise StateError(f"site '{self._config.name}' does not hold the weights of round {base} any more")
         chain = build_chain(self._study.downlink, exact=self._buffers, feedback=False)
-        return self._checked(chain.advance(held, payload))
+        return self._checked(chain.advance(held, bytes(payload)))
 
     def _checked(self, arrays: Weights) -> Received:
         check_finite(arrays, who="weights from the server")
@@ -260,7 +260,7 @@ class Site:
         """
         return {name: array for name, array in under(kept, PERSONAL).items() if name in self._names.personal}
 
-    def _round(self, plan: RoundPlan, payload: bytes | None, began: float) -> tuple[Reply, bytes]:
+    def _round(self, plan: RoundPlan, payload: Payload | None, began: float) -> tuple[Reply, bytes]:
         state = self._state(plan)
         kept = state.load(before_round=plan.round)
         received = self._received(payload) if plan.base is None else self._advanced(payload, kept, base=plan.base)

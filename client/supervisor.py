@@ -14,9 +14,11 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from client.box import Box
 from common.config import SiteConfig
 from common.errors import ConsiliumError
 from common.processes import PARENT_VARIABLE
@@ -26,6 +28,37 @@ log = logging.getLogger(__name__)
 WATCH_SECONDS, EARLY_SECONDS, MAX_EARLY_DEATHS = 0.5, 30.0, 3
 ANSWER, ERROR = b"answer", b"error"
 COMMAND = (sys.executable, "-m", "client.worker")
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """A plan or a reply.
+
+    Args:
+        text: JSON.
+        payload: a small one.
+        boxed: how many bytes of a large one lie in the box.
+    """
+
+    text: str
+    payload: bytes | None = None
+    boxed: int = 0
+
+
+def send(connection: Connection, parcel: Parcel) -> None:
+    """Send a parcel as three frames."""
+    for frame in (parcel.text.encode(), parcel.payload or b"", b"%d" % parcel.boxed):
+        connection.send_bytes(frame)
+
+
+def receive(connection: Connection) -> Parcel:
+    """Return the next parcel.
+
+    Raises:
+        EOFError: the other end was closed.
+    """
+    text, payload, boxed = (connection.recv_bytes() for _ in range(3))
+    return Parcel(text.decode(), payload or None, int(boxed))
 
 
 class WorkerFailed(ConsiliumError):
@@ -43,6 +76,7 @@ class Worker:
         self._settings, self._memory = settings.resolve(), config.memory_limit_mb
         threads = {"OMP_NUM_THREADS": str(config.threads)}
         self._environment = {**os.environ, **threads, PARENT_VARIABLE: str(os.getpid())}
+        self.inbox, self.outbox = Box(), Box()
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._started = 0.0
@@ -61,11 +95,15 @@ class Worker:
         """Return whether the process runs; it may still be importing torch."""
         return self._process is not None and self._process.poll() is None
 
-    def answer(self, text: str, payload: bytes | None, *, seconds: float) -> tuple[str, bytes | None]:
-        """Have a plan answered; the reply's JSON text and its payload.
+    def answer(self, plan: Parcel, *, seconds: float) -> Parcel:
+        """Have a plan answered.
 
         Args:
+            plan: a payload in it, or in `inbox`.
             seconds: after so long the process is stopped, for nobody waits for its answer any more.
+
+        Returns:
+            The reply, with a payload in it, or in `outbox` until the next call.
 
         Raises:
             WorkerFailed: it could not, died or was stopped; a new process is on its way.
@@ -86,9 +124,9 @@ class Worker:
             timer.daemon = True
             timer.start()
             try:
-                connection.send_bytes(text.encode())
-                connection.send_bytes(payload or b"")
-                kind, content, attached = (connection.recv_bytes() for _ in range(3))
+                send(connection, plan)
+                kind = connection.recv_bytes()
+                reply = receive(connection)
             except (EOFError, OSError):
                 cause = "it was stopped because a task took longer than the study's round_timeout_seconds"
                 ended = _cause(process.wait())
@@ -101,8 +139,14 @@ class Worker:
                 timer.cancel()
             self._early_deaths = 0
             if kind == ERROR:
-                raise WorkerFailed(content.decode())
-            return content.decode(), attached or None
+                raise WorkerFailed(reply.text)
+            return reply
+
+    def rest(self) -> None:
+        """Give back the memory of payloads: there has been nothing to do for a while."""
+        with self._busy:
+            self.inbox.clear()
+            self.outbox.clear()
 
     def stop(self) -> None:
         """End the process, and start no other."""
@@ -121,10 +165,11 @@ class Worker:
     def _spawn(self) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
-            command = [*COMMAND, str(self._settings), str(theirs.fileno())]
+            numbers = [theirs.fileno(), self.inbox.descriptor, self.outbox.descriptor]
+            command = [*COMMAND, str(self._settings), *map(str, numbers)]
             command += ["--memory-mb", str(self._memory)] if self._memory is not None else []
             try:
-                self._process = subprocess.Popen(command, env=self._environment, pass_fds=[theirs.fileno()])
+                self._process = subprocess.Popen(command, env=self._environment, pass_fds=numbers)
             except OSError as error:
                 ours.close()
                 raise WorkerFailed(f"the site's worker process cannot be started: {error.strerror or error}") from error

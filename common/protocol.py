@@ -5,6 +5,7 @@ every plan once, with a reply (JSON) and at most one payload. Both sides validat
 it crosses a trust boundary. Arrays are packed into one payload because Flower pays per array.
 """
 
+import hashlib
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
@@ -14,13 +15,15 @@ from common.errors import ProtocolError
 from common.records import Record
 
 PROTOCOL_VERSION = 1
-PLAN_RECORD, PAYLOAD_RECORD = "consilium", "payload"
+PLAN_RECORD = "consilium"
 MAX_TEXT_BYTES = 1_000_000
 
 SMALL_PAYLOAD_BYTES = 1_000_000
-"""Up to here a payload travels in the message itself; above, as objects of at most 5 MiB that are pulled one by one."""
+"""Up to here a payload travels in the message itself; above, beside it in chunks."""
+CHUNK_BYTES = 2**22
+"""The size of all chunks of a payload but the last: what one request holds of it in the server's memory."""
 MAX_MESSAGE_BYTES = 16_000_000
-"""The largest request that a server reads from a site; larger payloads come in objects, each far below this."""
+"""The largest request that a server reads from a site."""
 REPLY_GRACE_SECONDS = 60.0
 """How much longer than a site may work on it a plan is kept for its reply to arrive."""
 
@@ -222,3 +225,13 @@ def _parse(adapter: TypeAdapter[T], text: str, *, who: str) -> T:
         return adapter.validate_json(text)
     except ValidationError as error:
         raise ProtocolError(describe(error, who)) from error
+
+
+def chunk_names(payload: str, size: int) -> list[str]:
+    """Return the names of a payload's chunks, in order; both sides derive them from the payload's own.
+
+    Args:
+        payload: 64 hexadecimal digits.
+        size: of the payload, in bytes.
+    """
+    return [hashlib.sha256(f"{payload}/{number}".encode()).hexdigest() for number in range(-(-size // CHUNK_BYTES))]

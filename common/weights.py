@@ -2,7 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +13,9 @@ from common.errors import UpdateRejected
 
 Array = npt.NDArray[np.generic]
 Weights = Mapping[str, Array]
+
+BLOCK, ROWS = 2**17, 8
+"""How many elements are worked on at a time, of how many arrays: 8 MB in float64, which fit a processor's cache."""
 
 
 def is_float(array: Array) -> bool:
@@ -34,15 +39,23 @@ def add_scaled(weights: Weights, delta: Weights, scale: float = 1.0) -> dict[str
     """
     result = dict(weights)
     for name, change in delta.items():
-        total = weights[name].astype(np.float64) + scale * change.astype(np.float64)
-        result[name] = _cast(total, weights[name])
+        array = weights[name]
+        added = np.empty(array.shape, array.dtype)
+        flat, before, change = added.reshape(-1), array.reshape(-1), change.reshape(-1)
+        for part in _parts(array.size):
+            total = change[part].astype(np.float64)
+            total *= scale
+            total += before[part].astype(np.float64)
+            _cast(total, flat[part])
+        result[name] = added
     return result
 
 
 def weighted_mean(items: Sequence[Weights], shares: Sequence[float]) -> dict[str, Array]:
     """Return the weighted mean of several weights: `sum(s_k * w_k) / sum(s_k)`; integers are exact below 2**53.
 
-    Reads one array of one item at a time, so that weights kept on disk need no more memory than one of them.
+    Reads one block of the items at a time, so that weights kept on disk need hardly any memory. The sums are those
+    of `numpy.einsum`, in the order of the items: equal on every run, whatever the number of threads.
 
     Args:
         items: one or more weights with equal names, shapes and dtypes.
@@ -59,20 +72,72 @@ def weighted_mean(items: Sequence[Weights], shares: Sequence[float]) -> dict[str
         raise ValueError(f"shares must be finite, >= 0 and not all zero, got {list(shares)}")
     for item in items[1:]:
         check_names(item, items[0], who="weighted mean")
+    if len(items) != len(shares):
+        raise ValueError(f"one share per item: got {len(items)} items and {len(shares)} shares")
+    portions = np.asarray(shares, dtype=np.float64) / total
+    longest = min(BLOCK, max((math.prod(spec(items[0], name)[0]) for name in items[0]), default=0))
+    rows, sums = np.empty((min(ROWS, len(items)), longest)), np.empty((2, longest))
     result = {}
-    for name, first in items[0].items():
-        mean = np.zeros(first.shape, dtype=np.float64)
-        for item, share in zip(items, shares, strict=True):
-            array = item[name]
-            check_array(name, array, first, who="weighted mean")
-            mean += (share / total) * array.astype(np.float64)
-        result[name] = _cast(mean, first)
+    for name in items[0]:
+        shape, dtype = spec(items[0], name)
+        for item in items[1:]:
+            check_spec(name, spec(item, name), (shape, dtype), who="weighted mean")
+        mean, read = np.empty(shape, dtype), np.empty(longest, dtype)
+        flat = mean.reshape(-1)
+        for part in _parts(flat.size):
+            length = part.stop - part.start
+            total_sum, more = sums[0, :length], sums[1, :length]
+            for first in range(0, len(items), ROWS):
+                some = items[first : first + ROWS]
+                for row, item in zip(rows, some, strict=False):
+                    row[:length] = block(item, name, part.start, part.stop, into=read)
+                some_shares, some_rows = portions[first : first + ROWS], rows[: len(some), :length]
+                np.einsum("k,kb->b", some_shares, some_rows, out=more if first else total_sum)
+                if first:
+                    total_sum += more
+            _cast(total_sum, flat[part])
+        result[name] = mean
     return result
 
 
-def _cast(values: npt.NDArray[np.float64], like: Array) -> Array:
+def _parts(size: int) -> Iterator[slice]:
+    return (slice(start, min(start + BLOCK, size)) for start in range(0, size, BLOCK))
+
+
+def _cast(values: npt.NDArray[np.float64], into: Array) -> None:
     with np.errstate(over="ignore"):  # too large for the dtype becomes infinite, which check_finite tells
-        return (values if is_float(like) else np.rint(values)).astype(like.dtype)
+        into[...] = values if is_float(into) else np.rint(values)
+
+
+def block(weights: Weights, name: str, start: int, stop: int, *, into: Array | None = None) -> Array:
+    """Return elements `start` to `stop` of an array, flattened; of one kept on disk only these are read.
+
+    Args:
+        into: memory that may be used for what is read, of the array's dtype and at least so long.
+    """
+    if isinstance(weights, InBlocks):
+        return weights.block(name, start, stop, into=into)
+    return weights[name].reshape(-1)[start:stop]
+
+
+def spec(weights: Weights, name: str) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
+    """Return an array's shape and dtype, without reading one that is kept on disk."""
+    if isinstance(weights, InBlocks):
+        return weights.spec(name)
+    return weights[name].shape, weights[name].dtype
+
+
+@runtime_checkable
+class InBlocks(Protocol):
+    """Weights of which a part can be read without the rest."""
+
+    def block(self, name: str, start: int, stop: int, *, into: Array | None = None) -> Array:
+        """Return elements `start` to `stop` of the flattened array; they may lie in `into`."""
+        ...
+
+    def spec(self, name: str) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
+        """Return the array's shape and dtype."""
+        ...
 
 
 def check_like(weights: Weights, like: Weights, *, who: str) -> None:
@@ -105,10 +170,25 @@ def check_array(name: str, seen: Array, expected: Array, *, who: str) -> None:
     Raises:
         UpdateRejected: with reason `shape` or `dtype`.
     """
-    if seen.shape != expected.shape:
-        raise UpdateRejected("shape", f"{who}: array '{name}' has shape {seen.shape}, expected {expected.shape}")
-    if seen.dtype != expected.dtype:
-        raise UpdateRejected("dtype", f"{who}: array '{name}' has dtype {seen.dtype}, expected {expected.dtype}")
+    check_spec(name, (seen.shape, seen.dtype), (expected.shape, expected.dtype), who=who)
+
+
+def check_spec(
+    name: str,
+    seen: tuple[tuple[int, ...], np.dtype[np.generic]],
+    expected: tuple[tuple[int, ...], np.dtype[np.generic]],
+    *,
+    who: str,
+) -> None:
+    """Check that a shape and dtype are the expected ones.
+
+    Raises:
+        UpdateRejected: with reason `shape` or `dtype`.
+    """
+    if seen[0] != expected[0]:
+        raise UpdateRejected("shape", f"{who}: array '{name}' has shape {seen[0]}, expected {expected[0]}")
+    if seen[1] != expected[1]:
+        raise UpdateRejected("dtype", f"{who}: array '{name}' has dtype {seen[1]}, expected {expected[1]}")
 
 
 def check_finite(weights: Weights, *, who: str) -> None:
@@ -127,14 +207,35 @@ def check_finite(weights: Weights, *, who: str) -> None:
 
 def norm(weights: Weights) -> float:
     """Return the Euclidean norm over all floating-point arrays, in float64."""
-    floats = (array for array in weights.values() if is_float(array))
-    return float(np.sqrt(sum(float(np.sum(np.square(a.astype(np.float64)))) for a in floats)))
+    return float(np.sqrt(sum(_squares(weights, name, None) for name in weights)))
+
+
+def distance(after: Weights, before: Weights) -> float:
+    """Return the Euclidean norm of `after - before` over all floating-point arrays, in float64."""
+    return float(np.sqrt(sum(_squares(after, name, before) for name in after)))
+
+
+def _squares(weights: Weights, name: str, minus: Weights | None) -> float:
+    shape, dtype = spec(weights, name)
+    if not np.issubdtype(dtype, np.floating):
+        return 0.0
+    total = 0.0
+    for part in _parts(math.prod(shape)):
+        values = block(weights, name, part.start, part.stop).astype(np.float64)
+        if minus is not None:
+            values -= block(minus, name, part.start, part.stop).astype(np.float64)
+        total += float(np.sum(np.square(values, out=values)))
+    return total
 
 
 def dot(one: Weights, other: Weights, names: Iterable[str]) -> float:
-    """Return the inner product over the arrays in `names`, in float64, array by array."""
-    pairs = ((one[name].astype(np.float64), other[name].astype(np.float64)) for name in names)
-    return float(sum(np.vdot(a, b) for a, b in pairs))
+    """Return the inner product over the arrays in `names`, in float64, block by block."""
+    total = 0.0
+    for name in names:
+        for part in _parts(math.prod(spec(one, name)[0])):
+            values = block(one, name, part.start, part.stop).astype(np.float64)
+            total += float(np.vdot(values, block(other, name, part.start, part.stop).astype(np.float64)))
+    return total
 
 
 def with_prefix(weights: Weights, prefix: str) -> dict[str, Array]:
@@ -153,5 +254,11 @@ def digest(weights: Weights) -> str:
     for name in sorted(weights):
         array = weights[name]
         sha.update(json.dumps([name, array.dtype.str, array.shape]).encode())
-        sha.update(array.tobytes())
+        sha.update(bytes_view(array))
     return sha.hexdigest()
+
+
+def bytes_view(array: Array) -> memoryview:
+    """Return an array's bytes in C order, without copying those of a contiguous one."""
+    flat = np.ascontiguousarray(array).reshape(-1)
+    return flat.view(np.uint8).data if flat.size else memoryview(b"")

@@ -4,6 +4,7 @@ Runs the very ServerApp and ClientApp that are deployed. Sites answer one after 
 they were asked, so a run is deterministic; `Deliver` lets a test lose, delay or alter messages.
 """
 
+import secrets
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ class InProcessGrid(Grid):
         """Take messages in and return their ids."""
         identifiers = []
         for message in messages:
-            message.metadata.__dict__["_message_id"] = message.object_id
+            message.metadata.__dict__["_message_id"] = secrets.token_hex(32)
             self._pending[message.metadata.message_id] = message
             identifiers.append(message.metadata.message_id)
         return identifiers
@@ -82,6 +83,11 @@ class InProcessGrid(Grid):
             if reply is not None:
                 replies.append(reply)
         return replies
+
+    def forget(self, message_ids: Iterable[str]) -> None:
+        """Drop messages that nobody waits for any more."""
+        for identifier in message_ids:
+            self._pending.pop(identifier, None)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Push and pull at once (Flower's interface)."""

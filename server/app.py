@@ -16,9 +16,9 @@ from flwr.superlink.grid import HttpGrid
 from common.config import StudyConfig, parse_study
 from common.errors import ConsiliumError, StateError
 from common.events import EventLog
-from common.processes import end_with_parent
-from server.flower import GridExchange
-from server.records import JOURNAL_VARIABLE, RunFolder
+from common.processes import end_with_parent, reuse_memory
+from server.flower import GridExchange, Messenger
+from server.records import JOURNAL_VARIABLE, OBJECTS_VARIABLE, RunFolder
 from server.rounds import Study, run_study
 from server.runtime import RuntimeGrid
 from server.strategies import build_strategy
@@ -39,6 +39,7 @@ def main(grid: Grid, context: Context) -> None:
     """Run the study named in the run configuration (`study`: JSON, `folder`: run folder on this machine)."""
     if JOURNAL_VARIABLE in os.environ:
         end_with_parent()
+        reuse_memory()
     path, text = Path(str(context.run_config["folder"])), str(context.run_config["study"])
     folder = RunFolder(path, _journal(run=path.name))
     try:
@@ -48,7 +49,7 @@ def main(grid: Grid, context: Context) -> None:
             config=config,
             digest=study_digest(config),
             run=folder.path.name,
-            exchange=GridExchange(RuntimeGrid(grid) if isinstance(grid, HttpGrid) else grid),
+            exchange=GridExchange(_messenger(grid)),
             strategy=build_strategy(
                 config.strategy,
                 rounds=config.rounds,
@@ -68,6 +69,14 @@ def main(grid: Grid, context: Context) -> None:
     except Exception as error:
         folder.log("failed", error="ConsiliumError", message=f"unexpected {type(error).__name__}: {error}")
         raise
+
+
+def _messenger(grid: Grid) -> Messenger:
+    """Return what carries the messages: of a deployed run its connection to the SuperLink."""
+    if isinstance(grid, HttpGrid):
+        return RuntimeGrid(grid, Path(os.environ[OBJECTS_VARIABLE]))
+    assert isinstance(grid, Messenger)
+    return grid
 
 
 def _journal(**labels: str) -> EventLog | None:

@@ -4,13 +4,13 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from logging import getLogger
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 
 from common.errors import ProtocolError
-from common.protocol import PAYLOAD_RECORD, PLAN_RECORD, REPLY_GRACE_SECONDS, SMALL_PAYLOAD_BYTES, Plan, parse_reply
+from common.protocol import PLAN_RECORD, REPLY_GRACE_SECONDS, Plan, parse_reply
 from server.exchange import NOTHING, Answer
 
 log = getLogger(__name__)
@@ -20,37 +20,30 @@ PAUSE_SECONDS = 0.02
 
 
 def pack(text: str, payload: bytes | None) -> RecordDict:
-    """Return the records of one message: the JSON text, and the payload beside it or, if large, as one array."""
-    if payload is not None and len(payload) <= SMALL_PAYLOAD_BYTES:
-        return RecordDict({PLAN_RECORD: ConfigRecord({"json": text, "payload": payload})})
-    records = RecordDict({PLAN_RECORD: ConfigRecord({"json": text})})
+    """Return the content of a message: the JSON text, and the payload beside it."""
+    config = ConfigRecord({"json": text})
     if payload is not None:
-        array = Array(dtype="uint8", shape=(len(payload),), stype="consilium.bytes", data=payload)
-        records[PAYLOAD_RECORD] = ArrayRecord({"bytes": array})
-    return records
+        config["payload"] = payload
+    return RecordDict({PLAN_RECORD: config})
 
 
 def unpack(records: RecordDict) -> tuple[str, bytes | None]:
-    """Return the JSON text and payload of a message.
+    """Return the JSON text and the payload of a message.
 
     Raises:
         ProtocolError: records other than `pack` makes.
     """
     config = records.config_records.get(PLAN_RECORD)
     text = config.get("json") if config is not None else None
-    if not isinstance(text, str):
+    if config is None or not isinstance(text, str):
         raise ProtocolError(f"message has records {sorted(records)}, expected '{PLAN_RECORD}' with a JSON text")
-    arrays = records.array_records.get(PAYLOAD_RECORD)
-    if arrays is None:
-        small = config.get("payload") if config is not None else None
-        if small is not None and not isinstance(small, bytes):
-            raise ProtocolError(f"payload is {type(small).__name__}, expected bytes")
-        return text, small
-    if list(arrays) != ["bytes"]:
-        raise ProtocolError(f"payload has arrays {sorted(arrays)}, expected one named 'bytes'")
-    return text, arrays["bytes"].data
+    payload = config.get("payload")
+    if payload is not None and not isinstance(payload, bytes):
+        raise ProtocolError(f"payload is {type(payload).__name__}, expected bytes")
+    return text, payload
 
 
+@runtime_checkable
 class Messenger(Protocol):
     """The part of Flower's `Grid` that a run needs."""
 
@@ -64,6 +57,10 @@ class Messenger(Protocol):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the replies there are to some messages; it may wait for the first."""
+        ...
+
+    def forget(self, message_ids: Iterable[str]) -> None:
+        """Drop what is kept for messages that nobody waits for any more."""
         ...
 
 
@@ -111,6 +108,7 @@ class GridExchange:
         waiting = dict(zip(sent, messages, strict=True))
         for site, message, pulling in self._pull(waiting, timeout_seconds):
             yield replace(_answer(site, message, bytes_down[site]), transfer_seconds=pushing + pulling)
+        self._grid.forget(waiting)
         for site in waiting.values():
             detail = f"site '{site}' did not answer within {timeout_seconds:g} s"
             yield Answer(site, problem="timeout", detail=detail, bytes_down=bytes_down[site], transfer_seconds=pushing)

@@ -18,7 +18,7 @@ from common.config import StudyConfig
 from common.errors import CohortTooSmall, ProtocolError, UpdateRejected
 from common.protocol import CONTROL, FailureReply, FinishPlan, FinishReply, RoundPlan, RoundReply
 from common.seeds import seed_for
-from common.weights import Weights, check_finite, check_like, norm, subtract, under, with_prefix
+from common.weights import Weights, check_finite, check_like, distance, under, with_prefix
 from server.checkpoint import load_checkpoint, save_checkpoint, save_weights
 from server.cohort import choose_cohort
 from server.exchange import Answer, Exchange
@@ -203,7 +203,7 @@ def run_round(study: Study, state: ServerState) -> tuple[ServerState, RoundRecor
         applying = time.monotonic()
         step = _aggregate(study, state, updates, record)
     # NumPy's sums differ in their last bits with where an array lies in memory; equal runs have equal records.
-    record.update_norm = float(f"{norm(subtract(step.weights, state.weights)):.12g}")
+    record.update_norm = float(f"{distance(step.weights, state.weights):.12g}")
     record.aggregation_seconds += time.monotonic() - applying
     record.seconds = round(time.monotonic() - began, 4)
     if config.downlink:

@@ -15,7 +15,7 @@ from typing import IO
 import numpy as np
 
 from common.errors import StateError
-from common.weights import Array, Weights
+from common.weights import Array, Weights, bytes_view
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,24 @@ class Kept(Mapping[str, Array]):
     def __len__(self) -> int:
         return len(self._places)
 
-    def block(self, name: str, start: int, stop: int) -> Array:
-        """Return elements `start` to `stop` (0 <= start <= stop) of the flattened array, reading no others."""
+    def block(self, name: str, start: int, stop: int, *, into: Array | None = None) -> Array:
+        """Return elements `start` to `stop` (0 <= start <= stop) of the flattened array, reading no others.
+
+        Args:
+            into: memory to read them into, of the array's dtype and at least so long.
+        """
         place = self._places[name]
         first, last = min(start, place.size), min(stop, place.size)
-        return self._read(place.offset + first * place.dtype.itemsize, np.empty(last - first, place.dtype))
+        found = np.empty(last - first, place.dtype) if into is None else into[: last - first]
+        return self._read(place.offset + first * place.dtype.itemsize, found)
+
+    def spec(self, name: str) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
+        """Return an array's shape and dtype, reading nothing."""
+        place = self._places[name]
+        return place.shape, place.dtype
 
     def _read(self, offset: int, into: Array) -> Array:
-        view, done = _bytes_of(into), 0
+        view, done = bytes_view(into), 0
         number = self._file.fileno()  # a closed file has none: its number may be another file's by now
         try:
             while done < len(view):
@@ -100,7 +110,7 @@ class Spool:
         places = {}
         try:
             for name, array in weights.items():
-                content, done = _bytes_of(np.ascontiguousarray(array)), 0
+                content, done = bytes_view(array), 0
                 places[name] = _Place(self._end, array.shape, array.dtype)
                 while done < len(content):
                     done += os.pwrite(self._file.fileno(), content[done:], self._end + done)
@@ -116,12 +126,3 @@ class Spool:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
-
-
-def _bytes_of(array: Array) -> memoryview:
-    return memoryview(array.reshape(-1).view(np.uint8).data) if array.size else memoryview(b"")
-
-
-def block(weights: Weights, name: str, start: int, stop: int) -> Array:
-    """Return elements `start` to `stop` of an array, flattened; of a kept one only these are read."""
-    return weights.block(name, start, stop) if isinstance(weights, Kept) else weights[name].reshape(-1)[start:stop]

@@ -27,7 +27,7 @@ from common.errors import ConfigError, ConnectionRefused, RunFailed
 from common.files import write_atomically
 from common.identity import make_server_identity
 from common.processes import check_port_free
-from server.records import JOURNAL_VARIABLE
+from server.records import JOURNAL_VARIABLE, OBJECTS_VARIABLE
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +63,11 @@ class ServerHome:
     def journal(self) -> Path:
         """The event log of all runs, which the metrics are made from."""
         return self.path / "journal.jsonl"
+
+    @property
+    def objects(self) -> Path:
+        """The payloads that are under way between runs and sites."""
+        return self.path / "objects"
 
     def address(self) -> "ServerAddress":
         """Return where the running server listens.
@@ -111,6 +116,7 @@ def start_server(
     environment = {
         **os.environ,
         JOURNAL_VARIABLE: str(home.journal.resolve()),
+        OBJECTS_VARIABLE: str(home.objects.resolve()),
         # At INFO, flwr writes two lines whenever somebody asks who is connected: every 5 s, for the metrics.
         "FLWR_LOG_LEVEL": os.environ.get("FLWR_LOG_LEVEL", "WARNING"),
         "FLWR_HOME": str((home.path / "flwr").resolve()),

@@ -18,8 +18,9 @@ from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME
 from flwr.supercore.object_store import object_store_factory
 
 from common.errors import StateError
+from common.processes import reuse_memory
 from common.protocol import MAX_MESSAGE_BYTES
-from server.superlink_state import LinkState, ObjectFiles, SiteRegistry
+from server.superlink_state import LinkState, PayloadFiles, SiteRegistry
 
 PLAN_SECONDS = 20.0
 """How long a site waits in one request for a plan: less than most proxies and firewalls let a silent call live."""
@@ -54,12 +55,13 @@ def main() -> None:
     except StateError as error:
         sys.exit(str(error))
     linkstate_factory.__dict__["InMemoryLinkState"] = functools.partial(LinkState, registry=registry)
-    object_store_factory.__dict__["InMemoryObjectStore"] = functools.partial(ObjectFiles, home / "objects")
+    object_store_factory.__dict__["InMemoryObjectStore"] = functools.partial(PayloadFiles, home / "objects")
     program = importlib.import_module(
         "flwr.superlink.cli.flower_superlink"
     )  # its package shows a function of that name
     program.__dict__.update(FleetServicer=WaitingFleetServicer, GRPC_MAX_MESSAGE_LENGTH=MAX_MESSAGE_BYTES)
     sys.argv = ["flower-superlink", *sys.argv[2:], "--database", FLWR_IN_MEMORY_DB_NAME]
+    reuse_memory()
     program.flower_superlink()
 
 

@@ -1,14 +1,15 @@
-"""What the SuperLink keeps while it runs: approved sites in a file, messages in memory, large objects on disk.
+"""What the SuperLink keeps while it runs: approved sites in a file, messages in memory, large payloads on disk.
 
 flwr's own in-memory state answers a request in a fraction of a millisecond where its SQLite state takes several, but
 it forgets the approved keys at its end and holds every reply of a round in memory. Here the keys are in a file of the
-server's home, objects above `LARGE_BYTES` are files, and whoever asks for a message can wait until there is one.
+server's home, payloads above a megabyte are files, and whoever asks for a message can wait until there is one.
 
-A small message carries its content itself (flwr keeps it apart, as three objects that are pushed and pulled one by
-one); such a message is one that has content and no objects.
+A message carries its text, and its payload if that is small. flwr keeps all of it apart, as three objects and more
+that are announced, pushed and pulled one by one.
 """
 
 import json
+import os
 import threading
 import time
 from collections import defaultdict
@@ -24,16 +25,14 @@ from flwr.proto.node_pb2 import NodeInfo
 from flwr.server.superlink.linkstate.in_memory_linkstate import InMemoryLinkState
 from flwr.supercore.constant import OBJECT_PUSH_SESSION_TTL_SECONDS, NodeStatus
 from flwr.supercore.date import now
-from flwr.supercore.inflatable.inflatable_object import get_object_id
-from flwr.supercore.inflatable.inflatable_utils import validate_object_content
 from flwr.supercore.object_store import NoObjectInStoreError, ObjectStore
 from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError  # type: ignore[import-untyped]
 
 from common.errors import StateError
 from common.files import write_atomically
+from common.protocol import CHUNK_BYTES
 
-LARGE_BYTES = 64_000
 REPLY_SECONDS = 5.0
 """How long the server's round loop waits in one request for replies."""
 LOOK_AGAIN_SECONDS = 1.0
@@ -121,11 +120,21 @@ class LinkState(InMemoryLinkState):
     def store_message_and_object_tree(
         self, message: Message, object_tree: ObjectTree, session_id: str
     ) -> tuple[bool, list[str]]:
-        """Take a message in; one that carries its content has no objects to wait for."""
-        if not _is_whole(message):
-            return super().store_message_and_object_tree(message, object_tree, session_id)
+        """Take a message in, and announce the chunks of its payload where it has some beside it."""
         store = self.store_message_res if message.metadata.reply_to_message_id else self.store_message_ins
-        return store(message) is not None, []
+        with self._lock_object_push_sessions, self.lock:  # in the order in which flwr takes them
+            missing: list[str] = []
+            if object_tree.children:  # first: a message that is in can be asked for
+                missing = self.preregister_object_tree(object_tree, session_id)
+                session = self._object_push_sessions[session_id]
+                assert isinstance(self.object_store, PayloadFiles)
+                present = self.object_store.take_present(object_tree)
+                session.pending_object_ids -= present
+                missing = [name for name in missing if name not in present]
+            if store(message) is None:
+                self._cleanup_push_session(session_id, cleanup_messages=True)
+                return False, []
+            return True, missing
 
     def start_session(self, run_id: int) -> str:
         """Begin to push messages; sessions that wait for no object, as those of whole messages, are forgotten."""
@@ -203,20 +212,20 @@ class LinkState(InMemoryLinkState):
         return stored
 
 
-def _is_whole(message: Message) -> bool:
-    return message.has_error() or len(message.content) > 0
+class PayloadFiles(InMemoryObjectStore):
+    """flwr's store of objects, with the content of every payload in a file of a folder.
 
-
-class ObjectFiles(InMemoryObjectStore):
-    """flwr's in-memory store of objects, with the contents of the large ones in files of a folder.
+    A message is an object, its payload the only object below it, and the chunks below that one are parts of a file
+    with the payload's name. A run on this machine writes and reads the whole file, sites put and get chunks.
 
     Raises:
         StateError: the folder cannot be used.
     """
 
     def __init__(self, folder: Path) -> None:
-        super().__init__()
+        super().__init__(verify=False)
         self._folder = folder
+        self._places: dict[str, tuple[str, int]] = {}  # of a chunk: its payload and where it begins there
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for left in folder.iterdir():  # of a server that was killed
@@ -224,52 +233,83 @@ class ObjectFiles(InMemoryObjectStore):
         except OSError as error:
             raise StateError(f"cannot write in '{folder}': {error.strerror or error}") from error
 
+    def preregister(self, run_id: int, object_tree: ObjectTree) -> list[str]:
+        """Announce a message with one payload.
+
+        Raises:
+            ValueError: the objects are not those of a message with a payload in chunks.
+        """
+        payload = object_tree.children[0]
+        if len(object_tree.children) != 1 or any(chunk.children for chunk in payload.children):
+            raise ValueError("a message has one payload, and that has chunks")
+        if any(each.object_id in self.store for each in (object_tree, payload, *payload.children)):
+            raise ValueError("the objects of a message have names of their own")
+        with self.lock_store:
+            missing = super().preregister(run_id, object_tree)
+            for number, chunk in enumerate(payload.children):
+                self._places[chunk.object_id] = (payload.object_id, number * CHUNK_BYTES)
+            return missing
+
+    def take_present(self, tree: ObjectTree) -> set[str]:
+        """Return the objects of a message that need not be pushed: it and its payload, and chunks that are on disk."""
+        (payload,) = tree.children
+        present = {tree.object_id, payload.object_id}
+        if (self._folder / payload.object_id).exists():
+            present |= {chunk.object_id for chunk in payload.children}
+        with self.lock_store:
+            for name in present:
+                self.store[name].is_available = True
+        return present
+
     def get_object_tree(self, object_id: str) -> ObjectTree:
-        """Return the objects of a message; one that carries its content has none."""
+        """Return the objects of a message; one without a payload beside it has none."""
         try:
             return super().get_object_tree(object_id)
         except NoObjectInStoreError:
             return ObjectTree(object_id=object_id)
 
     def put(self, object_id: str, object_content: bytes) -> None:
-        """Keep an object that was announced; a large one as a file, and only its length here."""
-        if len(object_content) < LARGE_BYTES:
-            super().put(object_id, object_content)
-            return
-        if get_object_id(object_content) != object_id:
-            raise ValueError(f"object {object_id} does not match its content")
-        validate_object_content(content=object_content)
-        path = self._folder / object_id
-        partial = path.with_suffix(f".{threading.get_ident()}")
-        partial.write_bytes(object_content)
+        """Write a chunk that was announced."""
+        if len(object_content) > CHUNK_BYTES:
+            raise ValueError(f"chunk of {len(object_content)} bytes, expected at most {CHUNK_BYTES}")
         with self.lock_store:
-            entry = self.store.get(object_id)
-            if entry is None:
-                partial.unlink()
+            if object_id not in self._places:
                 raise NoObjectInStoreError(f"object {object_id} was not announced")
-            partial.replace(path)
-            entry.is_available = True
+            payload, start = self._places[object_id]
+            descriptor = os.open(self._folder / payload, os.O_WRONLY | os.O_CREAT, 0o600)
+        try:
+            os.pwrite(descriptor, object_content, start)
+        finally:
+            os.close(descriptor)
+        with self.lock_store:
+            if object_id in self.store:
+                self.store[object_id].is_available = True
 
     def get(self, object_id: str) -> bytes | None:
-        """Return an object's content: None if it was never announced, empty if it has not arrived."""
+        """Return a chunk: None if it was never announced, empty if it has not arrived."""
         with self.lock_store:
             entry = self.store.get(object_id)
-            if entry is None or not entry.is_available or entry.content:
-                return entry.content if entry is not None else None
-            file = (self._folder / object_id).open("rb")
-        with file:
-            return file.read()
+            if entry is None or not entry.is_available or object_id not in self._places:
+                return None if entry is None else b""
+            payload, start = self._places[object_id]
+            descriptor = os.open(self._folder / payload, os.O_RDONLY)
+        try:
+            return os.pread(descriptor, CHUNK_BYTES, start)
+        finally:
+            os.close(descriptor)
 
     def delete(self, object_id: str) -> None:
-        """Remove an object and those that only it referred to."""
+        """Remove a message with its payload."""
         with self.lock_store:
             super().delete(object_id)
             if object_id not in self.store:
+                self._places.pop(object_id, None)
                 (self._folder / object_id).unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Remove everything."""
         with self.lock_store:
             super().clear()
+            self._places.clear()
             for path in self._folder.iterdir():
                 path.unlink()

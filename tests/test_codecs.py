@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pydantic import TypeAdapter, ValidationError
-from safetensors.numpy import load
+from safetensors.numpy import load, save
 
 from common.algorithms import CodecConfig, variants
 from common.codecs import CODECS, ByteStage, Chain, Encoded, Identity, Stage, build_chain, form_of
@@ -91,11 +91,12 @@ def test_codec_leaves_its_input_alone_and_is_pure(codec: Identity) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_decoded_arrays_can_be_written_to(codec: Identity, dtype: Any) -> None:
-    """What is decoded belongs to the receiver: writing to it does not raise, nor change another decoding."""
-    payload = codec.encode({"w": np.ones(3, dtype)})
-    codec.decode(payload)["w"][:] = 5
-    assert [1, 1, 1] == np.rint(codec.decode(payload)["w"].astype(np.float64)).tolist()
+def test_decoded_arrays_lie_in_the_payload_and_cannot_be_written_to(codec: Identity, dtype: Any) -> None:
+    """Nothing is copied, and nobody can change what another reads."""
+    array = codec.decode(codec.encode({"w": np.ones(3, dtype)}))["w"]
+    assert array.base is not None
+    with pytest.raises(ValueError, match="read-only"):
+        array[:] = 5
 
 
 @each_codec
@@ -608,10 +609,10 @@ def test_memory_of_other_arrays_is_refused() -> None:
 
 
 def test_names_and_dtypes_that_cannot_travel_are_refused() -> None:
-    """':' marks a chain's own arrays; complex numbers, truth values and other byte orders are not in the container."""
+    """':' marks a chain's own arrays; complex numbers and other byte orders are not in the container."""
     with pytest.raises(ValueError, match="array 'w:scale' has ':' in its name"):
         chain("int8").encode({"w": np.zeros(2), "w:scale": np.zeros(2)}, seed=0)
-    for dtype in ("c8", "?", ">f4"):
+    for dtype in ("c8", ">f4"):
         with pytest.raises(ValueError, match="array 'w' has dtype"):
             chain("").max_bytes({"w": np.zeros(2, dtype)})
 
@@ -698,7 +699,7 @@ def test_hostile_header_in_a_payload_of_the_right_length_is_refused(header: byte
 def test_container_in_another_order_is_refused() -> None:
     """One model has one header: the same arrays written by another writer are refused too."""
     model: dict[str, Array] = {"a": np.zeros(2, np.float16), "b": np.zeros(2, np.float32)}
-    payload = Identity().encode(model)  # widest numbers first, so "b" before "a"
+    payload = save(model)  # widest numbers first, so "b" before "a"
     assert len(payload) == container_bytes(form_of(model))
     with pytest.raises(ProtocolError, match="has 2 arrays, expected 2 in"):
         chain("").decode(payload, model)

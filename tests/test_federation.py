@@ -23,6 +23,7 @@ from client.methods import METHODS, build_method
 from client.models import build_model, set_weights
 from client.site import Site
 from client.training import batches, evaluate
+from common.codecs import Identity
 from common.config import SplitConfig, StudyConfig, load_site
 from common.errors import (
     CohortTooSmall,
@@ -308,9 +309,9 @@ def altered(change: Callable[[Any], None] | None = None, payload: Callable[[byte
 
 def with_arrays(change: Callable[[dict[str, Array]], None]) -> Any:
     def rewrite(content: bytes) -> bytes:
-        arrays = load(content)
+        arrays = {name: array.copy() for name, array in Identity().decode(content).items()}
         change(arrays)
-        return save(arrays)
+        return Identity().encode(arrays)
 
     return altered(payload=rewrite)
 

@@ -11,7 +11,6 @@ NAMES = [
     "flwr.proto.fleet_pb2:ActivateNodeRequest.HEARTBEAT_INTERVAL_FIELD_NUMBER",
     "flwr.common.constant:SIGNATURE_HEADER",
     "flwr.common.constant:ErrorCode.CLIENT_APP_RAISED_EXCEPTION",
-    "flwr.common.constant:ErrorCode.MESSAGE_UNAVAILABLE",
     "flwr.supercore.error:ApiErrorCode.FLEET_INVALID_HEARTBEAT_INTERVAL",
     "flwr.supercore.error:ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED",
     "flwr.supercore.runtime_version_compatibility:RuntimeVersionMetadata.as_metadata",
@@ -28,9 +27,6 @@ NAMES = [
     "flwr.client.grpc_rere_client.connection:grpc_request_response",
     "flwr.client.grpc_rere_client.connection:remove_content_from_message",
     "flwr.client.grpc_rere_client.connection:flwr_exit",
-    "flwr.supercore.inflatable.inflatable_utils:pull_objects",
-    "flwr.supercore.inflatable.inflatable_utils:push_objects",
-    "flwr.supercore.inflatable.inflatable_utils:inflate_object_from_contents",
     "flwr.superlink.grid:HttpGrid._runtime_client",
     "flwr.supercore.runtime:RuntimeHttpClient.PushMessages",
     "flwr.supercore.runtime:RuntimeHttpClient.PullMessages",
@@ -62,14 +58,6 @@ def test_flwr_is_the_release_that_was_read() -> None:
 def test_flwr_still_has(name: str) -> None:
     """The name exists where consilium looks for it."""
     assert find(name) is not None
-
-
-def test_object_pulls_take_their_back_off_as_keywords() -> None:
-    """The settings that a site and the server give."""
-    from flwr.supercore.inflatable import inflatable_utils
-
-    defaults = inspect.signature(inflatable_utils.pull_objects).parameters
-    assert {"initial_backoff", "backoff_cap", "max_tries_per_object"} <= set(defaults)
 
 
 def test_connection_yields_its_functions_in_the_order_that_a_site_takes_them() -> None:

@@ -1,22 +1,23 @@
 """What the SuperLink keeps: approved sites across restarts, messages that wait for, objects on disk."""
 
 import hashlib
+import os
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, Metadata, RecordDict
-from flwr.app.message import make_message, remove_content_from_message
+from flwr.app import ConfigRecord, Error, Message, Metadata, RecordDict
+from flwr.app.message import make_message
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.constant import NodeStatus
 from flwr.supercore.date import now
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, no_object_id_recompute
 from flwr.supercore.object_store import NoObjectInStoreError
 
 from common.errors import StateError
-from server.superlink_state import LARGE_BYTES, LinkState, ObjectFiles, SiteRegistry
+from common.protocol import CHUNK_BYTES, chunk_names
+from server.superlink_state import LinkState, PayloadFiles, SiteRegistry
 
 RUN, SERVER = 7, 1
 
@@ -39,7 +40,7 @@ class QuickState(LinkState):
 
 
 def a_state(folder: Path) -> QuickState:
-    state = QuickState(Federation(), ObjectFiles(folder / "objects"), registry=SiteRegistry(folder / "sites.json"))
+    state = QuickState(Federation(), PayloadFiles(folder / "objects"), registry=SiteRegistry(folder / "sites.json"))
     run = type("Run", (), {"federation_id": "one"})()
     state.run_ids[RUN] = type("Record", (), {"run": run})()  # type: ignore[assignment]
     return state
@@ -200,32 +201,65 @@ def test_round_loop_that_waits_is_woken_by_a_reply(tmp_path: Path) -> None:
     timer.join()
 
 
+def with_payload(message: Message, size: int) -> ObjectTree:
+    """The objects of a message with a payload of so many bytes beside it."""
+    name = hashlib.sha256(message.metadata.message_id.encode()).hexdigest()
+    chunks = [ObjectTree(object_id=chunk) for chunk in chunk_names(name, size)]
+    return ObjectTree(object_id=message.metadata.message_id, children=[ObjectTree(object_id=name, children=chunks)])
+
+
 def test_large_reply_is_given_when_all_of_it_has_arrived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Until the last object is there, the round loop is not told; a site that dies on the way holds nobody up."""
+    """Until the last chunk is there, the round loop is not told; a site that dies on the way holds nobody up."""
     monkeypatch.setattr("server.superlink_state.REPLY_SECONDS", 0.2)
     state = a_state(tmp_path)
     plan = a_plan(a_site(state, "berlin"), "work")
     store(state, plan)
-    reply = a_reply(plan, "done")
-    reply.content["payload"] = ArrayRecord({"bytes": Array("uint8", (200_000,), "bytes", bytes(200_000))})
-    with no_object_id_recompute():
-        reply.metadata.__dict__["_message_id"] = reply.object_id
-        session = state.start_session(RUN)
-        stripped = remove_content_from_message(reply)
-        _, missing = state.store_message_and_object_tree(stripped, get_object_tree(reply), session)
-        objects = get_all_nested_objects(reply)
-        assert set(missing) == set(objects)
-        for name in missing:
-            assert [] == state.get_message_res({plan.metadata.message_id}, RUN)
-            assert state.store_object(RUN, session, name, objects[name].deflate())
+    reply, content = a_reply(plan, "done"), os.urandom(2 * CHUNK_BYTES + 7)
+    tree, session = with_payload(reply, len(content)), state.start_session(RUN)
+    stored, missing = state.store_message_and_object_tree(reply, tree, session)
+    assert (stored, set(missing)) == (True, {chunk.object_id for chunk in tree.children[0].children})
+    for number in (2, 0, 1):  # in any order
+        assert [] == state.get_message_res({plan.metadata.message_id}, RUN)
+        name = tree.children[0].children[number].object_id
+        assert b"" == state.get_object(RUN, name)
+        part = content[number * CHUNK_BYTES : (number + 1) * CHUNK_BYTES]
+        assert state.store_object(RUN, session, name, part)
+        assert part == state.get_object(RUN, name)
     (found,) = state.get_message_res({plan.metadata.message_id}, RUN)
     assert reply.metadata.message_id == found.metadata.message_id
-    large = [name for name, each in objects.items() if len(each.deflate()) >= LARGE_BYTES]
-    assert set(large) == {path.name for path in (tmp_path / "objects").iterdir()}
-    assert all(state.object_store.get(name) == each.deflate() for name, each in objects.items())
+    assert tree == state.object_store.get_object_tree(reply.metadata.message_id)
+    (path,) = (tmp_path / "objects").iterdir()
+    assert (tree.children[0].object_id, content) == (path.name, path.read_bytes())
     state.object_store.delete(reply.metadata.message_id)
     assert [] == list((tmp_path / "objects").iterdir())
     assert 0 == len(state.object_store)
+    assert not state.object_store._places  # type: ignore[attr-defined]
+
+
+def test_payload_of_a_run_on_this_machine_is_there_without_being_pushed(tmp_path: Path) -> None:
+    """The run has written the file; the site gets it in chunks; none is left when the site has it."""
+    state = a_state(tmp_path)
+    plan, content = a_plan(a_site(state, "berlin"), "work"), os.urandom(CHUNK_BYTES + 1)
+    tree = with_payload(plan, len(content))
+    (tmp_path / "objects" / tree.children[0].object_id).write_bytes(content)
+    assert (True, []) == state.store_message_and_object_tree(plan, tree, state.start_session(RUN))
+    chunks = [state.get_object(RUN, chunk.object_id) for chunk in tree.children[0].children]
+    assert content == b"".join(chunk or b"" for chunk in chunks)
+    state.object_store.delete(plan.metadata.message_id)
+    assert [] == list((tmp_path / "objects").iterdir())
+
+
+def test_objects_that_are_no_message_with_a_payload_are_refused(tmp_path: Path) -> None:
+    """Two payloads, chunks of chunks, names that others have."""
+    state = a_state(tmp_path)
+    plan = a_plan(a_site(state, "berlin"), "work")
+    good = with_payload(plan, 10)
+    two = ObjectTree(object_id="a" * 64, children=[*good.children, ObjectTree(object_id="b" * 64)])
+    deep = ObjectTree(object_id="c" * 64, children=[good])
+    state.store_message_and_object_tree(plan, good, state.start_session(RUN))
+    for bad in (two, deep, ObjectTree(object_id="d" * 64, children=good.children)):
+        with pytest.raises(ValueError, match="message ha"):
+            state.store_message_and_object_tree(a_reply(plan, "x"), bad, state.start_session(RUN))
 
 
 def test_sessions_of_small_messages_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,31 +275,22 @@ def test_what_a_killed_server_left_is_removed(tmp_path: Path) -> None:
     """Objects of runs that are no more."""
     (tmp_path / "objects").mkdir()
     (tmp_path / "objects" / "left").write_bytes(b"x")
-    ObjectFiles(tmp_path / "objects")
+    PayloadFiles(tmp_path / "objects")
     assert [] == list((tmp_path / "objects").iterdir())
 
 
-def test_object_is_taken_only_if_announced_and_true(tmp_path: Path) -> None:
-    """A large object is checked like a small one."""
-    files = ObjectFiles(tmp_path / "objects")
-    array = Array("uint8", (LARGE_BYTES * 2,), "bytes", bytes(LARGE_BYTES * 2))
-    objects = {name: each.deflate() for name, each in get_all_nested_objects(array).items()}
-    (name,) = [name for name, content in objects.items() if len(content) > LARGE_BYTES]
+def test_chunk_is_taken_only_if_announced_and_small(tmp_path: Path) -> None:
+    """A site cannot put what it has not said, nor more at once than the server expects."""
+    files = PayloadFiles(tmp_path / "objects")
     with pytest.raises(NoObjectInStoreError, match="was not announced"):
-        files.put(name, objects[name])
-    files.preregister(RUN, get_object_tree(array))
-    assert b"" == files.get(name)
-    with pytest.raises(ValueError, match="does not match"):
-        files.put(name, objects[name][:-1] + b"x")
-    files.put(name, objects[name])
-    assert objects[name] == files.get(name)
-    assert files.get("f" * 64) is None
-    files.clear()
-    assert [] == list((tmp_path / "objects").iterdir())
+        files.put("a" * 64, b"x")
+    with pytest.raises(ValueError, match="expected at most"):
+        files.put("a" * 64, bytes(CHUNK_BYTES + 1))
+    assert files.get("a" * 64) is None
 
 
 def test_folder_that_cannot_be_used_is_told(tmp_path: Path) -> None:
     """A file where the folder should be."""
     (tmp_path / "objects").write_text("")
     with pytest.raises(StateError, match="cannot write in"):
-        ObjectFiles(tmp_path / "objects")
+        PayloadFiles(tmp_path / "objects")

@@ -163,7 +163,7 @@ def test_weighted_mean_refuses_no_items() -> None:
 @pytest.mark.parametrize("shares", [[1.0], [1.0, 1.0, 1.0]])
 def test_weighted_mean_refuses_another_number_of_shares(shares: list[float]) -> None:
     """One share per item."""
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(ValueError, match="one share per item"):
         weighted_mean([{"w": np.ones(2)}, {"w": np.ones(2)}], shares)
 
 

@@ -172,7 +172,10 @@ def set_weights(module: nn.Module, weights: Weights) -> None:
             raise ModelError(f"array '{name}' has shape {array.shape}, expected {tuple(state[name].shape)}")
     with torch.no_grad():
         for name, array in weights.items():
-            state[name].copy_(torch.from_numpy(np.array(array, copy=True)))
+            if state[name].device.type == "cpu":
+                np.copyto(state[name].numpy(), array, casting="unsafe")
+            else:
+                state[name].copy_(torch.from_numpy(np.array(array)))
 
 
 def train_mode(model: Model) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence, Set
 from typing import TypeAlias
 
 from common.algorithms import CodecConfig
-from common.codecs.base import ByteStage, Form, Stage, form_of
+from common.codecs.base import ByteStage, Form, Payload, Stage, form_of
 from common.codecs.bf16 import Bf16
 from common.codecs.chain import Chain, Encoded
 from common.codecs.fp16 import Fp16
@@ -60,6 +60,7 @@ __all__ = [
     "Encoded",
     "Form",
     "Identity",
+    "Payload",
     "Stage",
     "build_chain",
     "form_of",

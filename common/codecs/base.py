@@ -10,6 +10,8 @@ import numpy.typing as npt
 from common.errors import ProtocolError
 from common.weights import Array, Weights
 
+Payload: TypeAlias = bytes | memoryview
+"""What is decoded."""
 Spec: TypeAlias = tuple[tuple[int, ...], np.dtype[np.generic]]
 """Shape and dtype of one array."""
 Form: TypeAlias = Mapping[str, Spec]

@@ -5,23 +5,26 @@ length is refused before an array is made of it. Any reader of safetensors reads
 """
 
 import json
+from typing import Any
 
 import numpy as np
 
-from common.codecs.base import Form, Spec, bytes_of, size_of
-from common.codecs.plain import Identity
+from common.codecs.base import Form, Payload, Spec, bytes_of, size_of
 from common.errors import ProtocolError
-from common.weights import Array, Weights
+from common.weights import Array, Weights, bytes_view
 
 DTYPES = {
     np.dtype(dtype): name
     for dtype, name in (
+        ("|b1", "BOOL"),
         *((f"<f{size}", f"F{8 * size}") for size in (2, 4, 8)),
         *((f"<i{size}", f"I{8 * size}") for size in (1, 2, 4, 8)),
         *((f"<u{size}", f"U{8 * size}") for size in (1, 2, 4, 8)),
     )
 }
 """Names that safetensors has for the dtypes that may travel."""
+NAMED = {name: dtype for dtype, name in DTYPES.items()}
+MAX_HEADER_BYTES = 20_000_000
 
 
 def container_bytes(form: Form) -> int:
@@ -39,27 +42,53 @@ def pack(arrays: Weights, form: Form) -> bytes:
     Raises:
         ValueError: a dtype that does not travel.
     """
-    return b"".join([_header(form), *(arrays[name].tobytes() for name in sorted(form))])
+    return b"".join([_header(form), *(bytes_view(arrays[name]) for name in sorted(form))])
 
 
-def unpack(content: bytes, form: Form) -> dict[str, Array]:
-    """Return copies of the arrays in a container.
+def unpack(content: Payload, form: Form, *, copy: bool = True) -> dict[str, Array]:
+    """Return the arrays in a container: copies, or read-only views.
 
     Raises:
         ProtocolError: bytes that are not exactly a container of this form.
     """
     header = _header(form)
-    if len(content) != container_bytes(form) or not content.startswith(header):
+    if len(content) != container_bytes(form) or content[: len(header)] != header:
         raise ProtocolError(_difference(content, form))
     arrays, start = {}, len(header)
     for name in sorted(form):
         shape, dtype = form[name]
         count = size_of(form[name])
-        arrays[name] = (
-            np.frombuffer(content, dtype, count, start).reshape(shape).copy() if count else np.empty(*form[name])
-        )
+        try:
+            view = np.frombuffer(content, dtype, count, start).reshape(shape) if count else np.empty(shape, dtype)
+        except ValueError as error:  # more dimensions than NumPy has
+            raise ProtocolError(f"payload of {len(content)} bytes: array '{name}': {error}") from error
+        arrays[name] = view.copy() if copy else view
         start += bytes_of(form[name])
     return arrays
+
+
+def read_form(content: Payload) -> Form:
+    """Return names, shapes and dtypes of a container's arrays from its header; its contents are not looked at.
+
+    Raises:
+        ProtocolError: bytes that do not begin with the header of a container.
+    """
+    who = f"payload of {len(content)} bytes"
+    length = int.from_bytes(content[:8], "little")
+    if len(content) < 8 or length > min(len(content) - 8, MAX_HEADER_BYTES):
+        raise ProtocolError(f"{who} is not a safetensors container: its header is said to have {length} bytes")
+    try:
+        entries = json.loads(bytes(content[8 : 8 + length]))
+        return {name: _spec(entry) for name, entry in entries.items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ProtocolError(f"{who} is not a safetensors container: {type(error).__name__}: {error}") from error
+
+
+def _spec(entry: Any) -> Spec:
+    shape = entry["shape"]
+    if not all(type(size) is int and 0 <= size < 2**63 for size in shape):
+        raise ValueError(f"shape {shape!r:.100}")
+    return tuple(shape), NAMED[entry["dtype"]]
 
 
 def _header(form: Form) -> bytes:
@@ -75,21 +104,22 @@ def _header(form: Form) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _difference(content: bytes, form: Form) -> str:
+def _difference(content: Payload, form: Form) -> str:
     """Say what is wrong with a payload; its length has been checked to be no longer than a good one."""
     who = f"payload of {len(content)} bytes"
     try:
-        seen = Identity().decode(content)
+        seen = read_form(content)
     except ProtocolError as error:
         return str(error)
-    for name, (shape, dtype) in sorted(form.items()):
+    for name, expected in sorted(form.items()):
         if name not in seen:
             return f"{who} lacks array '{name}'"
-        if (found := seen[name]).shape != shape or found.dtype != dtype:
-            return f"{who}: array '{name}' is {_told(found)}, expected {_told(form[name])}"
-    return f"{who} has {len(seen)} arrays, expected {len(form)} in {container_bytes(form)} bytes"
+        if seen[name] != expected:
+            return f"{who}: array '{name}' is {_told(seen[name])}, expected {_told(expected)}"
+    if len(content) != (length := container_bytes(form)):
+        return f"{who} is not a safetensors container of {len(form)} arrays, which has {length} bytes"
+    return f"{who} has {len(seen)} arrays, expected {len(form)} in {length} bytes"
 
 
-def _told(what: Array | Spec) -> str:
-    shape, dtype = what if isinstance(what, tuple) else (what.shape, what.dtype)
-    return f"{dtype} {shape}"
+def _told(what: Spec) -> str:
+    return f"{what[1]} {what[0]}"

@@ -1,30 +1,33 @@
-"""Whole weights to bytes and back where the receiver does not know their form: initial weights.
+"""Whole weights to bytes and back where the receiver does not know their form: initial weights, full broadcasts.
 
 Law: `decode(encode(weights))` is `weights`, bit for bit. Bytes from outside never run code: the container is
-safetensors, which is checked while it is read. Where the form is known, use a `Chain`.
+safetensors, of which the header is read and compared with the one that its arrays must have. Where the form is known,
+use a `Chain`.
 """
 
 from dataclasses import dataclass
 
-import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
-
-from common.errors import ProtocolError
+from common.codecs.base import Payload, form_of
+from common.codecs.container import pack, read_form, unpack
 from common.weights import Array, Weights
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Every array as it is, in one safetensors container; decoding is exact."""
+    """Every array as it is, in one container; decoding is exact."""
 
     def encode(self, weights: Weights) -> bytes:
-        """Return the safetensors bytes of `weights`."""
-        return save({name: np.require(array, requirements="C") for name, array in weights.items()})
+        """Return the container of `weights`.
 
-    def decode(self, payload: bytes) -> dict[str, Array]:
-        """Return the arrays of a safetensors container."""
-        try:
-            return dict(load(payload))
-        except (SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise ProtocolError(f"payload of {len(payload)} bytes is not a safetensors container: {error}") from error
+        Raises:
+            ValueError: a dtype that does not travel.
+        """
+        return pack(weights, form_of(weights))
+
+    def decode(self, payload: Payload) -> dict[str, Array]:
+        """Return the arrays of a container; they are read-only and lie in `payload`.
+
+        Raises:
+            ProtocolError: bytes that `encode` does not write.
+        """
+        return unpack(payload, read_form(payload), copy=False)

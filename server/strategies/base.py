@@ -7,8 +7,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from common.weights import Array, Weights, add_scaled, is_float, weighted_mean
-from server.spool import block
+from common.weights import Array, Weights, add_scaled, block, is_float, spec, weighted_mean
 
 Floats = npt.NDArray[np.float64]
 
@@ -137,6 +136,12 @@ class _Part(Mapping[str, Array]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+    def block(self, name: str, start: int, stop: int, *, into: Array | None = None) -> Array:
+        return block(self._weights, name, start, stop, into=into)
+
+    def spec(self, name: str) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
+        return spec(self._weights, name)
 
     def keys(self) -> KeysView[str]:
         """Return the names as a dict does: comparing them reads no array."""
