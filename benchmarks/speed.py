@@ -5,7 +5,8 @@
 Ours: `consilium server start` and one `consilium site start` per site, gRPC with TLS and node keys, a round as it is
 (evaluate what was received, train, evaluate what is served, the local-only baseline, personal state on disk). Stock:
 flwr's SuperLink and SuperNodes without TLS and keys (to its advantage), `benchmarks/stock_app`, one train and one
-evaluate message per round; "tuned" sets the one polling interval that flwr takes from outside.
+evaluate message per round; "tuned" sets the one polling interval that flwr takes from outside. Where nothing is to be
+trained, `echo_site.py` answers in place of the worker with torch, as the stock app sends back what came.
 """
 
 import argparse
@@ -20,9 +21,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -34,6 +36,7 @@ from rich.table import Table
 
 from common.config import NumberColumn, StudyConfig, TableTask, parse_study
 from common.processes import free_port
+from common.weights import weighted_mean
 from consilium.local import running_server, running_sites, wait_for_server
 from consilium.run import run_study
 from consilium.scenario import make_sites
@@ -42,6 +45,10 @@ from consilium.view import View
 from server.control import Control
 from server.superlink import ServerHome, stop_processes
 
+Row = dict[str, Any]
+MEGABYTES, ROUNDS = 100, 23
+IDLE_MEGABYTES = 90.0
+"""A process of the server below this size is still importing; above, its first size counts as idle."""
 RESULTS = Path(__file__).parent / "results" / "speed.csv"
 FIELDS = ("work", "unit", "ours", "ours_p95", "stock", "stock_tuned", "limit")
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "OMP_NUM_THREADS": "1"}
@@ -58,8 +65,8 @@ class Deployment:
 
 
 @contextmanager
-def deployment(num_sites: int) -> Iterator[Deployment]:
-    """Start a server and sites with 60 rows of one column each, and wait until all are connected."""
+def deployment(num_sites: int, *, echo_megabytes: int | None = None) -> Iterator[Deployment]:
+    """Start a server and sites with 60 rows of one column each, or sites that send back what comes."""
     with tempfile.TemporaryDirectory(prefix="speed-") as name:
         folder = Path(name)
         task = TableTask(classes=("no", "yes"), label="ill", columns={"dose": NumberColumn()})
@@ -71,8 +78,24 @@ def deployment(num_sites: int) -> Iterator[Deployment]:
             with Control(home) as control:
                 for site, path in sites.items():
                     control.approve(path.parent / "site.key.pub", name=site)
-            with running_sites(sites):
+            running = running_sites(sites) if echo_megabytes is None else echoing_sites(sites, echo_megabytes)
+            with running:
                 yield Deployment(home, folder, task, tuple(sites))
+
+
+@contextmanager
+def echoing_sites(sites: Mapping[str, Path], megabytes: int) -> Iterator[None]:
+    """Start sites that send back what comes."""
+    script = str(Path(__file__).parent / "echo_site.py")
+    started: list[subprocess.Popen[bytes]] = []
+    try:
+        for path in sites.values():
+            with (path.parent / "site.log").open("ab") as log:
+                command = [sys.executable, script, str(path), str(megabytes)]
+                started.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log))
+        yield
+    finally:
+        stop_processes(started)
 
 
 def _write_patients(folder: Path) -> Path:
@@ -119,10 +142,11 @@ def stock_rounds(num_sites: int, *, rounds: int, megabytes: float = 0.0, evaluat
         home.mkdir()
         here = f'address = "127.0.0.1:{control}"\ninsecure = true\n'
         (home / "config.toml").write_text(f'[superlink]\ndefault = "here"\n\n[superlink.here]\n{here}')
-        environment = {**os.environ, **QUIET, "FLWR_HOME": str(home)}
+        bins = Path(sys.executable).parent  # flwr starts its own programs by name
+        path = f"{bins}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+        environment = {**os.environ, **QUIET, "FLWR_HOME": str(home), "PATH": path}
         if tuned:
             environment["FLWR_SUPEREXEC_TASK_POLL_INTERVAL"] = "0.01"
-        bins = Path(sys.executable).parent
         with (folder / "log").open("ab") as log:
 
             def start(*command: str) -> "subprocess.Popen[bytes]":
@@ -178,7 +202,7 @@ def main() -> None:
     parser.add_argument("--skip-stock", action="store_true")
     arguments = parser.parse_args()
     logging.disable(logging.INFO)
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     for name, measure in MEASURES.items():
         if not arguments.only or name in arguments.only:
             rows.extend(measure(not arguments.skip_stock))
@@ -190,7 +214,7 @@ def main() -> None:
             writer.writerows(rows)
 
 
-def show(rows: list[dict[str, Any]]) -> None:
+def show(rows: list[Row]) -> None:
     """Print the table so far."""
     table = Table(*FIELDS)
     for row in rows:
@@ -199,9 +223,9 @@ def show(rows: list[dict[str, Any]]) -> None:
     Console(width=150).print(table)
 
 
-def empty_rounds(with_stock: bool) -> list[dict[str, Any]]:
+def empty_rounds(with_stock: bool) -> list[Row]:
     """Rounds in which nobody computes, 2 and 8 sites, and the start of a study at warm sites."""
-    rows = []
+    rows: list[Row] = []
     for sites in (2, 8):
         with deployment(sites) as where:
             run_ours(where, study(where, "warm-up", rounds=2))
@@ -210,7 +234,7 @@ def empty_rounds(with_stock: bool) -> list[dict[str, Any]]:
             seconds = round_seconds(events)
             asked = next(event for event in events if event["event"] == "asked")
             start = datetime.fromisoformat(asked["time"]).timestamp() - began
-        row = {"work": f"empty round, {sites} sites", "unit": "s", "limit": 0.005, **of(seconds)}
+        row: Row = {"work": f"empty round, {sites} sites", "unit": "s", "limit": 0.005, **of(seconds)}
         if with_stock and sites == 2:
             row["stock"] = stock_rounds(2, rounds=5, tuned=False)
             row["stock_tuned"] = stock_rounds(2, rounds=5, tuned=True)
@@ -220,17 +244,142 @@ def empty_rounds(with_stock: bool) -> list[dict[str, Any]]:
     return rows
 
 
-def large_rounds(with_stock: bool) -> list[dict[str, Any]]:
-    """100 MB of shared weights, two sites, next to nothing to train."""
-    with deployment(2) as where:
-        hidden = [5000, 4999]
-        config = study(where, "large", rounds=6, model={"name": "mlp", "hidden": hidden}, round_timeout_seconds=300)
-        seconds = round_seconds(run_ours(where, config))
-    row = {"work": "100 MB of shared weights, 2 sites", "unit": "s", "limit": 0.45, **of(seconds)}
+def large_rounds(with_stock: bool) -> list[Row]:
+    """100 MB of shared weights, two sites: nothing to train, and a real site that takes one step."""
+    with deployment(2, echo_megabytes=MEGABYTES) as where:
+        config = study(where, "echo", rounds=ROUNDS, round_timeout_seconds=300)
+        row: Row = {"work": "100 MB of shared weights, 2 sites, nothing to train", "unit": "s", "limit": 0.45}
+        row |= of(round_seconds(run_ours(where, config)))
     if with_stock:
-        row["stock"] = stock_rounds(2, rounds=4, megabytes=100, evaluate=False, tuned=False)
-        row["stock_tuned"] = stock_rounds(2, rounds=4, megabytes=100, evaluate=False, tuned=True)
+        row["stock"] = stock_rounds(2, rounds=5, megabytes=MEGABYTES, evaluate=False, tuned=False)
+        row["stock_tuned"] = stock_rounds(2, rounds=5, megabytes=MEGABYTES, evaluate=False, tuned=True)
+    with deployment(2) as where:
+        model, training = {"name": "mlp", "hidden": [5000, 4999]}, {"steps": 1, "batch_size": 4}
+        config = study(where, "large", rounds=ROUNDS, model=model, training=training, round_timeout_seconds=300)
+        seconds = round_seconds(run_ours(where, config))
+    whole: Row = {"work": "the same, a whole round of ours (1 step, baseline, state)", "unit": "s", **of(seconds)}
+    return [row, whole]
+
+
+def memory(with_stock: bool) -> list[Row]:
+    """The server's peak over its idle size, with a model of 100 MB, 2 and 32 sites."""
+    rows: list[Row] = []
+    for sites in (2, 32):
+        with deployment(sites, echo_megabytes=MEGABYTES) as where, watching(where.home) as seen:
+            config = study(where, "memory", rounds=4, round_timeout_seconds=600)
+            seconds = round_seconds(run_ours(where, config))
+        for which, title in (("anonymous", "without"), ("resident", "with")):
+            work = f"server's peak over idle, {sites} sites, {title} pages of files"
+            rows.append({"work": work, "unit": "models", "ours": seen[which] / MEGABYTES, "limit": 1.0})
+        rows.append({"work": f"the round of it, {sites} sites", "unit": "s", **of(seconds)})
+    return rows
+
+
+@contextmanager
+def watching(home: ServerHome) -> Iterator[dict[str, float]]:
+    """Watch SuperLink and ServerApp; at the end, how far their memory together was above its idle size, in MB."""
+    found = {"anonymous": 0.0, "resident": 0.0}
+    idle: dict[int, tuple[float, float]] = {}
+    stopped = threading.Event()
+
+    def watch() -> None:
+        while not stopped.wait(0.02):
+            over = [0.0, 0.0]
+            for process in server_processes(home):
+                if (now := memory_of(process)) is not None:
+                    before = idle.setdefault(process, now)
+                    over = [total + after - first for total, after, first in zip(over, now, before, strict=True)]
+            found["anonymous"] = max(found["anonymous"], over[0])
+            found["resident"] = max(found["resident"], over[1])
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield found
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def server_processes(home: ServerHome) -> list[int]:
+    """Return the processes of a server's SuperLink and of its runs."""
+    return processes_with(b"server.superlink_process", str(home.path).encode()) + processes_with(b"flwr-serverapp")
+
+
+def memory_of(process: int) -> tuple[float, float] | None:
+    """Return a process's memory in MB: what is its own, and with pages of files; None when it is gone or starting."""
+    try:
+        text = Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return None
+    sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 / 1e6 for line in text.splitlines() if line.endswith("kB")}
+    own, resident = sizes.get("RssAnon", 0.0) + sizes.get("RssShmem", 0.0), sizes.get("VmRSS", 0.0)
+    return (own, resident) if resident > IDLE_MEGABYTES else None
+
+
+def aggregation(with_stock: bool) -> list[Row]:
+    """The weighted mean of eight updates of 100 MB, on one core; stock: flwr's own over the same arrays."""
+    from flwr.app import ArrayRecord, MetricRecord, RecordDict
+    from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
+
+    rng = np.random.default_rng(0)
+    shape = (1000, 1000)
+    updates = [{f"w{i}": rng.standard_normal(shape, dtype=np.float32) for i in range(25)} for _ in range(8)]
+    size = 8 * MEGABYTES / 1000
+    row: Row = {"work": "aggregation of 8 x 100 MB, float64 sums, one core", "unit": "GB/s"}
+    row["ours"] = size / shortest(lambda: weighted_mean(updates, [1.0] * 8))
+    into = np.empty(shape, np.float32)
+    row["limit"] = size / shortest(lambda: [np.copyto(into, array) for update in updates for array in update.values()])
+    if with_stock:
+        metrics = {"num-examples": 1.0}
+        records = [RecordDict({"arrays": ArrayRecord(u), "metrics": MetricRecord(metrics)}) for u in updates]
+        row["stock"] = size / shortest(lambda: aggregate_arrayrecords(records, "num-examples"))
     return [row]
+
+
+def shortest(work: Callable[[], Any]) -> float:
+    """Return the least seconds of five runs."""
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def idle(with_stock: bool) -> list[Row]:
+    """One site that waits for studies, a minute after its start."""
+    with deployment(1) as where:
+        run_ours(where, study(where, "warm-up", rounds=2))
+        time.sleep(30)
+        sites = processes_with(b"site", b"start", str(where.folder).encode())
+        workers = processes_with(b"client.worker", str(where.folder).encode())
+        before, began = cpu_seconds(sites + workers), time.monotonic()
+        time.sleep(60)
+        used = 100 * (cpu_seconds(sites + workers) - before) / (time.monotonic() - began)
+        own = [sum(found[1] for pid in pids if (found := memory_of(pid))) for pids in (sites, workers)]
+    return [
+        {"work": "idle site, processor (site and worker)", "unit": "% of a core", "ours": used, "limit": 0.0},
+        {"work": "idle site, memory of the site without torch", "unit": "MB", "ours": own[0]},
+        {"work": "idle site, memory of its worker with torch", "unit": "MB", "ours": own[1]},
+    ]
+
+
+def processes_with(*parts: bytes) -> list[int]:
+    """Return the processes that have all of these in their command lines."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            command = path.read_bytes()
+            if all(part in command for part in parts) and int(path.parent.name) != os.getpid():
+                found.append(int(path.parent.name))
+    return found
+
+
+def cpu_seconds(processes: list[int]) -> float:
+    """Return the processor time of some processes so far."""
+    fields = (Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split() for pid in processes)
+    return sum(int(each[11]) + int(each[12]) for each in fields) / os.sysconf("SC_CLK_TCK")
 
 
 def of(seconds: list[float]) -> dict[str, float]:
@@ -238,7 +387,13 @@ def of(seconds: list[float]) -> dict[str, float]:
     return {"ours": float(np.median(seconds)), "ours_p95": float(np.quantile(seconds, 0.95))}
 
 
-MEASURES = {"empty": empty_rounds, "large": large_rounds}
+MEASURES = {
+    "empty": empty_rounds,
+    "large": large_rounds,
+    "memory": memory,
+    "aggregation": aggregation,
+    "idle": idle,
+}
 
 if __name__ == "__main__":
     main()

@@ -159,6 +159,7 @@ class Site:
         self._needs = study.needs
         self._names = divide(self._model, self._method)
         self._data_digest = _digest_of(self._data)
+        self._last: dict[str, Weights] = {}
 
     def answer(self, plan: Plan, payload: Payload | None) -> tuple[Reply, bytes | None]:
         """Do what a plan asks and return the reply with its payload.
@@ -178,7 +179,7 @@ class Site:
                 return self._finish(plan, self._received(payload), began), None
 
     def _shake_hands(self, plan: Plan, began: float) -> HandshakeReply:
-        self._state(plan)  # an unwritable state folder is told before training, not after
+        self._state(plan).check()  # an unwritable state folder is told before training, not after
         return HandshakeReply(
             **_stamp(plan, began),
             versions=versions(),
@@ -262,7 +263,7 @@ class Site:
 
     def _round(self, plan: RoundPlan, payload: Payload | None, began: float) -> tuple[Reply, bytes]:
         state = self._state(plan)
-        kept = state.load(before_round=plan.round)
+        kept = state.load(before_round=plan.round, known=self._last)
         received = self._received(payload) if plan.base is None else self._advanced(payload, kept, base=plan.base)
         personal, work = self._personal(kept), self._work(plan.round, control=received.control)
         metrics = self._signals_before(plan, received, kept, work)
@@ -292,12 +293,14 @@ class Site:
         if WITHOUT_ERROR in self._needs:
             parts[SENT] = trained
         if self._study.downlink:
-            parts[HELD], rounds[HELD_ROUND] = received.weights, np.array(plan.round)
+            held = {name: array.copy() for name, array in received.weights.items()}  # they lie in the payload
+            parts[HELD], rounds[HELD_ROUND] = held, np.array(plan.round)
         parts[""] = rounds
         content, parts[UPLINK], lost = self._coded(plan, received, trained, outcome.control, under(kept, UPLINK))
         if lost is not None:
             metrics["uplink.nmse"] = lost
-        state.save(_joined(parts), round_number=plan.round)
+        joined = _joined(parts)
+        self._last = {state.save(joined, round_number=plan.round): joined}
         reply = RoundReply(**_stamp(plan, began), round=plan.round, num_examples=len(self._data.train), metrics=metrics)
         return reply, content
 
@@ -375,7 +378,7 @@ class Site:
         state = self._state(plan)
         if (told := state.load_counts(plan.round)) is not None:  # asked again: the test split is not read twice
             return FinishReply(**_stamp(plan, began), round=plan.round, test=told)
-        kept = state.load(before_round=plan.round + 1)
+        kept = state.load(before_round=plan.round + 1, known=self._last)
         test, metrics = self._data.test, dict[str, float]()
         if not len(test):
             raise ProtocolError(f"site '{self._config.name}' has no test examples: split.test is 0")

@@ -7,15 +7,16 @@ starts from the same state as the first time.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 
+from common.codecs import Payload, form_of
+from common.codecs.container import parts
 from common.config import SiteConfig
 from common.errors import StateError
 from common.events import EventLog
@@ -37,13 +38,22 @@ class StateFolder:
 
     @classmethod
     def of(cls, root: Path, *, study: str, run: str, site: str) -> "StateFolder":
-        """Return the folder for a study's run below the site's `state_dir`, checked to be writable."""
-        folder = cls(root / study / run, site)
-        check_writable(folder.path, what=f"site '{site}': state folder")
-        return folder
+        """Return the folder for a study's run below the site's `state_dir`."""
+        return cls(root / study / run, site)
 
-    def load(self, *, before_round: int) -> dict[str, Array]:
+    def check(self) -> None:
+        """Check that it can be written to.
+
+        Raises:
+            StateError: it cannot.
+        """
+        check_writable(self.path, what=f"site '{self.site}': state folder")
+
+    def load(self, *, before_round: int, known: Mapping[str, Weights] | None = None) -> dict[str, Array]:
         """Return the newest state saved for a round earlier than `before_round`; empty if there is none.
+
+        Args:
+            known: states still in memory, by the sha256 that `save` returned; one of these is not read again.
 
         Raises:
             StateError: the state is there, but damaged or of another site.
@@ -52,6 +62,8 @@ class StateFolder:
         if not earlier:
             return {}
         entry = max(earlier, key=lambda item: int(item["round"]))
+        if known and entry["sha256"] in known:
+            return dict(known[entry["sha256"]])
         path = self.path / entry["file"]
         try:
             content = path.read_bytes()
@@ -61,22 +73,28 @@ class StateFolder:
         except (OSError, SafetensorError) as error:
             raise StateError(f"site '{self.site}': cannot read '{path}': {error}") from error
 
-    def save(self, state: Weights, *, round_number: int) -> None:
-        """Write the state after a round; a crash leaves the previous one in force.
+    def save(self, state: Weights, *, round_number: int) -> str:
+        """Write the state after a round and return its sha256; a crash leaves the previous one in force.
 
         Raises:
             StateError: the folder is unwritable or the disk is full.
         """
-        content = save({name: np.require(array, requirements="C") for name, array in state.items()})
-        file = f"round-{round_number:06d}.safetensors"
-        write_atomically(self.path / file, content, mode=_PRIVATE)
-        entry = {"round": round_number, "file": file, "sha256": hashlib.sha256(content).hexdigest()}
+        sha, file = hashlib.sha256(), f"round-{round_number:06d}.safetensors"
+
+        def pieces() -> Iterator[Payload]:
+            for piece in parts(state, form_of(state)):
+                sha.update(piece)
+                yield piece
+
+        write_atomically(self.path / file, pieces(), mode=_PRIVATE)
+        entry = {"round": round_number, "file": file, "sha256": sha.hexdigest()}
         earlier = [old for old in self._manifest()["rounds"] if old["round"] < round_number]
         kept = sorted(earlier, key=lambda old: int(old["round"]))[-1:]  # not round - 1: a site can miss rounds
         self._write_manifest([*kept, entry])
         for old in self.path.glob("round-*.safetensors"):
             if old.name not in {item["file"] for item in [*kept, entry]}:
                 old.unlink()
+        return sha.hexdigest()
 
     def save_counts(self, counts: TestCounts, *, round_number: int) -> None:
         """Keep what the test split gave, so that it is read once however often the end is asked for."""
@@ -102,8 +120,7 @@ class StateFolder:
     def save_served(self, weights: Weights, notes: Mapping[str, str]) -> Path:
         """Write the model this site serves as `personal.safetensors` and return its path."""
         path = self.path / "personal.safetensors"
-        arrays = {name: np.require(array, requirements="C") for name, array in weights.items()}
-        write_atomically(path, save(arrays, metadata=dict(notes)), mode=_PRIVATE)
+        write_atomically(path, parts(weights, form_of(weights), notes=notes), mode=_PRIVATE)
         return path
 
     def _manifest(self) -> dict[str, Any]:

@@ -3,13 +3,20 @@
 import contextlib
 import os
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TypeAlias
 
 from common.errors import StateError
 
+Buffer: TypeAlias = bytes | memoryview
 
-def write_atomically(path: Path, content: bytes, *, mode: int = 0o644) -> None:
+
+def write_atomically(path: Path, content: bytes | Iterable[Buffer], *, mode: int = 0o644) -> None:
     """Write `content` to `path`: temporary file in the same folder, fsync, rename, fsync the folder.
+
+    Args:
+        content: all of it, or piece by piece.
 
     Raises:
         StateError: the folder is missing or unwritable, or the disk is full; the old file is kept.
@@ -19,7 +26,8 @@ def write_atomically(path: Path, content: bytes, *, mode: int = 0o644) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
+            for piece in [content] if isinstance(content, bytes) else content:
+                file.write(piece)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

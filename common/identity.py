@@ -24,12 +24,12 @@ DAYS_CA, DAYS_SERVER = 3650, 825
 
 
 def make_site_key(path: Path, *, comment: str) -> Path:
-    """Write a new P-384 key pair to `path` (owner only) and `path.pub`; return the public key's path.
+    """Write a new P-256 key pair to `path` (owner only) and `path.pub`; return the public key's path.
 
     Raises:
         StateError: the folder is unwritable.
     """
-    key = ec.generate_private_key(ec.SECP384R1())
+    key = ec.generate_private_key(ec.SECP256R1())
     private = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
     )

@@ -20,7 +20,7 @@ MAX_TEXT_BYTES = 1_000_000
 
 SMALL_PAYLOAD_BYTES = 1_000_000
 """Up to here a payload travels in the message itself; above, beside it in chunks."""
-CHUNK_BYTES = 2**22
+CHUNK_BYTES = 2**21
 """The size of all chunks of a payload but the last: what one request holds of it in the server's memory."""
 MAX_MESSAGE_BYTES = 16_000_000
 """The largest request that a server reads from a site."""

@@ -32,15 +32,18 @@ def subtract(after: Weights, before: Weights) -> dict[str, Array]:
     return {name: np.subtract(after[name], before[name], dtype=after[name].dtype) for name in before}
 
 
-def add_scaled(weights: Weights, delta: Weights, scale: float = 1.0) -> dict[str, Array]:
+def add_scaled(weights: Weights, delta: Weights, scale: float = 1.0, *, reuse: bool = False) -> dict[str, Array]:
     """Return `weights + scale * delta`, computed in float64, in the dtypes of `weights`.
 
     Names that `delta` lacks are kept as they are. Integer arrays are rounded to the nearest.
+
+    Args:
+        reuse: the arrays of `delta`, of the same dtypes, become those of the result.
     """
     result = dict(weights)
     for name, change in delta.items():
         array = weights[name]
-        added = np.empty(array.shape, array.dtype)
+        added = change if reuse else np.empty(array.shape, array.dtype)
         flat, before, change = added.reshape(-1), array.reshape(-1), change.reshape(-1)
         for part in _parts(array.size):
             total = change[part].astype(np.float64)

@@ -16,7 +16,7 @@ from flwr.superlink.grid import HttpGrid
 from common.config import StudyConfig, parse_study
 from common.errors import ConsiliumError, StateError
 from common.events import EventLog
-from common.processes import end_with_parent, reuse_memory
+from common.processes import end_with_parent
 from server.flower import GridExchange, Messenger
 from server.records import JOURNAL_VARIABLE, OBJECTS_VARIABLE, RunFolder
 from server.rounds import Study, run_study
@@ -39,7 +39,6 @@ def main(grid: Grid, context: Context) -> None:
     """Run the study named in the run configuration (`study`: JSON, `folder`: run folder on this machine)."""
     if JOURNAL_VARIABLE in os.environ:
         end_with_parent()
-        reuse_memory()
     path, text = Path(str(context.run_config["folder"])), str(context.run_config["study"])
     folder = RunFolder(path, _journal(run=path.name))
     try:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
+from common.codecs import form_of
+from common.codecs.container import parts
 from common.errors import StateError
 from common.files import write_atomically
 from common.weights import Array, Weights, under
@@ -23,7 +24,7 @@ def save_checkpoint(path: Path, state: ServerState, *, run: str, study_digest: s
     arrays = {f"{part}/{name}": array for part, items in _parts(state).items() for name, array in items.items()}
     names = {"buffers": json.dumps(sorted(state.buffers)), "holders": json.dumps(sorted(state.holders))}
     notes = {"run": run, "round": str(state.round), "study_digest": study_digest, **names}
-    write_atomically(path, save(_contiguous(arrays), metadata=notes))
+    write_atomically(path, parts(arrays, form_of(arrays), notes=notes))
 
 
 def load_checkpoint(path: Path, *, study_digest: str) -> ServerState:
@@ -61,14 +62,11 @@ def save_weights(path: Path, weights: Weights, notes: Mapping[str, object]) -> N
 
     Notes with more than one key would make the file differ from run to run: safetensors keeps them unordered.
     """
-    write_atomically(path, save(_contiguous(weights), metadata={"consilium": json.dumps(notes, sort_keys=True)}))
+    text = {"consilium": json.dumps(notes, sort_keys=True)}
+    write_atomically(path, parts(weights, form_of(weights), notes=text))
 
 
 def _parts(state: ServerState) -> dict[str, Weights]:
     numbers = {name: np.array(value, dtype=np.float64) for name, value in state.weighting.items()}
     arrays = {"weights": state.weights, "memory": state.memory, "along": state.along}
     return {**arrays, "weighting": numbers, "held": state.held, "link": state.link}
-
-
-def _contiguous(weights: Weights) -> dict[str, Array]:
-    return {name: np.require(array, requirements="C") for name, array in weights.items()}

@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Protocol
+from typing import IO, Protocol
 
+from common.codecs import Payload
 from common.protocol import Plan, Reply
 
 
@@ -13,12 +14,13 @@ class Answer:
     """What came back from one site for one plan.
 
     Exactly one of `reply` and `problem` is set: `problem` is a short name (`timeout`, `crash`,
-    `protocol`, `gone`) and `detail` a sentence.
+    `protocol`, `gone`) and `detail` a sentence. A large payload lies in `file`, from its beginning to its end.
     """
 
     site: str
     reply: Reply | None = None
-    payload: bytes | None = None
+    payload: Payload | None = None
+    file: IO[bytes] | None = None
     problem: str | None = None
     detail: str = ""
     bytes_up: int = 0

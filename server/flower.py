@@ -1,14 +1,16 @@
 """Adapter: Flower's public `Grid` <-> our Exchange. The only module of the server that knows records."""
 
+import mmap
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from logging import getLogger
-from typing import Protocol, runtime_checkable
+from typing import IO, Protocol, runtime_checkable
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 
+from common.codecs import Payload
 from common.errors import ProtocolError
 from common.protocol import PLAN_RECORD, REPLY_GRACE_SECONDS, Plan, parse_reply
 from server.exchange import NOTHING, Answer
@@ -59,6 +61,10 @@ class Messenger(Protocol):
         """Return the replies there are to some messages; it may wait for the first."""
         ...
 
+    def payload_file(self, message_id: str) -> IO[bytes] | None:
+        """Return the file with a reply's payload if that is large; it belongs to the caller."""
+        ...
+
     def forget(self, message_ids: Iterable[str]) -> None:
         """Drop what is kept for messages that nobody waits for any more."""
         ...
@@ -106,8 +112,11 @@ class GridExchange:
         sent = self._grid.push_messages(list(messages.values()))
         pushing = (time.monotonic() - began) / len(messages)
         waiting = dict(zip(sent, messages, strict=True))
+        payload, instead, content = None, NOTHING, None  # they are on their way, and as large as the model
+        messages.clear()
         for site, message, pulling in self._pull(waiting, timeout_seconds):
-            yield replace(_answer(site, message, bytes_down[site]), transfer_seconds=pushing + pulling)
+            file = self._grid.payload_file(message.metadata.message_id)
+            yield replace(_answer(site, message, file, bytes_down[site]), transfer_seconds=pushing + pulling)
         self._grid.forget(waiting)
         for site in waiting.values():
             detail = f"site '{site}' did not answer within {timeout_seconds:g} s"
@@ -140,7 +149,7 @@ def _timed(messages: Iterable[Message]) -> Iterator[tuple[Message, float]]:
         began = time.monotonic()
 
 
-def _answer(site: str, message: Message, bytes_down: int) -> Answer:
+def _answer(site: str, message: Message, file: IO[bytes] | None, bytes_down: int) -> Answer:
     if message.has_error():
         detail = f"site '{site}' failed: {message.error.reason or f'Flower error {message.error.code}'}"
         return Answer(site, problem="crash", detail=detail, bytes_down=bytes_down)
@@ -151,5 +160,6 @@ def _answer(site: str, message: Message, bytes_down: int) -> Answer:
             raise ProtocolError(f"the node registered as '{site}' answered as '{reply.site}'")
     except ProtocolError as error:
         return Answer(site, problem="protocol", detail=str(error), bytes_down=bytes_down)
-    bytes_up = len(text) + len(payload or b"")
-    return Answer(site, reply=reply, payload=payload, bytes_up=bytes_up, bytes_down=bytes_down)
+    content: Payload | None = payload if file is None else memoryview(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
+    bytes_up = len(text) + len(content or b"")
+    return Answer(site, reply=reply, payload=content, file=file, bytes_up=bytes_up, bytes_down=bytes_down)

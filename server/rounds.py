@@ -14,6 +14,7 @@ import numpy as np
 
 from common.algorithms import LIMITS
 from common.codecs import Identity, build_chain
+from common.codecs.container import read_form
 from common.config import StudyConfig
 from common.errors import CohortTooSmall, ProtocolError, UpdateRejected
 from common.protocol import CONTROL, FailureReply, FinishPlan, FinishReply, RoundPlan, RoundReply
@@ -190,15 +191,14 @@ def run_round(study: Study, state: ServerState) -> tuple[ServerState, RoundRecor
     record = RoundRecord(round=number, asked=cohort)
     study.folder.log("asked", round=number, sites=list(cohort), quorum=quorum)
     sending = send(config, state)
-    record.downlink_nmse = sending.nmse
+    held, memory, record.downlink_nmse = sending.held, sending.memory, sending.nmse
     plans = {site: _plan(study, state, site, differs=site in sending.differences) for site in cohort}
     answers = study.exchange.ask(
         plans, payload=sending.full, instead=sending.differences, timeout_seconds=config.round_timeout_seconds
     )
+    del sending  # payloads are as large as the model
     with Spool(study.folder.path) as spool:
-        updates = sorted(
-            _usable(study, state, answers, record, spool, held=sending.held), key=lambda update: update.site
-        )
+        updates = sorted(_usable(study, state, answers, record, spool, held=held), key=lambda update: update.site)
         _check_quorum(study, record, len(updates), quorum, began)
         applying = time.monotonic()
         step = _aggregate(study, state, updates, record)
@@ -207,7 +207,7 @@ def run_round(study: Study, state: ServerState) -> tuple[ServerState, RoundRecor
     record.aggregation_seconds += time.monotonic() - applying
     record.seconds = round(time.monotonic() - began, 4)
     if config.downlink:
-        step = replace(step, held=sending.held, link=sending.memory, holders=frozenset(record.accepted))
+        step = replace(step, held=held, link=memory, holders=frozenset(record.accepted))
     return step, record
 
 
@@ -298,9 +298,19 @@ def _usable(
             "metrics": dict(update.metrics),
         }
         study.folder.log("answered", round=record.round, site=answer.site, metrics=dict(update.metrics))
-        yield replace(update, delta=spool.keep(update.delta), control=spool.keep(update.control))
+        yield _on_disk(update, answer, spool, coded=bool(study.config.uplink))
     for names in (record.answered, record.accepted):
         names.sort()
+
+
+def _on_disk(update: Update, answer: Answer, spool: Spool, *, coded: bool) -> Update:
+    """Return an update whose arrays are read from disk when they are asked for."""
+    if answer.file is None or answer.payload is None or coded:
+        return replace(update, delta=spool.keep(update.delta), control=spool.keep(update.control))
+    form = read_form(answer.payload)
+    control = {name: CONTROL + name for name in update.control}
+    delta = spool.adopt(answer.file, form, {name: name for name in update.delta})
+    return replace(update, delta=delta, control=spool.adopt(answer.file, form, control))
 
 
 def check_update(answer: Answer, state: ServerState, study: Study, *, held: Weights) -> Update:
@@ -339,7 +349,9 @@ def check_update(answer: Answer, state: ServerState, study: Study, *, held: Weig
         control = with_prefix(under(state.along, CONTROL), CONTROL)
         if study.config.uplink:
             nothing = {name: np.zeros_like(array) for name, array in control.items()}
-            delta = build_chain(study.config.uplink, exact=state.buffers).decode(answer.payload, {**held, **nothing})
+            delta = build_chain(study.config.uplink, exact=state.buffers).decode(
+                bytes(answer.payload), {**held, **nothing}
+            )
         else:
             delta = Identity().decode(answer.payload)
     except ProtocolError as error:

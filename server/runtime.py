@@ -11,8 +11,9 @@ import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import IO
 
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import Message
 from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
@@ -30,6 +31,7 @@ class RuntimeGrid:
     def __init__(self, grid: HttpGrid, folder: Path) -> None:
         self._client, self._folder = grid._runtime_client, folder
         self._run_id = grid.run.run_id
+        self._files: dict[str, IO[bytes]] = {}
         self._node = Node(node_id=SUPERLINK_NODE_ID)
 
     def get_nodes(self) -> Iterable[NodeInfo]:
@@ -51,7 +53,7 @@ class RuntimeGrid:
             tree = ObjectTree(object_id=identifier)
             if isinstance(payload, bytes) and len(payload) > SMALL_PAYLOAD_BYTES:
                 name = self._written(payload, written)
-                message.content = RecordDict({PLAN_RECORD: ConfigRecord({"json": config["json"]})})
+                del config["payload"]  # as large as the model, and messages live until they are collected as garbage
                 chunks = [ObjectTree(object_id=chunk) for chunk in chunk_names(name, len(payload))]
                 tree.children.append(ObjectTree(object_id=name, children=chunks))
             protos.append(message_to_proto(message))
@@ -82,19 +84,21 @@ class RuntimeGrid:
         """
         answer = self._client.PullMessages(PullAppMessagesRequest(message_ids=message_ids))
         replies = zip(answer.messages_list, answer.message_object_trees, strict=True)
-        return (self._read(message_from_proto(proto), tree) for proto, tree in replies)
+        return (self._opened(message_from_proto(proto), tree) for proto, tree in replies)
 
-    def _read(self, message: Message, tree: ObjectTree) -> Message:
-        """Return a reply with its payload, if it has a large one, which is deleted."""
+    def _opened(self, message: Message, tree: ObjectTree) -> Message:
+        """Return a reply; the file of a large payload is kept open, and deleted."""
         if tree.children:
             try:
-                payload = (self._folder / tree.children[0].object_id).read_bytes()
+                self._files[message.metadata.message_id] = (self._folder / tree.children[0].object_id).open("rb")
             except OSError as error:
                 raise StateError(f"cannot read a reply in '{self._folder}': {error.strerror or error}") from error
             self.forget([tree.object_id])
-            if message.has_content() and PLAN_RECORD in message.content.config_records:
-                message.content.config_records[PLAN_RECORD]["payload"] = payload
         return message
+
+    def payload_file(self, message_id: str) -> IO[bytes] | None:
+        """Return the file with a reply's payload if that is large; it belongs to the caller."""
+        return self._files.pop(message_id, None)
 
     def forget(self, message_ids: Iterable[str]) -> None:
         """Drop the payloads of messages that nobody waits for any more."""

@@ -14,6 +14,8 @@ from typing import IO
 
 import numpy as np
 
+from common.codecs import Form
+from common.codecs.container import offsets
 from common.errors import StateError
 from common.weights import Array, Weights, bytes_view
 
@@ -100,6 +102,7 @@ class Spool:
         except OSError as error:
             raise StateError(f"cannot write in '{folder}': {error.strerror or error}") from error
         self._end = 0
+        self._adopted: list[IO[bytes]] = []
 
     def keep(self, weights: Weights) -> Kept:
         """Write arrays to the file and return where they can be read.
@@ -119,10 +122,22 @@ class Spool:
             raise StateError(f"cannot write the round's updates to disk: {error.strerror or error}") from error
         return Kept(self._file, places)
 
+    def adopt(self, file: IO[bytes], form: Form, names: Mapping[str, str]) -> Kept:
+        """Take arrays where they lie in the file of a payload, which is closed with the spool; nothing is copied.
+
+        Args:
+            form: of the container in `file`.
+            names: what each array is to be called, and its name in the container.
+        """
+        self._adopted.append(file)
+        starts = offsets(form)
+        return Kept(file, {name: _Place(starts[there], *form[there]) for name, there in names.items()})
+
     def __enter__(self) -> "Spool":
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        for file in (self._file, *self._adopted):
+            file.close()

@@ -8,17 +8,22 @@ import functools
 import importlib
 import sys
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import grpc
 from flwr.proto.fleet_pb2 import PullMessagesRequest, PullMessagesResponse
 from flwr.server.superlink.fleet.grpc_rere.fleet_servicer import FleetServicer
+from flwr.server.superlink.fleet.grpc_rere.node_auth_server_interceptor import NodeAuthServerInterceptor
 from flwr.server.superlink.linkstate import linkstate_factory
 from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME
 from flwr.supercore.object_store import object_store_factory
+from flwr.supercore.primitives.asymmetric import bytes_to_public_key
 
 from common.errors import StateError
-from common.processes import reuse_memory
+from common.processes import share_memory
 from common.protocol import MAX_MESSAGE_BYTES
 from server.superlink_state import LinkState, PayloadFiles, SiteRegistry
 
@@ -26,6 +31,9 @@ PLAN_SECONDS = 20.0
 """How long a site waits in one request for a plan: less than most proxies and firewalls let a silent call live."""
 SEATS = 500
 """How many sites may wait at once: each takes one of the 1,000 threads of flwr's gRPC server. The rest ask again."""
+
+PAYLOAD_THREADS = 8
+"""How many chunks of payloads are taken or given at once: what of them is in memory does not grow with the sites."""
 
 
 class WaitingFleetServicer(FleetServicer):
@@ -46,6 +54,23 @@ class WaitingFleetServicer(FleetServicer):
         return super().PullMessages(request, context)
 
 
+class PayloadsInTurn(grpc.ServerInterceptor):
+    """Takes only a few chunks of payloads at a time, so that memory does not grow with the number of sites.
+
+    The others wait in their connections: gRPC reads a request when a thread is there to answer it.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(PAYLOAD_THREADS)
+
+    def intercept_service(self, continuation: Callable[[Any], Any], details: grpc.HandlerCallDetails) -> Any:
+        """Return the handler of a call, with threads of its own for those that carry chunks."""
+        handler = continuation(details)
+        if details.method.endswith(("/PushObject", "/PullObject")):
+            handler.unary_unary.experimental_thread_pool = self._pool
+        return handler
+
+
 def main() -> None:
     """Entry point of `python -m server.superlink_process HOME ...`; the rest are arguments of `flower-superlink`."""
     home = Path(sys.argv[1])
@@ -56,12 +81,19 @@ def main() -> None:
         sys.exit(str(error))
     linkstate_factory.__dict__["InMemoryLinkState"] = functools.partial(LinkState, registry=registry)
     object_store_factory.__dict__["InMemoryObjectStore"] = functools.partial(PayloadFiles, home / "objects")
-    program = importlib.import_module(
-        "flwr.superlink.cli.flower_superlink"
-    )  # its package shows a function of that name
-    program.__dict__.update(FleetServicer=WaitingFleetServicer, GRPC_MAX_MESSAGE_LENGTH=MAX_MESSAGE_BYTES)
+    program = importlib.import_module("flwr.superlink.cli.flower_superlink")  # its package has a function of that name
+    create_server = program.generic_create_grpc_server
+
+    def create_our_server(**named: Any) -> grpc.Server:
+        named |= {"max_message_length": MAX_MESSAGE_BYTES, "interceptors": [PayloadsInTurn(), *named["interceptors"]]}
+        server: grpc.Server = create_server(**named)
+        return server
+
+    program.__dict__.update(FleetServicer=WaitingFleetServicer, generic_create_grpc_server=create_our_server)
+    keys = importlib.import_module(NodeAuthServerInterceptor.__module__)
+    keys.__dict__["bytes_to_public_key"] = functools.lru_cache(SEATS)(bytes_to_public_key)  # asked at every request
+    share_memory()
     sys.argv = ["flower-superlink", *sys.argv[2:], "--database", FLWR_IN_MEMORY_DB_NAME]
-    reuse_memory()
     program.flower_superlink()
 
 

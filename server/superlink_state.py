@@ -13,15 +13,16 @@ import os
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from flwr.app import Message
-from flwr.common.constant import SUPERLINK_NODE_ID
+from flwr.common.constant import SUPERLINK_NODE_ID, Status
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.proto.node_pb2 import NodeInfo
+from flwr.proto.task_pb2 import Task
 from flwr.server.superlink.linkstate.in_memory_linkstate import InMemoryLinkState
 from flwr.supercore.constant import OBJECT_PUSH_SESSION_TTL_SECONDS, NodeStatus
 from flwr.supercore.date import now
@@ -34,7 +35,7 @@ from common.files import write_atomically
 from common.protocol import CHUNK_BYTES
 
 REPLY_SECONDS = 5.0
-"""How long the server's round loop waits in one request for replies."""
+"""How long a run waits in one request for replies, and whoever starts runs for a run."""
 LOOK_AGAIN_SECONDS = 1.0
 """A site that vanished is not announced by a message: so often, what waits looks for itself."""
 SESSION_SECONDS = 60.0
@@ -76,6 +77,7 @@ class LinkState(InMemoryLinkState):
         super().__init__(federation_manager, object_store)
         self._registry = registry
         self._inbox: dict[int, list[str]] = defaultdict(list)  # of a node: messages it has not been given
+        self._tasks = threading.Condition()
         self._plans = threading.Condition(self.lock)
         self._replies = threading.Condition(self.lock)
         for node in registry.load():
@@ -135,6 +137,23 @@ class LinkState(InMemoryLinkState):
                 self._cleanup_push_session(session_id, cleanup_messages=True)
                 return False, []
             return True, missing
+
+    def create_run(self, *arguments: Any, **named: Any) -> int:
+        """Take a run in and wake whoever starts it."""
+        run_id = super().create_run(*arguments, **named)
+        with self._tasks:
+            self._tasks.notify_all()
+        return run_id
+
+    def get_tasks(self, **chosen: Any) -> Sequence[Task]:
+        """Return tasks; where only pending ones are asked for, wait up to `REPLY_SECONDS` for the first."""
+        found = super().get_tasks(**chosen)
+        if chosen == {"statuses": [Status.PENDING], "order_by": "pending_at", "ascending": True}:
+            deadline = time.monotonic() + REPLY_SECONDS
+            with self._tasks:
+                while not (found := super().get_tasks(**chosen)) and (left := deadline - time.monotonic()) > 0:
+                    self._tasks.wait(left)
+        return found
 
     def start_session(self, run_id: int) -> str:
         """Begin to push messages; sessions that wait for no object, as those of whole messages, are forgotten."""

@@ -10,21 +10,23 @@ from pathlib import Path
 import pytest
 
 from client import supervisor
-from client.supervisor import Worker, WorkerFailed
+from client.supervisor import Parcel, Worker, WorkerFailed
 from common.config import SiteConfig, load_site
 
 ECHO = """
 import os, signal, sys, time
 from multiprocessing.connection import Connection
-connection = Connection(int(sys.argv[2]))
+from client.box import Box
+from client.supervisor import Parcel, receive, send
+connection, inbox, outbox = Connection(int(sys.argv[2])), *map(Box, map(int, sys.argv[3:5]))
 while True:
-    text, payload = connection.recv_bytes(), connection.recv_bytes()
-    if text == b"die": os.kill(os.getpid(), signal.SIGKILL)
-    if text == b"leave": sys.exit(3)
-    if text == b"hang": time.sleep(600)
-    kind = b"error" if text == b"fail" else b"answer"
-    text = b"%d" % os.getpid() if text == b"who" else text
-    for frame in (kind, text, payload): connection.send_bytes(frame)
+    plan = receive(connection)
+    if plan.text == "die": os.kill(os.getpid(), signal.SIGKILL)
+    if plan.text == "leave": sys.exit(3)
+    if plan.text == "hang": time.sleep(600)
+    if plan.boxed: outbox.write(bytes(inbox.view(plan.boxed))[::-1])
+    connection.send_bytes(b"error" if plan.text == "fail" else b"answer")
+    send(connection, Parcel(str(os.getpid()) if plan.text == "who" else plan.text, plan.payload, plan.boxed))
 """
 
 
@@ -56,8 +58,12 @@ def worker(settings: Path, config: SiteConfig, monkeypatch: pytest.MonkeyPatch) 
     assert not found.is_alive()
 
 
+def asked(worker: Worker, text: str, payload: bytes | None = None, *, seconds: float = 20) -> Parcel:
+    return worker.answer(Parcel(text, payload), seconds=seconds)
+
+
 def process_id(worker: Worker) -> int:
-    return int(worker.answer("who", None, seconds=20)[0])
+    return int(asked(worker, "who").text)
 
 
 def wait(until: object, seconds: float = 10) -> None:
@@ -67,19 +73,35 @@ def wait(until: object, seconds: float = 10) -> None:
 
 
 def test_one_process_answers_plan_after_plan(worker: Worker) -> None:
-    """Text and payload come back; no payload is None, also on the way back; large ones fit."""
-    large = os.urandom(3_000_000)
-    assert ("a", b"x") == worker.answer("a", b"x", seconds=20)
-    assert ("b", None) == worker.answer("b", None, seconds=20)
-    assert ("c", large) == worker.answer("c", large, seconds=20)
+    """Text and payload come back; no payload is None, also on the way back."""
+    assert Parcel("a", b"x") == asked(worker, "a", b"x")
+    assert Parcel("b") == asked(worker, "b")
     assert process_id(worker) == process_id(worker)
+
+
+def test_large_payload_goes_through_shared_memory(worker: Worker) -> None:
+    """Written in pieces, in any order, and read back in pieces; a smaller one after it is not mixed up with it."""
+    for size in (3_000_001, 2_000_000):
+        content = os.urandom(size)
+        worker.inbox.write(content[1_000_000:], 1_000_000)
+        worker.inbox.write(content[:1_000_000])
+        assert Parcel("c", None, size) == worker.answer(Parcel("c", boxed=size), seconds=20)
+        assert content[::-1] == worker.outbox.read(0, 1_500_000) + worker.outbox.read(1_500_000, size - 1_500_000)
+    worker.rest()
+    assert b"" == worker.outbox.read(0, 10)
+    before = process_id(worker)
+    os.kill(before, signal.SIGKILL)  # the next process has the same boxes
+    worker.inbox.write(b"abc")
+    wait(lambda: worker.is_alive() and worker._process is not None and worker._process.pid != before)
+    worker.answer(Parcel("d", boxed=3), seconds=20)
+    assert b"cba" == worker.outbox.read(0, 3)
 
 
 def test_error_of_the_worker_is_an_error_here(worker: Worker) -> None:
     """The process goes on."""
     before = process_id(worker)
     with pytest.raises(WorkerFailed, match=r"^fail$"):
-        worker.answer("fail", None, seconds=20)
+        asked(worker, "fail", seconds=20)
     assert before == process_id(worker)
 
 
@@ -91,7 +113,7 @@ def test_worker_that_ends_with_a_plan_is_told_at_once_and_replaced(worker: Worke
     before = process_id(worker)
     began = time.monotonic()
     with pytest.raises(WorkerFailed, match=f"worker process ended while it answered: it (was )?{cause}"):
-        worker.answer(plan, None, seconds=60)
+        asked(worker, plan, seconds=60)
     assert time.monotonic() - began < 5
     assert before != process_id(worker)
 
@@ -100,8 +122,8 @@ def test_worker_that_hangs_is_stopped_at_its_time(worker: Worker) -> None:
     """And the next plan is answered."""
     process_id(worker)
     with pytest.raises(WorkerFailed, match="took longer than the study's round_timeout_seconds"):
-        worker.answer("hang", None, seconds=0.3)
-    assert worker.answer("again", None, seconds=20)
+        asked(worker, "hang", seconds=0.3)
+    assert asked(worker, "again", seconds=20)
 
 
 def test_worker_that_ends_while_idle_is_started_again(worker: Worker) -> None:
@@ -133,7 +155,7 @@ def test_deaths_with_a_plan_do_not_stop_a_site(worker: Worker) -> None:
     """A study that needs too much memory is the study's fault."""
     for _ in range(5):
         with pytest.raises(WorkerFailed):
-            worker.answer("die", None, seconds=20)
+            asked(worker, "die", seconds=20)
     time.sleep(0.3)
     assert not worker.gave_up
     assert worker.is_alive()
@@ -145,4 +167,4 @@ def test_process_that_cannot_be_started_is_a_sentence(
     """No more processes, say."""
     monkeypatch.setattr(supervisor, "COMMAND", ("/nothing/here",))
     with pytest.raises(WorkerFailed, match="cannot be started: No such file"):
-        Worker(config, settings).answer("a", None, seconds=1)
+        asked(Worker(config, settings), "a")

@@ -5,6 +5,7 @@ length is refused before an array is made of it. Any reader of safetensors reads
 """
 
 import json
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,21 @@ def pack(arrays: Weights, form: Form) -> bytes:
     Raises:
         ValueError: a dtype that does not travel.
     """
-    return b"".join([_header(form), *(bytes_view(arrays[name]) for name in sorted(form))])
+    return b"".join(parts(arrays, form))
+
+
+def parts(arrays: Weights, form: Form, *, notes: Mapping[str, str] | None = None) -> Iterator[Payload]:
+    """Yield a container piece by piece, copying nothing: the header, then each array's bytes.
+
+    Args:
+        notes: written into the header for other readers; a container with notes is none that `unpack` takes.
+
+    Raises:
+        ValueError: a dtype that does not travel.
+    """
+    yield _header(form, notes)
+    for name in sorted(form):
+        yield bytes_view(arrays[name])
 
 
 def unpack(content: Payload, form: Form, *, copy: bool = True) -> dict[str, Array]:
@@ -65,6 +80,14 @@ def unpack(content: Payload, form: Form, *, copy: bool = True) -> dict[str, Arra
         arrays[name] = view.copy() if copy else view
         start += bytes_of(form[name])
     return arrays
+
+
+def offsets(form: Form) -> dict[str, int]:
+    """Return where each array of a container begins."""
+    start, found = len(_header(form)), {}
+    for name in sorted(form):
+        found[name], start = start, start + bytes_of(form[name])
+    return found
 
 
 def read_form(content: Payload) -> Form:
@@ -91,8 +114,9 @@ def _spec(entry: Any) -> Spec:
     return tuple(shape), NAMED[entry["dtype"]]
 
 
-def _header(form: Form) -> bytes:
-    entries, end = {}, 0
+def _header(form: Form, notes: Mapping[str, str] | None = None) -> bytes:
+    entries: dict[str, Any] = {} if notes is None else {"__metadata__": dict(sorted(notes.items()))}
+    end = 0
     for name in sorted(form):
         shape, dtype = form[name]
         if dtype not in DTYPES:

@@ -31,5 +31,5 @@ class FedAvg:
         ordered = by_site(updates)
         mean = weighted_mean([update.delta for update in ordered], [shares[update.site] for update in ordered])
         optimised = {name: mean.pop(name) for name in state.optimised}
-        weights = add_scaled(add_scaled(state.weights, mean), optimised, self.learning_rate)
+        weights = add_scaled(add_scaled(state.weights, mean, reuse=True), optimised, self.learning_rate, reuse=True)
         return Step(replace(state, round=state.round + 1, weights=weights), shares)
