@@ -382,12 +382,12 @@ def test_site_key_is_readable_by_its_owner_only(tmp_path: Path) -> None:
     assert public.read_text().endswith(" berlin\n")
 
 
-def test_site_key_is_an_ec_p384_pair(tmp_path: Path) -> None:
-    """What Flower's node authentication takes: OpenSSH form, curve P-384, the public half of the private one."""
+def test_site_key_is_an_ec_p256_pair(tmp_path: Path) -> None:
+    """What Flower's node authentication takes: OpenSSH form, curve P-256, the public half of the private one."""
     public = load_ssh_public_key(make_site_key(tmp_path / "site.key", comment="berlin").read_bytes())
     private = load_ssh_private_key((tmp_path / "site.key").read_bytes(), password=None)
     assert isinstance(public, ec.EllipticCurvePublicKey) and isinstance(private, ec.EllipticCurvePrivateKey)
-    assert "secp384r1" == public.curve.name
+    assert "secp256r1" == public.curve.name
     assert public.public_numbers() == private.public_key().public_numbers()
 
 

@@ -16,7 +16,9 @@ from common.weights import Array
 
 
 def folder(root: Path, *, site: str = "berlin", run: str = "run-1") -> StateFolder:
-    return StateFolder.of(root / "state", study="study", run=run, site=site)
+    found = StateFolder.of(root / "state", study="study", run=run, site=site)
+    found.check()
+    return found
 
 
 def state(value: float) -> dict[str, Array]:
@@ -195,3 +197,17 @@ def test_state_manifest_names_each_file_with_its_digest(tmp_path: Path) -> None:
     assert [(1, "round-000001.safetensors", 64)] == [
         (entry["round"], entry["file"], len(entry["sha256"])) for entry in manifest["rounds"]
     ]
+
+
+def test_state_in_memory_is_not_read_again(tmp_path: Path) -> None:
+    """Only the one that the manifest names: after a restart of the server an older one is read from disk."""
+    kept = folder(tmp_path)
+    first, second = state(1.0), state(2.0)
+    known = {kept.save(first, round_number=1): first}
+    known[kept.save(second, round_number=2)] = second
+    (kept.path / "round-000002.safetensors").write_bytes(b"damaged")
+    assert second.keys() == kept.load(before_round=3, known=known).keys()
+    assert all(second[name] is array for name, array in kept.load(before_round=3, known=known).items())
+    with pytest.raises(StateError, match="is damaged"):
+        kept.load(before_round=3)
+    assert all((first[name] == array).all() for name, array in kept.load(before_round=2).items())
