@@ -8,7 +8,7 @@ TORCH_ARGS ?=
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check e2e bench image
+.PHONY: help setup demo test check e2e bench heart image
 
 help: ## list the commands
 	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -43,7 +43,10 @@ image: ## the images of server and client
 	docker build --tag consilium-server:latest --file docker/server.Dockerfile .
 	docker build --tag consilium-client:latest --build-arg TORCH_INDEX=$(TORCH_INDEX) --file docker/client.Dockerfile .
 
+bench: $(INSTALLED) ## speed of ours beside stock flwr; writes benchmarks/results/speed.csv (20 minutes)
+	$(BIN)/python benchmarks/speed.py
+
 # DATA: a folder with the four processed.*.data files of UCI Heart Disease.
 DATA ?= .
-bench: $(INSTALLED) ## heart disease in FLamby's protocol, five seeds: make bench DATA=DIR
+heart: $(INSTALLED) ## heart disease in FLamby's protocol, five seeds: make heart DATA=DIR
 	$(BIN)/python benchmarks/heart_disease.py --data-dir $(DATA)

@@ -6,7 +6,7 @@ complete rows, a linear model of 13 features, binary cross-entropy, accuracy at 
 Differences: our initial weights follow from our own seeds, and features are scaled with the population
 standard deviation of the training rows.
 
-Run: `make bench DATA=DIR`, or `python benchmarks/heart_disease.py --data-dir DIR`; DIR holds UCI's four
+Run: `make heart DATA=DIR`, or `python benchmarks/heart_disease.py --data-dir DIR`; DIR holds UCI's four
 `processed.<hospital>.data` files. Writes `benchmarks/results/heart_disease.csv`.
 """
 

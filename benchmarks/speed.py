@@ -319,7 +319,7 @@ def memory_of(process: int) -> tuple[float, float] | None:
 
 def aggregation(with_stock: bool) -> list[Row]:
     """The weighted mean of eight updates of 100 MB, on one core; stock: flwr's own over the same arrays."""
-    from flwr.app import ArrayRecord, MetricRecord, RecordDict
+    from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
     from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
     rng = np.random.default_rng(0)
@@ -332,7 +332,11 @@ def aggregation(with_stock: bool) -> list[Row]:
     row["limit"] = size / shortest(lambda: [np.copyto(into, array) for update in updates for array in update.values()])
     if with_stock:
         metrics = {"num-examples": 1.0}
-        records = [RecordDict({"arrays": ArrayRecord(u), "metrics": MetricRecord(metrics)}) for u in updates]
+
+        def as_record(update: dict[str, Any]) -> ArrayRecord:
+            return ArrayRecord({name: Array(array) for name, array in update.items()})
+
+        records = [RecordDict({"arrays": as_record(update), "metrics": MetricRecord(metrics)}) for update in updates]
         row["stock"] = size / shortest(lambda: aggregate_arrayrecords(records, "num-examples"))
     return [row]
 

@@ -40,6 +40,8 @@ CALL_SECONDS = 10.0
 FREE_AFTER_SECONDS = 75.0
 """A site that was killed stays connected for two heartbeats of 30 s in the server's eyes."""
 HEARTBEAT_LINGERS_SECONDS = 2.0
+CHUNK_THREADS = "chunk"
+"""How the names of threads begin that move payloads; the main thread waits for them."""
 
 Now = Callable[[], datetime]
 
@@ -245,6 +247,7 @@ class Refusals:
     def __init__(self, config: SiteConfig) -> None:
         self._config = config
         self._loop_ends = threading.Event()
+        self.leaving = False
         self.reason: str | None = None
 
     def make_retry_invoker(self) -> Any:
@@ -254,6 +257,8 @@ class Refusals:
         assert flwr_gives_up is not None
 
         def gives_up(error: Any) -> bool:
+            if self.leaving:
+                return True
             if error.code() is not grpc.StatusCode.UNAUTHENTICATED:
                 return bool(flwr_gives_up(error))
             if _is_clock(error):
@@ -261,7 +266,8 @@ class Refusals:
                 return False
             self.reason = unknown_key(self._config)
             logging.getLogger("flwr").setLevel(logging.CRITICAL)  # it prints the whole call; one sentence is enough
-            if threading.current_thread() is not threading.main_thread():
+            thread = threading.current_thread()
+            if thread is not threading.main_thread() and not thread.name.startswith(CHUNK_THREADS):
                 self._end_heartbeat()
             self._loop_ends.set()
             return True

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import grpc
 from flwr.app import Error, Message, Metadata, RecordDict
 from flwr.app.message import make_message
 from flwr.cli.build import build_fab_from_files
@@ -31,7 +32,7 @@ from flwr.supercore.date import now
 from flwr.supercore.run import Run, RunNotRunningException
 
 from client.box import Box
-from client.connect import Refusals, check_connection
+from client.connect import CHUNK_THREADS, Refusals, check_connection
 from client.exporter import exporting
 from client.flower import pack, unpack
 from client.seams import replace, tame_logs
@@ -48,6 +49,14 @@ log = logging.getLogger(__name__)
 CONNECTED_SECONDS = 60.0
 """A site that has not heard from its server for so long has lost it (or fetches a very large plan)."""
 CHUNKS_AT_A_TIME = 2
+PASSING = (
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+)
+"""What a call may fail with while a server is restarted or overloaded, beside what flwr tries again by itself."""
 UNASKED_SECONDS = 1.0
 """The pause after a request for plans that came back empty at once: the server has no seat left to wait on."""
 
@@ -69,7 +78,7 @@ def start_site(path: Path, *, verbose: bool = False, metrics: str | None = None)
         if not file.is_file():
             raise ConfigError(f"{what}: no such file '{file}' ({path})")
     worker = Worker(config, path)
-    life = _Life(worker)
+    life = _Life(worker, Refusals(config))
     address = config.metrics_address if metrics is None else metrics
     # The pages come first: to connect can take a minute, in which a container must not look dead.
     with exporting(config, address, is_ready=life.is_ready) if address else nullcontext():
@@ -79,7 +88,7 @@ def start_site(path: Path, *, verbose: bool = False, metrics: str | None = None)
         )
         tame_logs(logging.INFO if verbose else logging.WARNING)
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, _leave)
+            signal.signal(number, life.leave)
         worker.start()
         try:
             _serve(config, path, life)
@@ -93,17 +102,19 @@ def start_site(path: Path, *, verbose: bool = False, metrics: str | None = None)
                 )
 
 
-def _leave(*_: int | FrameType | None) -> None:
-    raise SystemExit(0)
-
-
 @dataclass
 class _Life:
     """What tells whether this site can answer plans."""
 
     worker: Worker
+    refusals: Refusals
     busy: bool = False
     heard: float | None = None
+
+    def leave(self, *_: int | FrameType | None) -> None:
+        """End this process from a signal, with calls that fail instead of being tried again."""
+        self.refusals.leaving = True
+        raise SystemExit(0)
 
     def is_ready(self) -> bool:
         connected = self.heard is not None and time.monotonic() - self.heard < CONNECTED_SECONDS
@@ -126,7 +137,7 @@ class _Server:
 
 def _serve(config: SiteConfig, settings: Path, life: _Life) -> None:
     """Answer plans until the server refuses this site; a signal ends it with SystemExit."""
-    refusals = Refusals(config)
+    refusals = life.refusals
     replace(fleet, "remove_content_from_message", lambda message: message)  # ours carry it where it is small
     replace(fleet, "flwr_exit", _cannot_connect)
     key = read_private_key(config.private_key)
@@ -144,8 +155,6 @@ def _serve(config: SiteConfig, settings: Path, life: _Life) -> None:
         while refusals.reason is None:
             try:
                 _answer_next(server, settings, life, allowed)
-            except RunNotRunningException:  # the run ended while the site was busy with it
-                continue
             except Exception as error:
                 problem = error
                 break
@@ -162,32 +171,48 @@ def _cannot_connect(_code: int, message: str | None = None, **_: Any) -> None:
 def _answer_next(server: _Server, settings: Path, life: _Life, allowed: dict[int, str | None]) -> None:
     """Wait for a plan, have the worker answer it, send the reply."""
     began = time.monotonic()
-    received = server.receive()
+    try:
+        received = server.receive()
+    except grpc.RpcError as error:
+        if life.refusals.reason is not None or error.code() not in PASSING:
+            raise
+        log.warning("the server does not answer as it should code=%s; asking again", error.code().name)
+        time.sleep(UNASKED_SECONDS)
+        return
     life.heard = time.monotonic()
     if received is None:
         life.worker.rest()
         time.sleep(UNASKED_SECONDS if life.heard - began < UNASKED_SECONDS else 0)
         return
-    message, tree = received
-    run_id = message.metadata.run_id
-    if run_id not in allowed:
-        allowed[run_id] = refusal_of(server.get_run(run_id).fab_hash, settings)
-    life.busy, began = True, time.monotonic()
+    life.busy = True
     try:
-        content: RecordDict | Error
-        try:
-            if (refusal := allowed[run_id]) is not None:
-                raise ProtocolError(refusal)
-            plan = _plan(server, message, tree, life.worker.inbox)
-            seconds = max(1.0, message.metadata.created_at + message.metadata.ttl - REPLY_GRACE_SECONDS - time.time())
-            answer = life.worker.answer(plan, seconds=seconds)
-            content, boxed = pack(answer.text, answer.payload), answer.boxed
-        except ConsiliumError as error:
-            content, boxed = Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=str(error)), 0
-        reply = _reply(message.metadata, content, server.node_id)
-        _send(server, reply, life.worker.outbox, boxed, seconds=time.monotonic() - began)
+        _answer(server, settings, life, allowed, *received)
+    except RunNotRunningException:
+        log.info("the run ended while this site was busy with it")
+    except Exception as error:  # the server, or the way there; what is next may be well
+        log.error("plan not answered error=%s message=%.500s", type(error).__name__, error)
     finally:
         life.busy, life.heard = False, time.monotonic()
+
+
+def _answer(
+    server: _Server, settings: Path, life: _Life, allowed: dict[int, str | None], message: Message, tree: ObjectTree
+) -> None:
+    began, run_id = time.monotonic(), message.metadata.run_id
+    if run_id not in allowed:
+        allowed[run_id] = refusal_of(server.get_run(run_id).fab_hash, settings)
+    content: RecordDict | Error
+    try:
+        if (refusal := allowed[run_id]) is not None:
+            raise ProtocolError(refusal)
+        plan = _plan(server, message, tree, life.worker.inbox)
+        # Not by the time at which it was sent: clocks may be minutes apart.
+        answer = life.worker.answer(plan, seconds=max(1.0, message.metadata.ttl - REPLY_GRACE_SECONDS))
+        content, boxed = pack(answer.text, answer.payload), answer.boxed
+    except ConsiliumError as error:
+        content, boxed = Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=str(error)), 0
+    reply = _reply(message.metadata, content, server.node_id)
+    _send(server, reply, life.worker.outbox, boxed, seconds=time.monotonic() - began)
 
 
 def refusal_of(bundle: str, settings: Path) -> str | None:
@@ -226,8 +251,7 @@ def _plan(server: _Server, message: Message, tree: ObjectTree, inbox: Box) -> Pa
         inbox.write(content, number * CHUNK_BYTES)
         return len(content)
 
-    with ThreadPoolExecutor(CHUNKS_AT_A_TIME) as pool:
-        size = sum(pool.map(pull, range(len(names))))
+    size = sum(_few_at_a_time(pull, len(names)))
     server.confirm(run_id, message.metadata.message_id)
     return Parcel(text, boxed=size)
 
@@ -259,11 +283,23 @@ def _send(server: _Server, reply: Message, outbox: Box, boxed: int, *, seconds: 
     name, run_id = secrets.token_hex(32), reply.metadata.run_id
     names = chunk_names(name, boxed)
     tree.children.append(ObjectTree(object_id=name, children=[ObjectTree(object_id=chunk) for chunk in names]))
-    _, session = server.send(reply, tree, seconds)
+    missing, session = server.send(reply, tree, seconds)
+    if not missing:
+        log.warning("the server does not take the reply: it came too late, or the run has ended")
+        return
 
-    def push(number: int) -> None:
+    def push(number: int) -> int:
         start = number * CHUNK_BYTES
         server.push_object(run_id, session, names[number], outbox.read(start, min(CHUNK_BYTES, boxed - start)))
+        return number
 
-    with ThreadPoolExecutor(CHUNKS_AT_A_TIME) as pool:
-        list(pool.map(push, range(len(names))))
+    _few_at_a_time(push, len(names))
+
+
+def _few_at_a_time(work: Callable[[int], int], count: int) -> list[int]:
+    """Return what `work` gives for 0 to `count` - 1; whoever is to leave does not wait for the rest."""
+    pool = ThreadPoolExecutor(CHUNKS_AT_A_TIME, thread_name_prefix=CHUNK_THREADS)
+    try:
+        return list(pool.map(work, range(count)))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)

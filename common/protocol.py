@@ -20,8 +20,10 @@ MAX_TEXT_BYTES = 1_000_000
 
 SMALL_PAYLOAD_BYTES = 1_000_000
 """Up to here a payload travels in the message itself; above, beside it in chunks."""
-CHUNK_BYTES = 2**21
+CHUNK_BYTES = 2**22
 """The size of all chunks of a payload but the last: what one request holds of it in the server's memory."""
+MAX_CHUNKS = 20_000
+"""Of one payload: 40 GB."""
 MAX_MESSAGE_BYTES = 16_000_000
 """The largest request that a server reads from a site."""
 REPLY_GRACE_SECONDS = 60.0

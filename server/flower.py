@@ -160,6 +160,10 @@ def _answer(site: str, message: Message, file: IO[bytes] | None, bytes_down: int
             raise ProtocolError(f"the node registered as '{site}' answered as '{reply.site}'")
     except ProtocolError as error:
         return Answer(site, problem="protocol", detail=str(error), bytes_down=bytes_down)
-    content: Payload | None = payload if file is None else memoryview(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
+    try:
+        mapped = None if file is None else memoryview(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
+    except (OSError, ValueError) as error:  # an empty file, say
+        return Answer(site, problem="protocol", detail=f"site '{site}': {error}", bytes_down=bytes_down)
+    content: Payload | None = payload if mapped is None else mapped
     bytes_up = len(text) + len(content or b"")
     return Answer(site, reply=reply, payload=content, file=file, bytes_up=bytes_up, bytes_down=bytes_down)

@@ -349,9 +349,10 @@ def check_update(answer: Answer, state: ServerState, study: Study, *, held: Weig
         control = with_prefix(under(state.along, CONTROL), CONTROL)
         if study.config.uplink:
             nothing = {name: np.zeros_like(array) for name, array in control.items()}
-            delta = build_chain(study.config.uplink, exact=state.buffers).decode(
-                bytes(answer.payload), {**held, **nothing}
-            )
+            chain, like = build_chain(study.config.uplink, exact=state.buffers), {**held, **nothing}
+            if len(answer.payload) > (most := chain.max_bytes(like)):  # before it is copied into memory
+                raise ProtocolError(f"payload of {len(answer.payload)} bytes is too long, expected at most {most}")
+            delta = chain.decode(bytes(answer.payload), like)
         else:
             delta = Identity().decode(answer.payload)
     except ProtocolError as error:

@@ -89,8 +89,12 @@ class RuntimeGrid:
     def _opened(self, message: Message, tree: ObjectTree) -> Message:
         """Return a reply; the file of a large payload is kept open, and deleted."""
         if tree.children:
+            path = self._folder / tree.children[0].object_id
             try:
-                self._files[message.metadata.message_id] = (self._folder / tree.children[0].object_id).open("rb")
+                if path.stat().st_size:
+                    self._files[message.metadata.message_id] = path.open("rb")
+            except FileNotFoundError:  # a site announced what it never sent
+                pass
             except OSError as error:
                 raise StateError(f"cannot read a reply in '{self._folder}': {error.strerror or error}") from error
             self.forget([tree.object_id])

@@ -3,8 +3,8 @@
 Only the Fleet API (gRPC) faces the sites. Control and Runtime API are unauthenticated in Flower, so they
 listen on the loopback interface only, and tasks need the secret that this process makes.
 
-A server's home folder holds `ca.pem` (given to the sites), `server.pem`, the private keys, Flower's
-database of approved sites, and `server.json` with the addresses that `consilium run` uses.
+A server's home folder holds `ca.pem` (given to the sites), `server.pem`, the private keys, `sites.json` with the
+approved sites, `objects/` with payloads under way, and `server.json` with the addresses that `consilium run` uses.
 """
 
 import json

@@ -8,10 +8,7 @@ import functools
 import importlib
 import sys
 import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import grpc
 from flwr.proto.fleet_pb2 import PullMessagesRequest, PullMessagesResponse
@@ -32,9 +29,6 @@ PLAN_SECONDS = 20.0
 SEATS = 500
 """How many sites may wait at once: each takes one of the 1,000 threads of flwr's gRPC server. The rest ask again."""
 
-PAYLOAD_THREADS = 8
-"""How many chunks of payloads are taken or given at once: what of them is in memory does not grow with the sites."""
-
 
 class WaitingFleetServicer(FleetServicer):
     """flwr's side of the sites' API; a request for messages waits for one."""
@@ -46,29 +40,12 @@ class WaitingFleetServicer(FleetServicer):
         state = self.state_factory.state()
         if isinstance(state, LinkState) and self._seats.acquire(blocking=False):
             try:
-                state.wait_for_plan(request.node.node_id, seconds=PLAN_SECONDS, is_wanted=context.is_active)
+                own = state.wait_for_plan(request.node.node_id, seconds=PLAN_SECONDS, is_wanted=context.is_active)
             finally:
                 self._seats.release()
-            if not context.is_active():  # a message given to nobody would be lost
+            if not own or not context.is_active():  # a message given to nobody would be lost
                 return PullMessagesResponse()
         return super().PullMessages(request, context)
-
-
-class PayloadsInTurn(grpc.ServerInterceptor):
-    """Takes only a few chunks of payloads at a time, so that memory does not grow with the number of sites.
-
-    The others wait in their connections: gRPC reads a request when a thread is there to answer it.
-    """
-
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(PAYLOAD_THREADS)
-
-    def intercept_service(self, continuation: Callable[[Any], Any], details: grpc.HandlerCallDetails) -> Any:
-        """Return the handler of a call, with threads of its own for those that carry chunks."""
-        handler = continuation(details)
-        if details.method.endswith(("/PushObject", "/PullObject")):
-            handler.unary_unary.experimental_thread_pool = self._pool
-        return handler
 
 
 def main() -> None:
@@ -82,14 +59,7 @@ def main() -> None:
     linkstate_factory.__dict__["InMemoryLinkState"] = functools.partial(LinkState, registry=registry)
     object_store_factory.__dict__["InMemoryObjectStore"] = functools.partial(PayloadFiles, home / "objects")
     program = importlib.import_module("flwr.superlink.cli.flower_superlink")  # its package has a function of that name
-    create_server = program.generic_create_grpc_server
-
-    def create_our_server(**named: Any) -> grpc.Server:
-        named |= {"max_message_length": MAX_MESSAGE_BYTES, "interceptors": [PayloadsInTurn(), *named["interceptors"]]}
-        server: grpc.Server = create_server(**named)
-        return server
-
-    program.__dict__.update(FleetServicer=WaitingFleetServicer, generic_create_grpc_server=create_our_server)
+    program.__dict__.update(FleetServicer=WaitingFleetServicer, GRPC_MAX_MESSAGE_LENGTH=MAX_MESSAGE_BYTES)
     keys = importlib.import_module(NodeAuthServerInterceptor.__module__)
     keys.__dict__["bytes_to_public_key"] = functools.lru_cache(SEATS)(bytes_to_public_key)  # asked at every request
     share_memory()

@@ -32,9 +32,9 @@ from google.protobuf.json_format import MessageToDict, ParseDict, ParseError  # 
 
 from common.errors import StateError
 from common.files import write_atomically
-from common.protocol import CHUNK_BYTES
+from common.protocol import CHUNK_BYTES, MAX_CHUNKS
 
-REPLY_SECONDS = 5.0
+REPLY_SECONDS = 2.0
 """How long a run waits in one request for replies, and whoever starts runs for a run."""
 LOOK_AGAIN_SECONDS = 1.0
 """A site that vanished is not announced by a message: so often, what waits looks for itself."""
@@ -77,6 +77,8 @@ class LinkState(InMemoryLinkState):
         super().__init__(federation_manager, object_store)
         self._registry = registry
         self._inbox: dict[int, list[str]] = defaultdict(list)  # of a node: messages it has not been given
+        self._turns: dict[int, int] = {}  # of a node: how often it has asked
+        self._asking: set[int] = set()
         self._tasks = threading.Condition()
         self._plans = threading.Condition(self.lock)
         self._replies = threading.Condition(self.lock)
@@ -104,6 +106,7 @@ class LinkState(InMemoryLinkState):
         with self.lock:
             activated = super().activate_node(node_id, heartbeat_interval)
             if activated:
+                self._asking.discard(node_id)
                 self._save()
             return activated
 
@@ -115,6 +118,11 @@ class LinkState(InMemoryLinkState):
                 self._save()
                 self._replies.notify_all()
             return deactivated
+
+    def get_nodes(self, run_id: int) -> set[int]:
+        """Return the sites that are connected and ask for plans: one that only tries its key is gone in a moment."""
+        with self.lock:
+            return super().get_nodes(run_id) & self._asking
 
     def _save(self) -> None:
         self._registry.save(list(self.nodes.values()))
@@ -130,13 +138,25 @@ class LinkState(InMemoryLinkState):
                 missing = self.preregister_object_tree(object_tree, session_id)
                 session = self._object_push_sessions[session_id]
                 assert isinstance(self.object_store, PayloadFiles)
-                present = self.object_store.take_present(object_tree)
+                on_disk = not message.metadata.reply_to_message_id  # a run on this machine has written it
+                present = self.object_store.take_present(object_tree, on_disk=on_disk)
                 session.pending_object_ids -= present
                 missing = [name for name in missing if name not in present]
             if store(message) is None:
-                self._cleanup_push_session(session_id, cleanup_messages=True)
+                self._forget_objects(object_tree.object_id, missing, session_id)
                 return False, []
             return True, missing
+
+    def _forget_objects(self, root: str, missing: list[str], session_id: str) -> None:
+        """Undo what was announced with a message that was not taken, and nothing else of its session."""
+        self.object_store.delete(root)
+        self._object_push_session_by_root.pop(root, None)
+        session = self._object_push_sessions[session_id]
+        session.root_object_ids.discard(root)
+        session.pending_object_ids.difference_update(missing)
+
+    def _store_generated_message(self, message: Message) -> None:
+        """Keep nothing of a message that tells an error: it is whole, and given to the run at once."""
 
     def create_run(self, *arguments: Any, **named: Any) -> int:
         """Take a run in and wake whoever starts it."""
@@ -162,7 +182,18 @@ class LinkState(InMemoryLinkState):
             for name, session in list(self._object_push_sessions.items()):
                 if not session.pending_object_ids and session.expires_at < latest:
                     self._cleanup_push_session(name, cleanup_messages=False)
+            self._sweep()
             return super().start_session(run_id)
+
+    def _sweep(self) -> None:
+        """Remove plans that are too old, and replies to them that nobody waited for."""
+        with self.lock:
+            current = now().timestamp()
+            messages = self.message_ins_store.items()
+            late = {name for name, each in messages if each.metadata.created_at + each.metadata.ttl <= current}
+            for name in late & self.message_ins_id_to_message_res_id.keys():
+                self.object_store.delete(self.message_ins_id_to_message_res_id[name])
+            self.delete_messages(late)
 
     def store_message_ins(self, message: Message) -> str | None:
         """Take a plan in and wake the site that waits for it."""
@@ -174,15 +205,24 @@ class LinkState(InMemoryLinkState):
                 self._plans.notify_all()
             return identifier
 
-    def wait_for_plan(self, node_id: int, *, seconds: float, is_wanted: Callable[[], bool]) -> None:
-        """Return when there is a message for a site, it is no longer wanted, or time is up."""
+    def wait_for_plan(self, node_id: int, *, seconds: float, is_wanted: Callable[[], bool]) -> bool:
+        """Return when there is a message for a site, it is no longer wanted, or time is up.
+
+        False: the site asks on another connection by now, and this one is to get nothing.
+        """
         deadline = time.monotonic() + seconds
         with self._plans:
+            self._asking.add(node_id)
+            turn = self._turns[node_id] = self._turns.get(node_id, 0) + 1
+            self._plans.notify_all()
             while (left := deadline - time.monotonic()) > 0 and is_wanted():
                 node = self.nodes.get(node_id)
+                if self._turns[node_id] != turn:
+                    return False
                 if self._inbox.get(node_id) or node is None or node.status == NodeStatus.UNREGISTERED:
-                    return
+                    return True
                 self._plans.wait(min(left, LOOK_AGAIN_SECONDS))
+            return self._turns[node_id] == turn
 
     def get_message_ins(self, node_id: int, limit: int | None, *, run_id: int | None = None) -> list[Message]:
         """Return what a site has not been given yet, looking at its own messages only."""
@@ -198,6 +238,13 @@ class LinkState(InMemoryLinkState):
             for message in given:
                 message.metadata.delivered_at = now().isoformat()
             return given
+
+    def delete_messages(self, message_ins_ids: set[str]) -> None:
+        """Forget plans and their replies, with the payloads of the plans."""
+        with self.lock:
+            super().delete_messages(message_ins_ids)
+            for name in message_ins_ids:
+                self.object_store.delete(name)
 
     def store_message_res(self, message: Message) -> str | None:
         """Take a reply in and wake the round loop."""
@@ -224,6 +271,8 @@ class LinkState(InMemoryLinkState):
 
     def store_object(self, run_id: int, session_id: str, object_id: str, object_content: bytes) -> bool:
         """Take an object in; the last one of a reply wakes the round loop."""
+        if self.object_store.get(object_id):  # sent again, because the answer was lost on the way
+            return True
         stored = super().store_object(run_id, session_id, object_id, object_content)
         if session_id not in self._object_push_sessions:
             with self._replies:
@@ -258,10 +307,13 @@ class PayloadFiles(InMemoryObjectStore):
         Raises:
             ValueError: the objects are not those of a message with a payload in chunks.
         """
-        payload = object_tree.children[0]
-        if len(object_tree.children) != 1 or any(chunk.children for chunk in payload.children):
-            raise ValueError("a message has one payload, and that has chunks")
-        if any(each.object_id in self.store for each in (object_tree, payload, *payload.children)):
+        if len(object_tree.children) != 1:
+            raise ValueError("a message has one payload")
+        (payload,) = object_tree.children
+        if not 0 < len(payload.children) <= MAX_CHUNKS or any(chunk.children for chunk in payload.children):
+            raise ValueError(f"a payload has 1 to {MAX_CHUNKS} chunks")
+        names = [each.object_id for each in (object_tree, payload, *payload.children)]
+        if len(set(names)) < len(names) or any(name in self.store for name in names):
             raise ValueError("the objects of a message have names of their own")
         with self.lock_store:
             missing = super().preregister(run_id, object_tree)
@@ -269,11 +321,11 @@ class PayloadFiles(InMemoryObjectStore):
                 self._places[chunk.object_id] = (payload.object_id, number * CHUNK_BYTES)
             return missing
 
-    def take_present(self, tree: ObjectTree) -> set[str]:
-        """Return the objects of a message that need not be pushed: it and its payload, and chunks that are on disk."""
+    def take_present(self, tree: ObjectTree, *, on_disk: bool) -> set[str]:
+        """Return the objects of a message that need not be pushed: it, its payload, and chunks that are on disk."""
         (payload,) = tree.children
         present = {tree.object_id, payload.object_id}
-        if (self._folder / payload.object_id).exists():
+        if on_disk and (self._folder / payload.object_id).exists():
             present |= {chunk.object_id for chunk in payload.children}
         with self.lock_store:
             for name in present:
@@ -289,8 +341,8 @@ class PayloadFiles(InMemoryObjectStore):
 
     def put(self, object_id: str, object_content: bytes) -> None:
         """Write a chunk that was announced."""
-        if len(object_content) > CHUNK_BYTES:
-            raise ValueError(f"chunk of {len(object_content)} bytes, expected at most {CHUNK_BYTES}")
+        if not 0 < len(object_content) <= CHUNK_BYTES:
+            raise ValueError(f"chunk of {len(object_content)} bytes, expected 1 to {CHUNK_BYTES}")
         with self.lock_store:
             if object_id not in self._places:
                 raise NoObjectInStoreError(f"object {object_id} was not announced")

@@ -135,6 +135,8 @@ HOSTILE = {
     "dtype that NumPy lacks": b'{"w":{"dtype":"BF16","shape":[1],"data_offsets":[0,2]}}',
     "huge dimension": b'{"w":{"dtype":"F32","shape":[0,9223372036854775808],"data_offsets":[0,0]}}',
     "huge product": b'{"w":{"dtype":"F32","shape":[0,4611686018427387904,1099511627776],"data_offsets":[0,0]}}',
+    "more digits than JSON writes": b'{"w":{"dtype":"F32","shape":[' + b",".join([b"%d" % 2**62] * 250) + b"]}}",
+    "product of many": b'{"w":{"dtype":"F32","shape":[' + b",".join([b"%d" % 2**62] * 60) + b"]}}",
     "deep objects": b'{"w":' * 3000,
     "deep lists": b"[" * 3000,
 }

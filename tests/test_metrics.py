@@ -23,6 +23,7 @@ import common
 from client import exporter as site_exporter
 from client import supervisor
 from client.app import _epochs
+from client.connect import Refusals
 from client.flower import plan_of
 from client.metrics import SiteMetrics
 from client.node import _Life
@@ -649,7 +650,7 @@ def test_exporters_show_a_run(
 
     run_in_process(study, sites, tmp_path / "run", deliver=crash_porto_once)
     config = load_site(sites["berlin"])
-    life = _Life(Worker(config, sites["berlin"]))
+    life = _Life(Worker(config, sites["berlin"]), Refusals(config))
     with (
         server_exporter.exporting(home, "127.0.0.1:0", is_up=lambda: True) as server,
         site_exporter.exporting(config, "127.0.0.1:0", is_ready=life.is_ready) as site,
@@ -713,7 +714,8 @@ def test_site_is_ready_when_connected_with_a_worker(make_sites: MakeSites, monke
     """Neither the connection alone nor the worker alone is enough; a site that works on a plan hears nothing."""
     monkeypatch.setattr(supervisor, "COMMAND", ("sh", "-c", "sleep 60"))
     path = make_sites()["berlin"]
-    life = _Life(Worker(load_site(path), path))
+    config = load_site(path)
+    life = _Life(Worker(config, path), Refusals(config))
     life.heard = time.monotonic()
     assert not life.is_ready()
     life.worker.start()

@@ -140,11 +140,18 @@ def test_reply_with_a_small_payload_has_no_file(grid: RuntimeGrid, link: SuperLi
     assert [] == link.confirmed
 
 
-def test_reply_whose_file_is_missing_is_a_sentence(grid: RuntimeGrid, link: SuperLink) -> None:
-    """It cannot be taken for an update."""
+@pytest.mark.parametrize("content", [None, b""])
+def test_reply_that_announced_what_was_never_sent_has_no_payload(
+    grid: RuntimeGrid, link: SuperLink, tmp_path: Path, content: bytes | None
+) -> None:
+    """The round loop rejects that one site; the run goes on."""
+    if content is not None:
+        (tmp_path / ("c" * 64)).write_bytes(content)
     reply(link, None, objects="c" * 64)
-    with pytest.raises(StateError, match="cannot read a reply in"):
-        list(grid.pull_messages(["a" * 64]))
+    (found,) = grid.pull_messages(["a" * 64])
+    assert grid.payload_file(found.metadata.message_id) is None
+    assert ("reply", None) == unpack(found.content)
+    assert ["b" * 64] == link.confirmed
 
 
 def test_what_nobody_waits_for_is_dropped(grid: RuntimeGrid, link: SuperLink) -> None:

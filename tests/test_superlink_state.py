@@ -166,7 +166,7 @@ def test_site_that_waits_is_woken_by_its_plan(tmp_path: Path) -> None:
         soon(lambda: store(state, a_plan(berlin, "yes")), 0.3),
     ]
     began = time.monotonic()
-    state.wait_for_plan(berlin, seconds=20, is_wanted=lambda: True)
+    assert state.wait_for_plan(berlin, seconds=20, is_wanted=lambda: True)
     assert 0.25 < time.monotonic() - began < 5
     assert ["yes"] == [text_of(message) for message in state.get_message_ins(berlin, 1)]
     for timer in timers:
@@ -186,6 +186,52 @@ def test_wait_for_a_plan_ends_without_one(tmp_path: Path, end: str) -> None:
     began = time.monotonic()
     state.wait_for_plan(berlin, seconds=0.3 if end == "time" else 20, is_wanted=lambda: bool(wanted))
     assert time.monotonic() - began < 5
+
+
+def test_site_is_there_once_it_asks_for_plans(tmp_path: Path) -> None:
+    """One that tries its key before it joins, or has just come back, cannot be asked yet."""
+    state = a_state(tmp_path)
+    berlin = a_site(state, "berlin")
+    assert set() == state.get_nodes(RUN)
+    state.wait_for_plan(berlin, seconds=0, is_wanted=lambda: True)
+    assert {berlin} == state.get_nodes(RUN)
+    state.deactivate_node(berlin)
+    state.activate_node(berlin, 30)
+    assert set() == state.get_nodes(RUN)
+
+
+def test_newest_connection_of_a_site_gets_its_plan(tmp_path: Path) -> None:
+    """One that a firewall dropped without a word still seems to wait; a plan given to it would be lost."""
+    state = a_state(tmp_path)
+    berlin = a_site(state, "berlin")
+    old: list[bool] = []
+    thread = threading.Thread(
+        target=lambda: old.append(state.wait_for_plan(berlin, seconds=20, is_wanted=lambda: True))
+    )
+    thread.start()
+    time.sleep(0.1)
+    timer = soon(lambda: store(state, a_plan(berlin, "work")))
+    assert state.wait_for_plan(berlin, seconds=20, is_wanted=lambda: True)
+    thread.join(timeout=5)
+    assert [False] == old
+    timer.join()
+
+
+def test_late_reply_does_not_stay_on_disk(tmp_path: Path) -> None:
+    """The run has gone on; when the plan is too old, it and what came for it are removed."""
+    state = a_state(tmp_path)
+    plan = a_plan(a_site(state, "berlin"), "work", ttl=0.3)
+    store(state, plan)
+    reply = a_message("done", SERVER, source=plan.metadata.dst_node_id, to=plan.metadata.message_id, ttl=0.2)
+    tree, session = with_payload(reply, 10), state.start_session(RUN)
+    state.store_message_and_object_tree(reply, tree, session)
+    state.store_object(RUN, session, tree.children[0].children[0].object_id, bytes(10))
+    assert 1 == len(list((tmp_path / "objects").iterdir()))
+    time.sleep(0.4)
+    state.start_session(RUN)
+    assert [] == list((tmp_path / "objects").iterdir())
+    assert not state.message_ins_store
+    assert not state.message_res_store
 
 
 def test_round_loop_that_waits_is_woken_by_a_reply(tmp_path: Path) -> None:
@@ -258,8 +304,78 @@ def test_objects_that_are_no_message_with_a_payload_are_refused(tmp_path: Path) 
     deep = ObjectTree(object_id="c" * 64, children=[good])
     state.store_message_and_object_tree(plan, good, state.start_session(RUN))
     for bad in (two, deep, ObjectTree(object_id="d" * 64, children=good.children)):
-        with pytest.raises(ValueError, match="message ha"):
+        with pytest.raises(ValueError, match=r"one payload|chunks|names of their own"):
             state.store_message_and_object_tree(a_reply(plan, "x"), bad, state.start_session(RUN))
+
+
+def test_site_that_leaves_in_the_middle_is_told_as_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run asks for its reply and gets a message that says why there is none; nothing is kept of it."""
+    monkeypatch.setattr("server.superlink_state.REPLY_SECONDS", 0.1)
+    state = a_state(tmp_path)
+    berlin = a_site(state, "berlin")
+    plan = a_plan(berlin, "work")
+    store(state, plan)
+    state.get_message_ins(berlin, 1)
+    state.deactivate_node(berlin)
+    (found,) = state.get_message_res({plan.metadata.message_id}, RUN)
+    assert found.has_error()
+    assert plan.metadata.message_id == found.metadata.reply_to_message_id
+    assert not state.message_res_store
+
+
+@pytest.mark.parametrize("bad", ["none", "twice", "root", "many"])
+def test_payload_without_or_with_odd_chunks_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: str
+) -> None:
+    """A site cannot announce what the run could not read, nor fill the disk."""
+    monkeypatch.setattr("server.superlink_state.MAX_CHUNKS", 3)
+    state = a_state(tmp_path)
+    plan = a_plan(a_site(state, "berlin"), "work")
+    store(state, plan)
+    reply = a_reply(plan, "done")
+    tree = with_payload(reply, CHUNK_BYTES * {"none": 0, "many": 4}.get(bad, 2))
+    if bad == "twice":
+        tree.children[0].children[1].object_id = tree.children[0].children[0].object_id
+    if bad == "root":
+        tree.children[0].object_id = tree.object_id
+    with pytest.raises(ValueError, match=r"a payload has 1 to 3 chunks|names of their own"):
+        state.store_message_and_object_tree(reply, tree, state.start_session(RUN))
+
+
+def test_reply_that_comes_too_late_leaves_nothing(tmp_path: Path) -> None:
+    """The server waits for it no more; the site is told to push nothing."""
+    state = a_state(tmp_path)
+    plan = a_plan(a_site(state, "berlin"), "work")
+    store(state, plan)
+    reply = a_reply(plan, "done")
+    state.delete_messages({plan.metadata.message_id})
+    tree, session = with_payload(reply, 10), state.start_session(RUN)
+    assert (False, []) == state.store_message_and_object_tree(reply, tree, session)
+    assert 0 == len(state.object_store)
+    assert not state._object_push_sessions[session].pending_object_ids
+
+
+def test_plan_that_is_forgotten_takes_its_payload_along(tmp_path: Path) -> None:
+    """A site that never fetched it must not cost the disk a model per round."""
+    state = a_state(tmp_path)
+    plan = a_plan(a_site(state, "berlin"), "work")
+    tree = with_payload(plan, 10)
+    (tmp_path / "objects" / tree.children[0].object_id).write_bytes(bytes(10))
+    state.store_message_and_object_tree(plan, tree, state.start_session(RUN))
+    state.delete_messages({plan.metadata.message_id})
+    assert [] == list((tmp_path / "objects").iterdir())
+
+
+def test_chunk_that_is_sent_again_is_taken(tmp_path: Path) -> None:
+    """The answer to the first time was lost on the way."""
+    state = a_state(tmp_path)
+    plan = a_plan(a_site(state, "berlin"), "work")
+    store(state, plan)
+    reply = a_reply(plan, "done")
+    tree, session = with_payload(reply, 10), state.start_session(RUN)
+    state.store_message_and_object_tree(reply, tree, session)
+    name = tree.children[0].children[0].object_id
+    assert [True, True] == [state.store_object(RUN, session, name, bytes(10)) for _ in range(2)]
 
 
 def test_sessions_of_small_messages_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,8 +400,10 @@ def test_chunk_is_taken_only_if_announced_and_small(tmp_path: Path) -> None:
     files = PayloadFiles(tmp_path / "objects")
     with pytest.raises(NoObjectInStoreError, match="was not announced"):
         files.put("a" * 64, b"x")
-    with pytest.raises(ValueError, match="expected at most"):
+    with pytest.raises(ValueError, match="expected 1 to"):
         files.put("a" * 64, bytes(CHUNK_BYTES + 1))
+    with pytest.raises(ValueError, match="expected 1 to"):
+        files.put("a" * 64, b"")
     assert files.get("a" * 64) is None
 
 

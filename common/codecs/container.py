@@ -5,6 +5,7 @@ length is refused before an array is made of it. Any reader of safetensors reads
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -25,7 +26,7 @@ DTYPES = {
 }
 """Names that safetensors has for the dtypes that may travel."""
 NAMED = {name: dtype for dtype, name in DTYPES.items()}
-MAX_HEADER_BYTES = 20_000_000
+MAX_HEADER_BYTES, MAX_DIMENSIONS = 20_000_000, 64
 
 
 def container_bytes(form: Form) -> int:
@@ -108,10 +109,12 @@ def read_form(content: Payload) -> Form:
 
 
 def _spec(entry: Any) -> Spec:
-    shape = entry["shape"]
-    if not all(type(size) is int and 0 <= size < 2**63 for size in shape):
-        raise ValueError(f"shape {shape!r:.100}")
-    return tuple(shape), NAMED[entry["dtype"]]
+    shape, dtype = entry["shape"], NAMED[entry["dtype"]]
+    if len(shape) > MAX_DIMENSIONS or not all(type(size) is int and 0 <= size < 2**63 for size in shape):
+        raise ValueError(f"shape {shape[:MAX_DIMENSIONS]!s:.100}")
+    if math.prod(shape) * dtype.itemsize >= 2**63:
+        raise ValueError(f"an array of shape {shape}")
+    return tuple(shape), dtype
 
 
 def _header(form: Form, notes: Mapping[str, str] | None = None) -> bytes:
