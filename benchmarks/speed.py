@@ -207,11 +207,22 @@ def main() -> None:
         if not arguments.only or name in arguments.only:
             rows.extend(measure(not arguments.skip_stock))
             show(rows)
-    if not arguments.only and not arguments.skip_stock:
-        with RESULTS.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+    if not arguments.skip_stock:
+        write(rows)
+
+
+def write(rows: list[Row]) -> None:
+    """Write rows to the results, in place of those of the same work."""
+    before: dict[str, Row] = {}
+    if RESULTS.exists():
+        with RESULTS.open(newline="", encoding="utf-8") as file:
+            before = {row["work"]: row for row in csv.DictReader(file)}
+    rounded = [{k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()} for row in rows]
+    merged = before | {row["work"]: row for row in rounded}
+    with RESULTS.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(merged.values())
 
 
 def show(rows: list[Row]) -> None:
@@ -266,7 +277,7 @@ def memory(with_stock: bool) -> list[Row]:
     rows: list[Row] = []
     for sites in (2, 32):
         with deployment(sites, echo_megabytes=MEGABYTES) as where, watching(where.home) as seen:
-            config = study(where, "memory", rounds=4, round_timeout_seconds=600)
+            config = study(where, "memory", rounds=3, round_timeout_seconds=600)
             seconds = round_seconds(run_ours(where, config))
         for which, title in (("anonymous", "without"), ("resident", "with")):
             work = f"server's peak over idle, {sites} sites, {title} pages of files"

@@ -44,9 +44,9 @@ class Server:
 
 
 @contextmanager
-def running_server(folder: Path) -> Iterator[Server]:
+def running_server(folder: Path, port: int | None = None) -> Iterator[Server]:
     """Start a server below `folder` and stop it at the end."""
-    port = free_port()
+    port = port or free_port()
     found = Server(ServerHome(folder / "home"), f"localhost:{port}")
     command = [*COMMAND, "server", "start", "--home", str(found.home.path), "--address", f"127.0.0.1:{port}"]
     with (folder / "server.log").open("wb") as log:

@@ -12,6 +12,7 @@ import pytest
 from deployed import COMMAND, ENVIRONMENT, Server, join, running_server, start_site, write_patients
 
 from client.provision import SiteFolder
+from common.processes import free_port
 
 pytestmark = pytest.mark.e2e
 
@@ -57,9 +58,11 @@ def site(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[t
     process.wait(timeout=30)
 
 
-def run_study(server: Server, folder: Path, name: str, *, steps: int, timeout: float = 60) -> subprocess.Popen[str]:
+def run_study(
+    server: Server, folder: Path, name: str, *, steps: int, timeout: float = 60, change: tuple[str, str] = ("", "")
+) -> subprocess.Popen[str]:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.toml").write_text(STUDY.format(name=name, steps=steps, timeout=timeout))
+    (folder / f"{name}.toml").write_text(STUDY.format(name=name, steps=steps, timeout=timeout).replace(*change))
     return subprocess.Popen(
         [*COMMAND, "run", f"{name}.toml", "--home", str(server.home.path), "--runs", name],
         env=ENVIRONMENT,
@@ -144,3 +147,33 @@ def test_studies_with_short_deadlines_do_not_stop_a_site(
         assert code in (8, 9), output  # 8: the worker was still starting when it was asked who it is
     code, output = finished(run_study(server, tmp_path, "after-short", steps=10))
     assert 0 == code, output
+
+
+def test_site_outlives_a_restart_of_the_server_and_large_weights_travel(tmp_path: Path) -> None:
+    """Approved keys are in a file; weights above a megabyte go in chunks, and none of them is left on the way."""
+    port, large = free_port(), ('name = "linear"', 'name = "mlp"\nhidden = [600, 600]')
+    with running_server(tmp_path, port) as server:
+        folder = join(server, tmp_path, "berlin")
+        text = folder.settings.read_text(encoding="utf-8").replace('kind = "images"', 'kind = "table"')
+        folder.settings.write_text(text, encoding="utf-8")
+        write_patients(folder.path / "data", 0.0)
+        process = start_site(folder.settings, tmp_path / "berlin.log")
+        try:
+            code, output = finished(run_study(server, tmp_path, "before", steps=2))
+            assert 0 == code, output
+        except BaseException:
+            process.kill()
+            raise
+    try:
+        time.sleep(2)
+        assert process.poll() is None
+        with running_server(tmp_path, port) as server:
+            code, output = finished(run_study(server, tmp_path, "large", steps=2, change=large))
+            assert 0 == code, output
+            (done,) = [event for event in events(tmp_path, "large") if event["event"] == "round"]
+            assert 4 * 600 * 600 < int(str(done["bytes_up"])) < 5 * 600 * 600
+            assert [] == list(server.home.objects.iterdir())
+        assert process.poll() is None
+    finally:
+        process.terminate()
+        assert 0 == process.wait(timeout=30)
