@@ -36,7 +36,7 @@ from client.connect import CHUNK_THREADS, Refusals, check_connection
 from client.exporter import exporting
 from client.flower import pack, unpack
 from client.seams import replace, tame_logs
-from client.supervisor import Parcel, Worker
+from client.supervisor import Parcel, Worker, WorkerFailed
 from common import __version__ as version
 from common.config import SiteConfig, load_site
 from common.errors import ConfigError, ConnectionRefused, ConsiliumError, ProtocolError, RunFailed
@@ -209,7 +209,7 @@ def _answer(
         # Not by the time at which it was sent: clocks may be minutes apart.
         answer = life.worker.answer(plan, seconds=max(1.0, message.metadata.ttl - REPLY_GRACE_SECONDS))
         content, boxed = pack(answer.text, answer.payload), answer.boxed
-    except ConsiliumError as error:
+    except (ConsiliumError, WorkerFailed) as error:
         content, boxed = Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=str(error)), 0
     reply = _reply(message.metadata, content, server.node_id)
     _send(server, reply, life.worker.outbox, boxed, seconds=time.monotonic() - began)

@@ -20,7 +20,6 @@ from pathlib import Path
 
 from client.box import Box
 from common.config import SiteConfig
-from common.errors import ConsiliumError
 from common.processes import PARENT_VARIABLE
 
 log = logging.getLogger(__name__)
@@ -61,7 +60,7 @@ def receive(connection: Connection) -> Parcel:
     return Parcel(text.decode(), payload or None, int(boxed))
 
 
-class WorkerFailed(ConsiliumError):
+class WorkerFailed(Exception):
     """The worker could not answer a plan; the text may go to the server."""
 
 

@@ -3,6 +3,7 @@
 import ctypes
 import logging
 import os
+import secrets
 import signal
 import socket
 import threading
@@ -18,10 +19,18 @@ PARENT_VARIABLE = "CONSILIUM_PARENT_PID"
 
 
 def free_port() -> int:
-    """Return a TCP port on the loopback interface that nothing listened on just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a TCP port on the loopback interface that nothing listens on just now.
+
+    It is below those that systems give to outgoing connections, one of which could take it before it is used.
+    """
+    while True:
+        port = 20_000 + secrets.randbelow(12_000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
 
 
 def check_port_free(host: str, port: int, *, what: str) -> None:
