@@ -113,7 +113,7 @@ def _told(error: ConsiliumError, config: SiteConfig) -> str:
 
 def _note(config: SiteConfig, plan: Plan, reply: Reply, *, bytes_up: int, bytes_down: int) -> None:
     """Write what was answered to this site's own event log: its audit trail, and the source of its metrics."""
-    facts = reply.model_dump(mode="json", exclude={"protocol", "kind", "site", "versions", "run", "seconds"})
+    facts = reply.model_dump(mode="json", exclude={"protocol", "codecs", "kind", "site", "versions", "run", "seconds"})
     event_log(config).log(
         "answered",
         study=plan.study.name,

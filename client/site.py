@@ -20,6 +20,7 @@ from torch import nn
 
 import common
 from client.data import Examples, SiteData, load_data, noise_key, noisy_counts
+from client.feature_cache import FeatureCache
 from client.methods import Method, build_method
 from client.models import Model, build_model, get_weights, set_weights
 from client.site_state import StateFolder
@@ -61,6 +62,8 @@ HELD_ROUND = "held_round"
 """The round whose weights are held."""
 CATCH_UP_PART = 0.25
 """Which part of the time for a round may go into rounds that the local-only model has missed."""
+FEATURES = ".features"
+"""Folder of the state folder for the features of a frozen backbone."""
 LOCAL_ROUNDS = "local_rounds"
 """How many rounds' work the local-only model has had."""
 
@@ -153,12 +156,17 @@ class Site:
             weights_dir=config.weights_dir,
             seed=seed_for(study.seed, "initial weights"),
         )
-        self._initial = get_weights(self._model.module)
+        whole = get_weights(self._model.module)
+        self._initial_digest = digest(whole)
         self._model.module.to(self._device)
+        self._data_digest = _digest_of(self._data)
+        cache = FeatureCache(config.state_dir / FEATURES, self._data_digest)
+        self._model, self._data = cache.apply(self._model, self._data)
+        self._initial = {name: whole[name] for name in self._model.names}
+        self._frozen = {name: array for name, array in whole.items() if name not in self._initial}
         self._method = build_method(study.method)
         self._needs = study.needs
         self._names = divide(self._model, self._method)
-        self._data_digest = _digest_of(self._data)
         self._last: dict[str, Weights] = {}
 
     def answer(self, plan: Plan, payload: Payload | None) -> tuple[Reply, bytes | None]:
@@ -184,7 +192,7 @@ class Site:
             **_stamp(plan, began),
             versions=versions(),
             card=self._card,
-            initial_digest=digest(self._initial),
+            initial_digest=self._initial_digest,
             shared_digest=digest(self._shared_initial()),
             shared_buffers=tuple(sorted(self._buffers)),
         )
@@ -244,6 +252,7 @@ class Site:
             seed=seed_for(self._study.seed, "training", round_number, self._config.name),
             validation=self._data.validation,
             control=control or {},
+            micro_batch_size=self._config.micro_batch_size,
             **settings.model_dump(),
         )
 
@@ -392,7 +401,7 @@ class Site:
         work = self._work(plan.round + 1)
         module = self._method.personalise(self._model, under(kept, METHOD), work)
         served = evaluate(module, test)
-        state.save_served(get_weights(module), {"study": plan.study.name, "run": plan.run})
+        state.save_served(self._whole(module), {"study": plan.study.name, "run": plan.run})
         self._train_alone(kept, until_round=plan.round, serving_after=work)
         alone = evaluate(self._model.module, test)
         metrics["personal.loss"], metrics["local.loss"] = served.loss, alone.loss
@@ -408,6 +417,11 @@ class Site:
         )
         state.save_counts(counts, round_number=plan.round)
         return FinishReply(**_stamp(plan, began), round=plan.round, test=counts)
+
+    def _whole(self, module: nn.Module) -> dict[str, Array]:
+        """Return all arrays of what is served, the frozen backbone's too: a file that is of use without this site."""
+        prefix = next((name for name, part in module.named_modules() if part is self._model.module), "")
+        return get_weights(module) | with_prefix(self._frozen, f"{prefix}." if prefix else "")
 
 
 def leave_one_out(weights: Weights, own: Weights, share: float) -> dict[str, Array]:

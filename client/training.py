@@ -1,6 +1,6 @@
 """The one training loop and the one evaluation loop of a site; seeded, changing nothing but the model."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -28,6 +28,8 @@ class LocalWork:
         epochs, steps: exactly one is set: passes over the examples, or batches.
         validation: the site's validation examples, for selection only; may be empty.
         control: the control variate that the server sent along (SCAFFOLD); empty otherwise.
+        precision: of the forward and backward pass; weights, gradients and steps are float32.
+        micro_batch_size: at most so many examples at a time; a batch's gradient is the sum over its pieces.
     """
 
     examples: Examples
@@ -41,6 +43,8 @@ class LocalWork:
     steps: int | None
     validation: Examples
     control: Weights = field(default_factory=dict)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    micro_batch_size: int | None = None
 
     def tuned(self, *, epochs: int, learning_rate: float, seed: int) -> "LocalWork":
         """Return the same work with another amount, rate and order."""
@@ -87,6 +91,7 @@ def batches(work: LocalWork) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _chunks(order: Tensor, batch_size: int) -> list[Tensor]:
+    """Return pieces of `batch_size` rows; a lone last row joins the piece before it, as BatchNorm needs two."""
     chunks = list(torch.split(order, batch_size))
     if len(chunks) > 1 and len(chunks[-1]) == 1 and batch_size > 1:
         chunks[-2:] = [torch.cat(chunks[-2:])]
@@ -128,14 +133,47 @@ def train(
     total, count = 0.0, 0
     with own_randomness(work):
         for x, y in batches(work):
-            optimiser.zero_grad(set_to_none=True)
-            loss = loss_of(model.module(x), y)
-            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves Tensor.backward untyped
+            loss, gradients = gradient(model.module, x, y, list(parameters.values()), work)
+            for parameter, found in zip(parameters.values(), gradients, strict=True):
+                parameter.grad = found
             if correction is not None:
                 correct(parameters, correction)
             optimiser.step()
-            total, count = total + float(loss.detach()), count + 1
+            total, count = total + loss, count + 1
+        optimiser.zero_grad(set_to_none=True)
     return total / count
+
+
+def gradient(
+    forward: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, at: Sequence[Tensor], work: LocalWork
+) -> tuple[float, list[Tensor | None]]:
+    """Return the mean loss of a batch and its gradient with respect to `at`, computed as `work` says.
+
+    One gradient per tensor, of its shape; None where the loss does not depend on it. In pieces of
+    `work.micro_batch_size` examples the result is the same up to rounding, except that BatchNorm normalises
+    each piece by itself.
+    """
+    total, sums = 0.0, list[Tensor | None]()
+    size = work.micro_batch_size or len(y)
+    for part_x, part_y in zip(_chunks(x, size), _chunks(y, size), strict=True):
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=work.precision == "bfloat16"):
+            loss = loss_of(forward(part_x), part_y) * (len(part_y) / len(y))
+        found = torch.autograd.grad(loss, at, allow_unused=True)
+        sums = [_sum(*pair) for pair in zip(sums, found, strict=True)] if sums else list(found)
+        total += float(loss.detach())
+    return total, sums
+
+
+def full_gradient(
+    forward: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, at: Sequence[Tensor], work: LocalWork
+) -> tuple[float, list[Tensor]]:
+    """Return what `gradient` does, with zeros where the loss does not depend on a tensor."""
+    loss, found = gradient(forward, x, y, at, work)
+    return loss, [torch.zeros_like(to) if one is None else one for to, one in zip(at, found, strict=True)]
+
+
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return b if a is None else a if b is None else a + b
 
 
 def begin(model: Model, names: Collection[str] | None = None) -> dict[str, nn.Parameter]:

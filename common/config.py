@@ -141,6 +141,7 @@ class TrainingConfig(Record):
     batch_size: int = Field(default=32, ge=1)
     epochs: int | None = Field(default=None, ge=1)
     steps: int | None = Field(default=None, ge=1)
+    precision: Literal["float32", "bfloat16"] = "float32"
 
     @model_validator(mode="after")
     def _check(self) -> "TrainingConfig":
@@ -253,6 +254,7 @@ class SiteConfig(Record):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(default=1, ge=1)
     memory_limit_mb: int | None = Field(default=None, ge=500)
+    micro_batch_size: int | None = Field(default=None, ge=1)
     share_class_counts: bool = False
     class_counts_epsilon: float | None = Field(default=None, gt=0)
     share_error_details: bool = False

@@ -8,13 +8,16 @@ it crosses a trust boundary. Arrays are packed into one payload because Flower p
 import hashlib
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
 from common.config import SiteName, StudyConfig, describe
 from common.errors import ProtocolError
 from common.records import Record
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
+"""Of plans and replies; every change that another release could misread raises it."""
+CODEC_VERSION = 1
+"""Of the bytes of payloads, of every codec and of the container."""
 PLAN_RECORD = "consilium"
 MAX_TEXT_BYTES = 1_000_000
 
@@ -40,7 +43,8 @@ RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 
 
 class _Plan(Record):
-    protocol: Literal[1] = 1
+    protocol: Literal[2] = 2
+    codecs: Literal[1] = 1
     study: StudyConfig
     run: RunName
     site: SiteName
@@ -109,7 +113,8 @@ class DataCard(Record):
 
 
 class _Reply(Record):
-    protocol: Literal[1] = 1
+    protocol: Literal[2] = 2
+    codecs: Literal[1] = 1
     run: str
     site: SiteName
     pid: int = Field(ge=1)
@@ -226,7 +231,27 @@ def _parse(adapter: TypeAdapter[T], text: str, *, who: str) -> T:
     try:
         return adapter.validate_json(text)
     except ValidationError as error:
-        raise ProtocolError(describe(error, who)) from error
+        raise ProtocolError(_other_version(text, who) or describe(error, who)) from error
+
+
+class _Spoken(BaseModel):
+    protocol: int
+    codecs: int = 0
+
+
+def _other_version(text: str, who: str) -> str | None:
+    """Return the sentence for a message of another version: what else is wrong with it follows from that."""
+    try:
+        spoken = _Spoken.model_validate_json(text)
+    except ValidationError:
+        return None
+    if (spoken.protocol, spoken.codecs) == (PROTOCOL_VERSION, CODEC_VERSION):
+        return None
+    return (
+        f"it is of protocol version {spoken.protocol} and codec version {spoken.codecs}, here they are "
+        f"{PROTOCOL_VERSION} and {CODEC_VERSION}: install the same release of consilium at the server and at all "
+        f"sites ({who})"
+    )
 
 
 def chunk_names(payload: str, size: int) -> list[str]:

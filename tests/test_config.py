@@ -481,7 +481,13 @@ def test_reply_survives_json(reply: Any) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "where"),
     [
-        ('"protocol":1', '"protocol":2', "round.protocol: must be 1, got 2"),
+        (
+            '"protocol":2',
+            '"protocol":3',
+            "it is of protocol version 3 and codec version 1, here they are 2 and 1: install",
+        ),
+        ('"codecs":1', '"codecs":7', "it is of protocol version 2 and codec version 7, here they are 2 and 1: install"),
+        ('"protocol":2', '"protocol":"x"', "round.protocol: must be 2, got 'x'"),
         ('"round":3', '"round":0', "round.round: must be greater than or equal to 1, got 0"),
         ('"pid":4711', '"pid":0', "round.pid: "),
         ('"seconds":0.25', '"seconds":-1', "round.seconds: "),

@@ -753,6 +753,18 @@ def test_pretrained_weights_that_are_not_those_of_the_study_stop_it(
     assert 3 == len(run(make_study(model=model), sites, tmp_path / "third")["rounds"])
 
 
+@pytest.mark.parametrize("other", ["protocol", "codecs"])
+def test_site_of_another_protocol_or_codec_version_ends_the_handshake_with_a_sentence(
+    tmp_path: Path, make_sites: MakeSites, make_study: MakeStudy, other: str
+) -> None:
+    def deliver(site: str, message: Message, answering: Answering) -> Message | None:
+        reply: Message = altered(lambda fields: fields.update({other: 9}))(message, answering)
+        return reply if site == "porto" else answering(message)
+
+    with pytest.raises(HandshakeMismatch, match=f"'porto'.* {other[:5]}.* version 9.*install the same release"):
+        run(make_study(), make_sites(), tmp_path / "run", deliver)
+
+
 def test_site_that_crashes_in_the_handshake_stops_the_study(
     tmp_path: Path, make_sites: MakeSites, make_study: MakeStudy
 ) -> None:
@@ -899,3 +911,32 @@ def test_heart_disease_follows_flambys_protocol(tmp_path: Path, make_sites: Make
     right = {site: item["majority"] for site, item in counts.items()}
     assert 0.721 == pytest.approx(np.mean([right[site] / totals[site] for site in sites]), abs=5e-4)
     assert 0.638 == pytest.approx(sum(right.values()) / sum(totals.values()), abs=5e-4)
+
+
+# --- a frozen backbone -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["fedavg", "knn_per"])
+def test_cached_features_of_a_frozen_backbone_change_nothing_but_the_time(
+    tmp_path: Path, make_sites: MakeSites, make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Without it: the same counts, the same weights up to rounding, and a served file that holds the backbone too."""
+    study = make_study(model={"name": "mlp", "hidden": [6], "trainable": "head"}, method={"kind": method})
+    sites = make_sites()
+    cached = run(study, sites, tmp_path / "cached")
+    monkeypatch.setattr("client.feature_cache.FeatureCache.apply", lambda _, model, data: (model, data))
+    plain = run(study, sites, tmp_path / "plain")
+    assert {site: facts["test"] for site, facts in cached["sites"].items()} == {
+        site: facts["test"] for site, facts in plain["sites"].items()
+    }
+    one, other = (load_file(tmp_path / name / "global.safetensors") for name in ("cached", "plain"))
+    assert one.keys() == other.keys() == {"head.weight", "head.bias"}
+    for name, array in one.items():
+        np.testing.assert_allclose(array, other[name], rtol=1e-3, atol=1e-5)
+    for path in sites.values():
+        served, expected = (
+            load_file(state_dir(path, tmp_path / name) / "personal.safetensors") for name in ("cached", "plain")
+        )
+        assert served.keys() == expected.keys()
+        for name, array in served.items():
+            np.testing.assert_allclose(array, expected[name], rtol=1e-3, atol=1e-4)

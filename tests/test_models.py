@@ -17,11 +17,15 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from client.data import Examples
 from client.models import Model, build_model, get_weights, load_pretrained, set_weights, train_mode
+from client.training import evaluate
 from common.config import ModelConfig, PretrainedConfig
 from common.errors import ModelError
 
 ROOT = Path(__file__).resolve().parents[1]
+RESNET20 = ROOT.parent / "shared" / "data" / "pretrained" / "resnet20-12fca82f.th"
+CIFAR10 = ROOT.parent / "shared" / "data" / "cifar10" / "cifar10_subset_10k_2k.npz"
 SQUEEZENET = ROOT.parent / "shared" / "data" / "pretrained" / "squeezenet1_0_imagenet_deepcompressed.pt"
 GREY, COLOUR, ROW = (1, 16, 16), (3, 32, 32), (13,)
 
@@ -139,7 +143,9 @@ def refused(expected: str, name: str, shape: tuple[int, ...], **settings: Any) -
 def test_build_unknown_name_lists_close_matches() -> None:
     """A misspelt name is answered with the names that are near it."""
     refused("model.name: there is no model 'resnet_18'; did you mean 'resnet18'", "resnet_18", COLOUR)
-    refused("model.name: there is no model '???'; known: small_cnn, mlp, mlp_bn, linear, alexnet", "???", COLOUR)
+    refused(
+        "model.name: there is no model '???'; known: small_cnn, resnet20, mlp, mlp_bn, linear, alexnet", "???", COLOUR
+    )
 
 
 def test_build_refuses_inputs_the_model_cannot_take() -> None:
@@ -536,3 +542,42 @@ def test_torchvision_imports_in_a_fresh_process() -> None:
     """Models import with or without torchvision's compiled operators, and only when a study names one."""
     done = subprocess.run([sys.executable, "-W", "error", "-c", FRESH], cwd=ROOT, capture_output=True, text=True)
     assert (0, "") == (done.returncode, done.stderr)
+
+
+# --- ResNet-20 -------------------------------------------------------------------------------------
+
+
+def test_resnet20_has_the_size_that_its_paper_says() -> None:
+    """He 2016, table 6: 0.27 million parameters, 20 layers with weights."""
+    model = build("resnet20", COLOUR, outputs=10)
+    weights = [value for name, value in model.module.named_parameters() if value.ndim > 1]
+    assert len(weights) == 20
+    assert sum(value.numel() for value in model.module.parameters()) == 269_722
+    assert model.head == {"linear.weight", "linear.bias"}
+    refused("takes images", "resnet20", ROW)
+
+
+@pytest.mark.skipif(not RESNET20.is_file(), reason="needs the shared ResNet-20 weights and CIFAR-10 images")
+def test_resnet20_computes_what_its_published_weights_were_trained_for(tmp_path: Path) -> None:
+    """The weights' own figure is 91.8 % on CIFAR-10's test images; a slip in the network would cost most of it."""
+    with np.load(CIFAR10, allow_pickle=False) as arrays:
+        images, labels = (arrays[name][arrays["is_test"]][::4] for name in ("x", "y"))
+    model = build("resnet20", COLOUR, outputs=10)
+    shared = torch.load(RESNET20, map_location="cpu", weights_only=True)["state_dict"]
+    model.module.load_state_dict({name.removeprefix("module."): value for name, value in shared.items()})
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    x = (torch.from_numpy(images) / 255 - mean) / std
+    right = evaluate(model.module, Examples(x, torch.from_numpy(labels.astype(np.int64)))).right
+    assert len(right) == 500
+    assert float(right.double().mean()) > 0.88
+
+
+def test_squeezenet_averages_before_its_last_convolution_and_computes_the_same() -> None:
+    model = build("squeezenet1_0", (3, 64, 64), outputs=10)
+    x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    model.module.eval()
+    with torch.no_grad():
+        maps = model.module.get_submodule("features")(x)
+        torch.testing.assert_close(
+            model.module(x), model.module.get_submodule("classifier.1")(maps).mean(dim=(2, 3)), rtol=1e-4, atol=1e-5
+        )

@@ -16,6 +16,7 @@ of `mixed`. Plain SGD.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from torch.func import functional_call
 
 from client.methods.base import Budget, Memory, Outcome
 from client.models import Model
-from client.training import LocalWork, batches, begin, loss_of, own_randomness
+from client.training import LocalWork, batches, begin, full_gradient, own_randomness
 from common.weights import under, with_prefix
 
 
@@ -46,11 +47,10 @@ class Apfl:
         losses = list[float]()
         with own_randomness(work):
             for number, (x, y) in enumerate(batches(work)):
-                loss = loss_of(model.module(x), y)
-                gradients = torch.autograd.grad(loss, list(shared.values()), materialize_grads=True)
+                loss, gradients = full_gradient(model.module, x, y, list(shared.values()), work)
                 mixed = {name: _mixed(alpha, v[name], w).requires_grad_() for name, w in shared.items()}
-                mixed_loss = loss_of(functional_call(model.module, mixed | v_buffers, (x,)), y)
-                mixed_gradients = torch.autograd.grad(mixed_loss, list(mixed.values()), materialize_grads=True)
+                at_mixed = partial(functional_call, model.module, mixed | v_buffers)
+                _, mixed_gradients = full_gradient(at_mixed, x, y, list(mixed.values()), work)
                 slope = 0.0
                 with torch.no_grad():
                     for (name, w), g, m in zip(shared.items(), gradients, mixed_gradients, strict=True):
@@ -59,7 +59,7 @@ class Apfl:
                         w.add_(g, alpha=-work.learning_rate)
                 if self.adaptive and number == 0:
                     alpha = min(max(alpha - work.learning_rate * slope, 0.0), 1.0)
-                losses.append(float(loss.detach()))
+                losses.append(loss)
         kept = {name: np.array(value.cpu().numpy()) for name, value in (v | v_buffers).items()}
         metrics = {"apfl.alpha": alpha}
         return Outcome(with_prefix(kept, "v/") | {"alpha": np.array(alpha)}, sum(losses) / len(losses), metrics=metrics)

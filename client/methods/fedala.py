@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from client.data import Examples
 from client.methods.base import Budget, Memory, Outcome
 from client.models import Model, get_weights
-from client.training import LocalWork, batches, begin, loss_of, train
+from client.training import LocalWork, batches, begin, full_gradient, train
 from common.seeds import seed_for
 from common.weights import Array, Weights, under, with_prefix
 
@@ -84,10 +84,9 @@ class FedAla:
         while len(losses) < passes:
             seen = []
             for x, y in batches(replace(part, seed=seed_for(part.seed, len(losses)))):
-                loss = loss_of(model.module(x), y)
-                gradients = torch.autograd.grad(loss, list(merge.parameters.values()), materialize_grads=True)
+                loss, gradients = full_gradient(model.module, x, y, list(merge.parameters.values()), work)
                 merge.step(gradients, self.mix_learning_rate)
-                seen.append(float(loss.detach()))
+                seen.append(loss)
             losses.append(fmean(seen))
             if len(losses) >= LAST_LOSSES and pstdev(losses[-LAST_LOSSES:]) < self.tolerance:
                 return

@@ -15,6 +15,7 @@ from the adapted v. BatchNorm's running statistics are as all these passes leave
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -23,7 +24,7 @@ from torch.func import functional_call
 
 from client.methods.base import Budget, Memory, Outcome
 from client.models import Model
-from client.training import LocalWork, batches, begin, loss_of, own_randomness, train
+from client.training import LocalWork, batches, begin, full_gradient, own_randomness, train
 from common.seeds import seed_for
 
 Variant = Literal["first_order", "hessian_free"]
@@ -62,9 +63,10 @@ class PerFedAvg:
             x, y = drawn[batch]
             # Seeded alike for both passes over D'': their difference must not be one between dropout masks.
             with own_randomness(replace(work, seed=seed_for(work.seed, STREAMS[batch]))):
-                loss = loss_of(functional_call(model.module, leaves, (x,)), y)
-            losses.append(float(loss.detach()))
-            return list(torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True))
+                forward = partial(functional_call, model.module, leaves)
+                loss, found = full_gradient(forward, x, y, list(leaves.values()), work)
+            losses.append(loss)
+            return found
 
         moved = meta_step(
             [parameter.detach() for parameter in parameters.values()],

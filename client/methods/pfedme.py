@@ -20,7 +20,7 @@ from torch import nn
 
 from client.methods.base import Budget, Memory, Outcome
 from client.models import Model, get_weights, set_weights
-from client.training import LocalWork, batches, begin, loss_of, own_randomness
+from client.training import LocalWork, batches, begin, full_gradient, own_randomness
 from common.weights import under, with_prefix
 
 
@@ -43,13 +43,12 @@ class PFedMe:
         with own_randomness(work):
             for x, y in batches(work):
                 for _ in range(self.inner_steps):
-                    loss = loss_of(model.module(x), y)
-                    gradients = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
+                    loss, gradients = full_gradient(model.module, x, y, list(parameters.values()), work)
                     with torch.no_grad():
                         for (name, theta), gradient in zip(parameters.items(), gradients, strict=True):
                             pull = self.lam * (theta - centre[name])
                             theta.sub_(gradient + pull, alpha=self.personal_learning_rate)
-                    losses.append(float(loss.detach()))
+                    losses.append(loss)
                 for name, w in centre.items():
                     w.sub_(w - parameters[name].detach(), alpha=work.learning_rate * self.lam)
         theirs = get_weights(model.module, sorted(model.moving))

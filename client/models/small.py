@@ -5,9 +5,10 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
+from client.models.resnet20 import ResNet20
 from common.errors import ModelError
 
-SMALL_NAMES = ("small_cnn", "mlp", "mlp_bn", "linear")
+SMALL_NAMES = ("small_cnn", "resnet20", "mlp", "mlp_bn", "linear")
 
 
 def build_small(
@@ -20,10 +21,13 @@ def build_small(
         hidden: sizes of the hidden layers; only `mlp` and `mlp_bn` read it.
 
     Raises:
-        ModelError: `small_cnn` for a table, or `mlp` or `mlp_bn` without a hidden layer.
+        ModelError: `small_cnn` or `resnet20` for a table, or `mlp` or `mlp_bn` without a hidden layer.
     """
     if name == "linear":
         return FlatLinear(math.prod(input_shape), num_outputs), frozenset({"bias"})
+    if name == "resnet20":
+        check_images(name, input_shape)
+        return ResNet20(input_shape[0], num_outputs), frozenset({"linear.weight", "linear.bias"})
     if name in ("mlp", "mlp_bn"):
         module = mlp(math.prod(input_shape), num_outputs, hidden, batch_norm=name == "mlp_bn")
     else:

@@ -65,6 +65,7 @@ def build_vision(name: str, *, num_outputs: int) -> tuple[nn.Module, frozenset[s
     setattr(parent, position, _new_layer(last, num_outputs))
     if isinstance(parent, nn.Sequential):
         _drop_relu_after(parent, position)
+        _average_first(parent)
     return module, frozenset({f"{path}.weight", f"{path}.bias"})
 
 
@@ -90,6 +91,23 @@ def _drop_relu_after(parent: nn.Sequential, position: str) -> None:
     following = names[names.index(position) + 1 :]
     if following and isinstance(getattr(parent, following[0]), nn.ReLU):
         setattr(parent, following[0], nn.Identity())
+
+
+def _average_first(parent: nn.Sequential) -> None:
+    """Average a map before the 1x1 convolution that ends a classifier instead of after it; names stay.
+
+    Both are linear, so the model computes the same; a head on cached features then sees `(D, 1, 1)` per image
+    instead of `(D, H, W)`, and dropout draws per feature, not per place.
+    """
+    layers = dict(parent.named_children())
+    kinds = [type(layer) for layer in layers.values()]
+    if kinds != [nn.Dropout, nn.Conv2d, nn.Identity, nn.AdaptiveAvgPool2d]:
+        return
+    for name in layers:
+        delattr(parent, name)
+    first = list(layers)[-1]
+    for name in [first, *(name for name in layers if name != first)]:
+        parent.add_module(name, layers[name])
 
 
 def weights_url(name: str, weights: str) -> str:

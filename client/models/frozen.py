@@ -1,0 +1,101 @@
+"""Cut a model behind what training never changes, so that a frozen backbone looks at every example once.
+
+The cut is found in the model's own graph (torch.fx), so it needs no list of architectures: everything that
+depends on a moving array or on chance (dropout) is the tail; what the tail is given are the features.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from client.models.build import Model
+
+_CHANCE = ("dropout", "stochastic_depth", "drop_path", "rrelu")
+"""Words in the names of layers and functions that draw random numbers in training."""
+_LAYERS_OF_CHANCE = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.MultiheadAttention, nn.RNNBase, nn.Transformer)
+"""Layers that may draw random numbers in training: they are never in the body."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A model in two parts: `tail.module(body(x))` is what the whole model gives for x, in training too.
+
+    Args:
+        body: nothing of it ever changes; takes examples, returns one tensor of features `(B, ...)`.
+        tail: the rest, with the names, head and trainable arrays that the model has; its modules are the model's.
+    """
+
+    body: nn.Module
+    tail: Model
+
+
+def cut(model: Model) -> Cut | None:
+    """Return the model cut behind its frozen part; None where there is nothing to gain or no single place to cut."""
+    model.module.train()  # a graph holds what `self.training` was: chance must be seen, not traced away
+    try:
+        graph = fx.Tracer().trace(model.module)
+    except Exception:  # a model whose forward depends on values cannot be traced, and raises what it likes
+        return None
+    modules = dict(model.module.named_modules())
+    live: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op == "call_function" and any(word in getattr(node.target, "__name__", "") for word in _CHANCE):
+            return None  # its `training` is a constant of the graph now
+        if _moves(node, modules, model.moving) or live.intersection(node.all_input_nodes):
+            live.add(node)
+    constants = {node for node in graph.nodes if node.op == "get_attr"}
+    given = {used for node in live for used in node.all_input_nodes} - live - constants
+    if len(given) != 1:
+        return None
+    (features,) = given
+    body = _part(model.module, graph, features)
+    if not any(True for _ in body.parameters()):
+        return None
+    tail = _part(model.module, graph, next(node for node in graph.nodes if node.op == "output"), features)
+    names = tuple(tail.state_dict())
+    kept = frozenset(names)
+    policy = model.batch_norm_policy
+    return Cut(body, Model(tail, model.head & kept, model.batch_norm & kept, model.trainable & kept, names, policy))
+
+
+def _moves(node: fx.Node, modules: Mapping[str, nn.Module], moving: frozenset[str]) -> bool:
+    """Say whether a node's own value can differ from call to call for one input."""
+    if node.op == "get_attr":
+        return str(node.target) in moving
+    if node.op == "output":
+        return True
+    if node.op != "call_module":
+        return False
+    layer = modules[str(node.target)]
+    own = {f"{node.target}.{name}" for name in layer.state_dict()}
+    return bool(own & moving) or any(isinstance(part, _LAYERS_OF_CHANCE) for part in layer.modules())
+
+
+def _part(root: nn.Module, graph: fx.Graph, output: fx.Node, given: fx.Node | None = None) -> nn.Module:
+    """Return the module that computes one node of a graph, from the graph's own input or from the node `given`."""
+    part, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+    if given is not None:
+        copies[given] = part.placeholder("features")
+    needed, todo = set(copies), [output]
+    while todo:
+        node = todo.pop()
+        if node not in needed:
+            needed.add(node)
+            todo.extend(node.all_input_nodes)
+    for node in graph.nodes:
+        if node in needed and node is not given:
+            copies[node] = part.node_copy(node, lambda used: copies[used])
+    if output.op != "output":
+        part.output(copies[output])
+    return fx.GraphModule(root, part)
+
+
+@torch.no_grad()
+def features_of(body: nn.Module, x: Tensor, *, batch_size: int) -> Tensor:
+    """Return the features `(N, ...)` of all examples, float32, in evaluation mode."""
+    body.eval()
+    parts: list[Any] = [body(part) for part in torch.split(x, batch_size)]
+    return torch.cat(parts)
