@@ -56,6 +56,8 @@ from common.seeds import seed_for
 from common.weights import Array, Weights, check_finite, check_like, digest, is_float, subtract, under, with_prefix
 
 PERSONAL, LOCAL, METHOD, SENT, HELD, UPLINK = "personal/", "local/", "method/", "sent/", "held/", "uplink/"
+BEST = {"personal": "best/", "local": "best_local/"}
+"""Name spaces of the served and the local-only model of the round with the least validation loss."""
 """Name spaces of the state file: personal arrays of the model, the local-only model, a method's memory; where the
 study needs them, shared arrays as this site trained and as it received them, and what the codec did not send."""
 HELD_ROUND = "held_round"
@@ -291,10 +293,13 @@ class Site:
             metrics[UPDATE_LOSS] = evaluate(self._model.module, work.validation).loss
 
         self._put(received.weights, personal)
-        metrics |= self._measured("personal", self._method.personalise(self._model, outcome.memory, work))
+        served = self._method.personalise(self._model, outcome.memory, work)
+        metrics |= self._measured("personal", served)
+        best = self._best("personal", kept, metrics) if served is self._model.module else {}
         budget = CATCH_UP_PART * self._study.round_timeout_seconds
         local, local_rounds = self._train_alone(kept, until_round=plan.round, serving_after=work, seconds=budget)
         metrics |= self._measured("local", self._model.module)
+        best |= self._best("local", kept, metrics)
         _check_measured(metrics)
 
         rounds = {LOCAL_ROUNDS: np.array(local_rounds)}
@@ -304,7 +309,7 @@ class Site:
         if self._study.downlink:
             held = {name: array.copy() for name, array in received.weights.items()}  # they lie in the payload
             parts[HELD], rounds[HELD_ROUND] = held, np.array(plan.round)
-        parts[""] = rounds
+        parts[""] = rounds | best
         content, parts[UPLINK], lost = self._coded(plan, received, trained, outcome.control, under(kept, UPLINK))
         if lost is not None:
             metrics["uplink.nmse"] = lost
@@ -382,6 +387,16 @@ class Site:
         seen = evaluate(module, self._data.validation)
         return {f"{which}.loss": seen.loss, f"{which}.accuracy": seen.accuracy}
 
+    def _best(self, which: str, kept: Mapping[str, Array], metrics: Mapping[str, float]) -> dict[str, Array]:
+        """Return what to keep of the best round so far, if the study asks for it: this one's model or the one kept."""
+        if not self._study.keep_best or f"{which}.loss" not in metrics:
+            return {}
+        prefix, least = BEST[which], f"{BEST[which]}/loss"
+        if least in kept and float(kept[least]) <= metrics[f"{which}.loss"]:
+            return {name: array for name, array in kept.items() if name.startswith(prefix)}
+        now = with_prefix(get_weights(self._model.module, self._names.moving), prefix)
+        return {**now, least: np.array(metrics[f"{which}.loss"])}
+
     def _finish(self, plan: FinishPlan, received: Received, began: float) -> FinishReply:
         """Read the test split, once: majority class, local only, global and served model on it."""
         state = self._state(plan)
@@ -393,11 +408,12 @@ class Site:
             raise ProtocolError(f"site '{self._config.name}' has no test examples: split.test is 0")
         personal = self._personal(kept)
 
-        whole = None
+        whole, scores = None, {"classes": test.y.cpu().numpy()}
         self._put(received.weights, personal)
         if not self._names.personal:
             seen = evaluate(self._model.module, test)
             whole, metrics["global.loss"] = int(seen.right.sum()), seen.loss
+            scores["global"] = seen.logits.numpy()
         work = self._work(plan.round + 1)
         module = self._method.personalise(self._model, under(kept, METHOD), work)
         served = evaluate(module, test)
@@ -406,6 +422,12 @@ class Site:
         alone = evaluate(self._model.module, test)
         metrics["personal.loss"], metrics["local.loss"] = served.loss, alone.loss
         _check_measured(metrics)
+        scores |= {"personal": served.logits.numpy(), "local": alone.logits.numpy()}
+        for which, prefix in BEST.items():
+            if best := {name: array for name, array in under(kept, prefix).items() if name in self._names.moving}:
+                self._put(best)
+                scores[f"{which}.best"] = evaluate(self._model.module, test).logits.numpy()
+        state.save_scores(scores)
 
         counts = TestCounts(
             num_test=len(test),

@@ -25,6 +25,8 @@ from common.protocol import TestCounts
 from common.weights import Array, Weights
 
 _PRIVATE = 0o600
+TEST_SCORES = "test-scores.safetensors"
+"""File of a run's folder: the logits of every test example, which never leave the site."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,10 @@ class StateFolder:
             return TestCounts.model_validate(kept["test"]) if kept["round"] == round_number else None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StateError(f"site '{self.site}': cannot read '{path}': {error}") from error
+
+    def save_scores(self, scores: Weights) -> None:
+        """Keep what every model said of the test examples, for this site alone: logits `(N, outputs)` and `classes`."""
+        write_atomically(self.path / TEST_SCORES, parts(scores, form_of(scores)), mode=_PRIVATE)
 
     def save_served(self, weights: Weights, notes: Mapping[str, str]) -> Path:
         """Write the model this site serves as `personal.safetensors` and return its path."""

@@ -181,6 +181,7 @@ class StudyConfig(Record):
     quorum: int | None = Field(default=None, ge=1)
     min_sites: int | None = Field(default=None, ge=1)
     min_examples: int = Field(default=20, ge=2)
+    keep_best: bool = False
     join_timeout_seconds: float = Field(default=120.0, gt=0)
     round_timeout_seconds: float = Field(default=600.0, gt=0)
 

@@ -3,13 +3,16 @@
 import contextlib
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TypeAlias
 
 from common.errors import StateError
 
 Buffer: TypeAlias = bytes | memoryview
+
+_durable: ContextVar[bool] = ContextVar("durable", default=True)
 
 
 def write_atomically(path: Path, content: bytes | Iterable[Buffer], *, mode: int = 0o644) -> None:
@@ -29,7 +32,8 @@ def write_atomically(path: Path, content: bytes | Iterable[Buffer], *, mode: int
             for piece in [content] if isinstance(content, bytes) else content:
                 file.write(piece)
             file.flush()
-            os.fsync(file.fileno())
+            if _durable.get():
+                os.fsync(file.fileno())
         temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
@@ -38,7 +42,19 @@ def write_atomically(path: Path, content: bytes | Iterable[Buffer], *, mode: int
         raise StateError(f"cannot write '{path}': {error.strerror or error}; the previous version is kept") from error
 
 
+@contextlib.contextmanager
+def scratch() -> Iterator[None]:
+    """Within it, files are not forced to the disk: for folders that are of no use after a power cut."""
+    token = _durable.set(False)
+    try:
+        yield
+    finally:
+        _durable.reset(token)
+
+
 def _sync_folder(folder: Path) -> None:
+    if not _durable.get():
+        return
     with contextlib.suppress(OSError):  # network shares cannot; the file itself is safe by then
         descriptor = os.open(folder, os.O_RDONLY)
         try:

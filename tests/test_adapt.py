@@ -369,7 +369,7 @@ def test_learning_rate_is_the_studys_own_for_local_steps(
 def flags(right: int, wrong: int) -> Evaluation:
     """Return an evaluation of `right` right examples before `wrong` wrong ones."""
     values = torch.tensor([True] * right + [False] * wrong)
-    return Evaluation(0.5, right / (right + wrong), values)
+    return Evaluation(0.5, right / (right + wrong), values, torch.zeros(len(values), 2))
 
 
 def of_counts(federated: int, random: int, *, at: int = 5) -> dict[str, Any]:

@@ -940,3 +940,47 @@ def test_cached_features_of_a_frozen_backbone_change_nothing_but_the_time(
         assert served.keys() == expected.keys()
         for name, array in served.items():
             np.testing.assert_allclose(array, expected[name], rtol=1e-3, atol=1e-4)
+
+
+# --- the best round, and the scores that stay ------------------------------------------------------
+
+
+def test_best_round_by_validation_is_kept_and_measured_beside_the_last(
+    tmp_path: Path, make_sites: MakeSites, make_study: MakeStudy
+) -> None:
+    """With a rate that worsens from round to round, the best is the first; the scores are those of its model."""
+    study = make_study(rounds=4, keep_best=True, split={"test": 0.3, "validation": 0.3}, method={"kind": "fine_tune"})
+    sites = make_sites()
+    result = run(study, sites, tmp_path / "run")
+    for name, path in sites.items():
+        kept = kept_by(path, tmp_path / "run", 4)
+        losses = {which: [r["sites"][name]["metrics"][f"{which}.loss"] for r in result["rounds"]] for which in SERVED}
+        for which, prefix in SERVED.items():
+            assert float(kept[f"{prefix}/loss"]) == min(losses[which])
+        scores = load_file(state_dir(path, tmp_path / "run") / "test-scores.safetensors")
+        assert set(scores) == {"classes", "global", "personal", "local", "personal.best", "local.best"}
+        counts = result["sites"][name]["test"]
+        for which, count in (("personal", "personal"), ("local", "local"), ("global", "global_")):
+            right = (scores[which][:, 0] > 0) == (scores["classes"] == 1)
+            assert int(right.sum()) == counts[count]
+    best = 1 + int(np.argmin([r["sites"]["lyon"]["metrics"]["personal.loss"] for r in result["rounds"]]))
+    run(study.model_copy(update={"rounds": best}), sites, tmp_path / "shorter")  # ends with lyon's best round
+    longer, shorter = kept_by(sites["lyon"], tmp_path / "run", 4), kept_by(sites["lyon"], tmp_path / "shorter", best)
+    for name in (name for name in longer if name.startswith("best/")):
+        np.testing.assert_array_equal(longer[name], shorter[name])
+
+
+def test_without_keep_best_nothing_more_is_kept(tmp_path: Path, make_sites: MakeSites, make_study: MakeStudy) -> None:
+    sites = make_sites()
+    run(make_study(), sites, tmp_path / "run")
+    path = sites["berlin"]
+    assert not [name for name in kept_by(path, tmp_path / "run", 3) if name.startswith("best")]
+    assert set(load_file(state_dir(path, tmp_path / "run") / "test-scores.safetensors")) == {
+        "classes",
+        "global",
+        "personal",
+        "local",
+    }
+
+
+SERVED = {"personal": "best/", "local": "best_local/"}
