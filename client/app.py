@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import time
+from collections import OrderedDict
 from pathlib import Path
 
 from flwr.app import Context, Message
@@ -21,7 +22,9 @@ log = logging.getLogger(__name__)
 
 app = ClientApp()
 
-_warm: dict[Path, tuple[SiteConfig, StudyConfig, Site]] = {}
+MOST_WARM = 64
+"""How many sites one process keeps in memory; a federation of thousands in one process does not grow with them."""
+_warm: OrderedDict[Path, tuple[SiteConfig, StudyConfig, Site]] = OrderedDict()
 """The last study's Site per settings file: data and model stay in memory from message to message."""
 
 
@@ -80,7 +83,15 @@ def _site(path: Path, config: SiteConfig, plan: Plan) -> Site:
     if warm is None or warm[:2] != (config, plan.study) or plan.kind == "handshake":
         _warm.pop(path, None)
         _warm[path] = (config, plan.study, Site(config, plan.study))
+        while len(_warm) > MOST_WARM:
+            _warm.popitem(last=False)
+    _warm.move_to_end(path)
     return _warm[path][2]
+
+
+def forget_sites() -> None:
+    """Let go of every site's data and model."""
+    _warm.clear()
 
 
 def _check_accepted(path: Path, study: StudyConfig) -> None:

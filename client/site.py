@@ -408,7 +408,8 @@ class Site:
             raise ProtocolError(f"site '{self._config.name}' has no test examples: split.test is 0")
         personal = self._personal(kept)
 
-        whole, scores = None, {"classes": test.y.cpu().numpy()}
+        majority = self._data.train.y.mode().values
+        whole, scores = None, {"classes": test.y.cpu().numpy(), "majority": majority.cpu().numpy()}
         self._put(received.weights, personal)
         if not self._names.personal:
             seen = evaluate(self._model.module, test)
@@ -431,7 +432,7 @@ class Site:
 
         counts = TestCounts(
             num_test=len(test),
-            majority=int((test.y == self._data.train.y.mode().values).sum()),
+            majority=int((test.y == majority).sum()),
             local=int(alone.right.sum()),
             global_=whole,
             personal=int(served.right.sum()),

@@ -120,7 +120,7 @@ class StateFolder:
             raise StateError(f"site '{self.site}': cannot read '{path}': {error}") from error
 
     def save_scores(self, scores: Weights) -> None:
-        """Keep what every model said of the test examples, for this site alone: logits `(N, outputs)` and `classes`."""
+        """Keep every model's logits `(N, outputs)` of the test examples, and their classes, for this site alone."""
         write_atomically(self.path / TEST_SCORES, parts(scores, form_of(scores)), mode=_PRIVATE)
 
     def save_served(self, weights: Weights, notes: Mapping[str, str]) -> Path:

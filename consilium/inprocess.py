@@ -72,8 +72,7 @@ class InProcessGrid(Grid):
         return identifiers
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Let the sites answer those of the messages that are still unanswered, and return the replies."""
-        replies = []
+        """Let the sites answer those of the messages that are still unanswered, one at a time, as replies are taken."""
         for identifier in message_ids:
             message = self._pending.pop(identifier, None)
             if message is None:
@@ -81,8 +80,7 @@ class InProcessGrid(Grid):
             name, path = self._sites[message.metadata.dst_node_id]
             reply = self._deliver(name, message, lambda item, path=path: _answer(item, path))  # type: ignore[misc]
             if reply is not None:
-                replies.append(reply)
-        return replies
+                yield reply
 
     def payload_file(self, message_id: str) -> None:
         """Return None: every reply carries its payload."""

@@ -93,7 +93,8 @@ def _stop_quietly(control: Control, run_id: int) -> None:
 
 def save_report(folder: Path, result: dict[str, Any], comparisons: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
     """Write `report.json`, `report.html` and `rounds.csv` into a run folder and return the report."""
-    from consilium.report import build_report, write_report
+    from consilium.report import build_report
+    from consilium.report_page import write_report
 
     report = build_report(result, comparisons)
     write_report(folder, report)

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
-from common.algorithms import FedAvgStrategy, FedPerMethod, MethodConfig, variants
+from common.algorithms import FedAvgStrategy, FedPerMethod
 from common.config import ImageTask, ModelConfig, StudyConfig, TableTask, parse_study
 from common.errors import ConfigError
 from common.identity import make_site_key
 from consilium.run import run_study, save_report
+from consilium.variants import Spec, fit_to_method
 from consilium.view import View
 from server.superlink import ServerHome
 
@@ -105,7 +106,7 @@ def make_plan(options: DemoOptions, federation: "Federation", weights: Path | No
     if options.rounds is not None:
         values["rounds"] = options.rounds
     if options.method is not None:
-        fit_to_method(values, options.method)
+        fit_to_method(values, Spec(options.method))
     if options.strategy is not None:
         values["strategy"] = {"kind": options.strategy}
     if options.weighting is not None:
@@ -129,18 +130,6 @@ def make_plan(options: DemoOptions, federation: "Federation", weights: Path | No
             model = main.model.model_copy(update={"pretrained": None})
             others["random initial weights"] = _varied(main, "random", model=model)
     return Plan(main, others, federation.title)
-
-
-def fit_to_method(values: dict[str, Any], kind: str) -> None:
-    """Name a method in a study's settings, and change what it asks of the rest: plain SGD, its strategy, BatchNorm."""
-    values["method"] = {"kind": kind}
-    method = next((variant for variant in variants(MethodConfig) if variant.model_fields["kind"].default == kind), None)
-    if method is not None and method.plain_sgd:
-        values["training"] = {**values["training"], "optimiser": "sgd", "momentum": 0.0, "weight_decay": 0.0}
-    if kind in ("scaffold", "per_fedavg", "reptile"):
-        values["strategy"] = {"kind": kind}
-    if kind == "fedbn":
-        values["model"] = {**values["model"], "batch_norm": "local"}
 
 
 def _varied(study: StudyConfig, suffix: str, **changes: Any) -> StudyConfig:

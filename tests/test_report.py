@@ -12,7 +12,8 @@ import pytest
 from rich.console import Console
 
 from common.errors import ProtocolError, StateError
-from consilium.report import ROUND_COLUMNS, build_report, print_table, render_html, write_report
+from consilium.report import ROUND_COLUMNS, build_report, print_table
+from consilium.report_page import render_html, write_report
 
 NASTY = "<script>alert('x')</script>"
 

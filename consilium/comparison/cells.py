@@ -1,0 +1,225 @@
+"""One cell of a comparison: one study on one split and seed, run in this process, and what it gave."""
+
+import hashlib
+import json
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save
+
+from client.app import forget_sites
+from client.site import FEATURES
+from client.site_state import TEST_SCORES, StateFolder
+from common.config import StudyConfig, parse_study
+from common.errors import ConfigError, ConsiliumError
+from common.files import scratch, write_atomically
+from common.weights import Array
+from consilium.comparison.evaluation import Scores, measure_all
+from consilium.comparison.pooled import POOLED, run_pooled
+from consilium.inprocess import run_in_process
+
+MODELS = ("majority", "local", "local.best", "global", "personal", "personal.best", POOLED, f"{POOLED}.best")
+"""Models of a cell that are measured on every site's test split, where there are such."""
+_RUN = "run"
+_DATA_KINDS = {".npz": "arrays", ".csv": "table", ".parquet": "table"}
+
+
+@dataclass(frozen=True)
+class SiteFiles:
+    """Where one site's data lie.
+
+    Args:
+        kind: as in `data.kind` of a `site.toml`.
+        weights_dir: the folder of pretrained weights; None for none.
+    """
+
+    kind: str
+    path: Path
+    weights_dir: Path | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Return what changes when a file is added, changed or removed: names, sizes and times."""
+        files = [self.path] if self.path.is_file() else sorted(file for file in self.path.rglob("*") if file.is_file())
+        facts = [(str(file.relative_to(self.path)), *_size_and_time(file)) for file in files]
+        return hashlib.sha256(json.dumps([self.kind, facts]).encode()).hexdigest()
+
+
+def _size_and_time(file: Path) -> tuple[int, int]:
+    found = file.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+def find_sites(folder: Path, study: StudyConfig, *, weights_dir: Path | None) -> dict[str, SiteFiles]:
+    """Return the data of every site of a study: `folder/<site>/data`, or `folder/<site>` without such a folder.
+
+    Raises:
+        ConfigError: a site has no folder.
+    """
+    found = {}
+    for name in study.sites:
+        path = folder / name / "data" if (folder / name / "data").is_dir() else folder / name
+        if not path.is_dir():
+            raise ConfigError(f"there is no data of site '{name}': expected a folder '{folder / name / 'data'}'")
+        suffixes = {file.suffix.lower() for file in path.iterdir() if file.is_file()}
+        kind = next((kind for suffix, kind in _DATA_KINDS.items() if suffix in suffixes), "images")
+        found[name] = SiteFiles(kind, path.resolve(), weights_dir and weights_dir.resolve())
+    return found
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One study to run; picklable.
+
+    Args:
+        label: of its variant.
+        study: as JSON, with the cell's seed and split in it.
+        seed, split: numbers of the cell's seed and split, from 0.
+        kind: `federated`, or `pooled` for the baseline that trains on the data of all sites together.
+    """
+
+    label: str
+    study: str
+    seed: int
+    split: int
+    kind: Literal["federated", "pooled"] = "federated"
+
+    def key(self, sites: Mapping[str, SiteFiles]) -> str:
+        """Return what the result depends on, as 24 hexadecimal digits."""
+        prints = {name: site.fingerprint for name, site in sorted(sites.items())}
+        text = json.dumps([self.kind, self.study, prints])
+        return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def make_cell(label: str, study: StudyConfig, *, seed: int, split: int, kind: Any = "federated") -> Cell:
+    """Return the cell of a study: its own seed plus `seed`, its own split seed plus `split`."""
+    moved = study.model_copy(
+        update={
+            "seed": study.seed + seed,
+            "split": study.split.model_copy(update={"seed": study.split.seed + split}),
+            "keep_best": study.split.validation > 0,
+        }
+    )
+    return Cell(label, moved.model_dump_json(), seed, split, kind)
+
+
+def run_cell(cell: Cell, sites: Mapping[str, SiteFiles], out: Path) -> dict[str, Any]:
+    """Run a cell, write `<key>.json` and `<key>.safetensors` (the scores) into `out`, and return the JSON's content.
+
+    A study that cannot be run gives a result with an `error`, which is not written: it is tried again the next time.
+    """
+    study = parse_study(json.loads(cell.study), source=cell.label)
+    began, cpu = time.monotonic(), time.process_time()
+    facts: dict[str, Any] = {"label": cell.label, "kind": cell.kind, "seed": cell.seed, "split": cell.split}
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with scratch(), tempfile.TemporaryDirectory(prefix="consilium-") as name:
+            settings = _write_settings(Path(name), sites, out / FEATURES)
+            if cell.kind == "pooled":
+                found, scores = run_pooled(study, settings)
+            else:
+                found, scores = _run_federated(study, settings, Path(name))
+    except ConsiliumError as error:
+        return facts | {"error": str(error)}
+    finally:
+        forget_sites()
+    for site, of_site in scores.items():
+        found["sites"][site] |= _measured(of_site, len(study.task.classes))
+    result = facts | found | {"seconds": time.monotonic() - began, "cpu_seconds": time.process_time() - cpu}
+    key = cell.key(sites)
+    flat = {f"{site}/{model}": array for site, of_site in scores.items() for model, array in of_site.items()}
+    write_atomically(out / f"{key}.safetensors", save(flat))
+    write_atomically(out / f"{key}.json", json.dumps(result, allow_nan=False).encode())
+    return result
+
+
+def read_cell(key: str, out: Path) -> dict[str, Any] | None:
+    """Return a finished cell's result; None if there is none."""
+    try:
+        found: dict[str, Any] = json.loads((out / f"{key}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if (out / f"{key}.safetensors").is_file() else None
+
+
+def read_scores(key: str, out: Path) -> dict[str, dict[str, Array]]:
+    """Return a finished cell's logits and classes, per site."""
+    found: dict[str, dict[str, Array]] = {}
+    for name, array in load_file(out / f"{key}.safetensors").items():
+        site, _, model = name.partition("/")
+        found.setdefault(site, {})[model] = array
+    return found
+
+
+def scores_of(of_site: Mapping[str, Array], model: str, num_classes: int) -> Scores | None:
+    """Return one model's answers on a site's test split; None if there is no such model."""
+    if model not in of_site:
+        return None
+    if model == "majority":
+        return Scores.of_majority(of_site["classes"].astype(np.int64), int(of_site["majority"]), num_classes)
+    return Scores.of_logits(of_site["classes"].astype(np.int64), of_site[model].astype(np.float64))
+
+
+def _measured(of_site: Mapping[str, Array], num_classes: int) -> dict[str, Any]:
+    found = {name: scores for name in MODELS if (scores := scores_of(of_site, name, num_classes)) is not None}
+    return {
+        "support": next(iter(found.values())).support,
+        "metrics": {name: dict(measure_all(scores)) for name, scores in found.items()},
+    }
+
+
+def _write_settings(folder: Path, sites: Mapping[str, SiteFiles], features: Path) -> dict[str, Path]:
+    """Write a `site.toml` per site, for this process alone; features of a frozen backbone are shared by all cells."""
+    settings = {}
+    for name, site in sites.items():
+        own, cache = folder / "sites" / name, features / name
+        (own / "state").mkdir(parents=True)
+        cache.mkdir(parents=True, exist_ok=True)
+        (own / "state" / FEATURES).symlink_to(cache.resolve())
+        lines = [f'name = "{name}"', 'server = "localhost:1"', 'ca_certificate = "none"', 'private_key = "none"']
+        lines += ['state_dir = "state"', 'device = "cpu"', "share_class_counts = true", "share_error_details = true"]
+        if site.weights_dir is not None:
+            lines.append(f"weights_dir = {json.dumps(str(site.weights_dir))}")
+        lines += ["[data]", f'kind = "{site.kind}"', f"path = {json.dumps(str(site.path))}"]
+        settings[name] = own / "site.toml"
+        settings[name].write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return settings
+
+
+def _run_federated(
+    study: StudyConfig, settings: Mapping[str, Path], folder: Path
+) -> tuple[dict[str, Any], dict[str, dict[str, Array]]]:
+    run_in_process(study, settings, folder / _RUN)
+    result = json.loads((folder / _RUN / "result.json").read_text(encoding="utf-8"))
+    scores = {}
+    for site, path in settings.items():
+        state = StateFolder.of(path.parent / "state", study=study.name, run=_RUN, site=site).path
+        if (state / TEST_SCORES).is_file():
+            scores[site] = load_file(state / TEST_SCORES)
+    kept = ("num_train", "num_validation", "num_test", "class_counts")
+    found = {
+        "sites": {site: {key: facts[key] for key in kept} for site, facts in result["sites"].items() if site in scores},
+        "rounds": [_round(each) for each in result["rounds"]],
+        "warnings": result["warnings"],
+    }
+    return found, scores
+
+
+def _round(each: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the comparison keeps of a round: validation numbers as means over the sites, weights, bytes."""
+    told = [facts["metrics"] for facts in each["sites"].values()]
+    names = sorted({name for one in told for name in one})
+    return {
+        "round": each["round"],
+        "bytes_up": each["bytes_up"],
+        "bytes_down": each["bytes_down"],
+        "means": {name: float(np.mean([one[name] for one in told if name in one])) for name in names},
+        "weights": {site: facts["weight"] for site, facts in each["sites"].items() if "weight" in facts},
+    }

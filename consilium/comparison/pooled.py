@@ -1,0 +1,105 @@
+"""The baseline that no federation may have: one model, trained on the data of all sites in one place."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from client.data import Examples, SiteData, load_data
+from client.models import Model, build_model, cut, features_of, get_weights, set_weights
+from client.training import LocalWork, evaluate, train
+from common.config import SiteConfig, StudyConfig, load_site
+from common.seeds import seed_for
+from common.weights import Array
+
+POOLED = "pooled"
+_BATCH = 64
+
+
+def run_pooled(study: StudyConfig, settings: Mapping[str, Path]) -> tuple[dict[str, Any], dict[str, dict[str, Array]]]:
+    """Train on all sites' training rows, and measure on every site's test rows, each as that site split them.
+
+    The budget is that of the federation: as many rounds; an epoch is one over all rows, and `steps` are those of all
+    sites together. Tables are standardised per site, as the sites themselves do.
+
+    Raises:
+        ConsiliumError: a site's data or the model cannot be used.
+    """
+    configs = {site: load_site(path) for site, path in settings.items()}
+    data = {site: _load(config, study) for site, config in configs.items()}
+    first, classes = next(iter(data.values())), len(study.task.classes)
+    model = build_model(
+        study.model,
+        input_shape=first.input_shape,
+        num_outputs=1 if classes == 2 else classes,
+        weights_dir=next(iter(configs.values())).weights_dir,
+        seed=seed_for(study.seed, "initial weights"),
+    )
+    model, data = _on_features(model, data)
+    pool, validation = (_joined([getattr(one, part) for one in data.values()]) for part in ("train", "validation"))
+    best, least = None, float("inf")
+    for number in range(1, study.rounds + 1):
+        train(model, _work(study, number, pool, validation, len(data)))
+        if len(validation) and (loss := evaluate(model.module, validation).loss) < least:
+            best, least = get_weights(model.module, model.moving), loss
+    found = {
+        "sites": {
+            site: {
+                "num_train": len(one.train),
+                "num_validation": len(one.validation),
+                "num_test": len(one.test),
+                "class_counts": one.card.class_counts,
+            }
+            for site, one in data.items()
+        },
+        "rounds": [],
+        "warnings": [],
+    }
+    scores = {site: {"classes": one.test.y.numpy(), POOLED: _logits(model, one.test)} for site, one in data.items()}
+    if best is not None:
+        set_weights(model.module, best)
+        for site, one in data.items():
+            scores[site][f"{POOLED}.best"] = _logits(model, one.test)
+    return found, scores
+
+
+def _load(config: SiteConfig, study: StudyConfig) -> SiteData:
+    return load_data(
+        config.data,
+        study.task,
+        study.split,
+        site=config.name,
+        min_examples=study.min_examples,
+        share_class_counts=True,
+    )
+
+
+def _on_features(model: Model, data: Mapping[str, SiteData]) -> tuple[Model, dict[str, SiteData]]:
+    """Return the trainable part and every site's data as its inputs, where a backbone is frozen."""
+    parted = cut(model)
+    if parted is None:
+        return model, dict(data)
+
+    def seen(part: Examples) -> Examples:
+        return Examples(features_of(parted.body, part.x, batch_size=_BATCH), part.y)
+
+    return parted.tail, {
+        site: SiteData(seen(one.train), seen(one.validation), seen(one.test), one.card) for site, one in data.items()
+    }
+
+
+def _work(study: StudyConfig, number: int, pool: Examples, validation: Examples, num_sites: int) -> LocalWork:
+    settings = study.training.model_dump()
+    if settings["steps"] is not None:
+        settings["steps"] *= num_sites
+    seed = seed_for(study.seed, POOLED, number)
+    return LocalWork(examples=pool, seed=seed, validation=validation, **settings)
+
+
+def _joined(parts: list[Examples]) -> Examples:
+    return Examples(torch.cat([part.x for part in parts]), torch.cat([part.y for part in parts]))
+
+
+def _logits(model: Model, test: Examples) -> Array:
+    return evaluate(model.module, test).logits.numpy()

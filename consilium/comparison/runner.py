@@ -1,0 +1,82 @@
+"""Runs the cells of a comparison over processes; finished cells are kept, and not run again."""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+from common.errors import StateError
+from common.files import check_writable
+from consilium.comparison.cells import Cell, SiteFiles, read_cell, run_cell
+
+Results = dict[Cell, dict[str, Any]]
+OnCell = Callable[[Cell, Mapping[str, Any], bool], None]
+"""`on_cell(cell, result, again)` is called for every cell as it is there; `again`: it had been run before."""
+
+
+def run_cells(
+    cells: Iterable[Cell],
+    sites: Mapping[str, SiteFiles],
+    out: Path,
+    *,
+    jobs: int,
+    on_cell: OnCell = lambda *_: None,
+) -> Results:
+    """Run all cells that are not finished yet and return the result of each, in the order given.
+
+    Results do not depend on `jobs` or on the order in which cells end. On Ctrl-C what is finished stays.
+
+    Raises:
+        StateError: `out` cannot be written, or a process was killed (out of memory, most often).
+        KeyboardInterrupt: Ctrl-C.
+    """
+    check_writable(out, what="the folder of the comparison")
+    wanted, found = list(cells), Results()
+    for cell in wanted:
+        if (known := read_cell(cell.key(sites), out)) is not None:
+            found[cell] = known | {"label": cell.label, "seed": cell.seed, "split": cell.split}
+            on_cell(cell, known, True)
+    todo = [cell for cell in wanted if cell not in found]
+    for cell, result in _run(todo, sites, out, jobs=min(jobs, len(todo))):
+        found[cell] = result
+        on_cell(cell, result, False)
+    return {cell: found[cell] for cell in wanted}
+
+
+def _run(
+    todo: list[Cell], sites: Mapping[str, SiteFiles], out: Path, *, jobs: int
+) -> Iterable[tuple[Cell, dict[str, Any]]]:
+    if jobs <= 1:
+        for cell in todo:
+            yield cell, run_cell(cell, sites, out)
+        return
+    os.environ["OMP_NUM_THREADS"] = "1"  # read when a worker imports torch
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_quiet)
+    try:
+        running: dict[Future[dict[str, Any]], Cell] = {pool.submit(run_cell, cell, sites, out): cell for cell in todo}
+        for future in as_completed(running):
+            yield running.pop(future), future.result()
+    except BrokenProcessPool as error:
+        raise StateError(
+            "a process of the comparison was killed, most likely for want of memory: what is finished is kept; "
+            "run the same command again with a smaller --jobs"
+        ) from error
+    except (GeneratorExit, KeyboardInterrupt):
+        for process in list((pool._processes or {}).values()):
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _quiet() -> None:
+    """Leave Ctrl-C to the process that started this one, and say nothing."""
+    import logging
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.disable(logging.WARNING)

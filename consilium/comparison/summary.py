@@ -1,0 +1,325 @@
+"""Turns the cells of a comparison into rows (one per method and baseline), intervals, choices and sentences."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from consilium.comparison.cells import Cell, SiteFiles, read_scores, scores_of
+from consilium.comparison.evaluation import METRICS, SMALLER_IS_BETTER, Scores
+from consilium.comparison.intervals import LEAST_SPLITS, Floats, Interval, corrected_t, drawn, summarised
+from consilium.comparison.runner import Results
+
+MAJORITY, LOCAL, POOLED, FEDAVG, TUNED = (
+    "majority class",
+    "local only",
+    "pooled",
+    "FedAvg",
+    "FedAvg + fine-tuning",
+)
+BASELINES = (MAJORITY, LOCAL, POOLED, FEDAVG, TUNED)
+CHOSEN = "chosen on validation"
+REFITTED = "chosen, refitted"
+LOCAL_REFITTED = "local only, refitted"
+LAST, BEST = "last round", "best round on validation"
+NAMES = {"fedavg": FEDAVG, "fine_tune": TUNED}
+"""What the labels of the two federated baselines are called in tables."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: a model, and in which cell to find it per split and seed.
+
+    Args:
+        cells: per split, one cell per seed.
+        model: which of the cell's models.
+        choice: per split the label that was chosen; for rows that are a choice.
+    """
+
+    name: str
+    model: str
+    cells: Mapping[int, Sequence[Cell]]
+    baseline: bool = False
+    choice: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that was run: cells with their results, where their scores are, and the study's classes and sites."""
+
+    results: Results
+    files: Mapping[str, SiteFiles]
+    out: Path
+    num_classes: int
+    sites: tuple[str, ...]
+    metric: str = "accuracy"
+    seed: int = 0
+
+    def cells(self, label: str, kind: str = "federated") -> dict[int, list[Cell]]:
+        """Return a label's finished cells per split; a split is left out if one of its seeds failed."""
+        found: dict[int, list[Cell]] = {}
+        failed = set()
+        for cell, result in self.results.items():
+            if cell.label == label and cell.kind == kind:
+                found.setdefault(cell.split, []).append(cell)
+                if "error" in result:
+                    failed.add(cell.split)
+        return {split: cells for split, cells in found.items() if split not in failed}
+
+    def value(self, cell: Cell, site: str, model: str, metric: str) -> float | None:
+        """Return one number on one site's test split; None where it is undefined or the site is missing."""
+        found = self.results[cell]["sites"].get(site, {}).get("metrics", {}).get(model, {}).get(metric)
+        return None if found is None else float(found)
+
+    def scores(self, cell: Cell, site: str, model: str) -> Scores | None:
+        """Return a model's answers on one site's test split."""
+        found = read_scores(cell.key(self.files), self.out)
+        return scores_of(found[site], model, self.num_classes) if site in found else None
+
+    def validation(self, cell: Cell) -> tuple[float, float] | None:
+        """Return what a choice looks at: mean validation accuracy of the served models, and minus their mean loss."""
+        rounds = self.results[cell]["rounds"]
+        means = rounds[-1]["means"] if rounds else {}
+        if "personal.accuracy" not in means:
+            return None
+        return means["personal.accuracy"], -means["personal.loss"]
+
+
+def make_rows(found: Comparison, labels: Sequence[str], refitted: Mapping[int, str] | None = None) -> list[Row]:
+    """Return the baselines, every method, and what validation chose among all of them (not the pooled model)."""
+    base = found.cells("fedavg")
+    rows = [
+        Row(MAJORITY, "majority", base, baseline=True),
+        Row(LOCAL, "local", base, baseline=True),
+        Row(POOLED, "pooled", found.cells(POOLED, "pooled"), baseline=True),
+        Row(FEDAVG, "personal", base, baseline=True),
+        Row(TUNED, "personal", found.cells("fine_tune"), baseline=True),
+    ]
+    rows += [Row(label, "personal", found.cells(label)) for label in labels if label not in NAMES]
+    choice = choose(found, labels)
+    if choice:
+        rows.append(_choice_row(found, CHOSEN, "personal", choice))
+    if refitted:
+        rows.append(_choice_row(found, REFITTED, "personal", refitted))
+        rows.append(_choice_row(found, LOCAL_REFITTED, "local", refitted))
+    return [row for row in rows if row.cells]
+
+
+def refit_label(label: str) -> str:
+    """Return the label of the cells that train a chosen method on training and validation rows together."""
+    return f"{label}, refitted"
+
+
+def _choice_row(found: Comparison, name: str, model: str, choice: Mapping[int, str]) -> Row:
+    label = refit_label if name != CHOSEN else str
+    cells = {split: found.cells(label(chosen)).get(split, []) for split, chosen in choice.items()}
+    return Row(name, model, {split: each for split, each in cells.items() if each}, choice=choice)
+
+
+def choose(found: Comparison, labels: Sequence[str]) -> dict[int, str]:
+    """Return per split the label with the best validation numbers, as means over the split's seeds.
+
+    Only that split's own validation rows are looked at: another split's may be test rows of this one. Accuracy
+    decides, loss between equals. A split without validation rows has no choice.
+    """
+    choice: dict[int, str] = {}
+    best: dict[int, tuple[float, float]] = {}
+    for label in labels:
+        for split, cells in found.cells(label).items():
+            seen = [one for cell in cells if (one := found.validation(cell)) is not None]
+            if len(seen) < len(cells):
+                continue
+            mean = (float(np.mean([a for a, _ in seen])), float(np.mean([b for _, b in seen])))
+            if split not in best or mean > best[split]:
+                best[split], choice[split] = mean, label
+    return choice
+
+
+# --- the long table --------------------------------------------------------------------------------
+
+
+def long_table(found: Comparison, rows: Iterable[Row]) -> pd.DataFrame:
+    """Return one line per row, split, seed, site, round (last, or best on validation) and metric; NaN: undefined."""
+    lines = []
+    for row in rows:
+        for cell, site, model, when in _places(found, row):
+            of_site = found.results[cell]["sites"][site]
+            if model in of_site["metrics"]:
+                fixed = {"row": row.name, "chosen": row.choice.get(cell.split, ""), "split": cell.split}
+                fixed |= {"seed": cell.seed, "site": site, "round": when, "num_test": of_site["num_test"]}
+                lines += [{**fixed, "metric": name, "value": of_site["metrics"][model][name]} for name in METRICS]
+    return pd.DataFrame(lines)
+
+
+def _places(found: Comparison, row: Row) -> Iterator[tuple[Cell, str, str, str]]:
+    for cells in row.cells.values():
+        for cell in cells:
+            for site in found.sites:
+                if site in found.results[cell]["sites"]:
+                    yield cell, site, row.model, LAST
+                    yield cell, site, f"{row.model}.best", BEST
+
+
+# --- the numbers of a row --------------------------------------------------------------------------
+
+Over = Callable[[Floats], Floats]
+
+
+def over_sites(sizes: Sequence[int]) -> dict[str, Over]:
+    """Return the summaries over sites: functions of an array `(sites, draws)` that return `(draws,)`."""
+    weights = np.asarray(sizes, dtype=np.float64)
+    return {
+        "mean": lambda table: table.mean(axis=0),
+        "weighted mean": lambda table: (weights[:, None] * table).sum(axis=0) / weights.sum(),
+        "worst site": lambda table: table.min(axis=0),
+        "spread": lambda table: table.std(axis=0),
+    }
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Numbers of a row, or of the difference of two: per site and over the sites."""
+
+    sites: Mapping[str, Interval | None]
+    over: Mapping[str, Interval | None]
+
+
+def summarise(found: Comparison, row: Row, other: Row | None = None) -> Summary:
+    """Return a row's test metric with intervals, or (given `other`) the paired difference from another row's.
+
+    Splits that only one of two rows has are left out.
+    """
+    splits = sorted(row.cells.keys() & (other.cells.keys() if other else row.cells.keys()))
+    tables = [_table(found, row, other, split) for split in splits]
+    sizes = _sizes(found, row, splits)
+    summaries = over_sites([sizes[site] for site in found.sites])
+    if len(splits) >= LEAST_SPLITS:
+        ratio = _test_to_train(found, row, splits)
+        values = np.stack([table[:, 0] for table in tables], axis=1)  # (sites, splits)
+        over = {name: _over_splits(function(values), ratio) for name, function in summaries.items()}
+        sites = {site: _over_splits(values[place], ratio) for place, site in enumerate(found.sites)}
+        return Summary(sites, over)
+    if not tables:
+        return Summary(dict.fromkeys(found.sites), dict.fromkeys(summaries))
+    mean = np.mean(tables, axis=0)
+    return Summary(
+        {site: summarised(mean[place]) for place, site in enumerate(found.sites)},
+        {name: summarised(function(mean)) for name, function in summaries.items()},
+    )
+
+
+def _over_splits(values: Floats, ratio: float) -> Interval | None:
+    return None if np.isnan(values).any() else corrected_t(values.tolist(), test_to_train=ratio)
+
+
+def _table(found: Comparison, row: Row, other: Row | None, split: int) -> Floats:
+    """Return `(sites, 1 + draws)`: the metric as a mean over seeds, and its bootstrap draws; minus the other row's."""
+    many = len(row.cells) >= LEAST_SPLITS
+    lines = []
+    for site in found.sites:
+        draws = _draws(found, row, split, site, point_only=many)
+        lines.append(draws - _draws(found, other, split, site, point_only=many) if other else draws)
+    width = max(len(line) for line in lines)
+    return np.stack([line if len(line) == width else np.full(width, np.nan) for line in lines])
+
+
+def _draws(found: Comparison, row: Row, split: int, site: str, *, point_only: bool) -> Floats:
+    cells = row.cells[split]
+    if point_only:
+        values = [found.value(cell, site, row.model, found.metric) for cell in cells]
+        return np.array([np.nan if None in values else np.mean(values)], dtype=np.float64)  # type: ignore[arg-type]
+    scores = [found.scores(cell, site, row.model) for cell in cells]
+    known = [one for one in scores if one is not None]
+    if len(known) < len(scores):
+        return np.array([np.nan])
+    return drawn(known, found.metric, seed=found.seed, who=f"{site}/{split}")
+
+
+def _sizes(found: Comparison, row: Row, splits: Sequence[int]) -> dict[str, int]:
+    cell = row.cells[splits[0]][0] if splits else None
+    of_cell = found.results[cell]["sites"] if cell else {}
+    return {site: int(of_cell.get(site, {}).get("num_test", 1)) for site in found.sites}
+
+
+def _test_to_train(found: Comparison, row: Row, splits: Sequence[int]) -> float:
+    sites = found.results[row.cells[splits[0]][0]]["sites"].values()
+    return float(sum(one["num_test"] for one in sites) / max(1, sum(one["num_train"] for one in sites)))
+
+
+# --- what a person reads ---------------------------------------------------------------------------
+
+
+def better(difference: Interval, metric: str) -> str:
+    """Return `helps`, `hurts` or `unclear` (the interval holds 0)."""
+    sign = -difference.sign if metric in SMALLER_IS_BETTER else difference.sign
+    return {1: "helps", -1: "hurts", 0: "unclear"}[sign]
+
+
+_OPENINGS = {
+    "helps": "Joining helps {site}",
+    "hurts": "Joining hurts {site}",
+    "unclear": "Joining shows no clear effect at {site}",
+}
+
+
+def headline(
+    site: str, alone: Interval | None, joined: Interval | None, difference: Interval | None, metric: str
+) -> str:
+    """Return the sentence of a site: alone, joined, and the difference with its interval."""
+    if alone is None or joined is None or difference is None:
+        return f"{site}: {metric.replace('_', ' ')} is not defined on its test rows, so nothing can be said."
+    opening = _OPENINGS[better(difference, metric)].format(site=site)
+    bounds = "no interval from one split and seed"
+    if difference.low is not None and difference.high is not None:
+        digits = _digits(difference)
+        bounds = f"95 % {difference.low:+.{digits}f} to {difference.high:+.{digits}f}"
+    return f"{opening}: {alone.value:.2f} -> {joined.value:.2f} ({difference.value:+.2f}, {bounds})"
+
+
+def _digits(difference: Interval) -> int:
+    """Return how many digits show that an interval excludes 0, if it does; 2 otherwise."""
+    if difference.low is None or difference.high is None:
+        return 2
+    digits = 2
+    while difference.sign and digits < 5 and 0 in (round(difference.low, digits), round(difference.high, digits)):
+        digits += 1
+    return digits
+
+
+def to_target(found: Comparison, row: Row, target: float) -> dict[str, float] | None:
+    """Return rounds, bytes and seconds until the mean validation accuracy first reaches a target, as means over cells.
+
+    None where a cell never does, or there is nothing to reach (baselines that do not travel, no validation rows).
+    """
+    seen = []
+    for cells in row.cells.values():
+        for cell in cells:
+            rounds, total = found.results[cell]["rounds"], 0
+            for each in rounds:
+                total += each["bytes_up"] + each["bytes_down"]
+                if each["means"].get("personal.accuracy", -math.inf) >= target:
+                    share = each["round"] / len(rounds)
+                    seen.append((each["round"], total, share * found.results[cell]["seconds"]))
+                    break
+            else:
+                return None
+    if not seen or row.model != "personal":
+        return None
+    rounds_, bytes_, seconds = (float(np.mean(column)) for column in zip(*seen, strict=True))
+    return {"rounds": rounds_, "bytes": bytes_, "seconds": seconds}
+
+
+def curves(found: Comparison, row: Row) -> dict[str, list[Any]]:
+    """Return round numbers and mean validation accuracy and loss of the served model, as means over cells."""
+    runs = [found.results[cell]["rounds"] for cells in row.cells.values() for cell in cells]
+    runs = [rounds for rounds in runs if rounds]
+    curve: dict[str, list[Any]] = {"round": [each["round"] for each in runs[0]] if runs else []}
+    for number in ("accuracy", "loss"):
+        name = f"{row.model}.{number}"
+        values = [[each["means"].get(name) for each in rounds] for rounds in runs]
+        curve[number] = [None if None in column else float(np.mean(column)) for column in zip(*values, strict=True)]
+    return curve
