@@ -125,6 +125,60 @@ def run(
     console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
 
 
+@app.command()
+def compare(
+    study: Annotated[Path, typer.Argument(help="The study.toml.")],
+    sites: Annotated[
+        Path | None, typer.Option(help="Folder with SITE/data for every site; default: the study.toml's folder.")
+    ] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(help="Methods, e.g. 'fedper,ditto:lam=0.1;x=2'; default: the study's."),
+    ] = None,
+    strategies: Annotated[str | None, typer.Option(help="Strategies to combine them with.")] = None,
+    weightings: Annotated[str | None, typer.Option(help="Weightings: factors, products as size*loss.")] = None,
+    learning_rates: Annotated[str | None, typer.Option(help="Learning rates to try, e.g. 0.01,0.1.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Of initial weights and order, each for all methods.")] = 3,
+    splits: Annotated[int, typer.Option(min=1, help="Random divisions into training, validation and test rows.")] = 1,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Processes; default: one per processor core.")] = None,
+    metric: Annotated[str, typer.Option(help="What the sentences are about: accuracy, auroc, brier, ...")] = "accuracy",
+    target: Annotated[float | None, typer.Option(help="Validation accuracy to reach; default: FedAvg's.")] = None,
+    refit: Annotated[
+        bool, typer.Option("--refit", help="Train what validation chose again, on training and validation rows.")
+    ] = False,
+    weights: Annotated[Path | None, typer.Option(help="Folder of pretrained weights files.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the results; default: runs/compare-STUDY.")] = None,
+) -> None:
+    """Compare methods on the same data, beside honest baselines; tell each site whether joining helps it.
+
+    Runs in this machine's processes, without a server. The same command goes on where it was stopped.
+    """
+    from common.config import load_study
+    from consilium.comparison.compare import Options
+    from consilium.comparison.compare import compare as run_comparison
+
+    console = _console()
+    folder = out or Path("runs") / f"compare-{load_study(study).name}"
+    options = Options(
+        study=study,
+        sites=sites or study.parent,
+        out=folder,
+        methods=methods,
+        strategies=strategies,
+        weightings=weightings,
+        learning_rates=learning_rates,
+        seeds=seeds,
+        splits=splits,
+        jobs=jobs or os.cpu_count() or 1,
+        metric=metric,
+        target=target,
+        refit=refit,
+        weights=weights,
+    )
+    run_comparison(options, console)
+    console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+
+
 @app.command("list")
 def list_() -> None:
     """List every method, strategy, weighting and codec that a study can name, with settings, defaults and paper."""

@@ -57,10 +57,14 @@ _SETTINGS: dict[Any, Any] = {
 }
 
 
-def chart(label: str, draw: Callable[[Axes], None]) -> str:
-    """Draw one chart and return it as inline SVG in the page's colours and fonts, described by `label`."""
+def chart(label: str, draw: Callable[[Axes], None], *, height: float = 2.1) -> str:
+    """Draw one chart and return it as inline SVG in the page's colours and fonts, described by `label`.
+
+    Args:
+        height: in inches, of a chart 3.7 inches wide.
+    """
     with matplotlib.rc_context(_SETTINGS):
-        figure = Figure(figsize=(3.7, 2.1), facecolor="none", layout="constrained")
+        figure = Figure(figsize=(3.7, height), facecolor="none", layout="constrained")
         draw(figure.subplots())
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata={"Date": None})

@@ -1,0 +1,210 @@
+"""`consilium compare`: make the cells, run them, choose on validation, refit, and write what came out."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from common.algorithms import MethodConfig
+from common.config import StudyConfig, load_study
+from common.errors import ConfigError
+from common.files import write_atomically
+from consilium.comparison.cells import Cell, SiteFiles, find_sites, make_cell
+from consilium.comparison.evaluation import METRICS
+from consilium.comparison.page import render
+from consilium.comparison.runner import Results, run_cells
+from consilium.comparison.summary import POOLED, Comparison, choose, long_table, make_rows, refit_label
+from consilium.comparison.tables import Report, build_report, print_report
+from consilium.variants import Skipped, Spec, Variant, factor_kinds, kinds, parse_specs, strategy_kinds, vary
+
+CELLS = "cells"
+_BASELINES = (Spec("fedavg"), Spec("fine_tune"))
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a person may choose; texts are as on the command line."""
+
+    study: Path
+    sites: Path
+    out: Path
+    methods: str | None = None
+    strategies: str | None = None
+    weightings: str | None = None
+    learning_rates: str | None = None
+    seeds: int = 3
+    splits: int = 1
+    jobs: int = 1
+    metric: str = "accuracy"
+    target: float | None = None
+    refit: bool = False
+    weights: Path | None = None
+
+
+def compare(options: Options, console: Console) -> Report:
+    """Run a comparison, write its files into `options.out`, print the table, and return the report.
+
+    Writes `report.html`, `results.csv` (one line per number), `rounds.csv` (validation per round), `summary.json`,
+    and per cell a result and the scores. A command that is given again runs only what is missing.
+
+    Raises:
+        ConfigError: options that cannot be, or a site without data.
+        StateError: `out` cannot be written.
+        KeyboardInterrupt: Ctrl-C; finished cells are kept.
+    """
+    began = time.monotonic()
+    if options.metric not in METRICS:
+        raise ConfigError(f"--metric: there is no '{options.metric}'; known: {', '.join(METRICS)}")
+    study = load_study(options.study)
+    files = find_sites(options.sites, study, weights_dir=options.weights)
+    variants, skipped = make_variants(study, options)
+    cells = [
+        make_cell(variant.label, variant.study, seed=seed, split=split)
+        for split in range(options.splits)
+        for seed in range(options.seeds)
+        for variant in variants
+    ]
+    base = variants[0].study
+    cells += [
+        make_cell(POOLED, base, seed=seed, split=split, kind="pooled")
+        for split in range(options.splits)
+        for seed in range(options.seeds)
+    ]
+    results = _run(cells, files, options, console)
+    found = _comparison(study, files, options, results)
+    labels = [variant.label for variant in variants]
+    choice = choose(found, labels)
+    refitted: Mapping[int, str] = {}
+    if options.refit and choice:
+        by_label = {variant.label: variant.study for variant in variants}
+        again = [
+            make_cell(refit_label(label), without_validation(by_label[label]), seed=seed, split=split)
+            for split, label in sorted(choice.items())
+            for seed in range(options.seeds)
+        ]
+        results |= _run(again, files, options, console)
+        found, refitted = _comparison(study, files, options, results), choice
+    rows = make_rows(found, labels, refitted)
+    report = build_report(
+        found,
+        rows,
+        study=study,
+        skipped=skipped,
+        own=_own_label(study, variants),
+        target=options.target,
+        seconds=time.monotonic() - began,
+        settings={key: str(value) for key, value in vars(options).items() if value is not None},
+    )
+    _write(options.out, report, found, rows)
+    print_report(report, console)
+    return report
+
+
+def make_variants(study: StudyConfig, options: Options) -> tuple[list[Variant], list[Skipped]]:
+    """Return the studies to run, FedAvg and FedAvg with fine-tuning first, and the combinations that cannot be.
+
+    Raises:
+        ConfigError: an unknown name, or nothing that can be run.
+    """
+    own = Spec(study.method.kind, study.method.model_dump(mode="json", exclude={"kind"}, exclude_defaults=True))
+    plain = study.model_copy(
+        update={
+            "strategy": type(study).model_fields["strategy"].get_default(),
+            "weighting": None,
+        }
+    )
+    methods = [own]
+    if options.methods is not None:
+        methods = parse_specs(options.methods, option="--methods", known=kinds(MethodConfig))
+    strategies, weightings = list[Spec](), list[list[Spec]]()
+    if options.strategies is not None:
+        strategies = parse_specs(options.strategies, option="--strategies", known=strategy_kinds())
+    if options.weightings is not None:
+        texts = options.weightings.split(",")
+        weightings = [
+            parse_specs(text.replace("*", ","), option="--weightings", known=factor_kinds()) for text in texts
+        ]
+    rates = _rates(options.learning_rates)
+    asked = vary(study, methods=methods, strategies=strategies, weightings=weightings, learning_rates=rates)
+    found: dict[str, Variant] = {}
+    skipped = []
+    for one in [*vary(plain, methods=_BASELINES), *asked]:
+        if isinstance(one, Skipped):
+            skipped.append(one)
+        else:
+            found.setdefault(one.label, one)
+    if "fedavg" not in found:
+        raise ConfigError(f"the baseline FedAvg cannot be run with this study: {skipped[0].reason}")
+    return list(found.values()), skipped
+
+
+def _rates(text: str | None) -> list[float]:
+    try:
+        rates = [float(part) for part in text.split(",")] if text is not None else []
+    except ValueError:
+        raise ConfigError(f"--learning-rates: expected numbers with commas between, got '{text}'") from None
+    if any(not 0 < rate < float("inf") for rate in rates):
+        raise ConfigError(f"--learning-rates: expected numbers above 0, got '{text}'")
+    return rates
+
+
+def without_validation(study: StudyConfig) -> StudyConfig:
+    """Return the study with its validation rows among the training rows; the test rows stay the same."""
+    return study.model_copy(update={"split": study.split.model_copy(update={"validation": 0.0})})
+
+
+def _own_label(study: StudyConfig, variants: Sequence[Variant]) -> str:
+    """Return the label of what the study itself names, or of the first method asked for."""
+    own = [variant.label for variant in variants if variant.study.method == study.method]
+    return next((label for label in own if label.startswith(study.method.kind)), variants[-1].label)
+
+
+def _comparison(study: StudyConfig, files: Mapping[str, SiteFiles], options: Options, results: Results) -> Comparison:
+    return Comparison(
+        results,
+        files,
+        options.out / CELLS,
+        len(study.task.classes),
+        tuple(study.sites),
+        options.metric,
+        study.seed,
+    )
+
+
+def _run(cells: Sequence[Cell], files: Mapping[str, SiteFiles], options: Options, console: Console) -> Results:
+    """Run cells with a progress bar; where the output is no terminal, say a line per tenth."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left:"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("studies", total=len(cells))
+        done = 0
+
+        def on_cell(cell: Cell, result: Mapping[str, Any], again: bool) -> None:
+            nonlocal done
+            done += 1
+            progress.advance(task)
+            if "error" in result:
+                console.print(f"[red]{cell.label}, seed {cell.seed}, split {cell.split}:[/red] {result['error']}")
+            if not console.is_terminal and (done == len(cells) or done % max(1, len(cells) // 10) == 0):
+                console.print(f"{done} of {len(cells)} studies done", highlight=False)
+
+        return run_cells(cells, files, options.out / CELLS, jobs=options.jobs, on_cell=on_cell)
+
+
+def _write(out: Path, report: Report, found: Comparison, rows: Sequence[Any]) -> None:
+    table = long_table(found, rows)
+    write_atomically(out / "results.csv", table.to_csv(index=False, lineterminator="\n", float_format="%.6g").encode())
+    write_atomically(out / "rounds.csv", report.rounds.to_csv(index=False, lineterminator="\n").encode())
+    write_atomically(out / "summary.json", json.dumps(report.as_json(), indent=1, allow_nan=False).encode())
+    write_atomically(out / "report.html", render(report).encode())

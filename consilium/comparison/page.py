@@ -1,0 +1,304 @@
+"""The page of a comparison: a sentence per site, the table of methods, curves, bars, weights, and who holds what."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+
+from matplotlib.axes import Axes
+
+from consilium.comparison.evaluation import METRICS, SMALLER_IS_BETTER
+from consilium.comparison.intervals import DRAWS, LEAST_SPLITS, SLOW_DRAWS, Interval
+from consilium.comparison.summary import FEDAVG, LOCAL, LOCAL_REFITTED
+from consilium.comparison.tables import OVER, Line, Report, text_of
+from consilium.page import (
+    COLOURS,
+    DASH,
+    INK,
+    chart,
+    figure,
+    html_head,
+    last_known,
+    legend,
+    limits_of,
+    line_chart,
+    scroll,
+    settings_rows,
+    whole_page,
+)
+
+VERDICTS = {"helps": "Helps", "hurts": "Hurts", "unclear": "No clear effect", "unknown": "Not defined"}
+MOST_BARS, MOST_CURVES = 24, 12
+"""Sites with a chart of their own; the rest are in the tables."""
+
+
+def render(report: Report) -> str:
+    """Return the page: no script, no request, light and dark."""
+    sections = [
+        _header(report),
+        _headlines(report),
+        _problems(report),
+        _methods(report),
+        _metrics(report),
+        _per_site(report),
+        _curves(report),
+        _bars(report),
+        _weights(report),
+        _holdings(report),
+        f'<h2>How this was made</h2><div class="card">{_how(report)}</div>',
+        _settings(report),
+    ]
+    return whole_page(f"{report.study.name}, compared", "\n".join(filter(None, sections)))
+
+
+def _header(report: Report) -> str:
+    facts = [
+        f"{len(report.study.sites)} sites",
+        f"{len(report.lines)} rows",
+        f"{report.seeds} seeds",
+        f"{report.splits} splits",
+        f"{report.cells} studies run",
+        f"{report.seconds:,.0f} seconds",
+    ]
+    line = " \N{MIDDLE DOT} ".join(facts)
+    return (
+        f'<p class="soft">Comparison of methods</p>\n<h1>{escape(report.study.name)}</h1>\n<p class="soft">{line}</p>'
+    )
+
+
+def _headlines(report: Report) -> str:
+    found = [kind for kind, _ in report.headlines.values()]
+    alone, joined = report.judged
+    lead = (
+        f"Of {len(found)} sites, joining clearly helps {found.count('helps')} and clearly hurts {found.count('hurts')}."
+    )
+    items = "\n".join(
+        f'<li class="{kind}"><b>{VERDICTS[kind]}</b>{escape(text.replace(" -> ", " → "))}</li>'
+        for kind, text in report.headlines.values()
+    )
+    note = f"Joined is the row \N{LEFT DOUBLE QUOTATION MARK}{joined}\N{RIGHT DOUBLE QUOTATION MARK}, alone is "
+    note += f"\N{LEFT DOUBLE QUOTATION MARK}{alone}\N{RIGHT DOUBLE QUOTATION MARK}: test {_metric(report)}."
+    return (
+        f'<h2>Does joining help?</h2>\n<p class="lead">{lead}</p>\n<ul class="headlines">\n{items}\n</ul>\n'
+        f'<p class="soft">{escape(note)}</p>'
+    )
+
+
+def _metric(report: Report) -> str:
+    worse = " (smaller is better)" if report.metric in SMALLER_IS_BETTER else ""
+    return report.metric.replace("_", " ") + worse
+
+
+def _problems(report: Report) -> str:
+    if not report.problems:
+        return ""
+    items = "".join(f"<li>{escape(text)}</li>" for text in report.problems)
+    return f'<h2>Warnings</h2>\n<div class="card warning"><ul>{items}</ul></div>'
+
+
+def _methods(report: Report) -> str:
+    titles = ["method", *OVER, "minus local only", "minus FedAvg", "best round on validation"]
+    titles.append("to reach the target" if report.target is not None else "")
+    groups: list[list[Line]] = [[line for line in report.lines if line.row.baseline]]
+    groups.append([line for line in report.lines if not line.row.baseline])
+    bodies = [
+        f"<tbody{' class=over' if number == 0 else ''}>{''.join(_method(report, line) for line in lines)}</tbody>"
+        for number, lines in enumerate(groups)
+        if lines
+    ]
+    caption = f"Test {_metric(report)} over the sites, last round, with 95 % intervals; baselines first"
+    if report.target is not None:
+        caption += f"; target: mean validation accuracy {report.target:.3f}"
+    table = f"<caption>{escape(caption)}</caption>{html_head(filter(None, titles))}{''.join(bodies)}"
+    return f"<h2>The methods</h2>\n{scroll('Methods', table)}"
+
+
+def _method(report: Report, line: Line) -> str:
+    cells = [_cell(line.numbers.over[name]) for name in OVER]
+    for difference in (line.against_local, line.against_fedavg):
+        cells.append(_cell(difference.over["mean"], sign=True) if difference else f"<td>{DASH}</td>")
+    cells.append(_cell(line.best))
+    if report.target is not None:
+        cells.append(f"<td>{_cost(line)}</td>")
+    chosen = sorted(set(line.row.choice.values()))
+    small = f"<small>{escape(', '.join(chosen))}</small>" if chosen else ""
+    return f'<tr><th scope="row">{escape(line.row.name)}{small}</th>{"".join(cells)}</tr>\n'
+
+
+def _cost(line: Line) -> str:
+    if line.target is None:
+        return DASH
+    megabytes, seconds = line.target["bytes"] / 1e6, line.target["seconds"]
+    return f"{line.target['rounds']:.0f} rounds<small>{megabytes:,.2f} MB, {seconds:,.1f} s</small>"
+
+
+def _cell(one: Interval | None, *, sign: bool = False) -> str:
+    value, bounds = text_of(one, sign=sign)
+    return f"<td>{value}<small>{bounds}</small></td>"
+
+
+def _metrics(report: Report) -> str:
+    rows = "".join(
+        f'<tr><th scope="row">{escape(line.row.name)}</th>'
+        + "".join(f"<td>{DASH if (value := line.others[name]) is None else f'{value:.3f}'}</td>" for name in METRICS)
+        + "</tr>\n"
+        for line in report.lines
+    )
+    caption = "Means over sites, seeds and splits; a dash: not defined at some site"
+    titles = ["method", *(name.replace("_", " ") for name in METRICS)]
+    table = f"<caption>{caption}</caption>{html_head(titles)}<tbody>{rows}</tbody>"
+    inner = f'<div class="scroll" role="region" tabindex="0" aria-label="Every metric"><table>{table}</table></div>'
+    return f'<details class="card"><summary>Every metric</summary>{inner}</details>'
+
+
+def _per_site(report: Report) -> str:
+    sites = report.study.sites
+    rows = "".join(
+        f'<tr><th scope="row">{escape(line.row.name)}</th>{"".join(_cell(line.numbers.sites[site]) for site in sites)}'
+        "</tr>\n"
+        for line in report.lines
+    )
+    caption = f"Test {_metric(report)} at every site, last round, with 95 % intervals"
+    table = f"<caption>{escape(caption)}</caption>{html_head(('method', *sites))}<tbody>{rows}</tbody>"
+    return f"<h2>Site by site</h2>\n{scroll('Per site', table)}"
+
+
+def _curves(report: Report) -> str:
+    alone, joined = (report.line(name) for name in report.judged)
+    fedavg = report.line(FEDAVG)
+    shown = [("personal", joined), ("global", fedavg), ("local", alone)]
+    figures = []
+    for kind in ("accuracy", "loss"):
+        series = [
+            (style, line.curve[kind])
+            for style, line in shown
+            if line is not None and any(value is not None for value in line.curve[kind])
+        ]
+        if not series:
+            continue
+        rounds = max((line.curve["round"] for _, line in shown if line is not None), key=len)
+        limits = limits_of((value for _, values in series for value in values), accuracy=kind == "accuracy")
+        label = f"Mean validation {kind} over the sites: " + ", ".join(
+            f"{style} last {last_known(values)}" for style, values in series
+        )
+        figures.append(figure(f"Mean validation {kind} over the sites", line_chart(label, rounds, series, limits)))
+    if not figures:
+        return '<h2>Curves</h2><p class="soft">This study keeps no validation rows, so there are no curves.</p>'
+    named = legend((style, line.row.name) for style, line in shown if line is not None)
+    return f'<h2>Curves</h2><div class="card">{named}<div class="charts">{"".join(figures)}</div></div>'
+
+
+_STYLES = {LOCAL: "local", LOCAL_REFITTED: "local", FEDAVG: "global"}
+
+
+def _bars(report: Report) -> str:
+    sites = report.study.sites[:MOST_BARS]
+    figures = "".join(figure(site, _bar_chart(report, site)) for site in sites)
+    left = len(report.study.sites) - len(sites)
+    more = f'<p class="soft">{left} more sites are in the table above.</p>' if left else ""
+    order = "".join(f"<li>{escape(line.row.name)}</li>" for line in report.lines)
+    note = f"Test {escape(_metric(report))} of every row, numbered as here, with 95 % intervals."
+    return (
+        f'<h2>Bars</h2><div class="card"><p class="soft">{note}</p><ol class="soft">{order}</ol>'
+        f'<div class="charts">{figures}</div>{more}</div>'
+    )
+
+
+def _bar_chart(report: Report, site: str) -> str:
+    found = [(number, line, line.numbers.sites[site]) for number, line in enumerate(report.lines, start=1)]
+    known = [(number, line, one) for number, line, one in found if one is not None]
+
+    def draw(axes: Axes) -> None:
+        for place, (_, line, one) in enumerate(known):
+            style = _STYLES.get(line.row.name, "majority" if line.row.baseline else "personal")
+            axes.barh(place, one.value, height=0.66, color=COLOURS[f"var(--{style})"])
+            if one.low is not None and one.high is not None:
+                axes.plot([one.low, one.high], [place, place], color=INK, linewidth=1.1)
+        axes.set_yticks(range(len(known)), [str(number) for number, _, _ in known])
+        axes.tick_params(axis="y", length=0, labelsize=7)
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1)
+        axes.grid(axis="x")
+        axes.set_axisbelow(True)
+
+    values = ", ".join(f"{number}: {one.value:.3f}" for number, _, one in known)
+    return chart(f"Test numbers at {site}: {values}", draw, height=max(1.6, 0.17 * len(known) + 0.7))
+
+
+def _weights(report: Report) -> str:
+    if not any(report.weights.values()):
+        return ""
+    rows = []
+    for site, values in report.weights.items():
+        shown = (values[0], min(values), max(values), values[-1]) if values else ()
+        cells = "".join(f"<td>{100 * value:.1f} %</td>" for value in shown) or f"<td>{DASH}</td>" * 4
+        rows.append(f'<tr><th scope="row">{escape(site)}</th>{cells}</tr>\n')
+    head = html_head(("site", "first round", "lowest", "highest", "last round"))
+    caption = f"Share of each site in the new global weights, row {report.judged[1]}, means over cells"
+    table = f"<caption>{escape(caption)}</caption>{head}<tbody>{''.join(rows)}</tbody>"
+    return f"<h2>How much each site counted</h2>\n{scroll('Weights per site', table)}\n{_weight_curves(report)}"
+
+
+def _weight_curves(report: Report) -> str:
+    moving = {site: values for site, values in report.weights.items() if values and max(values) - min(values) > 1e-6}
+    if not moving or len(report.weights) > MOST_CURVES:
+        return ""
+    top = max(max(values) for values in moving.values())
+    figures = []
+    for site, values in report.weights.items():
+        label = f"Weight of {site}: first {values[0]:.3f}, last {values[-1]:.3f}"
+        drawn = line_chart(label, range(1, len(values) + 1), [("personal", values)], (0.0, 1.1 * top))
+        figures.append(figure(site, drawn))
+    return f'<div class="card"><div class="charts">{"".join(figures)}</div></div>'
+
+
+def _holdings(report: Report) -> str:
+    """Return who holds what: a dot per site and class whose area is the number of examples."""
+    classes = report.study.task.classes
+    most = max((count for counts in report.counts.values() for count in counts.values()), default=0)
+    if not most:
+        return ""
+    rows = "".join(_holding(site, report.counts[site], classes, most) for site in report.study.sites)
+    head = html_head(("site", *classes, "all"))
+    caption = "Examples of each class at each site; the area of a dot is their number"
+    table = f"<caption>{caption}</caption>{head}<tbody>{rows}</tbody>"
+    return f"<h2>Who holds what</h2>\n{scroll('Examples per site and class', table)}"
+
+
+def _holding(site: str, counts: Mapping[str, int], classes: Sequence[str], most: int) -> str:
+    cells = ""
+    for name in classes:
+        count = counts.get(name, 0)
+        radius = 11 * (count / most) ** 0.5
+        dot = f'<circle cx="12" cy="12" r="{radius:.2f}" fill="var(--personal)"/>'
+        cells += f'<td><svg viewBox="0 0 24 24" width="24" height="24" aria-hidden="true">{dot}</svg>'
+        cells += f"<small>{count:,}</small></td>"
+    return f'<tr><th scope="row">{escape(site)}</th>{cells}<td>{sum(counts.values()):,}</td></tr>\n'
+
+
+def _how(report: Report) -> str:
+    if report.splits >= LEAST_SPLITS:
+        intervals = f"""Intervals are over the {report.splits} random splits: a t interval whose variance is corrected
+for the training rows that splits share (Nadeau and Bengio, 2003). Differences are taken split by split."""
+    else:
+        intervals = f"""Intervals are over the test examples: drawn anew {DRAWS:,} times at each site ({SLOW_DRAWS} times
+for metrics that are no mean over examples), the same draws for every row and seed, so differences are paired. They say
+how much the numbers may move with other test examples of the same kind, not with another split: for that, ask for
+{LEAST_SPLITS} splits or more."""
+    return f"""<p>Every row has the same data, splits, model, initial weights per seed, rounds and local steps per round.
+All studies ran in one process each, on the code that is deployed. Every site's test rows were read once, after the last
+round of each study. A choice looked at the validation rows of its own split alone, never at test rows.</p>
+<p>{intervals} Spread is the standard deviation over the sites. Best round on validation: every site keeps its model of
+the round with the least validation loss.</p>
+<p>Majority class always answers the most frequent class of a site's training rows. Local only trains at each site
+alone, with the same number of steps per round. Pooled is one model trained on the rows of all sites in one place, with
+as many steps as all sites together: what no federation may do. An interval stands alone: of 20 differences without any
+effect, about one is expected to look clear by chance.</p>"""
+
+
+def _settings(report: Report) -> str:
+    tables = {"Command": report.settings, "Study": report.study.model_dump(mode="json")}
+    blocks = [
+        f'<details class="card"><summary>{title}</summary><div class="scroll" role="region" tabindex="0" '
+        f'aria-label="{title}"><table><tbody>{settings_rows(values)}</tbody></table></div></details>'
+        for title, values in tables.items()
+    ]
+    return "<h2>Settings</h2>\n" + "\n".join(blocks)

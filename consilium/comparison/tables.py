@@ -1,0 +1,322 @@
+"""What the page and the terminal show of a comparison: computed once, here."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from common.config import StudyConfig
+from consilium.comparison.cells import Cell
+from consilium.comparison.evaluation import METRICS, SMALLER_IS_BETTER
+from consilium.comparison.intervals import LEAST_SPLITS, Interval
+from consilium.comparison.summary import (
+    CHOSEN,
+    FEDAVG,
+    LOCAL,
+    LOCAL_REFITTED,
+    NAMES,
+    REFITTED,
+    Comparison,
+    Row,
+    Summary,
+    better,
+    curves,
+    headline,
+    summarise,
+    to_target,
+)
+from consilium.page import DASH
+from consilium.variants import Skipped
+
+OVER = ("mean", "weighted mean", "worst site", "spread")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the table of methods."""
+
+    row: Row
+    numbers: Summary
+    against_local: Summary | None
+    against_fedavg: Summary | None
+    best: Interval | None
+    """Mean over sites of the best round on validation."""
+    target: Mapping[str, float] | None
+    curve: Mapping[str, list[Any]]
+    others: Mapping[str, float | None]
+    """Every other metric, as a mean over sites and cells; None where one is undefined."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything a comparison shows.
+
+    Args:
+        headlines: per site what joining does (`helps`, `hurts`, `unclear`, `unknown`) and the sentence.
+        judged: names of the two rows that the headlines compare.
+        rounds: long table of validation numbers per cell and round.
+        weights: per site the weight in each round of the judged method, as a mean over cells.
+        problems: sentences on what was skipped, failed or is undefined.
+    """
+
+    study: StudyConfig
+    metric: str
+    lines: Sequence[Line]
+    headlines: Mapping[str, tuple[str, str]]
+    judged: tuple[str, str]
+    rounds: pd.DataFrame
+    weights: Mapping[str, list[float]]
+    counts: Mapping[str, Mapping[str, int]]
+    problems: Sequence[str]
+    seeds: int
+    splits: int
+    cells: int
+    target: float | None
+    seconds: float
+    settings: Mapping[str, str]
+
+    def line(self, name: str) -> Line | None:
+        """Return the line of a row."""
+        return next((line for line in self.lines if line.row.name == name), None)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the numbers as JSON."""
+        return {
+            "metric": self.metric,
+            "headlines": {site: {"effect": kind, "text": text} for site, (kind, text) in self.headlines.items()},
+            "judged": list(self.judged),
+            "lines": [_line_json(line) for line in self.lines],
+            "problems": list(self.problems),
+            "seeds": self.seeds,
+            "splits": self.splits,
+            "target": self.target,
+            "settings": dict(self.settings),
+        }
+
+
+def _line_json(line: Line) -> dict[str, Any]:
+    def both(summary: Summary | None) -> Any:
+        if summary is None:
+            return None
+        parts = {"sites": summary.sites, "over": summary.over}
+        return {part: {name: _interval(one) for name, one in found.items()} for part, found in parts.items()}
+
+    return {
+        "row": line.row.name,
+        "choice": {str(split): label for split, label in line.row.choice.items()},
+        "numbers": both(line.numbers),
+        "minus local only": both(line.against_local),
+        "minus FedAvg": both(line.against_fedavg),
+        "best round": _interval(line.best),
+        "to target": None if line.target is None else dict(line.target),
+        "metrics": dict(line.others),
+    }
+
+
+def _interval(one: Interval | None) -> Any:
+    return None if one is None else [one.value, one.low, one.high]
+
+
+def build_report(
+    found: Comparison,
+    rows: Sequence[Row],
+    *,
+    study: StudyConfig,
+    skipped: Sequence[Skipped],
+    own: str,
+    target: float | None,
+    seconds: float,
+    settings: Mapping[str, str],
+) -> Report:
+    """Compute everything that is shown.
+
+    Args:
+        own: label of the method that is judged where validation cannot choose one.
+        target: mean validation accuracy to reach; None: what FedAvg has in its last round.
+    """
+    by_name = {row.name: row for row in rows}
+    local, fedavg = by_name.get(LOCAL), by_name.get(FEDAVG)
+    if target is None and fedavg is not None:
+        target = next((value for value in reversed(curves(found, fedavg)["accuracy"]) if value is not None), None)
+    lines = [_line(found, row, local, fedavg, target) for row in rows]
+    judged = _judged(by_name, own)
+    cells = [cell for cells in judged[1].cells.values() for cell in cells]
+    return Report(
+        study=study,
+        metric=found.metric,
+        lines=lines,
+        headlines=_headlines(found, *judged),
+        judged=(judged[0].name, judged[1].name),
+        rounds=_rounds(found),
+        weights=_weights(found, cells),
+        counts=_counts(found, cells),
+        problems=_problems(found, rows, skipped),
+        seeds=len({cell.seed for cell in found.results}),
+        splits=len({cell.split for cell in found.results}),
+        cells=len(found.results),
+        target=target,
+        seconds=seconds,
+        settings=settings,
+    )
+
+
+def _judged(by_name: Mapping[str, Row], own: str) -> tuple[Row, Row]:
+    """Return the two rows that the headlines compare: alone and joined."""
+    if REFITTED in by_name and LOCAL_REFITTED in by_name:
+        return by_name[LOCAL_REFITTED], by_name[REFITTED]
+    alone = by_name[LOCAL]
+    if CHOSEN in by_name:
+        return alone, by_name[CHOSEN]
+    return alone, by_name.get(NAMES.get(own, own), by_name[FEDAVG])
+
+
+def _line(found: Comparison, row: Row, local: Row | None, fedavg: Row | None, target: float | None) -> Line:
+    best = Row(row.name, f"{row.model}.best", row.cells)
+    known = all(
+        found.value(cell, site, best.model, found.metric) is not None
+        for cells in row.cells.values()
+        for cell in cells
+        for site in found.sites
+    )
+    return Line(
+        row=row,
+        numbers=summarise(found, row),
+        against_local=summarise(found, row, local) if local and row is not local else None,
+        against_fedavg=summarise(found, row, fedavg) if fedavg and row is not fedavg else None,
+        best=summarise(found, best).over["mean"] if known else None,
+        target=None if target is None else to_target(found, row, target),
+        curve=curves(found, row),
+        others={name: _mean(found, row, name) for name in METRICS},
+    )
+
+
+def _mean(found: Comparison, row: Row, metric: str) -> float | None:
+    values = [
+        found.value(cell, site, row.model, metric)
+        for cells in row.cells.values()
+        for cell in cells
+        for site in found.sites
+    ]
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) and known else None
+
+
+def _headlines(found: Comparison, alone: Row, joined: Row) -> dict[str, tuple[str, str]]:
+    numbers, others, difference = summarise(found, joined), summarise(found, alone), summarise(found, joined, alone)
+    headlines = {}
+    for site in found.sites:
+        change = difference.sites[site]
+        kind = "unknown" if change is None else better(change, found.metric)
+        headlines[site] = kind, headline(site, others.sites[site], numbers.sites[site], change, found.metric)
+    return headlines
+
+
+def _rounds(found: Comparison) -> pd.DataFrame:
+    lines = [
+        {
+            "label": cell.label,
+            "split": cell.split,
+            "seed": cell.seed,
+            "round": each["round"],
+            "bytes_up": each["bytes_up"],
+            "bytes_down": each["bytes_down"],
+            **each["means"],
+        }
+        for cell, result in found.results.items()
+        for each in result.get("rounds", [])
+    ]
+    return pd.DataFrame(lines)
+
+
+def _weights(found: Comparison, cells: Sequence[Cell]) -> dict[str, list[float]]:
+    weights: dict[str, list[list[float]]] = {site: [] for site in found.sites}
+    for cell in cells:
+        for site in found.sites:
+            weights[site].append([each["weights"].get(site, 0.0) for each in found.results[cell]["rounds"]])
+    return {site: [sum(column) / len(column) for column in zip(*runs, strict=True)] for site, runs in weights.items()}
+
+
+def _counts(found: Comparison, cells: Sequence[Cell]) -> dict[str, Mapping[str, int]]:
+    sites = found.results[cells[0]]["sites"] if cells else {}
+    return {site: (sites.get(site) or {}).get("class_counts") or {} for site in found.sites}
+
+
+def _problems(found: Comparison, rows: Sequence[Row], skipped: Sequence[Skipped]) -> list[str]:
+    problems = [f"Not run: {one.label}: {one.reason}" for one in skipped]
+    problems += [
+        f"Failed: {cell.label}, seed {cell.seed}, split {cell.split}: {result['error']}"
+        for cell, result in found.results.items()
+        if "error" in result
+    ]
+    undefined: dict[str, set[str]] = {}
+    for row in rows[:1]:
+        for cells in row.cells.values():
+            for cell in cells:
+                for site, facts in found.results[cell]["sites"].items():
+                    if 0 in facts["support"]:
+                        missing = [
+                            name
+                            for name, count in zip(_classes(found, cell), facts["support"], strict=True)
+                            if not count
+                        ]
+                        undefined.setdefault(site, set()).update(missing)
+    problems += [
+        f"At {site} the test rows of some split have no example of {', '.join(sorted(classes))}: numbers that need "
+        "every class are undefined there and shown as a dash"
+        for site, classes in sorted(undefined.items())
+    ]
+    warnings = {text for result in found.results.values() for text in result.get("warnings", [])}
+    return problems + sorted(warnings)
+
+
+def _classes(found: Comparison, cell: Cell) -> list[str]:
+    import json
+
+    classes: list[str] = json.loads(cell.study)["task"]["classes"]
+    return classes
+
+
+# --- the terminal ----------------------------------------------------------------------------------
+
+
+def text_of(one: Interval | None, *, sign: bool = False) -> tuple[str, str]:
+    """Return a value and its interval as text; a dash and nothing where it is undefined."""
+    if one is None:
+        return DASH, ""
+    spec = "+.3f" if sign else ".3f"
+    bounds = "" if one.low is None or one.high is None else f"[{one.low:{spec}}, {one.high:{spec}}]"
+    return f"{one.value:{spec}}", bounds
+
+
+def print_report(report: Report, console: Console) -> None:
+    """Print the table of methods and the sentence of every site."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("method", overflow="fold")
+    for title in ("mean of sites", "weighted", "worst site", "minus local only"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for line in report.lines:
+        over = line.numbers.over
+        cells = [" ".join(text_of(over["mean"])), text_of(over["weighted mean"])[0], text_of(over["worst site"])[0]]
+        cells.append(" ".join(text_of(line.against_local.over["mean"], sign=True)) if line.against_local else DASH)
+        style = "dim" if line.row.baseline else ""
+        table.add_row(Text(line.row.name, style=style), *cells)
+    console.print(table)
+    worse = ", smaller is better" if report.metric in SMALLER_IS_BETTER else ""
+    over_what = "splits" if report.splits >= LEAST_SPLITS else "test examples"
+    console.print(
+        Text(
+            f"test {report.metric.replace('_', ' ')}{worse}; {report.seeds} seeds, {report.splits} splits; "
+            f"95 % intervals over {over_what}",
+            style="dim",
+        )
+    )
+    console.print()
+    for _, text in report.headlines.values():
+        console.print(Text(text), soft_wrap=True)
+    for problem in report.problems:
+        console.print(Text(problem, style="yellow"), soft_wrap=True)
