@@ -34,7 +34,7 @@ Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class ImageTask(Record):
-    """Classify images: one sub-folder of a site's data folder per class."""
+    """Classify images: files in one sub-folder per class, or arrays in an `.npz` file, as each site has them."""
 
     kind: Literal["images"] = "images"
     classes: tuple[str, ...] = Field(min_length=2)
@@ -238,7 +238,15 @@ class TableData(Record):
     max_skipped: int = Field(default=0, ge=0)
 
 
-DataConfig = Annotated[ImageFolderData | TableData, Field(discriminator="kind")]
+class ArraysData(Record):
+    """One `.npz` file with arrays `x` (images) and `y` (class numbers), or a folder with exactly one."""
+
+    kind: Literal["arrays"] = "arrays"
+    path: Path
+    max_skipped: int = Field(default=0, ge=0)
+
+
+DataConfig = Annotated[ImageFolderData | TableData | ArraysData, Field(discriminator="kind")]
 
 
 class SiteConfig(Record):

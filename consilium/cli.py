@@ -301,8 +301,10 @@ def site_init(
         Path | None, typer.Option(envvar="CONSILIUM_DATA", help="Where the data lies; default: 'data' in the folder.")
     ] = None,
     kind: Annotated[
-        Literal["images", "table"],
-        typer.Option(envvar="CONSILIUM_KIND", help="A folder of images per class, or .csv files."),
+        Literal["images", "table", "arrays"],
+        typer.Option(
+            envvar="CONSILIUM_KIND", help="A folder of images per class, .csv or .parquet files, or one .npz file."
+        ),
     ] = "images",
     metrics: Annotated[
         str | None, typer.Option(envvar="CONSILIUM_METRICS", help="host:port on which to offer metrics.")

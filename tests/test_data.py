@@ -15,6 +15,7 @@ from sklearn.model_selection import train_test_split
 from client.data import READERS, SiteData, load_data, schema_digest
 from client.data.split import split_rows
 from common.config import (
+    ArraysData,
     CategoryColumn,
     ImageFolderData,
     ImageTask,
@@ -82,6 +83,13 @@ def loaded_twice(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[SiteDa
     if request.param == "images":
         folder = image_folder(tmp_path / "images")
         return load_images(folder), load_images(folder)
+    if request.param == "arrays":
+        file = tmp_path / "data.npz"
+        np.savez(file, x=np.arange(20 * 6 * 5, dtype=np.uint8).reshape(20, 6, 5), y=np.arange(20) % 2)
+        one, two = (
+            load_data(ArraysData(path=file), IMAGES, SplitConfig(), site="berlin", min_examples=2) for _ in range(2)
+        )
+        return one, two
     file = table_file(tmp_path / "rows.csv", ROWS)
     return load_table(file), load_table(file)
 
@@ -106,7 +114,9 @@ def test_data_of_another_kind_than_the_task_is_refused(tmp_path: Path) -> None:
     """Data kind and task kind must agree, in both directions."""
     with pytest.raises(ConfigError, match=r"site 'berlin': data.kind is 'images', expected 'table'"):
         load_data(ImageFolderData(path=tmp_path), TABLE, SplitConfig(), site="berlin", min_examples=2)
-    with pytest.raises(ConfigError, match=r"site 'berlin': data.kind is 'table', expected 'images'"):
+    with pytest.raises(ConfigError, match=r"site 'berlin': data.kind is 'arrays', expected 'table'"):
+        load_data(ArraysData(path=tmp_path), TABLE, SplitConfig(), site="berlin", min_examples=2)
+    with pytest.raises(ConfigError, match=r"site 'berlin': data.kind is 'table', expected 'images' or 'arrays'"):
         load_data(TableData(path=tmp_path), IMAGES, SplitConfig(), site="berlin", min_examples=2)
 
 

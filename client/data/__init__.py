@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from client.data.arrays import read_arrays
 from client.data.base import Examples, RawData, Reader, SiteData
 from client.data.images import read_images
 from client.data.noise import noise_key, noisy_counts
@@ -30,7 +31,7 @@ __all__ = [
     "schema_digest",
 ]
 
-READERS: Mapping[str, Reader] = MappingProxyType({"images": read_images, "table": read_table})
+READERS: Mapping[str, Reader] = MappingProxyType({"images": read_images, "table": read_table, "arrays": read_arrays})
 
 
 def load_data(

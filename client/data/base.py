@@ -92,4 +92,5 @@ def keep_usable(found: Iterable[T | Bad], *, site: str, max_skipped: int) -> tup
 
 def kind_mismatch(config: DataConfig, task: Task, *, site: str) -> ConfigError:
     """Return the error for data of one kind in a study about another kind."""
-    return ConfigError(f"site '{site}': data.kind is '{config.kind}', expected '{task.kind}' as in the study's task")
+    fitting = "'images' or 'arrays'" if task.kind == "images" else f"'{task.kind}'"
+    return ConfigError(f"site '{site}': data.kind is '{config.kind}', expected {fitting} as in the study's task")
