@@ -77,13 +77,13 @@ Column = Annotated[NumberColumn | CategoryColumn, Field(discriminator="kind")]
 
 
 class TableTask(Record):
-    """Classify the rows of a table: `.csv` files with a header in a site's data folder."""
+    """Classify the rows of a table: `.csv` files with a header, or `.parquet` files, in a site's data folder."""
 
     kind: Literal["table"] = "table"
     classes: tuple[str, ...] = Field(min_length=2)
     label: str
     columns: dict[str, Column] = Field(min_length=1)
-    missing: Literal["refuse", "drop_row"] = "refuse"
+    missing: Literal["refuse", "drop_row", "impute"] = "refuse"
 
     @model_validator(mode="after")
     def _check(self) -> "TableTask":
@@ -231,7 +231,7 @@ class ImageFolderData(Record):
 
 
 class TableData(Record):
-    """One `.csv` file, or a folder of them."""
+    """One `.csv` or `.parquet` file, or a folder of them."""
 
     kind: Literal["table"] = "table"
     path: Path

@@ -412,11 +412,11 @@ def test_missing_column_is_named(tmp_path: Path) -> None:
 
 def test_missing_and_empty_tables_are_told_apart(tmp_path: Path) -> None:
     """Each way to have no rows has its own sentence."""
-    assert "does not exist, expected a .csv file" in error_of(load_table, tmp_path / "nowhere")
+    assert "does not exist, expected a .csv or .parquet file" in error_of(load_table, tmp_path / "nowhere")
     (tmp_path / "d").mkdir()
-    assert "has no .csv file" in error_of(load_table, tmp_path / "d")
+    assert "has no .csv or .parquet file" in error_of(load_table, tmp_path / "d")
     (tmp_path / "rows.txt").write_text("x")
-    assert "is not a .csv file" in error_of(load_table, tmp_path / "rows.txt")
+    assert "is not a .csv or .parquet file" in error_of(load_table, tmp_path / "rows.txt")
     (tmp_path / "d" / "a.csv").write_text("\n")
     assert "file 'a.csv' is empty, expected a header" in error_of(load_table, tmp_path / "d")
     assert "no usable row" in error_of(load_table, table_file(tmp_path / "d" / "a.csv", []))
@@ -440,14 +440,15 @@ CELLS = st.one_of(
     header=st.one_of(st.just(HEADER), st.text()),
     rows=st.lists(st.lists(CELLS, min_size=3, max_size=5).map(",".join), max_size=6),
     max_skipped=st.integers(0, 5),
+    missing=st.sampled_from(["drop_row", "impute"]),
 )
 def test_random_csv_text_is_read_or_refused_as_data(
-    tmp_path: Path, header: str, rows: list[str], max_skipped: int
+    tmp_path: Path, header: str, rows: list[str], max_skipped: int, missing: str
 ) -> None:
     """Whatever a file holds, it gives finite features or a DataError, and nothing else."""
     text = "\n".join([header, *rows])
     (tmp_path / "rows.csv").write_bytes(text.encode("utf-8", errors="surrogatepass"))
-    task = TABLE.model_copy(update={"missing": "drop_row"})
+    task = TABLE.model_copy(update={"missing": missing})
     try:
         data = load_table(tmp_path / "rows.csv", task, max_skipped=max_skipped)
     except DataError:

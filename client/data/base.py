@@ -42,18 +42,29 @@ class SiteData:
         return tuple(self.train.x.shape[1:])
 
 
+@dataclass(frozen=True)
+class Feature:
+    """A column of a table and the features of `x` it became: a number, or a category's one-hot less the first."""
+
+    name: str
+    start: int
+    width: int
+    category: bool
+
+
 @dataclass(frozen=True, eq=False)
 class RawData:
     """All usable examples of a site in a fixed order, before the split.
 
     With `standardise`, every feature is still to be scaled by the site's own training rows; `x` is then
-    float64, so that the scaling loses nothing.
+    float64, so that the scaling loses nothing. In the columns `to_impute`, NaN is still to be filled by those rows.
     """
 
     x: Tensor
     y: Tensor
     num_skipped: int
     standardise: bool
+    to_impute: tuple[Feature, ...] = ()
 
 
 class Reader(Protocol):
