@@ -13,6 +13,7 @@ from rich.console import Console
 
 import common
 from common.errors import ConfigError, ConsiliumError
+from consilium.cli_data import data_app
 
 if TYPE_CHECKING:
     from common.bundle import Bundle
@@ -28,6 +29,7 @@ server_app = typer.Typer(help="For the coordinator: run the server, approve site
 site_app = typer.Typer(help="For a hospital or device: run the site.", no_args_is_help=True)
 app.add_typer(server_app, name="server")
 app.add_typer(site_app, name="site")
+app.add_typer(data_app, name="data")
 
 Home = Annotated[Path, typer.Option("--home", help="The server's own folder: certificates, database, secrets.")]
 Folder = Annotated[Path, typer.Option("--folder", help="The site's own folder: key, settings, personal models.")]

@@ -1,23 +1,32 @@
 """Reads Parquet tables as rows of text, so that they mean exactly what the same table means in CSV."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from common.config import CategoryColumn, NumberColumn, TableTask
 from common.errors import DataError
 
 _BATCH_ROWS = 4096
 
 BoolTexts = Mapping[bool, str]
+ONE_OR_ZERO: BoolTexts = {True: "1", False: "0"}
 
 
-def parquet_records(file: Path, task: TableTask, *, site: str) -> Iterator[tuple[str, list[str]]]:
-    """Yield the names of the study's columns as they stand in a file, then each row's place and cells in that order.
+def parquet_records(
+    file: Path,
+    *,
+    who: str,
+    names: Collection[str] | None = None,
+    booleans: Callable[[str], BoolTexts] = lambda name: ONE_OR_ZERO,
+) -> Iterator[tuple[str, list[str]]]:
+    """Yield the names of the columns as they stand in a file, then each row's place and cells in that order.
 
-    A null is an empty cell, which means missing. Numbers are written so that they read back exactly. A boolean is
-    1 or 0 in a column of numbers; in a category or label it is the value `true` or `false` in any case where the
-    study has such values, else 1 or 0.
+    A null is an empty cell, which means missing. Numbers are written so that they read back exactly.
+
+    Args:
+        who: what the sentences start with, e.g. `site 'berlin'`.
+        names: the columns that are wanted; by default all.
+        booleans: how True and False are written in a column.
 
     Raises:
         DataError: pyarrow is not installed, the file is no Parquet file or damaged, or a column's type is neither
@@ -28,21 +37,21 @@ def parquet_records(file: Path, task: TableTask, *, site: str) -> Iterator[tuple
         import pyarrow.parquet as pq
     except ImportError as error:
         raise DataError(
-            f"site '{site}': file '{file.name}' needs pyarrow, which is not installed; "
+            f"{who}: file '{file.name}' needs pyarrow, which is not installed; "
             "install it with: pip install 'consilium[parquet]'"
         ) from error
-    where = f"site '{site}': file '{file.name}'"
+    where = f"{who}: file '{file.name}'"
     try:
         with pq.ParquetFile(file) as table:
             schema = table.schema_arrow
-            names = [name for name in schema.names if name.strip() in (*task.columns, task.label)]
-            yield "header", names
-            for name in names:
+            held = [name for name in schema.names if names is None or name.strip() in names]
+            yield "header", held
+            for name in held:
                 _check_type(name, schema.field(name).type, pa.types, where=where)
-            bools = [_bool_texts(name.strip(), task) for name in names]
+            bools = [booleans(name.strip()) for name in held]
             row = 0
-            for batch in table.iter_batches(batch_size=_BATCH_ROWS, columns=names, use_threads=False):
-                columns = [batch.column(name).to_pylist() for name in names]
+            for batch in table.iter_batches(batch_size=_BATCH_ROWS, columns=held, use_threads=False):
+                columns = [batch.column(name).to_pylist() for name in held]
                 for cells in zip(*columns, strict=True):
                     row += 1
                     yield f"row {row}", [_text(cell, texts) for cell, texts in zip(cells, bools, strict=True)]
@@ -60,15 +69,6 @@ def _check_type(name: str, kind: Any, types: Any, *, where: str) -> None:
     )  # fmt: skip
     if not any(test(inner) for test in tests):
         raise DataError(f"{where}: column '{name.strip()}' is of type {kind}, expected numbers, booleans or text")
-
-
-def _bool_texts(name: str, task: TableTask) -> BoolTexts:
-    column = task.columns.get(name)
-    if isinstance(column, NumberColumn):
-        return {True: "1", False: "0"}
-    values = column.values if isinstance(column, CategoryColumn) else task.classes
-    by_case = {value.casefold(): value for value in reversed(values)}
-    return {True: by_case.get("true", "1"), False: by_case.get("false", "0")}
 
 
 def _text(cell: object, bools: BoolTexts) -> str:

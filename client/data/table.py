@@ -6,19 +6,20 @@ import logging
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from client.data.base import Bad, Feature, RawData, keep_usable, kind_mismatch
-from client.data.parquet import parquet_records
+from client.data.parquet import BoolTexts, parquet_records
 from common.config import CategoryColumn, DataConfig, NumberColumn, TableData, TableTask, Task
 from common.errors import DataError
 
 _log = logging.getLogger(__name__)
 
 _SUFFIXES = (".csv", ".parquet")
-_MISSING = frozenset({"", "?", "na", "nan"})
+MISSING = frozenset({"", "?", "na", "nan"})
 _LARGEST = torch.finfo(torch.float32).max
 
 Codes = Mapping[str | float, int]
@@ -104,7 +105,9 @@ def _files(path: Path, *, site: str) -> list[Path]:
 def _read_file(file: Path, task: TableTask, *, site: str) -> Iterator[_Row | Bad | None]:
     """Yield each row, why it is bad, or None for one that is dropped because a cell is missing."""
     parquet = file.suffix.lower() == ".parquet"
-    records = parquet_records(file, task, site=site) if parquet else _records(file, site=site)
+    who = f"site '{site}'"
+    wanted = parquet_records(file, who=who, names=(*task.columns, task.label), booleans=partial(_booleans, task))
+    records = wanted if parquet else csv_records(file, who=who)
     first = next(records, None)
     if first is None:
         raise DataError(f"site '{site}': file '{file.name}' is empty, expected a header")
@@ -124,14 +127,28 @@ def _read_file(file: Path, task: TableTask, *, site: str) -> Iterator[_Row | Bad
             yield Bad(f"{where}, {bad}")
 
 
-def _records(file: Path, *, site: str) -> Iterator[tuple[str, list[str]]]:
-    """Yield each record of a CSV file that is not blank, with its place: the number of its first line."""
+def _booleans(task: TableTask, name: str) -> BoolTexts:
+    """Return how a boolean is written: 1 or 0, or a study's value `true` or `false` in any case if it has such."""
+    column = task.columns.get(name)
+    if isinstance(column, NumberColumn):
+        return {True: "1", False: "0"}
+    values = column.values if isinstance(column, CategoryColumn) else task.classes
+    by_case = {value.casefold(): value for value in reversed(values)}
+    return {True: by_case.get("true", "1"), False: by_case.get("false", "0")}
+
+
+def csv_records(file: Path, *, who: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield each record of a CSV file that is not blank, with its place: the number of its first line.
+
+    Raises:
+        DataError: the file cannot be read, is not UTF-8 text or not CSV; the sentence starts with `who`.
+    """
     try:
         text = file.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise DataError(f"site '{site}': file '{file.name}' cannot be read: {error.strerror or error}") from error
+        raise DataError(f"{who}: file '{file.name}' cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"site '{site}': file '{file.name}' is not UTF-8 text (byte {error.start})") from error
+        raise DataError(f"{who}: file '{file.name}' is not UTF-8 text (byte {error.start})") from error
     reader = csv.reader(io.StringIO(text), strict=True)
     line = 1
     try:
@@ -140,7 +157,7 @@ def _records(file: Path, *, site: str) -> Iterator[tuple[str, list[str]]]:
                 yield f"line {line}", fields
             line = reader.line_num + 1
     except csv.Error as error:
-        raise DataError(f"site '{site}': file '{file.name}', line {line}: not valid CSV: {error}") from error
+        raise DataError(f"{who}: file '{file.name}', line {line}: not valid CSV: {error}") from error
 
 
 def _position(name: str, header: list[str], *, file: Path, site: str) -> int:
@@ -190,7 +207,7 @@ class _Encoder:
 
     def _is_missing(self, name: str, text: str) -> bool:
         codes = self._label if name == self._task.label else self._categories.get(name, {})
-        return text.casefold() in _MISSING and text not in codes
+        return text.casefold() in MISSING and text not in codes
 
 
 def _finite(text: str, name: str) -> float:
