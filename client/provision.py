@@ -45,7 +45,8 @@ share_error_details = false
 {metrics}
 
 [data]
-# "images": a folder with one sub-folder per class. "table": a .csv file or a folder of them.
+# "images": a folder with one sub-folder per class. "table": a .csv or .parquet file or a folder of them.
+# "arrays": an .npz file with images x and class numbers y, or a folder with one.
 kind = {kind}
 path = {path}
 

@@ -34,7 +34,7 @@ Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class ImageTask(Record):
-    """Classify images: one sub-folder of a site's data folder per class."""
+    """Classify images: files in one sub-folder per class, or arrays in an `.npz` file, as each site has them."""
 
     kind: Literal["images"] = "images"
     classes: tuple[str, ...] = Field(min_length=2)
@@ -77,13 +77,13 @@ Column = Annotated[NumberColumn | CategoryColumn, Field(discriminator="kind")]
 
 
 class TableTask(Record):
-    """Classify the rows of a table: `.csv` files with a header in a site's data folder."""
+    """Classify the rows of a table: `.csv` files with a header, or `.parquet` files, in a site's data folder."""
 
     kind: Literal["table"] = "table"
     classes: tuple[str, ...] = Field(min_length=2)
     label: str
     columns: dict[str, Column] = Field(min_length=1)
-    missing: Literal["refuse", "drop_row"] = "refuse"
+    missing: Literal["refuse", "drop_row", "impute"] = "refuse"
 
     @model_validator(mode="after")
     def _check(self) -> "TableTask":
@@ -232,14 +232,22 @@ class ImageFolderData(Record):
 
 
 class TableData(Record):
-    """One `.csv` file, or a folder of them."""
+    """One `.csv` or `.parquet` file, or a folder of them."""
 
     kind: Literal["table"] = "table"
     path: Path
     max_skipped: int = Field(default=0, ge=0)
 
 
-DataConfig = Annotated[ImageFolderData | TableData, Field(discriminator="kind")]
+class ArraysData(Record):
+    """One `.npz` file with arrays `x` (images) and `y` (class numbers), or a folder with exactly one."""
+
+    kind: Literal["arrays"] = "arrays"
+    path: Path
+    max_skipped: int = Field(default=0, ge=0)
+
+
+DataConfig = Annotated[ImageFolderData | TableData | ArraysData, Field(discriminator="kind")]
 
 
 class SiteConfig(Record):

@@ -13,6 +13,7 @@ from rich.console import Console
 
 import common
 from common.errors import ConfigError, ConsiliumError
+from consilium.cli_data import data_app
 
 if TYPE_CHECKING:
     from common.bundle import Bundle
@@ -28,6 +29,7 @@ server_app = typer.Typer(help="For the coordinator: run the server, approve site
 site_app = typer.Typer(help="For a hospital or device: run the site.", no_args_is_help=True)
 app.add_typer(server_app, name="server")
 app.add_typer(site_app, name="site")
+app.add_typer(data_app, name="data")
 
 Home = Annotated[Path, typer.Option("--home", help="The server's own folder: certificates, database, secrets.")]
 Folder = Annotated[Path, typer.Option("--folder", help="The site's own folder: key, settings, personal models.")]
@@ -355,8 +357,10 @@ def site_init(
         Path | None, typer.Option(envvar="CONSILIUM_DATA", help="Where the data lies; default: 'data' in the folder.")
     ] = None,
     kind: Annotated[
-        Literal["images", "table"],
-        typer.Option(envvar="CONSILIUM_KIND", help="A folder of images per class, or .csv files."),
+        Literal["images", "table", "arrays"],
+        typer.Option(
+            envvar="CONSILIUM_KIND", help="A folder of images per class, .csv or .parquet files, or one .npz file."
+        ),
     ] = "images",
     metrics: Annotated[
         str | None, typer.Option(envvar="CONSILIUM_METRICS", help="host:port on which to offer metrics.")

@@ -130,7 +130,7 @@ def test_study_is_immutable(tmp_path: Path) -> None:
             "method.fine_tune.epochs: must be greater than or equal to 1, got 0",
         ),
         ({"rest": '[task.columns.sex]\nkind = "category"'}, "task.table.columns.sex.category.values: is required, got"),
-        ({"task": 'missing = "guess"'}, "task.table.missing: must be 'refuse' or 'drop_row', got 'guess'"),
+        ({"task": 'missing = "guess"'}, "task.table.missing: must be 'refuse', 'drop_row' or 'impute', got 'guess'"),
         ({"rest": '[method]\nkind = "magic"'}, "method: there is no kind 'magic'; known: local, fedavg, fine_tune"),
     ],
     ids=lambda value: None if isinstance(value, dict) else re.split("[: ]", value)[0],

@@ -15,6 +15,7 @@ from sklearn.model_selection import train_test_split
 from client.data import READERS, SiteData, load_data, schema_digest
 from client.data.split import split_rows
 from common.config import (
+    ArraysData,
     CategoryColumn,
     ImageFolderData,
     ImageTask,
@@ -82,6 +83,13 @@ def loaded_twice(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[SiteDa
     if request.param == "images":
         folder = image_folder(tmp_path / "images")
         return load_images(folder), load_images(folder)
+    if request.param == "arrays":
+        file = tmp_path / "data.npz"
+        np.savez(file, x=np.arange(20 * 6 * 5, dtype=np.uint8).reshape(20, 6, 5), y=np.arange(20) % 2)
+        one, two = (
+            load_data(ArraysData(path=file), IMAGES, SplitConfig(), site="berlin", min_examples=2) for _ in range(2)
+        )
+        return one, two
     file = table_file(tmp_path / "rows.csv", ROWS)
     return load_table(file), load_table(file)
 
@@ -106,7 +114,9 @@ def test_data_of_another_kind_than_the_task_is_refused(tmp_path: Path) -> None:
     """Data kind and task kind must agree, in both directions."""
     with pytest.raises(ConfigError, match=r"site 'berlin': data.kind is 'images', expected 'table'"):
         load_data(ImageFolderData(path=tmp_path), TABLE, SplitConfig(), site="berlin", min_examples=2)
-    with pytest.raises(ConfigError, match=r"site 'berlin': data.kind is 'table', expected 'images'"):
+    with pytest.raises(ConfigError, match=r"site 'berlin': data.kind is 'arrays', expected 'table'"):
+        load_data(ArraysData(path=tmp_path), TABLE, SplitConfig(), site="berlin", min_examples=2)
+    with pytest.raises(ConfigError, match=r"site 'berlin': data.kind is 'table', expected 'images' or 'arrays'"):
         load_data(TableData(path=tmp_path), IMAGES, SplitConfig(), site="berlin", min_examples=2)
 
 
@@ -402,11 +412,11 @@ def test_missing_column_is_named(tmp_path: Path) -> None:
 
 def test_missing_and_empty_tables_are_told_apart(tmp_path: Path) -> None:
     """Each way to have no rows has its own sentence."""
-    assert "does not exist, expected a .csv file" in error_of(load_table, tmp_path / "nowhere")
+    assert "does not exist, expected a .csv or .parquet file" in error_of(load_table, tmp_path / "nowhere")
     (tmp_path / "d").mkdir()
-    assert "has no .csv file" in error_of(load_table, tmp_path / "d")
+    assert "has no .csv or .parquet file" in error_of(load_table, tmp_path / "d")
     (tmp_path / "rows.txt").write_text("x")
-    assert "is not a .csv file" in error_of(load_table, tmp_path / "rows.txt")
+    assert "is not a .csv or .parquet file" in error_of(load_table, tmp_path / "rows.txt")
     (tmp_path / "d" / "a.csv").write_text("\n")
     assert "file 'a.csv' is empty, expected a header" in error_of(load_table, tmp_path / "d")
     assert "no usable row" in error_of(load_table, table_file(tmp_path / "d" / "a.csv", []))
@@ -430,14 +440,15 @@ CELLS = st.one_of(
     header=st.one_of(st.just(HEADER), st.text()),
     rows=st.lists(st.lists(CELLS, min_size=3, max_size=5).map(",".join), max_size=6),
     max_skipped=st.integers(0, 5),
+    missing=st.sampled_from(["drop_row", "impute"]),
 )
 def test_random_csv_text_is_read_or_refused_as_data(
-    tmp_path: Path, header: str, rows: list[str], max_skipped: int
+    tmp_path: Path, header: str, rows: list[str], max_skipped: int, missing: str
 ) -> None:
     """Whatever a file holds, it gives finite features or a DataError, and nothing else."""
     text = "\n".join([header, *rows])
     (tmp_path / "rows.csv").write_bytes(text.encode("utf-8", errors="surrogatepass"))
-    task = TABLE.model_copy(update={"missing": "drop_row"})
+    task = TABLE.model_copy(update={"missing": missing})
     try:
         data = load_table(tmp_path / "rows.csv", task, max_skipped=max_skipped)
     except DataError:

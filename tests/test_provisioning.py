@@ -25,9 +25,11 @@ from deployed import (
     write,
     write_patients,
 )
+from typer.testing import CliRunner
 
 from client import connect
 from client.connect import Fleet, Refusals, check_connection
+from client.data import READERS
 from client.doctor import check_approved, check_clock
 from client.provision import SiteFolder, accept_bundle, activate_new_key, init_site, make_new_key
 from common.bundle import Bundle, ServerVersions, read_bundle
@@ -35,6 +37,7 @@ from common.config import SiteConfig, load_site
 from common.errors import ConfigError, ConnectionRefused
 from common.identity import fingerprint, make_server_identity, make_site_key, read_private_key, read_public_key
 from common.processes import free_port
+from consilium.cli import app
 from server.control import Control
 from server.provision import make_bundle
 from server.superlink import ServerHome
@@ -73,6 +76,15 @@ def test_init_writes_what_was_asked_for(tmp_path: Path) -> None:
     init_site(folder, name="lyon", server="localhost:1", kind="table", data=data, metrics="127.0.0.1:9095")
     config = load_site(folder.settings)
     assert ("table", data, "127.0.0.1:9095") == (config.data.kind, config.data.path, config.metrics_address)
+
+
+@pytest.mark.parametrize("kind", sorted(READERS))
+def test_init_takes_every_kind_of_data_that_can_be_read(kind: str, tmp_path: Path) -> None:
+    """The command line's choices are the readers, and each gives valid settings."""
+    arguments = ["site", "init", "--name", "berlin", "--server", "localhost:1", "--kind", kind]
+    done = CliRunner().invoke(app, [*arguments, "--folder", str(tmp_path / "site")])
+    assert 0 == done.exit_code, done.output
+    assert kind == load_site(tmp_path / "site" / "site.toml").data.kind
 
 
 @pytest.mark.parametrize("file", ["site.key", "site.toml"])

@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from client.data.arrays import read_arrays
 from client.data.base import Examples, RawData, Reader, SiteData
 from client.data.images import read_images
+from client.data.impute import impute
 from client.data.noise import noise_key, noisy_counts
 from client.data.split import Indices, Split, split_rows
 from client.data.table import read_table
@@ -30,7 +32,7 @@ __all__ = [
     "schema_digest",
 ]
 
-READERS: Mapping[str, Reader] = MappingProxyType({"images": read_images, "table": read_table})
+READERS: Mapping[str, Reader] = MappingProxyType({"images": read_images, "table": read_table, "arrays": read_arrays})
 
 
 def load_data(
@@ -42,7 +44,7 @@ def load_data(
     min_examples: int,
     share_class_counts: bool = False,
 ) -> SiteData:
-    """Read, check, split and (for tables) standardise a site's data; the same at every call.
+    """Read, check, split and (for tables) fill and standardise a site's data; the same at every call.
 
     Args:
         min_examples: fewer usable examples than this, over all splits, is an error.
@@ -56,7 +58,8 @@ def load_data(
     if len(raw.y) < min_examples:
         raise DataError(f"site '{site}': {len(raw.y)} usable examples, expected at least {min_examples}")
     parts = split_rows(raw.y.numpy(), split)
-    x = _standardise(raw.x, parts.train, site=site) if raw.standardise else raw.x
+    x = impute(raw.x, raw.to_impute, parts.train, site=site) if raw.to_impute else raw.x
+    x = _standardise(x, parts.train, site=site) if raw.standardise else x
     return SiteData(
         train=_examples(x, raw.y, parts.train),
         validation=_examples(x, raw.y, parts.validation),

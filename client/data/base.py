@@ -42,18 +42,29 @@ class SiteData:
         return tuple(self.train.x.shape[1:])
 
 
+@dataclass(frozen=True)
+class Feature:
+    """A column of a table and the features of `x` it became: a number, or a category's one-hot less the first."""
+
+    name: str
+    start: int
+    width: int
+    category: bool
+
+
 @dataclass(frozen=True, eq=False)
 class RawData:
     """All usable examples of a site in a fixed order, before the split.
 
     With `standardise`, every feature is still to be scaled by the site's own training rows; `x` is then
-    float64, so that the scaling loses nothing.
+    float64, so that the scaling loses nothing. In the columns `to_impute`, NaN is still to be filled by those rows.
     """
 
     x: Tensor
     y: Tensor
     num_skipped: int
     standardise: bool
+    to_impute: tuple[Feature, ...] = ()
 
 
 class Reader(Protocol):
@@ -92,4 +103,5 @@ def keep_usable(found: Iterable[T | Bad], *, site: str, max_skipped: int) -> tup
 
 def kind_mismatch(config: DataConfig, task: Task, *, site: str) -> ConfigError:
     """Return the error for data of one kind in a study about another kind."""
-    return ConfigError(f"site '{site}': data.kind is '{config.kind}', expected '{task.kind}' as in the study's task")
+    fitting = "'images' or 'arrays'" if task.kind == "images" else f"'{task.kind}'"
+    return ConfigError(f"site '{site}': data.kind is '{config.kind}', expected {fitting} as in the study's task")

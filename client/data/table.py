@@ -1,4 +1,4 @@
-"""Reads tables: one `.csv` file with a header, or a folder of them."""
+"""Reads tables: one `.csv` file with a header, one `.parquet` file, or a folder of them."""
 
 import csv
 import io
@@ -6,17 +6,20 @@ import logging
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from client.data.base import Bad, RawData, keep_usable, kind_mismatch
+from client.data.base import Bad, Feature, RawData, keep_usable, kind_mismatch
+from client.data.parquet import BoolTexts, parquet_records
 from common.config import CategoryColumn, DataConfig, NumberColumn, TableData, TableTask, Task
 from common.errors import DataError
 
 _log = logging.getLogger(__name__)
 
-_MISSING = frozenset({"", "?", "na", "nan"})
+_SUFFIXES = (".csv", ".parquet")
+MISSING = frozenset({"", "?", "na", "nan"})
 _LARGEST = torch.finfo(torch.float32).max
 
 Codes = Mapping[str | float, int]
@@ -40,11 +43,13 @@ def read_table(config: DataConfig, task: Task, *, site: str) -> RawData:
     """Read the study's columns; other columns of a file are ignored.
 
     Features stand in the order of `task.columns`: a number is one feature, a category is one-hot without
-    its first value. They are not standardised yet: that takes the training rows alone.
+    its first value. They are not standardised yet: that takes the training rows alone. With `missing = "impute"` a
+    missing cell is NaN, likewise to be filled by the training rows; a row whose label is missing is dropped.
 
     Raises:
         ConfigError: the study's task is not about tables.
-        DataError: no file, no header, a missing column, or more than `max_skipped` bad rows.
+        DataError: no file, no header, a missing column, more than `max_skipped` bad rows, or a Parquet file where
+            pyarrow is not installed.
     """
     if not (isinstance(config, TableData) and isinstance(task, TableTask)):
         raise kind_mismatch(config, task, site=site)
@@ -64,64 +69,95 @@ def read_table(config: DataConfig, task: Task, *, site: str) -> RawData:
         )
     x = torch.tensor([row.features for row in complete], dtype=torch.float64)
     y = torch.tensor([row.label for row in complete], dtype=torch.int64)
-    return RawData(x=x, y=y, num_skipped=num_skipped, standardise=True)
+    to_impute = _features(task) if task.missing == "impute" else ()
+    return RawData(x=x, y=y, num_skipped=num_skipped, standardise=True, to_impute=to_impute)
+
+
+def _features(task: TableTask) -> tuple[Feature, ...]:
+    features: list[Feature] = []
+    start = 0
+    for name, column in task.columns.items():
+        category = isinstance(column, CategoryColumn)
+        width = len(column.values) - 1 if isinstance(column, CategoryColumn) else 1
+        features.append(Feature(name, start, width, category))
+        start += width
+    return tuple(features)
 
 
 def _files(path: Path, *, site: str) -> list[Path]:
     try:
-        if path.is_file() and path.suffix.lower() == ".csv":
+        if path.is_file() and path.suffix.lower() in _SUFFIXES:
             return [path]
         if not path.is_dir():
-            seen = "is not a .csv file" if path.exists() else "does not exist"
-            raise DataError(f"site '{site}': data path '{path}' {seen}, expected a .csv file or a folder of them")
-        found = [entry for entry in path.iterdir() if entry.suffix.lower() == ".csv" and entry.is_file()]
+            seen = "is not a .csv or .parquet file" if path.exists() else "does not exist"
+            raise DataError(
+                f"site '{site}': data path '{path}' {seen}, expected a .csv or .parquet file or a folder of them"
+            )
+        found = [entry for entry in path.iterdir() if entry.suffix.lower() in _SUFFIXES and entry.is_file()]
     except OSError as error:
         raise DataError(f"site '{site}': cannot list data path '{path}': {error.strerror or error}") from error
     files = sorted(file for file in found if not file.name.startswith("."))
     if not files:
-        raise DataError(f"site '{site}': data folder '{path}' has no .csv file")
+        raise DataError(f"site '{site}': data folder '{path}' has no .csv or .parquet file")
     return files
 
 
 def _read_file(file: Path, task: TableTask, *, site: str) -> Iterator[_Row | Bad | None]:
     """Yield each row, why it is bad, or None for one that is dropped because a cell is missing."""
-    records = _records(file, site=site)
+    parquet = file.suffix.lower() == ".parquet"
+    who = f"site '{site}'"
+    wanted = parquet_records(file, who=who, names=(*task.columns, task.label), booleans=partial(_booleans, task))
+    records = wanted if parquet else csv_records(file, who=who)
     first = next(records, None)
     if first is None:
         raise DataError(f"site '{site}': file '{file.name}' is empty, expected a header")
     header = [name.strip() for name in first[1]]
     cells = {name: _position(name, header, file=file, site=site) for name in (*task.columns, task.label)}
     encode = _Encoder(task)
-    for line, fields in records:
-        where = f"file '{file.name}', line {line}"
+    for place, fields in records:
+        where = f"file '{file.name}', {place}"
         if len(fields) != len(header):
             yield Bad(f"{where}: expected {len(header)} fields as in the header, got {len(fields)}")
             continue
         try:
             yield encode({name: fields[position].strip() for name, position in cells.items()})
         except _MissingCell as missing:
-            yield None if task.missing == "drop_row" else Bad(f"{where}, {missing}")
+            yield Bad(f"{where}, {missing}") if task.missing == "refuse" else None
         except _BadCell as bad:
             yield Bad(f"{where}, {bad}")
 
 
-def _records(file: Path, *, site: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield each record that is not blank with the number of its first line."""
+def _booleans(task: TableTask, name: str) -> BoolTexts:
+    """Return how a boolean is written: 1 or 0, or a study's value `true` or `false` in any case if it has such."""
+    column = task.columns.get(name)
+    if isinstance(column, NumberColumn):
+        return {True: "1", False: "0"}
+    values = column.values if isinstance(column, CategoryColumn) else task.classes
+    by_case = {value.casefold(): value for value in reversed(values)}
+    return {True: by_case.get("true", "1"), False: by_case.get("false", "0")}
+
+
+def csv_records(file: Path, *, who: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield each record of a CSV file that is not blank, with its place: the number of its first line.
+
+    Raises:
+        DataError: the file cannot be read, is not UTF-8 text or not CSV; the sentence starts with `who`.
+    """
     try:
         text = file.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise DataError(f"site '{site}': file '{file.name}' cannot be read: {error.strerror or error}") from error
+        raise DataError(f"{who}: file '{file.name}' cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"site '{site}': file '{file.name}' is not UTF-8 text (byte {error.start})") from error
+        raise DataError(f"{who}: file '{file.name}' is not UTF-8 text (byte {error.start})") from error
     reader = csv.reader(io.StringIO(text), strict=True)
     line = 1
     try:
         for fields in reader:
             if any(field.strip() for field in fields) or len(fields) > 1:
-                yield line, fields
+                yield f"line {line}", fields
             line = reader.line_num + 1
     except csv.Error as error:
-        raise DataError(f"site '{site}': file '{file.name}', line {line}: not valid CSV: {error}") from error
+        raise DataError(f"{who}: file '{file.name}', line {line}: not valid CSV: {error}") from error
 
 
 def _position(name: str, header: list[str], *, file: Path, site: str) -> int:
@@ -151,22 +187,27 @@ class _Encoder:
         """Return the row.
 
         Raises:
-            _MissingCell: a cell is missing, whatever the others hold.
+            _MissingCell: a cell is missing that is not to be filled later, whatever the others hold.
             _BadCell: a value that is not a number, not a known category or not a known class.
         """
-        for name, text in cells.items():
-            codes = self._label if name == self._task.label else self._categories.get(name, {})
-            if text.casefold() in _MISSING and text not in codes:
-                raise _MissingCell(f"column '{name}': the value is missing")
+        missing = [name for name, text in cells.items() if self._is_missing(name, text)]
+        if missing and (self._task.missing != "impute" or self._task.label in missing):
+            raise _MissingCell(f"column '{missing[0]}': the value is missing")
         features: list[float] = []
         for name, column in self._task.columns.items():
-            if isinstance(column, NumberColumn):
+            if name in missing:
+                features.extend([math.nan] * (1 if isinstance(column, NumberColumn) else len(column.values) - 1))
+            elif isinstance(column, NumberColumn):
                 features.append(_finite(cells[name], name))
             else:
                 code = _code(self._categories[name], cells[name], f"column '{name}'", column.values)
                 features.extend(float(code == other) for other in range(1, len(column.values)))
         label = _code(self._label, cells[self._task.label], f"label column '{self._task.label}'", self._task.classes)
         return _Row(features, label)
+
+    def _is_missing(self, name: str, text: str) -> bool:
+        codes = self._label if name == self._task.label else self._categories.get(name, {})
+        return text.casefold() in MISSING and text not in codes
 
 
 def _finite(text: str, name: str) -> float:

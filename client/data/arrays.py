@@ -1,0 +1,158 @@
+"""Reads images from one `.npz` file: array `x` of images, array `y` of class numbers."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from client.data.base import Bad, RawData, keep_usable, kind_mismatch
+from client.data.npz import Array, array_names, read_npz
+from common.config import ArraysData, DataConfig, ImageTask, Task
+from common.errors import DataError
+
+Pixels = npt.NDArray[np.float32]
+
+# ITU-R 601-2 luma, as Pillow takes it for 8 bits.
+_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+# A little above 1 is what rounding to float16 and back leaves.
+_ABOVE_ONE = 1e-3
+
+
+def read_arrays(config: DataConfig, task: Task, *, site: str) -> RawData:
+    """Read `x` and `y` of an `.npz` file, in the order of the file.
+
+    `x` has shape `(N, H, W)`, `(N, H, W, C)` or `(N, C, H, W)` with C 1 or 3; uint8 in 0..255 or floats in 0..1.
+    `y` has shape `(N,)`, integers that index the study's classes. If the file also has an array `classes` (names),
+    it must equal the study's classes. An image becomes `(C, size, size)` float32 as in a folder of images: greyscale
+    or RGB by the task's channels, resized (bilinear), scaled to 0..pixel_max, minus mean, divided by std. The same
+    8-bit images in a folder give the same tensors.
+
+    Raises:
+        ConfigError: the study's task is not about images.
+        DataError: no such file, a file or array that cannot be used, or more than `max_skipped` images with a
+            number that is not finite or out of range, or with a label that is no class.
+    """
+    if not (isinstance(config, ArraysData) and isinstance(task, ImageTask)):
+        raise kind_mismatch(config, task, site=site)
+    who = f"site '{site}'"
+    file = _file(config.path, who=who)
+    names = array_names(file, who=who)
+    held = read_npz(file, ["x", "y", *(["classes"] if "classes" in names else [])], who=who)
+    where = f"{who}: file '{file.name}'"
+    _check_classes(held.get("classes"), task.classes, where=where)
+    images = channels_last(held["x"], where=where)
+    labels = _labels(held["y"], len(images), where=where)
+    examples = _examples(images, labels, task, name=file.name)
+    usable, num_skipped = keep_usable(examples, site=site, max_skipped=config.max_skipped)
+    if not usable:
+        raise DataError(f"{where}: no usable image, {num_skipped} skipped")
+    rows = np.array(usable, dtype=np.int64)
+    x = _prepare(images, rows, task)
+    y = torch.from_numpy(labels[rows].astype(np.int64))
+    return RawData(x=torch.from_numpy(x), y=y, num_skipped=num_skipped, standardise=False)
+
+
+def channels_last(x: Array, *, where: str) -> Array:
+    """Return images of shape `(N, H, W)`, `(N, H, W, C)` or `(N, C, H, W)` as `(N, H, W, C)`, C 1 or 3.
+
+    Raises:
+        DataError: another shape, one that can be read in two ways, an image without pixels, or neither uint8 nor
+            floats; the sentence starts with `where`.
+    """
+    if x.dtype != np.uint8 and x.dtype.kind != "f":
+        raise DataError(f"{where}: array 'x' has type {x.dtype}, expected uint8 or a float type")
+    first, last = x.ndim == 4 and x.shape[1] in (1, 3), x.ndim == 4 and x.shape[3] in (1, 3)
+    if 0 in x.shape[1:] or not (x.ndim == 3 or first or last):
+        raise DataError(
+            f"{where}: array 'x' has shape {x.shape}, expected (N, H, W), (N, H, W, C) or (N, C, H, W) with C 1 or 3"
+        )
+    if first and last:
+        raise DataError(f"{where}: array 'x' of shape {x.shape} has its channels on the second or on the last axis")
+    if x.ndim == 3:
+        return x[..., None]
+    return x if last else np.moveaxis(x, 1, 3)
+
+
+def _file(path: Path, *, who: str) -> Path:
+    if path.suffix.lower() == ".npz" and path.is_file():
+        return path
+    if not path.is_dir():
+        seen = "is not an .npz file" if path.exists() else "does not exist"
+        raise DataError(f"{who}: data path '{path}' {seen}, expected an .npz file or a folder with one")
+    try:
+        entries = [entry for entry in path.iterdir() if entry.suffix.lower() == ".npz"]
+    except OSError as error:
+        raise DataError(f"{who}: cannot list data path '{path}': {error.strerror or error}") from error
+    files = [entry for entry in entries if not entry.name.startswith(".") and entry.is_file()]
+    if len(files) != 1:
+        raise DataError(f"{who}: data folder '{path}' has {len(files)} .npz files, expected exactly one")
+    return files[0]
+
+
+def _check_classes(names: Array | None, classes: tuple[str, ...], *, where: str) -> None:
+    """A file that names its classes in another order would teach every label wrongly."""
+    if names is not None and (names.dtype.kind != "U" or tuple(names.ravel().tolist()) != classes):
+        raise DataError(f"{where}: array 'classes' differs from the study's classes {list(classes)}")
+
+
+def _labels(y: Array, num_images: int, *, where: str) -> Array:
+    if y.dtype.kind not in "iu":
+        raise DataError(f"{where}: array 'y' has type {y.dtype}, expected integer class numbers")
+    if y.shape != (num_images,):
+        raise DataError(f"{where}: array 'y' has shape {y.shape}, expected ({num_images},), one number for each image")
+    return y
+
+
+def _examples(images: Array, labels: Array, task: ImageTask, *, name: str) -> Iterator[int | Bad]:
+    """Yield the number of each image, or why it cannot be used."""
+    known = (labels >= 0) & (labels < len(task.classes))
+    floats = images.dtype != np.uint8
+    for row in range(len(images)):
+        where = f"file '{name}', image {row}"
+        if not known[row]:
+            yield Bad(f"{where}: its label in 'y' is not one of 0..{len(task.classes) - 1}")
+        elif floats and not np.isfinite(images[row]).all():
+            yield Bad(f"{where}: a pixel is not a finite number")
+        elif floats and not (images[row].min() >= 0 and images[row].max() <= 1 + _ABOVE_ONE):
+            yield Bad(f"{where}: a pixel is outside 0..1, which is what floats in 'x' must hold")
+        else:
+            yield row
+
+
+def _prepare(images: Array, rows: npt.NDArray[np.int64], task: ImageTask) -> Pixels:
+    mean = np.asarray(task.mean, dtype=np.float32).reshape(-1, 1, 1)
+    std = np.asarray(task.std, dtype=np.float32).reshape(-1, 1, 1)
+    x = np.empty((len(rows), task.channels, task.size, task.size), dtype=np.float32)
+    prepare = _eight_bits if images.dtype == np.uint8 else _floats
+    for place, row in enumerate(rows):
+        x[place] = (prepare(images[row], task) * np.float32(task.pixel_max) - mean) / std
+    return x
+
+
+def _eight_bits(image: Array, task: ImageTask) -> Pixels:
+    """Return `(H, W, C)` uint8 as `(channels, size, size)` in 0..1, by the same steps as an image file."""
+    picture = Image.fromarray(np.ascontiguousarray(image[..., 0] if image.shape[2] == 1 else image))
+    small = picture.convert("L" if task.channels == 1 else "RGB").resize(
+        (task.size, task.size), Image.Resampling.BILINEAR
+    )
+    pixels = np.asarray(small, dtype=np.float32).reshape(task.size, task.size, task.channels)
+    return pixels.transpose(2, 0, 1) / np.float32(255)
+
+
+def _floats(image: Array, task: ImageTask) -> Pixels:
+    """Return `(H, W, C)` floats as `(channels, size, size)`."""
+    pixels = image.astype(np.float32)
+    if task.channels == 1 and pixels.shape[2] == 3:
+        pixels = (pixels @ _LUMA)[..., None]
+    planes = [_resized(pixels[..., channel], task.size) for channel in range(pixels.shape[2])]
+    return np.broadcast_to(np.stack(planes), (task.channels, task.size, task.size))
+
+
+def _resized(plane: Pixels, size: int) -> Pixels:
+    if plane.shape == (size, size):
+        return plane
+    resized = Image.fromarray(np.ascontiguousarray(plane)).resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(resized, dtype=np.float32)

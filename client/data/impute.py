@@ -1,0 +1,56 @@
+"""Fills missing numbers and categories with what is usual among a site's own training rows.
+
+Single imputation by mean and mode, as in Little and Rubin: Statistical Analysis with Missing Data, 3rd ed., 2019,
+section 4.2.1. With T the training rows in which column j is known:
+
+    number:    x_ij = mean of x_tj over t in T
+    category:  x_ij = the value that is most frequent among x_tj over t in T, at a tie the first in `values`
+
+Validation and test rows are filled, and never asked. Nothing of this leaves the site. Mean imputation shrinks the
+column's variance, so where much is missing, a row with many missing cells says little.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from client.data.base import Feature
+from client.data.split import Indices
+from common.errors import DataError
+
+
+def impute(x: Tensor, features: Iterable[Feature], train: Indices, *, site: str) -> Tensor:
+    """Return `x` without its NaN.
+
+    Args:
+        x: float64 of shape `(N, F)`; a missing number is NaN, a missing category is NaN in all its features.
+        features: the columns of the table.
+        train: numbers of the training rows.
+
+    Raises:
+        DataError: no training row has a value in a column.
+    """
+    filled = x.clone()
+    for feature in features:
+        part = filled[:, feature.start : feature.start + feature.width]
+        missing = torch.isnan(part[:, 0])
+        known = part[torch.from_numpy(train)]
+        known = known[~torch.isnan(known[:, 0])]
+        if len(known) == 0:
+            raise DataError(
+                f"site '{site}': column '{feature.name}' has no value in any of the {len(train)} training rows, so "
+                'there is nothing to fill missing ones with (task.missing = "impute")'
+            )
+        part[missing] = _most_frequent(known) if feature.category else known.mean(dim=0)
+    return filled
+
+
+def _most_frequent(known: Tensor) -> Tensor:
+    """Return the one-hot features, without those of the first value, of the value that most rows have."""
+    others = known.sum(dim=0)
+    counts = torch.cat([len(known) - others.sum(dim=0, keepdim=True), others]).tolist()
+    usual = torch.zeros_like(others)
+    if (place := counts.index(max(counts))) > 0:
+        usual[place - 1] = 1.0
+    return usual

@@ -1,0 +1,77 @@
+"""Reads Parquet tables as rows of text, so that they mean exactly what the same table means in CSV."""
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from common.errors import DataError
+
+_BATCH_ROWS = 4096
+
+BoolTexts = Mapping[bool, str]
+ONE_OR_ZERO: BoolTexts = {True: "1", False: "0"}
+
+
+def parquet_records(
+    file: Path,
+    *,
+    who: str,
+    names: Collection[str] | None = None,
+    booleans: Callable[[str], BoolTexts] = lambda name: ONE_OR_ZERO,
+) -> Iterator[tuple[str, list[str]]]:
+    """Yield the names of the columns as they stand in a file, then each row's place and cells in that order.
+
+    A null is an empty cell, which means missing. Numbers are written so that they read back exactly.
+
+    Args:
+        who: what the sentences start with, e.g. `site 'berlin'`.
+        names: the columns that are wanted; by default all.
+        booleans: how True and False are written in a column.
+
+    Raises:
+        DataError: pyarrow is not installed, the file is no Parquet file or damaged, or a column's type is neither
+            number, boolean nor text.
+    """
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise DataError(
+            f"{who}: file '{file.name}' needs pyarrow, which is not installed; "
+            "install it with: pip install 'consilium[parquet]'"
+        ) from error
+    where = f"{who}: file '{file.name}'"
+    try:
+        with pq.ParquetFile(file) as table:
+            schema = table.schema_arrow
+            held = [name for name in schema.names if names is None or name.strip() in names]
+            yield "header", held
+            for name in held:
+                _check_type(name, schema.field(name).type, pa.types, where=where)
+            bools = [booleans(name.strip()) for name in held]
+            row = 0
+            for batch in table.iter_batches(batch_size=_BATCH_ROWS, columns=held, use_threads=False):
+                columns = [batch.column(name).to_pylist() for name in held]
+                for cells in zip(*columns, strict=True):
+                    row += 1
+                    yield f"row {row}", [_text(cell, texts) for cell, texts in zip(cells, bools, strict=True)]
+    except OSError as error:
+        raise DataError(f"{where} cannot be read: {error.strerror or 'it is not a whole Parquet file'}") from error
+    except (pa.ArrowException, ValueError, KeyError) as error:
+        raise DataError(f"{where} is not a Parquet file, or it is damaged") from error
+
+
+def _check_type(name: str, kind: Any, types: Any, *, where: str) -> None:
+    inner = kind.value_type if types.is_dictionary(kind) else kind
+    tests = (
+        types.is_integer, types.is_floating, types.is_boolean, types.is_decimal, types.is_null,
+        types.is_string, types.is_large_string, types.is_string_view,
+    )  # fmt: skip
+    if not any(test(inner) for test in tests):
+        raise DataError(f"{where}: column '{name.strip()}' is of type {kind}, expected numbers, booleans or text")
+
+
+def _text(cell: object, bools: BoolTexts) -> str:
+    if cell is None:
+        return ""
+    return bools[cell] if isinstance(cell, bool) else str(cell)

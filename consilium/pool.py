@@ -1,0 +1,199 @@
+"""A pool: all examples of a study in one place, before they are divided among sites."""
+
+import hashlib
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from client.data.arrays import channels_last
+from client.data.npz import Array, array_names, read_npz
+from client.data.parquet import parquet_records
+from client.data.table import MISSING, csv_records
+from common.errors import ConfigError, DataError
+from common.files import write_atomically
+
+Labels = npt.NDArray[np.int64]
+
+_PARTS = ("train", "val", "test")
+
+
+@dataclass(frozen=True, eq=False)
+class ImagePool:
+    """Images `x` as they lie in the file, class numbers `y` of shape `(N,)`, and what the classes are called."""
+
+    x: Array
+    y: Labels
+    classes: tuple[str, ...]
+
+    @cached_property
+    def images(self) -> Array:
+        """Return a view of `x` of shape `(N, H, W, C)`."""
+        return channels_last(self.x, where="pool")
+
+
+@dataclass(frozen=True, eq=False)
+class TablePool:
+    """Rows of text under a header; `y` of shape `(N,)` numbers the classes in the column `label`."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    label: str
+    y: Labels
+    classes: tuple[str, ...]
+    num_unlabelled: int
+
+    def column(self, name: str) -> list[str]:
+        """Return the cells of a column, '' where one is missing.
+
+        Raises:
+            ConfigError: there is no such column.
+        """
+        if name not in self.header:
+            raise ConfigError(f"the table has no column '{name}', its columns are {list(self.header)}")
+        place = self.header.index(name)
+        return ["" if is_missing(row[place]) else row[place] for row in self.rows]
+
+
+def is_missing(cell: str) -> bool:
+    """Return whether a cell of a table counts as empty."""
+    return cell.casefold() in MISSING
+
+
+def read_pool(path: Path, *, label: str | None = None) -> ImagePool | TablePool:
+    """Read a pool: `.npz` with images, or a `.csv` or `.parquet` table.
+
+    An `.npz` file holds `x`, `y` and, if it likes, `classes` (names; else the numbers); or MedMNIST's arrays
+    `train_images`, `train_labels` and likewise `val_`, `test_`, of which those that are there are put one after the
+    other. Rows of a table without a label are left out and counted.
+
+    Raises:
+        ConfigError: a table without `label`, or images with one.
+        DataError: the file cannot be used.
+    """
+    suffix = path.suffix.lower()
+    if not path.is_file():
+        raise DataError(f"pool '{path}' {'is not a file' if path.exists() else 'does not exist'}")
+    if suffix == ".npz":
+        if label is not None:
+            raise ConfigError("--label is for tables; the labels of an .npz file are its array 'y'")
+        return read_images(path)
+    if suffix not in (".csv", ".parquet"):
+        raise DataError(f"pool '{path}' is neither an .npz file nor a .csv or .parquet table")
+    if label is None:
+        raise ConfigError("a table needs --label, the column with the class")
+    return _read_table(path, label)
+
+
+def read_images(path: Path, *, classes: tuple[str, ...] | None = None) -> ImagePool:
+    """Read the pool of images in an `.npz` file.
+
+    Args:
+        classes: what the classes are called, if the file does not say.
+
+    Raises:
+        DataError: an array is missing or not as it should be.
+    """
+    who = f"pool '{path}'"
+    names = array_names(path, who=who)
+    x, y = _pooled(path, names, who=who)
+    channels_last(x, where=who)
+    if y.dtype.kind not in "iu" or y.shape != (len(x),):
+        raise DataError(f"{who}: the labels have type {y.dtype} and shape {y.shape}, expected {len(x)} whole numbers")
+    if "classes" in names:
+        held = read_npz(path, ["classes"], who=who)["classes"]
+        if held.dtype.kind != "U" or held.ndim != 1:
+            raise DataError(f"{who}: array 'classes' has type {held.dtype}, expected names as text")
+        classes = tuple(held.tolist())
+    if classes is None:
+        classes = tuple(str(number) for number in range(int(y.max(initial=-1)) + 1)) if y.min(initial=0) >= 0 else ()
+    if len(y) == 0 or y.min() < 0 or y.max() >= len(classes):
+        raise DataError(f"{who}: the labels are not all in 0..{len(classes) - 1}, or there is no example")
+    if len(classes) < 2 or len(set(classes)) < len(classes):
+        raise DataError(f"{who}: expected at least two classes with different names, got {list(classes)}")
+    return ImagePool(x, y.astype(np.int64), classes)
+
+
+def _pooled(path: Path, names: frozenset[str], *, who: str) -> tuple[Array, Array]:
+    parts = [part for part in _PARTS if f"{part}_images" in names]
+    if "x" in names or not parts:
+        held = read_npz(path, ["x", "y"], who=who)
+        return held["x"], held["y"]
+    held = read_npz(path, [f"{part}_{what}" for part in parts for what in ("images", "labels")], who=who)
+    images = [held[f"{part}_images"] for part in parts]
+    labels = [held[f"{part}_labels"] for part in parts]
+    if len({(image.shape[1:], image.dtype) for image in images}) > 1:
+        raise DataError(f"{who}: the images of {', '.join(parts)} differ in shape or type")
+    if any(label.ndim > 2 or label.shape[1:] not in ((), (1,)) for label in labels):
+        raise DataError(f"{who}: expected one label for each image")
+    return np.concatenate(images), np.concatenate([label.reshape(-1) for label in labels])
+
+
+def _read_table(path: Path, label: str) -> TablePool:
+    who = f"pool '{path}'"
+    parquet = path.suffix.lower() == ".parquet"
+    records = parquet_records(path, who=who) if parquet else csv_records(path, who=who)
+    first = next(records, None)
+    header = tuple(name.strip() for name in first[1]) if first is not None else ()
+    if len(set(header)) < len(header) or label not in header:
+        what = "two columns of one name" if label in header else f"no column '{label}'"
+        raise DataError(f"{who} has {what}, its columns are {list(header)}")
+    place = header.index(label)
+    rows: list[tuple[str, ...]] = []
+    num_unlabelled = 0
+    for where, fields in records:
+        if len(fields) != len(header):
+            raise DataError(f"{who}, {where}: expected {len(header)} fields as in the header, got {len(fields)}")
+        row = tuple(field.strip() for field in fields)
+        if is_missing(row[place]):
+            num_unlabelled += 1
+        else:
+            rows.append(row)
+    classes = in_order({row[place] for row in rows})
+    if len(classes) < 2:
+        raise DataError(f"{who}: column '{label}' has {len(classes)} different values, expected at least two classes")
+    if len(classes) > max(20, len(rows) // 10):
+        raise DataError(
+            f"{who}: column '{label}' has {len(classes)} different values in {len(rows)} rows, expected classes"
+        )
+    numbers = {name: number for number, name in enumerate(classes)}
+    y = np.array([numbers[row[place]] for row in rows], dtype=np.int64)
+    return TablePool(header, tuple(rows), label, y, classes, num_unlabelled)
+
+
+def in_order(texts: set[str]) -> tuple[str, ...]:
+    """Return texts in the order of the numbers they are, or of the alphabet."""
+    try:
+        return tuple(sorted(texts, key=lambda text: (float(text), text)))
+    except ValueError:
+        return tuple(sorted(texts))
+
+
+def write_images(path: Path, x: Array, y: Labels, classes: tuple[str, ...]) -> None:
+    """Write `.npz` with `x`, `y` and `classes`, atomically; the same bytes for the same arrays.
+
+    Raises:
+        StateError: the file cannot be written.
+    """
+    write_npz(path, {"x": x, "y": y, "classes": np.array(classes)})
+
+
+def write_npz(path: Path, arrays: Mapping[str, Array]) -> None:
+    """Write named arrays, packed, atomically.
+
+    Raises:
+        StateError: the file cannot be written.
+    """
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)  # type: ignore[arg-type] # none is called allow_pickle
+    write_atomically(path, [file.getbuffer()])
+
+
+def sha256_of(path: Path) -> str:
+    """Return a file's SHA-256 as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
