@@ -150,7 +150,7 @@ td.text { white-space: normal; min-width: 9em; overflow-wrap: anywhere; }
 thead th { border-top: 0; color: var(--soft); font-weight: 600; vertical-align: bottom; }
 tbody th { font-weight: 600; white-space: normal; min-width: 7em; max-width: 18em; }
 tbody th, thead th:first-child { position: sticky; left: 0; background: var(--card); }
-td small { display: block; color: var(--soft); font-size: .82rem; }
+td small, th small { display: block; font-weight: 400; color: var(--soft); font-size: .82rem; }
 .over td, .over tr > th { background: color-mix(in srgb, var(--line) 28%, var(--card)); }
 .over tr:first-child > *, tbody + tbody tr:first-child > * { border-top: 2px solid var(--soft); }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(290px, 100%), 1fr)); gap: 20px;

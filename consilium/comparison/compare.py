@@ -62,7 +62,7 @@ def compare(options: Options, console: Console) -> Report:
         raise ConfigError(f"--metric: there is no '{options.metric}'; known: {', '.join(METRICS)}")
     study = load_study(options.study)
     files = find_sites(options.sites, study, weights_dir=options.weights)
-    variants, skipped = make_variants(study, options)
+    variants, skipped, own = make_variants(study, options)
     cells = [
         make_cell(variant.label, variant.study, seed=seed, split=split)
         for split in range(options.splits)
@@ -95,7 +95,7 @@ def compare(options: Options, console: Console) -> Report:
         rows,
         study=study,
         skipped=skipped,
-        own=_own_label(study, variants),
+        own=own,
         target=options.target,
         seconds=time.monotonic() - began,
         settings={key: str(value) for key, value in vars(options).items() if value is not None},
@@ -105,8 +105,10 @@ def compare(options: Options, console: Console) -> Report:
     return report
 
 
-def make_variants(study: StudyConfig, options: Options) -> tuple[list[Variant], list[Skipped]]:
-    """Return the studies to run, FedAvg and FedAvg with fine-tuning first, and the combinations that cannot be.
+def make_variants(study: StudyConfig, options: Options) -> tuple[list[Variant], list[Skipped], str]:
+    """Return the studies to run (FedAvg and FedAvg with fine-tuning first), what cannot be run, and whom to judge.
+
+    Judged is, where validation cannot choose, the first that was asked for: the study's own method by default.
 
     Raises:
         ConfigError: an unknown name, or nothing that can be run.
@@ -130,7 +132,7 @@ def make_variants(study: StudyConfig, options: Options) -> tuple[list[Variant], 
             parse_specs(text.replace("*", ","), option="--weightings", known=factor_kinds()) for text in texts
         ]
     rates = _rates(options.learning_rates)
-    asked = vary(study, methods=methods, strategies=strategies, weightings=weightings, learning_rates=rates)
+    asked = list(vary(study, methods=methods, strategies=strategies, weightings=weightings, learning_rates=rates))
     found: dict[str, Variant] = {}
     skipped = []
     for one in [*vary(plain, methods=_BASELINES), *asked]:
@@ -140,7 +142,8 @@ def make_variants(study: StudyConfig, options: Options) -> tuple[list[Variant], 
             found.setdefault(one.label, one)
     if "fedavg" not in found:
         raise ConfigError(f"the baseline FedAvg cannot be run with this study: {skipped[0].reason}")
-    return list(found.values()), skipped
+    judged = next((one.label for one in asked if isinstance(one, Variant)), "fedavg")
+    return list(found.values()), skipped, judged
 
 
 def _rates(text: str | None) -> list[float]:
@@ -156,12 +159,6 @@ def _rates(text: str | None) -> list[float]:
 def without_validation(study: StudyConfig) -> StudyConfig:
     """Return the study with its validation rows among the training rows; the test rows stay the same."""
     return study.model_copy(update={"split": study.split.model_copy(update={"validation": 0.0})})
-
-
-def _own_label(study: StudyConfig, variants: Sequence[Variant]) -> str:
-    """Return the label of what the study itself names, or of the first method asked for."""
-    own = [variant.label for variant in variants if variant.study.method == study.method]
-    return next((label for label in own if label.startswith(study.method.kind)), variants[-1].label)
 
 
 def _comparison(study: StudyConfig, files: Mapping[str, SiteFiles], options: Options, results: Results) -> Comparison:

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from consilium.comparison.evaluation import METRICS, SMALLER_IS_BETTER
 from consilium.comparison.intervals import DRAWS, LEAST_SPLITS, SLOW_DRAWS, Interval
 from consilium.comparison.summary import FEDAVG, LOCAL, LOCAL_REFITTED
-from consilium.comparison.tables import OVER, Line, Report, text_of
+from consilium.comparison.tables import OVER, Line, Report, counted, text_of
 from consilium.page import (
     COLOURS,
     DASH,
@@ -53,8 +53,8 @@ def _header(report: Report) -> str:
     facts = [
         f"{len(report.study.sites)} sites",
         f"{len(report.lines)} rows",
-        f"{report.seeds} seeds",
-        f"{report.splits} splits",
+        counted(report.seeds, "seed"),
+        counted(report.splits, "split"),
         f"{report.cells} studies run",
         f"{report.seconds:,.0f} seconds",
     ]
@@ -279,13 +279,13 @@ def _how(report: Report) -> str:
         intervals = f"""Intervals are over the {report.splits} random splits: a t interval whose variance is corrected
 for the training rows that splits share (Nadeau and Bengio, 2003). Differences are taken split by split."""
     else:
-        intervals = f"""Intervals are over the test examples: drawn anew {DRAWS:,} times at each site ({SLOW_DRAWS} times
-for metrics that are no mean over examples), the same draws for every row and seed, so differences are paired. They say
-how much the numbers may move with other test examples of the same kind, not with another split: for that, ask for
+        intervals = f"""Intervals are over the test examples: drawn anew {DRAWS:,} times at each site ({SLOW_DRAWS} for
+metrics that are no mean over examples), the same draws for every row and seed, so differences are paired. They say how
+much the numbers may move with other test examples of the same kind, not with another split: for that, ask for
 {LEAST_SPLITS} splits or more."""
-    return f"""<p>Every row has the same data, splits, model, initial weights per seed, rounds and local steps per round.
-All studies ran in one process each, on the code that is deployed. Every site's test rows were read once, after the last
-round of each study. A choice looked at the validation rows of its own split alone, never at test rows.</p>
+    return f"""<p>Every row has the same data, splits, model, initial weights per seed, rounds and local steps a round.
+All studies ran in one process each, on the code that is deployed. Every site's test rows were read once, after the
+last round of each study. A choice looked at the validation rows of its own split alone, never at test rows.</p>
 <p>{intervals} Spread is the standard deviation over the sites. Best round on validation: every site keeps its model of
 the round with the least validation loss.</p>
 <p>Majority class always answers the most frequent class of a site's training rows. Local only trains at each site

@@ -1,5 +1,6 @@
 """What the page and the terminal show of a comparison: computed once, here."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -248,10 +249,10 @@ def _counts(found: Comparison, cells: Sequence[Cell]) -> dict[str, Mapping[str, 
 
 def _problems(found: Comparison, rows: Sequence[Row], skipped: Sequence[Skipped]) -> list[str]:
     problems = [f"Not run: {one.label}: {one.reason}" for one in skipped]
+    failed = Counter((cell.label, result["error"]) for cell, result in found.results.items() if "error" in result)
+    tried = Counter(cell.label for cell in found.results)
     problems += [
-        f"Failed: {cell.label}, seed {cell.seed}, split {cell.split}: {result['error']}"
-        for cell, result in found.results.items()
-        if "error" in result
+        f"Failed: {label} ({count} of {tried[label]} studies): {text}" for (label, text), count in failed.items()
     ]
     undefined: dict[str, set[str]] = {}
     for row in rows[:1]:
@@ -293,6 +294,11 @@ def text_of(one: Interval | None, *, sign: bool = False) -> tuple[str, str]:
     return f"{one.value:{spec}}", bounds
 
 
+def counted(count: int, what: str) -> str:
+    """Return `1 seed`, `2 seeds`."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
 def print_report(report: Report, console: Console) -> None:
     """Print the table of methods and the sentence of every site."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
@@ -310,8 +316,8 @@ def print_report(report: Report, console: Console) -> None:
     over_what = "splits" if report.splits >= LEAST_SPLITS else "test examples"
     console.print(
         Text(
-            f"test {report.metric.replace('_', ' ')}{worse}; {report.seeds} seeds, {report.splits} splits; "
-            f"95 % intervals over {over_what}",
+            f"test {report.metric.replace('_', ' ')}{worse}; {counted(report.seeds, 'seed')}, "
+            f"{counted(report.splits, 'split')}; 95 % intervals over {over_what}",
             style="dim",
         )
     )
