@@ -1,6 +1,6 @@
 """Rounds of ours and of a stock Flower deployment side by side, on this machine; writes results/speed.csv.
 
-    python benchmarks/speed.py [--only NAME ...] [--skip-stock]
+    python benchmarks/speed.py [--only NAME ...] [--skip-stock] [--data DIR]
 
 Ours: `consilium server start` and one `consilium site start` per site, gRPC with TLS and node keys, a round as it is
 (evaluate what was received, train, evaluate what is served, the local-only baseline, personal state on disk). Stock:
@@ -27,20 +27,26 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from heart_disease import site_files
+from heart_disease import study as heart_study
 from rich.console import Console
 from rich.table import Table
 
+from common.algorithms import FedAvgMethod
 from common.config import NumberColumn, StudyConfig, TableTask, parse_study
+from common.files import scratch
 from common.processes import free_port
 from common.weights import weighted_mean
+from consilium.inprocess import run_in_process
 from consilium.local import running_server, running_sites, wait_for_server
 from consilium.run import run_study
 from consilium.scenario import make_sites
-from consilium.sources import Federation
+from consilium.sources import Federation, heart_disease_hospitals
 from consilium.view import View
 from server.control import Control
 from server.superlink import ServerHome, stop_processes
@@ -200,10 +206,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--skip-stock", action="store_true")
+    parser.add_argument("--data", type=Path, help="folder of UCI Heart Disease, for the rows of the simulation")
     arguments = parser.parse_args()
     logging.disable(logging.INFO)
     rows: list[Row] = []
-    for name, measure in MEASURES.items():
+    for name, measure in {**MEASURES, "simulation": partial(simulation, data=arguments.data)}.items():
         if not arguments.only or name in arguments.only:
             rows.extend(measure(not arguments.skip_stock))
             show(rows)
@@ -400,6 +407,50 @@ def cpu_seconds(processes: list[int]) -> float:
 def of(seconds: list[float]) -> dict[str, float]:
     """Return median and 95th percentile."""
     return {"ours": float(np.median(seconds)), "ours_p95": float(np.quantile(seconds, 0.95))}
+
+
+def simulation(with_stock: bool, data: Path | None) -> list[Row]:
+    """FedAvg on four hospitals in one process, on one core, beside Flower's own simulation engine (Ray)."""
+    if data is None:
+        print("simulation: skipped, it needs --data, the folder of UCI Heart Disease")  # noqa: T201
+        return []
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory(prefix="simulation-") as name:
+        place = Path(name)
+        federation = heart_disease_hospitals(data, place / "hospitals")
+        sites = site_files(federation, place)
+        for steps, rounds in ((100, 100), (1, 100)):
+            config = heart_study(federation, FedAvgMethod(), 42)
+            training = config.training.model_copy(update={"steps": steps})
+            config = config.model_copy(update={"rounds": rounds, "training": training})
+            with scratch():
+                began = time.monotonic()
+                run_in_process(config, sites, place / f"run-{steps}")
+                whole = time.monotonic() - began
+            result = json.loads((place / f"run-{steps}" / "result.json").read_text())
+            what = f"FedAvg in process, 4 hospitals, {steps} steps a round"
+            row: Row = {"work": f"{what}: a round", "unit": "s", **of([each["seconds"] for each in result["rounds"]])}
+            if with_stock:
+                row["stock"] = ray_round(place, config, steps)
+            rows += [row, {"work": f"{what}: {rounds} rounds", "unit": "s", "ours": whole}]
+    return rows
+
+
+def ray_round(place: Path, config: StudyConfig, steps: int) -> float:
+    """Return the median seconds of a round of the same study in Flower's simulation engine."""
+    (place / "study.json").write_text(config.model_dump_json())
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).parent / "ray_study.py"), str(place), "20", str(steps)],
+        env={**os.environ, **QUIET, "PYTHONPATH": str(Path(__file__).parent)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"the simulation failed (pip install 'flwr[simulation]'?): {done.stderr[-2000:]}")
+    return statistics.median(json.loads(done.stdout.splitlines()[-1])["rounds"][1:])
 
 
 MEASURES = {
