@@ -156,6 +156,7 @@ class SplitConfig(Record):
     test: Fraction = 0.2
     validation: Fraction = 0.15
     seed: int = Field(default=0, ge=0, lt=2**32)
+    validation_seed: int = Field(default=0, ge=0, lt=2**32)
 
 
 # --- the two files ---------------------------------------------------------------------------------

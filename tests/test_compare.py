@@ -338,6 +338,30 @@ def validation_means(out: Path) -> dict[str, tuple[float, float]]:
     return {label: tuple(np.mean(values, axis=0)) for label, values in found.items()}
 
 
+def test_who_stays_alone_chooses_its_rate_too_and_is_never_the_one_that_joins(
+    study: StudyConfig, folder: Path, tmp_path: Path
+) -> None:
+    """Every seed has its own validation rows and the same test rows; both choices are refitted."""
+    asked = options(
+        folder, study, tmp_path / "out", methods="fedper,local", learning_rates="0.1,0.5", seeds=2, refit=True
+    )
+    report = compare(asked, console())
+    joined, alone = report.line(REFITTED), report.line("local only, refitted")
+    assert joined is not None and alone is not None
+    assert alone.row.choice[0] in ("local + lr 0.1", "local + lr 0.5")
+    assert not joined.row.choice[0].startswith("local")
+    assert report.judged == ("local only, refitted", REFITTED)
+    line = report.line("fedper + lr 0.1")
+    assert line is not None
+    (cells,) = line.row.cells.values()
+    splits = [json.loads(cell.study)["split"] for cell in cells]
+    assert [split["validation_seed"] for split in splits] == [0, 1]
+    assert len({split["seed"] for split in splits}) == 1
+    files = find_sites(folder, study, weights_dir=None)
+    first, second = (read_scores(cell.key(files), tmp_path / "out" / CELLS)["lyon"]["classes"] for cell in cells)
+    np.testing.assert_array_equal(first, second)
+
+
 def test_many_splits_have_intervals_over_splits_and_a_choice_in_each(
     study: StudyConfig, folder: Path, tmp_path: Path
 ) -> None:

@@ -524,3 +524,13 @@ def test_split_of_heart_disease_is_that_of_flamby(tmp_path: Path) -> None:
         assert data.input_shape == (13,)
         sizes[site] = (len(data.train), len(data.test))
     assert {"cleveland": (199, 104), "hungarian": (172, 89), "switzerland": (30, 16), "va": (85, 45)} == sizes
+
+
+def test_another_validation_seed_draws_other_validation_rows_and_keeps_the_test_rows() -> None:
+    labels = np.array([0, 1] * 50)
+    first, second = (
+        split_rows(labels, SplitConfig(test=0.3, validation=0.3, seed=5, validation_seed=seed)) for seed in (0, 1)
+    )
+    assert np.array_equal(first.test, second.test)
+    assert set(first.validation) != set(second.validation)
+    assert set(first.validation) | set(first.train) == set(second.validation) | set(second.train)

@@ -28,12 +28,15 @@ class Split:
 def split_rows(labels: Indices, config: SplitConfig) -> Split:
     """Divide the rows with these labels: the test part first, then validation out of what remains.
 
+    Another `validation_seed` draws other validation rows, with the same test rows.
+
     With `test=0.34, seed=43` the test part is that of FLamby's Fed-Heart-Disease (du Terrail et al.,
     "FLamby", 2022, https://arxiv.org/abs/2210.04620) when the rows stand in the order of its files.
     """
     rows = np.arange(len(labels), dtype=np.int64)
     rest, test = _divide(rows, labels, held_out=config.test, seed=config.seed)
-    seed = seed_for(config.seed, "validation")
+    again = (config.validation_seed,) if config.validation_seed else ()
+    seed = seed_for(config.seed, "validation", *again)
     train, validation = _divide(rest, labels, held_out=config.validation, seed=seed)
     return Split(train, validation, test)
 

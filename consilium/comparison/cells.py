@@ -98,11 +98,16 @@ class Cell:
 
 
 def make_cell(label: str, study: StudyConfig, *, seed: int, split: int, kind: Any = "federated") -> Cell:
-    """Return the cell of a study: its own seed plus `seed`, its own split seed plus `split`."""
+    """Return the cell of a study: its own seed plus `seed`, its own split seed plus `split`.
+
+    Every seed draws its own validation rows, so that a choice does not hang on one draw of a few rows.
+    """
     moved = study.model_copy(
         update={
             "seed": study.seed + seed,
-            "split": study.split.model_copy(update={"seed": study.split.seed + split}),
+            "split": study.split.model_copy(
+                update={"seed": study.split.seed + split, "validation_seed": study.split.validation_seed + seed}
+            ),
             "keep_best": study.split.validation > 0,
         }
     )

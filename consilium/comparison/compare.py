@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from consilium.comparison.cells import Cell, SiteFiles, find_sites, make_cell
 from consilium.comparison.evaluation import METRICS
 from consilium.comparison.page import render
 from consilium.comparison.runner import Results, run_cells
-from consilium.comparison.summary import POOLED, Comparison, choose, long_table, make_rows, refit_label
+from consilium.comparison.summary import POOLED, Choices, Comparison, choose, long_table, make_rows, refit_label
 from consilium.comparison.tables import Report, build_report, print_report
 from consilium.variants import Skipped, Spec, Variant, factor_kinds, kinds, parse_specs, strategy_kinds, vary
 
@@ -78,18 +78,20 @@ def compare(options: Options, console: Console) -> Report:
     results = _run(cells, files, options, console)
     found = _comparison(study, files, options, results)
     labels = [variant.label for variant in variants]
-    choice = choose(found, labels)
-    refitted: Mapping[int, str] = {}
-    if options.refit and choice:
+    alone = [variant.label for variant in variants if variant.study.method.kind == "local"]
+    joined = choose(found, [label for label in labels if label not in alone])
+    choices = Choices(joined, choose(found, alone))
+    if options.refit and joined:
         by_label = {variant.label: variant.study for variant in variants}
+        wanted = sorted({*joined.items(), *choices.alone.items()})
         again = [
             make_cell(refit_label(label), without_validation(by_label[label]), seed=seed, split=split)
-            for split, label in sorted(choice.items())
+            for split, label in wanted
             for seed in range(options.seeds)
         ]
         results |= _run(again, files, options, console)
-        found, refitted = _comparison(study, files, options, results), choice
-    rows = make_rows(found, labels, refitted)
+        found, choices = _comparison(study, files, options, results), replace(choices, refitted=True)
+    rows = make_rows(found, labels, choices)
     report = build_report(
         found,
         rows,
@@ -135,7 +137,9 @@ def make_variants(study: StudyConfig, options: Options) -> tuple[list[Variant], 
     asked = list(vary(study, methods=methods, strategies=strategies, weightings=weightings, learning_rates=rates))
     found: dict[str, Variant] = {}
     skipped = []
-    for one in [*vary(plain, methods=_BASELINES), *asked]:
+    # Who stays alone may choose its learning rate too: joining must not win by that.
+    alone = vary(plain, methods=[Spec("local")], learning_rates=rates) if rates else ()
+    for one in [*vary(plain, methods=_BASELINES), *asked, *alone]:
         if isinstance(one, Skipped):
             skipped.append(one)
         else:

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 
 from consilium.comparison.evaluation import METRICS, SMALLER_IS_BETTER
 from consilium.comparison.intervals import DRAWS, LEAST_SPLITS, SLOW_DRAWS, Interval
-from consilium.comparison.summary import FEDAVG, LOCAL, LOCAL_REFITTED
+from consilium.comparison.summary import FEDAVG, LOCAL, LOCAL_CHOSEN, LOCAL_REFITTED
 from consilium.comparison.tables import OVER, Line, Report, counted, text_of
 from consilium.page import (
     COLOURS,
@@ -186,7 +186,7 @@ def _curves(report: Report) -> str:
     return f'<h2>Curves</h2><div class="card">{named}<div class="charts">{"".join(figures)}</div></div>'
 
 
-_STYLES = {LOCAL: "local", LOCAL_REFITTED: "local", FEDAVG: "global"}
+_STYLES = {LOCAL: "local", LOCAL_CHOSEN: "local", LOCAL_REFITTED: "local", FEDAVG: "global"}
 
 
 def _bars(report: Report) -> str:

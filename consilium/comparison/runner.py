@@ -28,6 +28,8 @@ def run_cells(
 ) -> Results:
     """Run all cells that are not finished yet and return the result of each, in the order given.
 
+    Cells of one study under two labels are run once.
+
     Results do not depend on `jobs` or on the order in which cells end. On Ctrl-C what is finished stays.
 
     Raises:
@@ -35,15 +37,23 @@ def run_cells(
         KeyboardInterrupt: Ctrl-C.
     """
     check_writable(out, what="the folder of the comparison")
-    wanted, found = list(cells), Results()
+    wanted, found, same = list(cells), Results(), dict[str, list[Cell]]()
     for cell in wanted:
-        if (known := read_cell(cell.key(sites), out)) is not None:
-            found[cell] = known | {"label": cell.label, "seed": cell.seed, "split": cell.split}
-            on_cell(cell, known, True)
-    todo = [cell for cell in wanted if cell not in found]
-    for cell, result in _run(todo, sites, out, jobs=min(jobs, len(todo))):
-        found[cell] = result
-        on_cell(cell, result, False)
+        same.setdefault(cell.key(sites), []).append(cell)
+
+    def take(key: str, result: dict[str, Any], again: bool) -> None:
+        for cell in same[key]:
+            found[cell] = result | {"label": cell.label, "seed": cell.seed, "split": cell.split}
+            on_cell(cell, found[cell], again)
+
+    todo = {}
+    for key, twins in same.items():
+        if (known := read_cell(key, out)) is not None:
+            take(key, known, True)
+        else:
+            todo[twins[0]] = key
+    for cell, result in _run(list(todo), sites, out, jobs=min(jobs, len(todo))):
+        take(todo[cell], result, False)
     return {cell: found[cell] for cell in wanted}
 
 

@@ -24,6 +24,7 @@ MAJORITY, LOCAL, POOLED, FEDAVG, TUNED = (
 BASELINES = (MAJORITY, LOCAL, POOLED, FEDAVG, TUNED)
 CHOSEN = "chosen on validation"
 REFITTED = "chosen, refitted"
+LOCAL_CHOSEN = "local only, chosen on validation"
 LOCAL_REFITTED = "local only, refitted"
 LAST, BEST = "last round", "best round on validation"
 NAMES = {"fedavg": FEDAVG, "fine_tune": TUNED}
@@ -89,8 +90,22 @@ class Comparison:
         return means["personal.accuracy"], -means["personal.loss"]
 
 
-def make_rows(found: Comparison, labels: Sequence[str], refitted: Mapping[int, str] | None = None) -> list[Row]:
-    """Return the baselines, every method, and what validation chose among all of them (not the pooled model)."""
+@dataclass(frozen=True)
+class Choices:
+    """Per split the label that validation chose: among the methods that join, and among those that stay alone.
+
+    Args:
+        alone: empty where there is one way to stay alone.
+        refitted: the chosen were trained again, on training and validation rows.
+    """
+
+    joined: Mapping[int, str] = field(default_factory=dict)
+    alone: Mapping[int, str] = field(default_factory=dict)
+    refitted: bool = False
+
+
+def make_rows(found: Comparison, labels: Sequence[str], choices: Choices) -> list[Row]:
+    """Return the baselines, every method, and what validation chose among those that join and those that do not."""
     base = found.cells("fedavg")
     rows = [
         Row(MAJORITY, "majority", base, baseline=True),
@@ -100,12 +115,14 @@ def make_rows(found: Comparison, labels: Sequence[str], refitted: Mapping[int, s
         Row(TUNED, "personal", found.cells("fine_tune"), baseline=True),
     ]
     rows += [Row(label, "personal", found.cells(label)) for label in labels if label not in NAMES]
-    choice = choose(found, labels)
-    if choice:
-        rows.append(_choice_row(found, CHOSEN, "personal", choice))
-    if refitted:
-        rows.append(_choice_row(found, REFITTED, "personal", refitted))
-        rows.append(_choice_row(found, LOCAL_REFITTED, "local", refitted))
+    alone = ("personal", choices.alone) if choices.alone else ("local", choices.joined)
+    if choices.joined:
+        rows.append(_choice_row(found, CHOSEN, "personal", choices.joined))
+    if choices.alone:
+        rows.append(_choice_row(found, LOCAL_CHOSEN, *alone))
+    if choices.refitted:
+        rows.append(_choice_row(found, REFITTED, "personal", choices.joined))
+        rows.append(_choice_row(found, LOCAL_REFITTED, *alone))
     return [row for row in rows if row.cells]
 
 
@@ -115,7 +132,7 @@ def refit_label(label: str) -> str:
 
 
 def _choice_row(found: Comparison, name: str, model: str, choice: Mapping[int, str]) -> Row:
-    label = refit_label if name != CHOSEN else str
+    label = refit_label if name in (REFITTED, LOCAL_REFITTED) else str
     cells = {split: found.cells(label(chosen)).get(split, []) for split, chosen in choice.items()}
     return Row(name, model, {split: each for split, each in cells.items() if each}, choice=choice)
 

@@ -19,6 +19,7 @@ from consilium.comparison.summary import (
     CHOSEN,
     FEDAVG,
     LOCAL,
+    LOCAL_CHOSEN,
     LOCAL_REFITTED,
     NAMES,
     REFITTED,
@@ -170,10 +171,9 @@ def _judged(by_name: Mapping[str, Row], own: str) -> tuple[Row, Row]:
     """Return the two rows that the headlines compare: alone and joined."""
     if REFITTED in by_name and LOCAL_REFITTED in by_name:
         return by_name[LOCAL_REFITTED], by_name[REFITTED]
-    alone = by_name[LOCAL]
     if CHOSEN in by_name:
-        return alone, by_name[CHOSEN]
-    return alone, by_name.get(NAMES.get(own, own), by_name[FEDAVG])
+        return by_name.get(LOCAL_CHOSEN, by_name[LOCAL]), by_name[CHOSEN]
+    return by_name[LOCAL], by_name.get(NAMES.get(own, own), by_name[FEDAVG])
 
 
 def _line(found: Comparison, row: Row, local: Row | None, fedavg: Row | None, target: float | None) -> Line:
