@@ -13,8 +13,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from client.data.npz import Array
 from common.errors import ConfigError, DataError
+from common.npz import Array
 from consilium.download import Progress, PublicFile, bring
 from consilium.pool import read_images, read_table, sha256_of, write_images
 
@@ -59,7 +59,7 @@ def fetch(
         source: take the files from this folder in place of the network; the checksums are the same.
 
     Raises:
-        ConfigError: there is no such data set.
+        ConfigError: there is no such data set, or a package is missing here that it needs.
         DataError: a file cannot be had or is not the one that is expected.
         StateError: `to` cannot be written.
     """
@@ -69,7 +69,13 @@ def fetch(
     downloads = to / DOWNLOADS
     for file in known[name].files:
         bring(file, downloads, source=source, progress=progress)
-    return known[name].make(downloads, to)
+    try:
+        return known[name].make(downloads, to)
+    except ImportError as error:
+        raise ConfigError(
+            f"'{name}' needs the package '{error.name}', which the server's image, for one, does not have; "
+            "use the full installation"
+        ) from error
 
 
 # --- how files become a pool -----------------------------------------------------------------------

@@ -11,12 +11,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from client.data.arrays import channels_last
-from client.data.npz import Array, array_names, read_npz
-from client.data.parquet import parquet_records
-from client.data.table import MISSING, csv_records
 from common.errors import ConfigError, DataError
 from common.files import write_atomically
+from common.npz import Array, array_names, channels_last, read_npz
+from common.tables import MISSING, csv_records, parquet_records
 
 Labels = npt.NDArray[np.int64]
 

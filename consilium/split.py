@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from client.data.npz import Array
 from common.errors import ConfigError
+from common.npz import Array
 from common.seeds import seed_for
 
 Rows = npt.NDArray[np.int64]
