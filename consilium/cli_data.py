@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -36,3 +36,41 @@ def fetch_(
 
         sentence = fetch(name, to, source=source, progress=tell)
     typer.echo(sentence)
+
+
+@data_app.command()
+def split(
+    pool: Annotated[Path, typer.Argument(help="An .npz file with x and y (or MedMNIST's), or a .csv/.parquet table.")],
+    out: Annotated[Path, typer.Option("--out", help="The folder to write the federation into.")],
+    by: Annotated[
+        Literal["dirichlet", "classes", "quantity", "feature", "column"],
+        typer.Option(
+            "--by", help="What differs between sites: labels, labels, sizes, devices, or a column of a table."
+        ),
+    ],
+    sites: Annotated[int | None, typer.Option(max=1000, help="How many sites; not with --by column.")] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="dirichlet, quantity: small differs much, large little. Default: 0.5.")
+    ] = None,
+    labels_per_site: Annotated[int | None, typer.Option(help="classes: labels at each site. Default: 2.")] = None,
+    column: Annotated[str | None, typer.Option(help="column: the column of a table that says which site.")] = None,
+    label: Annotated[str | None, typer.Option(help="Tables: the column with the class.")] = None,
+    min_examples: Annotated[int | None, typer.Option(help="Least number of examples of a site. Default: 20.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Everything random follows from it.")] = 42,
+) -> None:
+    """Divide a pool among sites: data folders, a study.toml to start from, a record, a picture of who holds what."""
+    from consilium.federation import SplitOptions, split_pool
+
+    options = SplitOptions(
+        by=by,
+        sites=sites,
+        alpha=alpha,
+        labels_per_site=labels_per_site,
+        column=column,
+        label=label,
+        min_examples=min_examples,
+        seed=seed,
+    )
+    for sentence in split_pool(pool, out, options):
+        typer.echo(f"note: {sentence}")
+    typer.echo(f"written: {out / 'study.toml'}, {out / 'federation.toml'}, {out / 'federation.svg'}, <site>/data")

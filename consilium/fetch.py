@@ -13,10 +13,10 @@ from typing import BinaryIO
 
 import numpy as np
 
-from client.data.npz import Array
 from common.errors import ConfigError, DataError
+from common.npz import Array
 from consilium.download import Progress, PublicFile, bring
-from consilium.pool import read_images, write_images
+from consilium.pool import read_images, read_table, sha256_of, write_images
 
 POOL = "pool.npz"
 DOWNLOADS = "downloads"
@@ -59,7 +59,7 @@ def fetch(
         source: take the files from this folder in place of the network; the checksums are the same.
 
     Raises:
-        ConfigError: there is no such data set.
+        ConfigError: there is no such data set, or a package is missing here that it needs.
         DataError: a file cannot be had or is not the one that is expected.
         StateError: `to` cannot be written.
     """
@@ -69,7 +69,13 @@ def fetch(
     downloads = to / DOWNLOADS
     for file in known[name].files:
         bring(file, downloads, source=source, progress=progress)
-    return known[name].make(downloads, to)
+    try:
+        return known[name].make(downloads, to)
+    except ImportError as error:
+        raise ConfigError(
+            f"'{name}' needs the package '{error.name}', which the server's image, for one, does not have; "
+            "use the full installation"
+        ) from error
 
 
 # --- how files become a pool -----------------------------------------------------------------------
@@ -156,10 +162,22 @@ def _idx_array(file: BinaryIO | gzip.GzipFile, path: Path) -> Array:
 
 
 def _make_heart(files: Path, to: Path) -> str:
+    from consilium.federation import check_free, class_counts, federation_texts, write_federation
     from consilium.sources import heart_disease_hospitals
 
+    check_free(to)
     federation = heart_disease_hospitals(files, to)
-    return f"{to}: four hospitals, {', '.join(federation.folders)}"
+    counts = {}
+    for site, folder in federation.folders.items():
+        pool = read_table(folder / "patients.csv", "disease")
+        counts[site] = class_counts(pool.y, pool.classes)
+    record = {
+        "pool": "UCI Heart Disease",
+        "pool_sha256": {site: sha256_of(files / f"processed.{site}.data") for site in counts},
+        "settings": {"by": "hospital"},
+    }
+    write_federation(to, federation_texts("heart-disease", federation.task, counts, record=record), counts)
+    return f"{to}: four hospitals, {', '.join(counts)}, with {to / 'study.toml'} to start from"
 
 
 # --- the table -------------------------------------------------------------------------------------

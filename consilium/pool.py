@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,12 +11,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from client.data.arrays import channels_last
-from client.data.npz import Array, array_names, read_npz
-from client.data.parquet import parquet_records
-from client.data.table import MISSING, csv_records
 from common.errors import ConfigError, DataError
 from common.files import write_atomically
+from common.npz import Array, array_names, channels_last, read_npz
+from common.tables import MISSING, csv_records, parquet_records
 
 Labels = npt.NDArray[np.int64]
 
@@ -86,7 +85,7 @@ def read_pool(path: Path, *, label: str | None = None) -> ImagePool | TablePool:
         raise DataError(f"pool '{path}' is neither an .npz file nor a .csv or .parquet table")
     if label is None:
         raise ConfigError("a table needs --label, the column with the class")
-    return _read_table(path, label)
+    return read_table(path, label)
 
 
 def read_images(path: Path, *, classes: tuple[str, ...] | None = None) -> ImagePool:
@@ -104,6 +103,7 @@ def read_images(path: Path, *, classes: tuple[str, ...] | None = None) -> ImageP
     channels_last(x, where=who)
     if y.dtype.kind not in "iu" or y.shape != (len(x),):
         raise DataError(f"{who}: the labels have type {y.dtype} and shape {y.shape}, expected {len(x)} whole numbers")
+    y = y.astype(np.int64)
     if "classes" in names:
         held = read_npz(path, ["classes"], who=who)["classes"]
         if held.dtype.kind != "U" or held.ndim != 1:
@@ -115,7 +115,7 @@ def read_images(path: Path, *, classes: tuple[str, ...] | None = None) -> ImageP
         raise DataError(f"{who}: the labels are not all in 0..{len(classes) - 1}, or there is no example")
     if len(classes) < 2 or len(set(classes)) < len(classes):
         raise DataError(f"{who}: expected at least two classes with different names, got {list(classes)}")
-    return ImagePool(x, y.astype(np.int64), classes)
+    return ImagePool(x, y, classes)
 
 
 def _pooled(path: Path, names: frozenset[str], *, who: str) -> tuple[Array, Array]:
@@ -133,7 +133,12 @@ def _pooled(path: Path, names: frozenset[str], *, who: str) -> tuple[Array, Arra
     return np.concatenate(images), np.concatenate([label.reshape(-1) for label in labels])
 
 
-def _read_table(path: Path, label: str) -> TablePool:
+def read_table(path: Path, label: str) -> TablePool:
+    """Read the pool of rows in a `.csv` or `.parquet` file.
+
+    Raises:
+        DataError: the file cannot be read, has no such column, or the column holds no classes.
+    """
     who = f"pool '{path}'"
     parquet = path.suffix.lower() == ".parquet"
     records = parquet_records(path, who=who) if parquet else csv_records(path, who=who)
@@ -171,6 +176,11 @@ def in_order(texts: set[str]) -> tuple[str, ...]:
         return tuple(sorted(texts, key=lambda text: (float(text), text)))
     except ValueError:
         return tuple(sorted(texts))
+
+
+def site_slug(text: str) -> str:
+    """Return a site name made of any text: lower case, '-' for what a name may not hold, '' if nothing is left."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:63]
 
 
 def write_images(path: Path, x: Array, y: Labels, classes: tuple[str, ...]) -> None:

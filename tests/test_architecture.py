@@ -154,6 +154,16 @@ def test_the_process_that_talks_to_the_server_needs_no_torch() -> None:
     assert ("[]", 0) == (done.stdout.strip(), done.returncode), done.stderr
 
 
+def test_dividing_a_pool_needs_no_torch() -> None:
+    """A coordinator does it where the server runs: neither torch nor scikit-learn is there."""
+    code = (
+        "import sys; import consilium.federation, consilium.fetch, consilium.picture; "
+        "print([name for name in ('torch', 'sklearn', 'client') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert ("[]", 0) == (done.stdout.strip(), done.returncode), done.stderr
+
+
 @pytest.mark.parametrize("name", ["pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"])
 def test_nothing_is_unpickled(name: str) -> None:
     """Rule 6: bytes from outside never become code."""

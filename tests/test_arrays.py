@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from client.data import SiteData, load_data, npz
+from client.data import SiteData, load_data
+from common import npz
 from common.config import ArraysData, ImageFolderData, ImageTask, SplitConfig
 from common.errors import DataError
 

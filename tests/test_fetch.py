@@ -7,6 +7,7 @@ import io
 import re
 import socket
 import struct
+import sys
 import tarfile
 import threading
 import time
@@ -333,6 +334,13 @@ def test_unknown_data_set_is_named_with_those_that_are_known(tmp_path: Path) -> 
     """And the command line's help names the same."""
     with pytest.raises(ConfigError, match=f"there is no public data set 'mnist'; known: {NAMES}"):
         fetch("mnist", tmp_path)
+
+
+def test_data_set_that_needs_a_missing_package_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The digits are scikit-learn's own."""
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(ConfigError, match=r"'digits' needs the package 'sklearn.datasets'"):
+        fetch("digits", tmp_path)
 
 
 def test_addresses_are_of_the_web_and_checksums_whole() -> None:

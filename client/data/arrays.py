@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from client.data.base import Bad, RawData, keep_usable, kind_mismatch
-from client.data.npz import Array, array_names, read_npz
 from common.config import ArraysData, DataConfig, ImageTask, Task
 from common.errors import DataError
+from common.npz import Array, array_names, channels_last, read_npz
 
 Pixels = npt.NDArray[np.float32]
 
@@ -53,27 +53,6 @@ def read_arrays(config: DataConfig, task: Task, *, site: str) -> RawData:
     x = _prepare(images, rows, task)
     y = torch.from_numpy(labels[rows].astype(np.int64))
     return RawData(x=torch.from_numpy(x), y=y, num_skipped=num_skipped, standardise=False)
-
-
-def channels_last(x: Array, *, where: str) -> Array:
-    """Return images of shape `(N, H, W)`, `(N, H, W, C)` or `(N, C, H, W)` as `(N, H, W, C)`, C 1 or 3.
-
-    Raises:
-        DataError: another shape, one that can be read in two ways, an image without pixels, or neither uint8 nor
-            floats; the sentence starts with `where`.
-    """
-    if x.dtype != np.uint8 and x.dtype.kind != "f":
-        raise DataError(f"{where}: array 'x' has type {x.dtype}, expected uint8 or a float type")
-    first, last = x.ndim == 4 and x.shape[1] in (1, 3), x.ndim == 4 and x.shape[3] in (1, 3)
-    if 0 in x.shape[1:] or not (x.ndim == 3 or first or last):
-        raise DataError(
-            f"{where}: array 'x' has shape {x.shape}, expected (N, H, W), (N, H, W, C) or (N, C, H, W) with C 1 or 3"
-        )
-    if first and last:
-        raise DataError(f"{where}: array 'x' of shape {x.shape} has its channels on the second or on the last axis")
-    if x.ndim == 3:
-        return x[..., None]
-    return x if last else np.moveaxis(x, 1, 3)
 
 
 def _file(path: Path, *, who: str) -> Path:

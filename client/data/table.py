@@ -1,7 +1,5 @@
 """Reads tables: one `.csv` file with a header, one `.parquet` file, or a folder of them."""
 
-import csv
-import io
 import logging
 import math
 from collections.abc import Iterator, Mapping
@@ -12,14 +10,13 @@ from pathlib import Path
 import torch
 
 from client.data.base import Bad, Feature, RawData, keep_usable, kind_mismatch
-from client.data.parquet import BoolTexts, parquet_records
 from common.config import CategoryColumn, DataConfig, NumberColumn, TableData, TableTask, Task
 from common.errors import DataError
+from common.tables import MISSING, BoolTexts, csv_records, parquet_records
 
 _log = logging.getLogger(__name__)
 
 _SUFFIXES = (".csv", ".parquet")
-MISSING = frozenset({"", "?", "na", "nan"})
 _LARGEST = torch.finfo(torch.float32).max
 
 Codes = Mapping[str | float, int]
@@ -135,29 +132,6 @@ def _booleans(task: TableTask, name: str) -> BoolTexts:
     values = column.values if isinstance(column, CategoryColumn) else task.classes
     by_case = {value.casefold(): value for value in reversed(values)}
     return {True: by_case.get("true", "1"), False: by_case.get("false", "0")}
-
-
-def csv_records(file: Path, *, who: str) -> Iterator[tuple[str, list[str]]]:
-    """Yield each record of a CSV file that is not blank, with its place: the number of its first line.
-
-    Raises:
-        DataError: the file cannot be read, is not UTF-8 text or not CSV; the sentence starts with `who`.
-    """
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DataError(f"{who}: file '{file.name}' cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{who}: file '{file.name}' is not UTF-8 text (byte {error.start})") from error
-    reader = csv.reader(io.StringIO(text), strict=True)
-    line = 1
-    try:
-        for fields in reader:
-            if any(field.strip() for field in fields) or len(fields) > 1:
-                yield f"line {line}", fields
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise DataError(f"{who}: file '{file.name}', line {line}: not valid CSV: {error}") from error
 
 
 def _position(name: str, header: list[str], *, file: Path, site: str) -> int:

@@ -72,6 +72,27 @@ def read_npz(path: Path, names: Sequence[str], *, who: str, limit: int | None = 
         return {name: _read_array(archive, held[name], where=where[name]) for name in names}
 
 
+def channels_last(x: Array, *, where: str) -> Array:
+    """Return images of shape `(N, H, W)`, `(N, H, W, C)` or `(N, C, H, W)` as `(N, H, W, C)`, C 1 or 3.
+
+    Raises:
+        DataError: another shape, one that can be read in two ways, an image without pixels, or neither uint8 nor
+            floats; the sentence starts with `where`.
+    """
+    if x.dtype != np.uint8 and x.dtype.kind != "f":
+        raise DataError(f"{where}: array 'x' has type {x.dtype}, expected uint8 or a float type")
+    first, last = x.ndim == 4 and x.shape[1] in (1, 3), x.ndim == 4 and x.shape[3] in (1, 3)
+    if 0 in x.shape[1:] or not (x.ndim == 3 or first or last):
+        raise DataError(
+            f"{where}: array 'x' has shape {x.shape}, expected (N, H, W), (N, H, W, C) or (N, C, H, W) with C 1 or 3"
+        )
+    if first and last:
+        raise DataError(f"{where}: array 'x' of shape {x.shape} has its channels on the second or on the last axis")
+    if x.ndim == 3:
+        return x[..., None]
+    return x if last else np.moveaxis(x, 1, 3)
+
+
 @contextmanager
 def _opened(path: Path, *, who: str) -> Iterator[zipfile.ZipFile]:
     if not path.is_file():

@@ -1,15 +1,43 @@
-"""Reads Parquet tables as rows of text, so that they mean exactly what the same table means in CSV."""
+"""Reads tables as rows of text: CSV as it stands, and Parquet so that it means what the same table means in CSV."""
 
+import csv
+import io
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from common.errors import DataError
 
+MISSING = frozenset({"", "?", "na", "nan"})
+"""Cells that are missing, in lower case."""
+
 _BATCH_ROWS = 4096
 
 BoolTexts = Mapping[bool, str]
 ONE_OR_ZERO: BoolTexts = {True: "1", False: "0"}
+
+
+def csv_records(file: Path, *, who: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield each record of a CSV file that is not blank, with its place: the number of its first line.
+
+    Raises:
+        DataError: the file cannot be read, is not UTF-8 text or not CSV; the sentence starts with `who`.
+    """
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{who}: file '{file.name}' cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{who}: file '{file.name}' is not UTF-8 text (byte {error.start})") from error
+    reader = csv.reader(io.StringIO(text), strict=True)
+    line = 1
+    try:
+        for fields in reader:
+            if any(field.strip() for field in fields) or len(fields) > 1:
+                yield f"line {line}", fields
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise DataError(f"{who}: file '{file.name}', line {line}: not valid CSV: {error}") from error
 
 
 def parquet_records(

@@ -1,0 +1,392 @@
+"""Writes a pool as a federation: a data folder for each site, a study to start from, a record, and a picture."""
+
+import csv
+import io
+import json
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+import common
+from common.config import CategoryColumn, Column, ImageTask, NumberColumn, TableTask, parse_study
+from common.errors import ConfigError, DataError
+from common.files import write_atomically
+from consilium.pool import ImagePool, Labels, TablePool, in_order, read_pool, sha256_of, site_slug, write_images
+from consilium.split import (
+    Rows,
+    as_seen_by,
+    by_classes,
+    by_dirichlet,
+    by_quantity,
+    by_value,
+    device_of,
+    evenly,
+)
+
+By = Literal["dirichlet", "classes", "quantity", "feature", "column"]
+
+STUDY, RECORD, PICTURE = "study.toml", "federation.toml", "federation.svg"
+MIN_EXAMPLES = 20
+_ALPHA = 0.5
+_LABELS_PER_SITE = 2
+_MOST_VALUES = 20
+"""A column of text with more different values is a name or a remark, not a category."""
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+@dataclass(frozen=True)
+class SplitOptions:
+    """What a person may choose; None where it is not told."""
+
+    by: By
+    sites: int | None = None
+    alpha: float | None = None
+    labels_per_site: int | None = None
+    column: str | None = None
+    label: str | None = None
+    min_examples: int | None = None
+    seed: int = 42
+
+
+def split_pool(path: Path, out: Path, options: SplitOptions) -> list[str]:
+    """Divide a pool among sites and write the federation into `out`; return sentences about what is unusual.
+
+    Writes `out/<site>/data/data.npz` or `patients.csv`, `study.toml`, `federation.toml` and `federation.svg`. The
+    same pool, options and version give the same files.
+
+    Raises:
+        ConfigError: options that do not fit each other or the pool, or a federation that is there already.
+        DataError: the pool cannot be used.
+        StateError: `out` cannot be written.
+    """
+    check_free(out)
+    _check_options(options)
+    pool = read_pool(path, label=options.label)
+    if isinstance(pool, ImagePool) and options.by == "column":
+        raise ConfigError("--by column is for tables; images have no columns")
+    if isinstance(pool, TablePool) and options.by == "feature":
+        raise ConfigError("--by feature is for images: it changes how each site's device shows them")
+    parts = _divided(pool, options)
+    task, sentences = _task(pool, parts, options)
+    counts = {site: class_counts(pool.y[rows], pool.classes) for site, rows in parts.items()}
+    devices = {site: device_of(number, seed=options.seed) for number, site in enumerate(parts)}
+    record: dict[str, Any] = {
+        "pool": path.name,
+        "pool_sha256": sha256_of(path),
+        "settings": {name: value for name, value in asdict(_told(options)).items() if value is not None},
+    }
+    if options.by == "feature":
+        record["devices"] = {site: asdict(device) for site, device in devices.items()}
+    study = _study_name(path, options.by)
+    texts = federation_texts(study, task, counts, record=record, num_unlabelled=_unlabelled(pool))
+    for number, (site, rows) in enumerate(parts.items()):
+        folder = out / site / "data"
+        if isinstance(pool, TablePool):
+            write_table(folder / "patients.csv", pool.header, [pool.rows[row] for row in rows])
+        else:
+            x = pool.x[rows]
+            if options.by == "feature":
+                x = as_seen_by(devices[site], x, site=number, seed=options.seed)
+            write_images(folder / "data.npz", x, pool.y[rows], pool.classes)
+    write_federation(out, texts, counts)
+    return [*sentences, *shortages(counts)]
+
+
+# --- what is written -------------------------------------------------------------------------------
+
+
+def check_free(out: Path) -> None:
+    """Check that there is no federation in a folder.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    for name in (STUDY, RECORD):
+        if (out / name).exists():
+            raise ConfigError(f"'{out / name}' exists already and is not overwritten; choose another folder")
+
+
+def federation_texts(
+    study: str,
+    task: ImageTask | TableTask,
+    counts: Mapping[str, Mapping[str, int]],
+    *,
+    record: Mapping[str, Any],
+    num_unlabelled: int = 0,
+) -> dict[str, str]:
+    """Return `study.toml` and `federation.toml`; the study is one that `load_study` accepts.
+
+    Args:
+        counts: examples of each class at each site.
+        record: what was divided and how.
+
+    Raises:
+        ConfigError: no valid study comes out, e.g. because a site has a single example.
+    """
+    smallest = min(sum(of.values()) for of in counts.values())
+    text = _study_text(study, task, list(counts), min_examples=min(MIN_EXAMPLES, smallest))
+    parse_study(tomllib.loads(text), source=STUDY)
+    lines = [
+        "# Who holds what; written by 'consilium data'. The same command on the same pool gives the same federation.",
+        *(f"{key} = {_toml(value)}" for key, value in record.items() if not isinstance(value, Mapping)),
+        f"rows_without_label = {num_unlabelled}",
+        f"consilium = {_toml(common.__version__)}",
+        f"numpy = {_toml(np.__version__)}",
+    ]
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            lines += ["", f"[{key}]", *(f"{_key(name)} = {_toml(inner)}" for name, inner in value.items())]
+    lines += ["", "[examples]", *(f"{_key(site)} = {_toml(of)}" for site, of in counts.items())]
+    return {STUDY: text, RECORD: "\n".join(lines) + "\n"}
+
+
+def write_federation(out: Path, texts: Mapping[str, str], counts: Mapping[str, Mapping[str, int]]) -> None:
+    """Write the study, the record and the picture.
+
+    Raises:
+        StateError: `out` cannot be written.
+    """
+    from consilium.picture import federation_svg
+
+    write_atomically(out / PICTURE, federation_svg(counts))
+    for name, text in texts.items():
+        write_atomically(out / name, text.encode())
+
+
+def write_table(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Write rows of text as CSV.
+
+    Raises:
+        StateError: the file cannot be written.
+    """
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    write_atomically(path, text.getvalue().encode())
+
+
+def shortages(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Return a sentence for each site that lacks a class or has a single example of one."""
+    sentences = []
+    for site, of in counts.items():
+        found = []
+        for what, number in (("no example of", 0), ("a single example of", 1)):
+            names = [f"'{name}'" for name, count in of.items() if count == number]
+            if names:
+                few = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+                found.append(f"{what} {few}")
+        if found:
+            sentences.append(f"site '{site}' has {'; '.join(found)}")
+    return sentences
+
+
+_STUDY = """\
+# A study to start from; the README's configuration table explains every key.
+name = {name}
+sites = {sites}
+rounds = 20
+min_examples = {min_examples}
+
+[model]
+name = {model}
+
+[training]
+epochs = 1
+batch_size = 32
+learning_rate = {learning_rate}
+
+[split]
+test = 0.2
+validation = 0.15
+
+[method]
+kind = "fine_tune"
+
+[task]
+{task}
+"""
+
+
+def _study_text(name: str, task: ImageTask | TableTask, sites: Sequence[str], *, min_examples: int) -> str:
+    images = isinstance(task, ImageTask)
+    values = task.model_dump(mode="json")
+    columns = values.pop("columns", None)
+    lines = [f"{key} = {_toml(value)}" for key, value in values.items()]
+    if columns is not None:
+        lines += ["", "[task.columns]", *(f"{_key(column)} = {_toml(of)}" for column, of in columns.items())]
+    return _STUDY.format(
+        name=_toml(name),
+        sites=_toml(sites),
+        min_examples=min_examples,
+        model=_toml("small_cnn" if images else "linear"),
+        learning_rate=0.02 if images else 0.05,
+        task="\n".join(lines),
+    )
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_key(key)} = {_toml(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, str):
+        # JSON's escapes are TOML's, but for this character, which JSON lets stand.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, Sequence):
+        return "[" + ", ".join(_toml(inner) for inner in value) + "]"
+    return json.dumps(value)
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _toml(name)
+
+
+def _study_name(path: Path, by: str) -> str:
+    stem = path.stem if path.stem != "pool" else path.resolve().parent.name
+    return site_slug(f"{site_slug(stem) or 'pool'}"[:50] + f"-{by}")
+
+
+# --- what a task is made of ------------------------------------------------------------------------
+
+
+def _task(
+    pool: ImagePool | TablePool, parts: Mapping[str, Rows], options: SplitOptions
+) -> tuple[ImageTask | TableTask, list[str]]:
+    if isinstance(pool, TablePool):
+        return table_task(pool, parts, leave_out=options.column)
+    height, width, channels = pool.images.shape[1:]
+    size = min(max(height, width, 4), 1024)
+    grey: Literal[1, 3] = 1 if channels == 1 else 3
+    return ImageTask(classes=pool.classes, size=size, channels=grey, mean=(0.5,), std=(0.25,)), []
+
+
+def table_task(
+    pool: TablePool, parts: Mapping[str, Rows], *, leave_out: str | None = None
+) -> tuple[TableTask, list[str]]:
+    """Return the task of a table, and sentences about columns that are left out or that a site has no value in.
+
+    A column whose known cells are all numbers is a number, one of up to 20 different texts a category.
+
+    Raises:
+        DataError: no column is left.
+    """
+    columns: dict[str, Column] = {}
+    sentences, gaps = [], False
+    for name in pool.header:
+        if name in (pool.label, leave_out):
+            continue
+        cells = pool.column(name)
+        column, reason = _column(name, cells)
+        if column is None:
+            sentences.append(f"column '{name}' is left out of the study: {reason}")
+            continue
+        columns[name] = column
+        gaps = gaps or "" in cells
+        empty = [f"'{site}'" for site, rows in parts.items() if not any(cells[row] for row in rows)]
+        if empty:
+            sentences.append(f"column '{name}' has no value at {', '.join(empty)}, who cannot fill it: leave it out")
+    if not columns:
+        raise DataError("the table has no column to learn from beside the label")
+    missing: Literal["refuse", "impute"] = "impute" if gaps else "refuse"
+    return TableTask(classes=pool.classes, label=pool.label, columns=columns, missing=missing), sentences
+
+
+def _column(name: str, cells: Sequence[str]) -> tuple[Column | None, str]:
+    values = {cell for cell in cells if cell}
+    if not name:
+        return None, "it has no name"
+    if len(values) < 2:
+        return None, "it has one value only" if values else "it has no value"
+    if all(_is_number(value) for value in values):
+        return NumberColumn(), ""
+    if len(values) > _MOST_VALUES:
+        return None, f"it has {len(values)} different texts, more than {_MOST_VALUES}"
+    return CategoryColumn(values=in_order(values)), ""
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return "_" not in text and abs(float(text)) <= _LARGEST
+    except ValueError:
+        return False
+
+
+# --- who gets what ---------------------------------------------------------------------------------
+
+_USED: Mapping[By, tuple[str, ...]] = {
+    "dirichlet": ("sites", "alpha", "min_examples"),
+    "classes": ("sites", "labels_per_site", "min_examples"),
+    "quantity": ("sites", "alpha", "min_examples"),
+    "feature": ("sites", "min_examples"),
+    "column": ("column",),
+}
+
+
+def _check_options(options: SplitOptions) -> None:
+    used = _USED[options.by]
+    for name in ("sites", "alpha", "labels_per_site", "column", "min_examples"):
+        option = "--" + name.replace("_", "-")
+        told = getattr(options, name) is not None
+        if told and name not in used:
+            raise ConfigError(f"{option} means nothing with --by {options.by}")
+        if not told and name in used and name in ("sites", "column"):
+            raise ConfigError(f"--by {options.by} needs {option}")
+
+
+def _told(options: SplitOptions) -> SplitOptions:
+    """Return the options with the defaults that were used filled in, for the record."""
+    defaults = {"alpha": _ALPHA, "labels_per_site": _LABELS_PER_SITE, "min_examples": MIN_EXAMPLES}
+    values = asdict(options)
+    used = {name: default for name, default in defaults.items() if name in _USED[options.by]}
+    return SplitOptions(**(values | {name: used[name] for name in used if values[name] is None}))
+
+
+def _divided(pool: ImagePool | TablePool, options: SplitOptions) -> dict[str, Rows]:
+    told = _told(options)
+    if isinstance(pool, TablePool) and told.column is not None:
+        return _natural(pool, told.column)
+    y, sites, seed = pool.y, told.sites or 0, told.seed
+    alpha, least = told.alpha or 0.0, told.min_examples or 0
+    match told.by:
+        case "dirichlet":
+            parts = by_dirichlet(y, sites=sites, alpha=alpha, min_examples=least, seed=seed)
+        case "classes":
+            per_site = told.labels_per_site or 0
+            parts = by_classes(y, sites=sites, per_site=per_site, min_examples=least, seed=seed)
+        case "quantity":
+            parts = by_quantity(len(y), sites=sites, alpha=alpha, min_examples=least, seed=seed)
+        case _:
+            parts = evenly(y, sites=sites, min_examples=least, seed=seed)
+    digits = max(2, len(str(len(parts))))
+    return {f"site-{number:0{digits}d}": rows for number, rows in enumerate(parts, start=1)}
+
+
+def _natural(pool: TablePool, column: str) -> dict[str, Rows]:
+    if column == pool.label:
+        raise ConfigError(f"--column '{column}' is the label; sites need a column of their own")
+    values = pool.column(column)
+    if gaps := values.count(""):
+        raise DataError(f"{gaps} rows have no value in column '{column}', so they belong to no site")
+    parts: dict[str, Rows] = {}
+    for value, rows in by_value(values).items():
+        site = site_slug(value)
+        if not site or site in parts:
+            why = "gives no site name" if not site else f"gives the site name '{site}', as another one does"
+            raise DataError(f"a value of column '{column}' {why}")
+        parts[site] = rows
+    if not 2 <= len(parts) <= 1000:
+        raise DataError(f"column '{column}' has {len(parts)} different values, expected 2 to 1000 sites")
+    if small := [f"'{site}'" for site, rows in parts.items() if len(rows) < 2]:
+        raise DataError(f"column '{column}': {', '.join(small[:5])} would be a site of a single example")
+    return parts
+
+
+def class_counts(y: Labels, classes: tuple[str, ...]) -> dict[str, int]:
+    """Return how many examples of each class there are, also of those without any."""
+    return dict(zip(classes, np.bincount(y, minlength=len(classes)).tolist(), strict=True))
+
+
+def _unlabelled(pool: ImagePool | TablePool) -> int:
+    return pool.num_unlabelled if isinstance(pool, TablePool) else 0

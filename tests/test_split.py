@@ -1,0 +1,519 @@
+"""Pools divided into federations: who gets what, the files that come out, and that sites and studies can read them."""
+
+import csv
+import re
+import tomllib
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import write_site
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from client.data import load_data
+from common.config import ArraysData, ImageTask, NumberColumn, TableData, TableTask, load_study
+from common.errors import ConfigError, DataError
+from consilium.cli import app
+from consilium.federation import SplitOptions, federation_texts, shortages, split_pool
+from consilium.fetch import SOURCES, fetch
+from consilium.inprocess import run_in_process
+from consilium.picture import federation_svg
+from consilium.pool import read_images, read_pool, site_slug
+from consilium.split import Partition, as_seen_by, by_classes, by_dirichlet, by_quantity, by_value, device_of, evenly
+
+HEART = Path(__file__).parents[2] / "shared" / "data" / "heart_disease"
+
+RULES: dict[str, Callable[..., Partition]] = {
+    "dirichlet": lambda y, sites, seed: by_dirichlet(y, sites=sites, alpha=5.0, min_examples=1, seed=seed),
+    "classes": lambda y, sites, seed: by_classes(y, sites=sites, per_site=len(np.unique(y)), min_examples=1, seed=seed),
+    "quantity": lambda y, sites, seed: by_quantity(len(y), sites=sites, alpha=5.0, min_examples=1, seed=seed),
+    "evenly": lambda y, sites, seed: evenly(y, sites=sites, min_examples=1, seed=seed),
+}
+
+LABELS = np.repeat(np.arange(5), [400, 300, 200, 60, 40])
+"""Labels of different frequency."""
+
+
+def mixes(y: np.ndarray, parts: Partition) -> np.ndarray:
+    """Frequencies of labels at each site."""
+    counts = np.stack([np.bincount(y[rows], minlength=int(y.max()) + 1) for rows in parts]).astype(float)
+    return counts / counts.sum(axis=1, keepdims=True)
+
+
+# --- the rules -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", sorted(RULES))
+@settings(max_examples=40)
+@given(
+    labels=st.lists(st.integers(0, 6), min_size=40, max_size=120), sites=st.integers(2, 5), seed=st.integers(0, 2**31)
+)
+def test_every_example_goes_to_exactly_one_site(rule: str, labels: list[int], sites: int, seed: int) -> None:
+    """The parts are disjoint, ascending and together the pool; the same seed gives the same parts again."""
+    y = np.array(labels)
+    try:
+        parts = RULES[rule](y, sites, seed)
+    except ConfigError as error:
+        # one very frequent label and few others can leave no division with an example everywhere
+        assert "draws with alpha" in str(error) or "one site gets" in str(error)  # noqa: PT017 # either is right
+        return
+    assert sites == len(parts) and min(map(len, parts)) >= 1
+    assert list(range(len(y))) == sorted(np.concatenate(parts).tolist())
+    assert all((np.diff(rows) > 0).all() for rows in parts)
+    again = RULES[rule](y, sites, seed)
+    assert [rows.tolist() for rows in parts] == [rows.tolist() for rows in again]
+
+
+@pytest.mark.parametrize("rule", sorted(RULES))
+def test_another_seed_divides_otherwise(rule: str) -> None:
+    """And which examples of a label a site gets is chance, not the order of the pool."""
+    one, other = (RULES[rule](LABELS, 4, seed) for seed in (1, 2))
+    assert [rows.tolist() for rows in one] != [rows.tolist() for rows in other]
+    first = one[0][LABELS[one[0]] == 0]
+    assert len(first) > 2 and (np.diff(first) > 1).any()
+
+
+def test_dirichlet_of_large_alpha_gives_every_site_the_mix_of_the_pool() -> None:
+    """Up to rounding, and sizes are equal too."""
+    parts = by_dirichlet(LABELS, sites=4, alpha=1e6, min_examples=20, seed=3)
+    assert np.abs(mixes(LABELS, parts) - [0.4, 0.3, 0.2, 0.06, 0.04]).max() < 0.01
+    assert {250} == {round(len(rows), -1) for rows in parts}
+
+
+def test_dirichlet_of_small_alpha_gives_sites_of_one_label() -> None:
+    """The most frequent label is all of most sites; a label that no site has drawn must still go somewhere."""
+    parts = by_dirichlet(np.repeat(np.arange(5), 200), sites=20, alpha=0.01, min_examples=1, seed=3)
+    assert 16 <= int((mixes(np.repeat(np.arange(5), 200), parts).max(axis=1) > 0.99).sum())
+
+
+def test_dirichlet_is_more_skewed_the_smaller_alpha() -> None:
+    """Mean distance of a site's mix from the pool's, over seeds; at alpha 1 near what Hsu's formula says.
+
+    For q ~ Dir(alpha p), the expected sum of (q_k - p_k)^2 is (1 - sum p_k^2) / (alpha + 1): 0.35 here.
+    """
+    y = np.repeat(np.arange(5), 400)
+
+    def distance(alpha: float) -> float:
+        found = [by_dirichlet(y, sites=6, alpha=alpha, min_examples=1, seed=seed) for seed in range(25)]
+        return float(np.mean([((mixes(y, parts) - 0.2) ** 2).sum(axis=1).mean() for parts in found]))
+
+    distances = [distance(alpha) for alpha in (0.3, 1.0, 10.0, 1000.0)]
+    assert distances == sorted(distances, reverse=True)
+    assert 0.3 < distances[1] < 0.5 and distances[3] < 0.01
+
+
+def test_dirichlet_follows_the_frequency_of_labels() -> None:
+    """The prior is the pool's, not uniform: with 99 % of one label every mix is mostly that, so sizes are alike."""
+    y = np.repeat(np.arange(2), [990, 10])
+    found = [by_dirichlet(y, sites=5, alpha=10.0, min_examples=1, seed=seed) for seed in range(20)]
+    spread = [max(map(len, parts)) / min(map(len, parts)) for parts in found]
+    assert float(np.median(spread)) < 1.2
+
+
+def test_dirichlet_draws_anew_until_every_site_has_enough() -> None:
+    """A limit that the first draw misses is met by a later one, deterministically."""
+    free = by_dirichlet(LABELS, sites=5, alpha=2.0, min_examples=1, seed=1)
+    least = min(map(len, free))
+    held = [by_dirichlet(LABELS, sites=5, alpha=2.0, min_examples=least + 20, seed=1) for _ in range(2)]
+    assert min(map(len, held[0])) >= least + 20
+    assert [rows.tolist() for rows in held[0]] == [rows.tolist() for rows in held[1]]
+
+
+@pytest.mark.parametrize("per_site", [1, 2, 3, 5])
+def test_sites_get_the_number_of_labels_that_is_asked_for(per_site: int) -> None:
+    """Every site that many, every label at equally many sites give or take one, shared evenly by them."""
+    y = np.repeat(np.arange(5), 200)
+    parts = by_classes(y, sites=8, per_site=per_site, min_examples=20, seed=0)
+    counts = np.stack([np.bincount(y[rows], minlength=5) for rows in parts])
+    assert {per_site} == set((counts > 0).sum(axis=1).tolist())
+    holders = (counts > 0).sum(axis=0)
+    assert holders.max() - holders.min() <= 1
+    for label in range(5):
+        shares = counts[counts[:, label] > 0, label]
+        assert shares.max() - shares.min() <= 1
+
+
+def test_pairs_of_labels_differ_from_site_to_site() -> None:
+    """Ten labels, two each: more than the five pairs that dealing around a circle would give."""
+    y = np.repeat(np.arange(10), 200)
+    parts = by_classes(y, sites=50, per_site=2, min_examples=20, seed=0)
+    assert len({tuple(np.unique(y[rows])) for rows in parts}) > 20
+
+
+def test_quantity_changes_sizes_and_not_mixes() -> None:
+    """A small alpha gives very different sizes, a large one equal ones; labels come by chance."""
+    y = np.arange(4000) % 4
+    skewed = by_quantity(4000, sites=5, alpha=0.5, min_examples=100, seed=1)
+    level = by_quantity(4000, sites=5, alpha=1e6, min_examples=100, seed=1)
+    sizes = sorted(map(len, skewed))
+    assert sizes[0] >= 100 and sizes[-1] > 4 * sizes[0]
+    assert {800} == {round(len(rows), -1) for rows in level}
+    assert np.abs(mixes(y, skewed) - 0.25).max() < 0.15
+
+
+@given(counts=st.lists(st.integers(0, 40), min_size=1, max_size=6), sites=st.integers(2, 7), seed=st.integers(0, 99))
+@settings(max_examples=50)
+def test_even_parts_differ_by_at_most_one(counts: list[int], sites: int, seed: int) -> None:
+    """In size, and in the number of each label."""
+    y = np.repeat(np.arange(len(counts)), counts)
+    if len(y) < sites:
+        return
+    held = np.stack(
+        [np.bincount(y[rows], minlength=len(counts)) for rows in evenly(y, sites=sites, min_examples=1, seed=seed)]
+    )
+    assert np.ptp(held.sum(axis=1)) <= 1 and np.ptp(held, axis=0).max() <= 1
+
+
+def test_value_of_a_column_is_a_site() -> None:
+    """Rows in order, values in the order of the alphabet."""
+    parts = by_value(["lyon", "berlin", "lyon"])
+    assert {"berlin": [1], "lyon": [0, 2]} == {site: rows.tolist() for site, rows in parts.items()}
+
+
+def least(**options: Any) -> dict[str, Any]:
+    return {"sites": 4, "alpha": 1.0, "min_examples": 20, "seed": 0} | options
+
+
+def few(**options: Any) -> dict[str, Any]:
+    return {"sites": 4, "min_examples": 1, "seed": 0} | options
+
+
+@pytest.mark.parametrize(
+    ("rule", "given", "options", "sentence"),
+    [
+        (by_dirichlet, LABELS, least(sites=60), "60 sites with at least 20 examples each need 1200, the pool has 1000"),
+        (by_dirichlet, LABELS, least(sites=1), "--sites must be at least 2, got 1"),
+        (by_dirichlet, LABELS, least(alpha=0.0), "--alpha must be in 0.001..1000000, got 0"),
+        (by_dirichlet, LABELS, least(sites=49), "in 1000 draws with alpha 1, none gave each of 49 sites at least 20"),
+        (by_quantity, 1000, least(sites=40, alpha=0.01), "--by quantity: in 1000 draws with alpha 0.01"),
+        (by_classes, LABELS, few(per_site=6), "--labels-per-site must be in 1..5, the labels that the pool has, got 6"),
+        (by_classes, LABELS, few(per_site=1), "4 sites with 1 labels each cannot hold all 5 labels"),
+        (by_classes, LABELS, few(sites=10, per_site=1, min_examples=50), "one site gets 20 examples, expected at"),
+        (evenly, LABELS, few(min_examples=0), "--min-examples must be at least 1, got 0"),
+    ],
+)
+def test_impossible_division_is_a_sentence(
+    rule: Callable[..., Partition], given: Any, options: dict[str, Any], sentence: str
+) -> None:
+    """With the numbers, and what to change."""
+    with pytest.raises(ConfigError) as caught:
+        rule(given, **options)
+    assert sentence in str(caught.value)
+
+
+def test_devices_differ_and_are_the_same_again() -> None:
+    """Each site has its own contrast, brightness and noise, within their ranges; floats and bytes look alike."""
+    devices = [device_of(site, seed=0) for site in range(20)]
+    assert devices == [device_of(site, seed=0) for site in range(20)] and 20 == len(set(devices))
+    assert all(0.4 <= of.contrast <= 1.2 and abs(of.brightness) <= 60 and 0 <= of.noise <= 20 for of in devices)
+    x = np.random.default_rng(0).integers(0, 256, (30, 8, 8), dtype=np.uint8)
+    seen = [as_seen_by(device, x, site=site, seed=0) for site, device in enumerate(devices[:2])]
+    assert np.abs(seen[0].astype(int) - seen[1].astype(int)).mean() > 5
+    floats = as_seen_by(devices[0], (x / 255).astype(np.float32), site=0, seed=0)
+    assert np.abs(floats * 255 - seen[0]).max() < 0.51 and np.float32 == floats.dtype and np.uint8 == seen[0].dtype
+
+
+# --- the files -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Path:
+    """300 grey images of 6 x 5 pixels in three classes; pixel 0 and 1 are the number of the image."""
+    x = np.random.default_rng(0).integers(0, 256, (300, 6, 5), dtype=np.uint8)
+    x[:, 0, 0], x[:, 0, 1] = np.arange(300) // 256, np.arange(300) % 256
+    path = tmp_path / "shapes" / "pool.npz"
+    path.parent.mkdir()
+    np.savez(path, x=x, y=np.arange(300) % 3, classes=np.array(["round", "flat", "$ 'quoted\" é"]))
+    return path
+
+
+IMAGE_OPTIONS = [
+    SplitOptions("dirichlet", sites=4, alpha=20.0),
+    SplitOptions("classes", sites=5, labels_per_site=2),
+    SplitOptions("quantity", sites=3, alpha=3.0),
+    SplitOptions("feature", sites=3, seed=7),
+]
+
+
+@pytest.mark.parametrize("options", IMAGE_OPTIONS, ids=lambda options: options.by)
+def test_federation_of_images_is_read_by_its_sites_in_its_study(
+    pool: Path, tmp_path: Path, options: SplitOptions
+) -> None:
+    """`load_study` accepts the study, every site can read its data, and together they are the pool."""
+    split_pool(pool, tmp_path / "f", options)
+    study = load_study(tmp_path / "f" / "study.toml")
+    assert f"shapes-{options.by}" == study.name and isinstance(study.task, ImageTask)
+    assert ("small_cnn", 6, 1) == (study.model.name, study.task.size, study.task.channels)
+    held = []
+    for site in study.sites:
+        config = ArraysData(path=tmp_path / "f" / site / "data")
+        load_data(config, study.task, study.split, site=site, min_examples=study.min_examples)
+        part = read_images(tmp_path / "f" / site / "data" / "data.npz")
+        if options.by != "feature":
+            held += [(int(x[0, 0]) * 256 + int(x[0, 1]), int(y)) for x, y in zip(part.x, part.y, strict=True)]
+    if options.by != "feature":
+        assert [(number, number % 3) for number in range(300)] == sorted(held)
+
+
+def test_federation_trains_in_its_study(pool: Path, tmp_path: Path) -> None:
+    """The real server and the real sites run the study that was written, here for one round."""
+    split_pool(pool, tmp_path / "f", SplitOptions("dirichlet", sites=2, alpha=20.0))
+    study = load_study(tmp_path / "f" / "study.toml").model_copy(update={"rounds": 1})
+    sites = {
+        site: write_site(tmp_path / "sites" / site, site, kind="arrays", data=str(tmp_path / "f" / site / "data"))
+        for site in study.sites
+    }
+    run_in_process(study, sites, tmp_path / "run")
+    assert (tmp_path / "run" / "global.safetensors").is_file()
+
+
+@pytest.mark.parametrize("options", IMAGE_OPTIONS, ids=lambda options: options.by)
+def test_federation_is_the_same_bytes_again(pool: Path, tmp_path: Path, options: SplitOptions) -> None:
+    """Data, study, record and picture."""
+    for folder in ("a", "b"):
+        split_pool(pool, tmp_path / folder, options)
+    files = [
+        sorted(path.relative_to(tmp_path / folder) for path in (tmp_path / folder).rglob("*.*")) for folder in "ab"
+    ]
+    assert files[0] == files[1] and len(files[0]) > 5
+    for file in files[0]:
+        if (tmp_path / "a" / file).is_file():
+            assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
+
+
+def test_record_says_what_was_done(pool: Path, tmp_path: Path) -> None:
+    """The settings with their defaults, the pool's sha256, and who holds what; devices where there are such."""
+    split_pool(pool, tmp_path / "f", SplitOptions("feature", sites=3))
+    record = tomllib.loads((tmp_path / "f" / "federation.toml").read_text())
+    assert {"by": "feature", "sites": 3, "min_examples": 20, "seed": 42} == record["settings"]
+    assert 64 == len(record["pool_sha256"]) and "pool.npz" == record["pool"]
+    assert [100, 100, 100] == [sum(of.values()) for of in record["examples"].values()]
+    assert ["site-01", "site-02", "site-03"] == list(record["devices"]) and "contrast" in record["devices"]["site-02"]
+
+
+def test_existing_federation_is_not_overwritten(pool: Path, tmp_path: Path) -> None:
+    """Old and new sites would be mixed."""
+    split_pool(pool, tmp_path / "f", IMAGE_OPTIONS[0])
+    with pytest.raises(ConfigError, match="exists already and is not overwritten"):
+        split_pool(pool, tmp_path / "f", IMAGE_OPTIONS[1])
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (SplitOptions("dirichlet"), "--by dirichlet needs --sites"),
+        (SplitOptions("classes", sites=3, alpha=1.0), "--alpha means nothing with --by classes"),
+        (SplitOptions("feature", sites=3, labels_per_site=1), "--labels-per-site means nothing with --by feature"),
+        (SplitOptions("column", column="a", sites=3), "--sites means nothing with --by column"),
+        (SplitOptions("column"), "--by column needs --column"),
+        (SplitOptions("column", column="a"), "--by column is for tables"),
+        (SplitOptions("quantity", sites=3, label="y"), "--label is for tables"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(
+    pool: Path, tmp_path: Path, options: SplitOptions, sentence: str
+) -> None:
+    """Not ignored: somebody thought they mean something."""
+    with pytest.raises(ConfigError) as caught:
+        split_pool(pool, tmp_path / "f", options)
+    assert sentence in str(caught.value) and not (tmp_path / "f").exists()
+
+
+def test_site_without_a_class_or_with_one_example_of_it_is_told() -> None:
+    """A sentence for each such site, and none for others."""
+    counts = {"a": {"x": 3, "y": 0, "z": 1}, "b": {"x": 2, "y": 2, "z": 2}}
+    assert ["site 'a' has no example of 'y'; a single example of 'z'"] == shortages(counts)
+
+
+def test_medmnist_layout_is_a_pool(tmp_path: Path) -> None:
+    """Training, validation and test images follow each other; classes without names are numbers."""
+    arrays: dict[str, Any] = {
+        f"{part}_images": np.full((4, 5, 5), i, dtype=np.uint8) for i, part in enumerate(("train", "val", "test"))
+    }
+    arrays |= {f"{part}_labels": np.array([[0], [1], [2], [1]], dtype=np.uint8) for part in ("train", "val", "test")}
+    np.savez(tmp_path / "m.npz", **arrays)
+    pool = read_pool(tmp_path / "m.npz")
+    assert [0, 1, 2] == [int(image[0, 0]) for image in pool.x[::4]]  # type: ignore[union-attr] # images
+    assert ([0, 1, 2, 1] * 3, ("0", "1", "2")) == (pool.y.tolist(), pool.classes)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "sentence"),
+    [
+        ({"x": np.zeros((4, 5, 5), np.uint8)}, "has no array 'y'"),
+        ({"x": np.zeros((4, 5, 5), np.uint8), "y": np.arange(3)}, "expected 4 whole numbers"),
+        ({"x": np.zeros((4, 5, 5), np.uint8), "y": np.zeros(4)}, "expected 4 whole numbers"),
+        ({"x": np.zeros((4, 5, 5), np.uint8), "y": np.arange(4) - 1}, "the labels are not all in"),
+        ({"x": np.zeros((4, 5, 5), np.uint8), "y": np.arange(4), "classes": np.array(["a", "b"])}, "not all in 0..1"),
+        ({"x": np.zeros((4, 5, 5), np.uint8), "y": np.zeros(4, int)}, "expected at least two classes"),
+        ({"x": np.zeros((0, 5, 5), np.uint8), "y": np.zeros(0, int)}, "there is no example"),
+        ({"x": np.zeros((4, 5), np.uint8), "y": np.arange(4)}, "array 'x' has shape (4, 5)"),
+    ],
+)
+def test_unusable_pool_of_images_is_a_sentence(tmp_path: Path, arrays: dict[str, Any], sentence: str) -> None:
+    """Each names the file."""
+    np.savez(tmp_path / "p.npz", **arrays)
+    with pytest.raises(DataError) as caught:
+        read_pool(tmp_path / "p.npz")
+    assert sentence in str(caught.value) and "p.npz" in str(caught.value)
+
+
+# --- tables ----------------------------------------------------------------------------------------
+
+HEADER = ("id", "hospital", "age", "pain", "remark", "same", "ill")
+
+
+def table(path: Path, *, gaps: bool = False) -> Path:
+    """240 rows of three hospitals, three of them without a label where there are gaps."""
+    chance = np.random.default_rng(0)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(HEADER)
+        for i in range(240):
+            hospital = ("Charité Berlin", "lyon", "Porto")[i % 3]
+            age = "" if gaps and i % 10 == 0 else str(int(chance.integers(20, 90)))
+            ill = "?" if gaps and i < 3 else ("yes" if i % 4 == 0 else "no")
+            writer.writerow([i, hospital, age, "abc"[int(chance.integers(3))], f"text {i}", "7", ill])
+    return path
+
+
+def test_table_is_divided_along_its_own_column(tmp_path: Path) -> None:
+    """Sites are hospitals; the study reads numbers and categories, leaves out what is neither, and fills gaps."""
+    file = table(tmp_path / "patients.csv", gaps=True)
+    told = split_pool(file, tmp_path / "f", SplitOptions("column", column="hospital", label="ill"))
+    study = load_study(tmp_path / "f" / "study.toml")
+    assert ("charit-berlin", "porto", "lyon") == study.sites
+    task = study.task
+    assert isinstance(task, TableTask) and ("impute", "ill", ("no", "yes")) == (task.missing, task.label, task.classes)
+    assert ["id", "age", "pain"] == list(task.columns) and isinstance(task.columns["age"], NumberColumn)
+    assert "column 'remark' is left out of the study: it has 237 different texts, more than 20" in told
+    assert "column 'same' is left out of the study: it has one value only" in told
+    held = []
+    for site in study.sites:
+        data = load_data(TableData(path=tmp_path / "f" / site / "data"), task, study.split, site=site, min_examples=20)
+        assert 79 == data.card.num_examples
+        rows = list(csv.DictReader((tmp_path / "f" / site / "data" / "patients.csv").read_text().splitlines()))
+        assert 1 == len({row["hospital"] for row in rows})
+        held += [int(row["id"]) for row in rows]
+    assert list(range(3, 240)) == sorted(held)
+    assert 3 == tomllib.loads((tmp_path / "f" / "federation.toml").read_text())["rows_without_label"]
+
+
+def test_table_is_divided_by_label_also_from_parquet(tmp_path: Path) -> None:
+    """The same rows in Parquet give the same sites."""
+    pa = pytest.importorskip("pyarrow", reason="needs the extra 'parquet'")
+    import pyarrow.parquet as pq
+
+    rows = list(csv.DictReader(table(tmp_path / "t.csv").read_text().splitlines()))
+    pq.write_table(
+        pa.Table.from_pylist([row | {"id": int(row["id"]), "age": int(row["age"])} for row in rows]),
+        tmp_path / "t.parquet",
+    )
+    for kind in ("csv", "parquet"):
+        split_pool(tmp_path / f"t.{kind}", tmp_path / kind, SplitOptions("dirichlet", sites=3, alpha=5.0, label="ill"))
+    study = load_study(tmp_path / "csv" / "study.toml")
+    assert study.task == load_study(tmp_path / "parquet" / "study.toml").task and "linear" == study.model.name
+    assert "refuse" == study.task.missing  # type: ignore[union-attr] # a table
+    for site in study.sites:
+        one, other = ((tmp_path / kind / site / "data" / "patients.csv").read_text() for kind in ("csv", "parquet"))
+        assert one == other
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (SplitOptions("quantity", sites=3), "a table needs --label"),
+        (SplitOptions("quantity", sites=3, label="no"), "no column 'no', its columns are ['id', 'hospital'"),
+        (SplitOptions("quantity", sites=3, label="remark"), "column 'remark' has 240 different values in 240 rows"),
+        (SplitOptions("quantity", sites=3, label="same"), "column 'same' has 1 different values"),
+        (SplitOptions("column", column="no", label="ill"), "the table has no column 'no'"),
+        (SplitOptions("column", column="ill", label="ill"), "--column 'ill' is the label"),
+        (SplitOptions("column", column="id", label="ill"), "would be a site of a single example"),
+        (
+            SplitOptions("column", column="same", label="ill"),
+            "column 'same' has 1 different values, expected 2 to 1000",
+        ),
+        (SplitOptions("feature", sites=3, label="ill"), "--by feature is for images"),
+    ],
+)
+def test_table_that_cannot_be_divided_so_is_a_sentence(tmp_path: Path, options: SplitOptions, sentence: str) -> None:
+    """Each says which column and why."""
+    with pytest.raises((ConfigError, DataError)) as caught:
+        split_pool(table(tmp_path / "t.csv"), tmp_path / "f", options)
+    assert sentence in str(caught.value) and not (tmp_path / "f").exists()
+
+
+def test_rows_without_a_site_are_refused(tmp_path: Path) -> None:
+    """They would silently be left out."""
+    with pytest.raises(DataError, match="23 rows have no value in column 'age', so they belong to no site"):
+        split_pool(
+            table(tmp_path / "t.csv", gaps=True), tmp_path / "f", SplitOptions("column", column="age", label="ill")
+        )
+
+
+@given(st.text(max_size=100))
+def test_site_slug_is_a_site_name_or_nothing(text: str) -> None:
+    """What `study.toml` accepts."""
+    assert re.fullmatch(r"([a-z0-9][a-z0-9-]{0,62})?", site_slug(text))
+
+
+# --- the picture and the commands ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("sites", "classes"), [(4, 10), (50, 10), (2, 2), (120, 100)])
+def test_picture_is_svg_that_names_sites_and_classes(sites: int, classes: int) -> None:
+    """It parses, says its numbers, and is no larger than a page can show."""
+    chance = np.random.default_rng(0)
+    counts = {
+        f"site-{i:02d}": {f"c{k} $x$ <&": int(chance.integers(0, 50)) for k in range(classes)} for i in range(sites)
+    }
+    root = ET.fromstring(federation_svg(counts))
+    text = " ".join(root.itertext())
+    total = sum(sum(of.values()) for of in counts.values())
+    assert f"{sites} sites, {classes} classes, {total} examples" in text
+    assert "site-00" in text and "c0 $x$ <&" in text
+    assert float(root.attrib["width"].removesuffix("pt")) < 16 * 72 + 1
+    if sites <= 50:
+        assert all(site in text for site in counts)
+
+
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(name=st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=12))
+def test_any_class_name_survives_the_study(tmp_path: Path, name: str) -> None:
+    """Quotes, backslashes, control characters, newlines: written as TOML and read back."""
+    counts = {"a": {name: 30, f"{name}.": 30}, "b": {name: 30, f"{name}.": 30}}
+    task = ImageTask(classes=(name, f"{name}."), channels=1)
+    texts = federation_texts("s", task, counts, record={"pool": name, "settings": {name: 1}})
+    (tmp_path / "study.toml").write_bytes(texts["study.toml"].encode())
+    assert task.classes == load_study(tmp_path / "study.toml").task.classes
+    record = tomllib.loads(texts["federation.toml"])
+    assert (name, counts, {name: 1}) == (record["pool"], record["examples"], record["settings"])
+
+
+@pytest.mark.skipif(not HEART.is_dir(), reason="the heart disease files are not part of the repository")
+def test_heart_disease_is_a_federation_of_its_hospitals(tmp_path: Path) -> None:
+    """Fetched from a folder: the study is accepted, and each hospital has FLamby's complete rows."""
+    fetch("heart-disease", tmp_path, source=HEART)
+    study = load_study(tmp_path / "study.toml")
+    rows = {}
+    for site in study.sites:
+        data = load_data(TableData(path=tmp_path / site / "data"), study.task, study.split, site=site, min_examples=20)
+        rows[site] = data.card.num_examples
+    assert {"cleveland": 303, "hungarian": 261, "switzerland": 46, "va": 130} == rows
+    record = tomllib.loads((tmp_path / "federation.toml").read_text())
+    assert {"no": 8, "yes": 115} == record["examples"]["switzerland"]
+    assert (tmp_path / "federation.svg").is_file() and len(SOURCES["heart-disease"].files) == len(record["pool_sha256"])
+
+
+def test_command_divides_and_tells_what_is_unusual(pool: Path, tmp_path: Path) -> None:
+    """`consilium data split POOL --out DIR --by classes`: a note for each site that lacks a class."""
+    arguments = ["data", "split", str(pool), "--out", str(tmp_path / "f"), "--by", "classes", "--sites", "3"]
+    done = CliRunner().invoke(app, arguments)
+    assert 0 == done.exit_code, done.output
+    assert 3 == done.output.count("note: site 'site-0") and "no example of" in done.output
+    assert "study.toml" in done.output and (tmp_path / "f" / "federation.svg").is_file()
