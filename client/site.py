@@ -278,9 +278,10 @@ class Site:
         received = self._received(payload) if plan.base is None else self._advanced(payload, kept, base=plan.base)
         personal, work = self._personal(kept), self._work(plan.round, control=received.control)
         metrics = self._signals_before(plan, received, kept, work)
+        measuring = plan.round % self._study.evaluate_every == 0 or plan.round == self._study.rounds
 
         self._put(received.weights, personal)
-        if not self._names.personal:
+        if measuring and not self._names.personal:
             metrics |= self._measured("global", self._model.module)
         outcome = self._method.train(self._model, under(kept, METHOD), work)
         metrics |= {"train.loss": outcome.loss, **outcome.metrics}
@@ -293,12 +294,16 @@ class Site:
             metrics[UPDATE_LOSS] = evaluate(self._model.module, work.validation).loss
 
         self._put(received.weights, personal)
-        served = self._method.personalise(self._model, outcome.memory, work)
-        metrics |= self._measured("personal", served)
+        served = self._model.module
+        if measuring:
+            served = self._method.personalise(self._model, outcome.memory, work)
+            metrics |= self._measured("personal", served)
         best = self._best("personal", kept, metrics) if served is self._model.module else {}
         budget = CATCH_UP_PART * self._study.round_timeout_seconds
-        local, local_rounds = self._train_alone(kept, until_round=plan.round, serving_after=work, seconds=budget)
-        metrics |= self._measured("local", self._model.module)
+        tuned_by = work if measuring else None
+        local, local_rounds = self._train_alone(kept, until_round=plan.round, serving_after=tuned_by, seconds=budget)
+        if measuring:
+            metrics |= self._measured("local", self._model.module)
         best |= self._best("local", kept, metrics)
         _check_measured(metrics)
 
@@ -358,7 +363,7 @@ class Site:
         return evaluate(self._model.module, on)
 
     def _train_alone(
-        self, kept: Mapping[str, Array], *, until_round: int, serving_after: LocalWork, seconds: float = math.inf
+        self, kept: Mapping[str, Array], *, until_round: int, serving_after: LocalWork | None, seconds: float = math.inf
     ) -> tuple[dict[str, Array], int]:
         """Train the local-only model up to a round; return its weights and the round they are of.
 
@@ -376,7 +381,7 @@ class Site:
             if time.monotonic() - began > seconds:
                 break
         local = get_weights(self._model.module, self._names.moving)
-        tuning = self._method.budget(serving_after).before_serving
+        tuning = self._method.budget(serving_after).before_serving if serving_after is not None else None
         if tuning is not None:
             train(self._model, tuning)
         return local, done
@@ -389,13 +394,14 @@ class Site:
 
     def _best(self, which: str, kept: Mapping[str, Array], metrics: Mapping[str, float]) -> dict[str, Array]:
         """Return what to keep of the best round so far, if the study asks for it: this one's model or the one kept."""
-        if not self._study.keep_best or f"{which}.loss" not in metrics:
-            return {}
         prefix, least = BEST[which], f"{BEST[which]}/loss"
-        if least in kept and float(kept[least]) <= metrics[f"{which}.loss"]:
+        loss = metrics.get(f"{which}.loss", math.inf)
+        if not self._study.keep_best:
+            return {}
+        if loss == math.inf or (least in kept and float(kept[least]) <= loss):
             return {name: array for name, array in kept.items() if name.startswith(prefix)}
         now = with_prefix(get_weights(self._model.module, self._names.moving), prefix)
-        return {**now, least: np.array(metrics[f"{which}.loss"])}
+        return {**now, least: np.array(loss)}
 
     def _finish(self, plan: FinishPlan, received: Received, began: float) -> FinishReply:
         """Read the test split, once: majority class, local only, global and served model on it."""

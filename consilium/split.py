@@ -24,21 +24,21 @@ DRAWS = 1000
 
 
 def by_dirichlet(y: Rows, *, sites: int, alpha: float, min_examples: int, seed: int) -> Partition:
-    """Divide so that each site has an own mix of labels, drawn around the pool's.
+    """Divide so that every label's examples are spread over the sites by a draw of its own.
 
-    Hsu, Qi, Brown: Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification,
-    2019, section 3.1, https://arxiv.org/abs/1909.06335. With p_k the frequency of label k in the pool:
+    Yurochkin et al.: Bayesian Nonparametric Federated Learning of Neural Networks, 2019, section 4,
+    https://arxiv.org/abs/1905.12022; also in Li 2022, section 4.2, and what "Dirichlet(alpha)" means in most
+    comparisons of methods since. For label k with n_k examples:
 
-        q_i ~ Dirichlet(alpha p)                       the mix of site i
-        n_ik = n_k q_ik / sum_j q_jk, rounded           examples of label k at site i
+        q_k ~ Dirichlet(alpha, ..., alpha)             over the sites
+        n_ik = n_k q_ki, rounded                       examples of label k at site i
 
-    The paper draws equally many examples for each site and leaves the rest; here every example is given away, so
-    sizes differ too. A small alpha gives sites of one label, a large one sites like the pool.
+    A small alpha gives each label to few sites, so sites have few labels and different sizes; a large one makes all
+    sites like the pool.
 
     Args:
         y: labels, integers of shape `(N,)`.
-        alpha: the whole concentration, 0.001..1e6: where others write Dirichlet(a, ..., a) over K equally frequent
-            labels, alpha is K a.
+        alpha: concentration, 0.001..1e6.
         min_examples: the whole division is drawn anew until every site has so many.
 
     Raises:
@@ -49,8 +49,8 @@ def by_dirichlet(y: Rows, *, sites: int, alpha: float, min_examples: int, seed: 
     _, label, totals = np.unique(y, return_inverse=True, return_counts=True)
     for draw in range(DRAWS):
         chance = np.random.default_rng(seed_for(seed, "dirichlet", draw))
-        mixes = chance.dirichlet(alpha * totals / len(y), size=sites)
-        counts = np.stack([_shared_out(n, mixes[:, k], chance) for k, n in enumerate(totals)], axis=1)
+        shares = chance.dirichlet(np.full(sites, alpha), size=len(totals))
+        counts = np.stack([_shared_out(n, shares[k], chance) for k, n in enumerate(totals)], axis=1)
         if counts.sum(axis=1).min() >= min_examples:
             return _dealt(label, counts, chance)
     raise ConfigError(_not_found("dirichlet", sites, alpha, min_examples))

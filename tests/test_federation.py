@@ -985,3 +985,19 @@ def test_without_keep_best_nothing_more_is_kept(tmp_path: Path, make_sites: Make
 
 
 SERVED = {"personal": "best/", "local": "best_local/"}
+
+
+def test_measuring_less_often_changes_what_is_told_and_nothing_else(
+    tmp_path: Path, make_sites: MakeSites, make_study: MakeStudy
+) -> None:
+    sites = make_sites()
+    settings: dict[str, Any] = {"method": {"kind": "fine_tune"}, "split": {"test": 0.3, "validation": 0.2}}
+    often = run(make_study(**settings), sites, tmp_path / "often")
+    seldom = run(make_study(evaluate_every=2, **settings), sites, tmp_path / "seldom")
+    told = [{"personal.accuracy" in facts["metrics"] for facts in each["sites"].values()} for each in seldom["rounds"]]
+    assert told == [{False}, {True}, {True}]  # the second, and the last
+    assert global_bytes(tmp_path / "often") == global_bytes(tmp_path / "seldom")
+    for site in SIZES:
+        assert often["sites"][site]["test"] == seldom["sites"][site]["test"]
+        last, same = (result["rounds"][2]["sites"][site]["metrics"] for result in (often, seldom))
+        assert last == same

@@ -85,34 +85,26 @@ def test_dirichlet_of_large_alpha_gives_every_site_the_mix_of_the_pool() -> None
     assert {250} == {round(len(rows), -1) for rows in parts}
 
 
-def test_dirichlet_of_small_alpha_gives_sites_of_one_label() -> None:
-    """The most frequent label is all of most sites; a label that no site has drawn must still go somewhere."""
-    parts = by_dirichlet(np.repeat(np.arange(5), 200), sites=20, alpha=0.01, min_examples=1, seed=3)
-    assert 16 <= int((mixes(np.repeat(np.arange(5), 200), parts).max(axis=1) > 0.99).sum())
+def test_dirichlet_of_small_alpha_gives_each_label_to_one_site() -> None:
+    y = np.repeat(np.arange(40), 50)
+    parts = by_dirichlet(y, sites=4, alpha=0.005, min_examples=1, seed=3)
+    counts = np.stack([np.bincount(y[rows], minlength=40) for rows in parts])
+    assert int((counts.max(axis=0) > 48).sum()) >= 36
 
 
-def test_dirichlet_is_more_skewed_the_smaller_alpha() -> None:
-    """Mean distance of a site's mix from the pool's, over seeds; at alpha 1 near what Hsu's formula says.
-
-    For q ~ Dir(alpha p), the expected sum of (q_k - p_k)^2 is (1 - sum p_k^2) / (alpha + 1): 0.35 here.
-    """
+def test_dirichlet_spreads_each_label_as_its_formula_says() -> None:
+    """For q ~ Dir(a, ..., a) over N sites the variance of a share is (N - 1) / (N^2 (N a + 1)): at a = 0.5, N = 6."""
     y = np.repeat(np.arange(5), 400)
 
-    def distance(alpha: float) -> float:
-        found = [by_dirichlet(y, sites=6, alpha=alpha, min_examples=1, seed=seed) for seed in range(25)]
-        return float(np.mean([((mixes(y, parts) - 0.2) ** 2).sum(axis=1).mean() for parts in found]))
+    def variance(alpha: float) -> float:
+        found = [by_dirichlet(y, sites=6, alpha=alpha, min_examples=1, seed=seed) for seed in range(40)]
+        shares = [np.stack([np.bincount(y[rows], minlength=5) for rows in parts]) / 400 for parts in found]
+        return float(np.mean([(share - 1 / 6) ** 2 for share in shares]))
 
-    distances = [distance(alpha) for alpha in (0.3, 1.0, 10.0, 1000.0)]
-    assert distances == sorted(distances, reverse=True)
-    assert 0.3 < distances[1] < 0.5 and distances[3] < 0.01
-
-
-def test_dirichlet_follows_the_frequency_of_labels() -> None:
-    """The prior is the pool's, not uniform: with 99 % of one label every mix is mostly that, so sizes are alike."""
-    y = np.repeat(np.arange(2), [990, 10])
-    found = [by_dirichlet(y, sites=5, alpha=10.0, min_examples=1, seed=seed) for seed in range(20)]
-    spread = [max(map(len, parts)) / min(map(len, parts)) for parts in found]
-    assert float(np.median(spread)) < 1.2
+    seen = [variance(alpha) for alpha in (0.1, 0.5, 5.0, 1000.0)]
+    assert seen == sorted(seen, reverse=True)
+    assert seen[1] == pytest.approx(5 / (36 * (6 * 0.5 + 1)), rel=0.2)
+    assert seen[3] < 0.001
 
 
 def test_dirichlet_draws_anew_until_every_site_has_enough() -> None:

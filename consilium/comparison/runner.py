@@ -1,5 +1,6 @@
 """Runs the cells of a comparison over processes; finished cells are kept, and not run again."""
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -61,8 +62,13 @@ def _run(
     todo: list[Cell], sites: Mapping[str, SiteFiles], out: Path, *, jobs: int
 ) -> Iterable[tuple[Cell, dict[str, Any]]]:
     if jobs <= 1:
-        for cell in todo:
-            yield cell, run_cell(cell, sites, out)
+        before = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        try:
+            for cell in todo:
+                yield cell, run_cell(cell, sites, out)
+        finally:
+            logging.disable(before)
         return
     os.environ["OMP_NUM_THREADS"] = "1"  # read when a worker imports torch
     context = multiprocessing.get_context("spawn")
@@ -86,7 +92,5 @@ def _run(
 
 def _quiet() -> None:
     """Leave Ctrl-C to the process that started this one, and say nothing."""
-    import logging
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.disable(logging.WARNING)
