@@ -61,6 +61,7 @@ class FineTuneMethod(MethodSettings):
 
     kind: Literal["fine_tune"] = "fine_tune"
     epochs: int = Field(default=5, ge=1)
+    steps: int | None = Field(default=None, ge=1)
     learning_rate: Positive = 0.01
     layers: Literal["all", "head"] = "all"
 

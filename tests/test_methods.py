@@ -482,6 +482,16 @@ def test_fine_tune_is_plain_training_at_its_own_rate_and_length() -> None:
     assert seed != task.seed
 
 
+def test_fine_tune_by_steps_takes_so_many_batches() -> None:
+    task, served, expected = work("mlp"), built("mlp"), built("mlp")
+    method = FineTune(steps=1, learning_rate=0.02)
+    method.personalise(served, {}, task)
+    tuning = method.budget(task).before_serving
+    assert tuning is not None
+    train(expected, replace(task, epochs=None, steps=1, learning_rate=0.02, seed=tuning.seed))
+    np.testing.assert_equal(get_weights(expected.module), get_weights(served.module))
+
+
 @every_model
 def test_fine_tune_of_the_head_serves_the_received_backbone(name: str) -> None:
     """With `layers = "head"` the backbone keeps its bits, running statistics included; the head moves."""

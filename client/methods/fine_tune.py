@@ -3,12 +3,12 @@
 Wu, Li, Charles, Xu et al.: Motley: Benchmarking Heterogeneity and Personalization in Federated Learning,
 2022, section 3, https://arxiv.org/abs/2206.09262
 
-    v_k = SGD(w, own training data, `epochs`, `learning_rate`), over all layers or the head only
+    v_k = SGD(w, own training data, `epochs` or `steps`, `learning_rate`), over all layers or the head only
 
 The personal weights v_k are made anew from the weights received; they never enter the update.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import nn
@@ -21,9 +21,10 @@ from common.seeds import seed_for
 
 @dataclass(frozen=True)
 class FineTune:
-    """Fine-tune for `epochs` passes at `learning_rate`, over `layers`."""
+    """Fine-tune for `epochs` passes, or `steps` batches, at `learning_rate`, over `layers`."""
 
     epochs: int = 5
+    steps: int | None = None
     learning_rate: float = 0.01
     layers: Literal["all", "head"] = "all"
 
@@ -45,4 +46,6 @@ class FineTune:
         return model.module
 
     def _tuning(self, work: LocalWork) -> LocalWork:
-        return work.tuned(epochs=self.epochs, learning_rate=self.learning_rate, seed=seed_for(work.seed, "fine_tune"))
+        seed = seed_for(work.seed, "fine_tune")
+        tuned = work.tuned(epochs=self.epochs, learning_rate=self.learning_rate, seed=seed)
+        return tuned if self.steps is None else replace(tuned, epochs=None, steps=self.steps)
