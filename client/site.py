@@ -300,11 +300,15 @@ class Site:
             metrics |= self._measured("personal", served)
         best = self._best("personal", kept, metrics) if served is self._model.module else {}
         budget = CATCH_UP_PART * self._study.round_timeout_seconds
-        tuned_by = work if measuring else None
-        local, local_rounds = self._train_alone(kept, until_round=plan.round, serving_after=tuned_by, seconds=budget)
-        if measuring:
-            metrics |= self._measured("local", self._model.module)
-        best |= self._best("local", kept, metrics)
+        local, local_rounds = dict[str, Array](), 0
+        if self._study.local_baseline:
+            tuned_by = work if measuring else None
+            local, local_rounds = self._train_alone(
+                kept, until_round=plan.round, serving_after=tuned_by, seconds=budget
+            )
+            if measuring:
+                metrics |= self._measured("local", self._model.module)
+            best |= self._best("local", kept, metrics)
         _check_measured(metrics)
 
         rounds = {LOCAL_ROUNDS: np.array(local_rounds)}
@@ -425,11 +429,13 @@ class Site:
         module = self._method.personalise(self._model, under(kept, METHOD), work)
         served = evaluate(module, test)
         state.save_served(self._whole(module), {"study": plan.study.name, "run": plan.run})
-        self._train_alone(kept, until_round=plan.round, serving_after=work)
-        alone = evaluate(self._model.module, test)
-        metrics["personal.loss"], metrics["local.loss"] = served.loss, alone.loss
+        metrics["personal.loss"], scores["personal"] = served.loss, served.logits.numpy()
+        alone = None
+        if self._study.local_baseline:
+            self._train_alone(kept, until_round=plan.round, serving_after=work)
+            alone = evaluate(self._model.module, test)
+            metrics["local.loss"], scores["local"] = alone.loss, alone.logits.numpy()
         _check_measured(metrics)
-        scores |= {"personal": served.logits.numpy(), "local": alone.logits.numpy()}
         for which, prefix in BEST.items():
             if best := {name: array for name, array in under(kept, prefix).items() if name in self._names.moving}:
                 self._put(best)
@@ -439,10 +445,10 @@ class Site:
         counts = TestCounts(
             num_test=len(test),
             majority=int((test.y == majority).sum()),
-            local=int(alone.right.sum()),
+            local=None if alone is None else int(alone.right.sum()),
             global_=whole,
             personal=int(served.right.sum()),
-            pairs=_pairs(alone.right, served.right),
+            pairs=None if alone is None else _pairs(alone.right, served.right),
         )
         state.save_counts(counts, round_number=plan.round)
         return FinishReply(**_stamp(plan, began), round=plan.round, test=counts)

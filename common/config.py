@@ -184,6 +184,7 @@ class StudyConfig(Record):
     min_examples: int = Field(default=20, ge=2)
     keep_best: bool = False
     evaluate_every: int = Field(default=1, ge=1)
+    local_baseline: bool = True
     join_timeout_seconds: float = Field(default=120.0, gt=0)
     round_timeout_seconds: float = Field(default=600.0, gt=0)
 

@@ -158,26 +158,30 @@ class TestCounts(Record):
     """How many test examples each model got right; enough to recompute every interval.
 
     `pairs` counts the examples by (local right, personal right): both, only local, only personal,
-    neither. Counts only: no example, no score.
+    neither. Both it and `local` are None in a study without the local-only baseline. Counts only: no
+    example, no score.
     """
 
     num_test: int = Field(ge=1)
     majority: int = Field(ge=0)
-    local: int = Field(ge=0)
+    local: int | None = Field(default=None, ge=0)
     global_: int | None = Field(default=None, ge=0)
     personal: int = Field(ge=0)
-    pairs: tuple[int, int, int, int]
+    pairs: tuple[int, int, int, int] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> "TestCounts":
-        both, only_local, only_personal, _ = self.pairs
-        seen = (sum(self.pairs), both + only_local, both + only_personal)
-        expected = (self.num_test, self.local, self.personal)
-        if min(self.pairs) < 0 or seen != expected:
-            raise ValueError(
-                f"pairs {self.pairs} give {seen} (tested, local right, personal right), expected {expected}"
-            )
-        if max(self.majority, self.global_ or 0) > self.num_test:
+        if (self.pairs is None) != (self.local is None):
+            raise ValueError("pairs and local are told together, or neither of them")
+        if self.pairs is not None:
+            both, only_local, only_personal, _ = self.pairs
+            seen = (sum(self.pairs), both + only_local, both + only_personal)
+            expected = (self.num_test, self.local, self.personal)
+            if min(self.pairs) < 0 or seen != expected:
+                raise ValueError(
+                    f"pairs {self.pairs} give {seen} (tested, local right, personal right), expected {expected}"
+                )
+        if max(self.majority, self.global_ or 0, self.personal) > self.num_test:
             raise ValueError(f"more right than the {self.num_test} tested: {self.majority}, {self.global_}")
         return self
 

@@ -318,7 +318,7 @@ def _compared(federated: Tensor, other: Tensor, *, seed: int) -> dict[str, Any]:
     names = ("both", "only_other", "only_federated", "neither")
     found = _estimate(counts, "personal_minus_local", seed=seed)
     return {
-        "pairs": dict(zip(names, counts.pairs, strict=True)),
+        "pairs": dict(zip(names, counts.pairs or (), strict=True)),
         "difference": found.value,
         "interval": [found.low, found.high],
     }

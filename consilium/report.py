@@ -149,6 +149,10 @@ _OPENINGS = {
 
 def _headline(site: str, values: Json) -> str:
     found = effect(values)
+    if found == "unknown" and values["metrics"]["personal"] is not None:
+        return (
+            f"No model was trained at {site} alone to compare with: {values['metrics']['personal']:.2f} after joining."
+        )
     if found == "unknown":
         return f"There is no test result from {site}."
     interval, difference = values["intervals"]["personal_minus_local"], values["personal_minus_local"]

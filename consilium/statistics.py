@@ -82,6 +82,14 @@ def estimate(counts: Mapping[str, TestCounts], *, seed: int) -> Statistics:
 
 def _posterior(count: TestCounts, seed: int) -> dict[str, Draws | None]:
     generator = np.random.default_rng(seed)
+    if count.pairs is None:
+        return {
+            "majority": _beta(count.majority, count.num_test, generator),
+            "local": None,
+            "global": None if count.global_ is None else _beta(count.global_, count.num_test, generator),
+            "personal": _beta(count.personal, count.num_test, generator),
+            "personal_minus_local": None,
+        }
     pairs = np.array(count.pairs, dtype=np.float64)
     table = np.vstack([pairs / count.num_test, generator.dirichlet(pairs + PRIOR, size=DRAWS)])
     both, only_local, only_personal = table[:, 0], table[:, 1], table[:, 2]

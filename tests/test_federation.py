@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +38,7 @@ from common.errors import (
 from common.protocol import FinishPlan, Plan, Reply, RoundPlan, parse_reply
 from common.weights import Array
 from consilium.inprocess import Answering, Deliver, deliver_always, run_in_process
+from consilium.report import build_report
 from consilium.sources import heart_disease_hospitals
 from server.flower import pack, unpack
 
@@ -1001,3 +1003,23 @@ def test_measuring_less_often_changes_what_is_told_and_nothing_else(
         assert often["sites"][site]["test"] == seldom["sites"][site]["test"]
         last, same = (result["rounds"][2]["sites"][site]["metrics"] for result in (often, seldom))
         assert last == same
+
+
+def test_without_the_local_baseline_everything_else_is_the_same(
+    tmp_path: Path, make_sites: MakeSites, make_study: MakeStudy
+) -> None:
+    sites = make_sites()
+    settings: dict[str, Any] = {"method": {"kind": "fedper"}, "split": {"test": 0.3, "validation": 0.2}}
+    beside = run(make_study(**settings), sites, tmp_path / "with")
+    result = run(make_study(local_baseline=False, **settings), sites, tmp_path / "without")
+    assert global_bytes(tmp_path / "with") == global_bytes(tmp_path / "without")
+    for site in SIZES:
+        counts, other = result["sites"][site]["test"], beside["sites"][site]["test"]
+        assert (counts["local"], counts["pairs"]) == (None, None)
+        assert counts["personal"] == other["personal"]
+        assert not [name for name in kept_by(sites[site], tmp_path / "without", 3) if name.startswith("local/")]
+    report = build_report(result)
+    assert report["summary"]["mean"]["metrics"]["local"] is None
+    assert re.match(
+        r"No model was trained at berlin alone to compare with: 0\.\d\d after joining\.", report["headlines"][0]
+    )

@@ -97,10 +97,15 @@ class Cell:
         return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
-def make_cell(label: str, study: StudyConfig, *, seed: int, split: int, kind: Any = "federated") -> Cell:
+def make_cell(
+    label: str, study: StudyConfig, *, seed: int, split: int, kind: Any = "federated", local: bool = True
+) -> Cell:
     """Return the cell of a study: its own seed plus `seed`, its own split seed plus `split`.
 
     Every seed draws its own validation rows, so that a choice does not hang on one draw of a few rows.
+
+    Args:
+        local: train the local-only baseline too.
     """
     moved = study.model_copy(
         update={
@@ -109,6 +114,7 @@ def make_cell(label: str, study: StudyConfig, *, seed: int, split: int, kind: An
                 update={"seed": study.split.seed + split, "validation_seed": study.split.validation_seed + seed}
             ),
             "keep_best": study.split.validation > 0,
+            "local_baseline": local,
         }
     )
     return Cell(label, moved.model_dump_json(), seed, split, kind)

@@ -64,7 +64,7 @@ def compare(options: Options, console: Console) -> Report:
     files = find_sites(options.sites, study, weights_dir=options.weights)
     variants, skipped, own = make_variants(study, options)
     cells = [
-        make_cell(variant.label, variant.study, seed=seed, split=split)
+        make_cell(variant.label, variant.study, seed=seed, split=split, local=variant is variants[0])
         for split in range(options.splits)
         for seed in range(options.seeds)
         for variant in variants
@@ -85,7 +85,13 @@ def compare(options: Options, console: Console) -> Report:
         by_label = {variant.label: variant.study for variant in variants}
         wanted = sorted({*joined.items(), *choices.alone.items()})
         again = [
-            make_cell(refit_label(label), without_validation(by_label[label]), seed=seed, split=split)
+            make_cell(
+                refit_label(label),
+                without_validation(by_label[label]),
+                seed=seed,
+                split=split,
+                local=not choices.alone,
+            )
             for split, label in wanted
             for seed in range(options.seeds)
         ]
