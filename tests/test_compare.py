@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -571,3 +572,33 @@ def test_deployed_run_gives_the_weights_of_the_run_in_process_bit_for_bit(
 
 def site_state(settings: Path, study: StudyConfig, run: str) -> Path:
     return settings.parent / "state" / study.name / run
+
+
+# --- the page in a browser ---------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
+@pytest.mark.parametrize("width", [1280, 500])  # headless Chromium has no narrower window
+def test_page_fits_its_window_in_a_real_browser(study: StudyConfig, folder: Path, tmp_path: Path, width: int) -> None:
+    """Nothing but tables, each in a box of its own, is wider than the window; nothing was asked of the network."""
+    compare(options(folder, study, tmp_path / "out", methods="fedper"), console())
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "default-src 'none'" in page
+    script = (
+        "<script>document.title = [document.documentElement.scrollWidth, innerWidth, document.images.length]</script>"
+    )
+    measured = re.sub(r"<meta http-equiv[^>]*>", "", page).replace("</body>", f"{script}</body>")
+    (tmp_path / "measured.html").write_text(measured)
+    browser = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    done = subprocess.run(
+        [*browser, f"--window-size={width},900", "--dump-dom", f"file://{tmp_path / 'measured.html'}"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    found = re.search(r"<title>(\d+),(\d+),0</title>", done.stdout)
+    assert found, done.stderr[-2000:]
+    needed, window = int(found[1]), int(found[2])
+    assert window <= width
+    assert needed <= window

@@ -12,6 +12,7 @@ from typing import Any
 
 from common.errors import StateError
 from common.files import check_writable
+from common.processes import end_with_parent
 from consilium.comparison.cells import Cell, SiteFiles, read_cell, run_cell
 
 Results = dict[Cell, dict[str, Any]]
@@ -92,5 +93,6 @@ def _run(
 
 def _quiet() -> None:
     """Leave Ctrl-C to the process that started this one, and say nothing."""
+    end_with_parent()  # also when that is killed
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.disable(logging.WARNING)
