@@ -5,7 +5,7 @@
 Setting (Fallah 2020, https://arxiv.org/abs/2002.07948, section 5): half of the users have `a` images of each of the
 first five digits; the others have a/2 images of one of the first five and 2a of one of the other five. Two hidden
 layers of 80 and 60, a fifth of the users per round, one gradient step on a user's own data before it is served. Here
-a = 30 (and as many images again to test on), 10 local steps of batches of 40, 200 rounds, ReLU where the paper has ELU;
+a = 30 (and as many images again to test on), 10 local steps of batches of 40, 100 rounds, ReLU where the paper has ELU;
 the outer learning rate of every method is chosen among `RATES` by the users' validation rows of the same seed, and the
 test rows are read once. `--images`: `x_train` (N, 28, 28) uint8 and `y_train`.
 """
@@ -27,7 +27,7 @@ from common.seeds import seed_for
 from consilium.comparison.cells import SiteFiles, make_cell, run_cell
 from consilium.comparison.intervals import corrected_t
 
-USERS, LEAST, ROUNDS, STEPS, SEEDS, RATES = 50, 30, 200, 10, (1, 2, 3, 4, 5), (0.03, 0.1)
+USERS, LEAST, ROUNDS, STEPS, SEEDS, RATES = 50, 30, 100, 10, (1, 2, 3, 4, 5), (0.03, 0.1)
 INNER = 0.01
 METHODS: dict[str, dict[str, Any]] = {
     "FedAvg + one step": {"method": {"kind": "fine_tune", "steps": 1, "learning_rate": INNER}},

@@ -300,16 +300,16 @@ def test_comparison_from_study_to_page(study: StudyConfig, folder: Path, tmp_pat
     assert names[5:] == ["fedper", "scaffold", CHOSEN, REFITTED, "local only, refitted"]
     table = pd.read_csv(out / "results.csv")
     assert set(table["row"]) == set(names)
-    accuracy = table[(table["metric"] == "accuracy") & (table["round"] == "last round")]
+    accuracy = table[table["round"] == "last round"]
     for line in report.lines:
         mean = line.numbers.over["mean"]
         rows = accuracy[accuracy["row"] == line.row.name]
         assert mean is not None
-        assert mean.value == pytest.approx(rows["value"].mean())
+        assert mean.value == pytest.approx(rows["accuracy"].mean(), abs=1e-4)
         assert mean.low is not None and mean.low <= mean.value
-        worst, sites = line.numbers.over["worst site"], rows.groupby("site")["value"].mean()
+        worst, sites = line.numbers.over["worst site"], rows.groupby("site")["accuracy"].mean()
         assert worst is not None
-        assert worst.value == pytest.approx(sites.min())
+        assert worst.value == pytest.approx(sites.min(), abs=1e-4)
     chosen = report.line(CHOSEN)
     assert chosen is not None
     scores = validation_means(out)
@@ -368,8 +368,8 @@ def test_many_splits_have_intervals_over_splits_and_a_choice_in_each(
 ) -> None:
     report = compare(options(folder, study, tmp_path / "out", methods="fedper", splits=5), console())
     table = pd.read_csv(tmp_path / "out" / "results.csv")
-    table = table[(table["metric"] == "accuracy") & (table["round"] == "last round")]
-    means = table.groupby(["row", "split"])["value"].mean()
+    table = table[table["round"] == "last round"]
+    means = table.groupby(["row", "split"])["accuracy"].mean()
     difference = (means["fedper"] - means[LOCAL]).to_numpy()
     sizes = json.loads(next((tmp_path / "out" / CELLS).glob("*.json")).read_text())["sites"].values()
     ratio = sum(one["num_test"] for one in sizes) / sum(one["num_train"] for one in sizes)
@@ -378,7 +378,7 @@ def test_many_splits_have_intervals_over_splits_and_a_choice_in_each(
     assert line is not None and line.against_local is not None
     found = line.against_local.over["mean"]
     assert found is not None and found.low is not None
-    assert (found.value, found.low) == pytest.approx((difference.mean(), difference.mean() - half))
+    assert (found.value, found.low) == pytest.approx((difference.mean(), difference.mean() - half), abs=1e-3)
     chosen = report.line(CHOSEN)
     assert chosen is not None
     assert set(chosen.row.choice) == set(range(5))

@@ -18,7 +18,7 @@ from consilium.comparison.cells import Cell, SiteFiles, find_sites, make_cell
 from consilium.comparison.evaluation import METRICS
 from consilium.comparison.page import render
 from consilium.comparison.runner import Results, run_cells
-from consilium.comparison.summary import POOLED, Choices, Comparison, choose, long_table, make_rows, refit_label
+from consilium.comparison.summary import POOLED, Choices, Comparison, all_numbers, choose, make_rows, refit_label
 from consilium.comparison.tables import Report, build_report, print_report
 from consilium.variants import Skipped, Spec, Variant, factor_kinds, kinds, parse_specs, strategy_kinds, vary
 
@@ -49,7 +49,7 @@ class Options:
 def compare(options: Options, console: Console) -> Report:
     """Run a comparison, write its files into `options.out`, print the table, and return the report.
 
-    Writes `report.html`, `results.csv` (one line per number), `rounds.csv` (validation per round), `summary.json`,
+    Writes `report.html`, `results.csv` (every test number), `rounds.csv` (validation per round), `summary.json`,
     and per cell a result and the scores. A command that is given again runs only what is missing.
 
     Raises:
@@ -210,8 +210,8 @@ def _run(cells: Sequence[Cell], files: Mapping[str, SiteFiles], options: Options
 
 
 def _write(out: Path, report: Report, found: Comparison, rows: Sequence[Any]) -> None:
-    table = long_table(found, rows)
-    write_atomically(out / "results.csv", table.to_csv(index=False, lineterminator="\n", float_format="%.6g").encode())
+    table = all_numbers(found, rows)
+    write_atomically(out / "results.csv", table.to_csv(index=False, lineterminator="\n", float_format="%.5g").encode())
     write_atomically(out / "rounds.csv", report.rounds.to_csv(index=False, lineterminator="\n").encode())
     write_atomically(out / "summary.json", json.dumps(report.as_json(), indent=1, allow_nan=False).encode())
     write_atomically(out / "report.html", render(report).encode())

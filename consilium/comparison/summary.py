@@ -156,11 +156,11 @@ def choose(found: Comparison, labels: Sequence[str]) -> dict[int, str]:
     return choice
 
 
-# --- the long table --------------------------------------------------------------------------------
+# --- every number ----------------------------------------------------------------------------------
 
 
-def long_table(found: Comparison, rows: Iterable[Row]) -> pd.DataFrame:
-    """Return one line per row, split, seed, site, round (last, or best on validation) and metric; NaN: undefined."""
+def all_numbers(found: Comparison, rows: Iterable[Row]) -> pd.DataFrame:
+    """Return one line per row, split, seed, site and round (last, or best on validation); NaN: not defined."""
     lines = []
     for row in rows:
         for cell, site, model, when in _places(found, row):
@@ -168,7 +168,7 @@ def long_table(found: Comparison, rows: Iterable[Row]) -> pd.DataFrame:
             if model in of_site["metrics"]:
                 fixed = {"row": row.name, "chosen": row.choice.get(cell.split, ""), "split": cell.split}
                 fixed |= {"seed": cell.seed, "site": site, "round": when, "num_test": of_site["num_test"]}
-                lines += [{**fixed, "metric": name, "value": of_site["metrics"][model][name]} for name in METRICS]
+                lines.append({**fixed, **{name: of_site["metrics"][model][name] for name in METRICS}})
     return pd.DataFrame(lines)
 
 
