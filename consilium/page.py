@@ -126,6 +126,7 @@ _STYLE = """
 body { margin: 0; background: var(--page); color: var(--ink); line-height: 1.5; overflow-wrap: break-word;
   font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "DejaVu Sans", sans-serif; font-size: 16px; }
 main { max-width: 1120px; margin: 0 auto; padding: 32px 20px 64px; }
+a { color: inherit; }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 4px; }
 h2 { font-size: 1.25rem; margin: 44px 0 12px; }
 h3 { font-size: 1.05rem; margin: 0; }

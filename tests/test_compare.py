@@ -404,7 +404,7 @@ def test_comparison_goes_on_where_a_method_fails_and_a_metric_is_undefined(
     problems = "\n".join(report.problems)
     assert "Not run: ditto:lam=-1: method.ditto.lam" in problems
     assert "Failed: fedbn (1 of 1 studies): site 'berlin': method 'fedbn' keeps BatchNorm personal" in problems
-    assert "At lyon the test rows of some split have no example of yes" in problems
+    assert "Test rows of some split have no example of some class at lyon (yes): numbers" in problems
 
 
 def test_study_without_validation_has_no_choice_and_no_curves(study: StudyConfig, folder: Path, tmp_path: Path) -> None:

@@ -301,4 +301,9 @@ def _settings(report: Report) -> str:
         f'aria-label="{title}"><table><tbody>{settings_rows(values)}</tbody></table></div></details>'
         for title, values in tables.items()
     ]
-    return "<h2>Settings</h2>\n" + "\n".join(blocks)
+    files = (
+        '<p class="soft">Beside this page: <a href="results.csv">results.csv</a> has every test number, '
+        '<a href="rounds.csv">rounds.csv</a> the validation numbers of every round, '
+        '<a href="summary.json">summary.json</a> what is shown here.</p>'
+    )
+    return f"<h2>Settings and raw numbers</h2>\n{files}\n" + "\n".join(blocks)

@@ -35,6 +35,8 @@ from consilium.comparison.summary import (
 from consilium.page import DASH
 from consilium.variants import Skipped
 
+MOST_NAMED = 4
+"""Sites that one warning names."""
 OVER = ("mean", "weighted mean", "worst site", "spread")
 
 
@@ -266,11 +268,13 @@ def _problems(found: Comparison, rows: Sequence[Row], skipped: Sequence[Skipped]
                             if not count
                         ]
                         undefined.setdefault(site, set()).update(missing)
-    problems += [
-        f"At {site} the test rows of some split have no example of {', '.join(sorted(classes))}: numbers that need "
-        "every class are undefined there and shown as a dash"
-        for site, classes in sorted(undefined.items())
-    ]
+    if undefined:
+        lacking = [f"{site} ({', '.join(sorted(classes))})" for site, classes in sorted(undefined.items())]
+        more = f" and {len(lacking) - MOST_NAMED} more sites" if len(lacking) > MOST_NAMED else ""
+        problems.append(
+            f"Test rows of some split have no example of some class at {', '.join(lacking[:MOST_NAMED])}{more}: "
+            "numbers that need every class are not defined there and shown as a dash"
+        )
     warnings = {text for result in found.results.values() for text in result.get("warnings", [])}
     return problems + sorted(warnings)
 
