@@ -87,7 +87,8 @@ def run(images: Path, name: str, rate: float, seed: int) -> dict[str, Any]:
             },
             source=name,
         )
-        result = run_cell(make_cell(name, study, seed=0, split=0, local=False), files, Path(where) / "cells")
+        cell = make_cell(name, study, seed=0, split=0, local=False)
+        result = run_cell(cell, files, Path(where) / "cells", cell.key(files))
         if "error" in result:
             raise RuntimeError(result["error"])
     means = result["rounds"][-1]["means"]

@@ -4,7 +4,6 @@ import contextlib
 import logging
 import os
 import time
-from collections import OrderedDict
 from pathlib import Path
 
 from flwr.app import Context, Message
@@ -24,7 +23,7 @@ app = ClientApp()
 
 MOST_WARM = 64
 """How many sites one process keeps in memory; a federation of thousands in one process does not grow with them."""
-_warm: OrderedDict[Path, tuple[SiteConfig, StudyConfig, Site]] = OrderedDict()
+_warm: dict[Path, tuple[SiteConfig, StudyConfig, Site]] = {}
 """The last study's Site per settings file: data and model stay in memory from message to message."""
 
 
@@ -82,10 +81,9 @@ def _site(path: Path, config: SiteConfig, plan: Plan) -> Site:
     warm = _warm.get(path)
     if warm is None or warm[:2] != (config, plan.study) or plan.kind == "handshake":
         _warm.pop(path, None)
+        if len(_warm) >= MOST_WARM:
+            _warm.popitem()  # the last that came: sites are asked in turn, and the oldest would always be the next
         _warm[path] = (config, plan.study, Site(config, plan.study))
-        while len(_warm) > MOST_WARM:
-            _warm.popitem(last=False)
-    _warm.move_to_end(path)
     return _warm[path][2]
 
 

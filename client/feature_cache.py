@@ -47,7 +47,7 @@ class FeatureCache:
         may round otherwise than one over 32.
         """
         parted = cut(model)
-        if parted is None or not _worthwhile(parted, data.train.x):
+        if parted is None or not worthwhile(parted, data.train.x):
             return model, data
         path = self.folder / f"{self._key(model, parted)}.safetensors"
         found = _read(path)
@@ -79,7 +79,8 @@ class FeatureCache:
             log.warning("features could not be kept on disk reason=%s", error)
 
 
-def _worthwhile(parted: Cut, x: Tensor) -> bool:
+def worthwhile(parted: Cut, x: Tensor) -> bool:
+    """Say whether the features of examples `x` are tensors per example, and not much larger than these."""
     one = features_of(parted.body, x[:1], batch_size=1)
     return one.shape[:1] == (1,) and one[0].numel() <= MOST_TIMES_LARGER * x[0].numel()
 

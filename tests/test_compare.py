@@ -22,7 +22,8 @@ from rich.console import Console
 from safetensors.numpy import load_file
 from scipy import stats
 
-from common.config import StudyConfig
+from common.algorithms import FedAdamStrategy, FedBnMethod
+from common.config import ModelConfig, StudyConfig
 from common.errors import ConfigError
 from consilium.comparison.cells import Cell, find_sites, make_cell, read_cell, read_scores, run_cell
 from consilium.comparison.compare import CELLS, Options, compare, make_variants
@@ -30,14 +31,19 @@ from consilium.comparison.evaluation import Scores, measure
 from consilium.comparison.intervals import Interval, corrected_t, drawn, summarised
 from consilium.comparison.runner import run_cells
 from consilium.comparison.summary import (
+    BESIDE,
     CHOSEN,
     LOCAL,
+    LOCAL_CHOSEN,
+    LOCAL_REFITTED,
     POOLED,
     REFITTED,
+    Candidate,
     Comparison,
     better,
     choose,
     headline,
+    over_sites,
 )
 from consilium.inprocess import run_in_process
 from consilium.run import run_study
@@ -175,7 +181,7 @@ def two_cells(study: StudyConfig) -> list[Cell]:
 def test_cell_holds_the_numbers_of_the_run_it_stands_for(study: StudyConfig, folder: Path, tmp_path: Path) -> None:
     """Against a run of the same study with our own files: counts, validation means and accuracies."""
     (cell, _), files = two_cells(study), find_sites(folder, study, weights_dir=None)
-    result = run_cell(cell, files, tmp_path / "cells")
+    result = run_cell(cell, files, tmp_path / "cells", cell.key(files))
     settings = {}
     for name in SIZES:
         settings[name] = tmp_path / "own" / name / "site.toml"
@@ -242,7 +248,7 @@ def test_finished_cell_is_not_run_again_unless_data_or_study_change(
 def test_cell_that_fails_is_a_sentence_and_tried_again(study: StudyConfig, folder: Path, tmp_path: Path) -> None:
     broken = study.model_copy(update={"split": study.split.model_copy(update={"test": 0.0})})
     files, cell = find_sites(folder, study, weights_dir=None), make_cell("fedavg", broken, seed=0, split=0)
-    assert "has no test examples: split.test is 0" in run_cell(cell, files, tmp_path)["error"]
+    assert "has no test examples: split.test is 0" in run_cell(cell, files, tmp_path, cell.key(files))["error"]
     assert read_cell(cell.key(files), tmp_path) is None
 
 
@@ -256,7 +262,8 @@ def test_pooled_model_has_all_rows_and_the_steps_of_all_sites(
     monkeypatch.setattr(pooled, "train", lambda model, given: work.append(given) or original(model, given))
     steps = study.model_copy(update={"training": study.training.model_copy(update={"epochs": None, "steps": 3})})
     files = find_sites(folder, study, weights_dir=None)
-    result = run_cell(make_cell(POOLED, steps, seed=0, split=0, kind="pooled"), files, tmp_path)
+    cell = make_cell(POOLED, steps, seed=0, split=0, kind="pooled")
+    result = run_cell(cell, files, tmp_path, cell.key(files))
     assert [one.num_steps for one in work] == [6, 6]
     assert len(work[0].examples) == sum(result["sites"][name]["num_train"] for name in SIZES)
     assert work[0].seed != work[1].seed
@@ -267,7 +274,7 @@ def test_pooled_model_has_all_rows_and_the_steps_of_all_sites(
 def test_test_rows_change_no_choice_and_no_training(study: StudyConfig, folder: Path, tmp_path: Path) -> None:
     """With every test label turned around, scores and validation numbers stay: nothing looked at the test labels."""
     files, (cell, _) = find_sites(folder, study, weights_dir=None), two_cells(study)
-    before = run_cell(cell, files, tmp_path / "before")
+    before = run_cell(cell, files, tmp_path / "before", cell.key(files))
     scores = read_scores(cell.key(files), tmp_path / "before")
     from client.site import Site
 
@@ -279,7 +286,7 @@ def test_test_rows_change_no_choice_and_no_training(study: StudyConfig, folder: 
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Site, "__init__", turned)
-        after = run_cell(cell, files, tmp_path / "after")
+        after = run_cell(cell, files, tmp_path / "after", cell.key(files))
     turned_scores = read_scores(cell.key(files), tmp_path / "after")
     assert [each["means"] for each in before["rounds"]] == [each["means"] for each in after["rounds"]]
     for site in SIZES:
@@ -297,7 +304,7 @@ def test_comparison_from_study_to_page(study: StudyConfig, folder: Path, tmp_pat
     report = compare(options(folder, study, out, methods="fedper,scaffold", seeds=2, refit=True), console())
     names = [line.row.name for line in report.lines]
     assert names[:5] == ["majority class", "local only", "pooled", "FedAvg", "FedAvg + fine-tuning"]
-    assert names[5:] == ["fedper", "scaffold", CHOSEN, REFITTED, "local only, refitted"]
+    assert names[5:] == ["fedper", "scaffold", CHOSEN, LOCAL_CHOSEN, REFITTED, LOCAL_REFITTED]
     table = pd.read_csv(out / "results.csv")
     assert set(table["row"]) == set(names)
     accuracy = table[table["round"] == "last round"]
@@ -318,7 +325,7 @@ def test_comparison_from_study_to_page(study: StudyConfig, folder: Path, tmp_pat
     assert refitted is not None
     (cells,) = refitted.row.cells.values()
     assert all(json.loads(cell.study)["split"]["validation"] == 0.0 for cell in cells)
-    assert report.judged == ("local only, refitted", REFITTED)
+    assert report.judged == (LOCAL_REFITTED, REFITTED)
 
     page = (out / "report.html").read_text()
     for site, (_, text) in report.headlines.items():
@@ -333,7 +340,7 @@ def validation_means(out: Path) -> dict[str, tuple[float, float]]:
     found: dict[str, list[tuple[float, float]]] = {}
     for path in (out / CELLS).glob("*.json"):
         cell = json.loads(path.read_text())
-        if cell["kind"] == "federated" and not cell["label"].endswith("refitted"):
+        if cell["kind"] == "federated" and cell["label"] in ("fedavg", "fine_tune", "fedper", "scaffold"):
             means = cell["rounds"][-1]["means"]
             found.setdefault(cell["label"], []).append((means["personal.accuracy"], -means["personal.loss"]))
     return {label: tuple(np.mean(values, axis=0)) for label, values in found.items()}
@@ -349,7 +356,7 @@ def test_who_stays_alone_chooses_its_rate_too_and_is_never_the_one_that_joins(
     report = compare(asked, console())
     joined, alone = report.line(REFITTED), report.line("local only, refitted")
     assert joined is not None and alone is not None
-    assert alone.row.choice[0] in ("local + lr 0.1", "local + lr 0.5")
+    assert alone.row.choice[0].startswith("local")
     assert not joined.row.choice[0].startswith("local")
     assert report.judged == ("local only, refitted", REFITTED)
     line = report.line("fedper + lr 0.1")
@@ -361,6 +368,92 @@ def test_who_stays_alone_chooses_its_rate_too_and_is_never_the_one_that_joins(
     files = find_sites(folder, study, weights_dir=None)
     first, second = (read_scores(cell.key(files), tmp_path / "out" / CELLS)["lyon"]["classes"] for cell in cells)
     np.testing.assert_array_equal(first, second)
+
+
+def test_joined_is_judged_against_staying_alone_with_the_same_budget(
+    study: StudyConfig, folder: Path, tmp_path: Path
+) -> None:
+    """Two sites with opposite labels, too few steps, and much fine-tuning: the tuning helps, not the joining."""
+    text = (folder / "lyon" / "data" / "data.csv").read_text().splitlines()
+    turned = {"yes": "no", "no": "yes"}
+    lines = [",".join([*line.split(",")[:2], turned[line.split(",")[2]]]) for line in text[1:]]
+    (folder / "lyon" / "data" / "data.csv").write_text("\n".join([text[0], *lines]) + "\n")
+    short = study.model_copy(update={"training": study.training.model_copy(update={"epochs": None, "steps": 1})})
+    plain = short.model_copy(update={"split": study.split.model_copy(update={"validation": 0.0})})
+    much = "fine_tune:epochs=60;learning_rate=0.3"
+    report = compare(options(folder, plain, tmp_path / "out", methods=much), console())
+    assert report.judged == (BESIDE, much)
+    tuned, alone, untuned = (report.line(name) for name in (much, BESIDE, LOCAL))
+    assert tuned is not None and alone is not None and untuned is not None
+    means = [line.numbers.over["mean"] for line in (tuned, alone, untuned)]
+    joined, same_budget, short_budget = (one.value for one in means if one is not None)
+    assert joined > short_budget + 0.1
+    assert abs(joined - same_budget) < 0.1
+    assert {kind for kind, _ in report.headlines.values()} == {"unclear"}
+
+
+def test_study_with_its_own_strategy_is_run_beside_the_plain_baselines(
+    study: StudyConfig, folder: Path, tmp_path: Path
+) -> None:
+    own = study.model_copy(update={"strategy": FedAdamStrategy()})
+    variants, _, judged = make_variants(own, options(folder, own, tmp_path))
+    assert [(one.label, one.study.strategy.kind) for one in variants] == [
+        ("fedavg", "fedavg"),
+        ("fine_tune", "fedavg"),
+        ("fedavg, as the study has it", "fedadam"),
+    ]
+    assert judged == "fedavg, as the study has it"
+    personal = study.model_copy(
+        update={"method": FedBnMethod(), "model": ModelConfig(name="mlp_bn", hidden=(6,), batch_norm="local")}
+    )
+    variants, _, judged = make_variants(personal, options(folder, personal, tmp_path))
+    assert [one.study.model.batch_norm for one in variants] == ["average", "average", "local"]
+    assert judged == "fedbn"
+
+
+def test_baselines_that_fail_are_a_sentence(study: StudyConfig, folder: Path, tmp_path: Path) -> None:
+    (folder / "lyon" / "data" / "data.csv").write_text("x,y\n1,2\n")
+    with pytest.raises(ConfigError, match=r"the baselines could not be run, so .*lyon"):
+        compare(options(folder, study, tmp_path / "out"), console())
+
+
+@pytest.mark.parametrize("broken", ["no test rows", "diverging"])
+def test_pooled_model_that_cannot_be_is_a_sentence(
+    study: StudyConfig, folder: Path, tmp_path: Path, broken: str
+) -> None:
+    changes: dict[str, Any] = {"split": study.split.model_copy(update={"test": 0.0})}
+    if broken == "diverging":
+        changes = {"training": study.training.model_copy(update={"learning_rate": 1e30})}
+    cell = make_cell(POOLED, study.model_copy(update=changes), seed=0, split=0, kind="pooled")
+    files = find_sites(folder, study, weights_dir=None)
+    error = run_cell(cell, files, tmp_path, cell.key(files))["error"]
+    assert "has no test examples" in error or "pooled weights after training" in error
+
+
+def test_two_to_four_splits_have_no_intervals(study: StudyConfig, folder: Path, tmp_path: Path) -> None:
+    report = compare(options(folder, study, tmp_path / "out", splits=2), console())
+    for line in report.lines:
+        mean = line.numbers.over["mean"]
+        assert mean is not None
+        assert (mean.low, mean.high) == (None, None)
+    assert "There are no intervals" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_worst_site_has_the_least_accuracy_or_the_most_error() -> None:
+    table = np.array([[0.2], [0.5]])
+    assert over_sites([1, 1])["worst site"](table) == [0.2]
+    assert over_sites([1, 1], "brier")["worst site"](table) == [0.5]
+    assert over_sites([3, 1])["weighted mean"](table) == pytest.approx([0.275])
+
+
+def test_cell_depends_on_the_weights_file(study: StudyConfig, folder: Path, tmp_path: Path) -> None:
+    cell, weights = make_cell("fedavg", study, seed=0, split=0), tmp_path / "weights"
+    weights.mkdir()
+    keys = [cell.key(find_sites(folder, study, weights_dir=None))]
+    keys.append(cell.key(find_sites(folder, study, weights_dir=weights)))
+    (weights / "start.safetensors").write_bytes(b"one")
+    keys.append(cell.key(find_sites(folder, study, weights_dir=weights)))
+    assert keys[0] == keys[1] != keys[2]
 
 
 def test_many_splits_have_intervals_over_splits_and_a_choice_in_each(
@@ -411,7 +504,7 @@ def test_study_without_validation_has_no_choice_and_no_curves(study: StudyConfig
     plain = study.model_copy(update={"split": study.split.model_copy(update={"validation": 0.0})})
     report = compare(options(folder, plain, tmp_path / "out", methods="fedper", refit=True), console())
     assert report.line(CHOSEN) is None
-    assert report.judged == (LOCAL, "fedper")
+    assert report.judged == (BESIDE, "fedper")
     assert "there are no curves" in (tmp_path / "out" / "report.html").read_text()
 
 
@@ -498,13 +591,17 @@ def comparison(study: StudyConfig, means: Mapping[tuple[str, int], float]) -> Co
     results = {}
     for (label, split), value in means.items():
         cell = Cell(label, study.model_dump_json(), 0, split)
-        results[cell] = {"rounds": [{"means": {"personal.accuracy": value, "personal.loss": 1.0}}], "sites": {}}
-    return Comparison(results, {}, Path(), 2, study.sites)
+        results[cell] = {
+            "rounds": [{"means": {"personal.accuracy": value, "personal.loss": 1.0}}],
+            "sites": {},
+            "key": "",
+        }
+    return Comparison(results, Path(), 2, study.sites)
 
 
 def test_each_split_chooses_by_its_own_validation_alone(study: StudyConfig) -> None:
     means = {("a", 0): 0.9, ("b", 0): 0.6, ("a", 1): 0.5, ("b", 1): 0.7}
-    assert choose(comparison(study, means), ["a", "b"]) == {0: "a", 1: "b"}
+    assert choose(comparison(study, means), [Candidate("a"), Candidate("b")]) == {0: Candidate("a"), 1: Candidate("b")}
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Feature cache of a frozen backbone, gradient accumulation, mixed precision: each against plain training."""
 
+from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,19 @@ def test_two_ways_around_the_frozen_part_join_in_it() -> None:
     parted = cut(chancy("two inputs"))
     assert parted is not None
     assert [name for name, _ in parted.tail.module.named_parameters()] == ["head.weight", "head.bias"]
+
+
+def test_features_are_not_written_into_by_what_is_behind_the_cut() -> None:
+    """Methods give one batch to several passes: dropout and activations behind the cut must leave it as it is."""
+    module = nn.Sequential(OrderedDict(first=nn.Linear(4, 4), drop=nn.Dropout(0.5, inplace=True), head=nn.Linear(4, 3)))
+    head = frozenset({"head.weight", "head.bias"})
+    parted = cut(Model(module, head, frozenset(), head, tuple(module.state_dict()), "average"))
+    assert parted is not None
+    seen = features_of(parted.body, torch.rand(5, 4), batch_size=5)
+    before = seen.clone()
+    parted.tail.module.train()
+    parted.tail.module(seen)
+    assert torch.equal(seen, before)
 
 
 def chancy(how: str) -> Model:

@@ -54,7 +54,15 @@ def cut(model: Model) -> Cut | None:
     body = _part(model.module, graph, features)
     if not any(True for _ in body.parameters()):
         return None
+    if any(used.op == "call_method" and str(used.target).endswith("_") for used in features.users):
+        return None  # it would write into the features
+    for used in features.users:
+        if used.kwargs.get("inplace"):
+            used.update_kwarg("inplace", False)
     tail = _part(model.module, graph, next(node for node in graph.nodes if node.op == "output"), features)
+    for layer in tail.modules():
+        if getattr(layer, "inplace", False):
+            layer.inplace = False  # type: ignore[assignment]  # methods give the same features to several passes
     names = tuple(tail.state_dict())
     kept = frozenset(names)
     policy = model.batch_norm_policy

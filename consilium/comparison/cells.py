@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ import torch
 from safetensors.numpy import load_file, save
 
 from client.app import forget_sites
-from client.site import FEATURES
+from client.site import FEATURES, versions
 from client.site_state import TEST_SCORES, StateFolder
 from common.config import StudyConfig, parse_study
 from common.errors import ConfigError, ConsiliumError
@@ -45,9 +46,11 @@ class SiteFiles:
 
     @property
     def fingerprint(self) -> str:
-        """Return what changes when a file is added, changed or removed: names, sizes and times."""
+        """Return what changes when a file of data or weights is added, changed or removed: names, sizes and times."""
         files = [self.path] if self.path.is_file() else sorted(file for file in self.path.rglob("*") if file.is_file())
-        facts = [(str(file.relative_to(self.path)), *_size_and_time(file)) for file in files]
+        if self.weights_dir is not None:
+            files += sorted(file for file in self.weights_dir.iterdir() if file.is_file())
+        facts = [(str(file), *_size_and_time(file)) for file in files]
         return hashlib.sha256(json.dumps([self.kind, facts]).encode()).hexdigest()
 
 
@@ -93,7 +96,7 @@ class Cell:
     def key(self, sites: Mapping[str, SiteFiles]) -> str:
         """Return what the result depends on, as 24 hexadecimal digits."""
         prints = {name: site.fingerprint for name, site in sorted(sites.items())}
-        text = json.dumps([self.kind, self.study, prints])
+        text = json.dumps([self.kind, self.study, prints, versions().model_dump()])
         return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
@@ -120,10 +123,13 @@ def make_cell(
     return Cell(label, moved.model_dump_json(), seed, split, kind)
 
 
-def run_cell(cell: Cell, sites: Mapping[str, SiteFiles], out: Path) -> dict[str, Any]:
+def run_cell(cell: Cell, sites: Mapping[str, SiteFiles], out: Path, key: str) -> dict[str, Any]:
     """Run a cell, write `<key>.json` and `<key>.safetensors` (the scores) into `out`, and return the JSON's content.
 
     A study that cannot be run gives a result with an `error`, which is not written: it is tried again the next time.
+
+    Args:
+        key: of the cell, from before anything was read.
     """
     study = parse_study(json.loads(cell.study), source=cell.label)
     began, cpu = time.monotonic(), time.process_time()
@@ -137,14 +143,13 @@ def run_cell(cell: Cell, sites: Mapping[str, SiteFiles], out: Path) -> dict[str,
                 found, scores = run_pooled(study, settings)
             else:
                 found, scores = _run_federated(study, settings, Path(name))
+        for site, of_site in scores.items():
+            found["sites"][site] |= _measured(of_site, len(study.task.classes))
     except ConsiliumError as error:
         return facts | {"error": str(error)}
     finally:
         forget_sites()
-    for site, of_site in scores.items():
-        found["sites"][site] |= _measured(of_site, len(study.task.classes))
     result = facts | found | {"seconds": time.monotonic() - began, "cpu_seconds": time.process_time() - cpu}
-    key = cell.key(sites)
     flat = {f"{site}/{model}": array for site, of_site in scores.items() for model, array in of_site.items()}
     write_atomically(out / f"{key}.safetensors", save(flat))
     write_atomically(out / f"{key}.json", json.dumps(result, allow_nan=False).encode())
@@ -160,6 +165,7 @@ def read_cell(key: str, out: Path) -> dict[str, Any] | None:
     return found if (out / f"{key}.safetensors").is_file() else None
 
 
+@lru_cache(maxsize=64)
 def read_scores(key: str, out: Path) -> dict[str, dict[str, Array]]:
     """Return a finished cell's logits and classes, per site."""
     found: dict[str, dict[str, Array]] = {}

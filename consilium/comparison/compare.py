@@ -18,7 +18,17 @@ from consilium.comparison.cells import Cell, SiteFiles, find_sites, make_cell
 from consilium.comparison.evaluation import METRICS
 from consilium.comparison.page import render
 from consilium.comparison.runner import Results, run_cells
-from consilium.comparison.summary import POOLED, Choices, Comparison, all_numbers, choose, make_rows, refit_label
+from consilium.comparison.summary import (
+    POOLED,
+    Candidate,
+    Choices,
+    Comparison,
+    all_numbers,
+    beside_label,
+    choose,
+    make_rows,
+    refit_label,
+)
 from consilium.comparison.tables import Report, build_report, print_report
 from consilium.variants import Skipped, Spec, Variant, factor_kinds, kinds, parse_specs, strategy_kinds, vary
 
@@ -76,27 +86,34 @@ def compare(options: Options, console: Console) -> Report:
         for seed in range(options.seeds)
     ]
     results = _run(cells, files, options, console)
-    found = _comparison(study, files, options, results)
+    found = _comparison(study, options, results)
     labels = [variant.label for variant in variants]
-    alone = [variant.label for variant in variants if variant.study.method.kind == "local"]
-    joined = choose(found, [label for label in labels if label not in alone])
-    choices = Choices(joined, choose(found, alone))
+    by_label = {variant.label: variant.study for variant in variants}
+    everywhere = [(split, seed) for split in range(options.splits) for seed in range(options.seeds)]
+    alone = [label for label in labels if by_label[label].method.kind == "local"]
+    joined = choose(found, [Candidate(label) for label in labels if label not in alone])
+    beside = {(split, one.label) for split, one in joined.items()} or {(split, own) for split, _ in everywhere}
+    more = [
+        make_cell(beside_label(label), by_label[label], seed=seed, split=split)
+        for split, seed in everywhere
+        for chosen_in, label in sorted(beside)
+        if chosen_in == split
+    ]
+    results |= _run(more, files, options, console)
+    found = _comparison(study, options, results)
+    stay = [Candidate("fedavg", "local"), *(Candidate(label) for label in alone)]
+    stay += [Candidate(beside_label(label), "local") for label in sorted({label for _, label in beside})]
+    choices = Choices(joined, choose(found, stay), beside="" if joined else own)
     if options.refit and joined:
-        by_label = {variant.label: variant.study for variant in variants}
-        wanted = sorted({*joined.items(), *choices.alone.items()})
+        studies = by_label | {beside_label(label): by_label[label] for label in labels}
+        wanted = sorted({(split, one.label) for chosen in (joined, choices.alone) for split, one in chosen.items()})
         again = [
-            make_cell(
-                refit_label(label),
-                without_validation(by_label[label]),
-                seed=seed,
-                split=split,
-                local=not choices.alone,
-            )
+            make_cell(refit_label(label), without_validation(studies[label]), seed=seed, split=split)
             for split, label in wanted
             for seed in range(options.seeds)
         ]
         results |= _run(again, files, options, console)
-        found, choices = _comparison(study, files, options, results), replace(choices, refitted=True)
+        found, choices = _comparison(study, options, results), replace(choices, refitted=True)
     rows = make_rows(found, labels, choices)
     report = build_report(
         found,
@@ -126,6 +143,7 @@ def make_variants(study: StudyConfig, options: Options) -> tuple[list[Variant], 
         update={
             "strategy": type(study).model_fields["strategy"].get_default(),
             "weighting": None,
+            "model": study.model.model_copy(update=_ordinary_batch_norm(study)),
         }
     )
     methods = [own]
@@ -145,15 +163,24 @@ def make_variants(study: StudyConfig, options: Options) -> tuple[list[Variant], 
     skipped = []
     # Who stays alone may choose its learning rate too: joining must not win by that.
     alone = vary(plain, methods=[Spec("local")], learning_rates=rates) if rates else ()
+    judged = ""
     for one in [*vary(plain, methods=_BASELINES), *asked, *alone]:
         if isinstance(one, Skipped):
             skipped.append(one)
-        else:
-            found.setdefault(one.label, one)
+            continue
+        if one.label in found and found[one.label].study != one.study:  # the study's own strategy or weighting, say
+            one = Variant(f"{one.label}, as the study has it", one.study)
+        found.setdefault(one.label, one)
+        if not judged and any(one.study == each.study for each in asked if isinstance(each, Variant)):
+            judged = one.label
     if "fedavg" not in found:
         raise ConfigError(f"the baseline FedAvg cannot be run with this study: {skipped[0].reason}")
-    judged = next((one.label for one in asked if isinstance(one, Variant)), "fedavg")
-    return list(found.values()), skipped, judged
+    return list(found.values()), skipped, judged or "fedavg"
+
+
+def _ordinary_batch_norm(study: StudyConfig) -> dict[str, Any]:
+    """Return FedAvg's BatchNorm policy for a study of FedBN, whose own would make FedAvg a FedBN."""
+    return {"batch_norm": "average"} if study.method.kind == "fedbn" else {}
 
 
 def _rates(text: str | None) -> list[float]:
@@ -171,10 +198,9 @@ def without_validation(study: StudyConfig) -> StudyConfig:
     return study.model_copy(update={"split": study.split.model_copy(update={"validation": 0.0})})
 
 
-def _comparison(study: StudyConfig, files: Mapping[str, SiteFiles], options: Options, results: Results) -> Comparison:
+def _comparison(study: StudyConfig, options: Options, results: Results) -> Comparison:
     return Comparison(
         results,
-        files,
         options.out / CELLS,
         len(study.task.classes),
         tuple(study.sites),

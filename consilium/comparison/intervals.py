@@ -1,8 +1,8 @@
 """How sure a number of a comparison is: over test examples where there is one split, over splits where there are many.
 
 One split: the test examples are drawn anew 2,000 times inside every site, the same rows for all models and seeds, so
-differences are paired (Efron 1979, "Bootstrap Methods"). Several splits: their training rows overlap, so a plain t
-interval is too narrow; its variance is corrected by the ratio of test to training rows (Nadeau and Bengio 2003,
+differences are paired (Efron 1979, "Bootstrap Methods"). Five splits and more: their training rows overlap, so a plain
+t interval is too narrow; its variance is corrected by the ratio of test to training rows (Nadeau and Bengio 2003,
 "Inference for the Generalization Error", doi:10.1023/A:1024068626366).
 """
 
@@ -20,10 +20,12 @@ Floats = NDArray[np.float64]
 
 LEVEL = 0.95
 DRAWS = 2000
+MOST_COUNTS = 10_000_000
+"""Of draws times examples, at once in memory."""
 SLOW_DRAWS = 300
 """For metrics that are no mean over the examples."""
 LEAST_SPLITS = 5
-"""From here on intervals are over splits."""
+"""From here on intervals are over splits; with fewer, but more than one, there are none."""
 
 
 @dataclass(frozen=True)
@@ -70,17 +72,22 @@ def drawn(scores: Sequence[Scores], metric: str, *, seed: int, who: str) -> Floa
     generator = np.random.default_rng(seed_for(seed, "bootstrap", who))
     if metric == "accuracy":
         right = np.mean([one.predicted == one.y for one in scores], axis=0)
-        counts = generator.multinomial(size, np.full(size, 1 / size), size=DRAWS)
-        return np.concatenate([[right.mean()], counts @ right / size])
+        found = [right.mean()]
+        for first in range(0, DRAWS, (block := max(1, MOST_COUNTS // size))):
+            counts = generator.multinomial(size, np.full(size, 1 / size), size=min(block, DRAWS - first))
+            found.extend(counts @ right / size)
+        return np.array(found)
     rows = [np.arange(size), *(generator.integers(0, size, size) for _ in range(SLOW_DRAWS))]
-    found = [[measure(one.taken(taken), metric) for one in scores] for taken in rows]
-    return np.array([np.nan if None in each else np.mean(each) for each in found], dtype=np.float64)  # type: ignore[arg-type]
+    values = [[measure(one.taken(taken), metric) for one in scores] for taken in rows]
+    return np.array([np.nan if None in each else np.mean(each) for each in values], dtype=np.float64)  # type: ignore[arg-type]
 
 
 def summarised(draws: Floats) -> Interval | None:
     """Return value and percentile interval of what `drawn` gave; None if the value is undefined."""
     if np.isnan(draws[0]):
         return None
+    if len(draws) == 1:
+        return Interval(float(draws[0]))
     known = draws[1:][~np.isnan(draws[1:])]
     if len(known) < len(draws) / 2:  # mostly undefined: an interval of the rest would be one of something else
         return Interval(float(draws[0]))

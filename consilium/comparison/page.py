@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 
 from consilium.comparison.evaluation import METRICS, SMALLER_IS_BETTER
 from consilium.comparison.intervals import DRAWS, LEAST_SPLITS, SLOW_DRAWS, Interval
-from consilium.comparison.summary import FEDAVG, LOCAL, LOCAL_CHOSEN, LOCAL_REFITTED
+from consilium.comparison.summary import BESIDE, FEDAVG, LOCAL, LOCAL_CHOSEN, LOCAL_REFITTED
 from consilium.comparison.tables import OVER, Line, Report, counted, text_of
 from consilium.page import (
     COLOURS,
@@ -186,7 +186,7 @@ def _curves(report: Report) -> str:
     return f'<h2>Curves</h2><div class="card">{named}<div class="charts">{"".join(figures)}</div></div>'
 
 
-_STYLES = {LOCAL: "local", LOCAL_CHOSEN: "local", LOCAL_REFITTED: "local", FEDAVG: "global"}
+_STYLES = {LOCAL: "local", BESIDE: "local", LOCAL_CHOSEN: "local", LOCAL_REFITTED: "local", FEDAVG: "global"}
 
 
 def _bars(report: Report) -> str:
@@ -278,6 +278,9 @@ def _how(report: Report) -> str:
     if report.splits >= LEAST_SPLITS:
         intervals = f"""Intervals are over the {report.splits} random splits: a t interval whose variance is corrected
 for the training rows that splits share (Nadeau and Bengio, 2003). Differences are taken split by split."""
+    elif report.splits > 1:
+        intervals = f"""There are no intervals: the test rows of splits overlap, and {report.splits} splits are too few
+to say how much their numbers vary. Ask for 1 split or for {LEAST_SPLITS} and more."""
     else:
         intervals = f"""Intervals are over the test examples: drawn anew {DRAWS:,} times at each site ({SLOW_DRAWS} for
 metrics that are no mean over examples), the same draws for every row and seed, so differences are paired. They say how
@@ -285,7 +288,9 @@ much the numbers may move with other test examples of the same kind, not with an
 {LEAST_SPLITS} splits or more."""
     return f"""<p>Every row has the same data, splits, model, initial weights per seed, rounds and local steps a round.
 All studies ran in one process each, on the code that is deployed. Every site's test rows were read once, after the
-last round of each study. A choice looked at the validation rows of its own split alone, never at test rows.</p>
+last round of each study. A choice looked at the validation rows of its own split alone, never at test rows. Who stays
+alone chose too: among local-only training with the study's budget, with each learning rate that was tried, and with the
+budget of the method that was chosen.</p>
 <p>{intervals} Spread is the standard deviation over the sites. Best round on validation: every site keeps its model of
 the round with the least validation loss.</p>
 <p>Majority class always answers the most frequent class of a site's training rows. Local only trains at each site

@@ -7,11 +7,13 @@ from typing import Any
 import torch
 
 from client.data import Examples, SiteData, load_data
+from client.feature_cache import worthwhile
 from client.models import Model, build_model, cut, features_of, get_weights, set_weights
 from client.training import LocalWork, evaluate, train
 from common.config import SiteConfig, StudyConfig, load_site
+from common.errors import DataError
 from common.seeds import seed_for
-from common.weights import Array
+from common.weights import Array, check_finite
 
 POOLED = "pooled"
 _BATCH = 64
@@ -39,8 +41,11 @@ def run_pooled(study: StudyConfig, settings: Mapping[str, Path]) -> tuple[dict[s
     model, data = _on_features(model, data)
     pool, validation = (_joined([getattr(one, part) for one in data.values()]) for part in ("train", "validation"))
     best, least = None, float("inf")
+    if empty := [site for site, one in data.items() if not len(one.test)]:
+        raise DataError(f"site '{empty[0]}' has no test examples: split.test is 0")
     for number in range(1, study.rounds + 1):
         train(model, _work(study, number, pool, validation, len(data)))
+        check_finite(get_weights(model.module, model.moving), who="pooled weights after training")
         if len(validation) and (loss := evaluate(model.module, validation).loss) < least:
             best, least = get_weights(model.module, model.moving), loss
     found = {
@@ -78,7 +83,7 @@ def _load(config: SiteConfig, study: StudyConfig) -> SiteData:
 def _on_features(model: Model, data: Mapping[str, SiteData]) -> tuple[Model, dict[str, SiteData]]:
     """Return the trainable part and every site's data as its inputs, where a backbone is frozen."""
     parted = cut(model)
-    if parted is None:
+    if parted is None or not worthwhile(parted, next(iter(data.values())).train.x):
         return model, dict(data)
 
     def seen(part: Examples) -> Examples:

@@ -45,29 +45,29 @@ def run_cells(
 
     def take(key: str, result: dict[str, Any], again: bool) -> None:
         for cell in same[key]:
-            found[cell] = result | {"label": cell.label, "seed": cell.seed, "split": cell.split}
+            found[cell] = result | {"label": cell.label, "seed": cell.seed, "split": cell.split, "key": key}
             on_cell(cell, found[cell], again)
 
-    todo = {}
+    todo = dict[Cell, str]()
     for key, twins in same.items():
         if (known := read_cell(key, out)) is not None:
             take(key, known, True)
         else:
             todo[twins[0]] = key
-    for cell, result in _run(list(todo), sites, out, jobs=min(jobs, len(todo))):
+    for cell, result in _run(todo, sites, out, jobs=min(jobs, len(todo))):
         take(todo[cell], result, False)
     return {cell: found[cell] for cell in wanted}
 
 
 def _run(
-    todo: list[Cell], sites: Mapping[str, SiteFiles], out: Path, *, jobs: int
+    todo: Mapping[Cell, str], sites: Mapping[str, SiteFiles], out: Path, *, jobs: int
 ) -> Iterable[tuple[Cell, dict[str, Any]]]:
     if jobs <= 1:
         before = logging.root.manager.disable
         logging.disable(logging.WARNING)
         try:
-            for cell in todo:
-                yield cell, run_cell(cell, sites, out)
+            for cell, key in todo.items():
+                yield cell, run_cell(cell, sites, out, key)
         finally:
             logging.disable(before)
         return
@@ -75,7 +75,9 @@ def _run(
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_quiet)
     try:
-        running: dict[Future[dict[str, Any]], Cell] = {pool.submit(run_cell, cell, sites, out): cell for cell in todo}
+        running: dict[Future[dict[str, Any]], Cell] = {
+            pool.submit(run_cell, cell, sites, out, key): cell for cell, key in todo.items()
+        }
         for future in as_completed(running):
             yield running.pop(future), future.result()
     except BrokenProcessPool as error:

@@ -4,12 +4,12 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from consilium.comparison.cells import Cell, SiteFiles, read_scores, scores_of
+from consilium.comparison.cells import Cell, read_scores, scores_of
 from consilium.comparison.evaluation import METRICS, SMALLER_IS_BETTER, Scores
 from consilium.comparison.intervals import LEAST_SPLITS, Floats, Interval, corrected_t, drawn, summarised
 from consilium.comparison.runner import Results
@@ -26,6 +26,7 @@ CHOSEN = "chosen on validation"
 REFITTED = "chosen, refitted"
 LOCAL_CHOSEN = "local only, chosen on validation"
 LOCAL_REFITTED = "local only, refitted"
+BESIDE = "local only, same budget"
 LAST, BEST = "last round", "best round on validation"
 NAMES = {"fedavg": FEDAVG, "fine_tune": TUNED}
 """What the labels of the two federated baselines are called in tables."""
@@ -39,6 +40,7 @@ class Row:
         cells: per split, one cell per seed.
         model: which of the cell's models.
         choice: per split the label that was chosen; for rows that are a choice.
+        models: which model in a split where it is another than `model`.
     """
 
     name: str
@@ -46,14 +48,18 @@ class Row:
     cells: Mapping[int, Sequence[Cell]]
     baseline: bool = False
     choice: Mapping[int, str] = field(default_factory=dict)
+    models: Mapping[int, str] = field(default_factory=dict)
+
+    def of(self, split: int) -> str:
+        """Return which of the cell's models is this row in a split."""
+        return self.models.get(split, self.model)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything that was run: cells with their results, where their scores are, and the study's classes and sites."""
+    """Everything that was run: cells with their results, the folder of their scores, the study's classes and sites."""
 
     results: Results
-    files: Mapping[str, SiteFiles]
     out: Path
     num_classes: int
     sites: tuple[str, ...]
@@ -78,30 +84,58 @@ class Comparison:
 
     def scores(self, cell: Cell, site: str, model: str) -> Scores | None:
         """Return a model's answers on one site's test split."""
-        found = read_scores(cell.key(self.files), self.out)
+        found = read_scores(self.results[cell]["key"], self.out)
         return scores_of(found[site], model, self.num_classes) if site in found else None
 
-    def validation(self, cell: Cell) -> tuple[float, float] | None:
-        """Return what a choice looks at: mean validation accuracy of the served models, and minus their mean loss."""
+    def validation(self, cell: Cell, model: str) -> tuple[float, float] | None:
+        """Return what a choice looks at: mean validation accuracy of a model, and minus its mean loss."""
         rounds = self.results[cell]["rounds"]
         means = rounds[-1]["means"] if rounds else {}
-        if "personal.accuracy" not in means:
+        if f"{model}.accuracy" not in means:
             return None
-        return means["personal.accuracy"], -means["personal.loss"]
+        return means[f"{model}.accuracy"], -means[f"{model}.loss"]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One model that may be chosen: of the cells of a label, the served one (`personal`) or the local-only one."""
+
+    label: str
+    model: Literal["personal", "local"] = "personal"
+
+    @property
+    def name(self) -> str:
+        """Return what it is called in a table."""
+        return self.label if self.model == "personal" else f"local, as for {self.label}"
+
+
+Choice = Mapping[int, Candidate]
+"""Per split, what validation chose."""
 
 
 @dataclass(frozen=True)
 class Choices:
-    """Per split the label that validation chose: among the methods that join, and among those that stay alone.
+    """What validation chose among those that join, and among those that stay alone.
 
     Args:
-        alone: empty where there is one way to stay alone.
-        refitted: the chosen were trained again, on training and validation rows.
+        refitted: both were trained again, on training and validation rows.
+        beside: where nothing can be chosen, the label whose local-only baseline has its own row.
     """
 
-    joined: Mapping[int, str] = field(default_factory=dict)
-    alone: Mapping[int, str] = field(default_factory=dict)
+    joined: Choice = field(default_factory=dict)
+    alone: Choice = field(default_factory=dict)
     refitted: bool = False
+    beside: str = ""
+
+
+def beside_label(label: str) -> str:
+    """Return the label of cells in which a method runs with its local-only baseline: same budget, nobody joins."""
+    return f"{label}, beside it local only"
+
+
+def refit_label(label: str) -> str:
+    """Return the label of cells that train what was chosen on training and validation rows together."""
+    return f"{label}, refitted"
 
 
 def make_rows(found: Comparison, labels: Sequence[str], choices: Choices) -> list[Row]:
@@ -115,44 +149,42 @@ def make_rows(found: Comparison, labels: Sequence[str], choices: Choices) -> lis
         Row(TUNED, "personal", found.cells("fine_tune"), baseline=True),
     ]
     rows += [Row(label, "personal", found.cells(label)) for label in labels if label not in NAMES]
-    alone = ("personal", choices.alone) if choices.alone else ("local", choices.joined)
-    if choices.joined:
-        rows.append(_choice_row(found, CHOSEN, "personal", choices.joined))
-    if choices.alone:
-        rows.append(_choice_row(found, LOCAL_CHOSEN, *alone))
+    if choices.beside:
+        rows.append(Row(BESIDE, "local", found.cells(beside_label(choices.beside)), baseline=True))
+    rows += [_choice_row(found, CHOSEN, choices.joined), _choice_row(found, LOCAL_CHOSEN, choices.alone)]
     if choices.refitted:
-        rows.append(_choice_row(found, REFITTED, "personal", choices.joined))
-        rows.append(_choice_row(found, LOCAL_REFITTED, *alone))
+        rows.append(_choice_row(found, REFITTED, choices.joined, refit_label))
+        rows.append(_choice_row(found, LOCAL_REFITTED, choices.alone, refit_label))
     return [row for row in rows if row.cells]
 
 
-def refit_label(label: str) -> str:
-    """Return the label of the cells that train a chosen method on training and validation rows together."""
-    return f"{label}, refitted"
+def _choice_row(found: Comparison, name: str, choice: Choice, label: Callable[[str], str] = str) -> Row:
+    cells = {split: found.cells(label(one.label)).get(split, []) for split, one in choice.items()}
+    return Row(
+        name,
+        "personal",
+        {split: each for split, each in cells.items() if each},
+        choice={split: one.name for split, one in choice.items()},
+        models={split: one.model for split, one in choice.items()},
+    )
 
 
-def _choice_row(found: Comparison, name: str, model: str, choice: Mapping[int, str]) -> Row:
-    label = refit_label if name in (REFITTED, LOCAL_REFITTED) else str
-    cells = {split: found.cells(label(chosen)).get(split, []) for split, chosen in choice.items()}
-    return Row(name, model, {split: each for split, each in cells.items() if each}, choice=choice)
-
-
-def choose(found: Comparison, labels: Sequence[str]) -> dict[int, str]:
-    """Return per split the label with the best validation numbers, as means over the split's seeds.
+def choose(found: Comparison, candidates: Sequence[Candidate]) -> dict[int, Candidate]:
+    """Return per split the candidate with the best validation numbers, as means over the split's seeds.
 
     Only that split's own validation rows are looked at: another split's may be test rows of this one. Accuracy
-    decides, loss between equals. A split without validation rows has no choice.
+    decides, loss between equals, the first of equals. A split without validation rows has no choice.
     """
-    choice: dict[int, str] = {}
+    choice: dict[int, Candidate] = {}
     best: dict[int, tuple[float, float]] = {}
-    for label in labels:
-        for split, cells in found.cells(label).items():
-            seen = [one for cell in cells if (one := found.validation(cell)) is not None]
+    for candidate in candidates:
+        for split, cells in found.cells(candidate.label).items():
+            seen = [one for cell in cells if (one := found.validation(cell, candidate.model)) is not None]
             if len(seen) < len(cells):
                 continue
             mean = (float(np.mean([a for a, _ in seen])), float(np.mean([b for _, b in seen])))
             if split not in best or mean > best[split]:
-                best[split], choice[split] = mean, label
+                best[split], choice[split] = mean, candidate
     return choice
 
 
@@ -173,26 +205,29 @@ def all_numbers(found: Comparison, rows: Iterable[Row]) -> pd.DataFrame:
 
 
 def _places(found: Comparison, row: Row) -> Iterator[tuple[Cell, str, str, str]]:
-    for cells in row.cells.values():
+    for split, cells in row.cells.items():
         for cell in cells:
             for site in found.sites:
                 if site in found.results[cell]["sites"]:
-                    yield cell, site, row.model, LAST
-                    yield cell, site, f"{row.model}.best", BEST
+                    yield cell, site, row.of(split), LAST
+                    yield cell, site, f"{row.of(split)}.best", BEST
 
 
 # --- the numbers of a row --------------------------------------------------------------------------
 
 Over = Callable[[Floats], Floats]
+WITHOUT_BOUNDS = ("worst site", "spread")
+"""Numbers over sites that have no interval from drawing examples anew."""
 
 
-def over_sites(sizes: Sequence[int]) -> dict[str, Over]:
+def over_sites(sizes: Sequence[int], metric: str = "accuracy") -> dict[str, Over]:
     """Return the summaries over sites: functions of an array `(sites, draws)` that return `(draws,)`."""
+    worst = np.max if metric in SMALLER_IS_BETTER else np.min
     weights = np.asarray(sizes, dtype=np.float64)
     return {
         "mean": lambda table: table.mean(axis=0),
         "weighted mean": lambda table: (weights[:, None] * table).sum(axis=0) / weights.sum(),
-        "worst site": lambda table: table.min(axis=0),
+        "worst site": lambda table: np.asarray(worst(table, axis=0)),
         "spread": lambda table: table.std(axis=0),
     }
 
@@ -213,7 +248,7 @@ def summarise(found: Comparison, row: Row, other: Row | None = None) -> Summary:
     splits = sorted(row.cells.keys() & (other.cells.keys() if other else row.cells.keys()))
     tables = [_table(found, row, other, split) for split in splits]
     sizes = _sizes(found, row, splits)
-    summaries = over_sites([sizes[site] for site in found.sites])
+    summaries = over_sites([sizes[site] for site in found.sites], found.metric)
     if len(splits) >= LEAST_SPLITS:
         ratio = _test_to_train(found, row, splits)
         values = np.stack([table[:, 0] for table in tables], axis=1)  # (sites, splits)
@@ -223,10 +258,11 @@ def summarise(found: Comparison, row: Row, other: Row | None = None) -> Summary:
     if not tables:
         return Summary(dict.fromkeys(found.sites), dict.fromkeys(summaries))
     mean = np.mean(tables, axis=0)
-    return Summary(
-        {site: summarised(mean[place]) for place, site in enumerate(found.sites)},
-        {name: summarised(function(mean)) for name, function in summaries.items()},
-    )
+    over = {name: summarised(function(mean)) for name, function in summaries.items()}
+    for name in WITHOUT_BOUNDS:  # a minimum or a spread of drawn means is biased once more
+        one = over[name]
+        over[name] = None if one is None else Interval(one.value)
+    return Summary({site: summarised(mean[place]) for place, site in enumerate(found.sites)}, over)
 
 
 def _over_splits(values: Floats, ratio: float) -> Interval | None:
@@ -235,7 +271,7 @@ def _over_splits(values: Floats, ratio: float) -> Interval | None:
 
 def _table(found: Comparison, row: Row, other: Row | None, split: int) -> Floats:
     """Return `(sites, 1 + draws)`: the metric as a mean over seeds, and its bootstrap draws; minus the other row's."""
-    many = len(row.cells) >= LEAST_SPLITS
+    many = len(row.cells) > 1  # test rows of splits overlap: drawn anew as if they did not, intervals are too narrow
     lines = []
     for site in found.sites:
         draws = _draws(found, row, split, site, point_only=many)
@@ -247,9 +283,9 @@ def _table(found: Comparison, row: Row, other: Row | None, split: int) -> Floats
 def _draws(found: Comparison, row: Row, split: int, site: str, *, point_only: bool) -> Floats:
     cells = row.cells[split]
     if point_only:
-        values = [found.value(cell, site, row.model, found.metric) for cell in cells]
+        values = [found.value(cell, site, row.of(split), found.metric) for cell in cells]
         return np.array([np.nan if None in values else np.mean(values)], dtype=np.float64)  # type: ignore[arg-type]
-    scores = [found.scores(cell, site, row.model) for cell in cells]
+    scores = [found.scores(cell, site, row.of(split)) for cell in cells]
     known = [one for one in scores if one is not None]
     if len(known) < len(scores):
         return np.array([np.nan])
@@ -324,7 +360,7 @@ def to_target(found: Comparison, row: Row, target: float) -> dict[str, float] | 
                     break
             else:
                 return None
-    if not seen or row.model != "personal":
+    if not seen or row.model != "personal" or row.models:
         return None
     rounds_, bytes_, seconds = (float(np.mean(column)) for column in zip(*seen, strict=True))
     return {"rounds": rounds_, "bytes": bytes_, "seconds": seconds}
@@ -334,9 +370,10 @@ def curves(found: Comparison, row: Row) -> dict[str, list[Any]]:
     """Return round numbers and mean validation accuracy and loss of the served model, as means over cells."""
     runs = [found.results[cell]["rounds"] for cells in row.cells.values() for cell in cells]
     runs = [rounds for rounds in runs if rounds]
+    model = next(iter(row.models.values()), row.model)
     curve: dict[str, list[Any]] = {"round": [each["round"] for each in runs[0]] if runs else []}
     for number in ("accuracy", "loss"):
-        name = f"{row.model}.{number}"
+        name = f"{model}.{number}"
         values = [[each["means"].get(name) for each in rounds] for rounds in runs]
         curve[number] = [None if None in column else float(np.mean(column)) for column in zip(*values, strict=True)]
     return curve

@@ -12,10 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from common.config import StudyConfig
+from common.errors import ConfigError
 from consilium.comparison.cells import Cell
 from consilium.comparison.evaluation import METRICS, SMALLER_IS_BETTER
 from consilium.comparison.intervals import LEAST_SPLITS, Interval
 from consilium.comparison.summary import (
+    BESIDE,
     CHOSEN,
     FEDAVG,
     LOCAL,
@@ -139,11 +141,17 @@ def build_report(
 ) -> Report:
     """Compute everything that is shown.
 
+    Raises:
+        ConfigError: FedAvg failed in every split, so there are no baselines.
+
     Args:
         own: label of the method that is judged where validation cannot choose one.
         target: mean validation accuracy to reach; None: what FedAvg has in its last round.
     """
     by_name = {row.name: row for row in rows}
+    if LOCAL not in by_name:
+        failed = next((result["error"] for result in found.results.values() if "error" in result), "no study ran")
+        raise ConfigError(f"the baselines could not be run, so there is nothing to compare with: {failed}")
     local, fedavg = by_name.get(LOCAL), by_name.get(FEDAVG)
     if target is None and fedavg is not None:
         target = next((value for value in reversed(curves(found, fedavg)["accuracy"]) if value is not None), None)
@@ -171,18 +179,18 @@ def build_report(
 
 def _judged(by_name: Mapping[str, Row], own: str) -> tuple[Row, Row]:
     """Return the two rows that the headlines compare: alone and joined."""
-    if REFITTED in by_name and LOCAL_REFITTED in by_name:
-        return by_name[LOCAL_REFITTED], by_name[REFITTED]
-    if CHOSEN in by_name:
-        return by_name.get(LOCAL_CHOSEN, by_name[LOCAL]), by_name[CHOSEN]
+    for alone, joined in ((LOCAL_REFITTED, REFITTED), (LOCAL_CHOSEN, CHOSEN), (BESIDE, NAMES.get(own, own))):
+        if alone in by_name and joined in by_name:
+            return by_name[alone], by_name[joined]
     return by_name[LOCAL], by_name.get(NAMES.get(own, own), by_name[FEDAVG])
 
 
 def _line(found: Comparison, row: Row, local: Row | None, fedavg: Row | None, target: float | None) -> Line:
-    best = Row(row.name, f"{row.model}.best", row.cells)
+    models = {split: f"{row.of(split)}.best" for split in row.cells}
+    best = Row(row.name, row.model, row.cells, models=models)
     known = all(
-        found.value(cell, site, best.model, found.metric) is not None
-        for cells in row.cells.values()
+        found.value(cell, site, models[split], found.metric) is not None
+        for split, cells in row.cells.items()
         for cell in cells
         for site in found.sites
     )
@@ -200,8 +208,8 @@ def _line(found: Comparison, row: Row, local: Row | None, fedavg: Row | None, ta
 
 def _mean(found: Comparison, row: Row, metric: str) -> float | None:
     values = [
-        found.value(cell, site, row.model, metric)
-        for cells in row.cells.values()
+        found.value(cell, site, row.of(split), metric)
+        for split, cells in row.cells.items()
         for cell in cells
         for site in found.sites
     ]
@@ -317,11 +325,12 @@ def print_report(report: Report, console: Console) -> None:
         table.add_row(Text(line.row.name, style=style), *cells)
     console.print(table)
     worse = ", smaller is better" if report.metric in SMALLER_IS_BETTER else ""
-    over_what = "splits" if report.splits >= LEAST_SPLITS else "test examples"
+    over_what = "over splits" if report.splits >= LEAST_SPLITS else f"need 1 split, or {LEAST_SPLITS} and more"
+    over_what = "over test examples" if report.splits == 1 else over_what
     console.print(
         Text(
             f"test {report.metric.replace('_', ' ')}{worse}; {counted(report.seeds, 'seed')}, "
-            f"{counted(report.splits, 'split')}; 95 % intervals over {over_what}",
+            f"{counted(report.splits, 'split')}; 95 % intervals {over_what}",
             style="dim",
         )
     )
