@@ -115,6 +115,7 @@ def compare(options: Options, console: Console) -> Report:
         results |= _run(again, files, options, console)
         found, choices = _comparison(study, options, results), replace(choices, refitted=True)
     rows = make_rows(found, labels, choices)
+    console.print("computing intervals ...", highlight=False)
     report = build_report(
         found,
         rows,

@@ -65,6 +65,8 @@ class Comparison:
     sites: tuple[str, ...]
     metric: str = "accuracy"
     seed: int = 0
+    draws: dict[tuple[str, ...], Floats] = field(default_factory=dict)
+    """What was drawn so far: every difference needs the draws of two rows again."""
 
     def cells(self, label: str, kind: str = "federated") -> dict[int, list[Cell]]:
         """Return a label's finished cells per split; a split is left out if one of its seeds failed."""
@@ -285,11 +287,14 @@ def _draws(found: Comparison, row: Row, split: int, site: str, *, point_only: bo
     if point_only:
         values = [found.value(cell, site, row.of(split), found.metric) for cell in cells]
         return np.array([np.nan if None in values else np.mean(values)], dtype=np.float64)  # type: ignore[arg-type]
-    scores = [found.scores(cell, site, row.of(split)) for cell in cells]
-    known = [one for one in scores if one is not None]
-    if len(known) < len(scores):
-        return np.array([np.nan])
-    return drawn(known, found.metric, seed=found.seed, who=f"{site}/{split}")
+    place = (site, row.of(split), *(found.results[cell]["key"] for cell in cells))
+    if place not in found.draws:
+        scores = [found.scores(cell, site, row.of(split)) for cell in cells]
+        known = [one for one in scores if one is not None]
+        whole = len(known) == len(scores)
+        drawn_now = drawn(known, found.metric, seed=found.seed, who=f"{site}/{split}") if whole else np.array([np.nan])
+        found.draws[place] = drawn_now
+    return found.draws[place]
 
 
 def _sizes(found: Comparison, row: Row, splits: Sequence[int]) -> dict[str, int]:
