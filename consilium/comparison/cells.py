@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import tempfile
 import time
 from collections.abc import Mapping
@@ -27,6 +28,7 @@ from consilium.inprocess import run_in_process
 
 MODELS = ("majority", "local", "local.best", "global", "personal", "personal.best", POOLED, f"{POOLED}.best")
 """Models of a cell that are measured on every site's test split, where there are such."""
+LEAST_MEMORY_BYTES = 4_000_000_000
 _RUN = "run"
 _DATA_KINDS = {".npz": "arrays", ".csv": "table", ".parquet": "table"}
 
@@ -137,7 +139,7 @@ def run_cell(cell: Cell, sites: Mapping[str, SiteFiles], out: Path, key: str) ->
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        with scratch(), tempfile.TemporaryDirectory(prefix="consilium-") as name:
+        with scratch(), tempfile.TemporaryDirectory(prefix="consilium-", dir=_memory_folder()) as name:
             settings = _write_settings(Path(name), sites, out / FEATURES)
             if cell.kind == "pooled":
                 found, scores = run_pooled(study, settings)
@@ -154,6 +156,12 @@ def run_cell(cell: Cell, sites: Mapping[str, SiteFiles], out: Path, key: str) ->
     write_atomically(out / f"{key}.safetensors", save(flat))
     write_atomically(out / f"{key}.json", json.dumps(result, allow_nan=False).encode())
     return result
+
+
+def _memory_folder() -> str | None:
+    """Return a folder in memory if there is one with room: a round's small files cost a disk more than their bytes."""
+    memory = Path("/dev/shm")
+    return str(memory) if memory.is_dir() and shutil.disk_usage(memory).free >= LEAST_MEMORY_BYTES else None
 
 
 def read_cell(key: str, out: Path) -> dict[str, Any] | None:
