@@ -108,9 +108,10 @@ class Candidate:
     @property
     def name(self) -> str:
         """Return what it is called in a table."""
-        return self.label if self.model == "personal" else f"local, as for {self.label}"
+        return self.label if self.model == "personal" else f"local, as for {self.label.removesuffix(_BESIDE)}"
 
 
+_BESIDE = ", beside it local only"
 Choice = Mapping[int, Candidate]
 """Per split, what validation chose."""
 
@@ -132,7 +133,7 @@ class Choices:
 
 def beside_label(label: str) -> str:
     """Return the label of cells in which a method runs with its local-only baseline: same budget, nobody joins."""
-    return f"{label}, beside it local only"
+    return label + _BESIDE
 
 
 def refit_label(label: str) -> str:
