@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+import common
 from client.data import Examples, SiteData
 from client.models import Cut, Model, cut, features_of, get_weights
 from common.errors import StateError
@@ -64,8 +65,8 @@ class FeatureCache:
 
     def _key(self, model: Model, parted: Cut) -> str:
         frozen = digest(get_weights(model.module, sorted(set(model.names) - set(parted.tail.names))))
-        graph = str(getattr(parted.body, "code", ""))
-        text = "\n".join([self.data, frozen, graph, torch.__version__])
+        layers = str(parted.body)  # with every layer's settings, and the graph
+        text = "\n".join([self.data, frozen, layers, torch.__version__, common.__version__])
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def _keep(self, path: Path, found: dict[str, Tensor]) -> None:
