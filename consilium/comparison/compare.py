@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from consilium.comparison.summary import (
     beside_label,
     choose,
     make_rows,
+    plain_label,
     refit_label,
 )
 from consilium.comparison.tables import Report, build_report, print_report
@@ -73,48 +74,32 @@ def compare(options: Options, console: Console) -> Report:
     study = load_study(options.study)
     files = find_sites(options.sites, study, weights_dir=options.weights)
     variants, skipped, own = make_variants(study, options)
-    cells = [
-        make_cell(variant.label, variant.study, seed=seed, split=split, local=variant is variants[0])
-        for split in range(options.splits)
-        for seed in range(options.seeds)
-        for variant in variants
-    ]
-    base = variants[0].study
-    cells += [
-        make_cell(POOLED, base, seed=seed, split=split, kind="pooled")
-        for split in range(options.splits)
-        for seed in range(options.seeds)
-    ]
-    results = _run(cells, files, options, console)
-    found = _comparison(study, options, results)
-    labels = [variant.label for variant in variants]
-    by_label = {variant.label: variant.study for variant in variants}
-    everywhere = [(split, seed) for split in range(options.splits) for seed in range(options.seeds)]
-    alone = [label for label in labels if by_label[label].method.kind == "local"]
-    joined = choose(found, [Candidate(label) for label in labels if label not in alone])
-    beside = {(split, one.label) for split, one in joined.items()} or {(split, own) for split, _ in everywhere}
-    more = [
-        make_cell(beside_label(label), by_label[label], seed=seed, split=split)
-        for split, seed in everywhere
-        for chosen_in, label in sorted(beside)
-        if chosen_in == split
-    ]
-    results |= _run(more, files, options, console)
-    found = _comparison(study, options, results)
-    stay = [Candidate("fedavg", "local"), *(Candidate(label) for label in alone)]
-    stay += [Candidate(beside_label(label), "local") for label in sorted({label for _, label in beside})]
-    choices = Choices(joined, choose(found, stay), beside="" if joined else own)
-    if options.refit and joined:
-        studies = by_label | {beside_label(label): by_label[label] for label in labels}
-        wanted = sorted({(split, one.label) for chosen in (joined, choices.alone) for split, one in chosen.items()})
-        again = [
-            make_cell(refit_label(label), without_validation(studies[label]), seed=seed, split=split)
-            for split, label in wanted
-            for seed in range(options.seeds)
-        ]
-        results |= _run(again, files, options, console)
-        found, choices = _comparison(study, options, results), replace(choices, refitted=True)
-    rows = make_rows(found, labels, choices)
+    studies = {variant.label: variant.study for variant in variants}
+    found = Comparison(
+        results={},
+        out=options.out / CELLS,
+        num_classes=len(study.task.classes),
+        sites=tuple(study.sites),
+        metric=options.metric,
+        seed=study.seed,
+    )
+
+    def run(cells: Sequence[Cell]) -> None:
+        found.results.update(_run(cells, files, options, console))
+
+    run(_first_cells(variants, options))
+    choices = _choose(found, studies, own, options, run)
+    if options.refit and choices.joined:
+        wanted = {(split, one.label) for chosen in (choices.joined, choices.alone) for split, one in chosen.items()}
+        run(
+            [
+                make_cell(refit_label(label), without_validation(studies[plain_label(label)]), seed=seed, split=split)
+                for split, label in sorted(wanted)
+                for seed in range(options.seeds)
+            ]
+        )
+        choices = replace(choices, refitted=True)
+    rows = make_rows(found, list(studies), choices)
     console.print("computing intervals ...", highlight=False)
     report = build_report(
         found,
@@ -129,6 +114,45 @@ def compare(options: Options, console: Console) -> Report:
     _write(options.out, report, found, rows)
     print_report(report, console)
     return report
+
+
+def _first_cells(variants: Sequence[Variant], options: Options) -> list[Cell]:
+    """Return every variant and the pooled baseline, on every split and seed; local-only is trained beside the first."""
+    cells = []
+    for split in range(options.splits):
+        for seed in range(options.seeds):
+            cells += [
+                make_cell(variant.label, variant.study, seed=seed, split=split, local=variant is variants[0])
+                for variant in variants
+            ]
+            cells.append(make_cell(POOLED, variants[0].study, seed=seed, split=split, kind="pooled"))
+    return cells
+
+
+def _choose(
+    found: Comparison,
+    studies: Mapping[str, StudyConfig],
+    own: str,
+    options: Options,
+    run: Callable[[Sequence[Cell]], None],
+) -> Choices:
+    """Choose on validation who joins; run the same method beside local-only training; choose who stays alone.
+
+    Local-only training has as many steps as the method that it is set beside, so that only joining differs.
+    """
+    alone = [label for label, study in studies.items() if study.method.kind == "local"]
+    joined = choose(found, [Candidate(label) for label in studies if label not in alone])
+    labels = {split: joined[split].label if split in joined else own for split in range(options.splits)}
+    run(
+        [
+            make_cell(beside_label(label), studies[label], seed=seed, split=split)
+            for split, label in labels.items()
+            for seed in range(options.seeds)
+        ]
+    )
+    stay = [Candidate("fedavg", "local"), *(Candidate(label) for label in alone)]
+    stay += [Candidate(beside_label(label), "local") for label in sorted(set(labels.values()))]
+    return Choices(joined, choose(found, stay), beside="" if joined else own)
 
 
 def make_variants(study: StudyConfig, options: Options) -> tuple[list[Variant], list[Skipped], str]:
@@ -197,17 +221,6 @@ def _rates(text: str | None) -> list[float]:
 def without_validation(study: StudyConfig) -> StudyConfig:
     """Return the study with its validation rows among the training rows; the test rows stay the same."""
     return study.model_copy(update={"split": study.split.model_copy(update={"validation": 0.0})})
-
-
-def _comparison(study: StudyConfig, options: Options, results: Results) -> Comparison:
-    return Comparison(
-        results,
-        options.out / CELLS,
-        len(study.task.classes),
-        tuple(study.sites),
-        options.metric,
-        study.seed,
-    )
 
 
 def _run(cells: Sequence[Cell], files: Mapping[str, SiteFiles], options: Options, console: Console) -> Results:

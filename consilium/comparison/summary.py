@@ -21,7 +21,6 @@ MAJORITY, LOCAL, POOLED, FEDAVG, TUNED = (
     "FedAvg",
     "FedAvg + fine-tuning",
 )
-BASELINES = (MAJORITY, LOCAL, POOLED, FEDAVG, TUNED)
 CHOSEN = "chosen on validation"
 REFITTED = "chosen, refitted"
 LOCAL_CHOSEN = "local only, chosen on validation"
@@ -108,7 +107,7 @@ class Candidate:
     @property
     def name(self) -> str:
         """Return what it is called in a table."""
-        return self.label if self.model == "personal" else f"local, as for {self.label.removesuffix(_BESIDE)}"
+        return self.label if self.model == "personal" else f"local, as for {plain_label(self.label)}"
 
 
 _BESIDE = ", beside it local only"
@@ -134,6 +133,11 @@ class Choices:
 def beside_label(label: str) -> str:
     """Return the label of cells in which a method runs with its local-only baseline: same budget, nobody joins."""
     return label + _BESIDE
+
+
+def plain_label(label: str) -> str:
+    """Return the method's own label for one that `beside_label` made; others as they are."""
+    return label.removesuffix(_BESIDE)
 
 
 def refit_label(label: str) -> str:

@@ -141,12 +141,12 @@ def build_report(
 ) -> Report:
     """Compute everything that is shown.
 
-    Raises:
-        ConfigError: FedAvg failed in every split, so there are no baselines.
-
     Args:
         own: label of the method that is judged where validation cannot choose one.
         target: mean validation accuracy to reach; None: what FedAvg has in its last round.
+
+    Raises:
+        ConfigError: FedAvg failed in every split, so there are no baselines.
     """
     by_name = {row.name: row for row in rows}
     if LOCAL not in by_name:
@@ -167,7 +167,7 @@ def build_report(
         rounds=_rounds(found),
         weights=_weights(found, cells),
         counts=_counts(found, cells),
-        problems=_problems(found, rows, skipped),
+        problems=_problems(found, rows[0], study.task.classes, skipped),
         seeds=len({cell.seed for cell in found.results}),
         splits=len({cell.split for cell in found.results}),
         cells=len(found.results),
@@ -257,7 +257,8 @@ def _counts(found: Comparison, cells: Sequence[Cell]) -> dict[str, Mapping[str, 
     return {site: (sites.get(site) or {}).get("class_counts") or {} for site in found.sites}
 
 
-def _problems(found: Comparison, rows: Sequence[Row], skipped: Sequence[Skipped]) -> list[str]:
+def _problems(found: Comparison, row: Row, classes: Sequence[str], skipped: Sequence[Skipped]) -> list[str]:
+    """Return what could not be run, failed, or is not defined on the test rows (looked up in the cells of one row)."""
     problems = [f"Not run: {one.label}: {one.reason}" for one in skipped]
     failed = Counter((cell.label, result["error"]) for cell, result in found.results.items() if "error" in result)
     tried = Counter(cell.label for cell in found.results)
@@ -265,19 +266,12 @@ def _problems(found: Comparison, rows: Sequence[Row], skipped: Sequence[Skipped]
         f"Failed: {label} ({count} of {tried[label]} studies): {text}" for (label, text), count in failed.items()
     ]
     undefined: dict[str, set[str]] = {}
-    for row in rows[:1]:
-        for cells in row.cells.values():
-            for cell in cells:
-                for site, facts in found.results[cell]["sites"].items():
-                    if 0 in facts["support"]:
-                        missing = [
-                            name
-                            for name, count in zip(_classes(found, cell), facts["support"], strict=True)
-                            if not count
-                        ]
-                        undefined.setdefault(site, set()).update(missing)
+    for cell in (cell for cells in row.cells.values() for cell in cells):
+        for site, facts in found.results[cell]["sites"].items():
+            if missing := {name for name, count in zip(classes, facts["support"], strict=True) if not count}:
+                undefined.setdefault(site, set()).update(missing)
     if undefined:
-        lacking = [f"{site} ({', '.join(sorted(classes))})" for site, classes in sorted(undefined.items())]
+        lacking = [f"{site} ({', '.join(sorted(missing))})" for site, missing in sorted(undefined.items())]
         more = f" and {len(lacking) - MOST_NAMED} more sites" if len(lacking) > MOST_NAMED else ""
         problems.append(
             f"Test rows of some split have no example of some class at {', '.join(lacking[:MOST_NAMED])}{more}: "
@@ -285,13 +279,6 @@ def _problems(found: Comparison, rows: Sequence[Row], skipped: Sequence[Skipped]
         )
     warnings = {text for result in found.results.values() for text in result.get("warnings", [])}
     return problems + sorted(warnings)
-
-
-def _classes(found: Comparison, cell: Cell) -> list[str]:
-    import json
-
-    classes: list[str] = json.loads(cell.study)["task"]["classes"]
-    return classes
 
 
 # --- the terminal ----------------------------------------------------------------------------------
