@@ -216,7 +216,9 @@ def check_data(config: SiteConfig, study: StudyConfig | None) -> Finding:
         fix = "correct the data or [data] in site.toml; data.max_skipped allows some unusable files or rows"
         return failed("data", str(error), fix, type(error))
     counts = ", ".join(f"{name} {count}" for name, count in (card.class_counts or {}).items())
-    text = f"{card.num_examples} examples ({counts}), {card.num_skipped} skipped; shown here only"
+    text = (
+        f"{card.num_examples} examples{f' ({counts})' if counts else ''}, {card.num_skipped} skipped; shown here only"
+    )
     missing = sorted(set(study.task.classes) - set(card.classes))
     if missing:
         return warned("data", f"{text}; no example of {', '.join(missing)}", "see whether this is so at this hospital")

@@ -12,7 +12,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 import common
-from client.data import Examples, SiteData
+from client.data import SiteData
 from client.models import Cut, Model, cut, features_of, get_weights
 from common.errors import StateError
 from common.files import write_atomically
@@ -60,7 +60,7 @@ class FeatureCache:
             if seconds >= LEAST_SECONDS:
                 self._keep(path, found)
         device = data.train.x.device
-        train, validation, test = (Examples(found[name].to(device), getattr(data, name).y) for name in _PARTS)
+        train, validation, test = (getattr(data, name).with_inputs(found[name].to(device)) for name in _PARTS)
         return parted.tail, SiteData(train, validation, test, data.card)
 
     def _key(self, model: Model, parted: Cut) -> str:

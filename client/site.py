@@ -150,11 +150,10 @@ class Site:
             key = noise_key(config.state_dir, site=config.name)
             counts = noisy_counts(self._card.class_counts, study.task.classes, config.class_counts_epsilon, key=key)
             self._card = self._card.model_copy(update={"class_counts": counts})
-        num_classes = len(study.task.classes)
         self._model = build_model(
             study.model,
             input_shape=self._data.input_shape,
-            num_outputs=1 if num_classes == 2 else num_classes,
+            num_outputs=study.task.num_outputs,
             weights_dir=config.weights_dir,
             seed=seed_for(study.seed, "initial weights"),
         )
@@ -418,8 +417,8 @@ class Site:
             raise ProtocolError(f"site '{self._config.name}' has no test examples: split.test is 0")
         personal = self._personal(kept)
 
-        majority = self._data.train.y.mode().values
-        whole, scores = None, {"classes": test.y.cpu().numpy(), "majority": majority.cpu().numpy()}
+        constant = self._data.train.constant()
+        whole, scores = None, {"labels": test.y.cpu().numpy(), "majority": constant.cpu().numpy()}
         self._put(received.weights, personal)
         if not self._names.personal:
             seen = evaluate(self._model.module, test)
@@ -428,7 +427,8 @@ class Site:
         work = self._work(plan.round + 1)
         module = self._method.personalise(self._model, under(kept, METHOD), work)
         served = evaluate(module, test)
-        state.save_served(self._whole(module), {"study": plan.study.name, "run": plan.run})
+        task = plan.study.task.model_dump_json(exclude_none=True)  # what its inputs and outputs mean
+        state.save_served(self._whole(module), {"study": plan.study.name, "run": plan.run, "task": task})
         metrics["personal.loss"], scores["personal"] = served.loss, served.logits.numpy()
         alone = None
         if self._study.local_baseline:
@@ -444,7 +444,7 @@ class Site:
 
         counts = TestCounts(
             num_test=len(test),
-            majority=int((test.y == majority).sum()),
+            majority=int(test.right(constant).sum()),
             local=None if alone is None else int(alone.right.sum()),
             global_=whole,
             personal=int(served.right.sum()),
@@ -517,6 +517,6 @@ def on_device(data: SiteData, device: torch.device) -> SiteData:
         return data
 
     def move(part: Examples) -> Examples:
-        return Examples(part.x.to(device), part.y.to(device))
+        return replace(part, x=part.x.to(device), y=part.y.to(device))
 
     return SiteData(train=move(data.train), validation=move(data.validation), test=move(data.test), card=data.card)

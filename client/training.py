@@ -100,7 +100,12 @@ def _chunks(order: Tensor, batch_size: int) -> list[Tensor]:
 
 
 def loss_of(logits: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
-    """Return the loss: binary cross-entropy for one logit `(B, 1)`, cross-entropy for `(B, C)`."""
+    """Return the loss: of classes `y` binary cross-entropy for one logit `(B, 1)`, cross-entropy for `(B, C)`.
+
+    Of numbers `y` (floats) it is the squared error of the one answer `(B, 1)`.
+    """
+    if y.is_floating_point():
+        return functional.mse_loss(logits[:, 0].to(y.dtype), y, reduction=reduction)
     if logits.shape[1] == 1:
         return functional.binary_cross_entropy_with_logits(logits[:, 0], y.to(logits.dtype), reduction=reduction)
     return functional.cross_entropy(logits, y, reduction=reduction)
@@ -264,7 +269,7 @@ def _sgd(
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Mean loss, accuracy in [0, 1], which examples were right `(N,)`, and the logits `(N, outputs)`; on the CPU."""
+    """Mean loss, accuracy in [0, 1], which examples were right `(N,)`, and the outputs `(N, outputs)`; on the CPU."""
 
     loss: float
     accuracy: float
@@ -276,11 +281,11 @@ class Evaluation:
 def evaluate(module: nn.Module, examples: Examples) -> Evaluation:
     """Evaluate in inference mode on all examples (at least one)."""
     module.eval()
-    total, right, seen = 0.0, [], []
+    total, seen = 0.0, []
     for x, y in zip(torch.split(examples.x, EVALUATION_BATCH), torch.split(examples.y, EVALUATION_BATCH), strict=True):
-        logits = module(x)
-        total += float(loss_of(logits, y, reduction="sum"))
-        right.append(predictions(logits) == y)
-        seen.append(logits)
-    flags = torch.cat(right).cpu()
-    return Evaluation(total / len(flags), float(flags.double().mean()), flags, torch.cat(seen).cpu())
+        seen.append(module(x))
+        total += float(loss_of(seen[-1], y, reduction="sum"))
+    logits = torch.cat(seen)
+    answers = predictions(logits) if examples.tolerance is None else logits[:, 0]
+    right = examples.right(answers).cpu()
+    return Evaluation(total / len(right), float(right.double().mean()), right, logits.cpu())

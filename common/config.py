@@ -33,7 +33,23 @@ Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 # --- what is learned -------------------------------------------------------------------------------
 
 
-class ImageTask(Record):
+class _Task(Record):
+    """What every task can tell of itself."""
+
+    classes: tuple[str, ...]
+
+    @property
+    def num_outputs(self) -> int:
+        """How many numbers a model answers per example: one for two classes or a number, else one per class."""
+        return 1 if len(self.classes) <= 2 else len(self.classes)
+
+    @property
+    def score(self) -> str:
+        """What the share of right answers is called."""
+        return "accuracy"
+
+
+class ImageTask(_Task):
     """Classify images: files in one sub-folder per class, or arrays in an `.npz` file, as each site has them."""
 
     kind: Literal["images"] = "images"
@@ -76,11 +92,27 @@ class CategoryColumn(Record):
 Column = Annotated[NumberColumn | CategoryColumn, Field(discriminator="kind")]
 
 
-class TableTask(Record):
-    """Classify the rows of a table: `.csv` files with a header, or `.parquet` files, in a site's data folder."""
+class Regression(Record):
+    """The label is a number. The model answers `(label - center) / scale`; the loss is its squared error.
+
+    Center and scale are the same at every site, or the sites' models would answer in different units. An answer that
+    is off by `tolerance` or less, in the label's units, counts as right: accuracy is the share of such answers.
+    """
+
+    center: float = Field(default=0.0, allow_inf_nan=False)
+    scale: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    tolerance: float = Field(gt=0, allow_inf_nan=False)
+
+
+class TableTask(_Task):
+    """Learn from rows of a table: `.csv` files with a header, or `.parquet` files, in a site's data folder.
+
+    The label is one of `classes`, or with `regression` a number.
+    """
 
     kind: Literal["table"] = "table"
-    classes: tuple[str, ...] = Field(min_length=2)
+    classes: tuple[str, ...] = ()
+    regression: Regression | None = None
     label: str
     columns: dict[str, Column] = Field(min_length=1)
     missing: Literal["refuse", "drop_row", "impute"] = "refuse"
@@ -88,9 +120,18 @@ class TableTask(Record):
     @model_validator(mode="after")
     def _check(self) -> "TableTask":
         _no_duplicates(self.classes)
+        if (self.regression is None) == (not self.classes) or len(self.classes) == 1:
+            raise ValueError("give either 'classes', at least two, or 'regression' for a label that is a number")
         if self.label in self.columns:
             raise ValueError(f"label '{self.label}' is also a feature column")
         return self
+
+    @property
+    def score(self) -> str:
+        """What the share of right answers is called."""
+        if self.regression is None:
+            return super().score
+        return f"share within {self.regression.tolerance:g} of the true '{self.label}'"
 
 
 Task = Annotated[ImageTask | TableTask, Field(discriminator="kind")]

@@ -65,6 +65,16 @@ def _steps_can_be_counted(study: "StudyConfig") -> str | None:
     )
 
 
+def _needs_classes(study: "StudyConfig") -> str | None:
+    if study.task.classes:
+        return None
+    if study.method.kind == "knn_per":
+        return "method 'knn_per' lets neighbours vote for a class, but this task's label is a number"
+    if CLASS_COUNTS in study.needs:
+        return "the weighting needs class counts, but this task's label is a number"
+    return None
+
+
 def _batch_norm_is_personal(study: "StudyConfig") -> str | None:
     if study.method.kind != "fedbn" or study.model.batch_norm == "local":
         return None
@@ -142,6 +152,7 @@ RULES: tuple[Rule, ...] = (
     _sets_its_own_shares,
     _steps_are_plain_sgd,
     _steps_can_be_counted,
+    _needs_classes,
     _batch_norm_is_personal,
     _enough_sites,
     _kept_part_can_be_measured,

@@ -216,11 +216,10 @@ def _starts(
 
 
 def _built(config: ModelConfig, site: SiteConfig, study: StudyConfig, data: SiteData) -> Model:
-    num_classes = len(study.task.classes)
     return build_model(
         config,
         input_shape=data.input_shape,
-        num_outputs=1 if num_classes == 2 else num_classes,
+        num_outputs=study.task.num_outputs,
         weights_dir=site.weights_dir,
         seed=seed_for(study.seed, "initial weights"),
     )

@@ -143,7 +143,10 @@ def compare(
     seeds: Annotated[int, typer.Option(min=1, help="Of initial weights and order, each for all methods.")] = 3,
     splits: Annotated[int, typer.Option(min=1, help="Random divisions into training, validation and test rows.")] = 1,
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes; default: one per processor core.")] = None,
-    metric: Annotated[str, typer.Option(help="What the sentences are about: accuracy, auroc, brier, ...")] = "accuracy",
+    metric: Annotated[
+        str | None,
+        typer.Option(help="What the sentences are about: accuracy (default), auroc, brier; of numbers mae, rmse, r2."),
+    ] = None,
     target: Annotated[float | None, typer.Option(help="Validation accuracy to reach; default: FedAvg's.")] = None,
     refit: Annotated[
         bool, typer.Option("--refit", help="Train what validation chose again, on training and validation rows.")

@@ -54,7 +54,10 @@ def split(
     ] = None,
     labels_per_site: Annotated[int | None, typer.Option(help="classes: labels at each site. Default: 2.")] = None,
     column: Annotated[str | None, typer.Option(help="column: the column of a table that says which site.")] = None,
-    label: Annotated[str | None, typer.Option(help="Tables: the column with the class.")] = None,
+    label: Annotated[str | None, typer.Option(help="Tables: the column with the class or number to learn.")] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(help="The label is a number; an answer that is off by this or less is right.")
+    ] = None,
     min_examples: Annotated[int | None, typer.Option(help="Least number of examples of a site. Default: 20.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Everything random follows from it.")] = 42,
 ) -> None:
@@ -68,6 +71,7 @@ def split(
         labels_per_site=labels_per_site,
         column=column,
         label=label,
+        tolerance=tolerance,
         min_examples=min_examples,
         seed=seed,
     )

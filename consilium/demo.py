@@ -5,6 +5,7 @@ its own key, data and state folder, and the code behind `consilium run`.
 """
 
 import _thread
+import shlex
 import shutil
 import threading
 import time
@@ -13,11 +14,12 @@ from typing import Any
 from rich.console import Console
 
 from common.errors import ConsiliumError
-from common.files import check_writable
+from common.files import check_writable, write_atomically
 from common.processes import free_port
 from consilium.local import Processes, ended, running_server, running_sites, wait_for_server
 from consilium.run import new_run_folder
 from consilium.scenario import DemoOptions, make_federation, make_plan, make_sites, run_studies, weights_file
+from consilium.toml import study_text
 from server.control import Control
 from server.superlink import ServerHome
 
@@ -47,6 +49,7 @@ def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
         weights = weights_file(options, federation, console)
         plan = make_plan(options, federation, weights)
         sites = make_sites(folder / "hospitals", federation, address, home.ca, weights)
+        write_atomically(folder / "hospitals" / "study.toml", study_text(plan.main).encode())
         wait_for_server(home, server, folder)
         with Control(home) as control:
             for name, site in sites.items():
@@ -56,6 +59,8 @@ def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
             with _Guard(processes):
                 report = run_studies(plan, home, folder, console)
     console.print(f"everything took {time.monotonic() - began:.0f} s; all processes have ended", highlight=False)
+    again = shlex.join(["consilium", "compare", str(folder / "hospitals" / "study.toml"), "--methods", "fedper,ditto"])
+    console.print(f"other methods on the same data: {again}", highlight=False, soft_wrap=True)
     return report
 
 

@@ -2,8 +2,7 @@
 
 import csv
 import io
-import json
-import re
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 import common
-from common.config import CategoryColumn, Column, ImageTask, NumberColumn, TableTask, parse_study
+from common.config import CategoryColumn, Column, ImageTask, NumberColumn, Regression, TableTask, parse_study
 from common.errors import ConfigError, DataError
 from common.files import write_atomically
 from consilium.pool import ImagePool, Labels, TablePool, in_order, read_pool, sha256_of, site_slug, write_images
@@ -27,6 +26,7 @@ from consilium.split import (
     device_of,
     evenly,
 )
+from consilium.toml import toml_key, toml_value
 
 By = Literal["dirichlet", "classes", "quantity", "feature", "column"]
 
@@ -49,6 +49,7 @@ class SplitOptions:
     labels_per_site: int | None = None
     column: str | None = None
     label: str | None = None
+    tolerance: float | None = None
     min_examples: int | None = None
     seed: int = 42
 
@@ -66,11 +67,15 @@ def split_pool(path: Path, out: Path, options: SplitOptions) -> list[str]:
     """
     check_free(out)
     _check_options(options)
-    pool = read_pool(path, label=options.label)
+    pool = read_pool(path, label=options.label, label_is_number=options.tolerance is not None)
     if isinstance(pool, ImagePool) and options.by == "column":
         raise ConfigError("--by column is for tables; images have no columns")
     if isinstance(pool, TablePool) and options.by == "feature":
         raise ConfigError("--by feature is for images: it changes how each site's device shows them")
+    if options.tolerance is not None and not 0 < options.tolerance < math.inf:
+        raise ConfigError(f"--tolerance must be above 0, got {options.tolerance:g}")
+    if options.tolerance is not None and (isinstance(pool, ImagePool) or options.by not in ("quantity", "column")):
+        raise ConfigError("--tolerance is for tables whose label is a number; divide them --by quantity or column")
     parts = _divided(pool, options)
     task, sentences = _task(pool, parts, options)
     counts = {site: class_counts(pool.y[rows], pool.classes) for site, rows in parts.items()}
@@ -133,15 +138,15 @@ def federation_texts(
     parse_study(tomllib.loads(text), source=STUDY)
     lines = [
         "# Who holds what; written by 'consilium data'. The same command on the same pool gives the same federation.",
-        *(f"{key} = {_toml(value)}" for key, value in record.items() if not isinstance(value, Mapping)),
+        *(f"{key} = {toml_value(value)}" for key, value in record.items() if not isinstance(value, Mapping)),
         f"rows_without_label = {num_unlabelled}",
-        f"consilium = {_toml(common.__version__)}",
-        f"numpy = {_toml(np.__version__)}",
+        f"consilium = {toml_value(common.__version__)}",
+        f"numpy = {toml_value(np.__version__)}",
     ]
     for key, value in record.items():
         if isinstance(value, Mapping):
-            lines += ["", f"[{key}]", *(f"{_key(name)} = {_toml(inner)}" for name, inner in value.items())]
-    lines += ["", "[examples]", *(f"{_key(site)} = {_toml(of)}" for site, of in counts.items())]
+            lines += ["", f"[{key}]", *(f"{toml_key(name)} = {toml_value(inner)}" for name, inner in value.items())]
+    lines += ["", "[examples]", *(f"{toml_key(site)} = {toml_value(of)}" for site, of in counts.items())]
     return {STUDY: text, RECORD: "\n".join(lines) + "\n"}
 
 
@@ -213,34 +218,19 @@ kind = "fine_tune"
 
 def _study_text(name: str, task: ImageTask | TableTask, sites: Sequence[str], *, min_examples: int) -> str:
     images = isinstance(task, ImageTask)
-    values = task.model_dump(mode="json")
+    values = task.model_dump(mode="json", exclude_none=True)
     columns = values.pop("columns", None)
-    lines = [f"{key} = {_toml(value)}" for key, value in values.items()]
+    lines = [f"{key} = {toml_value(value)}" for key, value in values.items() if value != []]
     if columns is not None:
-        lines += ["", "[task.columns]", *(f"{_key(column)} = {_toml(of)}" for column, of in columns.items())]
+        lines += ["", "[task.columns]", *(f"{toml_key(column)} = {toml_value(of)}" for column, of in columns.items())]
     return _STUDY.format(
-        name=_toml(name),
-        sites=_toml(sites),
+        name=toml_value(name),
+        sites=toml_value(sites),
         min_examples=min_examples,
-        model=_toml("small_cnn" if images else "linear"),
+        model=toml_value("small_cnn" if images else "linear"),
         learning_rate=0.02 if images else 0.05,
         task="\n".join(lines),
     )
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_key(key)} = {_toml(inner)}" for key, inner in value.items()) + "}"
-    if isinstance(value, str):
-        # JSON's escapes are TOML's, but for this character, which JSON lets stand.
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    if isinstance(value, Sequence):
-        return "[" + ", ".join(_toml(inner) for inner in value) + "]"
-    return json.dumps(value)
-
-
-def _key(name: str) -> str:
-    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _toml(name)
 
 
 def _study_name(path: Path, by: str) -> str:
@@ -255,7 +245,7 @@ def _task(
     pool: ImagePool | TablePool, parts: Mapping[str, Rows], options: SplitOptions
 ) -> tuple[ImageTask | TableTask, list[str]]:
     if isinstance(pool, TablePool):
-        return table_task(pool, parts, leave_out=options.column)
+        return table_task(pool, parts, leave_out=options.column, tolerance=options.tolerance)
     height, width, channels = pool.images.shape[1:]
     size = min(max(height, width, 4), 1024)
     grey: Literal[1, 3] = 1 if channels == 1 else 3
@@ -263,11 +253,12 @@ def _task(
 
 
 def table_task(
-    pool: TablePool, parts: Mapping[str, Rows], *, leave_out: str | None = None
+    pool: TablePool, parts: Mapping[str, Rows], *, leave_out: str | None = None, tolerance: float | None = None
 ) -> tuple[TableTask, list[str]]:
     """Return the task of a table, and sentences about columns that are left out or that a site has no value in.
 
-    A column whose known cells are all numbers is a number, one of up to 20 different texts a category.
+    A column whose known cells are all numbers is a number, one of up to 20 different texts a category. Where the label
+    is a number, it is centred and scaled by mean and standard deviation of the pool's, to three digits.
 
     Raises:
         DataError: no column is left.
@@ -290,7 +281,11 @@ def table_task(
     if not columns:
         raise DataError("the table has no column to learn from beside the label")
     missing: Literal["refuse", "impute"] = "impute" if gaps else "refuse"
-    return TableTask(classes=pool.classes, label=pool.label, columns=columns, missing=missing), sentences
+    if pool.numbers is None or tolerance is None:
+        return TableTask(classes=pool.classes, label=pool.label, columns=columns, missing=missing), sentences
+    center, scale = (float(f"{value:.3g}") for value in (pool.numbers.mean(), pool.numbers.std()))
+    number = Regression(center=center, scale=scale, tolerance=tolerance)
+    return TableTask(label=pool.label, regression=number, columns=columns, missing=missing), sentences
 
 
 def _column(name: str, cells: Sequence[str]) -> tuple[Column | None, str]:

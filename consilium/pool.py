@@ -37,7 +37,10 @@ class ImagePool:
 
 @dataclass(frozen=True, eq=False)
 class TablePool:
-    """Rows of text under a header; `y` of shape `(N,)` numbers the classes in the column `label`."""
+    """Rows of text under a header; `y` of shape `(N,)` numbers the classes in the column `label`.
+
+    Where the label is a number, `numbers` has it `(N,)`, and all rows are one class, called as the label.
+    """
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -45,6 +48,7 @@ class TablePool:
     y: Labels
     classes: tuple[str, ...]
     num_unlabelled: int
+    numbers: npt.NDArray[np.float64] | None = None
 
     def column(self, name: str) -> list[str]:
         """Return the cells of a column, '' where one is missing.
@@ -63,7 +67,7 @@ def is_missing(cell: str) -> bool:
     return cell.casefold() in MISSING
 
 
-def read_pool(path: Path, *, label: str | None = None) -> ImagePool | TablePool:
+def read_pool(path: Path, *, label: str | None = None, label_is_number: bool = False) -> ImagePool | TablePool:
     """Read a pool: `.npz` with images, or a `.csv` or `.parquet` table.
 
     An `.npz` file holds `x`, `y` and, if it likes, `classes` (names; else the numbers); or MedMNIST's arrays
@@ -84,8 +88,8 @@ def read_pool(path: Path, *, label: str | None = None) -> ImagePool | TablePool:
     if suffix not in (".csv", ".parquet"):
         raise DataError(f"pool '{path}' is neither an .npz file nor a .csv or .parquet table")
     if label is None:
-        raise ConfigError("a table needs --label, the column with the class")
-    return read_table(path, label)
+        raise ConfigError("a table needs --label, the column with the class or number to learn")
+    return read_table(path, label, label_is_number=label_is_number)
 
 
 def read_images(path: Path, *, classes: tuple[str, ...] | None = None) -> ImagePool:
@@ -133,11 +137,11 @@ def _pooled(path: Path, names: frozenset[str], *, who: str) -> tuple[Array, Arra
     return np.concatenate(images), np.concatenate([label.reshape(-1) for label in labels])
 
 
-def read_table(path: Path, label: str) -> TablePool:
+def read_table(path: Path, label: str, *, label_is_number: bool = False) -> TablePool:
     """Read the pool of rows in a `.csv` or `.parquet` file.
 
     Raises:
-        DataError: the file cannot be read, has no such column, or the column holds no classes.
+        DataError: the file cannot be read, has no such column, or the column holds no classes, or no numbers.
     """
     who = f"pool '{path}'"
     parquet = path.suffix.lower() == ".parquet"
@@ -158,16 +162,29 @@ def read_table(path: Path, label: str) -> TablePool:
             num_unlabelled += 1
         else:
             rows.append(row)
+    if label_is_number:
+        numbers = np.array([_finite(row[place]) for row in rows], dtype=np.float64)
+        if not (np.isfinite(numbers).all() and len(np.unique(numbers)) > 1):
+            raise DataError(f"{who}: column '{label}' has text in it, or is the same everywhere: expected numbers")
+        return TablePool(header, tuple(rows), label, np.zeros(len(rows), np.int64), (label,), num_unlabelled, numbers)
     classes = in_order({row[place] for row in rows})
     if len(classes) < 2:
         raise DataError(f"{who}: column '{label}' has {len(classes)} different values, expected at least two classes")
     if len(classes) > max(20, len(rows) // 10):
         raise DataError(
-            f"{who}: column '{label}' has {len(classes)} different values in {len(rows)} rows, expected classes"
+            f"{who}: column '{label}' has {len(classes)} different values in {len(rows)} rows, expected classes; "
+            "if it is a number to predict, say with --tolerance how far an answer may be from it"
         )
-    numbers = {name: number for number, name in enumerate(classes)}
-    y = np.array([numbers[row[place]] for row in rows], dtype=np.int64)
+    codes = {name: number for number, name in enumerate(classes)}
+    y = np.array([codes[row[place]] for row in rows], dtype=np.int64)
     return TablePool(header, tuple(rows), label, y, classes, num_unlabelled)
+
+
+def _finite(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")
 
 
 def in_order(texts: set[str]) -> tuple[str, ...]:

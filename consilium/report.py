@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from common.config import describe
+from common.config import TableTask, describe
 from common.errors import ProtocolError
 from common.protocol import TestCounts
 from consilium.page import DASH, Json, number
@@ -35,6 +35,17 @@ ROUND_COLUMNS = (
     *("site_seconds", "round_seconds", "bytes_up", "bytes_down", "weighting_notes"),
     *(name.replace(".", "_") for name in ROUND_METRICS),
 )
+
+
+def score_of(report: Json) -> str:
+    """Return what the share of right answers is called in a report's study."""
+    task = report.get("study", {}).get("task", {})
+    return TableTask.model_validate(task).score if task.get("regression") else "accuracy"
+
+
+def titles_of(report: Json) -> dict[str, str]:
+    """Return `TITLES` as they are in a report's study: without classes, the constant answer is a mean."""
+    return TITLES | ({"majority": "training mean"} if report.get("study", {}).get("task", {}).get("regression") else {})
 
 
 # --- the numbers -----------------------------------------------------------------------------------
@@ -238,8 +249,8 @@ def print_table(report: Json, console: Console) -> None:
     wide = console.width >= 120
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1 if wide else 0))
     table.add_column("site", overflow="fold")
-    for title in ("examples", *TITLES.values()):
-        header = title.replace(" class", "\nclass").replace(" local", "\nlocal")
+    for title in ("examples", *titles_of(report).values()):
+        header = title.replace(" class", "\nclass").replace(" mean", "\nmean").replace(" local", "\nlocal")
         table.add_column(title if wide else header, justify="right", no_wrap=True)
     for site, values in report["sites"].items():
         table.add_row(Text(site), *_texts(str(values.get("num_examples", DASH)), values, wide=wide))
@@ -248,7 +259,7 @@ def print_table(report: Json, console: Console) -> None:
         table.add_row(Text(label, style="bold"), *_texts(examples, values, wide=wide))
     console.print(table)
     console.print()
-    console.print(Text("accuracy on each site's own test split, with its 95 % interval", style="dim"))
+    console.print(Text(f"{score_of(report)} on each site's own test split, with its 95 % interval", style="dim"))
     console.print()
     for headline in report["headlines"]:
         console.print(Text(headline), soft_wrap=True)

@@ -32,9 +32,11 @@ from consilium.report import (
     effect,
     metric_of,
     rounds_csv,
+    score_of,
     signals_of,
     sites_of,
     summary_rows,
+    titles_of,
 )
 from consilium.statistics import ACCURACIES, DRAWS, MEASURES
 
@@ -54,9 +56,10 @@ def write_report(folder: Path, report: Json) -> None:
     write_atomically(folder / "report.html", render_html(report).encode())
 
 
-def _bars(site: str, values: Json) -> str:
+def _bars(report: Json, site: str, values: Json) -> str:
     """Chart a site's test accuracy: one bar per model, its interval as a line."""
     names = [name for name in ACCURACIES if values["metrics"][name] is not None]
+    titles = titles_of(report)
 
     def draw(axes: Axes) -> None:
         for row, name in enumerate(names):
@@ -65,25 +68,27 @@ def _bars(site: str, values: Json) -> str:
             axes.plot([low, high], [row, row], color=COLOURS["var(--card)"], linewidth=3.4, solid_capstyle="butt")
             axes.plot([low, high], [row, row], color=INK, linewidth=1.3, marker="|", markersize=6)
             axes.text(1.03, row, f"{value:.2f}", va="center", transform=axes.get_yaxis_transform())
-        axes.set_yticks(range(len(names)), [TITLES[name] for name in names])
+        axes.set_yticks(range(len(names)), [titles[name] for name in names])
         axes.tick_params(axis="y", length=0)
         axes.invert_yaxis()
         axes.set_xlim(0, 1)
         axes.grid(axis="x")
         axes.set_axisbelow(True)
 
-    numbers = ", ".join(f"{TITLES[name]} {' '.join(cell_of(values, name))}" for name in names)
-    return chart(f"Test accuracy at {site}: {numbers}", draw)
+    numbers = ", ".join(f"{titles[name]} {' '.join(cell_of(values, name))}" for name in names)
+    return chart(f"Test {score_of(report)} at {site}: {numbers}", draw)
 
 
-_TERMS = """<dl class="terms notes">
-<div><dt>Majority class</dt><dd>Always answering the site's most frequent class: what a model must beat.</dd></div>
-<div><dt>Local only</dt><dd>A model trained at this site alone, without joining.</dd></div>
+_CONSTANTS = {
+    "majority class": "Always answering the site's most frequent class: what a model must beat.",
+    "training mean": "Always answering the mean of the site's training labels: what a model must beat.",
+}
+_TERMS = """<div><dt>Local only</dt><dd>A model trained at this site alone, without joining.</dd></div>
 <div><dt>Global</dt><dd>The one shared model of all sites. A dash: this method has none.</dd></div>
 <div><dt>Personal</dt><dd>The model this site serves after joining.</dd></div>
 <div><dt>Personal - local</dt><dd>What joining changes at this site, on the same test examples.</dd></div>
 <div><dt>Worst site</dt><dd>The lowest value of each column; columns may name different sites.</dd></div>
-</dl>"""
+"""
 
 _METHOD = f"""<p>Every site read its test split once, after the last round, and returned only counts: how many examples,
 and how many each model got right. Each 95 % interval comes from {DRAWS:,} seeded draws from the posterior of these
@@ -155,12 +160,18 @@ def _page_warnings(report: Json) -> str:
 def _page_results(report: Json) -> str:
     sites = [_html_row(site, _examples(values), values) for site, values in report["sites"].items()]
     over = [_html_row(label, examples, values) for label, examples, values in summary_rows(report)]
-    head = html_head(("site", "examples", *TITLES.values()))
+    head = html_head(("site", "examples", *titles_of(report).values()))
     table = (
-        "<caption>Accuracy on each site's own test split, with its 95 % interval</caption>"
+        f"<caption>Test {escape(score_of(report))} at each site, with its 95 % interval</caption>"
         f'{head}<tbody>{"".join(sites)}</tbody><tbody class="over">{"".join(over)}</tbody>'
     )
-    return f"<h2>Results</h2>\n{scroll('Results per site', table)}\n{_TERMS}"
+    return f"<h2>Results</h2>\n{scroll('Results per site', table)}\n{_terms(report)}"
+
+
+def _terms(report: Json) -> str:
+    constant = titles_of(report)["majority"]
+    first = f"<div><dt>{constant.capitalize()}</dt><dd>{_CONSTANTS[constant]}</dd></div>"
+    return f'<dl class="terms notes">\n{first}\n{_TERMS}</dl>'
 
 
 def _examples(values: Json) -> str:
@@ -185,7 +196,7 @@ def _page_comparisons(report: Json) -> str:
     own = {**report, "label": f"this study ({'pretrained' if pretrained else 'random start'})"}
     runs: list[Json] = [own, *report["comparisons"]]
     bodies = "".join(f"<tbody>{_run_rows(run)}</tbody>" for run in runs)
-    table = f"<caption>Over the sites, per run</caption>{html_head(('run', *TITLES.values()))}{bodies}"
+    table = f"<caption>Over the sites, per run</caption>{html_head(('run', *titles_of(report).values()))}{bodies}"
     return f"<h2>Compared with other runs</h2>\n{scroll('Comparison of runs', table)}\n{_comparison_charts(runs)}"
 
 
@@ -206,7 +217,7 @@ def _comparison_charts(runs: Sequence[Json]) -> str:
             (style, [*run["curves"][name], *[None] * (len(rounds) - len(run["curves"][name]))])
             for style, run in zip(_RUN_STYLES, shown, strict=False)
         ]
-        caption = f"Mean validation accuracy over the sites, {name.split('.')[0]} model"
+        caption = f"Mean validation {score_of(runs[0])} over the sites, {name.split('.')[0]} model"
         labels = ", ".join(f"{run['label']}: last {last_known(run['curves'][name])}" for run in shown)
         figures.append(figure(caption, line_chart(f"{caption}. {labels}", rounds, series, limits)))
     if not figures:
@@ -241,7 +252,7 @@ def _site_card(report: Json, site: str, values: Json, limits: Mapping[str, tuple
     rounds = [each["round"] for each in report["rounds"]]
     figures = []
     if effect(values) != "unknown":
-        figures.append(figure("Test accuracy", _bars(site, values)))
+        figures.append(figure(f"Test {score_of(report)}", _bars(report, site, values)))
     drawn: list[str] = []
     for kind in ("accuracy", "loss"):
         curves = {model: [metric_of(each, site, f"{model}.{kind}") for each in report["rounds"]] for model in CURVES}
@@ -249,7 +260,7 @@ def _site_card(report: Json, site: str, values: Json, limits: Mapping[str, tuple
         if series:
             drawn = [*drawn, *(model for model, _ in series if model not in drawn)]
             last = ", ".join(f"{TITLES[model]} last {last_known(curve)}" for model, curve in series)
-            caption = f"Validation {kind} per round"
+            caption = f"Validation {score_of(report) if kind == 'accuracy' else kind} per round"
             figures.append(figure(caption, line_chart(f"{caption} at {site}: {last}", rounds, series, limits[kind])))
     labels = legend((model, TITLES[model]) for model in drawn)
     if not drawn:

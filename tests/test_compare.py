@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import MakeStudy, write_table
+from conftest import MakeStudy, write_site, write_table
 from deployed import join, running_server, start_site
 from rich.console import Console
 from safetensors.numpy import load_file
@@ -27,7 +27,7 @@ from common.config import ModelConfig, StudyConfig
 from common.errors import ConfigError
 from consilium.comparison.cells import Cell, find_sites, make_cell, read_cell, read_scores, run_cell
 from consilium.comparison.compare import CELLS, Options, compare, make_variants
-from consilium.comparison.evaluation import Scores, measure
+from consilium.comparison.evaluation import ClassScores
 from consilium.comparison.intervals import Interval, corrected_t, drawn, summarised
 from consilium.comparison.runner import run_cells
 from consilium.comparison.summary import (
@@ -155,7 +155,7 @@ def test_baselines_come_first_and_are_plain(study: StudyConfig, folder: Path, tm
         ({"weightings": "sice"}, "did you mean 'size'"),
         ({"learning_rates": "0.1,x"}, "expected numbers with commas between"),
         ({"learning_rates": "-1"}, "expected numbers above 0"),
-        ({"metric": "roc"}, "there is no 'roc'; known: accuracy"),
+        ({"metric": "roc"}, "there is no 'roc' for this task; known: accuracy"),
     ],
 )
 def test_wrong_option_is_a_sentence(
@@ -203,6 +203,25 @@ def test_cell_holds_the_numbers_of_the_run_it_stands_for(study: StudyConfig, fol
     mean = np.mean([last[name]["metrics"]["personal.accuracy"] for name in SIZES])
     assert result["rounds"][-1]["means"]["personal.accuracy"] == pytest.approx(mean)
     assert set(result["sites"]["lyon"]["metrics"]) >= {"personal.best", "local.best", "global"}
+
+
+def test_data_are_where_a_sites_settings_say(study: StudyConfig, folder: Path, tmp_path: Path) -> None:
+    plain = find_sites(folder, study, weights_dir=None)
+    for name in SIZES:
+        path = write_site(tmp_path / "hospitals" / name, name, data=str(folder / name / "data"))
+        path.write_text(path.read_text() + "max_skipped = 2\n")
+    (tmp_path / "hospitals" / "berlin" / "weights").mkdir()
+    found = find_sites(tmp_path / "hospitals", study, weights_dir=None)
+    assert {name: (site.kind, site.path) for name, site in found.items()} == {
+        name: (site.kind, site.path) for name, site in plain.items()
+    }
+    assert found["berlin"].weights_dir == tmp_path / "hospitals" / "berlin" / "weights"
+    assert found["lyon"].weights_dir is None  # its settings name a folder that is not there
+    with (folder / "lyon" / "data" / "data.csv").open("a") as file:
+        file.write("1.0,high,yes\n")
+    cell = make_cell("fedavg", study, seed=0, split=0)
+    assert "error" not in run_cell(cell, found, tmp_path / "cells", cell.key(found))
+    assert "expected a number" in run_cell(cell, plain, tmp_path / "cells", cell.key(plain))["error"]
 
 
 def test_results_do_not_depend_on_the_number_of_jobs(study: StudyConfig, folder: Path, tmp_path: Path) -> None:
@@ -290,7 +309,7 @@ def test_test_rows_change_no_choice_and_no_training(study: StudyConfig, folder: 
     turned_scores = read_scores(cell.key(files), tmp_path / "after")
     assert [each["means"] for each in before["rounds"]] == [each["means"] for each in after["rounds"]]
     for site in SIZES:
-        np.testing.assert_array_equal(scores[site]["classes"], 1 - turned_scores[site]["classes"])
+        np.testing.assert_array_equal(scores[site]["labels"], 1 - turned_scores[site]["labels"])
         for model in ("personal", "local", "global", "personal.best", "local.best"):
             np.testing.assert_array_equal(scores[site][model], turned_scores[site][model])
 
@@ -366,7 +385,7 @@ def test_who_stays_alone_chooses_its_rate_too_and_is_never_the_one_that_joins(
     assert [split["validation_seed"] for split in splits] == [0, 1]
     assert len({split["seed"] for split in splits}) == 1
     files = find_sites(folder, study, weights_dir=None)
-    first, second = (read_scores(cell.key(files), tmp_path / "out" / CELLS)["lyon"]["classes"] for cell in cells)
+    first, second = (read_scores(cell.key(files), tmp_path / "out" / CELLS)["lyon"]["labels"] for cell in cells)
     np.testing.assert_array_equal(first, second)
 
 
@@ -569,7 +588,7 @@ def test_bootstrap_of_accuracy_has_the_spread_of_its_binomial() -> None:
     y = np.array([0, 1] * 50)
     right = np.arange(100) < 80
     logits = np.where((y == 1) == right, 1.0, -1.0)[:, None]
-    draws = drawn([Scores.of_logits(y, logits)], "accuracy", seed=1, who="a")
+    draws = drawn([ClassScores.of_logits(y, logits)], "accuracy", seed=1, who="a")
     assert draws[0] == pytest.approx(0.8)
     assert draws[1:].std() == pytest.approx(np.sqrt(0.8 * 0.2 / 100), rel=0.1)
     found = summarised(draws)
@@ -579,16 +598,16 @@ def test_bootstrap_of_accuracy_has_the_spread_of_its_binomial() -> None:
 
 def test_same_draws_pair_two_models_and_other_sites_draw_otherwise() -> None:
     generator = np.random.default_rng(0)
-    scores = Scores.of_logits(generator.integers(0, 2, 60), generator.normal(size=(60, 2)))
+    scores = ClassScores.of_logits(generator.integers(0, 2, 60), generator.normal(size=(60, 2)))
     for metric in ("accuracy", "auroc"):
         one, again, other = (drawn([scores], metric, seed=1, who=who) for who in ("a", "a", "b"))
         np.testing.assert_array_equal(one, again)
         assert (one[1:] != other[1:]).any()
-        assert one[0] == pytest.approx(measure(scores, metric))
+        assert one[0] == pytest.approx(scores.measure(metric))
 
 
 def test_undefined_metric_has_no_interval() -> None:
-    scores = Scores.of_logits(np.zeros(5, dtype=np.int64), np.ones((5, 2)))
+    scores = ClassScores.of_logits(np.zeros(5, dtype=np.int64), np.ones((5, 2)))
     assert summarised(drawn([scores], "auroc", seed=0, who="a")) is None
 
 
@@ -604,7 +623,7 @@ def comparison(study: StudyConfig, means: Mapping[tuple[str, int], float]) -> Co
             "sites": {},
             "key": "",
         }
-    return Comparison(results, Path(), 2, study.sites)
+    return Comparison(results, Path(), study.task, study.sites)
 
 
 def test_each_split_chooses_by_its_own_validation_alone(study: StudyConfig) -> None:

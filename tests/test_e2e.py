@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from common.config import load_study
 from common.identity import make_server_identity, make_site_key
 from common.processes import free_port
+from consilium.comparison.cells import find_sites, make_cell, run_cell
 
 pytestmark = pytest.mark.e2e
 
@@ -122,6 +124,20 @@ def test_demo_prints_one_plain_line_per_round_without_a_terminal(demo: Demo) -> 
     assert 1 == demo.output.count("round 2/2")
     assert "personal" in demo.output
     assert "worst" in demo.output
+
+
+def test_demo_leaves_a_study_with_which_methods_can_be_compared(demo: Demo, tmp_path: Path) -> None:
+    """The same study in process, on the hospitals' own settings, has the numbers that the separate processes told."""
+    study = load_study(demo.folder / "hospitals" / "study.toml")
+    assert f"consilium compare {demo.folder / 'hospitals' / 'study.toml'}" in demo.output
+    files = find_sites(demo.folder / "hospitals", study, weights_dir=None)
+    found = run_cell(make_cell("again", study, seed=0, split=0), files, tmp_path, "key")
+    sites = demo.report["sites"]
+    assert isinstance(sites, dict)
+    for name, site in sites.items():
+        for model in ("personal", "local", "global", "majority"):
+            count = site["test"]["global_" if model == "global" else model]
+            assert found["sites"][name]["metrics"][model]["accuracy"] == pytest.approx(count / site["test"]["num_test"])
 
 
 def test_demo_leaves_no_process_behind(demo: Demo) -> None:

@@ -6,18 +6,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from consilium.comparison.evaluation import CALIBRATION_BINS, METRICS, Scores, measure, measure_all
+from consilium.comparison.evaluation import CALIBRATION_BINS, ClassScores
 
 
-def binary() -> Scores:
+def binary() -> ClassScores:
     """Four ill of ten; 3 of them found, 2 false alarms."""
     y = np.array([1, 1, 1, 1, 0, 0, 0, 0, 0, 0])
     chance = np.array([0.9, 0.8, 0.6, 0.3, 0.7, 0.55, 0.4, 0.2, 0.1, 0.05])
-    return Scores(y, np.stack([1 - chance, chance], axis=1))
+    return ClassScores(y, np.stack([1 - chance, chance], axis=1))
 
 
 def test_two_classes_by_hand() -> None:
-    found = measure_all(binary())
+    found = binary().measure_all()
     pairs = [(a, b) for a in (0.9, 0.8, 0.6, 0.3) for b in (0.7, 0.55, 0.4, 0.2, 0.1, 0.05)]
     assert found["accuracy"] == pytest.approx(7 / 10)
     assert found["sensitivity"] == pytest.approx(3 / 4)
@@ -38,29 +38,27 @@ def test_calibration_error_is_the_gap_between_confidence_and_accuracy_per_bin() 
     expected = sum(
         (bins == b).mean() * abs(right[bins == b].mean() - confidence[bins == b].mean()) for b in set(bins.tolist())
     )
-    assert measure(scores, "calibration_error") == pytest.approx(expected, abs=1e-6)
+    assert scores.measure("calibration_error") == pytest.approx(expected, abs=1e-6)
 
 
 def test_more_classes_are_means_over_the_classes() -> None:
     generator = np.random.default_rng(0)
     y = np.array([0, 1, 2] * 7)
-    scores = Scores.of_logits(y, generator.normal(size=(21, 3)))
+    scores = ClassScores.of_logits(y, generator.normal(size=(21, 3)))
     hit = scores.predicted
     recalls = [(hit[y == c] == c).mean() for c in range(3)]
     others = [(hit[y != c] != c).mean() for c in range(3)]
-    assert measure(scores, "sensitivity") == pytest.approx(np.mean(recalls))
-    assert measure(scores, "balanced_accuracy") == pytest.approx(np.mean(recalls))
-    assert measure(scores, "specificity") == pytest.approx(np.mean(others))
+    assert scores.measure("sensitivity") == pytest.approx(np.mean(recalls))
+    assert scores.measure("balanced_accuracy") == pytest.approx(np.mean(recalls))
+    assert scores.measure("specificity") == pytest.approx(np.mean(others))
     per_class = []
     for c in range(3):
         wins = [
             (a > b) + 0.5 * (a == b) for a in scores.probabilities[y == c, c] for b in scores.probabilities[y != c, c]
         ]
         per_class.append(np.mean(wins))
-    assert measure(scores, "auroc") == pytest.approx(np.mean(per_class))
-    assert measure(scores, "brier") == pytest.approx(
-        ((np.eye(3)[y] - scores.probabilities) ** 2).sum(axis=1).mean() / 2
-    )
+    assert scores.measure("auroc") == pytest.approx(np.mean(per_class))
+    assert scores.measure("brier") == pytest.approx(((np.eye(3)[y] - scores.probabilities) ** 2).sum(axis=1).mean() / 2)
 
 
 @pytest.mark.parametrize(
@@ -71,33 +69,33 @@ def test_more_classes_are_means_over_the_classes() -> None:
     ],
 )
 def test_one_class_leaves_undefined_what_needs_two(y: list[int], undefined: set[str]) -> None:
-    scores = Scores.of_logits(np.array(y), np.array([[0.5], [-1.0], [2.0]]))
-    assert {name for name, value in measure_all(scores).items() if value is None} == undefined
+    scores = ClassScores.of_logits(np.array(y), np.array([[0.5], [-1.0], [2.0]]))
+    assert {name for name, value in scores.measure_all().items() if value is None} == undefined
 
 
 def test_class_that_is_missing_leaves_macro_numbers_undefined() -> None:
-    scores = Scores.of_logits(np.array([0, 1, 0, 1]), np.eye(3)[[0, 1, 2, 0]])
-    assert measure(scores, "auroc") is None
-    assert measure(scores, "sensitivity") is None
-    assert measure(scores, "balanced_accuracy") == pytest.approx(0.5)
+    scores = ClassScores.of_logits(np.array([0, 1, 0, 1]), np.eye(3)[[0, 1, 2, 0]])
+    assert scores.measure("auroc") is None
+    assert scores.measure("sensitivity") is None
+    assert scores.measure("balanced_accuracy") == pytest.approx(0.5)
     assert scores.support == [2, 2, 0]
 
 
 def test_one_logit_is_the_second_class() -> None:
-    scores = Scores.of_logits(np.array([0, 1]), np.array([[-2.0], [3.0]]))
+    scores = ClassScores.of_logits(np.array([0, 1]), np.array([[-2.0], [3.0]]))
     np.testing.assert_allclose(scores.probabilities[:, 1], 1 / (1 + np.exp([2.0, -3.0])))
     assert scores.predicted.tolist() == [0, 1]
 
 
 def test_majority_answers_one_class_with_certainty() -> None:
-    scores = Scores.of_majority(np.array([0, 1, 1]), 1, 3)
-    assert measure(scores, "accuracy") == pytest.approx(2 / 3)
-    assert measure(scores, "brier") == pytest.approx(1 / 3)
+    scores = ClassScores.of_majority(np.array([0, 1, 1]), 1, 3)
+    assert scores.measure("accuracy") == pytest.approx(2 / 3)
+    assert scores.measure("brier") == pytest.approx(1 / 3)
 
 
 def test_unknown_metric_is_refused() -> None:
     with pytest.raises(ValueError, match="no metric 'roc'"):
-        measure(binary(), "roc")
+        binary().measure("roc")
 
 
 @given(
@@ -111,6 +109,6 @@ def test_every_number_is_between_0_and_1_or_undefined(
 ) -> None:
     classes = max(2, logits.shape[1])
     y = data.draw(hnp.arrays(np.int64, len(logits), elements=st.integers(0, classes - 1)))
-    for name in METRICS:
-        value = measure(Scores.of_logits(y, logits), name)
+    for name in ClassScores.METRICS:
+        value = ClassScores.of_logits(y, logits).measure(name)
         assert value is None or -1e-6 <= value <= 1 + 1e-6

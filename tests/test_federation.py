@@ -960,10 +960,10 @@ def test_best_round_by_validation_is_kept_and_measured_beside_the_last(
         for which, prefix in SERVED.items():
             assert float(kept[f"{prefix}/loss"]) == min(losses[which])
         scores = load_file(state_dir(path, tmp_path / "run") / "test-scores.safetensors")
-        assert set(scores) == {"classes", "majority", "global", "personal", "local", "personal.best", "local.best"}
+        assert set(scores) == {"labels", "majority", "global", "personal", "local", "personal.best", "local.best"}
         counts = result["sites"][name]["test"]
         for which, count in (("personal", "personal"), ("local", "local"), ("global", "global_")):
-            right = (scores[which][:, 0] > 0) == (scores["classes"] == 1)
+            right = (scores[which][:, 0] > 0) == (scores["labels"] == 1)
             assert int(right.sum()) == counts[count]
     best = 1 + int(np.argmin([r["sites"]["lyon"]["metrics"]["personal.loss"] for r in result["rounds"]]))
     run(study.model_copy(update={"rounds": best}), sites, tmp_path / "shorter")  # ends with lyon's best round
@@ -978,7 +978,7 @@ def test_without_keep_best_nothing_more_is_kept(tmp_path: Path, make_sites: Make
     path = sites["berlin"]
     assert not [name for name in kept_by(path, tmp_path / "run", 3) if name.startswith("best")]
     assert set(load_file(state_dir(path, tmp_path / "run") / "test-scores.safetensors")) == {
-        "classes",
+        "labels",
         "majority",
         "global",
         "personal",

@@ -14,7 +14,16 @@ from consilium.inprocess import run_in_process
 
 IMAGES = {"kind": "images", "classes": ["no", "yes"], "size": 8, "channels": 1}
 PLAIN = {"epochs": 1, "batch_size": 8, "learning_rate": 0.1, "momentum": 0.0}
+NUMBER = {"kind": "table", "label": "b", "regression": {"tolerance": 1.0}, "columns": {"a": {"kind": "number"}}}
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "votes over classes for a number": (
+        {"task": NUMBER, "method": {"kind": "knn_per"}},
+        "'knn_per' lets neighbours vote for a class, but this task's label is a number",
+    ),
+    "class counts of a number": (
+        {"task": NUMBER, "weighting": {"factors": [{"kind": "feddisco"}]}},
+        "the weighting needs class counts, but this task's label is a number",
+    ),
     "scaffold's server half alone": (
         {"strategy": {"kind": "scaffold"}},
         "strategy 'scaffold' with method 'fedavg': set both",

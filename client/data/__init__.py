@@ -16,7 +16,7 @@ from client.data.impute import impute
 from client.data.noise import noise_key, noisy_counts
 from client.data.split import Indices, Split, split_rows
 from client.data.table import read_table
-from common.config import DataConfig, SplitConfig, Task
+from common.config import DataConfig, SplitConfig, TableTask, Task
 from common.errors import DataError
 from common.protocol import DataCard
 
@@ -61,9 +61,9 @@ def load_data(
     x = impute(raw.x, raw.to_impute, parts.train, site=site) if raw.to_impute else raw.x
     x = _standardise(x, parts.train, site=site) if raw.standardise else x
     return SiteData(
-        train=_examples(x, raw.y, parts.train),
-        validation=_examples(x, raw.y, parts.validation),
-        test=_examples(x, raw.y, parts.test),
+        train=_examples(x, raw.y, parts.train, task),
+        validation=_examples(x, raw.y, parts.validation, task),
+        test=_examples(x, raw.y, parts.test, task),
         card=_card(raw, parts, task, share_class_counts=share_class_counts),
     )
 
@@ -78,9 +78,11 @@ def schema_digest(task: Task) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _examples(x: Tensor, y: Tensor, rows: Indices) -> Examples:
+def _examples(x: Tensor, y: Tensor, rows: Indices, task: Task) -> Examples:
     chosen = torch.from_numpy(rows)
-    return Examples(x=x[chosen].to(torch.float32), y=y[chosen])
+    number = task.regression if isinstance(task, TableTask) else None
+    tolerance = None if number is None else number.tolerance / number.scale
+    return Examples(x=x[chosen].to(torch.float32), y=y[chosen], tolerance=tolerance)
 
 
 def _standardise(x: Tensor, train: Indices, *, site: str) -> Tensor:
@@ -99,7 +101,7 @@ def _standardise(x: Tensor, train: Indices, *, site: str) -> Tensor:
 
 
 def _card(raw: RawData, parts: Split, task: Task, *, share_class_counts: bool) -> DataCard:
-    counts = np.bincount(raw.y.numpy(), minlength=len(task.classes))
+    counts = np.bincount(raw.y.numpy(), minlength=len(task.classes)) if task.classes else ()
     present = {name: int(count) for name, count in sorted(zip(task.classes, counts, strict=True)) if count}
     return DataCard(
         num_examples=len(raw.y),
@@ -108,6 +110,6 @@ def _card(raw: RawData, parts: Split, task: Task, *, share_class_counts: bool) -
         num_test=len(parts.test),
         num_skipped=raw.num_skipped,
         classes=tuple(present),
-        class_counts=present if share_class_counts else None,
+        class_counts=present if share_class_counts and present else None,
         schema_digest=schema_digest(task),
     )

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 from torch import Tensor
@@ -18,13 +18,32 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Rows of data: `x` float32 of shape `(N, ...)`, `y` int64 class numbers of shape `(N,)`."""
+    """Rows of data: `x` float32 of shape `(N, ...)`, `y` of shape `(N,)`: int64 class numbers, or float32 numbers.
+
+    Args:
+        tolerance: how far an answer may be from a number in `y`, in its units, to be right; None for classes.
+    """
 
     x: Tensor
     y: Tensor
+    tolerance: float | None = None
 
     def __len__(self) -> int:
         return int(self.y.shape[0])
+
+    def with_inputs(self, x: Tensor) -> "Examples":
+        """Return the same examples, seen as other inputs `(N, ...)`."""
+        return replace(self, x=x)
+
+    def constant(self) -> Tensor:
+        """Return the answer `()` of who looks at no input: the most frequent class, or the mean of the numbers."""
+        return self.y.mode().values if self.tolerance is None else self.y.mean()
+
+    def right(self, answers: Tensor) -> Tensor:
+        """Return which answers are right `(N,)`: the class, or a number near enough. One answer `()` is for all."""
+        if self.tolerance is None:
+            return answers == self.y
+        return (answers - self.y).abs() <= self.tolerance
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,7 @@ from common.config import SplitConfig
 from common.seeds import seed_for
 
 Indices = npt.NDArray[np.int64]
+Labels = npt.NDArray[np.int64] | npt.NDArray[np.float32]
 
 # FLamby's rule: stratify only where every class has at least this many rows.
 MIN_ROWS_TO_STRATIFY = 3
@@ -25,8 +26,10 @@ class Split:
     test: Indices
 
 
-def split_rows(labels: Indices, config: SplitConfig) -> Split:
+def split_rows(labels: Labels, config: SplitConfig) -> Split:
     """Divide the rows with these labels: the test part first, then validation out of what remains.
+
+    Labels are class numbers `(N,)`, or floats, by which nothing is stratified.
 
     Another `validation_seed` draws other validation rows, with the same test rows.
 
@@ -41,7 +44,7 @@ def split_rows(labels: Indices, config: SplitConfig) -> Split:
     return Split(train, validation, test)
 
 
-def _divide(rows: Indices, labels: Indices, *, held_out: float, seed: int) -> tuple[Indices, Indices]:
+def _divide(rows: Indices, labels: Labels, *, held_out: float, seed: int) -> tuple[Indices, Indices]:
     """Return `rows` in two parts, stratified by label where the classes are large enough.
 
     The first part is never empty when `rows` is not; the second is empty only for `held_out=0` or one row.
@@ -59,7 +62,9 @@ def _divide(rows: Indices, labels: Indices, *, held_out: float, seed: int) -> tu
     return kept, held
 
 
-def _can_stratify(labels: Indices, num_kept: int) -> bool:
+def _can_stratify(labels: Labels, num_kept: int) -> bool:
+    if labels.dtype.kind == "f":
+        return False
     _, counts = np.unique(labels, return_counts=True)
     smaller_part = min(num_kept, len(labels) - num_kept)
     return 1 < len(counts) <= smaller_part and int(counts.min()) >= MIN_ROWS_TO_STRATIFY

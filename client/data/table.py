@@ -25,7 +25,7 @@ Codes = Mapping[str | float, int]
 @dataclass(frozen=True)
 class _Row:
     features: list[float]
-    label: int
+    label: float
 
 
 class _MissingCell(Exception):
@@ -65,7 +65,7 @@ def read_table(config: DataConfig, task: Task, *, site: str) -> RawData:
             f"site '{site}': no usable row in '{config.path}', {len(usable)} dropped, {num_skipped} skipped"
         )
     x = torch.tensor([row.features for row in complete], dtype=torch.float64)
-    y = torch.tensor([row.label for row in complete], dtype=torch.int64)
+    y = torch.tensor([row.label for row in complete], dtype=torch.float32 if task.regression else torch.int64)
     to_impute = _features(task) if task.missing == "impute" else ()
     return RawData(x=x, y=y, num_skipped=num_skipped, standardise=True, to_impute=to_impute)
 
@@ -172,24 +172,33 @@ class _Encoder:
             if name in missing:
                 features.extend([math.nan] * (1 if isinstance(column, NumberColumn) else len(column.values) - 1))
             elif isinstance(column, NumberColumn):
-                features.append(_finite(cells[name], name))
+                features.append(_finite(cells[name], f"column '{name}'"))
             else:
                 code = _code(self._categories[name], cells[name], f"column '{name}'", column.values)
                 features.extend(float(code == other) for other in range(1, len(column.values)))
-        label = _code(self._label, cells[self._task.label], f"label column '{self._task.label}'", self._task.classes)
-        return _Row(features, label)
+        return _Row(features, self._read_label(cells[self._task.label]))
+
+    def _read_label(self, text: str) -> float:
+        """Return a class's place, or a number as the model answers it."""
+        where, number = f"label column '{self._task.label}'", self._task.regression
+        if number is None:
+            return _code(self._label, text, where, self._task.classes)
+        answer = (_finite(text, where) - number.center) / number.scale
+        if not abs(answer) <= _LARGEST:
+            raise _BadCell(f"{where}: expected a number that task.regression.scale leaves finite, got a larger one")
+        return answer
 
     def _is_missing(self, name: str, text: str) -> bool:
         codes = self._label if name == self._task.label else self._categories.get(name, {})
         return text.casefold() in MISSING and text not in codes
 
 
-def _finite(text: str, name: str) -> float:
+def _finite(text: str, where: str) -> float:
     value = _number(text)
     if value is None:
-        raise _BadCell(f"column '{name}': expected a number, got text")
+        raise _BadCell(f"{where}: expected a number, got text")
     if not abs(value) <= _LARGEST:
-        raise _BadCell(f"column '{name}': expected a finite number, got one that is infinite or too large")
+        raise _BadCell(f"{where}: expected a finite number, got one that is infinite or too large")
     return value
 
 

@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from client.data import Examples
 from client.methods.base import Budget, Memory, Outcome
 from client.models import Model, get_weights
 from client.training import LocalWork, batches, begin, full_gradient, train
@@ -95,7 +94,13 @@ class FedAla:
         seed, examples = seed_for(work.seed, "mix"), work.examples
         order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed)).to(examples.y.device)
         chosen = order[: math.ceil(self.fraction * len(order))]
-        return replace(work, examples=Examples(examples.x[chosen], examples.y[chosen]), seed=seed, epochs=1, steps=None)
+        return replace(
+            work,
+            examples=replace(examples, x=examples.x[chosen], y=examples.y[chosen]),
+            seed=seed,
+            epochs=1,
+            steps=None,
+        )
 
 
 def top_layers(model: Model, layers: int) -> frozenset[str]:

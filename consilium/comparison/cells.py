@@ -18,11 +18,11 @@ from safetensors.numpy import load_file, save
 from client.app import forget_sites
 from client.site import FEATURES, versions
 from client.site_state import TEST_SCORES, StateFolder
-from common.config import StudyConfig, parse_study
+from common.config import StudyConfig, TableTask, Task, load_site, parse_study
 from common.errors import ConfigError, ConsiliumError
 from common.files import scratch, write_atomically
 from common.weights import Array
-from consilium.comparison.evaluation import Scores, measure_all
+from consilium.comparison.evaluation import ClassScores, NumberScores, Scores
 from consilium.comparison.pooled import POOLED, run_pooled
 from consilium.inprocess import run_in_process
 
@@ -40,11 +40,13 @@ class SiteFiles:
     Args:
         kind: as in `data.kind` of a `site.toml`.
         weights_dir: the folder of pretrained weights; None for none.
+        max_skipped: so many unusable rows or files are left out.
     """
 
     kind: str
     path: Path
     weights_dir: Path | None = None
+    max_skipped: int = 0
 
     @property
     def fingerprint(self) -> str:
@@ -53,7 +55,7 @@ class SiteFiles:
         if self.weights_dir is not None:
             files += sorted(file for file in self.weights_dir.iterdir() if file.is_file())
         facts = [(str(file), *_size_and_time(file)) for file in files]
-        return hashlib.sha256(json.dumps([self.kind, facts]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([self.kind, self.max_skipped, facts]).encode()).hexdigest()
 
 
 def _size_and_time(file: Path) -> tuple[int, int]:
@@ -62,13 +64,24 @@ def _size_and_time(file: Path) -> tuple[int, int]:
 
 
 def find_sites(folder: Path, study: StudyConfig, *, weights_dir: Path | None) -> dict[str, SiteFiles]:
-    """Return the data of every site of a study: `folder/<site>/data`, or `folder/<site>` without such a folder.
+    """Return the data of every site of a study: what `folder/<site>/site.toml` says, or else what lies there.
+
+    Without such a file the data are in `folder/<site>/data`, or in `folder/<site>` if that has no such folder.
+
+    Args:
+        weights_dir: the folder of pretrained weights for all sites; None: each one's own, if it says so.
 
     Raises:
-        ConfigError: a site has no folder.
+        ConfigError: a site has no folder, or a `site.toml` that cannot be used.
     """
     found = {}
     for name in study.sites:
+        if (settings := folder / name / "site.toml").is_file():
+            config = load_site(settings)
+            weights = weights_dir or config.weights_dir
+            own = weights.resolve() if weights is not None and weights.is_dir() else None
+            found[name] = SiteFiles(config.data.kind, config.data.path.resolve(), own, config.data.max_skipped)
+            continue
         path = folder / name / "data" if (folder / name / "data").is_dir() else folder / name
         if not path.is_dir():
             raise ConfigError(f"there is no data of site '{name}': expected a folder '{folder / name / 'data'}'")
@@ -146,7 +159,7 @@ def run_cell(cell: Cell, sites: Mapping[str, SiteFiles], out: Path, key: str) ->
             else:
                 found, scores = _run_federated(study, settings, Path(name))
         for site, of_site in scores.items():
-            found["sites"][site] |= _measured(of_site, len(study.task.classes))
+            found["sites"][site] |= _measured(of_site, study.task)
     except ConsiliumError as error:
         return facts | {"error": str(error)}
     finally:
@@ -175,7 +188,7 @@ def read_cell(key: str, out: Path) -> dict[str, Any] | None:
 
 @lru_cache(maxsize=64)
 def read_scores(key: str, out: Path) -> dict[str, dict[str, Array]]:
-    """Return a finished cell's logits and classes, per site."""
+    """Return a finished cell's outputs and labels, per site."""
     found: dict[str, dict[str, Array]] = {}
     for name, array in load_file(out / f"{key}.safetensors").items():
         site, _, model = name.partition("/")
@@ -183,20 +196,24 @@ def read_scores(key: str, out: Path) -> dict[str, dict[str, Array]]:
     return found
 
 
-def scores_of(of_site: Mapping[str, Array], model: str, num_classes: int) -> Scores | None:
+def scores_of(of_site: Mapping[str, Array], model: str, task: Task) -> Scores | None:
     """Return one model's answers on a site's test split; None if there is no such model."""
     if model not in of_site:
         return None
-    if model == "majority":
-        return Scores.of_majority(of_site["classes"].astype(np.int64), int(of_site["majority"]), num_classes)
-    return Scores.of_logits(of_site["classes"].astype(np.int64), of_site[model].astype(np.float64))
+    labels, answers, constant = of_site["labels"], of_site[model], model == "majority"
+    if isinstance(task, TableTask) and task.regression is not None:
+        outputs = np.full(len(labels), answers) if constant else answers[:, 0]
+        return NumberScores.of_outputs(labels, outputs, task.regression)
+    if constant:
+        return ClassScores.of_majority(labels, int(answers), len(task.classes))
+    return ClassScores.of_logits(labels, answers)
 
 
-def _measured(of_site: Mapping[str, Array], num_classes: int) -> dict[str, Any]:
-    found = {name: scores for name in MODELS if (scores := scores_of(of_site, name, num_classes)) is not None}
+def _measured(of_site: Mapping[str, Array], task: Task) -> dict[str, Any]:
+    found = {name: scores for name in MODELS if (scores := scores_of(of_site, name, task)) is not None}
     return {
         "support": next(iter(found.values())).support,
-        "metrics": {name: dict(measure_all(scores)) for name, scores in found.items()},
+        "metrics": {name: scores.measure_all() for name, scores in found.items()},
     }
 
 
@@ -213,6 +230,7 @@ def _write_settings(folder: Path, sites: Mapping[str, SiteFiles], features: Path
         if site.weights_dir is not None:
             lines.append(f"weights_dir = {json.dumps(str(site.weights_dir))}")
         lines += ["[data]", f'kind = "{site.kind}"', f"path = {json.dumps(str(site.path))}"]
+        lines.append(f"max_skipped = {site.max_skipped}")
         settings[name] = own / "site.toml"
         settings[name].write_text("\n".join(lines) + "\n", encoding="utf-8")
     return settings

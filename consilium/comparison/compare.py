@@ -15,7 +15,7 @@ from common.config import StudyConfig, load_study
 from common.errors import ConfigError
 from common.files import write_atomically
 from consilium.comparison.cells import Cell, SiteFiles, find_sites, make_cell
-from consilium.comparison.evaluation import METRICS
+from consilium.comparison.evaluation import kind_of
 from consilium.comparison.page import render
 from consilium.comparison.runner import Results, run_cells
 from consilium.comparison.summary import (
@@ -51,7 +51,7 @@ class Options:
     seeds: int = 3
     splits: int = 1
     jobs: int = 1
-    metric: str = "accuracy"
+    metric: str | None = None
     target: float | None = None
     refit: bool = False
     weights: Path | None = None
@@ -69,18 +69,20 @@ def compare(options: Options, console: Console) -> Report:
         KeyboardInterrupt: Ctrl-C; finished cells are kept.
     """
     began = time.monotonic()
-    if options.metric not in METRICS:
-        raise ConfigError(f"--metric: there is no '{options.metric}'; known: {', '.join(METRICS)}")
     study = load_study(options.study)
+    known = kind_of(study.task).METRICS
+    metric = options.metric or known[0]
+    if metric not in known:
+        raise ConfigError(f"--metric: there is no '{metric}' for this task; known: {', '.join(known)}")
     files = find_sites(options.sites, study, weights_dir=options.weights)
     variants, skipped, own = make_variants(study, options)
     studies = {variant.label: variant.study for variant in variants}
     found = Comparison(
         results={},
         out=options.out / CELLS,
-        num_classes=len(study.task.classes),
+        task=study.task,
         sites=tuple(study.sites),
-        metric=options.metric,
+        metric=metric,
         seed=study.seed,
     )
 

@@ -4,47 +4,87 @@ A number that a split does not define (one class only, say) is None, never a sta
 """
 
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn import metrics
 from sklearn.calibration import calibration_curve
 
+from common.config import Regression, Task
+from common.weights import Array
+
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
 
 CALIBRATION_BINS = 15
-METRICS = (
-    "accuracy",
-    "balanced_accuracy",
-    "auroc",
-    "auprc",
-    "sensitivity",
-    "specificity",
-    "f1",
-    "brier",
-    "calibration_error",
-)
-"""Of each, larger is better, but for the last two."""
-SMALLER_IS_BETTER = frozenset({"brier", "calibration_error"})
+SMALLER_IS_BETTER = frozenset({"brier", "calibration_error", "mae", "rmse", "median_error"})
+IN_UNITS = frozenset({"mae", "rmse", "median_error"})
+"""Errors in the label's own units."""
+UNBOUNDED = IN_UNITS | {"r2"}
+"""Metrics that may leave [0, 1]."""
+
+
+class Scores(Protocol):
+    """A model's answers on one test split, of one kind of task.
+
+    Args:
+        METRICS: names of what can be measured, the one that sentences are about first.
+    """
+
+    METRICS: ClassVar[tuple[str, ...]]
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+
+    @property
+    def support(self) -> list[int]:
+        """Return how many test examples each class has; nothing where there are no classes."""
+
+    def taken(self, rows: Labels) -> Self:
+        """Return the scores of some rows; a row may be there twice."""
+
+    def per_example(self, name: str) -> Floats | None:
+        """Return what each example adds `(N,)` to a metric that is the mean of these; None for others."""
+
+    def measure(self, name: str) -> float | None:
+        """Return one metric; None where this split does not define it.
+
+        Raises:
+            ValueError: there is no such metric for this kind of task.
+        """
+
+    def measure_all(self) -> dict[str, float | None]:
+        """Return every metric."""
 
 
 @dataclass(frozen=True)
-class Scores:
-    """A model's answers on one test split.
+class ClassScores:
+    """Answers where the label is a class.
 
     Args:
         y: the classes `(N,)`, 0 to C - 1.
         probabilities: `(N, C)`, rows add up to 1.
     """
 
+    METRICS: ClassVar[tuple[str, ...]] = (
+        "accuracy",
+        "balanced_accuracy",
+        "auroc",
+        "auprc",
+        "sensitivity",
+        "specificity",
+        "f1",
+        "brier",
+        "calibration_error",
+    )
+
     y: Labels
     probabilities: Floats
 
     @classmethod
-    def of_logits(cls, y: NDArray[np.integer], logits: NDArray[np.floating]) -> "Scores":
+    def of_logits(cls, y: Array, logits: Array) -> "ClassScores":
         """Return the scores of logits `(N, C)`, or `(N, 1)` for two classes."""
         wide = logits.astype(np.float64)
         if wide.shape[1] == 1:  # one logit is the second class's, beside a 0 for the first
@@ -53,9 +93,12 @@ class Scores:
         return cls(y.astype(np.int64), shifted / shifted.sum(axis=1, keepdims=True))
 
     @classmethod
-    def of_majority(cls, y: NDArray[np.integer], majority: int, num_classes: int) -> "Scores":
+    def of_majority(cls, y: Array, majority: int, num_classes: int) -> "ClassScores":
         """Return the scores of a model that always answers one class."""
         return cls(y.astype(np.int64), np.tile(np.eye(num_classes)[majority], (len(y), 1)))
+
+    def __len__(self) -> int:
+        return len(self.y)
 
     @property
     def predicted(self) -> Labels:
@@ -67,58 +110,155 @@ class Scores:
         """Return how many test examples each class has."""
         return [int(count) for count in np.bincount(self.y, minlength=self.probabilities.shape[1])]
 
-    def taken(self, rows: Labels) -> "Scores":
+    def taken(self, rows: Labels) -> "ClassScores":
         """Return the scores of some rows; a row may be there twice."""
-        return Scores(self.y[rows], self.probabilities[rows])
+        return ClassScores(self.y[rows], self.probabilities[rows])
+
+    def per_example(self, name: str) -> Floats | None:
+        """Return which answers are right, or their squared errors, `(N,)`; None for other metrics than these means."""
+        match name:
+            case "accuracy":
+                return np.asarray(self.predicted == self.y, dtype=np.float64)
+            case "brier":
+                truth = np.eye(self.probabilities.shape[1])[self.y]
+                return np.asarray(np.square(truth - self.probabilities).sum(axis=1) / 2, dtype=np.float64)
+        return None
+
+    def measure(self, name: str) -> float | None:
+        """Return one of `METRICS`, in [0, 1]; None where this split does not define it.
+
+        With two classes the second is the positive one, for sensitivity, specificity, F1, AUROC and AUPRC. With more,
+        these are means over the classes, one against the rest (macro). Balanced accuracy is the mean over the classes
+        that occur. Brier is the mean squared error of the probabilities, over all classes, halved (so in [0, 1];
+        Brier 1950).
+
+        Raises:
+            ValueError: there is no such metric.
+        """
+        classes = list(range(self.probabilities.shape[1]))
+        binary, y, predicted = len(classes) == 2, self.y, self.predicted
+        present = len(set(y.tolist()))
+        match name:
+            case "accuracy":
+                return float(metrics.accuracy_score(y, predicted))
+            case "balanced_accuracy":
+                with warnings.catch_warnings():  # a predicted class that the split does not have
+                    warnings.simplefilter("ignore", UserWarning)
+                    return float(metrics.balanced_accuracy_score(y, predicted)) if present > 1 else None
+            case "auroc" if binary:
+                return float(metrics.roc_auc_score(y, self.probabilities[:, 1])) if present == 2 else None
+            case "auroc":
+                if present < len(classes):
+                    return None
+                return float(metrics.roc_auc_score(y, self.probabilities, multi_class="ovr", labels=classes))
+            case "auprc" if binary:
+                return float(metrics.average_precision_score(y, self.probabilities[:, 1])) if present == 2 else None
+            case "auprc":
+                if present < len(classes):
+                    return None
+                return float(metrics.average_precision_score(np.eye(len(classes))[y], self.probabilities))
+            case "sensitivity" if binary:
+                return float(metrics.recall_score(y, predicted)) if 1 in y else None
+            case "sensitivity":
+                if present < len(classes):
+                    return None
+                return float(metrics.recall_score(y, predicted, average="macro", labels=classes))
+            case "specificity":
+                return _specificity(y, predicted, [1] if binary else classes)
+            case "f1":
+                if present < len(classes):
+                    return None
+                average, labels = ("binary", None) if binary else ("macro", classes)
+                return float(metrics.f1_score(y, predicted, average=average, labels=labels, zero_division=0))
+            case "brier":
+                return float(metrics.brier_score_loss(y, self.probabilities, labels=classes, scale_by_half=True))
+            case "calibration_error":
+                return _calibration_error(predicted == y, self.probabilities.max(axis=1))
+        raise _unknown(name, self.METRICS)
+
+    def measure_all(self) -> dict[str, float | None]:
+        """Return every metric."""
+        return {name: self.measure(name) for name in self.METRICS}
 
 
-def measure(scores: Scores, name: str) -> float | None:
-    """Return one of `METRICS`, in [0, 1]; None where this split does not define it.
+@dataclass(frozen=True)
+class NumberScores:
+    """Answers where the label is a number.
 
-    With two classes the second is the positive one, for sensitivity, specificity, F1, AUROC and AUPRC. With more,
-    these are means over the classes, one against the rest (macro). Balanced accuracy is the mean over the classes that
-    occur. Brier is the mean squared error of the probabilities, over all classes, halved (so in [0, 1]; Brier 1950).
+    Args:
+        y: the numbers `(N,)`, in the label's own units.
+        predicted: the answers `(N,)`, likewise.
+        right: which answers are near enough `(N,)`, as the sites count them.
     """
-    classes = list(range(scores.probabilities.shape[1]))
-    binary, y, predicted = len(classes) == 2, scores.y, scores.predicted
-    present = len(set(y.tolist()))
-    match name:
-        case "accuracy":
-            return float(metrics.accuracy_score(y, predicted))
-        case "balanced_accuracy":
-            with warnings.catch_warnings():  # a predicted class that the split does not have
-                warnings.simplefilter("ignore", UserWarning)
-                return float(metrics.balanced_accuracy_score(y, predicted)) if present > 1 else None
-        case "auroc" if binary:
-            return float(metrics.roc_auc_score(y, scores.probabilities[:, 1])) if present == 2 else None
-        case "auroc":
-            if present < len(classes):
-                return None
-            return float(metrics.roc_auc_score(y, scores.probabilities, multi_class="ovr", labels=classes))
-        case "auprc" if binary:
-            return float(metrics.average_precision_score(y, scores.probabilities[:, 1])) if present == 2 else None
-        case "auprc":
-            if present < len(classes):
-                return None
-            return float(metrics.average_precision_score(np.eye(len(classes))[y], scores.probabilities))
-        case "sensitivity" if binary:
-            return float(metrics.recall_score(y, predicted)) if 1 in y else None
-        case "sensitivity":
-            if present < len(classes):
-                return None
-            return float(metrics.recall_score(y, predicted, average="macro", labels=classes))
-        case "specificity":
-            return _specificity(y, predicted, [1] if binary else classes)
-        case "f1":
-            if present < len(classes):
-                return None
-            average, labels = ("binary", None) if binary else ("macro", classes)
-            return float(metrics.f1_score(y, predicted, average=average, labels=labels, zero_division=0))
-        case "brier":
-            return float(metrics.brier_score_loss(y, scores.probabilities, labels=classes, scale_by_half=True))
-        case "calibration_error":
-            return _calibration_error(predicted == y, scores.probabilities.max(axis=1))
-    raise ValueError(f"no metric '{name}', expected one of {', '.join(METRICS)}")
+
+    METRICS: ClassVar[tuple[str, ...]] = ("mae", "rmse", "median_error", "r2", "within_tolerance")
+
+    y: Floats
+    predicted: Floats
+    right: NDArray[np.bool_]
+
+    @classmethod
+    def of_outputs(cls, y: Array, outputs: Array, of: Regression) -> "NumberScores":
+        """Return the scores of a model's outputs `(N,)`; both are still `(number - center) / scale`."""
+        off = np.abs(outputs.astype(np.float32) - y.astype(np.float32))
+        known, answered = (values.astype(np.float64) * of.scale + of.center for values in (y, outputs))
+        return cls(known, answered, off <= np.float32(of.tolerance / of.scale))
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    @property
+    def support(self) -> list[int]:
+        """Return nothing: there are no classes."""
+        return []
+
+    def taken(self, rows: Labels) -> "NumberScores":
+        """Return the scores of some rows; a row may be there twice."""
+        return NumberScores(self.y[rows], self.predicted[rows], self.right[rows])
+
+    def per_example(self, name: str) -> Floats | None:
+        """Return absolute errors, or which answers are near enough, `(N,)`; None for other metrics than these means."""
+        match name:
+            case "mae":
+                return np.asarray(np.abs(self.predicted - self.y), dtype=np.float64)
+            case "within_tolerance":
+                return self.right.astype(np.float64)
+        return None
+
+    def measure(self, name: str) -> float | None:
+        """Return one of `METRICS`: errors in the label's units, the coefficient of determination, a share in [0, 1].
+
+        R2 is at most 1, and below 0 where the mean of these labels would have been the better answer; None where they
+        are all the same.
+
+        Raises:
+            ValueError: there is no such metric.
+        """
+        match name:
+            case "mae":
+                return float(metrics.mean_absolute_error(self.y, self.predicted))
+            case "rmse":
+                return float(metrics.root_mean_squared_error(self.y, self.predicted))
+            case "median_error":
+                return float(metrics.median_absolute_error(self.y, self.predicted))
+            case "r2":
+                return float(metrics.r2_score(self.y, self.predicted)) if len(np.unique(self.y)) > 1 else None
+            case "within_tolerance":
+                return float(self.right.mean())
+        raise _unknown(name, self.METRICS)
+
+    def measure_all(self) -> dict[str, float | None]:
+        """Return every metric."""
+        return {name: self.measure(name) for name in self.METRICS}
+
+
+def kind_of(task: Task) -> type[ClassScores] | type[NumberScores]:
+    """Return what a task's answers are."""
+    return ClassScores if task.classes else NumberScores
+
+
+def _unknown(name: str, known: tuple[str, ...]) -> ValueError:
+    return ValueError(f"no metric '{name}', expected one of {', '.join(known)}")
 
 
 def _specificity(y: Labels, predicted: Labels, positives: list[int]) -> float | None:
@@ -137,8 +277,3 @@ def _calibration_error(right: NDArray[np.bool_], confidence: Floats) -> float:
     edges = np.linspace(0, 1, CALIBRATION_BINS + 1)
     count = np.bincount(np.searchsorted(edges[1:-1], confidence))  # the bins of calibration_curve
     return float((np.abs(accuracy - mean) * count[count > 0]).sum() / len(right))
-
-
-def measure_all(scores: Scores) -> Mapping[str, float | None]:
-    """Return every metric."""
-    return {name: measure(scores, name) for name in METRICS}

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from common.seeds import seed_for
-from consilium.comparison.evaluation import Scores, measure
+from consilium.comparison.evaluation import Scores
 
 Floats = NDArray[np.float64]
 
@@ -68,17 +68,18 @@ def drawn(scores: Sequence[Scores], metric: str, *, seed: int, who: str) -> Floa
 
     NaN in the first place if a seed's metric is undefined; draws in which it is undefined are NaN.
     """
-    size = len(scores[0].y)
+    size = len(scores[0])
     generator = np.random.default_rng(seed_for(seed, "bootstrap", who))
-    if metric == "accuracy":
-        right = np.mean([one.predicted == one.y for one in scores], axis=0)
-        found = [right.mean()]
+    adds = [one.per_example(metric) for one in scores]
+    if known := [each for each in adds if each is not None]:
+        mean = np.mean(known, axis=0)
+        found = [mean.mean()]
         for first in range(0, DRAWS, (block := max(1, MOST_COUNTS // size))):
             counts = generator.multinomial(size, np.full(size, 1 / size), size=min(block, DRAWS - first))
-            found.extend(counts @ right / size)
+            found.extend(counts @ mean / size)
         return np.array(found)
     rows = [np.arange(size), *(generator.integers(0, size, size) for _ in range(SLOW_DRAWS))]
-    values = [[measure(one.taken(taken), metric) for one in scores] for taken in rows]
+    values = [[one.taken(taken).measure(metric) for one in scores] for taken in rows]
     return np.array([np.nan if None in each else np.mean(each) for each in values], dtype=np.float64)  # type: ignore[arg-type]
 
 

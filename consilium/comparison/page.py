@@ -5,10 +5,10 @@ from html import escape
 
 from matplotlib.axes import Axes
 
-from consilium.comparison.evaluation import METRICS, SMALLER_IS_BETTER
+from consilium.comparison.evaluation import UNBOUNDED
 from consilium.comparison.intervals import DRAWS, LEAST_SPLITS, SLOW_DRAWS, Interval
 from consilium.comparison.summary import BESIDE, FEDAVG, LOCAL, LOCAL_CHOSEN, LOCAL_REFITTED
-from consilium.comparison.tables import OVER, Line, Report, counted, text_of
+from consilium.comparison.tables import OVER, Line, Report, counted, explained, text_of
 from consilium.page import (
     COLOURS,
     DASH,
@@ -83,8 +83,7 @@ def _headlines(report: Report) -> str:
 
 
 def _metric(report: Report) -> str:
-    worse = " (smaller is better)" if report.metric in SMALLER_IS_BETTER else ""
-    return report.metric.replace("_", " ") + worse
+    return report.metric.replace("_", " ") + explained(report)
 
 
 def _problems(report: Report) -> str:
@@ -106,7 +105,7 @@ def _methods(report: Report) -> str:
     ]
     caption = f"Test {_metric(report)} over the sites, last round, with 95 % intervals; baselines first"
     if report.target is not None:
-        caption += f"; target: mean validation accuracy {report.target:.3f}"
+        caption += f"; target: mean validation {report.study.task.score} {report.target:.3f}"
     table = f"<caption>{escape(caption)}</caption>{html_head(filter(None, titles))}{''.join(bodies)}"
     return f"<h2>The methods</h2>\n{scroll('Methods', table)}"
 
@@ -138,12 +137,12 @@ def _cell(one: Interval | None, *, sign: bool = False) -> str:
 def _metrics(report: Report) -> str:
     rows = "".join(
         f'<tr><th scope="row">{escape(line.row.name)}</th>'
-        + "".join(f"<td>{DASH if (value := line.others[name]) is None else f'{value:.3f}'}</td>" for name in METRICS)
+        + "".join(f"<td>{DASH if value is None else f'{value:.3f}'}</td>" for value in line.others.values())
         + "</tr>\n"
         for line in report.lines
     )
     caption = "Means over sites, seeds and splits; a dash: not defined at some site"
-    titles = ["method", *(name.replace("_", " ") for name in METRICS)]
+    titles = ["method", *(name.replace("_", " ") for name in report.lines[0].others)]
     table = f"<caption>{caption}</caption>{html_head(titles)}<tbody>{rows}</tbody>"
     inner = f'<div class="scroll" role="region" tabindex="0" aria-label="Every metric"><table>{table}</table></div>'
     return f'<details class="card"><summary>Every metric</summary>{inner}</details>'
@@ -176,10 +175,9 @@ def _curves(report: Report) -> str:
             continue
         rounds = max((line.curve["round"] for _, line in shown if line is not None), key=len)
         limits = limits_of((value for _, values in series for value in values), accuracy=kind == "accuracy")
-        label = f"Mean validation {kind} over the sites: " + ", ".join(
-            f"{style} last {last_known(values)}" for style, values in series
-        )
-        figures.append(figure(f"Mean validation {kind} over the sites", line_chart(label, rounds, series, limits)))
+        what = f"Mean validation {report.study.task.score if kind == 'accuracy' else kind} over the sites"
+        label = f"{what}: " + ", ".join(f"{style} last {last_known(values)}" for style, values in series)
+        figures.append(figure(what, line_chart(label, rounds, series, limits)))
     if not figures:
         return '<h2>Curves</h2><p class="soft">This study keeps no validation rows, so there are no curves.</p>'
     named = legend((style, line.row.name) for style, line in shown if line is not None)
@@ -205,6 +203,8 @@ def _bars(report: Report) -> str:
 def _bar_chart(report: Report, site: str) -> str:
     found = [(number, line, line.numbers.sites[site]) for number, line in enumerate(report.lines, start=1)]
     known = [(number, line, one) for number, line, one in found if one is not None]
+    reach = [bound for _, _, one in known for bound in (one.value, one.low, one.high) if bound is not None]
+    limits = (min(0.0, *reach), 1.05 * max(1e-6, *reach)) if report.metric in UNBOUNDED and reach else (0.0, 1.0)
 
     def draw(axes: Axes) -> None:
         for place, (_, line, one) in enumerate(known):
@@ -215,7 +215,7 @@ def _bar_chart(report: Report, site: str) -> str:
         axes.set_yticks(range(len(known)), [str(number) for number, _, _ in known])
         axes.tick_params(axis="y", length=0, labelsize=7)
         axes.invert_yaxis()
-        axes.set_xlim(0, 1)
+        axes.set_xlim(*limits)
         axes.grid(axis="x")
         axes.set_axisbelow(True)
 
@@ -286,6 +286,9 @@ to say how much their numbers vary. Ask for 1 split or for {LEAST_SPLITS} and mo
 metrics that are no mean over examples), the same draws for every row and seed, so differences are paired. They say how
 much the numbers may move with other test examples of the same kind, not with another split: for that, ask for
 {LEAST_SPLITS} splits or more."""
+    constant = "Majority class always answers the most frequent class of a site's training rows."
+    if not report.study.task.classes:
+        constant = "Mean of the training labels always answers that, at each site its own."
     return f"""<p>Every row has the same data, splits, model, initial weights per seed, rounds and local steps a round.
 All studies ran in one process each, on the code that is deployed. Every site's test rows were read once, after the
 last round of each study. A choice looked at the validation rows of its own split alone, never at test rows. Who stays
@@ -293,7 +296,7 @@ alone chose too: among local-only training with the study's budget, with each le
 budget of the method that was chosen.</p>
 <p>{intervals} Spread is the standard deviation over the sites. Best round on validation: every site keeps its model of
 the round with the least validation loss.</p>
-<p>Majority class always answers the most frequent class of a site's training rows. Local only trains at each site
+<p>{constant} Local only trains at each site
 alone, with the same number of steps per round. Pooled is one model trained on the rows of all sites in one place, with
 as many steps as all sites together: what no federation may do. An interval stands alone: of 20 differences without any
 effect, about one is expected to look clear by chance.</p>"""

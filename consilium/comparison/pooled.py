@@ -1,6 +1,7 @@
 """The baseline that no federation may have: one model, trained on the data of all sites in one place."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,11 @@ def run_pooled(study: StudyConfig, settings: Mapping[str, Path]) -> tuple[dict[s
     """
     configs = {site: load_site(path) for site, path in settings.items()}
     data = {site: _load(config, study) for site, config in configs.items()}
-    first, classes = next(iter(data.values())), len(study.task.classes)
+    first = next(iter(data.values()))
     model = build_model(
         study.model,
         input_shape=first.input_shape,
-        num_outputs=1 if classes == 2 else classes,
+        num_outputs=study.task.num_outputs,
         weights_dir=next(iter(configs.values())).weights_dir,
         seed=seed_for(study.seed, "initial weights"),
     )
@@ -61,7 +62,7 @@ def run_pooled(study: StudyConfig, settings: Mapping[str, Path]) -> tuple[dict[s
         "rounds": [],
         "warnings": [],
     }
-    scores = {site: {"classes": one.test.y.numpy(), POOLED: _logits(model, one.test)} for site, one in data.items()}
+    scores = {site: {"labels": one.test.y.numpy(), POOLED: _logits(model, one.test)} for site, one in data.items()}
     if best is not None:
         set_weights(model.module, best)
         for site, one in data.items():
@@ -87,7 +88,7 @@ def _on_features(model: Model, data: Mapping[str, SiteData]) -> tuple[Model, dic
         return model, dict(data)
 
     def seen(part: Examples) -> Examples:
-        return Examples(features_of(parted.body, part.x, batch_size=_BATCH), part.y)
+        return part.with_inputs(features_of(parted.body, part.x, batch_size=_BATCH))
 
     return parted.tail, {
         site: SiteData(seen(one.train), seen(one.validation), seen(one.test), one.card) for site, one in data.items()
@@ -103,7 +104,7 @@ def _work(study: StudyConfig, number: int, pool: Examples, validation: Examples,
 
 
 def _joined(parts: list[Examples]) -> Examples:
-    return Examples(torch.cat([part.x for part in parts]), torch.cat([part.y for part in parts]))
+    return replace(parts[0], x=torch.cat([part.x for part in parts]), y=torch.cat([part.y for part in parts]))
 
 
 def _logits(model: Model, test: Examples) -> Array:

@@ -9,13 +9,15 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from common.config import Task
 from consilium.comparison.cells import Cell, read_scores, scores_of
-from consilium.comparison.evaluation import METRICS, SMALLER_IS_BETTER, Scores
+from consilium.comparison.evaluation import SMALLER_IS_BETTER, Scores, kind_of
 from consilium.comparison.intervals import LEAST_SPLITS, Floats, Interval, corrected_t, drawn, summarised
 from consilium.comparison.runner import Results
 
-MAJORITY, LOCAL, POOLED, FEDAVG, TUNED = (
+MAJORITY, MEAN, LOCAL, POOLED, FEDAVG, TUNED = (
     "majority class",
+    "mean of the training labels",
     "local only",
     "pooled",
     "FedAvg",
@@ -56,11 +58,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything that was run: cells with their results, the folder of their scores, the study's classes and sites."""
+    """Everything that was run: cells with their results, the folder of their scores, the study's task and sites."""
 
     results: Results
     out: Path
-    num_classes: int
+    task: Task
     sites: tuple[str, ...]
     metric: str = "accuracy"
     seed: int = 0
@@ -86,15 +88,19 @@ class Comparison:
     def scores(self, cell: Cell, site: str, model: str) -> Scores | None:
         """Return a model's answers on one site's test split."""
         found = read_scores(self.results[cell]["key"], self.out)
-        return scores_of(found[site], model, self.num_classes) if site in found else None
+        return scores_of(found[site], model, self.task) if site in found else None
 
     def validation(self, cell: Cell, model: str) -> tuple[float, float] | None:
-        """Return what a choice looks at: mean validation accuracy of a model, and minus its mean loss."""
+        """Return what a choice looks at, larger is better: mean validation accuracy of a model, and minus its loss.
+
+        Where the label is a number, the loss alone.
+        """
         rounds = self.results[cell]["rounds"]
         means = rounds[-1]["means"] if rounds else {}
         if f"{model}.accuracy" not in means:
             return None
-        return means[f"{model}.accuracy"], -means[f"{model}.loss"]
+        loss = -means[f"{model}.loss"]
+        return (means[f"{model}.accuracy"] if self.task.classes else loss), loss
 
 
 @dataclass(frozen=True)
@@ -149,7 +155,7 @@ def make_rows(found: Comparison, labels: Sequence[str], choices: Choices) -> lis
     """Return the baselines, every method, and what validation chose among those that join and those that do not."""
     base = found.cells("fedavg")
     rows = [
-        Row(MAJORITY, "majority", base, baseline=True),
+        Row(MAJORITY if found.task.classes else MEAN, "majority", base, baseline=True),
         Row(LOCAL, "local", base, baseline=True),
         Row(POOLED, "pooled", found.cells(POOLED, "pooled"), baseline=True),
         Row(FEDAVG, "personal", base, baseline=True),
@@ -180,7 +186,8 @@ def choose(found: Comparison, candidates: Sequence[Candidate]) -> dict[int, Cand
     """Return per split the candidate with the best validation numbers, as means over the split's seeds.
 
     Only that split's own validation rows are looked at: another split's may be test rows of this one. Accuracy
-    decides, loss between equals, the first of equals. A split without validation rows has no choice.
+    decides, or where the label is a number the loss; loss between equals, the first of equals. A split without
+    validation rows has no choice.
     """
     choice: dict[int, Candidate] = {}
     best: dict[int, tuple[float, float]] = {}
@@ -207,7 +214,9 @@ def all_numbers(found: Comparison, rows: Iterable[Row]) -> pd.DataFrame:
             if model in of_site["metrics"]:
                 fixed = {"row": row.name, "chosen": row.choice.get(cell.split, ""), "split": cell.split}
                 fixed |= {"seed": cell.seed, "site": site, "round": when, "num_test": of_site["num_test"]}
-                lines.append({**fixed, **{name: of_site["metrics"][model][name] for name in METRICS}})
+                lines.append(
+                    {**fixed, **{name: of_site["metrics"][model][name] for name in kind_of(found.task).METRICS}}
+                )
     return pd.DataFrame(lines)
 
 
@@ -332,7 +341,7 @@ _OPENINGS = {
 def headline(
     site: str, alone: Interval | None, joined: Interval | None, difference: Interval | None, metric: str
 ) -> str:
-    """Return the sentence of a site: alone, joined, and the difference with its interval."""
+    """Return the sentence of a site: alone, joined, and the difference with its interval; accuracy goes unnamed."""
     if alone is None or joined is None or difference is None:
         return f"{site}: {metric.replace('_', ' ')} is not defined on its test rows, so nothing can be said."
     opening = _OPENINGS[better(difference, metric)].format(site=site)
@@ -340,7 +349,8 @@ def headline(
     if difference.low is not None and difference.high is not None:
         digits = _digits(difference)
         bounds = f"95 % {difference.low:+.{digits}f} to {difference.high:+.{digits}f}"
-    return f"{opening}: {alone.value:.2f} -> {joined.value:.2f} ({difference.value:+.2f}, {bounds})"
+    what = "" if metric == "accuracy" else f"{metric.replace('_', ' ')} "
+    return f"{opening}: {what}{alone.value:.2f} -> {joined.value:.2f} ({difference.value:+.2f}, {bounds})"
 
 
 def _digits(difference: Interval) -> int:

@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from common.config import StudyConfig
+from common.config import StudyConfig, TableTask
 from common.errors import ConfigError
 from consilium.comparison.cells import Cell
-from consilium.comparison.evaluation import METRICS, SMALLER_IS_BETTER
+from consilium.comparison.evaluation import IN_UNITS, SMALLER_IS_BETTER, kind_of
 from consilium.comparison.intervals import LEAST_SPLITS, Interval
 from consilium.comparison.summary import (
     BESIDE,
@@ -202,7 +202,7 @@ def _line(found: Comparison, row: Row, local: Row | None, fedavg: Row | None, ta
         best=summarise(found, best).over["mean"] if known else None,
         target=None if target is None else to_target(found, row, target),
         curve=curves(found, row),
-        others={name: _mean(found, row, name) for name in METRICS},
+        others={name: _mean(found, row, name) for name in kind_of(found.task).METRICS},
     )
 
 
@@ -298,6 +298,14 @@ def counted(count: int, what: str) -> str:
     return f"{count} {what}{'' if count == 1 else 's'}"
 
 
+def explained(report: Report) -> str:
+    """Return what a reader must know of the report's metric, in brackets; nothing where more is better."""
+    facts = ["smaller is better"] if report.metric in SMALLER_IS_BETTER else []
+    if isinstance(report.study.task, TableTask) and report.metric in IN_UNITS:
+        facts.append(f"in units of '{report.study.task.label}'")
+    return f" ({', '.join(facts)})" if facts else ""
+
+
 def print_report(report: Report, console: Console) -> None:
     """Print the table of methods and the sentence of every site."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
@@ -311,12 +319,11 @@ def print_report(report: Report, console: Console) -> None:
         style = "dim" if line.row.baseline else ""
         table.add_row(Text(line.row.name, style=style), *cells)
     console.print(table)
-    worse = ", smaller is better" if report.metric in SMALLER_IS_BETTER else ""
     over_what = "over splits" if report.splits >= LEAST_SPLITS else f"need 1 split, or {LEAST_SPLITS} and more"
     over_what = "over test examples" if report.splits == 1 else over_what
     console.print(
         Text(
-            f"test {report.metric.replace('_', ' ')}{worse}; {counted(report.seeds, 'seed')}, "
+            f"test {report.metric.replace('_', ' ')}{explained(report)}; {counted(report.seeds, 'seed')}, "
             f"{counted(report.splits, 'split')}; 95 % intervals {over_what}",
             style="dim",
         )

@@ -1,0 +1,38 @@
+"""One study of `consilium compare`, without its baselines: mean test accuracy, bytes and seconds per seed, as CSV.
+
+For a row that is too dear to be run beside every baseline. `python benchmarks/one_method.py STUDY --sites DIR
+--seeds 3` prints a line per seed as soon as it is done.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from common.config import load_study
+from consilium.comparison.cells import find_sites, make_cell, run_cell
+
+
+def main() -> None:
+    """Run the study once per seed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("study", type=Path)
+    parser.add_argument("--sites", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    options = parser.parse_args()
+    study = load_study(options.study)
+    files = find_sites(options.sites, study, weights_dir=None)
+    print("model,method,seed,mean_accuracy,worst_accuracy,bytes_both_ways,seconds")  # noqa: T201
+    with tempfile.TemporaryDirectory(prefix="one-method-") as out:
+        for seed in range(options.seeds):
+            cell = make_cell(study.method.kind, study, seed=seed, split=0, local=False)
+            found = run_cell(cell, files, Path(out), "cell")
+            if "error" in found:
+                raise SystemExit(found["error"])
+            accuracy = [of["metrics"]["personal"]["accuracy"] for of in found["sites"].values()]
+            total = sum(each["bytes_up"] + each["bytes_down"] for each in found["rounds"])
+            facts = (study.model.name, study.method.kind, seed, sum(accuracy) / len(accuracy), min(accuracy), total)
+            print(*facts, round(found["seconds"]), sep=",", flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
