@@ -1,6 +1,6 @@
 """Per-FedAvg in the paper's setting: MNIST, 50 users in two groups, against FedAvg with one step of adaptation.
 
-    python benchmarks/per_fedavg.py --images mnist.npz [--jobs 2]     # writes benchmarks/results/per_fedavg.csv
+    python benchmarks/per_fedavg.py --images mnist.npz [--jobs 2]     # goes on with benchmarks/results/per_fedavg.csv
 
 Setting (Fallah 2020, https://arxiv.org/abs/2002.07948, section 5): half of the users have `a` images of each of the
 first five digits; the others have a/2 images of one of the first five and 2a of one of the other five. Two hidden
@@ -27,7 +27,7 @@ from common.seeds import seed_for
 from consilium.comparison.cells import SiteFiles, make_cell, run_cell
 from consilium.comparison.intervals import corrected_t
 
-USERS, LEAST, ROUNDS, STEPS, SEEDS, RATES = 50, 30, 100, 10, (1, 2, 3, 4, 5), (0.03, 0.1)
+USERS, LEAST, ROUNDS, STEPS, SEEDS, RATES = 50, 30, 100, 10, range(1, 11), (0.01, 0.03, 0.1)
 INNER = 0.01
 METHODS: dict[str, dict[str, Any]] = {
     "FedAvg + one step": {"method": {"kind": "fine_tune", "steps": 1, "learning_rate": INNER}},
@@ -110,10 +110,13 @@ def main() -> None:
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--jobs", type=int, default=1)
     arguments = parser.parse_args()
+    rows = pd.read_csv(RESULTS) if RESULTS.exists() else pd.DataFrame(columns=["method", "rate", "seed"])
+    done = set(rows[["method", "rate", "seed"]].itertuples(index=False, name=None))
     cells = [(name, rate, seed) for seed in SEEDS for name in METHODS for rate in RATES]
     with ProcessPoolExecutor(arguments.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        rows = pd.DataFrame(list(pool.map(run, [arguments.images] * len(cells), *zip(*cells, strict=True))))
-    rows.to_csv(RESULTS, index=False, lineterminator="\n", float_format="%.6g")
+        for future in [pool.submit(run, arguments.images, *cell) for cell in cells if cell not in done]:
+            rows = pd.concat([rows, pd.DataFrame([future.result()])], ignore_index=True)
+            rows.to_csv(RESULTS, index=False, lineterminator="\n", float_format="%.6g")
     best = rows.loc[rows.groupby(["method", "seed"])["validation_accuracy"].idxmax()]
     chosen = best.pivot_table(index="seed", columns="method", values="test_accuracy")
     print(best[["method", "seed", "rate", "test_accuracy"]].to_string(index=False))  # noqa: T201

@@ -419,20 +419,23 @@ def simulation(with_stock: bool, data: Path | None) -> list[Row]:
         place = Path(name)
         federation = heart_disease_hospitals(data, place / "hospitals")
         sites = site_files(federation, place)
-        for steps, rounds in ((100, 100), (1, 100)):
+        rounds = 100
+        for steps in (100, 1):
             config = heart_study(federation, FedAvgMethod(), 42)
             training = config.training.model_copy(update={"steps": steps})
             config = config.model_copy(update={"rounds": rounds, "training": training})
-            with scratch():
-                began = time.monotonic()
-                run_in_process(config, sites, place / f"run-{steps}")
-                whole = time.monotonic() - began
-            result = json.loads((place / f"run-{steps}" / "result.json").read_text())
-            what = f"FedAvg in process, 4 hospitals, {steps} steps a round"
-            row: Row = {"work": f"{what}: a round", "unit": "s", **of([each["seconds"] for each in result["rounds"]])}
-            if with_stock:
-                row["stock"] = ray_round(place, config, steps)
-            rows += [row, {"work": f"{what}: {rounds} rounds", "unit": "s", "ours": whole}]
+            stock = {"stock": ray_round(place, config, steps)} if with_stock else {}
+            for local_baseline in (True, False):  # stock trains no such baseline
+                run = place / f"run-{steps}-{local_baseline}"
+                with scratch():
+                    began = time.monotonic()
+                    run_in_process(config.model_copy(update={"local_baseline": local_baseline}), sites, run)
+                    whole = time.monotonic() - began
+                seconds = [each["seconds"] for each in json.loads((run / "result.json").read_text())["rounds"]]
+                what = f"FedAvg in process, 4 hospitals, {steps} steps a round"
+                what += ", with local-only baseline" if local_baseline else ""
+                rows.append({"work": f"{what}: a round", "unit": "s", **of(seconds), **stock})
+                rows.append({"work": f"{what}: {rounds} rounds", "unit": "s", "ours": whole})
     return rows
 
 

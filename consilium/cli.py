@@ -449,6 +449,10 @@ def site_start(
     start_site(settings, verbose=verbose, metrics=metrics)
 
 
+_LEFT_OUT = frozenset({"torch", "torchvision", "sklearn", "scipy", "pandas", "PIL"})
+"""Packages of which the server's image has not every one."""
+
+
 def main() -> NoReturn:
     """Run the command line; a ConsiliumError becomes a sentence on stderr and its exit code."""
     from common.processes import follow_parent
@@ -471,6 +475,16 @@ def main() -> NoReturn:
     except ConsiliumError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _LEFT_OUT:
+            raise
+        print(
+            f"ConfigError: this installation has no '{package}', which this command needs; the server's image "
+            "leaves out what only sites and comparisons use: run it where consilium was installed with pip",
+            file=sys.stderr,
+        )
+        sys.exit(ConfigError.exit_code)
     except (KeyboardInterrupt, click.Abort):
         print("stopped", file=sys.stderr)
         sys.exit(130)

@@ -1,4 +1,4 @@
-"""`consilium compare`: the same cells whatever the number of jobs, choices without test rows, and honest sentences."""
+"""`consilium compare` as a whole: choices without test rows, honest rows, a page, and the same weights as deployed."""
 
 import json
 import os
@@ -8,28 +8,23 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import MakeStudy, write_site, write_table
+from comparing import SETTINGS, SIZES, console, options, write_sites, write_study
+from conftest import MakeStudy
 from deployed import join, running_server, start_site
-from rich.console import Console
 from safetensors.numpy import load_file
 from scipy import stats
 
 from common.algorithms import FedAdamStrategy, FedBnMethod
 from common.config import ModelConfig, StudyConfig
 from common.errors import ConfigError
-from consilium.comparison.cells import Cell, find_sites, make_cell, read_cell, read_scores, run_cell
-from consilium.comparison.compare import CELLS, Options, compare, make_variants
-from consilium.comparison.evaluation import ClassScores
-from consilium.comparison.intervals import Interval, corrected_t, drawn, summarised
-from consilium.comparison.runner import run_cells
+from consilium.comparison.cells import find_sites, make_cell, read_scores, run_cell
+from consilium.comparison.compare import CELLS, compare, make_variants
 from consilium.comparison.summary import (
     BESIDE,
     CHOSEN,
@@ -38,280 +33,21 @@ from consilium.comparison.summary import (
     LOCAL_REFITTED,
     POOLED,
     REFITTED,
-    Candidate,
-    Comparison,
-    better,
-    choose,
-    headline,
     over_sites,
 )
 from consilium.inprocess import run_in_process
 from consilium.run import run_study
-from consilium.variants import Skipped, Spec, Variant, parse_specs, vary
 from consilium.view import View
-
-SIZES = {"berlin": 60, "lyon": 40}
-TRAINING = {"epochs": 1, "learning_rate": 0.1}
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with two sites' tables and a study of them."""
-    where = tmp_path / "federation"
-    for number, (name, rows) in enumerate(SIZES.items()):
-        (where / name / "data").mkdir(parents=True)
-        write_table(where / name / "data" / "data.csv", rows=rows, seed=number)
-    return where
+    return write_sites(tmp_path / "federation")
 
 
 @pytest.fixture
 def study(make_study: MakeStudy) -> StudyConfig:
-    return make_study(
-        sites=list(SIZES),
-        rounds=2,
-        split={"test": 0.3, "validation": 0.2},
-        training=TRAINING,
-    )
-
-
-def write_study(folder: Path, study: StudyConfig) -> Path:
-    """Write a study as TOML: the few kinds of values that the test's study has."""
-
-    def lines(values: Mapping[str, Any], prefix: str) -> list[str]:
-        plain = [f"{key} = {json.dumps(value)}" for key, value in values.items() if not isinstance(value, dict)]
-        tables = [(f"{prefix}{key}", value) for key, value in values.items() if isinstance(value, dict)]
-        return plain + [line for name, value in tables for line in (f"[{name}]", *lines(value, f"{name}."))]
-
-    path = folder / "study.toml"
-    path.write_text("\n".join(lines(study.model_dump(mode="json", exclude_none=True), "")) + "\n", encoding="utf-8")
-    return path
-
-
-def console() -> Console:
-    return Console(width=130, quiet=True)
-
-
-def options(folder: Path, study: StudyConfig, out: Path, **settings: Any) -> Options:
-    return Options(study=write_study(folder, study), sites=folder, out=out, **{"seeds": 1, **settings})
-
-
-# --- variants ----------------------------------------------------------------------------------------
-
-
-def test_specs_are_names_with_settings() -> None:
-    known = ["ditto", "fedper"]
-    assert parse_specs("ditto:lam=0.5;x=head, fedper", option="--methods", known=known) == [
-        Spec("ditto", {"lam": 0.5, "x": "head"}),
-        Spec("fedper"),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("text", "sentence"),
-    [
-        ("dito", "--methods: there is no 'dito'; did you mean 'ditto'?"),
-        ("xyz", "--methods: there is no 'xyz'; known: ditto, fedper"),
-        ("ditto:lam", "--methods: 'lam' of 'ditto:lam' has no value, expected key=value"),
-        (" , ", "--methods: names nothing; known: ditto, fedper"),
-    ],
-)
-def test_wrong_spec_is_a_sentence(text: str, sentence: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(sentence)):
-        parse_specs(text, option="--methods", known=["ditto", "fedper"])
-
-
-def test_vary_fits_the_study_to_its_method_and_says_what_cannot_be(study: StudyConfig) -> None:
-    methods = [Spec("scaffold"), Spec("fedper"), Spec("fedbn"), Spec("ditto", {"lam": -1})]
-    found = {one.label: one for one in vary(study, methods=methods, strategies=[Spec("fedadam")], learning_rates=[0.5])}
-    scaffold = found["scaffold + lr 0.5"]
-    assert isinstance(scaffold, Variant)
-    assert (scaffold.study.strategy.kind, scaffold.study.training.momentum) == ("scaffold", 0.0)
-    fedper = found["fedper + fedadam + lr 0.5"]
-    assert isinstance(fedper, Variant)
-    assert (fedper.study.strategy.kind, fedper.study.training.learning_rate) == ("fedadam", 0.5)
-    ditto = found["ditto:lam=-1 + fedadam + lr 0.5"]
-    assert isinstance(ditto, Skipped)
-    assert "lam" in ditto.reason
-
-
-def test_baselines_come_first_and_are_plain(study: StudyConfig, folder: Path, tmp_path: Path) -> None:
-    changed = study.model_copy(update={"strategy": type(study.strategy)(), "method": study.method})
-    chosen = replace(options(folder, study, tmp_path), methods="fedper", strategies="fedadam", weightings="size*loss")
-    variants, skipped, own = make_variants(changed, chosen)
-    assert not skipped
-    assert [one.label for one in variants] == ["fedavg", "fine_tune", "fedper + fedadam + sizexloss"]
-    assert variants[0].study.weighting is None
-    assert own == variants[2].label
-    weighting = variants[2].study.weighting
-    assert weighting is not None
-    assert [factor.kind for factor in weighting.factors] == ["size", "loss"]
-
-
-@pytest.mark.parametrize(
-    ("setting", "sentence"),
-    [
-        ({"methods": "fedpr"}, "did you mean 'fedper'"),
-        ({"strategies": "adam"}, "did you mean 'fedadam'"),
-        ({"weightings": "sice"}, "did you mean 'size'"),
-        ({"learning_rates": "0.1,x"}, "expected numbers with commas between"),
-        ({"learning_rates": "-1"}, "expected numbers above 0"),
-        ({"metric": "roc"}, "there is no 'roc' for this task; known: accuracy"),
-    ],
-)
-def test_wrong_option_is_a_sentence(
-    study: StudyConfig, folder: Path, tmp_path: Path, setting: dict[str, Any], sentence: str
-) -> None:
-    with pytest.raises(ConfigError, match=re.escape(sentence)):
-        compare(options(folder, study, tmp_path / "out", **setting), console())
-
-
-def test_site_without_data_is_named(study: StudyConfig, folder: Path, tmp_path: Path) -> None:
-    missing = study.model_copy(update={"sites": ("berlin", "porto")})
-    with pytest.raises(ConfigError, match=r"there is no data of site 'porto': expected a folder '.*porto/data'"):
-        find_sites(folder, missing, weights_dir=None)
-
-
-# --- cells -------------------------------------------------------------------------------------------
-
-
-def two_cells(study: StudyConfig) -> list[Cell]:
-    return [make_cell("fedavg", study, seed=seed, split=1 - seed) for seed in (0, 1)]
-
-
-def test_cell_holds_the_numbers_of_the_run_it_stands_for(study: StudyConfig, folder: Path, tmp_path: Path) -> None:
-    """Against a run of the same study with our own files: counts, validation means and accuracies."""
-    (cell, _), files = two_cells(study), find_sites(folder, study, weights_dir=None)
-    result = run_cell(cell, files, tmp_path / "cells", cell.key(files))
-    settings = {}
-    for name in SIZES:
-        settings[name] = tmp_path / "own" / name / "site.toml"
-        settings[name].parent.mkdir(parents=True)
-        settings[name].write_text(
-            f"name = '{name}'\nserver = 'localhost:1'\nca_certificate = 'x'\nprivate_key = 'x'\nstate_dir = 's'\n"
-            f"[data]\nkind = 'table'\npath = '{folder / name / 'data'}'\n"
-        )
-    own = study.model_copy(update={"split": study.split.model_copy(update={"seed": study.split.seed + 1})})
-    run_in_process(own, settings, tmp_path / "run")
-    expected = json.loads((tmp_path / "run" / "result.json").read_text())
-    for name in SIZES:
-        counts, found = expected["sites"][name]["test"], result["sites"][name]
-        assert found["metrics"]["personal"]["accuracy"] == pytest.approx(counts["personal"] / counts["num_test"])
-        assert found["metrics"]["local"]["accuracy"] == pytest.approx(counts["local"] / counts["num_test"])
-        assert found["metrics"]["majority"]["accuracy"] == pytest.approx(counts["majority"] / counts["num_test"])
-        assert sum(found["support"]) == counts["num_test"]
-    last = expected["rounds"][-1]["sites"]
-    mean = np.mean([last[name]["metrics"]["personal.accuracy"] for name in SIZES])
-    assert result["rounds"][-1]["means"]["personal.accuracy"] == pytest.approx(mean)
-    assert set(result["sites"]["lyon"]["metrics"]) >= {"personal.best", "local.best", "global"}
-
-
-def test_data_are_where_a_sites_settings_say(study: StudyConfig, folder: Path, tmp_path: Path) -> None:
-    plain = find_sites(folder, study, weights_dir=None)
-    for name in SIZES:
-        path = write_site(tmp_path / "hospitals" / name, name, data=str(folder / name / "data"))
-        path.write_text(path.read_text() + "max_skipped = 2\n")
-    (tmp_path / "hospitals" / "berlin" / "weights").mkdir()
-    found = find_sites(tmp_path / "hospitals", study, weights_dir=None)
-    assert {name: (site.kind, site.path) for name, site in found.items()} == {
-        name: (site.kind, site.path) for name, site in plain.items()
-    }
-    assert found["berlin"].weights_dir == tmp_path / "hospitals" / "berlin" / "weights"
-    assert found["lyon"].weights_dir is None  # its settings name a folder that is not there
-    with (folder / "lyon" / "data" / "data.csv").open("a") as file:
-        file.write("1.0,high,yes\n")
-    cell = make_cell("fedavg", study, seed=0, split=0)
-    assert "error" not in run_cell(cell, found, tmp_path / "cells", cell.key(found))
-    assert "expected a number" in run_cell(cell, plain, tmp_path / "cells", cell.key(plain))["error"]
-
-
-def test_results_do_not_depend_on_the_number_of_jobs(study: StudyConfig, folder: Path, tmp_path: Path) -> None:
-    files, cells = find_sites(folder, study, weights_dir=None), two_cells(study)
-    cells.append(make_cell(POOLED, study, seed=0, split=0, kind="pooled"))
-    one = run_cells(cells, files, tmp_path / "one", jobs=1)
-    two = run_cells(cells, files, tmp_path / "two", jobs=2)
-    for cell in cells:
-        key = cell.key(files)
-        assert without_times(one[cell]) == without_times(two[cell])
-        assert (tmp_path / "one" / f"{key}.safetensors").read_bytes() == (
-            tmp_path / "two" / f"{key}.safetensors"
-        ).read_bytes()
-
-
-def without_times(result: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in result.items() if not key.endswith("seconds")}
-    rounds = [{key: value for key, value in each.items() if key != "bytes_up"} for each in kept["rounds"]]
-    return {**kept, "rounds": rounds}  # the replies' own text holds times
-
-
-def test_finished_cell_is_not_run_again_unless_data_or_study_change(
-    study: StudyConfig, folder: Path, tmp_path: Path
-) -> None:
-    files, (cell, _) = find_sites(folder, study, weights_dir=None), two_cells(study)
-    seen: list[bool] = []
-
-    def on_cell(_: Cell, __: Mapping[str, Any], again: bool) -> None:
-        seen.append(again)
-
-    run_cells([cell], files, tmp_path, jobs=1, on_cell=on_cell)
-    run_cells([cell], files, tmp_path, jobs=1, on_cell=on_cell)
-    other = make_cell("fedavg", study.model_copy(update={"rounds": 1}), seed=0, split=1)
-    run_cells([other], files, tmp_path, jobs=1, on_cell=on_cell)
-    path = folder / "berlin" / "data" / "data.csv"
-    path.write_text(path.read_text() + "1.0,1.0,yes\n")
-    run_cells([cell], files, tmp_path, jobs=1, on_cell=on_cell)
-    (tmp_path / f"{cell.key(files)}.safetensors").unlink()
-    run_cells([cell], files, tmp_path, jobs=1, on_cell=on_cell)
-    assert seen == [False, True, False, False, False]
-
-
-def test_cell_that_fails_is_a_sentence_and_tried_again(study: StudyConfig, folder: Path, tmp_path: Path) -> None:
-    broken = study.model_copy(update={"split": study.split.model_copy(update={"test": 0.0})})
-    files, cell = find_sites(folder, study, weights_dir=None), make_cell("fedavg", broken, seed=0, split=0)
-    assert "has no test examples: split.test is 0" in run_cell(cell, files, tmp_path, cell.key(files))["error"]
-    assert read_cell(cell.key(files), tmp_path) is None
-
-
-def test_pooled_model_has_all_rows_and_the_steps_of_all_sites(
-    study: StudyConfig, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    work = []
-    from consilium.comparison import pooled
-
-    original = pooled.train
-    monkeypatch.setattr(pooled, "train", lambda model, given: work.append(given) or original(model, given))
-    steps = study.model_copy(update={"training": study.training.model_copy(update={"epochs": None, "steps": 3})})
-    files = find_sites(folder, study, weights_dir=None)
-    cell = make_cell(POOLED, steps, seed=0, split=0, kind="pooled")
-    result = run_cell(cell, files, tmp_path, cell.key(files))
-    assert [one.num_steps for one in work] == [6, 6]
-    assert len(work[0].examples) == sum(result["sites"][name]["num_train"] for name in SIZES)
-    assert work[0].seed != work[1].seed
-    for name in SIZES:
-        assert set(result["sites"][name]["metrics"]) == {"pooled", "pooled.best"}
-
-
-def test_test_rows_change_no_choice_and_no_training(study: StudyConfig, folder: Path, tmp_path: Path) -> None:
-    """With every test label turned around, scores and validation numbers stay: nothing looked at the test labels."""
-    files, (cell, _) = find_sites(folder, study, weights_dir=None), two_cells(study)
-    before = run_cell(cell, files, tmp_path / "before", cell.key(files))
-    scores = read_scores(cell.key(files), tmp_path / "before")
-    from client.site import Site
-
-    original = Site.__init__
-
-    def turned(self: Site, *arguments: Any) -> None:
-        original(self, *arguments)
-        self._data.test.y.copy_(1 - self._data.test.y)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Site, "__init__", turned)
-        after = run_cell(cell, files, tmp_path / "after", cell.key(files))
-    turned_scores = read_scores(cell.key(files), tmp_path / "after")
-    assert [each["means"] for each in before["rounds"]] == [each["means"] for each in after["rounds"]]
-    for site in SIZES:
-        np.testing.assert_array_equal(scores[site]["labels"], 1 - turned_scores[site]["labels"])
-        for model in ("personal", "local", "global", "personal.best", "local.best"):
-            np.testing.assert_array_equal(scores[site][model], turned_scores[site][model])
+    return make_study(**SETTINGS)
 
 
 # --- the whole ---------------------------------------------------------------------------------------
@@ -568,86 +304,6 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(
     after = {path.name: path.stat().st_mtime_ns for path in (out / CELLS).glob("*.json")}
     assert len(after) >= 18
     assert finished.items() <= after.items()
-
-
-# --- intervals ---------------------------------------------------------------------------------------
-
-
-def test_corrected_t_interval_is_wider_than_the_plain_one_by_the_ratio() -> None:
-    """Nadeau and Bengio 2003, equation 8: variance times (1/n + test/train)."""
-    values = [0.1, 0.3, 0.2, 0.4, 0.25]
-    found = corrected_t(values, test_to_train=0.5)
-    plain = stats.t.interval(0.95, 4, loc=np.mean(values), scale=stats.sem(values))
-    assert found.value == pytest.approx(np.mean(values))
-    assert found.low is not None and found.high is not None
-    assert (found.high - found.low) / (plain[1] - plain[0]) == pytest.approx(np.sqrt((1 / 5 + 0.5) * 5))
-    assert corrected_t([0.3], test_to_train=0.5) == Interval(0.3)
-
-
-def test_bootstrap_of_accuracy_has_the_spread_of_its_binomial() -> None:
-    y = np.array([0, 1] * 50)
-    right = np.arange(100) < 80
-    logits = np.where((y == 1) == right, 1.0, -1.0)[:, None]
-    draws = drawn([ClassScores.of_logits(y, logits)], "accuracy", seed=1, who="a")
-    assert draws[0] == pytest.approx(0.8)
-    assert draws[1:].std() == pytest.approx(np.sqrt(0.8 * 0.2 / 100), rel=0.1)
-    found = summarised(draws)
-    assert found is not None and found.low is not None
-    assert found.low == pytest.approx(0.72, abs=0.02)
-
-
-def test_same_draws_pair_two_models_and_other_sites_draw_otherwise() -> None:
-    generator = np.random.default_rng(0)
-    scores = ClassScores.of_logits(generator.integers(0, 2, 60), generator.normal(size=(60, 2)))
-    for metric in ("accuracy", "auroc"):
-        one, again, other = (drawn([scores], metric, seed=1, who=who) for who in ("a", "a", "b"))
-        np.testing.assert_array_equal(one, again)
-        assert (one[1:] != other[1:]).any()
-        assert one[0] == pytest.approx(scores.measure(metric))
-
-
-def test_undefined_metric_has_no_interval() -> None:
-    scores = ClassScores.of_logits(np.zeros(5, dtype=np.int64), np.ones((5, 2)))
-    assert summarised(drawn([scores], "auroc", seed=0, who="a")) is None
-
-
-# --- choices and sentences ---------------------------------------------------------------------------
-
-
-def comparison(study: StudyConfig, means: Mapping[tuple[str, int], float]) -> Comparison:
-    results = {}
-    for (label, split), value in means.items():
-        cell = Cell(label, study.model_dump_json(), 0, split)
-        results[cell] = {
-            "rounds": [{"means": {"personal.accuracy": value, "personal.loss": 1.0}}],
-            "sites": {},
-            "key": "",
-        }
-    return Comparison(results, Path(), study.task, study.sites)
-
-
-def test_each_split_chooses_by_its_own_validation_alone(study: StudyConfig) -> None:
-    means = {("a", 0): 0.9, ("b", 0): 0.6, ("a", 1): 0.5, ("b", 1): 0.7}
-    assert choose(comparison(study, means), [Candidate("a"), Candidate("b")]) == {0: Candidate("a"), 1: Candidate("b")}
-
-
-@pytest.mark.parametrize(
-    ("interval", "metric", "kind"),
-    [
-        (Interval(0.1, 0.01, 0.2), "accuracy", "helps"),
-        (Interval(-0.1, -0.2, -0.01), "accuracy", "hurts"),
-        (Interval(0.1, -0.01, 0.2), "accuracy", "unclear"),
-        (Interval(0.1), "accuracy", "unclear"),
-        (Interval(0.1, 0.01, 0.2), "brier", "hurts"),
-    ],
-)
-def test_effect_is_clear_only_if_the_interval_excludes_0(interval: Interval, metric: str, kind: str) -> None:
-    assert better(interval, metric) == kind
-
-
-def test_headline_shows_the_interval_that_makes_it_clear() -> None:
-    text = headline("va", Interval(0.64), Interval(0.72), Interval(0.08, 0.0012, 0.13), "accuracy")
-    assert text == "Joining helps va: 0.64 -> 0.72 (+0.08, 95 % +0.001 to +0.130)"
 
 
 # --- in process as deployed --------------------------------------------------------------------------

@@ -1,0 +1,45 @@
+"""What the tests of `consilium compare` share: two sites' tables, a study of them, and options."""
+
+from pathlib import Path
+from typing import Any
+
+from conftest import write_table
+from rich.console import Console
+
+from common.config import StudyConfig
+from consilium.comparison.compare import Options
+from consilium.toml import study_text
+
+SIZES = {"berlin": 60, "lyon": 40}
+TRAINING = {"epochs": 1, "learning_rate": 0.1}
+SETTINGS: dict[str, Any] = {
+    "sites": list(SIZES),
+    "rounds": 2,
+    "split": {"test": 0.3, "validation": 0.2},
+    "training": TRAINING,
+}
+
+
+def write_sites(where: Path) -> Path:
+    """Write a folder with both sites' tables."""
+    for number, (name, rows) in enumerate(SIZES.items()):
+        (where / name / "data").mkdir(parents=True)
+        write_table(where / name / "data" / "data.csv", rows=rows, seed=number)
+    return where
+
+
+def console() -> Console:
+    """Return a console that shows nothing."""
+    return Console(width=130, quiet=True)
+
+
+def write_study(folder: Path, study: StudyConfig) -> Path:
+    """Write a study's `study.toml` beside its sites."""
+    path = folder / "study.toml"
+    path.write_text(study_text(study), encoding="utf-8")
+    return path
+
+
+def options(folder: Path, study: StudyConfig, out: Path, **settings: Any) -> Options:
+    """Return options for one seed; the study is written into the folder."""
+    return Options(study=write_study(folder, study), sites=folder, out=out, **{"seeds": 1, **settings})
