@@ -62,6 +62,8 @@ def test_comparison_from_study_to_page(study: StudyConfig, folder: Path, tmp_pat
     assert names[5:] == ["fedper", "scaffold", CHOSEN, LOCAL_CHOSEN, REFITTED, LOCAL_REFITTED]
     table = pd.read_csv(out / "results.csv")
     assert set(table["row"]) == set(names)
+    assert (table["support.no"] + table["support.yes"] == table["num_test"]).all()
+    assert table[["support.no", "support.yes"]].min().min() > 0
     accuracy = table[table["round"] == "last round"]
     for line in report.lines:
         mean = line.numbers.over["mean"]

@@ -206,7 +206,10 @@ def choose(found: Comparison, candidates: Sequence[Candidate]) -> dict[int, Cand
 
 
 def all_numbers(found: Comparison, rows: Iterable[Row]) -> pd.DataFrame:
-    """Return one line per row, split, seed, site and round (last, or best on validation); NaN: not defined."""
+    """Return one line per row, split, seed, site and round (last, or best on validation); NaN: not defined.
+
+    `support.<class>` is the number of test examples of a class.
+    """
     lines = []
     for row in rows:
         for cell, site, model, when in _places(found, row):
@@ -214,9 +217,10 @@ def all_numbers(found: Comparison, rows: Iterable[Row]) -> pd.DataFrame:
             if model in of_site["metrics"]:
                 fixed = {"row": row.name, "chosen": row.choice.get(cell.split, ""), "split": cell.split}
                 fixed |= {"seed": cell.seed, "site": site, "round": when, "num_test": of_site["num_test"]}
-                lines.append(
-                    {**fixed, **{name: of_site["metrics"][model][name] for name in kind_of(found.task).METRICS}}
-                )
+                support = zip(found.task.classes, of_site["support"], strict=True)
+                fixed |= {f"support.{name}": count for name, count in support}
+                values = {name: of_site["metrics"][model][name] for name in kind_of(found.task).METRICS}
+                lines.append(fixed | values)
     return pd.DataFrame(lines)
 
 
