@@ -427,7 +427,8 @@ class Site:
         work = self._work(plan.round + 1)
         module = self._method.personalise(self._model, under(kept, METHOD), work)
         served = evaluate(module, test)
-        task = plan.study.task.model_dump_json(exclude_none=True)  # what its inputs and outputs mean
+        # Names, order and units; how this site scaled a table's columns is not in it.
+        task = plan.study.task.model_dump_json(exclude_none=True)
         state.save_served(self._whole(module), {"study": plan.study.name, "run": plan.run, "task": task})
         metrics["personal.loss"], scores["personal"] = served.loss, served.logits.numpy()
         alone = None

@@ -48,6 +48,11 @@ class _Task(Record):
         """What the share of right answers is called."""
         return "accuracy"
 
+    @property
+    def constant(self) -> str:
+        """What is answered by who looks at no input, as every baseline must: of a site's own training labels."""
+        return "most frequent class"
+
 
 class ImageTask(_Task):
     """Classify images: files in one sub-folder per class, or arrays in an `.npz` file, as each site has them."""
@@ -92,6 +97,9 @@ class CategoryColumn(Record):
 Column = Annotated[NumberColumn | CategoryColumn, Field(discriminator="kind")]
 
 
+_ROUNDING = 1e-5
+
+
 class Regression(Record):
     """The label is a number. The model answers `(label - center) / scale`; the loss is its squared error.
 
@@ -102,6 +110,11 @@ class Regression(Record):
     center: float = Field(default=0.0, allow_inf_nan=False)
     scale: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     tolerance: float = Field(gt=0, allow_inf_nan=False)
+
+    @property
+    def reach(self) -> float:
+        """How far an answer may be off in the model's units: the tolerance, and what float32 may round."""
+        return self.tolerance / self.scale + _ROUNDING
 
 
 class TableTask(_Task):
@@ -132,6 +145,11 @@ class TableTask(_Task):
         if self.regression is None:
             return super().score
         return f"share within {self.regression.tolerance:g} of the true '{self.label}'"
+
+    @property
+    def constant(self) -> str:
+        """What is answered by who looks at no input."""
+        return super().constant if self.regression is None else "mean label"
 
 
 Task = Annotated[ImageTask | TableTask, Field(discriminator="kind")]

@@ -129,7 +129,9 @@ def adapt_site(
         "seed": seed,
         "num_train": len(data.train),
         "num_test": len(data.test),
-        "majority": int((data.test.y == data.train.y.mode().values).sum()),
+        "majority": int(data.test.right(data.train.constant()).sum()),
+        "constant": study.task.constant,
+        "score": study.task.score,
         "notes": _notes(model, divide(model, build_method(study.method))),
     }
     return _with_headlines({**facts, **_numbers(seen, stops(steps), seed=seed)})
@@ -339,7 +341,7 @@ def _estimate(counts: TestCounts, measure: str, *, seed: int) -> Estimate:
 
 def _with_headlines(result: dict[str, Any]) -> dict[str, Any]:
     headlines = [_headline(result, index) for index, stop in enumerate(result["stops"]) if stop <= FEW_STEPS]
-    majority = f"Always answering the site's most frequent class is right on {result['majority']}."
+    majority = f"Always answering the site's {result['constant']} is right on {result['majority']}."
     return {**result, "headlines": [*headlines, majority]}
 
 
@@ -405,7 +407,7 @@ def print_adaptation(result: Json, console: Console) -> None:
     console.print(_table(result, wide=console.width >= 100))
     console.print()
     for line in (
-        "right answers on the site's test examples; accuracy with its 95 % interval, each standing alone",
+        f"right answers on the site's test examples; {result['score']}, with its 95 % interval, each standing alone",
         "the test split is only measured: no step, rate or start was chosen on it",
     ):
         console.print(Text(line, style="dim"), soft_wrap=True)
@@ -443,13 +445,13 @@ def write_adaptation(folder: Path, result: Json) -> None:
 
 
 def draw(result: Json) -> Figure:
-    """Draw accuracy over steps: one line per start, its 95 % intervals as a band; the majority class as a level."""
+    """Draw accuracy over steps: one line per start, its 95 % intervals as a band; the constant answer as a level."""
     at = result["stops"]
     with matplotlib.rc_context(_SETTINGS):
         figure = Figure(figsize=(6.4, 3.8), facecolor="white", layout="constrained")
         axes = figure.subplots()
         majority = result["majority"] / result["num_test"]
-        axes.axhline(majority, color=_MAJORITY_COLOUR, linewidth=1, label="most frequent class")
+        axes.axhline(majority, color=_MAJORITY_COLOUR, linewidth=1, label=result["constant"])
         for name, row in reversed(result["starts"].items()):  # the federated line on top
             low, high = zip(*row["interval"], strict=True)
             axes.fill_between(at, low, high, color=_COLOURS[name], alpha=0.13, linewidth=0)
@@ -467,7 +469,7 @@ def draw(result: Json) -> Figure:
         axes.grid(axis="y")
         axes.set_axisbelow(True)
         axes.set_xlabel("local steps")
-        axes.set_ylabel(f"accuracy on {result['num_test']} test examples")
+        axes.set_ylabel(f"{result['score']} on {result['num_test']} test examples")
         handles, labels = axes.get_legend_handles_labels()
         figure.legend(handles[::-1], labels[::-1], loc="outside upper left", ncols=len(labels))
     return figure

@@ -131,7 +131,8 @@ def run(
 def compare(
     study: Annotated[Path, typer.Argument(help="The study.toml.")],
     sites: Annotated[
-        Path | None, typer.Option(help="Folder with SITE/data for every site; default: the study.toml's folder.")
+        Path | None,
+        typer.Option(help="Folder with SITE/site.toml or SITE/data for every site; default: the study.toml's folder."),
     ] = None,
     methods: Annotated[
         str | None,

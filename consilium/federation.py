@@ -15,7 +15,17 @@ import common
 from common.config import CategoryColumn, Column, ImageTask, NumberColumn, Regression, TableTask, parse_study
 from common.errors import ConfigError, DataError
 from common.files import write_atomically
-from consilium.pool import ImagePool, Labels, TablePool, in_order, read_pool, sha256_of, site_slug, write_images
+from consilium.pool import (
+    ImagePool,
+    Labels,
+    TablePool,
+    in_order,
+    is_number,
+    read_pool,
+    sha256_of,
+    site_slug,
+    write_images,
+)
 from consilium.split import (
     Rows,
     as_seen_by,
@@ -36,7 +46,6 @@ _ALPHA = 0.5
 _LABELS_PER_SITE = 2
 _MOST_VALUES = 20
 """A column of text with more different values is a name or a remark, not a category."""
-_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -258,7 +267,7 @@ def table_task(
     """Return the task of a table, and sentences about columns that are left out or that a site has no value in.
 
     A column whose known cells are all numbers is a number, one of up to 20 different texts a category. Where the label
-    is a number, it is centred and scaled by mean and standard deviation of the pool's, to three digits.
+    is a number, it is centred and scaled by mean and standard deviation of the pool's, to three digits of the latter.
 
     Raises:
         DataError: no column is left.
@@ -283,7 +292,8 @@ def table_task(
     missing: Literal["refuse", "impute"] = "impute" if gaps else "refuse"
     if pool.numbers is None or tolerance is None:
         return TableTask(classes=pool.classes, label=pool.label, columns=columns, missing=missing), sentences
-    center, scale = (float(f"{value:.3g}") for value in (pool.numbers.mean(), pool.numbers.std()))
+    scale = float(f"{pool.numbers.std():.3g}")
+    center = round(float(pool.numbers.mean()), 2 - math.floor(math.log10(scale)))
     number = Regression(center=center, scale=scale, tolerance=tolerance)
     return TableTask(label=pool.label, regression=number, columns=columns, missing=missing), sentences
 
@@ -294,18 +304,11 @@ def _column(name: str, cells: Sequence[str]) -> tuple[Column | None, str]:
         return None, "it has no name"
     if len(values) < 2:
         return None, "it has one value only" if values else "it has no value"
-    if all(_is_number(value) for value in values):
+    if all(is_number(value) for value in values):
         return NumberColumn(), ""
     if len(values) > _MOST_VALUES:
         return None, f"it has {len(values)} different texts, more than {_MOST_VALUES}"
     return CategoryColumn(values=in_order(values)), ""
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return "_" not in text and abs(float(text)) <= _LARGEST
-    except ValueError:
-        return False
 
 
 # --- who gets what ---------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from common.tables import MISSING, csv_records, parquet_records
 Labels = npt.NDArray[np.int64]
 
 _PARTS = ("train", "val", "test")
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,9 +164,11 @@ def read_table(path: Path, label: str, *, label_is_number: bool = False) -> Tabl
         else:
             rows.append(row)
     if label_is_number:
-        numbers = np.array([_finite(row[place]) for row in rows], dtype=np.float64)
-        if not (np.isfinite(numbers).all() and len(np.unique(numbers)) > 1):
-            raise DataError(f"{who}: column '{label}' has text in it, or is the same everywhere: expected numbers")
+        if any(not is_number(row[place]) for row in rows):
+            raise DataError(f"{who}: column '{label}' has text in it or a number that is too large, expected numbers")
+        numbers = np.array([float(row[place]) for row in rows], dtype=np.float64)
+        if len(np.unique(numbers)) < 2:
+            raise DataError(f"{who}: column '{label}' is the same in every row, expected different numbers")
         return TablePool(header, tuple(rows), label, np.zeros(len(rows), np.int64), (label,), num_unlabelled, numbers)
     classes = in_order({row[place] for row in rows})
     if len(classes) < 2:
@@ -180,11 +183,12 @@ def read_table(path: Path, label: str, *, label_is_number: bool = False) -> Tabl
     return TablePool(header, tuple(rows), label, y, classes, num_unlabelled)
 
 
-def _finite(text: str) -> float:
+def is_number(text: str) -> bool:
+    """Return whether a site reads a cell as a number: finite in float32, and not like an identifier."""
     try:
-        return float(text)
+        return "_" not in text and abs(float(text)) <= _LARGEST
     except ValueError:
-        return float("nan")
+        return False
 
 
 def in_order(texts: set[str]) -> tuple[str, ...]:

@@ -187,12 +187,18 @@ share_error_details = true
 {extra.format(name=name)}
 [data]
 kind = "{federation.data_kind}"
-path = {str(data.resolve())!r}
+path = {_path_of(data, site)!r}
 """,
             encoding="utf-8",
         )
         sites[name] = site / "site.toml"
     return sites
+
+
+def _path_of(data: Path, site: Path) -> str:
+    """Return a path as a `site.toml` has it: relative where the data lie in its folder, which may then be moved."""
+    resolved, folder = data.resolve(), site.resolve()
+    return str(resolved.relative_to(folder) if resolved.is_relative_to(folder) else resolved)
 
 
 def run_studies(plan: Plan, home: ServerHome, folder: Path, console: Console) -> dict[str, Any]:

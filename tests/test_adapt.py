@@ -375,7 +375,9 @@ def flags(right: int, wrong: int) -> Evaluation:
 def of_counts(federated: int, random: int, *, at: int = 5) -> dict[str, Any]:
     """Return the numbers of one stop at which the starts are right on so many of 50, overlapping fully."""
     seen = {"federated": [flags(federated, 50 - federated)], "random": [flags(random, 50 - random)]}
-    return _with_headlines({"num_test": 50, "majority": 30, **_numbers(seen, [at], seed=1)})
+    return _with_headlines(
+        {"num_test": 50, "majority": 30, "constant": "most frequent class", **_numbers(seen, [at], seed=1)}
+    )
 
 
 @pytest.mark.parametrize("right", [0, 29, 50])

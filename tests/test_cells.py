@@ -158,11 +158,32 @@ def test_data_are_where_a_sites_settings_say(study: StudyConfig, folder: Path, t
     }
     assert found["berlin"].weights_dir == tmp_path / "hospitals" / "berlin" / "weights"
     assert found["lyon"].weights_dir is None  # its settings name a folder that is not there
+    strict = {name: replace(site, max_skipped=0) for name, site in found.items()}
+    assert found["lyon"].fingerprint != strict["lyon"].fingerprint
+    for_all = find_sites(tmp_path / "hospitals", study, weights_dir=tmp_path)
+    assert {site.weights_dir for site in for_all.values()} == {tmp_path}
     with (folder / "lyon" / "data" / "data.csv").open("a") as file:
         file.write("1.0,high,yes\n")
     cell = make_cell("fedavg", study, seed=0, split=0)
     assert "error" not in run_cell(cell, found, tmp_path / "cells", cell.key(found))
     assert "expected a number" in run_cell(cell, plain, tmp_path / "cells", cell.key(plain))["error"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "weights", "sentence"),
+    [
+        ({"name": "porto"}, None, "is of site 'porto', expected 'lyon' as its folder is called"),
+        ({"name": "lyon", "data": "gone"}, None, "there is no data of site 'lyon': "),
+        ({"name": "lyon", "data": "."}, "nowhere", "--weights: there is no folder '"),
+    ],
+)
+def test_settings_of_a_site_that_cannot_be_used_are_a_sentence(
+    settings: dict[str, Any], weights: str | None, sentence: str, study: StudyConfig, tmp_path: Path
+) -> None:
+    write_site(tmp_path / "lyon", **settings)
+    alone = study.model_copy(update={"sites": ("lyon",)})
+    with pytest.raises(ConfigError, match=re.escape(sentence)):
+        find_sites(tmp_path, alone, weights_dir=weights and tmp_path / weights)
 
 
 def test_results_do_not_depend_on_the_number_of_jobs(study: StudyConfig, folder: Path, tmp_path: Path) -> None:

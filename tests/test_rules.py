@@ -24,6 +24,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"task": NUMBER, "weighting": {"factors": [{"kind": "feddisco"}]}},
         "the weighting needs class counts, but this task's label is a number",
     ),
+    "distance of class counts of a number": (
+        {"task": NUMBER, "weighting": {"factors": [{"kind": "divergence"}]}},
+        "the weighting needs class counts, but this task's label is a number",
+    ),
     "scaffold's server half alone": (
         {"strategy": {"kind": "scaffold"}},
         "strategy 'scaffold' with method 'fedavg': set both",

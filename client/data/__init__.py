@@ -81,8 +81,7 @@ def schema_digest(task: Task) -> str:
 def _examples(x: Tensor, y: Tensor, rows: Indices, task: Task) -> Examples:
     chosen = torch.from_numpy(rows)
     number = task.regression if isinstance(task, TableTask) else None
-    tolerance = None if number is None else number.tolerance / number.scale
-    return Examples(x=x[chosen].to(torch.float32), y=y[chosen], tolerance=tolerance)
+    return Examples(x=x[chosen].to(torch.float32), y=y[chosen], tolerance=None if number is None else number.reach)
 
 
 def _standardise(x: Tensor, train: Indices, *, site: str) -> Tensor:

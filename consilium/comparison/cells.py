@@ -72,15 +72,22 @@ def find_sites(folder: Path, study: StudyConfig, *, weights_dir: Path | None) ->
         weights_dir: the folder of pretrained weights for all sites; None: each one's own, if it says so.
 
     Raises:
-        ConfigError: a site has no folder, or a `site.toml` that cannot be used.
+        ConfigError: a site has no folder, or a `site.toml` that cannot be used or is of another site.
     """
+    if weights_dir is not None and not weights_dir.is_dir():
+        raise ConfigError(f"--weights: there is no folder '{weights_dir}'")
     found = {}
     for name in study.sites:
         if (settings := folder / name / "site.toml").is_file():
             config = load_site(settings)
-            weights = weights_dir or config.weights_dir
-            own = weights.resolve() if weights is not None and weights.is_dir() else None
-            found[name] = SiteFiles(config.data.kind, config.data.path.resolve(), own, config.data.max_skipped)
+            if config.name != name:
+                raise ConfigError(f"'{settings}' is of site '{config.name}', expected '{name}' as its folder is called")
+            if not config.data.path.exists():
+                raise ConfigError(f"there is no data of site '{name}': '{settings}' says '{config.data.path}'")
+            own = config.weights_dir if config.weights_dir is not None and config.weights_dir.is_dir() else None
+            weights = weights_dir or own
+            resolved = weights.resolve() if weights is not None else None
+            found[name] = SiteFiles(config.data.kind, config.data.path.resolve(), resolved, config.data.max_skipped)
             continue
         path = folder / name / "data" if (folder / name / "data").is_dir() else folder / name
         if not path.is_dir():

@@ -202,7 +202,7 @@ class NumberScores:
         """Return the scores of a model's outputs `(N,)`; both are still `(number - center) / scale`."""
         off = np.abs(outputs.astype(np.float32) - y.astype(np.float32))
         known, answered = (values.astype(np.float64) * of.scale + of.center for values in (y, outputs))
-        return cls(known, answered, off <= np.float32(of.tolerance / of.scale))
+        return cls(known, answered, off <= np.float32(of.reach))
 
     def __len__(self) -> int:
         return len(self.y)

@@ -111,10 +111,10 @@ def _methods(report: Report) -> str:
 
 
 def _method(report: Report, line: Line) -> str:
-    cells = [_cell(line.numbers.over[name]) for name in OVER]
+    cells = [_cell(report, line.numbers.over[name]) for name in OVER]
     for difference in (line.against_local, line.against_fedavg):
-        cells.append(_cell(difference.over["mean"], sign=True) if difference else f"<td>{DASH}</td>")
-    cells.append(_cell(line.best))
+        cells.append(_cell(report, difference.over["mean"], sign=True) if difference else f"<td>{DASH}</td>")
+    cells.append(_cell(report, line.best))
     if report.target is not None:
         cells.append(f"<td>{_cost(line)}</td>")
     chosen = sorted(set(line.row.choice.values()))
@@ -129,15 +129,15 @@ def _cost(line: Line) -> str:
     return f"{line.target['rounds']:.0f} rounds<small>{megabytes:,.2f} MB, {seconds:,.1f} s</small>"
 
 
-def _cell(one: Interval | None, *, sign: bool = False) -> str:
-    value, bounds = text_of(one, sign=sign)
+def _cell(report: Report, one: Interval | None, *, sign: bool = False) -> str:
+    value, bounds = text_of(one, places=report.places, sign=sign)
     return f"<td>{value}<small>{bounds}</small></td>"
 
 
 def _metrics(report: Report) -> str:
     rows = "".join(
         f'<tr><th scope="row">{escape(line.row.name)}</th>'
-        + "".join(f"<td>{DASH if value is None else f'{value:.3f}'}</td>" for value in line.others.values())
+        + "".join(f"<td>{_number(name, value)}</td>" for name, value in line.others.items())
         + "</tr>\n"
         for line in report.lines
     )
@@ -148,13 +148,16 @@ def _metrics(report: Report) -> str:
     return f'<details class="card"><summary>Every metric</summary>{inner}</details>'
 
 
+def _number(name: str, value: float | None) -> str:
+    return DASH if value is None else f"{value:.4g}" if name in UNBOUNDED else f"{value:.3f}"
+
+
 def _per_site(report: Report) -> str:
     sites = report.study.sites
-    rows = "".join(
-        f'<tr><th scope="row">{escape(line.row.name)}</th>{"".join(_cell(line.numbers.sites[site]) for site in sites)}'
-        "</tr>\n"
-        for line in report.lines
-    )
+    rows = ""
+    for line in report.lines:
+        cells = "".join(_cell(report, line.numbers.sites[site]) for site in sites)
+        rows += f'<tr><th scope="row">{escape(line.row.name)}</th>{cells}</tr>\n'
     caption = f"Test {_metric(report)} at every site, last round, with 95 % intervals"
     table = f"<caption>{escape(caption)}</caption>{html_head(('method', *sites))}<tbody>{rows}</tbody>"
     return f"<h2>Site by site</h2>\n{scroll('Per site', table)}"
@@ -219,7 +222,7 @@ def _bar_chart(report: Report, site: str) -> str:
         axes.grid(axis="x")
         axes.set_axisbelow(True)
 
-    values = ", ".join(f"{number}: {one.value:.3f}" for number, _, one in known)
+    values = ", ".join(f"{number}: {one.value:.{report.places}f}" for number, _, one in known)
     return chart(f"Test numbers at {site}: {values}", draw, height=max(1.6, 0.17 * len(known) + 0.7))
 
 

@@ -343,26 +343,37 @@ _OPENINGS = {
 
 
 def headline(
-    site: str, alone: Interval | None, joined: Interval | None, difference: Interval | None, metric: str
+    site: str,
+    alone: Interval | None,
+    joined: Interval | None,
+    difference: Interval | None,
+    metric: str,
+    *,
+    places: int = 2,
 ) -> str:
-    """Return the sentence of a site: alone, joined, and the difference with its interval; accuracy goes unnamed."""
+    """Return the sentence of a site: alone, joined, and the difference with its interval; accuracy goes unnamed.
+
+    Args:
+        places: behind the point; more where the interval needs them to be seen to exclude 0.
+    """
     if alone is None or joined is None or difference is None:
         return f"{site}: {metric.replace('_', ' ')} is not defined on its test rows, so nothing can be said."
     opening = _OPENINGS[better(difference, metric)].format(site=site)
     bounds = "no interval from one split and seed"
     if difference.low is not None and difference.high is not None:
-        digits = _digits(difference)
+        digits = _digits(difference, places)
         bounds = f"95 % {difference.low:+.{digits}f} to {difference.high:+.{digits}f}"
     what = "" if metric == "accuracy" else f"{metric.replace('_', ' ')} "
-    return f"{opening}: {what}{alone.value:.2f} -> {joined.value:.2f} ({difference.value:+.2f}, {bounds})"
+    values = f"{alone.value:.{places}f} -> {joined.value:.{places}f}"
+    return f"{opening}: {what}{values} ({difference.value:+.{places}f}, {bounds})"
 
 
-def _digits(difference: Interval) -> int:
-    """Return how many digits show that an interval excludes 0, if it does; 2 otherwise."""
+def _digits(difference: Interval, digits: int) -> int:
+    """Return how many digits show that an interval excludes 0, if it does: three more than `digits` at most."""
+    most = digits + 3
     if difference.low is None or difference.high is None:
-        return 2
-    digits = 2
-    while difference.sign and digits < 5 and 0 in (round(difference.low, digits), round(difference.high, digits)):
+        return digits
+    while difference.sign and digits < most and 0 in (round(difference.low, digits), round(difference.high, digits)):
         digits += 1
     return digits
 

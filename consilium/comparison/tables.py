@@ -1,8 +1,10 @@
 """What the page and the terminal show of a comparison: computed once, here."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -14,7 +16,7 @@ from rich.text import Text
 from common.config import StudyConfig, TableTask
 from common.errors import ConfigError
 from consilium.comparison.cells import Cell
-from consilium.comparison.evaluation import IN_UNITS, SMALLER_IS_BETTER, kind_of
+from consilium.comparison.evaluation import IN_UNITS, SMALLER_IS_BETTER, UNBOUNDED, kind_of
 from consilium.comparison.intervals import LEAST_SPLITS, Interval
 from consilium.comparison.summary import (
     BESIDE,
@@ -86,6 +88,11 @@ class Report:
     seconds: float
     settings: Mapping[str, str]
 
+    @property
+    def places(self) -> int:
+        """How many digits a value has behind the point."""
+        return places_of(self.metric, [line.numbers for line in self.lines])
+
     def line(self, name: str) -> Line | None:
         """Return the line of a row."""
         return next((line for line in self.lines if line.row.name == name), None)
@@ -103,6 +110,14 @@ class Report:
             "target": self.target,
             "settings": dict(self.settings),
         }
+
+
+def places_of(metric: str, summaries: Sequence[Summary]) -> int:
+    """Return how many digits go behind the point: 3 in [0, 1], and where there are units so many that 4 are told."""
+    means = [abs(one.value) for each in summaries if (one := each.over["mean"]) is not None and one.value]
+    if metric not in UNBOUNDED or not means:
+        return 3
+    return min(12, max(0, 3 - math.floor(math.log10(max(means)))))
 
 
 def _line_json(line: Line) -> dict[str, Any]:
@@ -143,7 +158,7 @@ def build_report(
 
     Args:
         own: label of the method that is judged where validation cannot choose one.
-        target: mean validation accuracy to reach; None: what FedAvg has in its last round.
+        target: mean validation accuracy to reach; None: what FedAvg has in its last round, if that is above 0.
 
     Raises:
         ConfigError: FedAvg failed in every split, so there are no baselines.
@@ -154,7 +169,8 @@ def build_report(
         raise ConfigError(f"the baselines could not be run, so there is nothing to compare with: {failed}")
     local, fedavg = by_name.get(LOCAL), by_name.get(FEDAVG)
     if target is None and fedavg is not None:
-        target = next((value for value in reversed(curves(found, fedavg)["accuracy"]) if value is not None), None)
+        last = next((value for value in reversed(curves(found, fedavg)["accuracy"]) if value is not None), None)
+        target = last or None  # 0 is where everybody starts
     lines = [_line(found, row, local, fedavg, target) for row in rows]
     judged = _judged(by_name, own)
     cells = [cell for cells in judged[1].cells.values() for cell in cells]
@@ -220,10 +236,14 @@ def _mean(found: Comparison, row: Row, metric: str) -> float | None:
 def _headlines(found: Comparison, alone: Row, joined: Row) -> dict[str, tuple[str, str]]:
     numbers, others, difference = summarise(found, joined), summarise(found, alone), summarise(found, joined, alone)
     headlines = {}
+    places = places_of(found.metric, [numbers, others]) if found.metric in UNBOUNDED else 2
     for site in found.sites:
         change = difference.sites[site]
         kind = "unknown" if change is None else better(change, found.metric)
-        headlines[site] = kind, headline(site, others.sites[site], numbers.sites[site], change, found.metric)
+        headlines[site] = (
+            kind,
+            headline(site, others.sites[site], numbers.sites[site], change, found.metric, places=places),
+        )
     return headlines
 
 
@@ -284,11 +304,11 @@ def _problems(found: Comparison, row: Row, classes: Sequence[str], skipped: Sequ
 # --- the terminal ----------------------------------------------------------------------------------
 
 
-def text_of(one: Interval | None, *, sign: bool = False) -> tuple[str, str]:
+def text_of(one: Interval | None, *, places: int, sign: bool = False) -> tuple[str, str]:
     """Return a value and its interval as text; a dash and nothing where it is undefined."""
     if one is None:
         return DASH, ""
-    spec = "+.3f" if sign else ".3f"
+    spec = f"{'+' if sign else ''}.{places}f"
     bounds = "" if one.low is None or one.high is None else f"[{one.low:{spec}}, {one.high:{spec}}]"
     return f"{one.value:{spec}}", bounds
 
@@ -312,10 +332,11 @@ def print_report(report: Report, console: Console) -> None:
     table.add_column("method", overflow="fold")
     for title in ("mean of sites", "weighted", "worst site", "minus local only"):
         table.add_column(title, justify="right", no_wrap=True)
+    text = partial(text_of, places=report.places)
     for line in report.lines:
         over = line.numbers.over
-        cells = [" ".join(text_of(over["mean"])), text_of(over["weighted mean"])[0], text_of(over["worst site"])[0]]
-        cells.append(" ".join(text_of(line.against_local.over["mean"], sign=True)) if line.against_local else DASH)
+        cells = [" ".join(text(over["mean"])), text(over["weighted mean"])[0], text(over["worst site"])[0]]
+        cells.append(" ".join(text(line.against_local.over["mean"], sign=True)) if line.against_local else DASH)
         style = "dim" if line.row.baseline else ""
         table.add_row(Text(line.row.name, style=style), *cells)
     console.print(table)
@@ -329,7 +350,7 @@ def print_report(report: Report, console: Console) -> None:
         )
     )
     console.print()
-    for _, text in report.headlines.values():
-        console.print(Text(text), soft_wrap=True)
+    for _, sentence in report.headlines.values():
+        console.print(Text(sentence), soft_wrap=True)
     for problem in report.problems:
         console.print(Text(problem, style="yellow"), soft_wrap=True)
