@@ -25,8 +25,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED) ## server and three hospitals on this machine, end to end
 	$(BIN)/consilium demo
 
+# Half of the long tests wait for deadlines, so two at a time take little more than half of the time.
+TEST_PROCESSES ?= 2
 test: $(INSTALLED) ## all tests but those with containers
-	$(BIN)/python -m pytest -m "not containers"
+	$(BIN)/python -m pytest -m "not containers" -n $(TEST_PROCESSES) --dist loadfile
 
 check: $(INSTALLED) ## format, lint, types, architecture
 	$(BIN)/ruff format --diff .

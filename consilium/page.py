@@ -149,7 +149,7 @@ th, td { padding: 9px 14px; text-align: right; white-space: nowrap; border-top: 
 th:first-child, td.text, th.text { text-align: left; }
 td.text { white-space: normal; min-width: 9em; overflow-wrap: anywhere; }
 thead th { border-top: 0; color: var(--soft); font-weight: 600; vertical-align: bottom; }
-tbody th { font-weight: 600; white-space: normal; min-width: 7em; max-width: 18em; }
+tbody th { font-weight: 600; white-space: normal; min-width: 11em; max-width: 18em; }
 tbody th, thead th:first-child { position: sticky; left: 0; background: var(--card); }
 td small, th small { display: block; font-weight: 400; color: var(--soft); font-size: .82rem; }
 .over td, .over tr > th { background: color-mix(in srgb, var(--line) 28%, var(--card)); }
@@ -168,7 +168,12 @@ figure svg { display: block; width: 100%; max-width: 460px; height: auto; }
   margin: 12px 0; }
 .terms dt { font-weight: 600; } .terms dd { margin: 0; }
 summary { cursor: pointer; font-weight: 600; }
-@media (max-width: 600px) { main { padding: 20px 14px 48px; } h1 { font-size: 1.5rem; } th, td { padding: 8px 10px; } }
+@media (max-width: 600px) {
+  tbody th { min-width: 7em; }
+  main { padding: 20px 14px 48px; }
+  h1 { font-size: 1.5rem; }
+  th, td { padding: 8px 10px; }
+}
 @media print { body { background: none; } .card, .headlines li { break-inside: avoid; } }
 """
 

@@ -124,8 +124,20 @@ def _comparison(label: str, result: Json) -> dict[str, Any]:
     return {"label": label, "sites": sites, "summary": summary, "curves": _mean_curves(result)}
 
 
+def measured_rounds(result: Json) -> list[Json]:
+    """Return the rounds in which some site measured a model, as others are no gaps in a curve; all if none ever did."""
+    names = {f"{model}.loss" for model in CURVES}
+    rounds = list(result.get("rounds", []))
+    measured = [
+        each
+        for each in rounds
+        if any(names & values.get("metrics", {}).keys() for values in each.get("sites", {}).values())
+    ]
+    return measured or rounds
+
+
 def _mean_curves(result: Json) -> dict[str, list[float | None]]:
-    rounds = result.get("rounds", [])
+    rounds = measured_rounds(result)
     curves: dict[str, list[float | None]] = {"round": [each["round"] for each in rounds]}
     for name in ROUND_METRICS:
         curves[name] = [_mean(metric_of(each, site, name) for site in each.get("sites", {})) for each in rounds]

@@ -30,6 +30,7 @@ from consilium.report import (
     TITLES,
     cell_of,
     effect,
+    measured_rounds,
     metric_of,
     rounds_csv,
     score_of,
@@ -249,13 +250,14 @@ def _page_sites(report: Json) -> str:
 
 
 def _site_card(report: Json, site: str, values: Json, limits: Mapping[str, tuple[float, float]]) -> str:
-    rounds = [each["round"] for each in report["rounds"]]
+    measured = measured_rounds(report)
+    rounds = [each["round"] for each in measured]
     figures = []
     if effect(values) != "unknown":
         figures.append(figure(f"Test {score_of(report)}", _bars(report, site, values)))
     drawn: list[str] = []
     for kind in ("accuracy", "loss"):
-        curves = {model: [metric_of(each, site, f"{model}.{kind}") for each in report["rounds"]] for model in CURVES}
+        curves = {model: [metric_of(each, site, f"{model}.{kind}") for each in measured] for model in CURVES}
         series = [(model, curve) for model, curve in curves.items() if any(value is not None for value in curve)]
         if series:
             drawn = [*drawn, *(model for model, _ in series if model not in drawn)]

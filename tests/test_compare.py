@@ -23,7 +23,7 @@ from scipy import stats
 from common.algorithms import FedAdamStrategy, FedBnMethod
 from common.config import ModelConfig, StudyConfig
 from common.errors import ConfigError
-from consilium.comparison.cells import find_sites, make_cell, read_scores, run_cell
+from consilium.comparison.cells import Cell, find_sites, make_cell, read_scores, run_cell
 from consilium.comparison.compare import CELLS, compare, make_variants
 from consilium.comparison.summary import (
     BESIDE,
@@ -33,6 +33,9 @@ from consilium.comparison.summary import (
     LOCAL_REFITTED,
     POOLED,
     REFITTED,
+    Comparison,
+    Row,
+    curves,
     over_sites,
 )
 from consilium.inprocess import run_in_process
@@ -255,6 +258,16 @@ def test_comparison_goes_on_where_a_method_fails_and_a_metric_is_undefined(
     assert "Not run: ditto:lam=-1: method.ditto.lam" in problems
     assert "Failed: fedbn (1 of 1 studies): site 'berlin': method 'fedbn' keeps BatchNorm personal" in problems
     assert "Test rows of some split have no example of some class at lyon (yes): numbers" in problems
+
+
+def test_curve_of_a_choice_follows_its_model_in_each_split_over_measured_rounds(study: StudyConfig) -> None:
+    means = {"local.accuracy": 0.5, "local.loss": 0.9, "personal.accuracy": 0.8, "personal.loss": 0.4}
+    rounds = [{"round": 1, "means": {"train.loss": 1.0}}, {"round": 2, "means": means}]
+    cells = {split: Cell("a", study.model_dump_json(), 0, split) for split in (0, 1)}
+    found = Comparison({cell: {"rounds": rounds} for cell in cells.values()}, Path(), study.task, study.sites)
+    models = {0: "local", 1: "personal"}
+    row = Row(LOCAL_CHOSEN, "personal", {split: [cell] for split, cell in cells.items()}, models=models)
+    assert curves(found, row) == {"round": [2], "accuracy": [pytest.approx(0.65)], "loss": [pytest.approx(0.65)]}
 
 
 def test_study_without_validation_has_no_choice_and_no_curves(study: StudyConfig, folder: Path, tmp_path: Path) -> None:

@@ -226,6 +226,20 @@ def test_comparisons_have_their_own_numbers_and_curves() -> None:
     assert other["curves"]["personal.accuracy"] == pytest.approx([(0.57 + 0.5) / 2, (0.62 + 0.5) / 2, (0.67 + 0.5) / 2])
 
 
+def test_rounds_in_which_nobody_measured_are_no_gaps_in_a_curve() -> None:
+    given = result()
+    for values in given["rounds"][1]["sites"].values():
+        values["metrics"] = {"train.loss": 0.7}
+    report = build_report(given)
+    assert report["curves"]["round"] == [1, 3]
+    assert None not in report["curves"]["global.accuracy"]
+    assert len(report["rounds"]) == 3
+    for each in given["rounds"]:
+        for values in each["sites"].values():
+            values["metrics"] = {}
+    assert build_report(given)["curves"]["round"] == [1, 2, 3]
+
+
 # --- the files -------------------------------------------------------------------------------------
 
 

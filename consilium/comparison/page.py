@@ -1,5 +1,6 @@
 """The page of a comparison: a sentence per site, the table of methods, curves, bars, weights, and who holds what."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
 
@@ -26,6 +27,7 @@ from consilium.page import (
 )
 
 VERDICTS = {"helps": "Helps", "hurts": "Hurts", "unclear": "No clear effect", "unknown": "Not defined"}
+MOST_CHOSEN = 3
 MOST_BARS, MOST_CURVES = 24, 12
 """Sites with a chart of their own; the rest are in the tables."""
 
@@ -117,9 +119,18 @@ def _method(report: Report, line: Line) -> str:
     cells.append(_cell(report, line.best))
     if report.target is not None:
         cells.append(f"<td>{_cost(line)}</td>")
-    chosen = sorted(set(line.row.choice.values()))
-    small = f"<small>{escape(', '.join(chosen))}</small>" if chosen else ""
+    small = f"<small>{escape(_chosen(line.row.choice))}</small>" if line.row.choice else ""
     return f'<tr><th scope="row">{escape(line.row.name)}{small}</th>{"".join(cells)}</tr>\n'
+
+
+def _chosen(choice: Mapping[int, str]) -> str:
+    """Return what was chosen; of many splits the most frequent ones, with how often."""
+    if len(choice) == 1:
+        return next(iter(choice.values()))
+    found = Counter(choice.values()).most_common()
+    texts = [f"{label} ({count} of {len(choice)})" for label, count in found[:MOST_CHOSEN]]
+    left = len(found) - MOST_CHOSEN
+    return ", ".join(texts) + (f" and {left} more" if left > 0 else "")
 
 
 def _cost(line: Line) -> str:

@@ -402,13 +402,18 @@ def to_target(found: Comparison, row: Row, target: float) -> dict[str, float] | 
 
 
 def curves(found: Comparison, row: Row) -> dict[str, list[Any]]:
-    """Return round numbers and mean validation accuracy and loss of the served model, as means over cells."""
-    runs = [found.results[cell]["rounds"] for cells in row.cells.values() for cell in cells]
-    runs = [rounds for rounds in runs if rounds]
-    model = next(iter(row.models.values()), row.model)
-    curve: dict[str, list[Any]] = {"round": [each["round"] for each in runs[0]] if runs else []}
+    """Return round numbers and mean validation accuracy and loss of the row's model, as means over cells.
+
+    Rounds in which nothing was measured are left out.
+    """
+    runs = []
+    for split, cells in row.cells.items():
+        for cell in cells:
+            measured = [each for each in found.results[cell]["rounds"] if f"{row.of(split)}.loss" in each["means"]]
+            if measured:
+                runs.append((row.of(split), measured))
+    curve: dict[str, list[Any]] = {"round": [each["round"] for each in runs[0][1]] if runs else []}
     for number in ("accuracy", "loss"):
-        name = f"{model}.{number}"
-        values = [[each["means"].get(name) for each in rounds] for rounds in runs]
+        values = [[each["means"].get(f"{model}.{number}") for each in rounds] for model, rounds in runs]
         curve[number] = [None if None in column else float(np.mean(column)) for column in zip(*values, strict=True)]
     return curve
