@@ -27,7 +27,7 @@ from common.seeds import seed_for
 from consilium.comparison.cells import SiteFiles, make_cell, run_cell
 from consilium.comparison.intervals import corrected_t
 
-USERS, LEAST, ROUNDS, STEPS, SEEDS, RATES = 50, 30, 100, 10, range(1, 11), (0.01, 0.03, 0.1)
+USERS, LEAST, ROUNDS, STEPS, SEEDS, RATES = 50, 30, 100, 10, range(1, 11), (0.003, 0.01, 0.03, 0.1)
 INNER = 0.01
 METHODS: dict[str, dict[str, Any]] = {
     "FedAvg + one step": {"method": {"kind": "fine_tune", "steps": 1, "learning_rate": INNER}},
