@@ -17,13 +17,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("study", type=Path)
     parser.add_argument("--sites", type=Path, required=True)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     study = load_study(options.study)
     files = find_sites(options.sites, study, weights_dir=None)
     print("model,method,seed,mean_accuracy,worst_accuracy,bytes_both_ways,seconds")  # noqa: T201
     with tempfile.TemporaryDirectory(prefix="one-method-") as out:
-        for seed in range(options.seeds):
+        for seed in range(options.first_seed, options.first_seed + options.seeds):
             cell = make_cell(study.method.kind, study, seed=seed, split=0, local=False)
             found = run_cell(cell, files, Path(out), "cell")
             if "error" in found:
