@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -98,7 +99,10 @@ def demo(
     )
     report = run_demo(options, console)
     print_table(report, console)
-    console.print(f"report: {runs / report['run'] / 'report.html'}", highlight=False, soft_wrap=True)
+    folder = runs / report["run"]
+    again = shlex.join(["consilium", "compare", str(folder / "hospitals" / "study.toml"), "--methods", "fedper,ditto"])
+    console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+    console.print(f"other methods on the same hospitals: {again}", highlight=False, soft_wrap=True)
 
 
 @app.command()

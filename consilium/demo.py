@@ -5,7 +5,6 @@ its own key, data and state folder, and the code behind `consilium run`.
 """
 
 import _thread
-import shlex
 import shutil
 import threading
 import time
@@ -59,8 +58,6 @@ def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
             with _Guard(processes):
                 report = run_studies(plan, home, folder, console)
     console.print(f"everything took {time.monotonic() - began:.0f} s; all processes have ended", highlight=False)
-    again = shlex.join(["consilium", "compare", str(folder / "hospitals" / "study.toml"), "--methods", "fedper,ditto"])
-    console.print(f"other methods on the same data: {again}", highlight=False, soft_wrap=True)
     return report
 
 
