@@ -53,6 +53,11 @@ class _Task(Record):
         """What is answered by who looks at no input, as every baseline must: of a site's own training labels."""
         return "most frequent class"
 
+    @property
+    def number(self) -> "Regression | None":
+        """How a label that is a number is answered; None where it is a class."""
+        return None
+
 
 class ImageTask(_Task):
     """Classify images: files in one sub-folder per class, or arrays in an `.npz` file, as each site has them."""
@@ -98,6 +103,7 @@ Column = Annotated[NumberColumn | CategoryColumn, Field(discriminator="kind")]
 
 
 _ROUNDING = 1e-5
+"""What a label of the model's size may lose in float32, with a margin; of no weight beside a tolerance."""
 
 
 class Regression(Record):
@@ -149,7 +155,12 @@ class TableTask(_Task):
     @property
     def constant(self) -> str:
         """What is answered by who looks at no input."""
-        return super().constant if self.regression is None else "mean label"
+        return super().constant if self.regression is None else "training mean"
+
+    @property
+    def number(self) -> Regression | None:
+        """How a label that is a number is answered; None where it is a class."""
+        return self.regression
 
 
 Task = Annotated[ImageTask | TableTask, Field(discriminator="kind")]

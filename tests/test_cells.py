@@ -19,9 +19,7 @@ from common.errors import ConfigError
 from consilium.comparison.cells import Cell, find_sites, make_cell, read_cell, read_scores, run_cell
 from consilium.comparison.compare import compare, make_variants
 from consilium.comparison.runner import run_cells
-from consilium.comparison.summary import (
-    POOLED,
-)
+from consilium.comparison.summary import POOLED
 from consilium.inprocess import run_in_process
 from consilium.variants import Skipped, Spec, Variant, parse_specs, vary
 

@@ -13,13 +13,7 @@ from common.config import StudyConfig
 from consilium.comparison.cells import Cell
 from consilium.comparison.evaluation import ClassScores
 from consilium.comparison.intervals import Interval, corrected_t, drawn, summarised
-from consilium.comparison.summary import (
-    Candidate,
-    Comparison,
-    better,
-    choose,
-    headline,
-)
+from consilium.comparison.summary import Candidate, Comparison, better, choose, headline
 
 
 @pytest.fixture

@@ -226,7 +226,7 @@ def test_adapt_counts_what_is_near_enough(tmp_path: Path, make_sites: MakeSites,
         sites["lyon"], study_file=study_file, weights_file=tmp_path / "run" / "global.safetensors", steps=2
     )
     assert found["majority"] == result["sites"]["lyon"]["test"]["majority"] > 0
-    assert found["headlines"][-1].startswith("Always answering the site's mean label is right on ")
+    assert found["headlines"][-1].startswith("Always answering the site's training mean is right on ")
     assert found["score"] == "share within 0.7 of the true 'b'"
 
 

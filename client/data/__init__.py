@@ -16,7 +16,7 @@ from client.data.impute import impute
 from client.data.noise import noise_key, noisy_counts
 from client.data.split import Indices, Split, split_rows
 from client.data.table import read_table
-from common.config import DataConfig, SplitConfig, TableTask, Task
+from common.config import DataConfig, SplitConfig, Task
 from common.errors import DataError
 from common.protocol import DataCard
 
@@ -80,8 +80,8 @@ def schema_digest(task: Task) -> str:
 
 def _examples(x: Tensor, y: Tensor, rows: Indices, task: Task) -> Examples:
     chosen = torch.from_numpy(rows)
-    number = task.regression if isinstance(task, TableTask) else None
-    return Examples(x=x[chosen].to(torch.float32), y=y[chosen], tolerance=None if number is None else number.reach)
+    tolerance = None if task.number is None else task.number.reach
+    return Examples(x=x[chosen].to(torch.float32), y=y[chosen], tolerance=tolerance)
 
 
 def _standardise(x: Tensor, train: Indices, *, site: str) -> Tensor:

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save
 from client.app import forget_sites
 from client.site import FEATURES, versions
 from client.site_state import TEST_SCORES, StateFolder
-from common.config import StudyConfig, TableTask, Task, load_site, parse_study
+from common.config import StudyConfig, Task, load_site, parse_study
 from common.errors import ConfigError, ConsiliumError
 from common.files import scratch, write_atomically
 from common.weights import Array
@@ -208,9 +208,9 @@ def scores_of(of_site: Mapping[str, Array], model: str, task: Task) -> Scores | 
     if model not in of_site:
         return None
     labels, answers, constant = of_site["labels"], of_site[model], model == "majority"
-    if isinstance(task, TableTask) and task.regression is not None:
+    if task.number is not None:
         outputs = np.full(len(labels), answers) if constant else answers[:, 0]
-        return NumberScores.of_outputs(labels, outputs, task.regression)
+        return NumberScores.of_outputs(labels, outputs, task.number)
     if constant:
         return ClassScores.of_majority(labels, int(answers), len(task.classes))
     return ClassScores.of_logits(labels, answers)

@@ -4,8 +4,9 @@ A number that a split does not define (one class only, say) is None, never a sta
 """
 
 import warnings
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, Self
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,35 +20,41 @@ Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
 
 CALIBRATION_BINS = 15
-SMALLER_IS_BETTER = frozenset({"brier", "calibration_error", "mae", "rmse", "median_error"})
 IN_UNITS = frozenset({"mae", "rmse", "median_error"})
 """Errors in the label's own units."""
+SMALLER_IS_BETTER = IN_UNITS | {"brier", "calibration_error"}
 UNBOUNDED = IN_UNITS | {"r2"}
 """Metrics that may leave [0, 1]."""
 
 
-class Scores(Protocol):
+class Scores(ABC):
     """A model's answers on one test split, of one kind of task.
 
     Args:
         METRICS: names of what can be measured, the one that sentences are about first.
+        y: the labels `(N,)`.
     """
 
     METRICS: ClassVar[tuple[str, ...]]
+    y: Array
 
     def __len__(self) -> int:
-        """Return the number of examples."""
+        return len(self.y)
 
     @property
     def support(self) -> list[int]:
         """Return how many test examples each class has; nothing where there are no classes."""
+        return []
 
-    def taken(self, rows: Labels) -> Self:
+    @abstractmethod
+    def taken(self, rows: Labels) -> "Scores":
         """Return the scores of some rows; a row may be there twice."""
 
+    @abstractmethod
     def per_example(self, name: str) -> Floats | None:
         """Return what each example adds `(N,)` to a metric that is the mean of these; None for others."""
 
+    @abstractmethod
     def measure(self, name: str) -> float | None:
         """Return one metric; None where this split does not define it.
 
@@ -57,10 +64,11 @@ class Scores(Protocol):
 
     def measure_all(self) -> dict[str, float | None]:
         """Return every metric."""
+        return {name: self.measure(name) for name in self.METRICS}
 
 
 @dataclass(frozen=True)
-class ClassScores:
+class ClassScores(Scores):
     """Answers where the label is a class.
 
     Args:
@@ -96,9 +104,6 @@ class ClassScores:
     def of_majority(cls, y: Array, majority: int, num_classes: int) -> "ClassScores":
         """Return the scores of a model that always answers one class."""
         return cls(y.astype(np.int64), np.tile(np.eye(num_classes)[majority], (len(y), 1)))
-
-    def __len__(self) -> int:
-        return len(self.y)
 
     @property
     def predicted(self) -> Labels:
@@ -176,13 +181,9 @@ class ClassScores:
                 return _calibration_error(predicted == y, self.probabilities.max(axis=1))
         raise _unknown(name, self.METRICS)
 
-    def measure_all(self) -> dict[str, float | None]:
-        """Return every metric."""
-        return {name: self.measure(name) for name in self.METRICS}
-
 
 @dataclass(frozen=True)
-class NumberScores:
+class NumberScores(Scores):
     """Answers where the label is a number.
 
     Args:
@@ -203,14 +204,6 @@ class NumberScores:
         off = np.abs(outputs.astype(np.float32) - y.astype(np.float32))
         known, answered = (values.astype(np.float64) * of.scale + of.center for values in (y, outputs))
         return cls(known, answered, off <= np.float32(of.reach))
-
-    def __len__(self) -> int:
-        return len(self.y)
-
-    @property
-    def support(self) -> list[int]:
-        """Return nothing: there are no classes."""
-        return []
 
     def taken(self, rows: Labels) -> "NumberScores":
         """Return the scores of some rows; a row may be there twice."""
@@ -246,10 +239,6 @@ class NumberScores:
             case "within_tolerance":
                 return float(self.right.mean())
         raise _unknown(name, self.METRICS)
-
-    def measure_all(self) -> dict[str, float | None]:
-        """Return every metric."""
-        return {name: self.measure(name) for name in self.METRICS}
 
 
 def kind_of(task: Task) -> type[ClassScores] | type[NumberScores]:
