@@ -411,3 +411,10 @@ def test_study_of_a_pool_has_the_pools_center_and_scale(shift: int, tmp_path: Pa
     assert task.regression.center == pytest.approx(np.mean(values), abs=0.01 * np.std(values))
     assert task.regression.scale == pytest.approx(np.std(values), rel=5e-3)
     assert task.regression.tolerance == 0.5
+
+
+@pytest.mark.parametrize(("classes", "outputs"), [(["a", "b"], 1), (["a", "b", "c"], 3), ([], 1)])
+def test_two_classes_or_a_number_are_one_answer(classes: list[str], outputs: int, make_study: MakeStudy) -> None:
+    task = make_study(task=TASK | ({"classes": classes, "regression": None} if classes else {})).task
+    assert task.num_outputs == outputs
+    assert (task.number is None) == bool(classes)
