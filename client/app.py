@@ -1,9 +1,11 @@
 """Composition root of the Flower ClientApp: find this site's settings, answer the plan, say what failed."""
 
 import contextlib
+import functools
 import logging
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from flwr.app import Context, Message
@@ -11,11 +13,14 @@ from flwr.clientapp import ClientApp
 
 from client.flower import pack, plan_of
 from client.site import Site
-from client.site_state import event_log
+from client.site_state import event_log, study_of
+from client.wire.orders import Orders
 from common.codecs import Payload
 from common.config import SiteConfig, StudyConfig, TrainingConfig, load_site, load_study
 from common.errors import ConfigError, ConsiliumError, DataError, ProtocolError, StateError
-from common.protocol import FailureReply, Plan, Reply, RoundReply
+from common.identity import read_study_public
+from common.protocol import FailureReply, HandshakePlan, Plan, Reply, RoundReply, parse_plan, study_digest
+from common.wire.envelope import Order
 
 log = logging.getLogger(__name__)
 
@@ -23,8 +28,23 @@ app = ClientApp()
 
 MOST_WARM = 64
 """How many sites one process keeps in memory; a federation of thousands in one process does not grow with them."""
-_warm: dict[Path, tuple[SiteConfig, StudyConfig, Site]] = {}
-"""The last study's Site per settings file: data and model stay in memory from message to message."""
+NO_RUN = "unknown"
+"""What stands for the run in the reply to an order that names none."""
+
+
+@dataclass(frozen=True)
+class _Warm:
+    config: SiteConfig
+    run: str
+    study: StudyConfig
+    digest: str
+    site: Site
+
+
+_warm: dict[Path, _Warm] = {}
+"""The last run's study and Site per settings file: data and model stay in memory from message to message."""
+_ledgers: dict[Path, tuple[SiteConfig, Orders]] = {}
+"""The ledger of orders per settings file."""
 
 
 @app.train()
@@ -33,6 +53,61 @@ def answer(message: Message, context: Context) -> Message:
     plan, payload = plan_of(message)
     reply, content = answer_plan(Path(str(context.node_config["site"])), plan, payload)
     return Message(pack(reply.model_dump_json(), content), reply_to=message)
+
+
+def answer_order(path: Path, signed: bytes, payload: Payload | None) -> tuple[str, bytes | None]:
+    """Answer an order as it came from the server: the reply's JSON and its payload.
+
+    An order that this site does not obey is answered with the sentence that says why, and only logged: who can send
+    without the study's key must not be able to fill this site's disk.
+
+    Args:
+        path: the site's `site.toml`.
+
+    Raises:
+        RuntimeError: anything that has no sentence; its text may go to the server.
+    """
+    config, began = _settings(path), time.monotonic()
+    try:
+        orders = orders_of(path)
+        order = orders.open(signed, payload)
+    except ConsiliumError as error:
+        log.error("order refused error=%s message=%s", type(error).__name__, error)
+        return _failure(config, NO_RUN, error, began).model_dump_json(), None
+    reply, content = _obey(path, config, orders, order, payload)
+    return reply.model_dump_json(), content
+
+
+def orders_of(path: Path) -> Orders:
+    """Return the ledger of a site, kept open from order to order as long as its settings are the same.
+
+    Raises:
+        ConfigError: the study's public key cannot be read.
+        StateError: the ledger is damaged.
+    """
+    config = _settings(path)
+    if path not in _ledgers or _ledgers[path][0] != config:
+        key = read_study_public(config.study_key)
+        _ledgers[path] = config, Orders(config.state_dir, site=config.name, key=key, max_runs=config.max_runs)
+    return _ledgers[path][1]
+
+
+def _obey(
+    path: Path, config: SiteConfig, orders: Orders, order: Order, payload: Payload | None
+) -> tuple[Reply, bytes | None]:
+    began = time.monotonic()
+    try:
+        plan, done = parse_plan(order.text), False
+        orders.admit(order, plan)
+        try:
+            reply, content = answer_plan(path, plan, payload)
+            done = not isinstance(reply, FailureReply)
+        finally:
+            orders.answered(order, plan if done else None)
+        return reply, content
+    except ConsiliumError as error:
+        log.error("order refused run=%s number=%d message=%s", order.run, order.number, error)
+        return _failure(config, order.run, error, began), None
 
 
 def answer_plan(path: Path, plan: Plan, payload: Payload | None) -> tuple[Reply, bytes | None]:
@@ -44,56 +119,81 @@ def answer_plan(path: Path, plan: Plan, payload: Payload | None) -> tuple[Reply,
     Raises:
         RuntimeError: anything else; its text may go to the server.
     """
-    try:
-        config = load_site(path)
-    except ConfigError as error:
-        log.error("settings cannot be used message=%s", error)
-        raise RuntimeError("this site's settings cannot be used; its log says why") from None
-    began = time.monotonic()
+    config, began = _settings(path), time.monotonic()
     try:
         if plan.site != config.name:
             raise ProtocolError(f"the plan is for site '{plan.site}', this is site '{config.name}'")
-        reply, content = _site(path, config, plan).answer(plan, payload)
-        _note(config, plan, reply, bytes_up=len(content or b""), bytes_down=len(payload or b""))
+        warm = _warmed(path, config, plan)
+        reply, content = warm.site.answer(plan, payload)
+        _note(config, warm.study, plan, reply, bytes_up=len(content or b""), bytes_down=len(payload or b""))
         log.info("plan answered kind=%s run=%s seconds=%.2f", plan.kind, plan.run, reply.seconds)
         return reply, content
     except ConsiliumError as error:
         log.error("plan failed kind=%s error=%s message=%s", plan.kind, type(error).__name__, error)
-        _note_failure(config, plan, error)
-        failure = FailureReply(
-            run=plan.run,
-            site=config.name,
-            pid=os.getpid(),
-            seconds=time.monotonic() - began,
-            error=type(error).__name__,
-            message=_told(error, config),
-        )
-        return failure, None
+        _note_failure(path, config, plan, error)
+        return _failure(config, plan.run, error, began), None
     except Exception as error:
         # Its text would go to the server, and it can hold a path or a value.
         log.exception("plan failed unexpectedly kind=%s", plan.kind)
-        _note_failure(config, plan, error)
+        _note_failure(path, config, plan, error)
         raise RuntimeError(f"unexpected {type(error).__name__}; the log of site '{config.name}' says more") from None
 
 
-def _site(path: Path, config: SiteConfig, plan: Plan) -> Site:
-    _check_accepted(path, plan.study)
+def _settings(path: Path) -> SiteConfig:
+    try:
+        return load_site(path)
+    except ConfigError as error:
+        log.error("settings cannot be used message=%s", error)
+        raise RuntimeError("this site's settings cannot be used; its log says why") from None
+
+
+def _failure(config: SiteConfig, run: str, error: ConsiliumError, began: float) -> FailureReply:
+    return FailureReply(
+        run=run,
+        site=config.name,
+        pid=os.getpid(),
+        seconds=time.monotonic() - began,
+        error=type(error).__name__,
+        message=_told(error, config),
+    )
+
+
+def _warmed(path: Path, config: SiteConfig, plan: Plan) -> _Warm:
+    """Return the plan's study with its Site, from memory where they are there.
+
+    Raises:
+        ConsiliumError: another study than this site accepted or than the run began with; data or model do not fit.
+    """
     warm = _warm.get(path)
-    if warm is None or warm[:2] != (config, plan.study) or plan.kind == "handshake":
-        _warm.pop(path, None)
-        if len(_warm) >= MOST_WARM:
-            _warm.popitem()  # the last that came: sites are asked in turn, and the oldest would always be the next
-        _warm[path] = (config, plan.study, Site(config, plan.study))
-    return _warm[path][2]
+    if isinstance(plan, HandshakePlan):
+        study, digest, site = plan.study, study_digest(plan.study), None
+    elif warm is not None and (warm.config, warm.run, warm.digest) == (config, plan.run, plan.study):
+        _check_accepted(path, warm.study)
+        return warm
+    else:
+        digest = plan.study
+        study = study_of(config.state_dir, run=plan.run, digest=digest, site=config.name)
+        site = warm.site if warm is not None and (warm.config, warm.digest) == (config, digest) else None
+    _check_accepted(path, study)
+    _warm.pop(path, None)
+    del warm  # its data and model, before those that replace them are read
+    if len(_warm) >= MOST_WARM:
+        _warm.popitem()  # the last that came: sites are asked in turn, and the oldest would always be the next
+    _warm[path] = _Warm(config, plan.run, study, digest, site or Site(config, study))
+    return _warm[path]
 
 
 def forget_sites() -> None:
-    """Let go of every site's data and model."""
+    """Let go of every site's data and model, and of its ledger."""
     _warm.clear()
+    _ledgers.clear()
 
 
 def _check_accepted(path: Path, study: StudyConfig) -> None:
     """Refuse a study other than the one this site accepted, if it accepted one (`study.toml` beside `site.toml`).
+
+    Args:
+        study: as this site sees it.
 
     Raises:
         ConfigError: names the settings that differ.
@@ -101,11 +201,22 @@ def _check_accepted(path: Path, study: StudyConfig) -> None:
     accepted_file = path.parent / "study.toml"
     if not accepted_file.is_file():
         return
-    accepted, asked = load_study(accepted_file).model_dump(), study.model_dump()
+    at = accepted_file.stat()
+    view = _accepted(accepted_file, study.sites[0], at.st_mtime_ns, at.st_size)
+    if view == study:
+        return
+    accepted, asked = view.model_dump(), study.model_dump()
     if differing := sorted(key for key in asked if asked[key] != accepted[key]):
         raise ConfigError(
             f"the server asks for another study than the one this site accepted; they differ in {', '.join(differing)}"
         )
+
+
+@functools.lru_cache(maxsize=MOST_WARM)
+def _accepted(path: Path, site: str, _changed: int, _size: int) -> StudyConfig:
+    """Return the accepted study as a site sees it; read again when the file has changed."""
+    study = load_study(path)
+    return study.seen_by(site) if site in study.sites else study
 
 
 def _told(error: ConsiliumError, config: SiteConfig) -> str:
@@ -120,19 +231,19 @@ def _told(error: ConsiliumError, config: SiteConfig) -> str:
     return text
 
 
-def _note(config: SiteConfig, plan: Plan, reply: Reply, *, bytes_up: int, bytes_down: int) -> None:
+def _note(config: SiteConfig, study: StudyConfig, plan: Plan, reply: Reply, *, bytes_up: int, bytes_down: int) -> None:
     """Write what was answered to this site's own event log: its audit trail, and the source of its metrics."""
     facts = reply.model_dump(mode="json", exclude={"protocol", "codecs", "kind", "site", "versions", "run", "seconds"})
     event_log(config).log(
         "answered",
-        study=plan.study.name,
+        study=study.name,
         run=plan.run,
         kind=plan.kind,
         seconds=round(reply.seconds, 4),
         bytes_up=bytes_up,
         bytes_down=bytes_down,
-        codec=plan.study.codec,
-        epochs=_epochs(plan.study.training, reply.num_examples) if isinstance(reply, RoundReply) else None,
+        codec=study.codec,
+        epochs=_epochs(study.training, reply.num_examples) if isinstance(reply, RoundReply) else None,
         **facts,
     )
 
@@ -144,11 +255,14 @@ def _epochs(training: TrainingConfig, num_examples: int) -> float:
     return round((training.steps or 0) * training.batch_size / max(num_examples, 1), 6)
 
 
-def _note_failure(config: SiteConfig, plan: Plan, error: Exception) -> None:
+def _note_failure(path: Path, config: SiteConfig, plan: Plan, error: Exception) -> None:
+    warm = _warm.get(path)
+    begun = warm.study if warm is not None and warm.run == plan.run else None
+    study = plan.study if isinstance(plan, HandshakePlan) else begun
     with contextlib.suppress(StateError):  # the disk may be what failed
         event_log(config).log(
             "failed",
-            study=plan.study.name,
+            study=study.name if study is not None else None,
             run=plan.run,
             kind=plan.kind,
             error=type(error).__name__,

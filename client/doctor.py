@@ -14,7 +14,7 @@ import ssl
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
@@ -22,19 +22,11 @@ import torch
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from client.connect import (
-    AHEAD_SECONDS,
-    BEHIND_SECONDS,
-    Fleet,
-    clock_is_off,
-    server_certificate,
-    tls_reason,
-    unknown_key,
-)
 from client.data import load_data
 from client.models.pretrained import cached_weights, check_weights_file
 from client.provision import BUNDLE, STUDY
 from client.site import versions
+from client.wire.probe import greet, server_certificate, tls_reason
 from common.bundle import read_bundle
 from common.config import SiteConfig, StudyConfig, load_site, load_study
 from common.errors import (
@@ -47,14 +39,25 @@ from common.errors import (
     StateError,
 )
 from common.files import check_writable
-from common.identity import fingerprint, read_private_key
+from common.identity import (
+    check_site_certificate,
+    fingerprint,
+    read_authorities,
+    read_certificate,
+    read_private_key,
+    read_study_public,
+    request_path,
+)
 
 Status = Literal["PASS", "WARN", "FAIL", "SKIP"]
 
 EXPIRY_WARNING_DAYS = 30
+RENEWAL_WARNING_DAYS = 14
+"""A site that runs renews its certificate 30 days before the end."""
 MIN_DISK, GOOD_DISK, GOOD_MEMORY = 200e6, 2e9, 1.5e9
 """Bytes: below the first nothing can be kept; below the others a study may not fit."""
-SLOW_CLOCK_SECONDS = 60.0
+WRONG_CLOCK_SECONDS = 86_400.0
+"""A clock that is off keeps no site from connecting, but certificates have dates."""
 CONNECT_SECONDS = 8.0
 PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
 EXEMPTIONS = ("no_grpc_proxy", "no_proxy")
@@ -121,10 +124,23 @@ def examine(path: Path, *, study: Path | None = None) -> list[Finding]:
     plan, about_study = check_study(study, config)
     findings = [settings, about_study, check_versions(bundle)]
     if config is None:
-        names = ("proxy", "dns", "tcp", "tls", "clock", "key", "approved", "data", "weights", "state", "disk")
+        names: tuple[str, ...] = (
+            "key",
+            "certificate",
+            "study key",
+            "authority",
+            "proxy",
+            "dns",
+            "tcp",
+            "tls",
+            "clock",
+            "approved",
+        )
+        names += ("data", "weights", "state", "disk")
         findings += [skipped(name, "needs the settings") for name in names]
     else:
-        findings += _check_network(config, os.environ)
+        identity = check_identity(config)
+        findings += [*identity, *_check_network(config, identity, os.environ)]
         findings += [
             check_data(config, plan),
             check_weights(config, plan),
@@ -199,6 +215,73 @@ def check_key(config: SiteConfig) -> tuple[ec.EllipticCurvePrivateKey | None, Fi
     return key, passed("key", f"{fingerprint(key.public_key())}, readable by its owner only")
 
 
+def check_identity(config: SiteConfig) -> list[Finding]:
+    """Look at all that this site shows to the server, and at what it trusts."""
+    key, about_key = check_key(config)
+    authorities = check_authorities(config)
+    if key is None:
+        certificate = skipped("certificate", "needs 'key'")
+    elif authorities.status == "FAIL":
+        certificate = skipped("certificate", "needs 'authority'")
+    else:
+        certificate = check_certificate(config, key)
+    return [about_key, certificate, check_study_key(config), authorities]
+
+
+def check_certificate(config: SiteConfig, key: ec.EllipticCurvePrivateKey) -> Finding:
+    """See that this site's certificate is for its key and name, and how long it lasts."""
+    path, request = config.certificate, request_path(config.private_key)
+    if not path.is_file():
+        if request.is_file():
+            fix = f"send '{request}' to the coordinator, then accept the bundle: consilium site accept BUNDLE"
+        else:
+            fix = "there is no signing request either: begin again with 'consilium site init' in another folder"
+        return failed("certificate", f"there is no '{path}' yet", fix, ConfigError)
+    try:
+        content = path.read_bytes()
+        left = read_certificate(content, who=f"'{path}'").ends - datetime.now(UTC)
+        if left < timedelta(0):
+            fix = (
+                f"see that this machine's date is right; then ask the coordinator for a new bundle for '{request}' and "
+                "accept it (a site that runs renews its certificate by itself)"
+            )
+            return failed("certificate", f"ended {-left.days - 1} days ago", fix, ConfigError)
+        authorities = config.ca_certificate.read_bytes()
+        check_site_certificate(content, key=key.public_key(), name=config.name, authorities=authorities)
+    except (ConfigError, OSError) as error:
+        fix = f"ask the coordinator for a bundle for '{request}' and accept it: consilium site accept BUNDLE"
+        return failed("certificate", str(error), fix, ConfigError)
+    text = f"for this site's name and key, lasts {left.days} more days"
+    if left < timedelta(days=RENEWAL_WARNING_DAYS):
+        fix = "start the site: it renews its certificate as soon as it is connected, which has not happened in time"
+        return warned("certificate", text, fix)
+    return passed("certificate", text)
+
+
+def check_study_key(config: SiteConfig) -> Finding:
+    """See that the key is there that plans must be signed with."""
+    try:
+        read_study_public(config.study_key)
+    except ConfigError as error:
+        fix = "accept the coordinator's bundle: consilium site accept BUNDLE"
+        return failed("study key", str(error), fix, ConfigError)
+    return passed("study key", "only plans that are signed with it are obeyed")
+
+
+def check_authorities(config: SiteConfig) -> Finding:
+    """See whom this site trusts to be the server."""
+    path = config.ca_certificate
+    try:
+        authorities = read_authorities(path.read_bytes(), who=f"ca_certificate '{path}'")
+    except (ConfigError, OSError) as error:
+        reason = f"ca_certificate '{path}': {error.strerror}" if isinstance(error, OSError) else str(error)
+        return failed("authority", reason, "accept the coordinator's bundle: consilium site accept BUNDLE", ConfigError)
+    if len(authorities) > 1:
+        text = f"{len(authorities)} are trusted: the coordinator is replacing the study's authority"
+        return passed("authority", text)
+    return passed("authority", "one is trusted")
+
+
 def check_data(config: SiteConfig, study: StudyConfig | None) -> Finding:
     """Read the data as the study will; without a study only see that there is something."""
     if study is None:
@@ -258,21 +341,24 @@ def check_weights(config: SiteConfig, study: StudyConfig | None) -> Finding:
 # --- the way to the server --------------------------------------------------------------------------
 
 
-def _check_network(config: SiteConfig, environment: Mapping[str, str]) -> list[Finding]:
+def _check_network(config: SiteConfig, identity: list[Finding], environment: Mapping[str, str]) -> list[Finding]:
+    ready = {found.name: found for found in identity}
     findings = [check_proxy(config, environment), check_dns(config)]
-    findings.append(_after(findings[-1], "tcp", lambda: check_tcp(config)))
-    findings.append(_after(findings[-1], "tls", lambda: check_tls(config)))
-    key, about_key = check_key(config)
-    findings.append(_after(findings[-1], "clock", lambda: check_clock(config, key)))
-    clock = findings[-1]
-    findings.append(about_key)
-    if key is None:
-        return [*findings, skipped("approved", "needs the key")]
-    return [*findings, _after(clock, "approved", lambda: check_approved(config, key))]
+    findings.append(_after([findings[-1]], "tcp", lambda: check_tcp(config)))
+    findings.append(_after([findings[-1], ready["authority"]], "tls", lambda: check_tls(config)))
+    if (missing := _missing([findings[-1], ready["certificate"]])) is not None:
+        return [*findings, *(skipped(name, f"needs '{missing}'") for name in ("clock", "approved"))]
+    return [*findings, *check_greeting(config)]
 
 
-def _after(ground: Finding, name: str, check: Callable[[], Finding]) -> Finding:
-    return check() if ground.status in ("PASS", "WARN") else skipped(name, f"needs '{ground.name}'")
+def _after(grounds: list[Finding], name: str, check: Callable[[], Finding]) -> Finding:
+    missing = _missing(grounds)
+    return check() if missing is None else skipped(name, f"needs '{missing}'")
+
+
+def _missing(grounds: list[Finding]) -> str | None:
+    """Return the first check that another one needs and that did not pass."""
+    return next((found.name for found in grounds if found.status not in ("PASS", "WARN")), None)
 
 
 def check_proxy(config: SiteConfig, environment: Mapping[str, str]) -> Finding:
@@ -322,15 +408,9 @@ def check_tcp(config: SiteConfig) -> Finding:
 
 
 def check_tls(config: SiteConfig) -> Finding:
-    """Shake hands: the chain to the site's ca.pem, the name, and how long both certificates last."""
+    """Shake hands: the chain to an authority in ca.pem, the name, and how long both certificates last."""
     try:
-        certificates = [x509.load_pem_x509_certificate(config.ca_certificate.read_bytes())]
-    except (OSError, ValueError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or "not a PEM certificate"
-        fix = "accept the coordinator's bundle: consilium site accept BUNDLE"
-        return failed("tls", f"ca_certificate '{config.ca_certificate}': {reason}", fix, ConfigError)
-    try:
-        certificates.append(server_certificate(config))
+        server = server_certificate(config)
     except ssl.SSLError as error:
         if error.reason != _UNTRUSTED:
             fix = f"something else than the study's server listens there, or 'server' has another port: {config.server}"
@@ -340,52 +420,44 @@ def check_tls(config: SiteConfig) -> Finding:
     except OSError as error:
         fix = "a firewall that cuts TLS, or a server that has just stopped: try again, then ask IT"
         return failed("tls", f"the connection broke: {error.strerror or error}", fix, ConnectionRefused)
-    return _expiry(min(certificate.not_valid_after_utc for certificate in certificates))
+    return _expiry(server, config)
 
 
-def _expiry(ends: datetime) -> Finding:
-    days = (ends - datetime.now(UTC)).days
+def _expiry(server: x509.Certificate, config: SiteConfig) -> Finding:
+    ends = [server.not_valid_after_utc]
+    for authority in read_authorities(config.ca_certificate.read_bytes()):
+        if authority.subject == server.issuer:
+            ends.append(authority.not_valid_after_utc)
+    days = (min(ends) - datetime.now(UTC)).days
     text = f"the server is the one that the bundle names; its certificate lasts {days} more days"
     if days < EXPIRY_WARNING_DAYS:
         return warned("tls", text, "tell the coordinator that the certificate has to be renewed")
     return passed("tls", text)
 
 
-def check_clock(config: SiteConfig, key: ec.EllipticCurvePrivateKey | None) -> Finding:
-    """Measure how far the clocks are apart, by asking the server which signed times it takes.
-
-    Any key will do for that, also one that is made for the moment.
-    """
+def check_greeting(config: SiteConfig) -> list[Finding]:
+    """Ask the server what it knows this site as, and what time it is there, without taking part."""
     try:
-        with Fleet(config, key or ec.generate_private_key(ec.SECP384R1())) as fleet:
-            behind = fleet.clock_behind_seconds()
-    except ConnectionRefused as error:
-        return failed("clock", str(error), "see the server's own words", ConnectionRefused)
-    set_it = "set this machine's clock (timedatectl set-ntp true), or ask the coordinator to set the server's"
-    limits = f"{AHEAD_SECONDS:.0f} s ahead or {BEHIND_SECONDS:.0f} s behind is the limit"
-    if behind is None:
-        return failed("clock", "more than 2 hours from the server's", set_it, ConnectionRefused)
-    seen = f"{abs(behind):.1f} s {'behind' if behind > 0 else 'ahead of'} the server's"
-    if not -AHEAD_SECONDS < behind < BEHIND_SECONDS:
-        return failed("clock", f"{seen}; {limits}", set_it, ConnectionRefused)
-    if behind < -AHEAD_SECONDS / 2 or behind > SLOW_CLOCK_SECONDS:
-        return warned("clock", f"{seen}; {limits}", set_it)
-    return passed("clock", seen)
+        greeting = greet(config, timeout_seconds=CONNECT_SECONDS)
+    except ConsiliumError as error:
+        told = fingerprint(read_private_key(config.private_key).public_key())
+        fix = f"compare {told} with the coordinator over the phone, and ask whether it is approved or was revoked"
+        return [skipped("clock", "needs 'approved'"), failed("approved", str(error), fix, type(error))]
+    clock = _clock(time.time() - greeting.server_time)
+    if greeting.site != config.name:
+        fix = f"set name to '{greeting.site}' in site.toml, or ask the coordinator which name was meant"
+        text = f"the server knows this key as site '{greeting.site}', here it is '{config.name}'"
+        return [clock, failed("approved", text, fix, ConnectionRefused)]
+    return [clock, passed("approved", f"the server knows the key of site '{config.name}'")]
 
 
-def check_approved(config: SiteConfig, key: ec.EllipticCurvePrivateKey) -> Finding:
-    """Ask the server whether it knows this key, without connecting."""
-    told = fingerprint(key.public_key())
-    try:
-        with Fleet(config, key) as fleet:
-            known = fleet.knows_key()
-    except ConnectionRefused as error:
-        fix = "see the line 'clock'" if str(error) == clock_is_off(config) else "see the server's own words"
-        return failed("approved", str(error), fix, ConnectionRefused)
-    if not known:
-        fix = f"compare {told} with the coordinator over the phone and ask for it to be approved"
-        return failed("approved", unknown_key(config), fix, ConnectionRefused)
-    return passed("approved", f"the server knows the key of site '{config.name}'")
+def _clock(ahead_seconds: float) -> Finding:
+    apart = f"{abs(ahead_seconds):.1f} s {'ahead of' if ahead_seconds > 0 else 'behind'} the server's"
+    if abs(ahead_seconds) > WRONG_CLOCK_SECONDS:
+        text = f"{abs(ahead_seconds) / 86_400:.1f} days {'ahead of' if ahead_seconds > 0 else 'behind'} the server's"
+        fix = "set this machine's date (timedatectl set-ntp true) before a certificate seems to have ended"
+        return warned("clock", text, fix)
+    return passed("clock", f"{apart}, which does not matter")
 
 
 # --- the machine ------------------------------------------------------------------------------------

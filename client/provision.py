@@ -10,7 +10,17 @@ from common.bundle import Bundle, read_bundle
 from common.config import SiteConfig, load_site, parse_site
 from common.errors import ConfigError, ConnectionRefused, StateError
 from common.files import write_atomically
-from common.identity import fingerprint, make_site_key, read_private_key, read_public_key
+from common.identity import (
+    check_site_certificate,
+    fingerprint,
+    fingerprint_of_certificate,
+    make_signing_request,
+    make_site_key,
+    read_private_key,
+    read_public_key,
+    read_study_public,
+    request_path,
+)
 
 SETTINGS, KEY, CA, STUDY, BUNDLE = "site.toml", "site.key", "ca.pem", "study.toml", "bundle.json"
 
@@ -21,11 +31,15 @@ _TEMPLATE = """\
 name = {name}
 server = {server}
 
-# The server's certificate; 'consilium site accept' writes it.
+# Whom this site trusts as the server; 'consilium site accept' writes it.
 ca_certificate = "ca.pem"
 
-# This site's private key. Nobody ever needs it but this machine; the coordinator gets site.key.pub.
+# This site's private key. Nobody ever needs it but this machine; the coordinator gets site.csr.
 private_key = "site.key"
+
+# This site's certificate and the key that orders are signed with; 'consilium site accept' writes both.
+certificate = "site.pem"
+study_key = "study.pub"
 
 # Personal models and the log of what was answered. Back this folder up together with the key.
 state_dir = "state"
@@ -80,7 +94,7 @@ class SiteFolder:
 def init_site(
     folder: SiteFolder, *, name: str, server: str, kind: str, data: Path | None = None, metrics: str | None = None
 ) -> str:
-    """Make a site's folder (owner only) with key, settings and empty sub-folders; return the key's fingerprint.
+    """Make a site's folder (owner only) with key, signing request and settings; return the key's fingerprint.
 
     Args:
         data: where the data lies; by default `data` inside the folder.
@@ -111,32 +125,33 @@ def init_site(
     except OSError as error:
         raise StateError(f"cannot make the site's folder '{folder.path}': {error.strerror or error}") from error
     public = make_site_key(folder.path / KEY, comment=name)
+    make_signing_request(folder.path / KEY, name=name)
     write_atomically(folder.settings, text.encode())
     return fingerprint(read_public_key(public))
 
 
 def accept_bundle(folder: SiteFolder, path: Path) -> Bundle:
-    """Take over what the coordinator sent: server certificate and address, and the study to check the data with.
+    """Take over what the coordinator sent: whom to trust, this site's certificate, the server's address, the study.
+
+    A bundle for a key that is to replace this site's key leaves the certificate of the present one in force.
 
     Raises:
-        ConfigError: a damaged bundle, or one for another site or another key; nothing is changed then.
+        ConfigError: a damaged bundle, or one for another site or another key, or with a certificate that is not this
+            site's or not the study's; nothing is changed then.
         StateError: the folder cannot be written.
     """
     config = load_site(folder.settings)
     bundle = read_bundle(path)
     if bundle.site != config.name:
         raise ConfigError(f"bundle '{path}' is for site '{bundle.site}', this is site '{config.name}'")
-    own = fingerprint(read_private_key(config.private_key).public_key())
-    if bundle.fingerprint != own and bundle.fingerprint != _pending(config):
-        raise ConfigError(
-            f"bundle '{path}' was made for the key {bundle.fingerprint}, this site's key is {own}; "
-            f"send '{config.private_key}.pub' to the coordinator and ask for a bundle for that key"
-        )
+    certificate = _check_identity(config, bundle, path)
     text = folder.settings.read_text(encoding="utf-8")
     changed = _with_server(text, bundle.server)
     if tomllib.loads(changed)["server"] != bundle.server:
         raise ConfigError(f"server: set it to '{bundle.server}' and accept the bundle again ({folder.settings})")
     write_atomically(config.ca_certificate, bundle.ca_certificate.encode())
+    write_atomically(config.study_key, bundle.study_key.encode())
+    write_atomically(certificate, bundle.certificate.encode())
     write_atomically(folder.bundle, bundle.to_json())
     if bundle.study is not None:
         write_atomically(folder.study, bundle.study.encode())
@@ -145,8 +160,31 @@ def accept_bundle(folder: SiteFolder, path: Path) -> Bundle:
     return bundle
 
 
+def _check_identity(config: SiteConfig, bundle: Bundle, path: Path) -> Path:
+    """Check a bundle's certificate and key; return where the certificate belongs."""
+    own, new = read_private_key(config.private_key).public_key(), new_key(config)
+    keys = {fingerprint(own): (own, config.certificate)}
+    if new.is_file():
+        pending = read_private_key(new).public_key()
+        keys[fingerprint(pending)] = (pending, new_certificate(config))
+    if bundle.fingerprint not in keys:
+        raise ConfigError(
+            f"bundle '{path}' was made for the key {bundle.fingerprint!r}, this site's key is {fingerprint(own)}; "
+            f"send '{request_path(config.private_key)}' to the coordinator and ask for a bundle for that key"
+        )
+    key, place = keys[bundle.fingerprint]
+    try:
+        check_site_certificate(
+            bundle.certificate.encode(), key=key, name=config.name, authorities=bundle.ca_certificate.encode()
+        )
+        read_study_public(bundle.study_key.encode())
+    except ConfigError as error:
+        raise ConfigError(f"bundle '{path}': {error}; ask the coordinator for a new one") from error
+    return place
+
+
 def make_new_key(folder: SiteFolder) -> str:
-    """Make a key that is to replace this site's key, beside it; return its fingerprint.
+    """Make a key that is to replace this site's key, and its signing request, beside it; return its fingerprint.
 
     Raises:
         ConfigError: the settings are wrong, or a new key is waiting to be approved already.
@@ -155,39 +193,66 @@ def make_new_key(folder: SiteFolder) -> str:
     new = new_key(config)
     if new.exists():
         raise ConfigError(
-            f"'{new}' exists already: send '{new}.pub' to the coordinator, then 'consilium site rotate-key --activate'"
+            f"'{new}' exists already: send '{request_path(new)}' to the coordinator, accept the bundle that comes "
+            "back, then 'consilium site rotate-key --activate'"
         )
-    return fingerprint(read_public_key(make_site_key(new, comment=config.name)))
+    public = make_site_key(new, comment=config.name)
+    make_signing_request(new, name=config.name)
+    return fingerprint(read_public_key(public))
 
 
 def activate_new_key(folder: SiteFolder) -> str:
     """Put the new key in the place of the old one once the server knows it; return its fingerprint.
 
     Raises:
-        ConfigError: there is no new key.
+        ConfigError: there is no new key, or no bundle was accepted for it.
         ConnectionRefused: the server does not know the new key (yet); the old one stays in force.
     """
-    from client.connect import Fleet  # here, because it loads gRPC, which the other commands do without
+    from client.wire.probe import greet  # here, because it loads gRPC, which the other commands do without
 
     config = load_site(folder.settings)
     new = new_key(config)
     if not new.is_file():
         raise ConfigError(f"there is no new key '{new}'; 'consilium site rotate-key' makes one")
-    key = read_private_key(new)
-    told = fingerprint(key.public_key())
-    with Fleet(config, key) as fleet:
-        if not fleet.knows_key():
-            raise ConnectionRefused(
-                f"the server at {config.server} does not know the new key {told} yet; ask the coordinator to run "
-                f"'consilium server rotate {config.name}.pub --name {config.name}'; the old key stays in force here"
-            )
-    public = public_part(config.private_key)
+    told = fingerprint(read_private_key(new).public_key())
+    certificate = _certificate_for(config, told)
     try:
-        new.replace(config.private_key)
-        public_part(new).replace(public)
-    except OSError as error:
-        raise StateError(f"cannot put '{new}' in the place of '{config.private_key}': {error.strerror}") from error
+        greet(config, key=new, certificate=certificate)
+    except ConnectionRefused as error:
+        raise ConnectionRefused(
+            f"the server at {config.server} does not take the new key {told}: {error}; the old key stays in force here"
+        ) from error
+    _put_in_place(config)
     return told
+
+
+def _certificate_for(config: SiteConfig, told: str) -> Path:
+    """Return the certificate of the new key; after a crash in `_put_in_place` it is in its place already."""
+    for path in (new_certificate(config), config.certificate):
+        if path.is_file() and fingerprint_of_certificate(path.read_bytes()) == told:
+            return path
+    request = request_path(new_key(config))
+    raise ConfigError(
+        f"there is no certificate for the new key {told} yet; send '{request}' to the coordinator, who runs "
+        f"'consilium server rotate {request.name} --name {config.name}', and accept the bundle that comes back; "
+        "the old key stays in force here"
+    )
+
+
+def _put_in_place(config: SiteConfig) -> None:
+    """Replace certificate, request and key; the private key is the last, so that a crash can be made good."""
+    new, old = new_key(config), config.private_key
+    for source, place in (
+        (new_certificate(config), config.certificate),
+        (request_path(new), request_path(old)),
+        (public_part(new), public_part(old)),
+        (new, old),
+    ):
+        try:
+            if source.exists():
+                source.replace(place)
+        except OSError as error:
+            raise StateError(f"cannot put '{source}' in the place of '{place}': {error.strerror or error}") from error
 
 
 def new_key(config: SiteConfig) -> Path:
@@ -195,14 +260,14 @@ def new_key(config: SiteConfig) -> Path:
     return config.private_key.with_name(config.private_key.name + ".new")
 
 
+def new_certificate(config: SiteConfig) -> Path:
+    """Return where the certificate of such a key lies until then."""
+    return config.certificate.with_name(config.certificate.name + ".new")
+
+
 def public_part(key: Path) -> Path:
     """Return where a private key's public key lies."""
     return key.with_name(key.name + ".pub")
-
-
-def _pending(config: SiteConfig) -> str | None:
-    new = new_key(config)
-    return fingerprint(read_private_key(new).public_key()) if new.is_file() else None
 
 
 def _with_server(text: str, server: str) -> str:

@@ -23,6 +23,7 @@ from client.data import Examples, SiteData, load_data, noise_key, noisy_counts
 from client.feature_cache import FeatureCache
 from client.methods import Method, build_method
 from client.models import Model, build_model, get_weights, set_weights
+from client.readings import Readings
 from client.site_state import StateFolder
 from client.training import Evaluation, LocalWork, evaluate, train
 from common.algorithms import (
@@ -169,6 +170,7 @@ class Site:
         self._needs = study.needs
         self._names = divide(self._model, self._method)
         self._last: dict[str, Weights] = {}
+        self._readings = Readings.of(config, study, data=self._data_digest)
 
     def answer(self, plan: Plan, payload: Payload | None) -> tuple[Reply, bytes | None]:
         """Do what a plan asks and return the reply with its payload.
@@ -188,11 +190,15 @@ class Site:
                 return self._finish(plan, self._received(payload), began), None
 
     def _shake_hands(self, plan: Plan, began: float) -> HandshakeReply:
-        self._state(plan).check()  # an unwritable state folder is told before training, not after
+        state, made = self._state(plan), len(self._readings.made())
+        state.check()  # an unwritable state folder is told before training, not after
+        state.save_study(self._study)
         return HandshakeReply(
             **_stamp(plan, began),
             versions=versions(),
-            card=self._card,
+            card=self._card.model_copy(
+                update={"test_readings": made, "test_readings_allowed": self._readings.allowed},
+            ),
             initial_digest=self._initial_digest,
             shared_digest=digest(self._shared_initial()),
             shared_buffers=tuple(sorted(self._buffers)),
@@ -407,7 +413,11 @@ class Site:
         return {**now, least: np.array(loss)}
 
     def _finish(self, plan: FinishPlan, received: Received, began: float) -> FinishReply:
-        """Read the test split, once: majority class, local only, global and served model on it."""
+        """Read the test split, once: majority class, local only, global and served model on it.
+
+        Raises:
+            ProtocolError: it was read with other final weights, as often as this site's settings allow.
+        """
         state = self._state(plan)
         if (told := state.load_counts(plan.round)) is not None:  # asked again: the test split is not read twice
             return FinishReply(**_stamp(plan, began), round=plan.round, test=told)
@@ -416,6 +426,8 @@ class Site:
         if not len(test):
             raise ProtocolError(f"site '{self._config.name}' has no test examples: split.test is 0")
         personal = self._personal(kept)
+        weights = digest({**received.weights, **_joined({PERSONAL: personal, METHOD: under(kept, METHOD)})})
+        earlier = self._readings.check(weights=weights, round_number=plan.round)
 
         constant = self._data.train.constant()
         whole, scores = None, {"labels": test.y.cpu().numpy(), "majority": constant.cpu().numpy()}
@@ -428,8 +440,8 @@ class Site:
         module = self._method.personalise(self._model, under(kept, METHOD), work)
         served = evaluate(module, test)
         # Names, order and units; how this site scaled a table's columns is not in it.
-        task = plan.study.task.model_dump_json(exclude_none=True)
-        state.save_served(self._whole(module), {"study": plan.study.name, "run": plan.run, "task": task})
+        task = self._study.task.model_dump_json(exclude_none=True)
+        state.save_served(self._whole(module), {"study": self._study.name, "run": plan.run, "task": task})
         metrics["personal.loss"], scores["personal"] = served.loss, served.logits.numpy()
         alone = None
         if self._study.local_baseline:
@@ -443,7 +455,7 @@ class Site:
                 scores[f"{which}.best"] = evaluate(self._model.module, test).logits.numpy()
         state.save_scores(scores)
 
-        counts = TestCounts(
+        counts = earlier or TestCounts(
             num_test=len(test),
             majority=int(test.right(constant).sum()),
             local=None if alone is None else int(alone.right.sum()),
@@ -451,6 +463,7 @@ class Site:
             personal=int(served.right.sum()),
             pairs=None if alone is None else _pairs(alone.right, served.right),
         )
+        self._readings.note(counts, run=plan.run, weights=weights, round_number=plan.round)
         state.save_counts(counts, round_number=plan.round)
         return FinishReply(**_stamp(plan, began), round=plan.round, test=counts)
 

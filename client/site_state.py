@@ -1,8 +1,8 @@
 """What a site keeps on its own disk between rounds; atomic, checked when read, never in a message.
 
-One folder per study and run: `manifest.json` names the last two rounds' safetensors files with their
-sha256. Two are kept so that a round that is asked again (the server restarted before its checkpoint)
-starts from the same state as the first time.
+One folder per study and run: `study.json` is the study that the run began with, and `manifest.json` names the last
+two rounds' safetensors files with their sha256. Two are kept so that a round that is asked again (the server
+restarted before its checkpoint) starts from the same state as the first time.
 """
 
 import hashlib
@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from common.codecs import Payload, form_of
 from common.codecs.container import parts
-from common.config import SiteConfig
-from common.errors import StateError
+from common.config import SiteConfig, StudyConfig, describe
+from common.errors import ProtocolError, StateError
 from common.events import EventLog
 from common.files import check_writable, write_atomically
 from common.protocol import TestCounts
@@ -27,6 +28,8 @@ from common.weights import Array, Weights
 _PRIVATE = 0o600
 TEST_SCORES = "test-scores.safetensors"
 """File of a run's folder: the logits of every test example, which never leave the site."""
+STUDY = "study.json"
+"""File of a run's folder: the study as this site saw it in the handshake."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,16 @@ class StateFolder:
             StateError: it cannot.
         """
         check_writable(self.path, what=f"site '{self.site}': state folder")
+
+    def save_study(self, study: StudyConfig) -> None:
+        """Keep the study that this run began with: later plans name it by its digest.
+
+        Raises:
+            StateError: the folder is unwritable or the disk is full.
+        """
+        path, content = self.path / STUDY, study.model_dump_json().encode()
+        if not path.is_file() or path.read_bytes() != content:
+            write_atomically(path, content, mode=_PRIVATE)
 
     def load(self, *, before_round: int, known: Mapping[str, Weights] | None = None) -> dict[str, Array]:
         """Return the newest state saved for a round earlier than `before_round`; empty if there is none.
@@ -154,6 +167,47 @@ class StateFolder:
 
 def _entry(item: Mapping[str, Any]) -> dict[str, Any]:
     return {"round": int(item["round"]), "file": str(item["file"]), "sha256": str(item["sha256"])}
+
+
+def study_of(root: Path, *, run: str, digest: str, site: str) -> StudyConfig:
+    """Return the study that a run began with at this site.
+
+    Args:
+        root: the site's `state_dir`.
+        run: a valid name; it becomes part of a path.
+        digest: what the plan says of the study.
+
+    Raises:
+        ProtocolError: the run had no handshake here, or its study was another one.
+        StateError: what was kept cannot be read.
+    """
+    begun = dict[str, Path]()
+    for path in sorted(root.glob(f"*/{run}/{STUDY}")):
+        content = read_kept(path, site=site)
+        begun[hashlib.sha256(content).hexdigest()] = path
+        if digest in begun:
+            try:
+                return StudyConfig.model_validate_json(content)
+            except ValidationError as error:
+                raise StateError(f"site '{site}': {describe(error, str(path))}") from error
+    if not begun:
+        raise ProtocolError(f"site '{site}': run '{run}' had no handshake here, which is where a run begins")
+    raise ProtocolError(
+        f"site '{site}': the plan is of another study ({digest[:12]}) than the one that run '{run}' began with "
+        f"({', '.join(known[:12] for known in begun)}); start a new run"
+    )
+
+
+def read_kept(path: Path, *, site: str) -> bytes:
+    """Return a file of a site's state.
+
+    Raises:
+        StateError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise StateError(f"site '{site}': cannot read '{path}': {error.strerror or error}") from error
 
 
 def event_log(config: SiteConfig) -> EventLog:

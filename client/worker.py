@@ -1,7 +1,8 @@
-"""A site's warm worker: one process that answers plan after plan; data, model and CUDA context stay in memory.
+"""A site's warm worker: one process that answers order after order; data, model and CUDA context stay in memory.
 
-It is started by `client.supervisor`, gets plans on a socket that only the two of them have, and answers `answer` or
-`error` and a reply; large payloads lie in memory that the two share. It ends when the other end is closed.
+It is started by `client.process.supervisor`, gets orders on a socket that only the two of them have, and answers
+`answer` or `error` and a reply; large payloads lie in memory that the two share. It ends when the other end is closed.
+It alone judges whether an order is one to obey: the process that talks to the server does not look into it.
 """
 
 import argparse
@@ -14,12 +15,12 @@ from pathlib import Path
 
 import torch
 
-from client.app import answer_plan
-from client.box import Box
-from client.seams import tame_logs
-from client.supervisor import ANSWER, ERROR, Parcel, receive, send
+from client.app import answer_order
+from client.process.shared_memory import Box
+from client.process.supervisor import ANSWER, ERROR
 from common.processes import follow_parent, reuse_memory, trim_memory
-from common.protocol import SMALL_PAYLOAD_BYTES, parse_plan
+from common.text import clean
+from common.wire.limits import SMALL_PAYLOAD_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -27,27 +28,29 @@ IDLE_SECONDS = 60.0
 
 
 def run_worker(settings: Path, connection: Connection, inbox: Box, outbox: Box) -> None:
-    """Answer the plans that come over `connection` until it is closed."""
+    """Answer the orders that come over `connection` until it is closed."""
     while True:
         if not connection.poll(IDLE_SECONDS):
             trim_memory()
         try:
-            plan = receive(connection)
+            order, payload, boxed = (connection.recv_bytes() for _ in range(3))
         except EOFError:
             return
+        size = int(boxed)
         try:
-            payload = inbox.view(plan.boxed) if plan.boxed else plan.payload
-            reply, content = answer_plan(settings, parse_plan(plan.text), payload)
-            kind, parcel = ANSWER, Parcel(reply.model_dump_json(), content)
-            if content is not None and len(content) > SMALL_PAYLOAD_BYTES:
-                outbox.write(content)
-                parcel = Parcel(parcel.text, boxed=len(content))
-        except Exception as error:  # whatever it was, the next plan is answered
-            log.error("plan not answered error=%s message=%s", type(error).__name__, error)
-            kind, parcel = ERROR, Parcel(str(error))
-        payload = content = None
-        connection.send_bytes(kind)
-        send(connection, parcel)
+            received = inbox.view(size) if size else payload or None
+            text, content = answer_order(settings, order, received)
+            kind, reply = ANSWER, text.encode()
+        except Exception as error:  # whatever it was, the next order is answered
+            log.error("order not answered error=%s message=%s", type(error).__name__, clean(str(error)))
+            kind, reply, content = ERROR, clean(str(error)).encode(), None
+        size = len(content) if content is not None and len(content) > SMALL_PAYLOAD_BYTES else 0
+        if content is not None and size:
+            outbox.write(content)
+        small = content if content is not None and not size else b""
+        received = content = None
+        for frame in (kind, reply, small, b"%d" % size):
+            connection.send_bytes(frame)
 
 
 def main() -> None:
@@ -63,7 +66,7 @@ def main() -> None:
     follow_parent()
     reuse_memory()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    tame_logs(logging.WARNING)
+    logging.getLogger("flwr").setLevel(logging.WARNING)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     torch.use_deterministic_algorithms(True, warn_only=True)
     if arguments.memory_mb is not None:

@@ -24,11 +24,17 @@ WITHOUT_ERROR = "without.error"
 """Error rate of the weights received with the site's own last update taken out."""
 EFFECTIVE_STEPS = "train.effective_steps"
 """Local steps of the round, each weighted by how much of its gradient the momentum carried into the update."""
-LIMITS = {START_LOSS: (0.0, 1e9), EFFECTIVE_STEPS: (1.0, 1e9)}
-"""Between which values a measurement that a strategy needs can be."""
 CANDIDATES = ("candidate-a", "candidate-b")
 """Two other weights that the server sends along; `candidate-a.loss`, `candidate-b.loss`."""
 CANDIDATE_LOSSES = tuple(f"{name}.loss" for name in CANDIDATES)
+LIMITS = {
+    START_LOSS: (0.0, 1e9),
+    EFFECTIVE_STEPS: (1.0, 1e9),
+    WITHOUT_ERROR: (0.0, 1.0),
+    # Squares of what float32 can be off by; sums of thousands of them stay numbers.
+    **dict.fromkeys((RECEIVED_LOSS, UPDATE_LOSS, *CANDIDATE_LOSSES), (0.0, 1e80)),
+}
+"""Between which values a measurement that a strategy or a weighting reads can be."""
 CLASS_COUNTS = "class counts"
 """Training examples per class, told in the handshake where the site's settings allow it."""
 

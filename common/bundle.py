@@ -1,7 +1,8 @@
 """What a coordinator hands to an approved site: one JSON file without secrets.
 
-It carries the server's address and certificate, the name and key fingerprint it was made for, and the
-study. The checksum tells damage; against a forger, both sides compare the check code over the phone.
+It carries the server's address, the authorities that the site is to trust, the site's own certificate with the name
+and the key's fingerprint it was made for, the public key that orders are signed with, and the study. The checksum tells
+damage; against a forger, both sides compare the check code over the phone.
 """
 
 import hashlib
@@ -15,11 +16,13 @@ from common.config import ServerAddressText, SiteName, describe
 from common.errors import ConfigError
 from common.records import Record
 
-FORMAT = 1
+FORMAT = 2
+MAX_BYTES = 4_000_000
+"""A study of 10,000 sites has some 700 kB."""
 
 
 class ServerVersions(Record):
-    """What runs at the server; a site with another flwr cannot join."""
+    """What runs at the server; a site with another one of them cannot take part."""
 
     consilium: str
     flwr: str
@@ -28,11 +31,13 @@ class ServerVersions(Record):
 class Bundle(Record):
     """One site's way into a study."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     site: SiteName
     fingerprint: str
     server: ServerAddressText
     ca_certificate: str = Field(pattern="-----BEGIN CERTIFICATE-----")
+    certificate: str = Field(pattern="-----BEGIN CERTIFICATE-----")
+    study_key: str = Field(pattern="-----BEGIN PUBLIC KEY-----")
     study: str | None = None
     versions: ServerVersions
 
@@ -58,7 +63,11 @@ def read_bundle(path: Path) -> Bundle:
         ConfigError: the file is missing, damaged, or of a format that this version does not know.
     """
     try:
-        values: Any = json.loads(path.read_bytes())
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise ConfigError(f"'{path}' has more than {MAX_BYTES} bytes, so it is not a bundle")
+        values: Any = json.loads(content)
     except OSError as error:
         raise ConfigError(f"cannot read bundle '{path}': {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
@@ -66,8 +75,9 @@ def read_bundle(path: Path) -> Bundle:
     if not isinstance(values, dict) or "sha256" not in values:
         raise ConfigError(f"'{path}' is not a bundle: expected the file that 'consilium server approve' wrote")
     if values.get("format") != FORMAT:
+        told_format = repr(values.get("format"))[:40]
         raise ConfigError(
-            f"bundle '{path}' has format {values.get('format')!r}, this version of consilium reads {FORMAT}; "
+            f"bundle '{path}' has format {told_format}, this version of consilium reads {FORMAT}; "
             "install the version that the coordinator uses"
         )
     told = values.pop("sha256")

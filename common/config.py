@@ -10,7 +10,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from common.algorithms import (
     CodecConfig,
@@ -24,10 +24,20 @@ from common.algorithms import (
 from common.errors import ConfigError
 from common.records import Record
 from common.rules import problems
+from common.text import clean, is_clean
+
+
+def _check_clean(text: str) -> str:
+    if not is_clean(text):
+        raise ValueError("must hold no control character")
+    return text
+
 
 SiteName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 ServerAddressText = Annotated[str, Field(pattern=r"^[^\s:/]+:\d{1,5}$")]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+ClassName = Annotated[str, Field(max_length=200), AfterValidator(_check_clean)]
+"""A class's name is shown in tables and logs at server and sites."""
 
 
 # --- what is learned -------------------------------------------------------------------------------
@@ -36,7 +46,7 @@ Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 class _Task(Record):
     """What every task can tell of itself."""
 
-    classes: tuple[str, ...]
+    classes: tuple[ClassName, ...]
 
     @property
     def num_outputs(self) -> int:
@@ -63,7 +73,7 @@ class ImageTask(_Task):
     """Classify images: files in one sub-folder per class, or arrays in an `.npz` file, as each site has them."""
 
     kind: Literal["images"] = "images"
-    classes: tuple[str, ...] = Field(min_length=2)
+    classes: tuple[ClassName, ...] = Field(min_length=2)
     size: int = Field(default=32, ge=4, le=1024)
     channels: Literal[1, 3] = 3
     pixel_max: float = Field(default=1.0, gt=0)
@@ -130,7 +140,7 @@ class TableTask(_Task):
     """
 
     kind: Literal["table"] = "table"
-    classes: tuple[str, ...] = ()
+    classes: tuple[ClassName, ...] = ()
     regression: Regression | None = None
     label: str
     columns: dict[str, Column] = Field(min_length=1)
@@ -237,6 +247,7 @@ class StudyConfig(Record):
 
     name: SiteName
     sites: tuple[SiteName, ...] = Field(min_length=1)
+    num_sites: int | None = Field(default=None, ge=1)
     seed: int = Field(default=42, ge=0)
     rounds: int = Field(default=10, ge=1)
     task: Task
@@ -252,6 +263,7 @@ class StudyConfig(Record):
     quorum: int | None = Field(default=None, ge=1)
     min_sites: int | None = Field(default=None, ge=1)
     min_examples: int = Field(default=20, ge=2)
+    max_examples: int = Field(default=10_000_000, ge=1, le=2**53)
     keep_best: bool = False
     evaluate_every: int = Field(default=1, ge=1)
     local_baseline: bool = True
@@ -261,8 +273,10 @@ class StudyConfig(Record):
     @model_validator(mode="after")
     def _check(self) -> "StudyConfig":
         _no_duplicates(self.sites)
-        if self.min_sites is not None and self.min_sites > len(self.sites):
-            raise ValueError(f"min_sites must be at most the number of sites ({len(self.sites)}), got {self.min_sites}")
+        if self.num_sites is not None and len(self.sites) != 1:
+            raise ValueError(f"num_sites is counted, not set: remove it; sites names {len(self.sites)}")
+        if self.min_sites is not None and self.min_sites > self._all_sites:
+            raise ValueError(f"min_sites must be at most the number of sites ({self._all_sites}), got {self.min_sites}")
         if self.min_sites is not None and self.quorum is None:
             raise ValueError("min_sites lets sites come and go, so it needs quorum: how many updates a round needs")
         if self.quorum is not None and self.quorum > self.cohort_size:
@@ -293,7 +307,21 @@ class StudyConfig(Record):
     def cohort_size(self) -> int:
         """How many sites are asked in a round: `cohort_fraction` of them, rounded up."""
         # 0.07 * 100 is 7.000000000000001 in floating point, and asks 7 sites all the same
-        return max(1, math.ceil(round(self.cohort_fraction * len(self.sites), 9)))
+        return max(1, math.ceil(round(self.cohort_fraction * self._all_sites, 9)))
+
+    @property
+    def _all_sites(self) -> int:
+        return self.num_sites or len(self.sites)
+
+    def seen_by(self, site: str) -> "StudyConfig":
+        """Return the study as one of its sites sees it: how many sites take part, and no other site's name.
+
+        Raises:
+            ConfigError: the site is not one of the study's.
+        """
+        if site not in self.sites:
+            raise ConfigError(f"site '{site}' is not one of the sites of study '{self.name}'")
+        return self.model_copy(update={"sites": (site,), "num_sites": self._all_sites})
 
 
 class ImageFolderData(Record):
@@ -330,24 +358,27 @@ class SiteConfig(Record):
     server: ServerAddressText
     ca_certificate: Path
     private_key: Path
+    certificate: Path = Path("site.pem")
+    study_key: Path = Path("study.pub")
     state_dir: Path
     data: DataConfig
     weights_dir: Path | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(default=1, ge=1)
+    max_runs: int = Field(default=20, ge=1)
     memory_limit_mb: int | None = Field(default=None, ge=500)
     micro_batch_size: int | None = Field(default=None, ge=1)
     share_class_counts: bool = False
     class_counts_epsilon: float | None = Field(default=None, gt=0)
     share_error_details: bool = False
-    allowed_bundles: tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], ...] = ()
+    test_readings: int = Field(default=1, ge=1, le=1_000)
     metrics_address: str | None = Field(default=None, pattern=r"^[^\s/]+:\d{1,5}$")
 
 
 MAX_PROBLEMS = 20
 """How many problems of one file or message are told."""
 
-_PATHS = ("ca_certificate", "private_key", "state_dir", "weights_dir")
+_PATHS = ("ca_certificate", "private_key", "certificate", "study_key", "state_dir", "weights_dir")
 
 
 def load_study(path: Path) -> StudyConfig:
@@ -356,7 +387,10 @@ def load_study(path: Path) -> StudyConfig:
     Raises:
         ConfigError: the file is missing, is not TOML, or a key or value is wrong.
     """
-    return parse_study(_read_toml(path), source=str(path))
+    study = parse_study(_read_toml(path), source=str(path))
+    if study.num_sites is not None:
+        raise ConfigError(f"num_sites: is counted, not set; remove it ({path})")
+    return study
 
 
 def parse_study(values: dict[str, Any], *, source: str) -> StudyConfig:
@@ -376,8 +410,9 @@ def load_site(path: Path) -> SiteConfig:
     values = _read_toml(path)
     folder = path.resolve().parent
     for key in _PATHS:
-        if isinstance(values.get(key), str):
-            values[key] = folder / values[key]
+        value = values.get(key, SiteConfig.model_fields[key].default)
+        if isinstance(value, str | Path):
+            values[key] = folder / value
     if isinstance(values.get("data"), dict) and isinstance(values["data"].get("path"), str):
         values["data"] = {**values["data"], "path": folder / values["data"]["path"]}
     return parse_site(values, source=str(path))
@@ -403,7 +438,8 @@ def _read_toml(path: Path) -> dict[str, Any]:
 def describe(error: ValidationError, source: str) -> str:
     """Return a validation error as one sentence per problem: `where: what, got value (file)`.
 
-    What comes from outside must not fill the log: long values and long lists of problems are cut.
+    What comes from outside must neither fill a log nor steer a terminal: long values and long lists of problems are
+    cut, and control characters written out.
     """
     problems = error.errors(include_url=False)
     sentences = [_sentence(problem, source) for problem in problems[:MAX_PROBLEMS]]
@@ -431,7 +467,7 @@ def _sentence(problem: Any, source: str) -> str:
         case _:
             text = _shortened(problem["msg"].replace("Input should", "must"))
             what = f"{text}, got {_shortened(repr(problem['input']))}"
-    return f"{prefix}{what} ({source})"
+    return clean(f"{prefix}{what} ({source})", 2000)
 
 
 def _shortened(text: str, limit: int = 200) -> str:

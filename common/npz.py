@@ -1,6 +1,7 @@
 """Reads arrays from an `.npz` file that may come from anybody: no pickle, no bombs, a sentence for every fault."""
 
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -13,11 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from common.errors import DataError
+from common.text import clean
 
 Array = npt.NDArray[Any]
 
 MAX_BYTES = 4 * 2**30
 """The arrays that are read from one file may be so large together, unpacked."""
+
+MAX_GROWTH = 1100
+"""An archive may unpack to so many times its length; deflate reaches 1032."""
 
 _FAULTS = (
     zipfile.BadZipFile,
@@ -26,6 +31,12 @@ _FAULTS = (
     ValueError,
     RuntimeError,
     NotImplementedError,
+    TypeError,
+    KeyError,
+    IndexError,
+    OverflowError,
+    SyntaxError,
+    AttributeError,
     MemoryError,
     struct.error,
     zlib.error,
@@ -61,13 +72,15 @@ def read_npz(path: Path, names: Sequence[str], *, who: str, limit: int | None = 
         held = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
         for name in names:
             if name not in held:
-                known = ", ".join(f"'{other}'" for other in sorted(held)) or "none"
+                known = clean(", ".join(f"'{other}'" for other in sorted(held)[:20])) or "none"
                 raise DataError(f"{who}: file '{path.name}' has no array '{name}', its arrays are: {known}")
         size = sum(held[name].file_size for name in names)
         if size > allowed:
             raise DataError(
                 f"{who}: the arrays of file '{path.name}' unpack to {size} bytes, at most {allowed} are read"
             )
+        if size > MAX_GROWTH * path.stat().st_size:
+            raise DataError(f"{who}: file '{path.name}' is damaged: its arrays cannot unpack to {size} bytes")
         where = {name: f"{who}: array '{name}' of file '{path.name}'" for name in names}
         return {name: _read_array(archive, held[name], where=where[name]) for name in names}
 
@@ -101,17 +114,17 @@ def _opened(path: Path, *, who: str) -> Iterator[zipfile.ZipFile]:
     try:
         with zipfile.ZipFile(path) as archive:
             yield archive
-    except zipfile.BadZipFile as error:
-        raise DataError(f"{who}: file '{path.name}' is not an .npz file (a zip archive of arrays)") from error
     except OSError as error:
         raise DataError(f"{who}: file '{path.name}' cannot be read: {error.strerror or error}") from error
+    except _FAULTS as error:
+        raise DataError(f"{who}: file '{path.name}' is not an .npz file (a zip archive of arrays)") from error
 
 
 def _read_array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, *, where: str) -> Array:
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise DataError(f"{where} is packed in an unusual way, expected numpy.savez or numpy.savez_compressed")
     try:
-        with archive.open(info) as file:
+        with warnings.catch_warnings(action="ignore"), archive.open(info) as file:
             version = np.lib.format.read_magic(file)
             if version not in _HEADERS:
                 raise DataError(f"{where} is in an unknown version of the .npy format")
@@ -119,9 +132,9 @@ def _read_array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, *, where: str) 
             if dtype.hasobject:
                 raise DataError(f"{where} holds Python objects, which are never unpickled; expected numbers or text")
             # NumPy allocates what the header says, so compare before it does.
-            if prod(shape) * dtype.itemsize != info.file_size - file.tell():
+            if not dtype.itemsize or prod(shape) * dtype.itemsize != info.file_size - file.tell():
                 raise DataError(f"{where} is damaged: its header and its length do not fit together")
-        with archive.open(info) as file:
+        with warnings.catch_warnings(action="ignore"), archive.open(info) as file:
             return np.lib.format.read_array(file, allow_pickle=False)
     except _FAULTS as error:
         raise DataError(f"{where} is damaged or no .npy array") from error

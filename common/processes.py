@@ -6,9 +6,10 @@ import os
 import secrets
 import signal
 import socket
+import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from common.errors import PortInUse
@@ -63,11 +64,7 @@ def follow_parent() -> None:
 
 
 def end_with_parent() -> None:
-    """End this process at once when the one that started it is gone.
-
-    For Flower's ServerApp process: Flower's own watch only raises a signal in a thread, which the main
-    thread notices when its retry of a dead connection comes to an end, up to 20 s later.
-    """
+    """End this process at once when the one that started it is gone."""
     _when_orphaned(lambda: os._exit(1))
 
 
@@ -80,6 +77,20 @@ def _when_orphaned(action: Callable[[], None]) -> None:
         action()
 
     threading.Thread(target=watch, name="follow-parent", daemon=True).start()
+
+
+def stop_processes(children: Sequence["subprocess.Popen[bytes]"], *, patience_seconds: float = 12) -> None:
+    """Ask every process to end, wait for all of them together, and kill what is left."""
+    for child in children:
+        if child.poll() is None:
+            child.terminate()
+    deadline = time.monotonic() + patience_seconds
+    for child in children:
+        try:
+            child.wait(timeout=max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
 
 
 @contextmanager

@@ -8,13 +8,14 @@ it crosses a trust boundary. Arrays are packed into one payload because Flower p
 import hashlib
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
-from common.config import SiteName, StudyConfig, describe
+from common.config import ClassName, SiteName, StudyConfig, describe
 from common.errors import ProtocolError
 from common.records import Record
+from common.text import clean
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 """Of plans and replies; every change that another release could misread raises it."""
 CODEC_VERSION = 1
 """Of the bytes of payloads, of every codec and of the container."""
@@ -42,27 +43,49 @@ RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 """A run's name is a folder's name at server and sites, so it cannot hold a path."""
 
 
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+"""In hexadecimal digits."""
+
+
+def study_digest(study: StudyConfig) -> str:
+    """Return what names a study in a checkpoint and, as one site sees it, in a plan: the SHA-256 of its JSON."""
+    return hashlib.sha256(study.model_dump_json().encode()).hexdigest()
+
+
 class _Plan(Record):
-    protocol: Literal[2] = 2
+    protocol: Literal[3] = 3
     codecs: Literal[1] = 1
-    study: StudyConfig
     run: RunName
     site: SiteName
 
 
 class HandshakePlan(_Plan):
-    """Before round 1: who are you, what do you hold, which initial weights would you build?"""
+    """Before round 1: who are you, what do you hold, which initial weights would you build?
+
+    `study`: the study as this site sees it; every later plan of the run names it by its digest.
+    """
 
     kind: Literal["handshake"] = "handshake"
+    study: StudyConfig
+
+    @model_validator(mode="after")
+    def _check(self) -> "HandshakePlan":
+        if self.study.sites != (self.site,):
+            raise ValueError(f"study.sites names {len(self.study.sites)} sites, expected '{self.site}' alone")
+        return self
 
 
-class InitialWeightsPlan(_Plan):
+class _LaterPlan(_Plan):
+    study: Sha256
+
+
+class InitialWeightsPlan(_LaterPlan):
     """Send the initial weights whose digest all sites agreed on (asked of one site)."""
 
     kind: Literal["initial_weights"] = "initial_weights"
 
 
-class RoundPlan(_Plan):
+class RoundPlan(_LaterPlan):
     """Evaluate the weights received, train, evaluate the served model, answer once.
 
     `share`: the part that this site's last update has in the weights sent; 0 if it is not in them.
@@ -75,7 +98,7 @@ class RoundPlan(_Plan):
     base: int | None = Field(default=None, ge=1)
 
 
-class FinishPlan(_Plan):
+class FinishPlan(_LaterPlan):
     """Personalise the final weights and read the test split, once."""
 
     kind: Literal["finish"] = "finish"
@@ -85,40 +108,69 @@ class FinishPlan(_Plan):
 Plan = Annotated[HandshakePlan | InitialWeightsPlan | RoundPlan | FinishPlan, Field(discriminator="kind")]
 
 
+Version = Annotated[str, Field(pattern=r"^[A-Za-z0-9.+_!-]{1,64}$")]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{0,64}$")]
+Text = Annotated[str, AfterValidator(clean)]
+"""A sentence from the other side, in which every control character is written out."""
+MetricName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._/-]{1,100}$")]
+ArrayName = Annotated[str, Field(pattern=r"^[!-~]{1,300}$")]
+MAX_CLASSES, MAX_METRICS, MAX_BUFFERS = 10_000, 100, 100_000
+"""How many names of each there can be in one reply."""
+MAX_SECONDS = 1e7
+"""How long a site can say that it worked on a plan: 115 days."""
+
+
 class Versions(Record):
     """What must be equal at every site for equal results."""
 
-    consilium: str
-    flwr: str
-    torch: str
-    torchvision: str
-    python: str
+    consilium: Version
+    flwr: Version
+    torch: Version
+    torchvision: Version
+    python: Version
 
 
 Count = Annotated[int, Field(ge=0, le=2**53)]
 """How many of something: a number that floating point holds exactly."""
+NOISE_PER_CLASS = 10_000
+"""How far noise may take a class's count from the truth; with `class_counts_epsilon = 0.01` it is 140 typically."""
 
 
 class DataCard(Record):
-    """What a site tells about its data: totals, class names, never an example."""
+    """What a site tells about its data: totals, class names, never an example.
+
+    `test_readings`: how often its test split was read for this study, of `test_readings_allowed`.
+    """
 
     num_examples: Count
     num_train: Count
     num_validation: Count
     num_test: Count
     num_skipped: Count
-    classes: tuple[str, ...]
-    class_counts: dict[str, Count] | None = None
-    schema_digest: str
+    classes: tuple[ClassName, ...] = Field(max_length=MAX_CLASSES)
+    class_counts: dict[ClassName, Count] | None = Field(default=None, max_length=MAX_CLASSES)
+    schema_digest: Digest
+    test_readings: Count = 0
+    test_readings_allowed: Annotated[Count, Field(ge=1)] = 1
+
+    @model_validator(mode="after")
+    def _check(self) -> "DataCard":
+        parts = self.num_train + self.num_validation + self.num_test
+        if parts != self.num_examples:
+            raise ValueError(f"training, validation and test examples are {parts}, expected {self.num_examples} in all")
+        told = self.class_counts or {}
+        if sum(told.values()) > self.num_examples + NOISE_PER_CLASS * len(told):
+            raise ValueError(f"class counts are {sum(told.values())} in all, of {self.num_examples} examples")
+        return self
 
 
 class _Reply(Record):
-    protocol: Literal[2] = 2
+    protocol: Literal[3] = 3
     codecs: Literal[1] = 1
-    run: str
+    run: RunName
     site: SiteName
-    pid: int = Field(ge=1)
-    seconds: float = Field(ge=0)
+    pid: int = Field(ge=1, le=2**32)
+    seconds: float = Field(ge=0, le=MAX_SECONDS)
 
 
 class HandshakeReply(_Reply):
@@ -130,9 +182,9 @@ class HandshakeReply(_Reply):
     kind: Literal["handshake"] = "handshake"
     versions: Versions
     card: DataCard
-    initial_digest: str
-    shared_digest: str
-    shared_buffers: tuple[str, ...]
+    initial_digest: Digest
+    shared_digest: Digest
+    shared_buffers: tuple[ArrayName, ...] = Field(max_length=MAX_BUFFERS)
 
 
 class InitialWeightsReply(_Reply):
@@ -150,8 +202,8 @@ class RoundReply(_Reply):
 
     kind: Literal["round"] = "round"
     round: int = Field(ge=1)
-    num_examples: int
-    metrics: dict[str, float]
+    num_examples: Count
+    metrics: dict[MetricName, float] = Field(max_length=MAX_METRICS)
 
 
 class TestCounts(Record):
@@ -162,12 +214,12 @@ class TestCounts(Record):
     example, no score.
     """
 
-    num_test: int = Field(ge=1)
-    majority: int = Field(ge=0)
-    local: int | None = Field(default=None, ge=0)
-    global_: int | None = Field(default=None, ge=0)
-    personal: int = Field(ge=0)
-    pairs: tuple[int, int, int, int] | None = None
+    num_test: Count = Field(ge=1)
+    majority: Count
+    local: Count | None = None
+    global_: Count | None = None
+    personal: Count
+    pairs: tuple[Count, Count, Count, Count] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> "TestCounts":
@@ -177,7 +229,7 @@ class TestCounts(Record):
             both, only_local, only_personal, _ = self.pairs
             seen = (sum(self.pairs), both + only_local, both + only_personal)
             expected = (self.num_test, self.local, self.personal)
-            if min(self.pairs) < 0 or seen != expected:
+            if seen != expected:
                 raise ValueError(
                     f"pairs {self.pairs} give {seen} (tested, local right, personal right), expected {expected}"
                 )
@@ -198,8 +250,8 @@ class FailureReply(_Reply):
     """A site could not do what the plan asked; `error` is the class name of a ConsiliumError."""
 
     kind: Literal["failure"] = "failure"
-    error: str
-    message: str
+    error: str = Field(pattern=r"^[A-Za-z]{1,60}$")
+    message: Text
 
 
 Reply = Annotated[
@@ -235,12 +287,13 @@ def _parse(adapter: TypeAdapter[T], text: str, *, who: str) -> T:
     try:
         return adapter.validate_json(text)
     except ValidationError as error:
-        raise ProtocolError(_other_version(text, who) or describe(error, who)) from error
+        # On one line: what stands on a line of its own in a log must be of this side.
+        raise ProtocolError(_other_version(text, who) or describe(error, who).replace("\n", "; ")) from error
 
 
 class _Spoken(BaseModel):
-    protocol: int
-    codecs: int = 0
+    protocol: int = Field(ge=0, lt=10**6)
+    codecs: int = Field(default=0, ge=0, lt=10**6)
 
 
 def _other_version(text: str, who: str) -> str | None:

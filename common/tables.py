@@ -11,6 +11,12 @@ from common.errors import DataError
 MISSING = frozenset({"", "?", "na", "nan"})
 """Cells that are missing, in lower case."""
 
+MAX_FILE_BYTES = 2**31
+"""So large a file is read."""
+MAX_ROWS = 20_000_000
+"""So many rows of one Parquet file are read: a file of a kilobyte can declare thousands of millions."""
+MAX_CELL = 131_072
+"""Characters of one cell, in Parquet as in CSV."""
 _BATCH_ROWS = 4096
 
 BoolTexts = Mapping[bool, str]
@@ -24,6 +30,7 @@ def csv_records(file: Path, *, who: str) -> Iterator[tuple[str, list[str]]]:
         DataError: the file cannot be read, is not UTF-8 text or not CSV; the sentence starts with `who`.
     """
     try:
+        _check_size(file, who=who)
         text = file.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise DataError(f"{who}: file '{file.name}' cannot be read: {error.strerror or error}") from error
@@ -70,7 +77,10 @@ def parquet_records(
         ) from error
     where = f"{who}: file '{file.name}'"
     try:
+        _check_size(file, who=who)
         with pq.ParquetFile(file) as table:
+            if (rows := table.metadata.num_rows) > MAX_ROWS:
+                raise DataError(f"{where} declares {rows} rows, at most {MAX_ROWS} are read")
             schema = table.schema_arrow
             held = [name for name in schema.names if names is None or name.strip() in names]
             yield "header", held
@@ -87,6 +97,11 @@ def parquet_records(
         raise DataError(f"{where} cannot be read: {error.strerror or 'it is not a whole Parquet file'}") from error
     except (pa.ArrowException, ValueError, KeyError) as error:
         raise DataError(f"{where} is not a Parquet file, or it is damaged") from error
+
+
+def _check_size(file: Path, *, who: str) -> None:
+    if (size := file.stat().st_size) > MAX_FILE_BYTES:
+        raise DataError(f"{who}: file '{file.name}' has {size} bytes, at most {MAX_FILE_BYTES} are read; divide it")
 
 
 def _check_type(name: str, kind: Any, types: Any, *, where: str) -> None:

@@ -162,9 +162,12 @@ def check_names(weights: Weights, like: Weights, *, who: str) -> None:
     """
     if weights.keys() != like.keys():
         missing, extra = sorted(set(like) - set(weights)), sorted(set(weights) - set(like))
-        raise UpdateRejected(
-            "names", f"{who}: arrays differ: missing {missing or 'none'}, unexpected {extra or 'none'}"
-        )
+        raise UpdateRejected("names", f"{who}: arrays differ: missing {_listed(missing)}, unexpected {_listed(extra)}")
+
+
+def _listed(names: Sequence[str], most: int = 20) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{list(names[:most])}{more}" if names else "none"
 
 
 def check_array(name: str, seen: Array, expected: Array, *, who: str) -> None:

@@ -75,7 +75,6 @@ def demo(
     seed: Annotated[int, typer.Option(min=0, help="Everything random follows from it.")] = 42,
     compare: Annotated[bool, typer.Option(help="Also run personal heads and random initial weights.")] = True,
     runs: Runs = Path("runs"),
-    verbose: Annotated[bool, typer.Option(help="Flower's own log in the hospitals' log files.")] = False,
 ) -> None:
     """Run a server and several hospitals on this machine and show whether joining helped each."""
     from consilium.demo import run_demo
@@ -95,7 +94,6 @@ def demo(
         pretrained=pretrained,
         seed=seed,
         compare=compare,
-        verbose=verbose,
     )
     report = run_demo(options, console)
     print_table(report, console)
@@ -111,24 +109,82 @@ def run(
     home: Home = Path("server-home"),
     runs: Runs = Path("runs"),
     resume: Annotated[Path | None, typer.Option(help="Continue the run in this folder from its checkpoint.")] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Start the run and leave; it goes on at the server.")] = False,
 ) -> None:
-    """Run a study on a running server and show whether joining helped each site."""
+    """Run a study on a running server and show whether joining helped each site; Ctrl-C leaves it running."""
     from common.config import load_study
     from common.files import check_writable
-    from consilium.report import print_table
-    from consilium.run import new_run_folder, run_study, save_report
-    from consilium.view import View
-    from server.superlink import ServerHome
+    from consilium.run import new_run_folder, submit_study
+    from server.home import ServerHome
 
-    console = _console()
     config = load_study(study)
     if resume is not None and not (resume / "checkpoint.safetensors").is_file():
         raise ConfigError(f"--resume: '{resume}' has no checkpoint.safetensors, so there is nothing to continue")
     check_writable(runs, what="the folder for runs")
     folder = resume.resolve() if resume is not None else new_run_folder(runs, config.name)
-    result = run_study(config, ServerHome(home), folder, View(console, title=config.name))
+    seen = submit_study(config, ServerHome(home), folder)
+    if detach:
+        typer.echo(f"run {folder.name} has begun; follow it with: consilium follow {folder}")
+        return
+    _follow(folder, home, title=config.name, seen=seen)
+
+
+@app.command()
+def follow(
+    folder: Annotated[Path, typer.Argument(help="The run's folder.")], home: Home = Path("server-home")
+) -> None:
+    """Follow a run that goes on at the server, from its beginning to its report; Ctrl-C leaves it running."""
+    if not (folder / "events.jsonl").is_file():
+        raise ConfigError(f"'{folder}' is no run's folder; 'consilium runs' lists them")
+    _follow(folder, home, title=folder.name, seen=0)
+
+
+def _follow(folder: Path, home: Path, *, title: str, seen: int) -> None:
+    from consilium.report import print_table
+    from consilium.run import follow_run, save_report
+    from consilium.view import View
+    from server.home import ServerHome
+
+    console = _console()
+    try:
+        result = follow_run(ServerHome(home), folder, View(console, title=title), seen=seen)
+    except KeyboardInterrupt:
+        typer.echo(
+            f"run {folder.name} goes on at the server; follow it again with 'consilium follow {folder}', "
+            f"end it with 'consilium stop {folder.name}'"
+        )
+        raise
     print_table(save_report(folder, result), console)
     console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def runs(home: Home = Path("server-home")) -> None:
+    """List the server's runs: name, state, since when, folder."""
+    from datetime import datetime
+
+    from server.home import ServerHome
+    from server.wire.submission import Control
+
+    with Control(ServerHome(home)) as control:
+        for entry in control.runs():
+            since = datetime.fromtimestamp(entry.since).isoformat(sep=" ", timespec="seconds")
+            detail = f"\t{entry.detail}" if entry.detail else ""
+            typer.echo(f"{entry.name}\t{entry.state}\t{since}\t{entry.folder}{detail}")
+
+
+@app.command()
+def stop(
+    name: Annotated[str, typer.Argument(help="The run's name, as 'consilium runs' lists it.")],
+    home: Home = Path("server-home"),
+) -> None:
+    """End a run at the server; 'consilium run --resume' continues it later."""
+    from server.home import ServerHome
+    from server.wire.submission import Control
+
+    with Control(ServerHome(home)) as control:
+        control.stop(name)
+    typer.echo(f"run {name} is stopped")
 
 
 @app.command()
@@ -227,7 +283,7 @@ def adapt(
 
 @app.command(hidden=True)
 def compose(
-    step: Annotated[Literal["prepare", "approve", "run"], typer.Argument(help="Which container's step.")],
+    step: Annotated[Literal["prepare", "run"], typer.Argument(help="Which container's step.")],
     runs: Runs = Path("/runs"),
 ) -> None:
     """Do one step of the containers of 'docker compose up'."""
@@ -236,8 +292,6 @@ def compose(
     console = _console()
     if step == "prepare":
         steps.prepare(console)
-    elif step == "approve":
-        steps.approve(console)
     else:
         from consilium.report import print_table
 
@@ -248,7 +302,6 @@ def compose(
 def server_start(
     home: Home = Path("server-home"),
     address: Annotated[str, typer.Option(help="host:port on which sites connect.")] = "0.0.0.0:9092",
-    control_port: Annotated[int, typer.Option(min=1, max=65535, help="Coordinator's port, loopback only.")] = 9093,
     host: Annotated[
         list[str] | None,
         typer.Option(help="A name or address by which sites reach the server; goes into its certificate. Repeatable."),
@@ -257,53 +310,54 @@ def server_start(
         str, typer.Option(help="host:port of the pages for monitoring (/metrics, /healthz, /readyz); '' for none.")
     ] = "127.0.0.1:9094",
 ) -> None:
-    """Run the server: SuperLink with TLS and node authentication. Stop it with Ctrl-C."""
-    from server.superlink import ServerHome, start_server
+    """Run the server; runs that its end cut off go on. Stop it with Ctrl-C."""
+    from server.home import ServerHome
+    from server.start import start_server
 
     names = list(dict.fromkeys([*(host or []), "localhost", "127.0.0.1"]))
-    start_server(ServerHome(home), fleet=address, control_port=control_port, hosts=names, metrics=metrics)
+    start_server(ServerHome(home), address=address, hosts=names, metrics=metrics)
 
 
 @server_app.command("approve")
 def server_approve(
-    public_key: Annotated[Path, typer.Argument(help="The site's public key file (site.key.pub).")],
+    request: Annotated[Path, typer.Argument(help="The site's signing request (site.csr).")],
     name: Annotated[str, typer.Option(help="The site's name, as in its site.toml and the study.toml.")],
     study: Annotated[Path | None, typer.Option(help="A study.toml, so that the site can check its data first.")] = None,
     out: Annotated[Path | None, typer.Option(help="The bundle to write; default: NAME-bundle.json.")] = None,
     address: Address = None,
     home: Home = Path("server-home"),
 ) -> None:
-    """Let a site take part: register its public key under its name, and write the bundle to send back."""
-    from server.control import Control
-    from server.provision import make_bundle
-    from server.superlink import ServerHome
+    """Let a site take part: sign a certificate for its key and name, and write the bundle to send back."""
+    from server.home import ServerHome
+    from server.provision import check_handout, make_bundle
+    from server.wire.submission import Control
 
-    bundle = make_bundle(ServerHome(home), public_key, name=name, address=address, study=study)
-    with Control(ServerHome(home)) as control:
-        known = [site for site in control.approvals() if site.fingerprint == bundle.fingerprint and not site.revoked]
-        if [site.name for site in known] != [name]:
-            control.approve(public_key, name=name)
-    _hand_out(bundle, out)
+    place = ServerHome(home)
+    check_handout(place, name=name, address=address, study=study)
+    with Control(place) as control:
+        certificate = control.approve(request, name=name)
+    _hand_out(make_bundle(place, certificate, name=name, address=address, study=study), out)
 
 
 @server_app.command("rotate")
 def server_rotate(
-    public_key: Annotated[Path, typer.Argument(help="The site's new public key file (site.key.new.pub).")],
+    request: Annotated[Path, typer.Argument(help="The signing request of the site's new key (site.key.new.csr).")],
     name: Annotated[str, typer.Option(help="The site's name.")],
     out: Annotated[Path | None, typer.Option(help="The bundle to write; default: NAME-bundle.json.")] = None,
     address: Address = None,
     home: Home = Path("server-home"),
 ) -> None:
     """Replace a site's key: approve the new one, revoke the old one."""
-    from server.control import Control
-    from server.provision import make_bundle
-    from server.superlink import ServerHome
+    from server.home import ServerHome
+    from server.provision import check_handout, make_bundle
+    from server.wire.submission import Control
 
-    bundle = make_bundle(ServerHome(home), public_key, name=name, address=address)
-    with Control(ServerHome(home)) as control:
-        control.rotate(public_key, name=name)
+    place = ServerHome(home)
+    check_handout(place, name=name, address=address)
+    with Control(place) as control:
+        certificate = control.rotate(request, name=name)
     typer.echo(f"the old key of site '{name}' is revoked")
-    _hand_out(bundle, out)
+    _hand_out(make_bundle(place, certificate, name=name, address=address), out)
 
 
 def _hand_out(bundle: "Bundle", out: Path | None) -> None:
@@ -326,14 +380,12 @@ def server_revoke(
     name: Annotated[str, typer.Argument(help="The site's name.")], home: Home = Path("server-home")
 ) -> None:
     """Refuse a site's key from now on, also where it is connected; that key cannot be approved again."""
-    from server.control import Control
-    from server.superlink import ServerHome
+    from server.home import ServerHome
+    from server.wire.submission import Control
 
     with Control(ServerHome(home)) as control:
         control.revoke(name)
-    typer.echo(
-        f"the key of site '{name}' is revoked; a site that is connected with it is refused at its next call and stops"
-    )
+    typer.echo(f"the key of site '{name}' is revoked; where it was connected, it no longer is")
 
 
 @server_app.command("sites")
@@ -341,16 +393,49 @@ def server_sites(
     home: Home = Path("server-home"),
     revoked: Annotated[bool, typer.Option("--revoked", help="List revoked keys too.")] = False,
 ) -> None:
-    """List the approved sites: name, status, key fingerprint, since when."""
-    from server.control import Control
-    from server.superlink import ServerHome
+    """List the approved sites: name, status, key fingerprint, since when, until when the certificate lasts."""
+    from server.home import ServerHome
+    from server.wire.submission import Control
 
     with Control(ServerHome(home)) as control:
-        for site in sorted(control.approvals(), key=lambda site: (site.name, site.since)):
-            if not site.revoked:
-                typer.echo(f"{site.name}\t{site.status}\t{site.fingerprint}\t{site.since[:19]}Z")
-            elif revoked:
-                typer.echo(f"{site.name}\trevoked\t{site.fingerprint}\t{site.revoked[:19]}Z")
+        approvals, status = control.approvals(), control.sites()
+    for site in sorted(approvals, key=lambda site: (site.name, site.since)):
+        if not site.revoked:
+            dates = f"{site.since[:19]}Z\t{site.ends[:10]}"
+            typer.echo(f"{site.name}\t{status.get(site.name, 'registered')}\t{site.fingerprint}\t{dates}")
+        elif revoked:
+            typer.echo(f"{site.name}\trevoked\t{site.fingerprint}\t{site.revoked[:19]}Z")
+
+
+@server_app.command("new-ca")
+def server_new_ca(home: Home = Path("server-home")) -> None:
+    """Make a new authority that signs certificates from now on; the old one stays trusted until 'retire-ca'."""
+    from server.home import ServerHome
+    from server.wire.submission import Control
+
+    with Control(ServerHome(home)) as control:
+        control.new_ca()
+    typer.echo("a new authority signs certificates from now on; the old one is trusted as well")
+    typer.echo(
+        "connected sites take it over by themselves, others at their next connection; when all have, "
+        "run 'consilium server retire-ca', which names those that have not"
+    )
+
+
+@server_app.command("retire-ca")
+def server_retire_ca(
+    force: Annotated[
+        bool, typer.Option("--force", help="Leave sites behind that have no certificate of the new one yet.")
+    ] = False,
+    home: Home = Path("server-home"),
+) -> None:
+    """Trust the newest authority only; sites that have no certificate of it yet keep this from happening."""
+    from server.home import ServerHome
+    from server.wire.submission import Control
+
+    with Control(ServerHome(home)) as control:
+        control.retire_ca(force=force)
+    typer.echo("the old authority is not trusted any more; the server has a certificate of the new one")
 
 
 @site_app.command("init")
@@ -375,13 +460,13 @@ def site_init(
     ] = None,
     folder: Folder = Path("site"),
 ) -> None:
-    """Make this site's folder: its key pair, a site.toml to read through, and room for its state."""
+    """Make this site's folder: its key, a request to send, a site.toml to read through, and room for its state."""
     from client.provision import SiteFolder, init_site
 
     told = init_site(SiteFolder(folder), name=name, server=server, kind=kind, data=data, metrics=metrics)
     typer.echo(f"made {folder} with a new key: {told}")
     typer.echo(
-        f"next: send {folder / 'site.key.pub'} to the study's coordinator, who reads this fingerprint back to you over "
+        f"next: send {folder / 'site.csr'} to the study's coordinator, who reads this fingerprint back to you over "
         f"the phone and sends a bundle; then run 'consilium site accept BUNDLE'. site.key itself never leaves {folder}."
     )
 
@@ -391,11 +476,11 @@ def site_accept(
     bundle: Annotated[Path, typer.Argument(help="The file that the coordinator sent.")],
     folder: Folder = Path("site"),
 ) -> None:
-    """Take over the coordinator's bundle: the server's certificate and address, and the study."""
+    """Take over the coordinator's bundle: this site's certificate, the server's address, and the study."""
     from client.provision import SiteFolder, accept_bundle
 
     accepted = accept_bundle(SiteFolder(folder), bundle)
-    holds = "its certificate and the study" if accepted.study is not None else "its certificate"
+    holds = "this site's certificate and the study" if accepted.study is not None else "this site's certificate"
     typer.echo(f"accepted: server {accepted.server}, {holds}")
     typer.echo(f"bundle check code  {accepted.check_code()}")
     typer.echo(
@@ -414,7 +499,7 @@ def site_check(
     findings = examine(settings, study=study)
     for found in findings:
         fix = f" -> {found.fix}" if found.fix else ""
-        typer.echo(f"{found.status}  {found.name:9} {found.message}{fix}")
+        typer.echo(f"{found.status}  {found.name:11} {found.message}{fix}")
     code = exit_code(findings)
     failures = sum(found.status == "FAIL" for found in findings)
     typer.echo(f"{failures} to mend" if failures else "next: run 'consilium site start'")
@@ -434,7 +519,8 @@ def site_rotate_key(
         return
     typer.echo(f"made a new key: {make_new_key(SiteFolder(folder))}")
     typer.echo(
-        f"next: send {folder / 'site.key.new.pub'} to the coordinator; when they have rotated, stop the site, run "
+        f"next: send {folder / 'site.key.new.csr'} to the coordinator, who reads this fingerprint back to you over the "
+        "phone, rotates, and sends a bundle; then run 'consilium site accept BUNDLE', stop the site, run "
         "'consilium site rotate-key --activate' and start it again"
     )
 
@@ -442,16 +528,15 @@ def site_rotate_key(
 @site_app.command("start")
 def site_start(
     settings: Settings = Path("site/site.toml"),
-    verbose: Annotated[bool, typer.Option(help="Show Flower's own log too.")] = False,
     metrics: Annotated[
         str | None,
         typer.Option(help="host:port of this site's pages for monitoring; default: the settings' metrics_address."),
     ] = None,
 ) -> None:
-    """Run this site until it is stopped with Ctrl-C; it answers the studies of its server."""
+    """Run this site until it is stopped with Ctrl-C; it answers the studies of its server, and waits where it is gone."""
     from client.node import start_site
 
-    start_site(settings, verbose=verbose, metrics=metrics)
+    start_site(settings, metrics=metrics)
 
 
 _LEFT_OUT = frozenset({"torch", "torchvision", "sklearn", "scipy", "pandas", "PIL"})
@@ -468,7 +553,7 @@ def main() -> NoReturn:
     for noisy in ("httpx", "flwr", "alembic", "matplotlib", "PIL"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     follow_parent()
-    if sys.argv[1:2] in (["demo"], ["run"]):
+    if sys.argv[1:2] in (["demo"], ["run"], ["follow"]):
         # Also where a shell in the background has told its children to ignore Ctrl-C.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.default_int_handler)

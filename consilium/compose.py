@@ -9,7 +9,6 @@ import html
 import json
 import os
 import secrets
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,15 @@ from rich.console import Console
 from common.config import StudyConfig
 from common.errors import ConfigError
 from common.files import write_atomically
-from consilium.scenario import DemoOptions, Plan, make_federation, make_plan, make_sites, run_studies, weights_file
-from server.control import Control
-from server.superlink import ServerHome
+from common.identity import read_signing_request
+from consilium.scenario import DemoOptions, Plan, certify, make_federation, make_plan, make_sites, run_studies, weights_file
+from consilium.toml import toml_value
+from server.home import ServerHome
+from server.wire.registry import Registry
 
 SERVER, EXCHANGE, HOSPITALS, PUBLIC = Path("/server"), Path("/exchange"), Path("/hospitals"), Path("/public")
 GRAFANA_PASSWORD = Path("/grafana-secret/admin-password")
-FLEET = "server:9092"
+ADDRESS = "server:9092"
 _METRICS = 'metrics_address = "{name}-metrics:9095"\n'
 
 
@@ -39,18 +40,21 @@ def prepare(console: Console) -> None:
     if done.exists():
         console.print("everything has been prepared before")
         return
-    ServerHome(SERVER).prepare(["server", "localhost", "127.0.0.1"])
+    home = ServerHome(SERVER)
+    home.prepare(["server", "localhost", "127.0.0.1"])
     options = DemoOptions(cache=Path("/tmp/cache"))
     federation = make_federation(options, HOSPITALS)
     weights = weights_file(options, federation, console)
     plan = make_plan(options, federation, weights)
-    sites = make_sites(HOSPITALS, federation, FLEET, SERVER / "ca.pem", weights, extra=_METRICS)
+    sites = make_sites(HOSPITALS, federation, ADDRESS, weights, extra=_METRICS)
+    registry = Registry(SERVER)  # the server is not started before this step is done
+    certify(sites, home, lambda request, name: registry.approve(read_signing_request(request), name=name))
     for name, settings in sites.items():
         # A hospital sees its volume as /site, so what stands below it must be relative.
         data = federation.folders[name].relative_to(settings.parent)
-        text = settings.read_text(encoding="utf-8").replace(repr(str(federation.folders[name])), repr(str(data)))
+        before, after = (toml_value(str(path)) for path in (federation.folders[name], data))
+        text = settings.read_text(encoding="utf-8").replace(before, after)
         write_atomically(settings, text.encode(), mode=0o600)
-        shutil.copyfile(settings.parent / "site.key.pub", EXCHANGE / f"{name}.pub")
     password = os.environ.get("GRAFANA_ADMIN_PASSWORD") or secrets.token_urlsafe(18)
     write_atomically(GRAFANA_PASSWORD, password.encode())  # Grafana runs as another user
     studies = {"": plan.main, **plan.others}
@@ -61,16 +65,6 @@ def prepare(console: Console) -> None:
     _publish("index.html", _waiting_page(plan.title).encode())
     write_atomically(done, json.dumps(content).encode())
     console.print(f"prepared {', '.join(sites)}")
-
-
-def approve(console: Console) -> None:
-    """Register every hospital's public key under its name, unless it is registered already."""
-    with Control(ServerHome(SERVER)) as control:
-        known = control.sites()
-        for key in sorted(EXCHANGE.glob("*.pub")):
-            if key.stem not in known:
-                control.approve(key, name=key.stem)
-                console.print(f"approved {key.stem}", highlight=False)
 
 
 def run(console: Console, runs: Path) -> dict[str, Any]:

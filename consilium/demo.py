@@ -17,10 +17,10 @@ from common.files import check_writable, write_atomically
 from common.processes import free_port
 from consilium.local import Processes, ended, running_server, running_sites, wait_for_server
 from consilium.run import new_run_folder
-from consilium.scenario import DemoOptions, make_federation, make_plan, make_sites, run_studies, weights_file
+from consilium.scenario import DemoOptions, certify, make_federation, make_plan, make_sites, run_studies, weights_file
 from consilium.toml import study_text
-from server.control import Control
-from server.superlink import ServerHome
+from server.home import ServerHome
+from server.wire.submission import Control
 
 
 def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
@@ -47,13 +47,12 @@ def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
     with running_server(home, address, folder) as server:
         weights = weights_file(options, federation, console)
         plan = make_plan(options, federation, weights)
-        sites = make_sites(folder / "hospitals", federation, address, home.ca, weights)
+        sites = make_sites(folder / "hospitals", federation, address, weights)
         write_atomically(folder / "hospitals" / "study.toml", study_text(plan.main).encode())
         wait_for_server(home, server, folder)
         with Control(home) as control:
-            for name, site in sites.items():
-                control.approve(site.parent / "site.key.pub", name=name)
-        with running_sites(sites, verbose=options.verbose) as processes:
+            certify(sites, home, lambda request, name: control.approve(request, name=name))
+        with running_sites(sites) as processes:
             processes["the server"] = (server, folder / "server" / "server.log")
             with _Guard(processes):
                 report = run_studies(plan, home, folder, console)

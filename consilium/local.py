@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from common.errors import RunFailed, error_named
-from common.processes import PARENT_VARIABLE, free_port
-from server.superlink import ServerHome, stop_processes
+from common.processes import PARENT_VARIABLE, stop_processes
+from server.home import ServerHome
 
 Processes = dict[str, tuple["subprocess.Popen[bytes]", Path]]
 """Running processes with their logs, by a name for people."""
@@ -21,7 +21,7 @@ def spawn(arguments: list[str], log: Path) -> "subprocess.Popen[bytes]":
     environment = {**os.environ, PARENT_VARIABLE: str(os.getpid()), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     with log.open("ab") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", "consilium", *arguments],
+            [sys.executable, "-P", "-m", "consilium", *arguments],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -35,9 +35,7 @@ def running_server(home: ServerHome, address: str, folder: Path) -> "Iterator[su
     """Start a server whose files lie in `folder` and stop it at the end."""
     home.prepare(["localhost", "127.0.0.1"])
     log = folder / "server" / "server.log"
-    command = ["server", "start", "--home", str(home.path), "--control-port", str(free_port()), "--address", address]
-    command += ["--metrics", ""]
-    server = spawn(command, log)
+    server = spawn(["server", "start", "--home", str(home.path), "--address", address, "--metrics", ""], log)
     try:
         yield server
     finally:
@@ -68,14 +66,13 @@ def ended(process: "subprocess.Popen[bytes]", log: Path, who: str) -> Exception:
 
 
 @contextmanager
-def running_sites(sites: Mapping[str, Path], *, verbose: bool = False) -> "Iterator[Processes]":
+def running_sites(sites: Mapping[str, Path]) -> "Iterator[Processes]":
     """Start every site of `site.toml` files by name, and stop them at the end."""
-    options = ["--verbose"] if verbose else []
     started: Processes = {}
     try:
         for name, path in sites.items():
             log = path.parent / "site.log"
-            started[f"hospital '{name}'"] = (spawn(["site", "start", str(path), *options], log), log)
+            started[f"hospital '{name}'"] = (spawn(["site", "start", str(path)], log), log)
         yield dict(started)
     finally:
         stop_processes([process for process, _ in started.values()])

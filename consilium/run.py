@@ -1,8 +1,6 @@
 """Submit a study to a running server, follow its event log, and write the report."""
 
-import contextlib
 import json
-import signal
 import time
 from collections.abc import Sequence
 from datetime import datetime
@@ -10,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from common.config import StudyConfig
-from common.errors import ConfigError, ConnectionRefused, RunFailed, StateError, error_named
-from common.events import EventLog
+from common.errors import ConnectionRefused, RunFailed, error_named
+from common.events import Follower
 from consilium.view import View
-from server.control import Control
+from server.home import ServerHome
 from server.records import RunFolder
-from server.superlink import ServerHome
+from server.wire.submission import Control
 
-POLL_SECONDS, STATUS_SECONDS, MAX_UNANSWERED = 0.05, 3.0, 3
+POLL_SECONDS, STATUS_SECONDS, MAX_UNANSWERED = 0.05, 3.0, 20
+"""A server that is started again within a minute is waited for: its runs go on by themselves."""
 
 
 def new_run_folder(runs: Path, name: str) -> Path:
@@ -32,63 +31,94 @@ def new_run_folder(runs: Path, name: str) -> Path:
 
 
 def run_study(study: StudyConfig, home: ServerHome, folder: Path, view: View) -> dict[str, Any]:
-    """Run a study on a running server and return its result (the content of `result.json`).
+    """Run a study on a running server, follow it, and return its result (the content of `result.json`).
 
     Args:
         folder: where the server writes; with a checkpoint in it, the run continues from there.
 
     Raises:
         ConsiliumError: what ended the run.
-        KeyboardInterrupt: Ctrl-C; the run is stopped on the server first.
+        KeyboardInterrupt: Ctrl-C; the run goes on at the server.
+    """
+    seen = submit_study(study, home, folder)
+    return follow_run(home, folder, view, seen=seen)
+
+
+def submit_study(study: StudyConfig, home: ServerHome, folder: Path) -> int:
+    """Start a run at the server; return how many events its folder held before.
+
+    Raises:
+        ConfigError: a run of this name is going on.
+        ConnectionRefused: no server runs.
     """
     records = RunFolder(folder)
     seen = len(records.read_events())
-    records.log("submitted", run=folder.name, study=study.name)
     with Control(home) as control:
-        run_id = control.submit(study, folder=folder)
-        try:
-            with view:
-                _follow(records, seen, view, control, run_id)
-        except KeyboardInterrupt:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            _stop_quietly(control, run_id)
-            with contextlib.suppress(StateError):  # the server's log, for its metrics: a run that is stopped is killed
-                EventLog(home.journal, {"study": study.name, "run": folder.name}).log("stopped")
-            raise
+        records.log("submitted", run=folder.name, study=study.name)
+        control.submit(study, folder=folder)
+    return seen
+
+
+def follow_run(home: ServerHome, folder: Path, view: View, *, seen: int = 0) -> dict[str, Any]:
+    """Show the events of a run until it ends, and return its result.
+
+    Args:
+        seen: how many events are passed over.
+
+    Raises:
+        ConsiliumError: what ended the run, or that the server is gone for good.
+        KeyboardInterrupt: Ctrl-C; the run goes on.
+    """
+    records = RunFolder(folder)
+    with view:
+        _follow(records, seen, view, home)
     result: dict[str, Any] = json.loads(records.result.read_text(encoding="utf-8"))
     return result
 
 
-def _follow(records: RunFolder, seen: int, view: View, control: Control, run_id: int) -> None:
-    asked, unanswered = time.monotonic(), 0
+def _follow(records: RunFolder, seen: int, view: View, home: ServerHome) -> None:
+    log, asked, unanswered = Follower(records.events), time.monotonic(), 0
+    passed_over = seen
     while True:
-        events = records.read_events()
-        for event in events[seen:]:
+        events = log.new()
+        for event in events[passed_over:]:
             view.show(event)
-            if event["event"] == "finished":
-                return
-            if event["event"] == "failed":
-                raise error_named(event["error"], event["message"])
-        if len(events) == seen and time.monotonic() - asked > STATUS_SECONDS:
+            match event["event"]:
+                case "finished":
+                    return
+                case "failed":
+                    raise error_named(event["error"], event["message"])
+                case "stopped":
+                    raise RunFailed(f"run '{records.path.name}' was stopped; --resume continues it")
+        passed_over = max(0, passed_over - len(events))
+        if not events and time.monotonic() - asked > STATUS_SECONDS:
             asked = time.monotonic()
             try:
-                status, details = control.status(run_id)
+                _check_runs(records, home)
                 unanswered = 0
             except ConnectionRefused:
-                unanswered += 1  # a busy server drops a request now and then
+                unanswered += 1
                 if unanswered == MAX_UNANSWERED:
                     raise
-                continue
-            if status == "finished" and len(records.read_events()) == seen:
-                raise RunFailed(f"the server's run ended without a result: {details or 'no details'}")
-        seen = len(events)
         view.tick()
         time.sleep(POLL_SECONDS)
 
 
-def _stop_quietly(control: Control, run_id: int) -> None:
-    with contextlib.suppress(ConfigError, ConnectionRefused):  # it has ended already, or the server is gone
-        control.stop(run_id)
+def _check_runs(records: RunFolder, home: ServerHome) -> None:
+    """Check that the server still has this run going on.
+
+    Raises:
+        RunFailed: it ended without a word in its log.
+        ConnectionRefused: the server does not answer.
+    """
+    with Control(home) as control:
+        entry = next((entry for entry in control.runs() if entry.name == records.path.name), None)
+    if entry is None or (entry.state == "failed" and not _has_ended(records)):
+        raise RunFailed(f"the server's run ended without a result: {entry.detail if entry else 'it is not known there'}")
+
+
+def _has_ended(records: RunFolder) -> bool:
+    return bool((events := records.read_events()) and events[-1]["event"] in ("finished", "failed", "stopped"))
 
 
 def save_report(folder: Path, result: dict[str, Any], comparisons: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:

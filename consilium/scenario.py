@@ -3,7 +3,7 @@
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,11 +13,13 @@ from rich.console import Console
 from common.algorithms import FedAvgStrategy, FedPerMethod
 from common.config import ImageTask, ModelConfig, StudyConfig, TableTask, parse_study
 from common.errors import ConfigError
-from common.identity import make_site_key
+from common.files import write_atomically
+from common.identity import make_signing_request, make_site_key
 from consilium.run import run_study, save_report
+from consilium.toml import toml_value
 from consilium.variants import Spec, fit_to_method
 from consilium.view import View
-from server.superlink import ServerHome
+from server.home import ServerHome
 
 if TYPE_CHECKING:
     from consilium.sources import Federation
@@ -41,7 +43,6 @@ class DemoOptions:
     pretrained: Path | None = None
     seed: int = 42
     compare: bool = True
-    verbose: bool = False
 
 
 @dataclass(frozen=True)
@@ -157,9 +158,9 @@ def _settings(task: ImageTask | TableTask) -> dict[str, Any]:
 
 
 def make_sites(
-    folder: Path, federation: "Federation", address: str, ca: Path, weights: Path | None, *, extra: str = ""
+    folder: Path, federation: "Federation", address: str, weights: Path | None, *, extra: str = ""
 ) -> dict[str, Path]:
-    """Make each hospital's folder: key, server certificate, weights, `site.toml`; return the settings files by name.
+    """Make each hospital's folder: key, signing request, weights, `site.toml`; return the settings files by name.
 
     Args:
         extra: more lines for every `site.toml`; `{name}` stands for the hospital's name.
@@ -170,7 +171,7 @@ def make_sites(
         site.mkdir(parents=True, exist_ok=True)
         site.chmod(0o700)
         make_site_key(site / "site.key", comment=name)
-        shutil.copyfile(ca, site / "ca.pem")
+        make_signing_request(site / "site.key", name=name)
         (site / "weights").mkdir(exist_ok=True)
         if weights is not None:
             shutil.copyfile(weights, site / "weights" / weights.name)
@@ -187,12 +188,25 @@ share_error_details = true
 {extra.format(name=name)}
 [data]
 kind = "{federation.data_kind}"
-path = {_path_of(data, site)!r}
+path = {toml_value(_path_of(data, site))}
 """,
             encoding="utf-8",
         )
         sites[name] = site / "site.toml"
     return sites
+
+
+def certify(sites: Mapping[str, Path], home: ServerHome, approve: Callable[[Path, str], bytes]) -> None:
+    """Have every hospital approved, and give it what its bundle would bring.
+
+    Args:
+        approve: returns the certificate (PEM) for a signing request and a name.
+    """
+    for name, settings in sites.items():
+        site = settings.parent
+        write_atomically(site / "site.pem", approve(site / "site.csr", name))
+        shutil.copyfile(home.ca, site / "ca.pem")
+        shutil.copyfile(home.study_public, site / "study.pub")
 
 
 def _path_of(data: Path, site: Path) -> str:

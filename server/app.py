@@ -1,7 +1,6 @@
 """Composition root of the Flower ServerApp: read the run's configuration, build the objects, run."""
 
 import fcntl
-import hashlib
 import json
 import logging
 import os
@@ -11,16 +10,14 @@ from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
-from flwr.superlink.grid import HttpGrid
 
-from common.config import StudyConfig, parse_study
+from common.config import parse_study
 from common.errors import ConsiliumError, StateError
 from common.events import EventLog
-from common.processes import end_with_parent
+from common.protocol import study_digest
 from server.flower import GridExchange, Messenger
-from server.records import JOURNAL_VARIABLE, OBJECTS_VARIABLE, RunFolder
+from server.records import JOURNAL_VARIABLE, RunFolder
 from server.rounds import Study, run_study
-from server.runtime import RuntimeGrid
 from server.strategies import build_strategy
 from server.weighting import build_weighting
 
@@ -29,16 +26,10 @@ log = logging.getLogger(__name__)
 app = ServerApp()
 
 
-def study_digest(config: StudyConfig) -> str:
-    """Return the sha256 (hex) of a study's settings: what a checkpoint belongs to."""
-    return hashlib.sha256(config.model_dump_json().encode()).hexdigest()
-
-
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the study named in the run configuration (`study`: JSON, `folder`: run folder on this machine)."""
-    if JOURNAL_VARIABLE in os.environ:
-        end_with_parent()
+    assert isinstance(grid, Messenger)
     path, text = Path(str(context.run_config["folder"])), str(context.run_config["study"])
     folder = RunFolder(path, _journal(run=path.name))
     try:
@@ -48,7 +39,7 @@ def main(grid: Grid, context: Context) -> None:
             config=config,
             digest=study_digest(config),
             run=folder.path.name,
-            exchange=GridExchange(_messenger(grid)),
+            exchange=GridExchange(grid),
             strategy=build_strategy(
                 config.strategy,
                 rounds=config.rounds,
@@ -68,14 +59,6 @@ def main(grid: Grid, context: Context) -> None:
     except Exception as error:
         folder.log("failed", error="ConsiliumError", message=f"unexpected {type(error).__name__}: {error}")
         raise
-
-
-def _messenger(grid: Grid) -> Messenger:
-    """Return what carries the messages: of a deployed run its connection to the SuperLink."""
-    if isinstance(grid, HttpGrid):
-        return RuntimeGrid(grid, Path(os.environ[OBJECTS_VARIABLE]))
-    assert isinstance(grid, Messenger)
-    return grid
 
 
 def _journal(**labels: str) -> EventLog | None:

@@ -46,11 +46,13 @@ class Exchange(Protocol):
         payload: bytes | None,
         timeout_seconds: float,
         instead: Mapping[str, bytes] = NOTHING,
+        most_bytes: int = 0,
     ) -> Iterator[Answer]:
         """Send every site its plan and the same payload, and yield one answer per site, as they arrive.
 
         Args:
             instead: other payloads for some sites.
+            most_bytes: the largest payload of a reply that can be of use; a small one always may come.
 
         A site that does not answer in time yields an answer with problem `timeout`.
         """

@@ -13,20 +13,39 @@ from flwr.proto.node_pb2 import NodeInfo
 from common.codecs import Payload
 from common.errors import ProtocolError
 from common.protocol import PLAN_RECORD, REPLY_GRACE_SECONDS, Plan, parse_reply
+from common.text import clean
+from common.wire.limits import SMALL_PAYLOAD_BYTES
 from server.exchange import NOTHING, Answer
 
 log = getLogger(__name__)
 
 PAUSE_SECONDS = 0.02
-"""The least time between two requests for replies; the deployed server's answer waits for a reply itself."""
+"""The least time between two requests for replies; a deployed run's own request waits for one."""
+CRASHED, UNUSABLE = 0, 1
+"""Codes of a message that tells an error: the site failed, or what it sent cannot be used."""
+_MOST_BYTES = "most_bytes"
 
 
-def pack(text: str, payload: bytes | None) -> RecordDict:
-    """Return the content of a message: the JSON text, and the payload beside it."""
+def pack(text: str, payload: bytes | None, *, most_bytes: int | None = None) -> RecordDict:
+    """Return the content of a message: the JSON text, and the payload beside it.
+
+    Args:
+        most_bytes: the largest payload of a reply that can be of use; it stays at the server.
+    """
     config = ConfigRecord({"json": text})
     if payload is not None:
         config["payload"] = payload
+    if most_bytes is not None:
+        config[_MOST_BYTES] = most_bytes
     return RecordDict({PLAN_RECORD: config})
+
+
+def unpack_plan(records: RecordDict) -> tuple[str, bytes | None, int]:
+    """Return the JSON text, the payload and the largest useful reply of a message that `pack` made."""
+    text, payload = unpack(records)
+    most = records.config_records[PLAN_RECORD].get(_MOST_BYTES, SMALL_PAYLOAD_BYTES)
+    assert isinstance(most, int)
+    return text, payload, most
 
 
 def unpack(records: RecordDict) -> tuple[str, bytes | None]:
@@ -69,6 +88,11 @@ class Messenger(Protocol):
         """Drop what is kept for messages that nobody waits for any more."""
         ...
 
+    @property
+    def seconds(self) -> Mapping[str, float]:
+        """How long the payloads of a message and its reply were on their way, by the message's id."""
+        ...
+
 
 class GridExchange:
     """One run's connection to its sites through a Flower Grid; sites are known by their registered name."""
@@ -90,6 +114,7 @@ class GridExchange:
         payload: bytes | None,
         timeout_seconds: float,
         instead: Mapping[str, bytes] = NOTHING,
+        most_bytes: int = 0,
     ) -> Iterator[Answer]:
         """Send every site its plan and yield one answer per site, as they arrive."""
         nodes = self._nodes()
@@ -101,7 +126,7 @@ class GridExchange:
             text, content = plan.model_dump_json(), instead.get(site, payload)
             bytes_down[site] = len(text) + len(content or b"")
             messages[site] = Message(
-                pack(text, content),
+                pack(text, content, most_bytes=max(most_bytes, SMALL_PAYLOAD_BYTES)),
                 dst_node_id=nodes[site],
                 message_type="train",
                 ttl=timeout_seconds + REPLY_GRACE_SECONDS,
@@ -115,8 +140,10 @@ class GridExchange:
         payload, instead, content = None, NOTHING, None  # they are on their way, and as large as the model
         messages.clear()
         for site, message, pulling in self._pull(waiting, timeout_seconds):
-            file = self._grid.payload_file(message.metadata.message_id)
-            yield replace(_answer(site, message, file, bytes_down[site]), transfer_seconds=pushing + pulling)
+            asked = message.metadata.reply_to_message_id
+            moving = pushing + pulling + self._grid.seconds.get(asked, 0.0)
+            answer = _answer(site, message, self._grid.payload_file(asked), bytes_down[site])
+            yield replace(answer, transfer_seconds=moving)
         self._grid.forget(waiting)
         for site in waiting.values():
             detail = f"site '{site}' did not answer within {timeout_seconds:g} s"
@@ -151,8 +178,10 @@ def _timed(messages: Iterable[Message]) -> Iterator[tuple[Message, float]]:
 
 def _answer(site: str, message: Message, file: IO[bytes] | None, bytes_down: int) -> Answer:
     if message.has_error():
-        detail = f"site '{site}' failed: {message.error.reason or f'Flower error {message.error.code}'}"
-        return Answer(site, problem="crash", detail=detail, bytes_down=bytes_down)
+        reason = clean(message.error.reason or f"Flower error {message.error.code}")
+        detail = reason if f"site '{site}'" in reason else f"site '{site}' failed: {reason}"
+        problem = "protocol" if message.error.code == UNUSABLE else "crash"
+        return Answer(site, problem=problem, detail=detail, bytes_down=bytes_down)
     try:
         text, payload = unpack(message.content)
         reply = parse_reply(text, site=site)

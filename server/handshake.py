@@ -5,6 +5,7 @@ it would build, and the weights themselves come from one site once all digests a
 """
 
 import logging
+import statistics
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
@@ -15,13 +16,24 @@ from common.algorithms import CLASS_COUNTS
 from common.codecs import Identity
 from common.config import StudyConfig
 from common.errors import ConfigError, ConsiliumError, HandshakeMismatch, ProtocolError, SitesMissing, error_named
-from common.protocol import FailureReply, HandshakePlan, HandshakeReply, InitialWeightsPlan, InitialWeightsReply
+from common.protocol import (
+    FailureReply,
+    HandshakePlan,
+    HandshakeReply,
+    InitialWeightsPlan,
+    InitialWeightsReply,
+    study_digest,
+)
+from common.text import clean
 from common.weights import Array, Weights, check_finite, digest
 from server.exchange import Answer, Exchange
 
 log = logging.getLogger(__name__)
 
 R = TypeVar("R", HandshakeReply, InitialWeightsReply)
+
+DWARFS, DWARFS_THE_OTHER = 100, 1000
+"""From so many times the others' median on (with two sites: the other's) a site's examples are worth a warning."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +84,7 @@ def shake_hands(exchange: Exchange, study: StudyConfig, run: str, sites: Collect
     for site, reply in replies.items():
         check_told(study, site, reply)
     first = min(replies)
-    plan = InitialWeightsPlan(study=study, run=run, site=first)
+    plan = InitialWeightsPlan(study=study_digest(study.seen_by(first)), run=run, site=first)
     (answer,) = exchange.ask({first: plan}, payload=None, timeout_seconds=study.round_timeout_seconds)
     weights = _initial_weights(answer, replies[first])
     return Agreement(replies, weights, tuple(_warnings(replies)))
@@ -92,14 +104,15 @@ def admit(
             admitted[answer.site] = reply
         except ConsiliumError as error:
             if answer.problem is not None:
-                log.warning("late site did not answer site=%s problem=%s", answer.site, answer.problem)
+                log.warning("late site did not answer site=%s problem=%s", answer.site, clean(answer.problem))
                 continue
             refused[answer.site] = named(answer.site, str(error))
-    return replace(agreement, replies=admitted), refused
+    larger = [warning for warning in _dwarfing(admitted) if warning not in agreement.warnings]
+    return replace(agreement, replies=admitted, warnings=(*agreement.warnings, *larger)), refused
 
 
 def _ask(exchange: Exchange, study: StudyConfig, run: str, sites: Collection[str]) -> list[Answer]:
-    plans = {site: HandshakePlan(study=study, run=run, site=site) for site in sorted(sites)}
+    plans = {site: HandshakePlan(study=study.seen_by(site), run=run, site=site) for site in sorted(sites)}
     answers = exchange.ask(plans, payload=None, timeout_seconds=study.round_timeout_seconds)
     return sorted(answers, key=lambda answer: answer.site)
 
@@ -108,7 +121,8 @@ def _expect(answer: Answer, kind: type[R], run: str) -> R:
     if isinstance(answer.reply, FailureReply):
         raise error_named(answer.reply.error, named(answer.site, answer.reply.message))
     if answer.problem is not None:
-        raise HandshakeMismatch(f"site '{answer.site}' did not answer the handshake: {answer.problem}: {answer.detail}")
+        detail = clean(answer.detail)
+        raise HandshakeMismatch(f"site '{answer.site}' did not answer the handshake: {answer.problem}: {detail}")
     if not isinstance(answer.reply, kind):
         raise ProtocolError(f"site '{answer.site}' answered {type(answer.reply).__name__}, expected {kind.__name__}")
     if answer.reply.run != run:
@@ -130,19 +144,23 @@ def compare(replies: Mapping[str, HandshakeReply]) -> None:
     differing = {what: seen for what, seen in rows.items() if len(set(seen.values())) > 1}
     if differing:
         lines = [
-            f"  {what}: " + ", ".join(f"{site} has {value}" for site, value in seen.items())
+            f"  {what}: " + ", ".join(f"{site} has {clean(value, 200)}" for site, value in seen.items())
             for what, seen in differing.items()
         ]
         raise HandshakeMismatch("the sites differ, so the study was stopped before training:\n" + "\n".join(lines))
 
 
 def check_told(study: StudyConfig, site: str, reply: HandshakeReply) -> None:
-    """Check that a site tells what the study's weighting is made of.
+    """Check that a site tells what the study's weighting is made of, within what the study allows.
 
     Raises:
-        ProtocolError: classes that the study does not name.
+        ProtocolError: more examples than the study's `max_examples`, or classes that the study does not name.
         ConfigError: the weighting needs class counts, and the site's settings keep them at the site.
     """
+    if (most := max(reply.card.num_examples, reply.card.num_skipped)) > study.max_examples:
+        raise ProtocolError(
+            f"site '{site}' announces {most} examples, the study accepts at most {study.max_examples} (max_examples)"
+        )
     if unknown := sorted({*reply.card.classes, *(reply.card.class_counts or {})} - set(study.task.classes)):
         raise ProtocolError(f"site '{site}' tells of classes that the study does not have: {', '.join(unknown)[:200]}")
     if CLASS_COUNTS in study.needs and reply.card.class_counts is None:
@@ -191,7 +209,32 @@ def _warnings(replies: Mapping[str, HandshakeReply]) -> list[str]:
         for site, reply in sorted(replies.items())
         if reply.card.num_skipped
     ]
-    return lonely + skipped
+    read = [
+        f"site '{site}' has read its test split for this study {reply.card.test_readings} times of "
+        f"{reply.card.test_readings_allowed} (test_readings in its site.toml): in the end it answers only if the final "
+        "weights are those of an earlier run"
+        for site, reply in sorted(replies.items())
+        if reply.card.test_readings >= reply.card.test_readings_allowed
+    ]
+    return lonely + skipped + read + _dwarfing(replies)
+
+
+def _dwarfing(replies: Mapping[str, HandshakeReply]) -> list[str]:
+    """Return a sentence for each site whose training examples are so many that hardly any other site counts.
+
+    Nobody but the site knows how many it has; a person may know how large the hospital is.
+    """
+    sizes = {site: reply.card.num_train for site, reply in sorted(replies.items())}
+    warnings = []
+    for site, size in sizes.items():
+        others = [other for name, other in sizes.items() if name != site]
+        usual = statistics.median_low(others) if others else size
+        if size > (DWARFS if len(others) > 1 else DWARFS_THE_OTHER) * max(usual, 1):
+            warnings.append(
+                f"site '{site}' announces {size} training examples, the median of the others is {usual}: where sites "
+                "count by size, hardly any other counts; ask the site whether it is true, or weigh otherwise"
+            )
+    return warnings
 
 
 def named(site: str, message: str) -> str:

@@ -89,6 +89,10 @@ class ServerMetrics:
         )
         self._online = gauge("site_online", "1 if an approved site is connected", "site")
         self._last_seen = gauge("site_last_seen_timestamp_seconds", "when an approved site was last connected", "site")
+        self._site_certificate = gauge(
+            "site_certificate_expiry_timestamp_seconds", "when an approved site's newest certificate ends", "site"
+        )
+        self._uploads = gauge("uploads", "large payloads from sites: on their way, or waiting for their turn", "state")
         self._bytes = counter("transfer_bytes_total", "bytes of plans and payloads", "study", "direction", "codec")
         self._norm = gauge("update_norm", "Euclidean norm of the last change of the global weights", "study")
         self._checkpoint = gauge("checkpoint_timestamp_seconds", "when the last checkpoint was written", "study")
@@ -103,18 +107,20 @@ class ServerMetrics:
 
     # --- what is not in the journal ---------------------------------------------------------------
 
-    def see_sites(self, sites: Mapping[str, tuple[bool, float | None]]) -> None:
-        """Set who is approved: name -> (connected?, when last); others' series end."""
-        self._online.clear()
-        self._last_seen.clear()
-        for site, (online, last_seen) in sites.items():
+    def see_sites(self, sites: Mapping[str, tuple[bool, float | None, float]]) -> None:
+        """Set who is approved: name -> (connected?, when last, when the certificate ends); others' series end."""
+        for metric in (self._online, self._last_seen, self._site_certificate):
+            metric.clear()
+        for site, (online, last_seen, ends) in sites.items():
             self._online.labels(site).set(online)
+            self._site_certificate.labels(site).set(ends)
             if last_seen is not None:
                 self._last_seen.labels(site).set(last_seen)
 
-    def lose_sites(self) -> None:
-        """End the series of who is connected: nobody knows it while the control API is away."""
-        self._online.clear()
+    def see_uploads(self, active: int, waiting: int) -> None:
+        """Set how many large payloads are on their way, and how many wait for their turn."""
+        self._uploads.labels("active").set(active)
+        self._uploads.labels("waiting").set(waiting)
 
     def see_certificate(self, expires: float) -> None:
         """Set when the server's certificate ends."""

@@ -7,19 +7,20 @@ import common
 from common.bundle import Bundle, ServerVersions
 from common.config import load_study
 from common.errors import ConfigError
-from common.identity import certificate_hosts, fingerprint, read_public_key
-from server.superlink import ServerHome
+from common.identity import certificate_hosts, read_certificate
+from server.home import ServerHome
 
 _WILDCARDS = frozenset({"0.0.0.0", "[::]", "::", ""})
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 def make_bundle(
-    home: ServerHome, public_key: Path, *, name: str, address: str | None = None, study: Path | None = None
+    home: ServerHome, certificate: bytes, *, name: str, address: str | None = None, study: Path | None = None
 ) -> Bundle:
-    """Return the bundle for the site with this public key.
+    """Return the bundle for an approved site.
 
     Args:
+        certificate: the site's (PEM), as the server has just signed it.
         address: `host:port` as the site reaches the server; by default what the server was started with.
         study: the `study.toml` to hand out, so that the site can check its data before it joins.
 
@@ -27,18 +28,29 @@ def make_bundle(
         ConfigError: no address can be told, the server's certificate is not for it, or the study is wrong.
         ConnectionRefused: no server has been started in `home`.
     """
-    text = None
-    if study is not None:
-        _check_takes_part(study, name)
-        text = study.read_text(encoding="utf-8")
+    server = check_handout(home, name=name, address=address, study=study)
     return Bundle(
         site=name,
-        fingerprint=fingerprint(read_public_key(public_key)),
-        server=_reachable(home, address),
+        fingerprint=read_certificate(certificate).fingerprint,
+        server=server,
         ca_certificate=home.ca.read_text(encoding="ascii"),
-        study=text,
+        certificate=certificate.decode("ascii"),
+        study_key=home.study_public.read_text(encoding="ascii"),
+        study=study.read_text(encoding="utf-8") if study is not None else None,
         versions=ServerVersions(consilium=common.__version__, flwr=version("flwr")),
     )
+
+
+def check_handout(home: ServerHome, *, name: str, address: str | None = None, study: Path | None = None) -> str:
+    """Return the address that a bundle would name; a bundle that could not be made is refused before approval.
+
+    Raises:
+        ConfigError: no address can be told, the server's certificate is not for it, or the study is wrong.
+        ConnectionRefused: no server has been started in `home`.
+    """
+    if study is not None:
+        _check_takes_part(study, name)
+    return _reachable(home, address)
 
 
 def _check_takes_part(study: Path, name: str) -> None:
@@ -49,9 +61,9 @@ def _check_takes_part(study: Path, name: str) -> None:
 
 def _reachable(home: ServerHome, address: str | None) -> str:
     """Return `host:port` for the site; of a server that listens on all interfaces, its certificate's first name."""
-    hosts = certificate_hosts((home.path / "server.pem").read_bytes())
+    hosts = certificate_hosts(home.certificate.read_bytes())
     if address is None:
-        host, _, port = home.address().fleet.rpartition(":")
+        host, _, port = home.address().sites.rpartition(":")
         if host in _WILDCARDS:
             outside = [name for name in hosts if name not in _LOOPBACK]
             if not outside:

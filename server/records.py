@@ -8,8 +8,6 @@ from typing import Any
 from common.events import EventLog
 from common.files import write_atomically
 
-OBJECTS_VARIABLE = "CONSILIUM_OBJECTS"
-"""Where the SuperLink and runs share the payloads that are under way."""
 JOURNAL_VARIABLE = "CONSILIUM_JOURNAL"
 """Where the server's own event log is: every run's events, for the metrics of the long-lived process."""
 

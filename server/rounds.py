@@ -17,8 +17,9 @@ from common.codecs import Identity, build_chain
 from common.codecs.container import read_form
 from common.config import StudyConfig
 from common.errors import CohortTooSmall, ProtocolError, UpdateRejected
-from common.protocol import CONTROL, FailureReply, FinishPlan, FinishReply, RoundPlan, RoundReply
+from common.protocol import CONTROL, FailureReply, FinishPlan, FinishReply, RoundPlan, RoundReply, study_digest
 from common.seeds import seed_for
+from common.text import clean
 from common.weights import Weights, check_finite, check_like, distance, under, with_prefix
 from server.checkpoint import load_checkpoint, save_checkpoint, save_weights
 from server.cohort import choose_cohort
@@ -46,14 +47,21 @@ class Study:
     """Training examples per site, as told in the handshake."""
     class_counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Training examples per class at each site that told them."""
+    seen_as: Mapping[str, str] = field(default_factory=dict)
+    """Digest of the study as each site sees it."""
+    to_test: Mapping[str, int] = field(default_factory=dict)
+    """Test examples per site, as told in the handshake."""
 
     def knowing(self, agreement: Agreement) -> "Study":
         """Return the study with the sites of an agreement, and what they announced."""
         cards = {site: reply.card for site, reply in agreement.replies.items()}
+        seen_as = {site: self.seen_as.get(site) or study_digest(self.config.seen_by(site)) for site in cards}
         return replace(
             self,
             announced={site: card.num_train for site, card in cards.items()},
             class_counts={site: card.class_counts for site, card in cards.items() if card.class_counts is not None},
+            seen_as=seen_as,
+            to_test={site: card.num_test for site, card in cards.items()},
         )
 
     @property
@@ -152,6 +160,8 @@ def _admit_newcomers(study: Study, agreement: Agreement, refused: set[str], *, r
     for site, message in problems.items():
         refused.add(site)  # it differs; who only did not answer is asked again before the next round
         study.folder.log("rejected", round=round_number, site=site, reason="handshake", message=message)
+    for warning in wider.warnings[len(agreement.warnings) :]:
+        study.folder.log("warning", message=warning)
     for site in sorted(set(wider.replies) - set(agreement.replies)):
         study.folder.log("joined", round=round_number, site=site, **_handshake_facts(wider, site))
     return wider
@@ -175,7 +185,8 @@ def _without_stamp(event: Mapping[str, Any]) -> dict[str, Any]:
 
 def _handshake_facts(agreement: Agreement, site: str) -> dict[str, Any]:
     reply = agreement.replies[site]
-    return {"pid": reply.pid, **reply.card.model_dump(mode="json", exclude={"schema_digest"})}
+    not_of_the_run = {"schema_digest", "test_readings", "test_readings_allowed"}
+    return {"pid": reply.pid, **reply.card.model_dump(mode="json", exclude=not_of_the_run)}
 
 
 def run_round(study: Study, state: ServerState) -> tuple[ServerState, RoundRecord]:
@@ -213,7 +224,7 @@ def run_round(study: Study, state: ServerState) -> tuple[ServerState, RoundRecor
 
 def _plan(study: Study, state: ServerState, site: str, *, differs: bool) -> RoundPlan:
     return RoundPlan(
-        study=study.config,
+        study=study.seen_as[site],
         run=study.run,
         site=site,
         round=state.round + 1,
@@ -326,7 +337,7 @@ def check_update(answer: Answer, state: ServerState, study: Study, *, held: Weig
     who = f"site '{answer.site}'"
     reply = answer.reply
     if answer.problem is not None:
-        raise UpdateRejected(answer.problem, named(answer.site, answer.detail))
+        raise UpdateRejected(answer.problem, named(answer.site, clean(answer.detail)))
     if isinstance(reply, FailureReply):
         raise UpdateRejected("failure", f"{who} could not do the round: {reply.message}")
     if not isinstance(reply, RoundReply) or answer.payload is None:
@@ -338,13 +349,7 @@ def check_update(answer: Answer, state: ServerState, study: Study, *, held: Weig
     expected = study.announced[answer.site]
     if reply.num_examples != expected or expected <= 0:
         raise UpdateRejected("num_examples", f"{who} sent num_examples {reply.num_examples}, announced {expected}")
-    for name in sorted(study.config.strategy.needs):
-        low, high = LIMITS[name]
-        if not low <= reply.metrics.get(name, -1.0) <= high:
-            told = reply.metrics.get(name, "nothing")
-            raise UpdateRejected(
-                "metrics", f"{who} sent {told} as '{name}', expected a number from {low:g} to {high:g}"
-            )
+    _check_signals(reply.metrics, study.config, who=who)
     try:
         control = with_prefix(under(state.along, CONTROL), CONTROL)
         if study.config.uplink:
@@ -363,6 +368,24 @@ def check_update(answer: Answer, state: ServerState, study: Study, *, held: Weig
     return Update(answer.site, own, reply.num_examples, reply.metrics, under(delta, CONTROL))
 
 
+def _check_signals(metrics: Mapping[str, float], config: StudyConfig, *, who: str) -> None:
+    """Check what the strategy and the weighting read: a measurement of -1000 must not decide how much a site counts.
+
+    What the strategy needs must be there; where the weighting lacks something, the round is weighted by size.
+
+    Raises:
+        UpdateRejected: with the reason `metrics`.
+    """
+    for name in sorted(config.strategy.needs | (config.weights_by.needs & metrics.keys())):
+        low, high = LIMITS[name]
+        told = metrics.get(name)
+        if told is None or not low <= told <= high:
+            seen = "nothing" if told is None else told
+            raise UpdateRejected(
+                "metrics", f"{who} sent {seen} as '{name}', expected a number from {low:g} to {high:g}"
+            )
+
+
 def finish(study: Study, state: ServerState) -> dict[str, dict[str, Any]]:
     """Send every site the final weights and collect the counts on its test split.
 
@@ -372,20 +395,32 @@ def finish(study: Study, state: ServerState) -> dict[str, dict[str, Any]]:
     config = study.config
     sites = sorted(study.announced)
     study.folder.log("finishing", round=state.round, sites=sites)
-    plans = {site: FinishPlan(study=config, run=study.run, site=site, round=state.round) for site in sites}
+    plans = {site: FinishPlan(study=study.seen_as[site], run=study.run, site=site, round=state.round) for site in sites}
     payload = Identity().encode(state.weights)
     timeout = config.round_timeout_seconds
     results: dict[str, dict[str, Any]] = {}
     problems: dict[str, str] = {}
     for answer in study.exchange.ask(plans, payload=payload, timeout_seconds=timeout):
         reply = answer.reply
-        if isinstance(reply, FinishReply) and reply.run == study.run and reply.round == state.round:
+        if (detail := _unusable(answer, study, round_number=state.round)) is None and isinstance(reply, FinishReply):
             results[answer.site] = {"test": reply.test.model_dump()}
         else:
-            detail = reply.message if isinstance(reply, FailureReply) else answer.detail or "an unexpected answer"
+            detail = detail or "an unexpected answer"
             problems[answer.site] = detail
             study.folder.log("rejected", round=state.round, site=answer.site, reason="finish", message=detail)
     if len(results) < min(study.quorum, len(sites)):
         reasons = "; ".join(f"{site}: {detail}" for site, detail in sorted(problems.items()))
         raise CohortTooSmall(f"only {len(results)} of {len(sites)} sites reported test results; {reasons}")
     return results
+
+
+def _unusable(answer: Answer, study: Study, *, round_number: int) -> str | None:
+    """Return what is wrong with an answer at the finish; None where it can be used."""
+    reply = answer.reply
+    if isinstance(reply, FailureReply):
+        return reply.message
+    if not isinstance(reply, FinishReply) or reply.run != study.run or reply.round != round_number:
+        return clean(answer.detail) or "an unexpected answer"
+    if reply.test.num_test > (most := study.to_test[answer.site]):
+        return f"site '{answer.site}' tested {reply.test.num_test} examples, announced {most}"
+    return None

@@ -26,6 +26,7 @@ from common.codecs.base import bytes_of
 from common.codecs.container import container_bytes, pack
 from common.codecs.identity import Unchanged
 from common.errors import ProtocolError, StateError, UpdateRejected
+from common.text import is_clean
 from common.weights import Array, Weights, check_like, subtract
 
 DTYPES: tuple[Any, ...] = (np.float32, np.float64, np.int64)
@@ -60,7 +61,9 @@ def weights_of_any_form() -> st.SearchStrategy[dict[str, Array]]:
     shapes = hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3)
     bits = hnp.arrays(np.uint32, shapes).map(lambda array: array.view(np.float32))
     others = st.sampled_from([np.float64, np.int64]).flatmap(lambda dtype: hnp.arrays(dtype, shapes))
-    names = st.text(st.characters(exclude_categories=["Cs"]), max_size=10).filter(lambda name: name != "__metadata__")
+    names = st.text(st.characters(exclude_categories=["Cs"]), max_size=10).filter(
+        lambda name: name != "__metadata__" and is_clean(name)
+    )
     return st.dictionaries(names, bits | others, max_size=4)
 
 

@@ -29,6 +29,7 @@ from common.protocol import (
     Versions,
     parse_plan,
     parse_reply,
+    study_digest,
 )
 from common.protocol import (
     TestCounts as Counts,
@@ -430,9 +431,9 @@ STUDY_VALUES = {
 CONFIG = parse_study(STUDY_VALUES, source="test")
 PLANS: list[Any] = [
     HandshakePlan(study=CONFIG, **WHO),
-    InitialWeightsPlan(study=CONFIG, **WHO),
-    RoundPlan(study=CONFIG, **WHO, round=3),
-    FinishPlan(study=CONFIG, **WHO, round=0),
+    InitialWeightsPlan(study=study_digest(CONFIG), **WHO),
+    RoundPlan(study=study_digest(CONFIG), **WHO, round=3),
+    FinishPlan(study=study_digest(CONFIG), **WHO, round=0),
 ]
 CARD = DataCard(
     num_examples=10,
@@ -482,12 +483,12 @@ def test_reply_survives_json(reply: Any) -> None:
     ("old", "new", "where"),
     [
         (
-            '"protocol":2',
             '"protocol":3',
-            "it is of protocol version 3 and codec version 1, here they are 2 and 1: install",
+            '"protocol":4',
+            "it is of protocol version 4 and codec version 1, here they are 3 and 1: install",
         ),
-        ('"codecs":1', '"codecs":7', "it is of protocol version 2 and codec version 7, here they are 2 and 1: install"),
-        ('"protocol":2', '"protocol":"x"', "round.protocol: must be 2, got 'x'"),
+        ('"codecs":1', '"codecs":7', "it is of protocol version 3 and codec version 7, here they are 3 and 1: install"),
+        ('"protocol":3', '"protocol":"x"', "round.protocol: must be 3, got 'x'"),
         ('"round":3', '"round":0', "round.round: must be greater than or equal to 1, got 0"),
         ('"pid":4711', '"pid":0', "round.pid: "),
         ('"seconds":0.25', '"seconds":-1', "round.seconds: "),

@@ -35,7 +35,7 @@ from common.errors import (
     ModelError,
     StateError,
 )
-from common.protocol import FinishPlan, Plan, Reply, RoundPlan, parse_reply
+from common.protocol import FinishPlan, Plan, Reply, RoundPlan, parse_reply, study_digest
 from common.weights import Array
 from consilium.inprocess import Answering, Deliver, deliver_always, run_in_process
 from consilium.report import build_report
@@ -286,7 +286,7 @@ def test_personal_weights_stay_when_a_plan_names_another_method(
         if rounds_before:
             run(fedper, sites, tmp_path / under / "run")
         site = Site(load_site(sites["berlin"]), fedavg)
-        plan = RoundPlan(study=fedavg, run="run", site="berlin", round=3)
+        plan = RoundPlan(study=study_digest(fedavg), run="run", site="berlin", round=3)
         updates.append(load(site.answer(plan, next(wire.rounds("berlin")).down)[1] or b""))
     np.testing.assert_equal(*updates)
 
@@ -449,7 +449,7 @@ def test_late_joiner_has_had_as_much_local_training_as_the_others(
     tmp_path: Path, make_sites: MakeSites, make_study: MakeStudy
 ) -> None:
     """The local-only baseline of a site that missed rounds catches up: it equals that of a run without faults."""
-    sites, study = make_sites(), make_study(quorum=1)
+    sites, study = make_sites(test_readings=2), make_study(quorum=1)
     result = run(study, sites, tmp_path / "faulty", in_rounds({1, 3}, error_reply, at={"porto"}))
     undisturbed = run(study, sites, tmp_path / "whole")
     for site in SIZES:

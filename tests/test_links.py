@@ -15,9 +15,8 @@ from client.flower import plan_of
 from common.codecs import CODECS, build_chain
 from common.config import StudyConfig
 from common.errors import ConfigError
-from common.protocol import RoundPlan
+from common.protocol import RoundPlan, study_digest
 from consilium.inprocess import Answering, run_in_process
-from server.app import study_digest
 from server.checkpoint import load_checkpoint
 
 SMALL = [{"kind": "int8"}, {"kind": "zstd"}]

@@ -27,7 +27,7 @@ from common.algorithms import MethodConfig
 from common.codecs import Identity
 from common.config import ModelConfig, StudyConfig, load_site
 from common.errors import ModelError
-from common.protocol import CONTROL, InitialWeightsPlan, RoundPlan, RoundReply
+from common.protocol import CONTROL, InitialWeightsPlan, RoundPlan, RoundReply, study_digest
 from common.weights import Array, Weights, add_scaled, check_finite, is_float, under, with_prefix
 
 SHAPES = {"linear": (3,), "mlp": (3,), "mlp_bn": (3,), "small_cnn": (1, 8, 8)}
@@ -341,11 +341,11 @@ def table_site(path: Path, make_study: MakeStudy, kind: str, *, name: str = "mlp
 
 
 def round_plan(site: Site, number: int) -> RoundPlan:
-    return RoundPlan(study=site._study, run="run", site="berlin", round=number)
+    return RoundPlan(study=study_digest(site._study), run="run", site="berlin", round=number)
 
 
 def initial(site: Site) -> bytes:
-    payload = site.answer(InitialWeightsPlan(study=site._study, run="run", site="berlin"), None)[1]
+    payload = site.answer(InitialWeightsPlan(study=study_digest(site._study), run="run", site="berlin"), None)[1]
     assert payload is not None
     return payload
 

@@ -31,7 +31,7 @@ from client.training import LocalWork, evaluate, train
 from common.codecs import Identity
 from common.config import ModelConfig, load_site
 from common.errors import ModelError
-from common.protocol import InitialWeightsPlan, RoundPlan, RoundReply
+from common.protocol import InitialWeightsPlan, RoundPlan, RoundReply, study_digest
 from common.seeds import seed_for
 from common.weights import Array, Weights, under, with_prefix
 
@@ -462,14 +462,14 @@ def table_site(path: Path, make_study: MakeStudy, name: str, method: dict[str, A
 
 def do_round(site: Site, name: str, number: int, weights: Weights) -> tuple[RoundReply, dict[str, Array]]:
     """Do a round and return the reply, and the personal arrays that the site keeps after it."""
-    plan = RoundPlan(study=site._study, run="run", site=name, round=number)
+    plan = RoundPlan(study=study_digest(site._study), run="run", site=name, round=number)
     reply, _ = site.answer(plan, Identity().encode(weights))
     assert isinstance(reply, RoundReply)
     return reply, under(site._state(plan).load(before_round=number + 1), "personal/")
 
 
 def initial(site: Site, name: str) -> dict[str, Array]:
-    _, payload = site.answer(InitialWeightsPlan(study=site._study, run="run", site=name), None)
+    _, payload = site.answer(InitialWeightsPlan(study=study_digest(site._study), run="run", site=name), None)
     assert payload is not None
     return Identity().decode(payload)
 

@@ -123,7 +123,8 @@ def honest(site: str, plan: Plan, payload: bytes | None) -> Answer:
     stamp: dict[str, Any] = {"run": plan.run, "site": site, "pid": 4711, "seconds": 0.25}
     match plan:
         case HandshakePlan():
-            card = CARD.model_copy(update={"num_train": NUM_EXAMPLES[site]})
+            counts = {"num_examples": NUM_EXAMPLES[site] + 40, "num_train": NUM_EXAMPLES[site]}
+            card = CARD.model_copy(update=counts)
             digests = {"initial_digest": digest(INITIAL), "shared_digest": digest(INITIAL)}
             reply = HandshakeReply(**stamp, versions=Versions(**VERSIONS), card=card, shared_buffers=(), **digests)
             return Answer(site, reply=reply, bytes_up=10, bytes_down=20)
@@ -441,7 +442,7 @@ def test_result_on_disk_is_the_result_returned(tmp_path: Path) -> None:
     assert json.loads(json.dumps(result)) == json.loads(RunFolder(tmp_path).result.read_text())
     assert ("scripted", VERSIONS, 42) == (result["transport"], result["versions"], result["seed"])
     paris = result["sites"]["paris"]
-    assert (4711, 100, 17) == (paris["pid"], paris["num_examples"], paris["test"]["personal"])
+    assert (4711, 240, 17) == (paris["pid"], paris["num_examples"], paris["test"]["personal"])
 
 
 def test_events_tell_the_whole_run_in_order(tmp_path: Path) -> None:
@@ -772,7 +773,7 @@ def test_site_that_comes_later_takes_part_from_the_next_round(tmp_path: Path) ->
     result = run_with_late(tmp_path, {})
     two, three = ["berlin", "madrid"], ["berlin", "madrid", "paris"]
     assert [two, two, three, three] == [record["accepted"] for record in result["rounds"]]
-    assert [(3, "paris", 100)] == [
+    assert [(3, "paris", 240)] == [
         (event["round"], event["site"], event["num_examples"]) for event in events(tmp_path, "joined")
     ]
     assert three == sorted(result["sites"])

@@ -18,7 +18,7 @@ from client.training import LocalWork, evaluate
 from common.codecs import Identity
 from common.config import StudyConfig, load_site
 from common.errors import ProtocolError, UpdateRejected
-from common.protocol import InitialWeightsPlan, RoundPlan, RoundReply
+from common.protocol import InitialWeightsPlan, RoundPlan, RoundReply, study_digest
 from common.weights import Array
 from consilium.inprocess import run_in_process
 from consilium.run import save_report
@@ -35,13 +35,13 @@ def weighted(kind: str) -> dict[str, Any]:
 
 def site_of(make_sites: MakeSites, study: StudyConfig, *, under: str = "sites") -> tuple[Site, dict[str, Array]]:
     site = Site(load_site(make_sites({"berlin": 40}, under=under)["berlin"]), study)
-    payload = site.answer(InitialWeightsPlan(study=study, run="run", site="berlin"), None)[1]
+    payload = site.answer(InitialWeightsPlan(study=study_digest(study), run="run", site="berlin"), None)[1]
     assert payload is not None
     return site, Identity().decode(payload)
 
 
 def do_round(site: Site, study: StudyConfig, number: int, arrays: dict[str, Array], share: float = 0.0) -> Any:
-    plan = RoundPlan(study=study, run="run", site="berlin", round=number, share=share)
+    plan = RoundPlan(study=study_digest(study), run="run", site="berlin", round=number, share=share)
     reply, content = site.answer(plan, Identity().encode(arrays))
     assert isinstance(reply, RoundReply) and content is not None
     return reply.metrics, Identity().decode(content)
@@ -202,7 +202,9 @@ def test_site_that_missed_many_rounds_catches_up_over_several(
         site, arrays = site_of(make_sites, study, under=under)
         for number in range(first, 13):
             do_round(site, study, number, arrays)
-        kept = site._state(RoundPlan(study=study, run="run", site="berlin", round=12)).load(before_round=13)
+        kept = site._state(RoundPlan(study=study_digest(study), run="run", site="berlin", round=12)).load(
+            before_round=13
+        )
         assert {"always": 12, "late": 4}[under] == int(kept["local_rounds"])
         work = site._work(12)
         ends.append(site._train_alone(kept, until_round=12, serving_after=work)[0])

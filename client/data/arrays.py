@@ -19,6 +19,8 @@ Pixels = npt.NDArray[np.float32]
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 # A little above 1 is what rounding to float16 and back leaves.
 _ABOVE_ONE = 1e-3
+MAX_BYTES = 2**36
+"""What the images of a file may take in memory, made ready: a million images of one pixel are a file of 1 MB."""
 
 
 def read_arrays(config: DataConfig, task: Task, *, site: str) -> RawData:
@@ -49,6 +51,8 @@ def read_arrays(config: DataConfig, task: Task, *, site: str) -> RawData:
     usable, num_skipped = keep_usable(examples, site=site, max_skipped=config.max_skipped)
     if not usable:
         raise DataError(f"{where}: no usable image, {num_skipped} skipped")
+    if (size := len(usable) * task.channels * task.size**2 * 4) > MAX_BYTES:
+        raise DataError(f"{where}: {len(usable)} images of the study's size take {size} bytes, at most {MAX_BYTES}")
     rows = np.array(usable, dtype=np.int64)
     x = _prepare(images, rows, task)
     y = torch.from_numpy(labels[rows].astype(np.int64))

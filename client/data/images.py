@@ -1,8 +1,10 @@
 """Reads a folder of image files with one sub-folder per class."""
 
 import struct
+import warnings
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,16 +22,25 @@ FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")
 # What Pillow's decoders raise on bytes that are not an image.
 DECODE_ERRORS = (
     OSError,
+    EOFError,
     SyntaxError,
     ValueError,
     IndexError,
     KeyError,
     TypeError,
+    AttributeError,
+    AssertionError,
     OverflowError,
+    MemoryError,
+    RuntimeError,
     struct.error,
     zlib.error,
-    Image.DecompressionBombError,
 )
+_BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+MAX_PIXELS = 50_000_000
+"""An image may declare so many: 200 MB in colour. A small file can declare far more, and all would be decoded."""
+MAX_FILE_BYTES = 500_000_000
+"""So large a file of an image is read."""
 
 Pixels = npt.NDArray[np.float32]
 
@@ -115,21 +126,36 @@ def _decode_all(files: list[tuple[Path, int]], task: ImageTask, *, folder: Path)
 def _decode(file: Path, task: ImageTask, *, name: str) -> Pixels | Bad:
     """Return the image as `(C, size, size)` in 0..1."""
     try:
-        with Image.open(file, formats=FORMATS) as image:
+        if (size := file.stat().st_size) > MAX_FILE_BYTES:
+            return Bad(f"image '{name}' has {size} bytes, at most {MAX_FILE_BYTES} are read")
+        with _strict(), Image.open(file, formats=FORMATS) as image:
+            if (pixels := image.width * image.height) > MAX_PIXELS:
+                return Bad(f"image '{name}' declares {pixels} pixels, at most {MAX_PIXELS} are decoded")
             image.load()
             if image.mode.startswith(("I", "F")):
                 return _deep_grey(image, task, name=name)
             return _colours(image, task)
+    except _BOMBS:
+        return Bad(f"image '{name}' declares more pixels than Pillow decodes, at most {MAX_PIXELS} are decoded here")
     except DECODE_ERRORS:
         return Bad(f"image '{name}' is corrupt or not one of {', '.join(FORMATS)}")
+
+
+@contextmanager
+def _strict() -> Iterator[None]:
+    """Make an error of Pillow's warning about bombs, and keep to itself what else it says of odd files."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
 
 
 def _colours(image: Image.Image, task: ImageTask) -> Pixels:
     # A palette with transparency must pass through RGBA, or Pillow warns.
     plain = image.convert("RGBA") if image.mode in ("P", "PA") else image
-    small = plain.convert("L" if task.channels == 1 else "RGB").resize(
-        (task.size, task.size), Image.Resampling.BILINEAR
-    )
+    mode = "L" if task.channels == 1 else "RGB"
+    right = plain if plain.mode == mode else plain.convert(mode)  # a copy only where it is needed
+    small = right.resize((task.size, task.size), Image.Resampling.BILINEAR)
     pixels = np.asarray(small, dtype=np.float32).reshape(task.size, task.size, task.channels)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1) / np.float32(255))
 

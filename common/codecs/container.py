@@ -13,6 +13,7 @@ import numpy as np
 
 from common.codecs.base import Form, Payload, Spec, bytes_of, size_of
 from common.errors import ProtocolError
+from common.text import clean, is_clean
 from common.weights import Array, Weights, bytes_view
 
 DTYPES = {
@@ -27,6 +28,8 @@ DTYPES = {
 """Names that safetensors has for the dtypes that may travel."""
 NAMED = {name: dtype for dtype, name in DTYPES.items()}
 MAX_HEADER_BYTES, MAX_DIMENSIONS = 20_000_000, 64
+MAX_NAME = 300
+"""Characters of an array's name; with what stages and prefixes add."""
 
 
 def container_bytes(form: Form) -> int:
@@ -77,7 +80,7 @@ def unpack(content: Payload, form: Form, *, copy: bool = True) -> dict[str, Arra
         try:
             view = np.frombuffer(content, dtype, count, start).reshape(shape) if count else np.empty(shape, dtype)
         except ValueError as error:  # more dimensions than NumPy has
-            raise ProtocolError(f"payload of {len(content)} bytes: array '{name}': {error}") from error
+            raise ProtocolError(f"payload of {len(content)} bytes: array '{name}': {clean(str(error))}") from error
         arrays[name] = view.copy() if copy else view
         start += bytes_of(form[name])
     return arrays
@@ -103,9 +106,16 @@ def read_form(content: Payload) -> Form:
         raise ProtocolError(f"{who} is not a safetensors container: its header is said to have {length} bytes")
     try:
         entries = json.loads(bytes(content[8 : 8 + length]))
-        return {name: _spec(entry) for name, entry in entries.items()}
+        return {_name(name): _spec(entry) for name, entry in entries.items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ProtocolError(f"{who} is not a safetensors container: {type(error).__name__}: {error}") from error
+        told = clean(f"{type(error).__name__}: {error}", 200)
+        raise ProtocolError(f"{who} is not a safetensors container: {told}") from error
+
+
+def _name(name: str) -> str:
+    if len(name) > MAX_NAME or not is_clean(name):
+        raise ValueError(f"an array is called {name[:MAX_NAME]!r:.100}")
+    return name
 
 
 def _spec(entry: Any) -> Spec:

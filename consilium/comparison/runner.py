@@ -72,6 +72,7 @@ def _run(
             logging.disable(before)
         return
     os.environ["OMP_NUM_THREADS"] = "1"  # read when a worker imports torch
+    os.environ["PYTHONSAFEPATH"] = "1"  # read when a worker starts: nothing is imported from the working directory
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_quiet)
     try:

@@ -1,0 +1,1 @@
+"""What carries a study at a hospital: the stream to the coordinator, and the orders that this site obeys."""

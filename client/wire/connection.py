@@ -1,0 +1,344 @@
+"""A site attends: connects, waits for orders, has them answered, sends the replies, and never gives up.
+
+One asyncio loop, one order at a time. What breaks is connected again after a pause that grows and varies; an order
+whose answer is not whole at the server yet is not forgotten meanwhile.
+"""
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections import deque
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from client.process.shared_memory import Box
+from client.process.supervisor import Parcel, WorkerFailed
+from client.wire.channel import Attended, NotWelcome, attend, explained, refusal_sentence
+from client.wire.place import Place
+from common.errors import ConfigError, ConnectionRefused, ConsiliumError, ProtocolError
+from common.files import write_atomically
+from common.identity import (
+    check_site_certificate,
+    read_authorities,
+    read_certificate,
+    read_private_key,
+    signing_request,
+)
+from common.text import clean
+from common.wire import wire_pb2 as pb
+from common.wire.limits import EXPIRED, MAX_PAYLOAD_BYTES, MAX_WAIT_SECONDS, PIECE_BYTES, REPLACED, REVOKED, SERVICE
+
+log = logging.getLogger(__name__)
+
+REPLACED_SECONDS = 60.0
+"""How long a site waits that another program has replaced, so that the two do not take turns."""
+RENEWAL_PART, RENEWAL_CHECK_SECONDS = 1 / 3, 3600.0
+"""Which part of a certificate's life may be left before a new one is asked for, and how often that is looked at."""
+REST_SECONDS = 60.0
+MAX_TASKS = 64
+"""How many orders a site keeps waiting; a server that sends more is not the one it should be."""
+
+
+class Answering(Protocol):
+    """What answers orders: the supervisor of the worker."""
+
+    inbox: Box
+    outbox: Box
+
+    async def answer(self, order: Parcel, *, seconds: float) -> Parcel:
+        """Have an order answered."""
+        ...
+
+    def rest(self) -> None:
+        """Give memory back."""
+        ...
+
+
+@dataclass(eq=False)
+class _Task:
+    """One order that was received, until its reply is whole at the server."""
+
+    id: bytes
+    order: bytes
+    payload: bytes
+    size: int
+    deadline: float
+    reply: Any = None
+
+    @property
+    def seconds_left(self) -> float:
+        return max(1.0, self.deadline - time.monotonic())
+
+
+class Connection:
+    """One site's attendance at its server.
+
+    Args:
+        place: names and files of the site.
+        worker: answers the orders.
+    """
+
+    def __init__(self, place: Place, worker: Answering) -> None:
+        self._place, self._worker = place, worker
+        self._attended: Attended | None = None
+        self._connected = asyncio.Event()
+        self._waiting: deque[_Task] = deque()
+        self._current: _Task | None = None
+        self._arrived = asyncio.Event()
+        self._taken = asyncio.Event()
+        self._turns: asyncio.Queue[Any] = asyncio.Queue()
+        self._writing = asyncio.Lock()
+        self._pause = 0.0
+        self._last_problem = ""
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the server has welcomed this site and the stream is open."""
+        return self._connected.is_set()
+
+    async def run(self) -> None:
+        """Attend until cancelled.
+
+        Raises:
+            ConnectionRefused: the coordinator has revoked this site's key, which no waiting mends.
+        """
+        answering = asyncio.get_running_loop().create_task(self._answer_all())
+        try:
+            while True:
+                try:
+                    await self._attend_once()
+                except (ConnectionRefused, NotWelcome, ConfigError) as error:
+                    if getattr(error, "reason", "") == REVOKED:
+                        raise ConnectionRefused(str(error)) from error
+                    await self._wait(error)
+        finally:
+            answering.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await answering
+            await self._close()
+
+    async def _wait(self, error: Exception) -> None:
+        """Say why there is no connection, once while it stays the same, and wait: longer each time, never the same."""
+        if str(error) != self._last_problem:
+            log.warning("%s; trying again until it works", error)
+        self._last_problem = str(error)
+        reason = getattr(error, "reason", "")
+        self._pause = min(max(1.0, 2 * self._pause), MAX_WAIT_SECONDS)
+        pause = REPLACED_SECONDS if reason == REPLACED else self._pause
+        if reason == EXPIRED and self._is_certificate_new():
+            pause = 0.0
+        await asyncio.sleep(random.uniform(pause / 3, pause))
+
+    async def _attend_once(self) -> None:
+        """Attend until the stream ends.
+
+        Raises:
+            ConnectionRefused, NotWelcome: why it did.
+        """
+        held = [task.id for task in (*self._waiting, self._current) if task is not None]
+        self._attended = await attend(self._place, tasks=held)
+        if self._attended.welcome.site != self._place.name:
+            told = clean(self._attended.welcome.site, 80)
+            await self._close()
+            raise ConnectionRefused(f"the server knows this key as site '{told}', this is site '{self._place.name}'")
+        log.info("site joined name=%s server=%s; it waits for studies", self._place.name, self._place.server)
+        self._pause, self._last_problem = 0.0, ""
+        self._connected.set()
+        renewing = asyncio.get_running_loop().create_task(self._renew())
+        try:
+            if self._current is not None and self._current.reply is not None:
+                await self._send(pb.FromSite(reply=self._current.reply))
+            await self._listen(self._attended)
+        except grpc.aio.AioRpcError as error:
+            raise await explained(self._place, error) from error
+        finally:
+            renewing.cancel()
+            self._connected.clear()
+            await self._close()
+
+    async def _listen(self, attended: Attended) -> None:
+        while (content := await attended.call.read()) is not grpc.aio.EOF:
+            try:
+                self._take(pb.FromServer.FromString(content))
+            except DecodeError as error:
+                raise ConnectionRefused(f"the server at {self._place.server} sends what is no message") from error
+        raise ConnectionRefused(f"the server at {self._place.server} has closed the connection")
+
+    def _take(self, message: Any) -> None:
+        match message.WhichOneof("message"):
+            case "task":
+                self._received(message.task)
+            case "turn":
+                self._turns.put_nowait(message.turn)
+            case "taken":
+                self._forget(message.taken.task)
+            case "withdrawn":
+                self._forget(message.withdrawn.task)
+            case "renewed":
+                self._renewed(message.renewed)
+            case "farewell":
+                reason, text = message.farewell.reason, clean(message.farewell.text)
+                raise NotWelcome(reason, refusal_sentence(self._place, reason) if reason == REVOKED else text)
+
+    def _received(self, task: Any) -> None:
+        known = [held.id for held in (*self._waiting, self._current) if held is not None]
+        if task.id in known:
+            return
+        if len(known) >= MAX_TASKS or task.payload_size > MAX_PAYLOAD_BYTES:
+            log.error("order refused: the server sends too many, or too much")
+            return
+        deadline = time.monotonic() + task.seconds
+        self._waiting.append(_Task(task.id, task.order, task.payload, task.payload_size, deadline))
+        self._arrived.set()
+
+    def _forget(self, identifier: bytes) -> None:
+        if self._current is not None and self._current.id == identifier:
+            self._taken.set()
+        self._waiting = deque(task for task in self._waiting if task.id != identifier)
+
+    # --- orders ---------------------------------------------------------------------------------
+
+    async def _answer_all(self) -> None:
+        """Answer orders one after the other; whatever goes wrong with one, the next is answered."""
+        while True:
+            while not self._waiting:
+                self._arrived.clear()
+                try:
+                    await asyncio.wait_for(self._arrived.wait(), REST_SECONDS)
+                except TimeoutError:
+                    self._worker.rest()
+            task = self._current = self._waiting.popleft()
+            self._taken.clear()
+            try:
+                async with asyncio.timeout(task.seconds_left + 1):
+                    await self._answer(task)
+            except TimeoutError:
+                log.warning("order given up: nobody waits for its reply any more")
+            except Exception:
+                log.exception("order not answered")
+            finally:
+                self._current = None
+                while not self._turns.empty():
+                    self._turns.get_nowait()
+
+    async def _answer(self, task: _Task) -> None:
+        await self._fetch(task)
+        if self._taken.is_set():  # withdrawn meanwhile
+            return
+        try:
+            order = Parcel(task.order, task.payload, task.size)
+            answer = await self._worker.answer(order, seconds=task.seconds_left)
+            reply = pb.Reply(task=task.id, text=answer.content, payload=answer.payload, payload_size=answer.boxed)
+        except WorkerFailed as error:
+            reply = pb.Reply(task=task.id, problem=clean(str(error)))
+        task.reply = reply
+        await self._send(pb.FromSite(reply=reply))
+        while not self._taken.is_set():
+            await self._deliver(task, reply.payload_size)
+
+    async def _send(self, message: Any) -> None:
+        """Send a message if there is a connection; a reply is sent again on the next one."""
+        attended = self._attended
+        if attended is None:
+            return
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            async with self._writing:
+                await attended.call.write(message.SerializeToString())
+
+    async def _fetch(self, task: _Task) -> None:
+        """Fetch the payload of an order into the shared memory, going on where it broke off."""
+        offset = 0
+        while offset < task.size and not self._taken.is_set():
+            await self._connected.wait()
+            attended = self._attended
+            if attended is None:
+                continue
+            request = pb.FetchRequest(task=task.id, offset=offset).SerializeToString()
+            call = attended.channel.unary_stream(f"/{SERVICE}/Fetch")(request)
+            try:
+                while (content := await call.read()) is not grpc.aio.EOF:
+                    data = pb.Piece.FromString(content).data
+                    if offset + len(data) > task.size:
+                        raise ProtocolError("the server sends more than it announced")
+                    self._worker.inbox.write(data, offset)
+                    offset += len(data)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.NOT_FOUND:
+                    self._taken.set()
+                else:
+                    await asyncio.sleep(random.uniform(0.2, 1.0))
+
+    async def _deliver(self, task: _Task, size: int) -> None:
+        """Wait for this reply's turn, or for the server to have it, and send its payload from where the turn says."""
+        taken = asyncio.ensure_future(self._taken.wait())
+        turn = asyncio.ensure_future(self._turns.get())
+        try:
+            await asyncio.wait({taken, turn}, return_when=asyncio.FIRST_COMPLETED)
+            granted = turn.result() if turn.done() else None
+        finally:
+            taken.cancel()
+            turn.cancel()
+        attended = self._attended
+        if granted is None or granted.task != task.id or attended is None:
+            return
+        call = attended.channel.stream_unary(f"/{SERVICE}/Deliver")()
+        offset, identifier = granted.offset, task.id
+        try:
+            while offset < size or identifier:
+                data = self._worker.outbox.read(offset, min(PIECE_BYTES, size - offset))
+                piece = pb.Piece(task=identifier, offset=granted.offset if identifier else 0, data=data)
+                await call.write(piece.SerializeToString())
+                offset, identifier = offset + len(data), b""
+            await call.done_writing()
+            await call
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
+            log.info("reply not delivered yet error=%s", getattr(error, "code", lambda: type(error).__name__)())
+
+    # --- the site's certificate -----------------------------------------------------------------
+
+    async def _renew(self) -> None:
+        """Ask for a new certificate when two thirds of this one's life are over."""
+        while True:
+            try:
+                certificate = read_certificate(self._place.certificate.read_bytes())
+                left = (certificate.ends - datetime.now(UTC)).total_seconds()
+                if left < RENEWAL_PART * (certificate.ends - certificate.x509.not_valid_before_utc).total_seconds():
+                    request = signing_request(read_private_key(self._place.key), name=self._place.name)
+                    await self._send(pb.FromSite(renew=pb.Renew(request=request)))
+            except (ConsiliumError, OSError) as error:
+                log.error("certificate cannot be renewed error=%s", error)
+            await asyncio.sleep(RENEWAL_CHECK_SECONDS)
+
+    def _renewed(self, renewed: Any) -> None:
+        """Keep a new certificate and the authorities that are to be trusted from now on, after a look at both."""
+        try:
+            key = read_private_key(self._place.key).public_key()
+            read_authorities(renewed.authorities)
+            check_site_certificate(
+                renewed.certificate, key=key, name=self._place.name, authorities=renewed.authorities
+            )
+            write_atomically(self._place.authorities, renewed.authorities)
+            write_atomically(self._place.certificate, renewed.certificate)
+        except ConsiliumError as error:
+            log.error("the new certificate is refused error=%s", error)
+            return
+        log.info("certificate renewed until=%s", read_certificate(renewed.certificate).ends.date())
+
+    def _is_certificate_new(self) -> bool:
+        """Return whether the certificate on the disk has not ended: the one of the connection has."""
+        try:
+            return read_certificate(self._place.certificate.read_bytes()).ends > datetime.now(UTC)
+        except (ConsiliumError, OSError):
+            return False
+
+    async def _close(self) -> None:
+        attended, self._attended = self._attended, None
+        if attended is not None:
+            await attended.channel.close()
+

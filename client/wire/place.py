@@ -1,0 +1,50 @@
+"""What the connection of a site has to know: names and files, as plain values that need no other package."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Place:
+    """A site as the process that talks for it sees it.
+
+    Args:
+        server: `host:port`.
+        authorities, certificate, key: files of the certificates that it trusts, of its own, and of its private key.
+        settings: its `site.toml`.
+        log: its event log.
+        metrics: `host:port` of its pages for monitoring; empty for none.
+    """
+
+    name: str
+    server: str
+    authorities: Path
+    certificate: Path
+    key: Path
+    settings: Path
+    log: Path
+    threads: int = 1
+    memory_mb: int | None = None
+    metrics: str = ""
+
+    def to_json(self) -> str:
+        """Return it as text, for the process that is started with it."""
+        return json.dumps(asdict(self), default=str)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Place":
+        """Return what `to_json` made a text of."""
+        values = json.loads(text)
+        paths = {name: Path(values[name]) for name in ("authorities", "certificate", "key", "settings", "log")}
+        return cls(**{**values, **paths})
+
+    @property
+    def host(self) -> str:
+        """The server's name or address, without brackets."""
+        return self.server.rpartition(":")[0].strip("[]")
+
+    @property
+    def port(self) -> int:
+        """The server's port."""
+        return int(self.server.rpartition(":")[2])

@@ -1,0 +1,107 @@
+"""One question to the server, for commands: does it know this site, what time is it there?"""
+
+import asyncio
+import socket
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cryptography import x509
+
+from client.wire.channel import NotWelcome, attend, tls_context
+from client.wire.place import Place
+from common.errors import ConnectionRefused
+from common.text import clean
+from common.wire.limits import CONNECT_SECONDS
+
+if TYPE_CHECKING:
+    from common.config import SiteConfig
+
+
+@dataclass(frozen=True)
+class Greeting:
+    """What a server says to a site that it knows.
+
+    Args:
+        site: the name under which the key was approved.
+        server_time: Unix seconds by the server's clock.
+        authorities: certificates (PEM) that sites are to trust.
+    """
+
+    site: str
+    server_time: float
+    consilium: str
+    authorities: bytes
+
+
+def place_of(config: "SiteConfig", settings: Path = Path("site.toml"), *, metrics: str = "") -> Place:
+    """Return a site's settings as the connection needs them.
+
+    Args:
+        settings: the path of the `site.toml` that they were read from.
+        metrics: `host:port` of the pages for monitoring; empty for none.
+    """
+    return Place(
+        name=config.name,
+        server=config.server,
+        authorities=config.ca_certificate,
+        certificate=config.certificate,
+        key=config.private_key,
+        settings=settings.resolve(),
+        log=config.state_dir / "events.jsonl",
+        threads=config.threads,
+        memory_mb=config.memory_limit_mb,
+        metrics=metrics,
+    )
+
+
+def greet(
+    config: "SiteConfig", *, key: Path | None = None, certificate: Path | None = None, timeout_seconds: float = 30.0
+) -> Greeting:
+    """Ask the server whether it knows this site; the site is not counted as connected.
+
+    Args:
+        key, certificate: others than the site's own, for a key that is to replace it.
+
+    Raises:
+        ConnectionRefused: the server cannot be reached or trusted, or does not know the key; the text says which.
+        ConfigError: a file cannot be read.
+    """
+    config = config.model_copy(
+        update={"private_key": key or config.private_key, "certificate": certificate or config.certificate}
+    )
+
+    async def ask() -> Greeting:
+        attended = await attend(place_of(config), tasks=[], probe=True)
+        await attended.channel.close()
+        welcome = attended.welcome
+        return Greeting(clean(welcome.site, 80), welcome.time, clean(welcome.consilium, 80), welcome.authorities)
+
+    async def bounded() -> Greeting:
+        return await asyncio.wait_for(ask(), timeout_seconds)
+
+    try:
+        return asyncio.run(bounded())
+    except NotWelcome as error:
+        raise ConnectionRefused(str(error)) from error
+    except TimeoutError:
+        raise ConnectionRefused(f"the server at {config.server} does not answer in {timeout_seconds:g} s") from None
+
+
+def server_certificate(config: "SiteConfig") -> x509.Certificate:
+    """Shake hands with the server over TLS and return its certificate, which the site's authorities have signed.
+
+    Raises:
+        ssl.SSLError: the certificate is not trusted, or what answers does not speak TLS.
+        OSError: no connection.
+    """
+    place = place_of(config)
+    with (
+        socket.create_connection((place.host, place.port), timeout=CONNECT_SECONDS) as plain,
+        tls_context(place).wrap_socket(plain, server_hostname=place.host) as secured,
+    ):
+        content = secured.getpeercert(binary_form=True)
+    if content is None:
+        raise ssl.SSLError("the server shows no certificate")
+    return x509.load_der_x509_certificate(content)

@@ -1,0 +1,37 @@
+"""What both ends of the wire agree on: names of the calls, sizes, times."""
+
+WIRE_VERSION = 1
+"""Of the messages in wire.proto; a change that another release could misread raises it."""
+SERVICE = "consilium.wire.v1.Wire"
+
+SMALL_PAYLOAD_BYTES = 2**18
+"""Up to here a payload travels in the message itself; above, by Fetch and Deliver."""
+PIECE_BYTES = 2**20
+"""How much of a large payload one message holds."""
+MAX_TEXT_BYTES = 1_000_000
+MAX_WIRE_BYTES = 1_600_000
+"""The largest message that either side reads: a text, a small payload and what is around them."""
+MAX_PAYLOAD_BYTES = 80 * 10**9
+PEM_BYTES = 65_536
+"""The longest certificate, request or list of authorities that is read."""
+
+HELLO_SECONDS = 10.0
+"""How long a connection may take to say who it is."""
+PROGRESS_SECONDS = 15.0
+PROGRESS_BYTES = 2**16
+"""What a transfer has to move in PROGRESS_SECONDS to go on."""
+PING_SECONDS, PONG_SECONDS = 20.0, 10.0
+"""How often either end asks whether the other is still there, and how long it waits."""
+MAX_WAIT_SECONDS = 15.0
+"""The longest pause of a site before it tries to connect again."""
+CONNECT_SECONDS = 8.0
+
+REVOKED, REPLACED, EXPIRED, VERSION, STOPPING, MISBEHAVED = (
+    "revoked",
+    "replaced",
+    "expired",
+    "version",
+    "stopping",
+    "misbehaved",
+)
+"""Why a server says farewell."""

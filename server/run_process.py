@@ -1,0 +1,74 @@
+"""The process of one run: waits as a spare, is told what to run, runs a ServerApp over the wire, and ends.
+
+It alone holds the study's key, which signs what sites are asked; the process that talks to them does not.
+"""
+
+import importlib
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from common.errors import ConsiliumError
+from common.identity import read_study_key
+from common.processes import end_with_parent
+from server.app import app
+from server.wire.grid import Numbers, Signer, WireGrid
+from server.wire.run_link import RunLink
+
+log = logging.getLogger(__name__)
+
+HOME_VARIABLE = "CONSILIUM_HOME"
+ORDERS = "orders"
+"""File of a run's folder: how far its orders are numbered."""
+
+
+def run_job(link: RunLink, job: dict[str, Any]) -> None:
+    """Run what the server's process asks for.
+
+    Raises:
+        ConsiliumError: what ended the run; its log says the same.
+    """
+    folder = Path(job["folder"])
+    folder.mkdir(parents=True, exist_ok=True)
+    key = read_study_key(Path(os.environ[HOME_VARIABLE]) / "study.key")
+    signer = Signer(job["run"], key, Numbers(folder / ORDERS))
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 0
+    if job["kind"] == "flower":
+        importlib.import_module("server.flower_app").run_app(link, Path(job["payloads"]), signer, job)
+        return
+    grid = WireGrid(link, Path(job["payloads"]), signer)
+    settings = {"study": job["study"], "folder": str(folder), "transport": "grpc", "tls": True}
+    context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=settings)
+    app(grid, context)
+
+
+def main() -> None:
+    """Entry point of `python -m server.run_process SOCKET`; the exit code is that of the error that ended the run."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+    end_with_parent()
+    link = RunLink(socket.socket(fileno=int(sys.argv[1])))
+    code = 0
+    try:
+        run_job(link, json.loads(link.job()))
+    except ConsiliumError as error:
+        code = error.exit_code
+    except Exception:
+        log.exception("run ended unexpectedly")
+        code = ConsiliumError.exit_code
+    logging.shutdown()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""A run's end of the private socket between it and the server's process: ask sites, take answers."""
+
+import select
+import socket
+import time
+from collections import deque
+from collections.abc import Iterable
+
+from common.wire import wire_pb2 as pb
+from common.wire.frames import Frames, framed
+
+_CHUNK_BYTES = 2**20
+ORPHANED = 75
+"""Exit code of a run whose server has ended; it is no code of an error, so the run goes on with the next server."""
+
+
+class RunLink:
+    """Sends tasks and collects answers; for one thread.
+
+    Args:
+        connection: a connected socket whose other end is the server's process.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket, self._frames = connection, Frames()
+        self._socket.setblocking(True)
+        self._online: set[str] = set()
+        self._answers: deque[pb.Answer] = deque()
+        self._jobs: deque[str] = deque()
+
+    def job(self) -> str:
+        """Wait for what is to be run (JSON), for as long as it takes.
+
+        Raises:
+            SystemExit: the server's process has ended, here as everywhere below: nobody is left to work for.
+        """
+        while not self._jobs:
+            self._read(None)
+        return self._jobs.popleft()
+
+    def online(self) -> frozenset[str]:
+        """Return the names of the sites that attend now."""
+        while self._read(0):
+            pass
+        return frozenset(self._online)
+
+    def ask(self, tasks: Iterable[pb.Outgoing]) -> None:
+        """Send tasks to their sites."""
+        self._send(pb.FromRun(ask=pb.Ask(tasks=tasks)))
+
+    def forget(self, tasks: Iterable[bytes]) -> None:
+        """Wait for some tasks no longer."""
+        self._send(pb.FromRun(forget=pb.Forget(tasks=tasks)))
+
+    def answers(self, seconds: float) -> list[pb.Answer]:
+        """Return the answers that have come; wait up to `seconds` for the first."""
+        deadline = time.monotonic() + seconds
+        while self._read(0):
+            pass
+        while not self._answers and (left := deadline - time.monotonic()) > 0:
+            self._read(left)
+        found = list(self._answers)
+        self._answers.clear()
+        return found
+
+    def _send(self, message: pb.FromRun) -> None:
+        try:
+            self._socket.sendall(framed(message.SerializeToString()))
+        except OSError as error:
+            raise SystemExit(ORPHANED) from error
+
+    def _read(self, seconds: float | None) -> bool:
+        """Take in what has arrived, waiting up to `seconds` for it; return whether there was something."""
+        readable, _, _ = select.select([self._socket], [], [], seconds)
+        if not readable:
+            return False
+        try:
+            content = self._socket.recv(_CHUNK_BYTES)
+        except OSError as error:
+            raise SystemExit(ORPHANED) from error
+        if not content:
+            raise SystemExit(ORPHANED)
+        for frame in self._frames.feed(content):
+            self._take(pb.ToRun.FromString(frame))
+        return True
+
+    def _take(self, message: pb.ToRun) -> None:
+        match message.WhichOneof("message"):
+            case "job":
+                self._jobs.append(message.job)
+            case "came":
+                self._online.update(message.came.names)
+            case "left":
+                self._online.difference_update(message.left.names)
+            case "answer":
+                self._answers.append(message.answer)

@@ -1,0 +1,300 @@
+"""The runs of a server: each a process of its own, started, followed, stopped, and started again from its checkpoint.
+
+A process that has imported everything waits as a spare, so that a study begins in a moment. What runs is noted in
+`runs.json`: a run that was cut off by the end of the server, or whose process died, goes on by itself.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from common.errors import EXIT_CODES, ConfigError, StateError
+from common.events import EventLog
+from common.files import write_atomically
+from server.wire.run_port import RunPort
+from server.wire.service import Wire
+
+log = logging.getLogger(__name__)
+
+SPARE_SECONDS = 2.0
+"""How long after a run has begun another spare process is started."""
+MAX_DEATHS = 3
+"""How often in a row a run's process may die without a new checkpoint before the run counts as failed."""
+KEPT_ENDED = 200
+"""How many runs that have ended are listed."""
+STOP_SECONDS = 8.0
+RUNNING, FINISHED, FAILED, STOPPED = "running", "finished", "failed", "stopped"
+
+
+@dataclass(frozen=True)
+class RunEntry:
+    """One run as `runs.json` has it.
+
+    Args:
+        name: of the run, and of its folder.
+        title: the study's name, or the app's.
+        job: what `server.run_process` is told.
+        since: Unix seconds.
+        deaths: how often its process died since the last checkpoint.
+    """
+
+    name: str
+    title: str
+    job: dict[str, Any]
+    state: str = RUNNING
+    since: float = field(default_factory=time.time)
+    ended: float | None = None
+    deaths: int = 0
+    detail: str = ""
+
+    @property
+    def folder(self) -> Path:
+        """Where the run writes."""
+        return Path(self.job["folder"])
+
+
+@dataclass(eq=False)
+class _Child:
+    """A process with its socket."""
+
+    process: "subprocess.Popen[bytes]"
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+
+class Runs:
+    """Keeps the runs of one server going.
+
+    Args:
+        file: `runs.json`.
+        payloads: the folder in which each run has one for its payloads.
+        environment: of the runs' processes.
+    """
+
+    def __init__(
+        self, wire: Wire, *, file: Path, payloads: Path, journal: Path, environment: Mapping[str, str]
+    ) -> None:
+        self._wire, self._file, self._payloads, self._journal = wire, file, payloads, journal
+        self._environment = environment
+        self._entries = _load(file)
+        self._followed: dict[str, asyncio.Task[None]] = {}
+        self._children: dict[str, _Child] = {}
+        self._spare: asyncio.Task[_Child] | None = None
+        self._closing = False
+
+    def resume(self) -> None:
+        """Start again what was running when the server ended, and a spare process."""
+        shutil.rmtree(self._payloads, ignore_errors=True)
+        self._payloads.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for entry in list(self._entries.values()):
+            if entry.state == RUNNING:
+                log.info("run goes on name=%s", entry.name)
+                self._follow(entry)
+        self._prepare_spare()
+
+    def submit(self, job: Mapping[str, Any], *, title: str) -> str:
+        """Start a run and return its name.
+
+        Raises:
+            ConfigError: a run of this name is going on.
+        """
+        name = Path(job["folder"]).name
+        before = self._entries.get(name)
+        if before is not None and before.state == RUNNING:
+            raise ConfigError(f"run '{name}' is going on already; 'consilium stop {name}' ends it")
+        self._note(RunEntry(name, title, dict(job)))
+        self._follow(self._entries[name])
+        return name
+
+    def entries(self) -> list[RunEntry]:
+        """Return all runs that are known, the newest last."""
+        return sorted(self._entries.values(), key=lambda entry: entry.since)
+
+    async def stop(self, name: str) -> None:
+        """End a run for good.
+
+        Raises:
+            ConfigError: there is no such run, or it has ended.
+        """
+        entry = self._entries.get(name)
+        if entry is None or entry.state != RUNNING:
+            raise ConfigError(f"there is no run '{name}' going on; 'consilium runs' lists them")
+        self._note(replace(entry, state=STOPPED, ended=time.time()))
+        with contextlib.suppress(StateError):
+            EventLog(entry.folder / "events.jsonl").log("stopped")
+            EventLog(self._journal, {"study": entry.title, "run": name}).log("stopped")
+        if (child := self._children.get(name)) is not None:
+            await _end(child.process)
+
+    async def close(self) -> None:
+        """End all processes; what was running goes on when the server is started again."""
+        self._closing = True
+        children = list(self._children.values())
+        if self._spare is not None:
+            self._spare.cancel()
+            with contextlib.suppress(asyncio.CancelledError, OSError):
+                children.append(await self._spare)
+        await asyncio.gather(*(_end(child.process) for child in children))
+        for task in list(self._followed.values()):
+            task.cancel()
+
+    # --- one run --------------------------------------------------------------------------------
+
+    def _follow(self, entry: RunEntry) -> None:
+        task = asyncio.get_running_loop().create_task(self._run(entry), name=f"run {entry.name}")
+        self._followed[entry.name] = task
+        task.add_done_callback(lambda done: self._followed.pop(entry.name, None) and _complain(done))
+
+    async def _run(self, entry: RunEntry) -> None:
+        """Have a process run it, and another when that one dies, until it has ended."""
+        while not self._closing:
+            before = _progress(entry.folder)
+            code = await self._once(entry)
+            current = self._entries[entry.name]
+            if self._closing or current.state != RUNNING:
+                return
+            if code == 0 or code in EXIT_CODES.values():
+                state = FINISHED if code == 0 else FAILED
+                self._note(replace(current, state=state, ended=time.time()))
+                return
+            deaths = 1 if _progress(entry.folder) != before else current.deaths + 1
+            detail = f"its process ended with {_said(code)}"
+            if deaths >= MAX_DEATHS:
+                detail += f", {deaths} times in a row without a new checkpoint"
+                self._fail(current, detail)
+                return
+            log.error("run's process died name=%s with=%s; starting it again", entry.name, _said(code))
+            self._note(replace(current, deaths=deaths, detail=detail))
+            await asyncio.sleep(min(2.0**deaths, 30.0) / 4)
+
+    def _fail(self, entry: RunEntry, detail: str) -> None:
+        self._note(replace(entry, state=FAILED, ended=time.time(), detail=detail))
+        log.error("run failed name=%s detail=%s", entry.name, detail)
+        for events in (
+            EventLog(entry.folder / "events.jsonl"),
+            EventLog(self._journal, {"study": entry.title, "run": entry.name}),
+        ):
+            with contextlib.suppress(StateError):
+                events.log("failed", error="RunFailed", message=detail)
+
+    async def _once(self, entry: RunEntry) -> int:
+        """Have one process run it; return its exit code, negative for the signal that killed it."""
+        folder = self._payloads / entry.name
+        folder.mkdir(mode=0o700, exist_ok=True)
+        child = await self._child()
+        self._children[entry.name] = child
+        port = RunPort(self._wire, folder, child.reader, child.writer)
+        port.start(json.dumps({**entry.job, "payloads": str(folder), "run": entry.name}))
+        asyncio.get_running_loop().call_later(SPARE_SECONDS, self._prepare_spare)
+        try:
+            await port.serve()
+            return await _code(child.process)
+        finally:
+            del self._children[entry.name]
+            shutil.rmtree(folder, ignore_errors=True)
+
+    # --- processes ------------------------------------------------------------------------------
+
+    def _prepare_spare(self) -> None:
+        if self._spare is None and not self._closing:
+            self._spare = asyncio.get_running_loop().create_task(self._spawn(), name="spare")
+
+    async def _child(self) -> _Child:
+        """Return the spare process if it is alive, else a new one."""
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            child = await spare
+            if child.process.poll() is None:
+                return child
+            child.writer.close()
+        return await self._spawn()
+
+    async def _spawn(self) -> _Child:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            command = [sys.executable, "-P", "-m", "server.run_process", str(theirs.fileno())]
+            process = subprocess.Popen(command, env=self._environment, pass_fds=[theirs.fileno()])
+        reader, writer = await asyncio.open_unix_connection(sock=ours)
+        return _Child(process, reader, writer)
+
+    # --- runs.json ------------------------------------------------------------------------------
+
+    def _note(self, entry: RunEntry) -> None:
+        self._entries[entry.name] = entry
+        ended = [known for known in self.entries() if known.state != RUNNING]
+        for old in ended[: max(0, len(ended) - KEPT_ENDED)]:
+            del self._entries[old.name]
+        content = json.dumps([asdict(known) for known in self.entries()], indent=1)
+        write_atomically(self._file, content.encode(), mode=0o600)
+
+
+def _load(file: Path) -> dict[str, RunEntry]:
+    """Return the runs that were noted.
+
+    Raises:
+        StateError: the file is damaged.
+    """
+    if not file.exists():
+        return {}
+    try:
+        entries = [RunEntry(**values) for values in json.loads(file.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError) as error:
+        raise StateError(f"cannot read the runs in '{file}': {error}; move it away to begin without them") from error
+    return {entry.name: entry for entry in entries}
+
+
+def _progress(folder: Path) -> float:
+    """Return a number that changes with every checkpoint."""
+    with contextlib.suppress(OSError):
+        return (folder / "checkpoint.safetensors").stat().st_mtime
+    return 0.0
+
+
+async def _code(process: "subprocess.Popen[bytes]") -> int:
+    """Return the exit code of a process that has closed its socket; one that stays nevertheless is killed."""
+    deadline = time.monotonic() + STOP_SECONDS
+    while (code := process.poll()) is None:
+        if time.monotonic() > deadline:
+            process.kill()
+        await asyncio.sleep(0.005)
+    return code
+
+
+async def _end(process: "subprocess.Popen[bytes]") -> None:
+    if process.poll() is None:
+        with contextlib.suppress(OSError):
+            process.send_signal(signal.SIGTERM)
+    await _code(process)
+
+
+def _said(code: int) -> str:
+    return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
+
+
+def _complain(done: "asyncio.Task[None]") -> None:
+    if not done.cancelled() and (error := done.exception()) is not None:
+        log.error("a run could not be followed error=%s: %s", type(error).__name__, error)
+
+
+def run_environment(journal: Path, home: Path) -> dict[str, str]:
+    """Return the environment of the runs' processes."""
+    return {
+        **os.environ,
+        "CONSILIUM_JOURNAL": str(journal.resolve()),
+        "CONSILIUM_HOME": str(home.resolve()),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+    }

@@ -1,0 +1,375 @@
+"""The server's end of the wire: who attends, plans down, replies up, large payloads both ways.
+
+Everything here runs in one asyncio loop. A site is who its certificate says; no message names its sender. What a
+site sends is looked at only if it answers a task of its own, and never unpacked here: that is the run's work.
+"""
+
+import asyncio
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from common import __version__
+from common.errors import ConsiliumError, StateError
+from common.text import clean
+from common.wire import wire_pb2 as pb
+from common.wire.limits import (
+    EXPIRED,
+    HELLO_SECONDS,
+    MAX_TEXT_BYTES,
+    PIECE_BYTES,
+    PROGRESS_BYTES,
+    PROGRESS_SECONDS,
+    REVOKED,
+    SERVICE,
+    SMALL_PAYLOAD_BYTES,
+    STOPPING,
+    VERSION,
+    WIRE_VERSION,
+)
+from common.identity import read_certificate
+from server.wire.registry import Registry
+from server.wire.streams import Peer, Stream, Streams
+from server.wire.tasks import Offer, Task, Tasks, drop_incoming, prepare_incoming
+from server.wire.turns import Turns
+
+log = logging.getLogger(__name__)
+
+CALLS_PER_SITE = 6
+"""How many calls of one site may be open at once: its stream, one that takes its place, transfers."""
+DOWNLOADS = 8
+"""How many payloads are read from disk and sent at a time."""
+RESERVE_BYTES = 200 * 10**6
+"""Disk space that no payload may take."""
+SWEEP_SECONDS = 5.0
+
+T = TypeVar("T")
+
+
+class Wire:
+    """The service `consilium.wire.v1.Wire`.
+
+    Args:
+        authorities: returns the certificates (PEM) that sites are to trust.
+    """
+
+    def __init__(self, registry: Registry, *, authorities: Callable[[], bytes]) -> None:
+        self._registry, self._authorities = registry, authorities
+        self.streams, self.tasks = Streams(), Tasks()
+        self.turns = Turns(self._grant, self._give_up)
+        self._calls: Counter[str] = Counter()
+        self._downloads = asyncio.Semaphore(DOWNLOADS)
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """Return what a `grpc.aio` server needs; messages are bytes, so that what is malformed is ours to judge."""
+        return grpc.method_handlers_generic_handler(
+            SERVICE,
+            {
+                "Attend": grpc.stream_stream_rpc_method_handler(self.attend),
+                "Fetch": grpc.unary_stream_rpc_method_handler(self.fetch),
+                "Deliver": grpc.stream_unary_rpc_method_handler(self.deliver),
+            },
+        )
+
+    # --- what runs ask --------------------------------------------------------------------------
+
+    def ask(self, tasks: Iterable[Task]) -> None:
+        """Send tasks to their sites, or keep them until their sites attend."""
+        for task in tasks:
+            self.tasks.add(task)
+            if (stream := self.streams.get(task.site)) is not None:
+                _send_task(stream, task)
+
+    def forget(self, tasks: Iterable[Task]) -> None:
+        """Withdraw tasks for whose replies nobody waits any more."""
+        for task in list(tasks):
+            self._close(task)
+            drop_incoming([task])
+            if (stream := self.streams.get(task.site)) is not None:
+                stream.send(pb.FromServer(withdrawn=pb.Withdrawn(task=task.id)))
+
+    def dismiss(self, fingerprints: Iterable[str], *, reason: str, text: str) -> None:
+        """Close the streams of some keys at once."""
+        keys = set(fingerprints)
+        for stream in self.streams:
+            if stream.peer.fingerprint in keys:
+                stream.close(reason, text)
+
+    def spread_authorities(self) -> None:
+        """Tell all that attend which authorities to trust from now on, and give each a certificate of the newest."""
+        for stream in self.streams:
+            self._certify(stream)
+
+    async def sweep(self) -> None:
+        """Close streams whose certificate has ended, and drop tasks that are too late, until cancelled."""
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            now = time.time()
+            for stream in self.streams:
+                if stream.peer.ends < now:
+                    stream.close(EXPIRED, "this site's certificate has ended; connect with a newer one")
+            self.forget(self.tasks.late())
+
+    async def stop(self) -> None:
+        """Say farewell to all."""
+        streams = list(self.streams)
+        for stream in streams:
+            stream.close(STOPPING, "the server stops")
+        await asyncio.wait([stream.handler for stream in streams], timeout=3) if streams else None
+
+    # --- Attend ---------------------------------------------------------------------------------
+
+    async def attend(self, _: AsyncIterator[bytes], context: Any) -> None:
+        """Serve one site's stream for as long as it lasts."""
+        async with self._call(context) as peer:
+            hello = _parsed(pb.FromSite, await _within(HELLO_SECONDS, context.read(), context)).hello
+            if hello.protocol != WIRE_VERSION:
+                text = (
+                    f"the server speaks version {WIRE_VERSION} of the wire (consilium {__version__}), this site "
+                    f"{hello.protocol}: install the same release of consilium on both sides"
+                )
+                await context.write(pb.FromServer(farewell=pb.Farewell(reason=VERSION, text=text)).SerializeToString())
+                return
+            await context.write(pb.FromServer(welcome=self._welcome(peer)).SerializeToString())
+            if hello.probe:
+                return
+            handler = asyncio.current_task()
+            assert handler is not None
+            stream = Stream(peer, context, handler)
+            self.streams.open(stream)
+            try:
+                self._take_up(stream, set(hello.tasks))
+                await self._listen(stream)
+            except asyncio.CancelledError:
+                if stream.farewell is None:  # the connection broke
+                    raise
+                handler.uncancel()
+            finally:
+                self.streams.ended(stream)
+                self._registry.seen(peer.site, time.time())
+            await stream.say_farewell()
+
+    def _welcome(self, peer: Peer) -> pb.Welcome:
+        return pb.Welcome(site=peer.site, time=time.time(), consilium=__version__, authorities=self._authorities())
+
+    def _take_up(self, stream: Stream, in_hand: set[bytes]) -> None:
+        """Send what the site does not have, and withdraw what nobody waits for any more."""
+        for task in self.tasks.at(stream.peer.site):
+            if task.id not in in_hand:
+                task.offer, task.received = None, 0
+                self.turns.forget(task)
+                _send_task(stream, task)
+            in_hand.discard(task.id)
+        for identifier in in_hand:
+            stream.send(pb.FromServer(withdrawn=pb.Withdrawn(task=identifier)))
+
+    async def _listen(self, stream: Stream) -> None:
+        while (content := await stream.context.read()) is not grpc.aio.EOF:
+            try:
+                message = pb.FromSite.FromString(content)
+            except DecodeError:
+                stream.strike("a message that cannot be read")
+                continue
+            match message.WhichOneof("message"):
+                case "reply":
+                    self._reply(stream, message.reply)
+                case "renew":
+                    self._renew(stream, message.renew)
+                case _:
+                    stream.strike("a message that is of no use here")
+
+    def _reply(self, stream: Stream, reply: pb.Reply) -> None:
+        task = self.tasks.of(reply.task, site=stream.peer.site)
+        if task is None:
+            if self.tasks.belongs_to_another(reply.task, site=stream.peer.site):
+                stream.strike("a reply for another site")
+            stream.send(pb.FromServer(taken=pb.Taken(task=reply.task[:64])))
+            return
+        size, who = reply.payload_size, f"site '{task.site}'"
+        if reply.problem:
+            self._answered(task, problem="crash", detail=f"{who} failed: {clean(reply.problem)}")
+        elif len(reply.text) > MAX_TEXT_BYTES or len(reply.payload) > SMALL_PAYLOAD_BYTES:
+            self._answered(task, problem="protocol", detail=f"{who} sent a reply that is too long")
+        elif max(size, len(reply.payload)) > task.most_bytes:
+            sizes = f"{max(size, len(reply.payload))} bytes, expected at most {task.most_bytes}"
+            self._answered(task, problem="protocol", detail=f"{who} announced a payload of {sizes}")
+        elif not size:
+            self._answered(task, text=reply.text, payload=reply.payload)
+        else:
+            self._offered(task, Offer(reply.text, size))
+
+    def _offered(self, task: Task, offer: Offer) -> None:
+        """Put a large payload into the queue of those that wait for their turn."""
+        if task.offer != offer:
+            try:
+                prepare_incoming(task, offer.size, reserve_bytes=RESERVE_BYTES)
+            except StateError as error:
+                self._answered(task, problem="protocol", detail=f"site '{task.site}': {error}")
+                return
+            task.offer, task.received = offer, 0
+        self.turns.ask(task)
+
+    def _answered(
+        self, task: Task, *, problem: str = "", detail: str = "", text: bytes = b"", payload: bytes = b""
+    ) -> None:
+        self._close(task)
+        if problem:
+            drop_incoming([task])
+        task.run.answer(task, problem=problem, detail=detail, text=text, payload=payload)
+        if (stream := self.streams.get(task.site)) is not None:
+            stream.send(pb.FromServer(taken=pb.Taken(task=task.id)))
+
+    def _close(self, task: Task) -> None:
+        self.tasks.remove(task)
+        self.turns.forget(task)
+
+    def _renew(self, stream: Stream, renew: pb.Renew) -> None:
+        try:
+            certificate = self._registry.renew(stream.peer.fingerprint, renew.request)
+        except ConsiliumError as error:
+            stream.strike(f"a request for a certificate that is refused: {clean(str(error))}")
+            return
+        log.info("certificate renewed site=%s", stream.peer.site)
+        stream.send(pb.FromServer(renewed=pb.Renewed(certificate=certificate, authorities=self._authorities())))
+
+    def _certify(self, stream: Stream) -> None:
+        certificate = self._registry.reissue(stream.peer.fingerprint)
+        stream.send(pb.FromServer(renewed=pb.Renewed(certificate=certificate, authorities=self._authorities())))
+
+    # --- large payloads -------------------------------------------------------------------------
+
+    def _grant(self, task: Task) -> bool:
+        stream = self.streams.get(task.site)
+        if stream is not None:
+            stream.send(pb.FromServer(turn=pb.Turn(task=task.id, offset=task.received)))
+        return stream is not None
+
+    def _give_up(self, task: Task) -> None:
+        detail = f"site '{task.site}' had its turn to send {task.lost_turns} times and sent nothing"
+        self._answered(task, problem="protocol", detail=detail)
+
+    async def fetch(self, request: bytes, context: Any) -> None:
+        """Send the payload of a task, from an offset on."""
+        async with self._call(context) as peer:
+            wanted = _parsed(pb.FetchRequest, request)
+            task = self.tasks.of(wanted.task, site=peer.site)
+            if task is None or task.outgoing is None or wanted.offset > task.size:
+                await context.abort(grpc.StatusCode.NOT_FOUND, "there is no such payload for this site")
+                return
+            async with self._downloads:
+                began, offset = time.monotonic(), wanted.offset
+                with task.outgoing.open("rb", buffering=0) as file:
+                    while offset < task.size:
+                        data = os.pread(file.fileno(), PIECE_BYTES, offset)
+                        if not data:
+                            break
+                        piece = pb.Piece(data=data).SerializeToString()
+                        await _within(PROGRESS_SECONDS * len(data) / PROGRESS_BYTES, context.write(piece), context)
+                        offset += len(data)
+                task.busy += time.monotonic() - began
+
+    async def deliver(self, _: AsyncIterator[bytes], context: Any) -> bytes:
+        """Take the payload of a reply in, whose turn it is."""
+        async with self._call(context) as peer:
+            first = _parsed(pb.Piece, await _within(PROGRESS_SECONDS, context.read(), context))
+            task = self.tasks.of(first.task, site=peer.site)
+            if task is None or task.offer is None or first.offset != task.received or not self.turns.begin(task):
+                await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "it is not the turn of this payload")
+                return b""
+            before, began = task.received, time.monotonic()
+            try:
+                await self._receive(task, task.offer, first, context)
+            finally:
+                task.busy += time.monotonic() - began
+                if self.tasks.of(task.id, site=task.site) is task:  # not answered and not withdrawn meanwhile
+                    self.turns.end(task, moved=task.received >= before + min(PROGRESS_BYTES, task.offer.size))
+            return pb.Delivered(size=task.received).SerializeToString()
+
+    async def _receive(self, task: Task, offer: Offer, first: pb.Piece, context: Any) -> None:
+        """Write pieces to the task's file until the payload is whole, too long, or the site is too slow."""
+        piece, moved, deadline = first, 0, time.monotonic() + PROGRESS_SECONDS
+        with task.incoming.open("r+b", buffering=0) as file:
+            while True:
+                if len(piece.data) > PIECE_BYTES or task.received + len(piece.data) > offer.size:
+                    detail = f"site '{task.site}' sent more than the {offer.size} bytes it announced"
+                    self._answered(task, problem="protocol", detail=detail)
+                    await context.abort(grpc.StatusCode.OUT_OF_RANGE, detail)
+                os.pwrite(file.fileno(), piece.data, task.received)
+                task.received += len(piece.data)
+                moved += len(piece.data)
+                if task.received == offer.size:
+                    self._answered(task, text=offer.text)
+                    return
+                if moved >= PROGRESS_BYTES:
+                    moved, deadline = 0, time.monotonic() + PROGRESS_SECONDS
+                content = await _within(max(0.0, deadline - time.monotonic()), context.read(), context)
+                piece = _parsed(pb.Piece, content)
+                if self.tasks.of(task.id, site=task.site) is not task:
+                    await context.abort(grpc.StatusCode.NOT_FOUND, "nobody waits for this payload any more")
+
+    # --- who calls ------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _call(self, context: Any) -> AsyncIterator[Peer]:
+        """Identify the caller by its certificate; refuse strangers, revoked keys and too many calls."""
+        try:
+            pem = context.auth_context()["x509_pem_cert"][0]
+            certificate = read_certificate(pem)
+            fingerprint, ends = certificate.fingerprint, certificate.ends.timestamp()
+        except (KeyError, IndexError, ValueError, ConsiliumError):
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "this connection has no usable certificate")
+            raise
+        site = self._registry.name_of(fingerprint)
+        if site is None or ends < time.time():
+            reason = EXPIRED if site is not None else REVOKED if self._registry.is_revoked(fingerprint) else "unknown"
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, reason)
+            raise StateError(reason)
+        if self._calls[site] >= CALLS_PER_SITE:
+            log.warning("site has too many open calls site=%s", site)
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "this site has too many open calls")
+        self._calls[site] += 1
+        try:
+            yield Peer(site, fingerprint, ends)
+        except (DecodeError, TimeoutError) as error:
+            log.warning("call ended site=%s error=%s", site, type(error).__name__)
+            code = grpc.StatusCode.DEADLINE_EXCEEDED if isinstance(error, TimeoutError) else None
+            await context.abort(code or grpc.StatusCode.INVALID_ARGUMENT, "the call made no progress or no sense")
+        finally:
+            self._calls[site] -= 1
+            if not self._calls[site]:
+                del self._calls[site]
+
+
+def _send_task(stream: Stream, task: Task) -> None:
+    size = task.size if task.outgoing is not None else 0
+    content = pb.Task(id=task.id, order=task.order, payload=task.payload, payload_size=size, seconds=task.seconds_left)
+    stream.send(pb.FromServer(task=content))
+
+
+async def _within(seconds: float, waiting: Awaitable[T], context: Any) -> T:
+    """Wait for a read or a write of a call, but no longer than that.
+
+    Raises:
+        TimeoutError: it took longer.
+        DecodeError: the other end has nothing more to say.
+    """
+    result = await asyncio.wait_for(waiting, seconds)
+    if result is grpc.aio.EOF:
+        raise DecodeError("the call ended early")
+    return result
+
+
+def _parsed(kind: Any, content: Any) -> Any:
+    """Return a message of this kind.
+
+    Raises:
+        DecodeError: it is none.
+    """
+    return kind.FromString(content)

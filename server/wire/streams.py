@@ -1,0 +1,143 @@
+"""The open streams of the sites that attend: one per site, each with what is still to be sent on it."""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from common.wire import wire_pb2 as pb
+from common.wire.limits import PROGRESS_SECONDS
+
+log = logging.getLogger(__name__)
+
+MAX_STRIKES = 20
+"""How often a site may send what makes no sense before its stream is closed."""
+FAREWELL_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Who is at the other end of a connection, by its certificate.
+
+    Args:
+        fingerprint: of the certificate's key.
+        ends: when the certificate ends, Unix seconds.
+    """
+
+    site: str
+    fingerprint: str
+    ends: float
+
+
+@dataclass(eq=False)
+class Stream:
+    """One site's open stream; messages are sent in order, without waiting for the site.
+
+    Args:
+        handler: the asyncio task that reads from it.
+    """
+
+    peer: Peer
+    context: Any
+    handler: "asyncio.Task[Any]"
+    since: float = field(default_factory=time.time)
+    strikes: int = 0
+    farewell: pb.Farewell | None = None
+    _outgoing: deque[pb.FromServer] = field(default_factory=deque)
+    _writer: "asyncio.Task[None] | None" = None
+
+    def send(self, message: pb.FromServer) -> None:
+        """Send a message after those before it."""
+        self._outgoing.append(message)
+        if self._writer is None:
+            self._writer = asyncio.get_running_loop().create_task(self._write())
+
+    async def _write(self) -> None:
+        try:
+            while self._outgoing:
+                content = self._outgoing.popleft().SerializeToString()
+                await asyncio.wait_for(self.context.write(content), PROGRESS_SECONDS + len(content) / 1000)
+        except TimeoutError:
+            log.warning("site does not read what it is sent site=%s; closing its stream", self.peer.site)
+            self.handler.cancel()
+        except Exception as error:  # the connection has ended; the handler sees it too
+            log.debug("stream ended site=%s error=%s", self.peer.site, error)
+        finally:
+            self._writer = None
+
+    def strike(self, what: str) -> None:
+        """Note that the site sent something that it should not; too many end the stream."""
+        self.strikes += 1
+        log.warning("site misbehaves site=%s what=%s times=%d", self.peer.site, what, self.strikes)
+        if self.strikes >= MAX_STRIKES:
+            self.close("misbehaved", "this site sent too many messages that make no sense")
+
+    def close(self, reason: str, text: str) -> None:
+        """End the stream with a last message."""
+        if self.farewell is None:
+            self.farewell = pb.Farewell(reason=reason, text=text)
+            self.handler.cancel()
+
+    async def say_farewell(self) -> None:
+        """Send the last message, if the other end still reads."""
+        if self.farewell is None:
+            return
+        if self._writer is not None:
+            self._writer.cancel()
+        try:
+            content = pb.FromServer(farewell=self.farewell).SerializeToString()
+            await asyncio.wait_for(self.context.write(content), FAREWELL_SECONDS)
+        except Exception as error:
+            log.debug("no farewell site=%s error=%s", self.peer.site, error)
+
+
+class Streams:
+    """The streams by site; whoever wants to know is told who came and who left."""
+
+    def __init__(self) -> None:
+        self._by_site: dict[str, Stream] = {}
+        self._watchers: list[Callable[[str, bool], None]] = []
+
+    def __iter__(self) -> Iterator[Stream]:
+        return iter(list(self._by_site.values()))
+
+    def __len__(self) -> int:
+        return len(self._by_site)
+
+    def get(self, site: str) -> Stream | None:
+        """Return a site's stream, if it attends."""
+        return self._by_site.get(site)
+
+    def names(self) -> list[str]:
+        """Return who attends."""
+        return list(self._by_site)
+
+    def watch(self, watcher: Callable[[str, bool], None]) -> None:
+        """Have `watcher(site, is_here)` called whenever a site comes or leaves."""
+        self._watchers.append(watcher)
+
+    def unwatch(self, watcher: Callable[[str, bool], None]) -> None:
+        """Stop calling a watcher."""
+        self._watchers.remove(watcher)
+
+    def open(self, stream: Stream) -> None:
+        """Take a stream in; an earlier one of the same site is closed, for its end may be long gone."""
+        before = self._by_site.get(stream.peer.site)
+        self._by_site[stream.peer.site] = stream
+        if before is not None:
+            before.close("replaced", "another connection with this site's key has taken its place")
+        else:
+            self._tell(stream.peer.site, True)
+
+    def ended(self, stream: Stream) -> None:
+        """Take a stream out, unless another has taken its place."""
+        if self._by_site.get(stream.peer.site) is stream:
+            del self._by_site[stream.peer.site]
+            self._tell(stream.peer.site, False)
+
+    def _tell(self, site: str, is_here: bool) -> None:
+        for watcher in list(self._watchers):
+            watcher(site, is_here)
