@@ -8,7 +8,7 @@ TORCH_ARGS ?=
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check e2e bench heart image
+.PHONY: help setup demo test check e2e bench heart image wire
 
 help: ## list the commands
 	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -48,7 +48,12 @@ image: ## the images of server and client
 bench: $(INSTALLED) ## speed of ours beside stock flwr; writes benchmarks/results/speed.csv (20 minutes)
 	$(BIN)/python benchmarks/speed.py
 
+# Makes what is committed beside the .proto; tests/test_wire_generated.py holds the two together.
+wire: $(INSTALLED)
+	$(BIN)/python -m grpc_tools.protoc --proto_path=. --python_out=. --pyi_out=. common/wire/wire.proto
+
+# Heart disease in FLamby's protocol, five seeds: make heart DATA=DIR
 # DATA: a folder with the four processed.*.data files of UCI Heart Disease.
 DATA ?= .
-heart: $(INSTALLED) ## heart disease in FLamby's protocol, five seeds: make heart DATA=DIR
+heart: $(INSTALLED)
 	$(BIN)/python benchmarks/heart_disease.py --data-dir $(DATA)

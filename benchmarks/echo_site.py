@@ -1,107 +1,121 @@
-"""A site that computes nothing: it sends every update's worth of bytes back. For measuring transport and server alone.
+"""Sites that compute nothing: they send every update's worth of bytes back. For measuring transport and server alone.
 
     python benchmarks/echo_site.py SITE_TOML MEGABYTES
 
-The process that talks to the server is the real one (`client/node.py`); in place of the worker with torch, this file
-answers the plans: weights of so many megabytes in arrays of 4 MB, and as the update what came.
+The connection is the real one (`client/wire/connection.py`), and every order is checked as a real worker does: its
+signature, and the digest of its payload. In place of a worker with torch this file answers the plans: weights of so
+many megabytes in arrays of 4 MB, and as the update what came.
 """
 
-import os
+import asyncio
+import contextlib
+import hashlib
+import json
+import signal
 import sys
-from multiprocessing.connection import Connection
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import common
-from client import supervisor
-from client.box import Box
-from client.node import start_site
-from client.supervisor import ANSWER, Parcel, receive, send
+from client.process.shared_memory import Box
+from client.process.supervisor import Parcel
+from client.wire.connection import Connection
+from client.wire.probe import place_of
 from common.codecs import Identity
-from common.protocol import (
-    DataCard,
-    FinishPlan,
-    FinishReply,
-    HandshakePlan,
-    HandshakeReply,
-    InitialWeightsPlan,
-    InitialWeightsReply,
-    Plan,
-    Reply,
-    RoundPlan,
-    RoundReply,
-    TestCounts,
-    Versions,
-    parse_plan,
-)
+from common.config import load_site
+from common.identity import read_study_public
+from common.protocol import CODEC_VERSION, PROTOCOL_VERSION
 from common.weights import Array, digest
+from common.wire.envelope import open_order
 
-CARD = DataCard(
-    num_examples=100,
-    num_train=60,
-    num_validation=20,
-    num_test=20,
-    num_skipped=0,
-    classes=("no", "yes"),
-    schema_digest="5c4e3a" * 8,
-)
-VERSIONS = Versions(consilium=common.__version__, flwr="1.39.0", torch="none", torchvision="none", python="3.11")
+CARD = {
+    "num_examples": 100,
+    "num_train": 60,
+    "num_validation": 20,
+    "num_test": 20,
+    "num_skipped": 0,
+    "classes": ["no", "yes"],
+    "schema_digest": "5c4e3a" * 8,
+}
+VERSIONS = {
+    "consilium": common.__version__,
+    "flwr": "0.0.0",
+    "torch": "none",
+    "torchvision": "none",
+    "python": "3.11",
+}
+COUNTS = {"num_test": 20, "majority": 11, "local": 15, "global_": 16, "personal": 17, "pairs": [14, 1, 3, 2]}
 
 
 def weights(megabytes: int) -> dict[str, Array]:
-    """Return zeros of that size in all."""
+    """Return zeros of that size in all; of four numbers for 0."""
+    if not megabytes:
+        return {"layer": np.zeros(4, np.float32)}
     return {f"layer{index:04d}": np.zeros((1000, 1000), np.float32) for index in range(max(1, megabytes // 4))}
 
 
-def replied(plan: Plan, megabytes: int) -> tuple[Reply, bytes | None]:
-    """Return the reply to a plan, with the payload if that is not the plan's own."""
-    stamp: dict[str, Any] = {"run": plan.run, "site": plan.site, "pid": os.getpid(), "seconds": 0.0}
-    match plan:
-        case HandshakePlan():
-            seen = digest(weights(megabytes))
-            return HandshakeReply(
-                **stamp, versions=VERSIONS, card=CARD, initial_digest=seen, shared_digest=seen, shared_buffers=()
-            ), None
-        case InitialWeightsPlan():
-            return InitialWeightsReply(**stamp), Identity().encode(weights(megabytes))
-        case RoundPlan():
-            measured = {"global.loss": 0.5, "personal.loss": 0.5}
-            return RoundReply(**stamp, round=plan.round, num_examples=60, metrics=measured), None
-        case FinishPlan():
-            counts = TestCounts(num_test=20, majority=11, local=15, global_=16, personal=17, pairs=(14, 1, 3, 2))
-            return FinishReply(**stamp, round=plan.round, test=counts), None
+@cache
+def _initial(megabytes: int) -> tuple[str, bytes]:
+    arrays = weights(megabytes)
+    return digest(arrays), Identity().encode(arrays)
 
 
-def echo(connection: Connection, inbox: Box, outbox: Box, megabytes: int) -> None:
-    """Answer plans until the other end is closed."""
-    while True:
-        try:
-            asked = receive(connection)
-        except EOFError:
-            return
-        plan = parse_plan(asked.text)
-        reply, content = replied(plan, megabytes)
-        parcel = Parcel(reply.model_dump_json(), asked.payload if isinstance(plan, RoundPlan) else None)
-        if content is None and isinstance(plan, RoundPlan) and asked.boxed:
-            content = bytes(inbox.view(asked.boxed))
-        if content is not None:
-            outbox.write(content)
-            parcel = Parcel(parcel.text, boxed=len(content))
-        connection.send_bytes(ANSWER)
-        send(connection, parcel)
+class Echo:
+    """Answers orders in the process that talks.
+
+    Args:
+        box: where payloads lie; the update is what came, so one is enough.
+        check: verify signature and payload of every order.
+    """
+
+    def __init__(self, box: Box, megabytes: int, *, study_key: Any, site: str) -> None:
+        self.inbox = self.outbox = box
+        self._megabytes, self._key, self._site = megabytes, study_key, site
+
+    def rest(self) -> None:
+        """Keep everything."""
+
+    async def answer(self, order: Parcel, *, seconds: float) -> Parcel:
+        """Answer one order."""
+        opened = open_order(order.content, self._key)
+        if order.boxed and hashlib.sha256(self.inbox.view(order.boxed)).digest() != opened.payload_digest:
+            raise RuntimeError("another payload than was signed")
+        plan = json.loads(opened.text)
+        reply = {"protocol": PROTOCOL_VERSION, "codecs": CODEC_VERSION, "kind": plan["kind"], "run": plan["run"]}
+        reply |= {"site": self._site, "pid": 1, "seconds": 0.0}
+        match plan["kind"]:
+            case "handshake":
+                seen = _initial(self._megabytes)[0]
+                reply |= {"versions": VERSIONS, "card": CARD, "initial_digest": seen}
+                return _parcel(reply | {"shared_digest": seen, "shared_buffers": []})
+            case "initial_weights":
+                content = _initial(self._megabytes)[1]
+                if len(content) < 100_000:
+                    return _parcel(reply, payload=content)
+                self.outbox.write(content)
+                return _parcel(reply, boxed=len(content))
+            case "round":
+                metrics = {"global.loss": 0.5, "personal.loss": 0.5}
+                reply |= {"round": plan["round"], "num_examples": 60, "metrics": metrics}
+                return _parcel(reply, payload=order.payload, boxed=order.boxed)
+        return _parcel(reply | {"round": plan["round"], "test": COUNTS})
 
 
-def main() -> None:
-    """Run the site, or as its worker (`--worker MEGABYTES SETTINGS SOCKET INBOX OUTBOX`) answer its plans."""
-    if sys.argv[1] == "--worker":
-        megabytes, numbers = int(sys.argv[2]), [int(number) for number in sys.argv[4:]]
-        echo(Connection(numbers[0]), Box(numbers[1]), Box(numbers[2]), megabytes)
-        return
-    supervisor.COMMAND = (sys.executable, __file__, "--worker", sys.argv[2])  # type: ignore[assignment]
-    start_site(Path(sys.argv[1]))
+def _parcel(reply: dict[str, Any], *, payload: bytes = b"", boxed: int = 0) -> Parcel:
+    return Parcel(json.dumps(reply).encode(), payload, boxed)
+
+
+async def _run(path: Path, megabytes: int) -> None:
+    config = load_site(path)
+    echo = Echo(Box(), megabytes, study_key=read_study_public(config.study_key), site=config.name)
+    attending = asyncio.ensure_future(Connection(place_of(config, path), echo).run())
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, attending.cancel)
+    with contextlib.suppress(asyncio.CancelledError):
+        await attending
 
 
 if __name__ == "__main__":
-    main()
+    asyncio.run(_run(Path(sys.argv[1]), int(sys.argv[2])))

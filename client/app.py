@@ -12,6 +12,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client.flower import pack, plan_of
+from client.flower_app import answer_flower
 from client.site import Site
 from client.site_state import event_log, study_of
 from client.wire.orders import Orders
@@ -74,6 +75,8 @@ def answer_order(path: Path, signed: bytes, payload: Payload | None) -> tuple[st
     except ConsiliumError as error:
         log.error("order refused error=%s message=%s", type(error).__name__, error)
         return _failure(config, NO_RUN, error, began).model_dump_json(), None
+    if order.kind == "flower":
+        return _obey_flower(path, config, orders, order, payload)
     reply, content = _obey(path, config, orders, order, payload)
     return reply.model_dump_json(), content
 
@@ -108,6 +111,17 @@ def _obey(
     except ConsiliumError as error:
         log.error("order refused run=%s number=%d message=%s", order.run, order.number, error)
         return _failure(config, order.run, error, began), None
+
+
+def _obey_flower(
+    path: Path, config: SiteConfig, orders: Orders, order: Order, payload: Payload | None
+) -> tuple[str, bytes | None]:
+    began = time.monotonic()
+    try:
+        return answer_flower(config, path.resolve().parent, order, payload, orders)
+    except ConsiliumError as error:
+        log.error("order refused run=%s number=%d message=%s", order.run, order.number, error)
+        return _failure(config, order.run, error, began).model_dump_json(), None
 
 
 def answer_plan(path: Path, plan: Plan, payload: Payload | None) -> tuple[Reply, bytes | None]:

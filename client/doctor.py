@@ -26,7 +26,8 @@ from client.data import load_data
 from client.models.pretrained import cached_weights, check_weights_file
 from client.provision import BUNDLE, STUDY
 from client.site import versions
-from client.wire.probe import greet, server_certificate, tls_reason
+from client.wire.channel import tls_reason
+from client.wire.probe import greet, server_certificate
 from common.bundle import read_bundle
 from common.config import SiteConfig, StudyConfig, load_site, load_study
 from common.errors import (
@@ -443,7 +444,7 @@ def check_greeting(config: SiteConfig) -> list[Finding]:
         told = fingerprint(read_private_key(config.private_key).public_key())
         fix = f"compare {told} with the coordinator over the phone, and ask whether it is approved or was revoked"
         return [skipped("clock", "needs 'approved'"), failed("approved", str(error), fix, type(error))]
-    clock = _clock(time.time() - greeting.server_time)
+    clock = clock_finding(time.time() - greeting.server_time)
     if greeting.site != config.name:
         fix = f"set name to '{greeting.site}' in site.toml, or ask the coordinator which name was meant"
         text = f"the server knows this key as site '{greeting.site}', here it is '{config.name}'"
@@ -451,7 +452,8 @@ def check_greeting(config: SiteConfig) -> list[Finding]:
     return [clock, passed("approved", f"the server knows the key of site '{config.name}'")]
 
 
-def _clock(ahead_seconds: float) -> Finding:
+def clock_finding(ahead_seconds: float) -> Finding:
+    """Say how far this machine's clock is from the server's."""
     apart = f"{abs(ahead_seconds):.1f} s {'ahead of' if ahead_seconds > 0 else 'behind'} the server's"
     if abs(ahead_seconds) > WRONG_CLOCK_SECONDS:
         text = f"{abs(ahead_seconds) / 86_400:.1f} days {'ahead of' if ahead_seconds > 0 else 'behind'} the server's"

@@ -373,6 +373,7 @@ class SiteConfig(Record):
     share_error_details: bool = False
     test_readings: int = Field(default=1, ge=1, le=1_000)
     metrics_address: str | None = Field(default=None, pattern=r"^[^\s/]+:\d{1,5}$")
+    flower: dict[str, bool | int | float | str] = Field(default_factory=dict)
 
 
 MAX_PROBLEMS = 20

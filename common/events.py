@@ -29,8 +29,12 @@ class EventLog:
     path: Path
     labels: Mapping[str, str] = field(default_factory=dict)
 
-    def log(self, event: str, **fields: Any) -> None:
-        """Append one event; its line is on disk when this returns.
+    def log(self, event: str, *, durable: bool = True, **fields: Any) -> None:
+        """Append one event.
+
+        Args:
+            durable: whether its line is on the disk when this returns, and all lines before it; else it is with the
+                system, and a power cut may lose it.
 
         Raises:
             StateError: the folder is unwritable or the disk is full.
@@ -45,7 +49,8 @@ class EventLog:
                     line = "\n" + line  # a crash cut the last line off; it must not swallow this one
                 file.write(f"{line}\n".encode())
                 file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    os.fsync(file.fileno())
         except OSError as error:
             raise StateError(f"cannot write '{self.path}': {error.strerror or error}") from error
 

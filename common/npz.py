@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ _FAULTS = (
     IndexError,
     OverflowError,
     SyntaxError,
+    TokenError,
     AttributeError,
     MemoryError,
     struct.error,

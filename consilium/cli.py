@@ -14,6 +14,7 @@ from rich.console import Console
 
 import common
 from common.errors import ConfigError, ConsiliumError
+from consilium import cli_flower
 from consilium.cli_data import data_app
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ site_app = typer.Typer(help="For a hospital or device: run the site.", no_args_i
 app.add_typer(server_app, name="server")
 app.add_typer(site_app, name="site")
 app.add_typer(data_app, name="data")
+app.add_typer(cli_flower.flower_app, name="flower")
+site_app.command("approve-app")(cli_flower.approve_app)
 
 Home = Annotated[Path, typer.Option("--home", help="The server's own folder: certificates, database, secrets.")]
 Folder = Annotated[Path, typer.Option("--folder", help="The site's own folder: key, settings, personal models.")]
@@ -140,11 +143,15 @@ def follow(
 
 
 def _follow(folder: Path, home: Path, *, title: str, seen: int) -> None:
+    from consilium.flower import is_app_run
     from consilium.report import print_table
     from consilium.run import follow_run, save_report
     from consilium.view import View
     from server.home import ServerHome
 
+    if is_app_run(folder):
+        cli_flower.follow(folder, home)
+        return
     console = _console()
     try:
         result = follow_run(ServerHome(home), folder, View(console, title=title), seen=seen)
@@ -553,7 +560,7 @@ def main() -> NoReturn:
     for noisy in ("httpx", "flwr", "alembic", "matplotlib", "PIL"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     follow_parent()
-    if sys.argv[1:2] in (["demo"], ["run"], ["follow"]):
+    if sys.argv[1:2] in (["demo"], ["run"], ["follow"], ["flower"]):
         # Also where a shell in the background has told its children to ignore Ctrl-C.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.default_int_handler)

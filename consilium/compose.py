@@ -1,7 +1,7 @@
-"""The steps of the containers of `docker compose up`: prepare once, approve, run the studies, show the page.
+"""The steps of the containers of `docker compose up`: prepare once, run the studies, show the page.
 
 The same hospitals and studies as `consilium demo` (`scenario.py`); each step is a container of its own,
-and what they share are volumes: `/server` (the server's home), `/exchange` (public keys and the plan) and
+and what they share are volumes: `/server` (the server's home with its socket), `/exchange` (the plan), `/runs` and
 one volume per hospital, which only `init` and that hospital ever mount.
 """
 
@@ -19,7 +19,16 @@ from common.config import StudyConfig
 from common.errors import ConfigError
 from common.files import write_atomically
 from common.identity import read_signing_request
-from consilium.scenario import DemoOptions, Plan, certify, make_federation, make_plan, make_sites, run_studies, weights_file
+from consilium.scenario import (
+    DemoOptions,
+    Plan,
+    certify,
+    make_federation,
+    make_plan,
+    make_sites,
+    run_studies,
+    weights_file,
+)
 from consilium.toml import toml_value
 from server.home import ServerHome
 from server.wire.registry import Registry

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from common.config import StudyConfig
 from common.errors import ConnectionRefused, RunFailed, error_named
@@ -71,12 +71,32 @@ def follow_run(home: ServerHome, folder: Path, view: View, *, seen: int = 0) -> 
     """
     records = RunFolder(folder)
     with view:
-        _follow(records, seen, view, home)
+        follow_events(records, seen, view, home)
     result: dict[str, Any] = json.loads(records.result.read_text(encoding="utf-8"))
     return result
 
 
-def _follow(records: RunFolder, seen: int, view: View, home: ServerHome) -> None:
+class Shows(Protocol):
+    """What shows the events of a run."""
+
+    def show(self, event: dict[str, Any]) -> None:
+        """Take in one event."""
+        ...
+
+    def tick(self) -> None:
+        """Be called again and again, events or not."""
+        ...
+
+
+def follow_events(records: RunFolder, seen: int, view: Shows, home: ServerHome) -> None:
+    """Show the events of a run until it ends.
+
+    Args:
+        seen: how many events are passed over.
+
+    Raises:
+        ConsiliumError: what ended the run, or that the server is gone for good.
+    """
     log, asked, unanswered = Follower(records.events), time.monotonic(), 0
     passed_over = seen
     while True:

@@ -1,4 +1,4 @@
-# The server: SuperLink, ServerApp, coordinator's commands and reports. No torch, no data, no secrets.
+# The server: the wire to the sites, the runs, the coordinator's commands and reports. No torch, no data, no secrets.
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS build
@@ -24,7 +24,7 @@ ENV PATH=/opt/consilium/bin:$PATH HOME=/tmp MPLCONFIGDIR=/tmp/matplotlib PYTHONU
     FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
 # The names common, server and client are everyone's: make sure that they are ours, and that torch is not here.
 RUN python3 -c "import common, importlib.util, sys; assert common.__file__.startswith('/opt/consilium/'), common.__file__; \
-    assert importlib.util.find_spec('torch') is None; import server.app, server.control, consilium.compose, consilium.report"
+    assert importlib.util.find_spec('torch') is None; import server.start, server.run_process, consilium.compose, consilium.report"
 USER 10001:10001
 WORKDIR /server
 EXPOSE 9092

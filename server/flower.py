@@ -20,7 +20,7 @@ from server.exchange import NOTHING, Answer
 log = getLogger(__name__)
 
 PAUSE_SECONDS = 0.02
-"""The least time between two requests for replies; a deployed run's own request waits for one."""
+"""The least time between two requests for replies that bring none; a deployed run's own request waits for one."""
 CRASHED, UNUSABLE = 0, 1
 """Codes of a message that tells an error: the site failed, or what it sent cannot be used."""
 _MOST_BYTES = "most_bytes"
@@ -158,13 +158,14 @@ class GridExchange:
         last = False
         while waiting and not last:
             last = time.monotonic() >= deadline
-            asked = time.monotonic()
-            replies = self._grid.pull_messages(list(waiting))  # it is here that the deployed server waits
+            asked, came = time.monotonic(), False
+            replies = self._grid.pull_messages(list(waiting))  # it is here that a deployed run waits
             for message, seconds in _timed(replies):
+                came = True
                 site = waiting.pop(message.metadata.reply_to_message_id, None)
                 if site is not None:
                     yield site, message, seconds
-            if waiting and not last:
+            if waiting and not last and not came:
                 time.sleep(max(0.0, PAUSE_SECONDS - (time.monotonic() - asked)))
 
 

@@ -5,9 +5,8 @@ it would build, and the weights themselves come from one site once all digests a
 """
 
 import logging
-import statistics
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -26,6 +25,7 @@ from common.protocol import (
 )
 from common.text import clean
 from common.weights import Array, Weights, check_finite, digest
+from common.wire.limits import MAX_PAYLOAD_BYTES
 from server.exchange import Answer, Exchange
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,9 @@ def shake_hands(exchange: Exchange, study: StudyConfig, run: str, sites: Collect
         check_told(study, site, reply)
     first = min(replies)
     plan = InitialWeightsPlan(study=study_digest(study.seen_by(first)), run=run, site=first)
-    (answer,) = exchange.ask({first: plan}, payload=None, timeout_seconds=study.round_timeout_seconds)
+    (answer,) = exchange.ask(
+        {first: plan}, payload=None, timeout_seconds=study.round_timeout_seconds, most_bytes=MAX_PAYLOAD_BYTES
+    )
     weights = _initial_weights(answer, replies[first])
     return Agreement(replies, weights, tuple(_warnings(replies)))
 
@@ -225,16 +227,24 @@ def _dwarfing(replies: Mapping[str, HandshakeReply]) -> list[str]:
     Nobody but the site knows how many it has; a person may know how large the hospital is.
     """
     sizes = {site: reply.card.num_train for site, reply in sorted(replies.items())}
+    ordered = sorted(sizes.values())
     warnings = []
     for site, size in sizes.items():
-        others = [other for name, other in sizes.items() if name != site]
-        usual = statistics.median_low(others) if others else size
-        if size > (DWARFS if len(others) > 1 else DWARFS_THE_OTHER) * max(usual, 1):
+        usual = _median_without(ordered, size)
+        if size > (DWARFS if len(ordered) > 2 else DWARFS_THE_OTHER) * max(usual, 1):
             warnings.append(
                 f"site '{site}' announces {size} training examples, the median of the others is {usual}: where sites "
                 "count by size, hardly any other counts; ask the site whether it is true, or weigh otherwise"
             )
     return warnings
+
+
+def _median_without(ordered: Sequence[int], size: int) -> int:
+    """Return the low median of sorted numbers when one `size` of them is left out; itself where it is the only one."""
+    middle = (len(ordered) - 2) // 2
+    if middle < 0:
+        return size
+    return ordered[middle] if size > ordered[middle] else ordered[middle + 1]
 
 
 def named(site: str, message: str) -> str:

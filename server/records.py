@@ -43,15 +43,18 @@ class RunFolder:
         """What the report is made from."""
         return self.path / "result.json"
 
-    def log(self, event: str, **fields: Any) -> None:
+    def log(self, event: str, *, durable: bool = True, **fields: Any) -> None:
         """Append one event to the run's log, and to the journal.
+
+        Args:
+            durable: whether the run's log is forced to the disk; the journal, from which metrics are made, never is.
 
         Raises:
             StateError: the folder is unwritable or the disk is full.
         """
-        EventLog(self.events).log(event, **fields)
+        EventLog(self.events).log(event, durable=durable, **fields)
         if self.journal is not None:
-            self.journal.log(event, **fields)
+            self.journal.log(event, durable=False, **fields)
 
     def read_events(self) -> list[dict[str, Any]]:
         """Return all whole events of the run so far."""

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,11 @@ class Study:
             seen_as=seen_as,
             to_test={site: card.num_test for site, card in cards.items()},
         )
+
+    @cached_property
+    def weighed_by(self) -> frozenset[str]:
+        """What the weighting is made of; asked for at every update, and slow to derive."""
+        return self.config.weights_by.needs
 
     @property
     def quorum(self) -> int:
@@ -205,7 +211,11 @@ def run_round(study: Study, state: ServerState) -> tuple[ServerState, RoundRecor
     held, memory, record.downlink_nmse = sending.held, sending.memory, sending.nmse
     plans = {site: _plan(study, state, site, differs=site in sending.differences) for site in cohort}
     answers = study.exchange.ask(
-        plans, payload=sending.full, instead=sending.differences, timeout_seconds=config.round_timeout_seconds
+        plans,
+        payload=sending.full,
+        instead=sending.differences,
+        timeout_seconds=config.round_timeout_seconds,
+        most_bytes=_most_bytes(study, state, held),
     )
     del sending  # payloads are as large as the model
     with Spool(study.folder.path) as spool:
@@ -231,6 +241,12 @@ def _plan(study: Study, state: ServerState, site: str, *, differs: bool) -> Roun
         share=last_share(state, site),
         base=state.round if differs else None,
     )
+
+
+def _most_bytes(study: Study, state: ServerState, held: Weights) -> int:
+    """Return how long the payload of an update can be; the wire takes no longer one in."""
+    chain = build_chain(study.config.uplink, exact=state.buffers)
+    return chain.max_bytes({**held, **with_prefix(under(state.along, CONTROL), CONTROL)})
 
 
 def last_share(state: ServerState, site: str) -> float:
@@ -308,7 +324,8 @@ def _usable(
             "seconds": round(seconds, 4),
             "metrics": dict(update.metrics),
         }
-        study.folder.log("answered", round=record.round, site=answer.site, metrics=dict(update.metrics))
+        facts = {"round": record.round, "site": answer.site, "metrics": dict(update.metrics)}
+        study.folder.log("answered", durable=False, **facts)  # the round's own event brings it to the disk
         yield _on_disk(update, answer, spool, coded=bool(study.config.uplink))
     for names in (record.answered, record.accepted):
         names.sort()
@@ -349,7 +366,7 @@ def check_update(answer: Answer, state: ServerState, study: Study, *, held: Weig
     expected = study.announced[answer.site]
     if reply.num_examples != expected or expected <= 0:
         raise UpdateRejected("num_examples", f"{who} sent num_examples {reply.num_examples}, announced {expected}")
-    _check_signals(reply.metrics, study.config, who=who)
+    _check_signals(reply.metrics, study, who=who)
     try:
         control = with_prefix(under(state.along, CONTROL), CONTROL)
         if study.config.uplink:
@@ -368,7 +385,7 @@ def check_update(answer: Answer, state: ServerState, study: Study, *, held: Weig
     return Update(answer.site, own, reply.num_examples, reply.metrics, under(delta, CONTROL))
 
 
-def _check_signals(metrics: Mapping[str, float], config: StudyConfig, *, who: str) -> None:
+def _check_signals(metrics: Mapping[str, float], study: Study, *, who: str) -> None:
     """Check what the strategy and the weighting read: a measurement of -1000 must not decide how much a site counts.
 
     What the strategy needs must be there; where the weighting lacks something, the round is weighted by size.
@@ -376,7 +393,7 @@ def _check_signals(metrics: Mapping[str, float], config: StudyConfig, *, who: st
     Raises:
         UpdateRejected: with the reason `metrics`.
     """
-    for name in sorted(config.strategy.needs | (config.weights_by.needs & metrics.keys())):
+    for name in sorted(study.config.strategy.needs | (study.weighed_by & metrics.keys())):
         low, high = LIMITS[name]
         told = metrics.get(name)
         if told is None or not low <= told <= high:

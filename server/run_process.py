@@ -20,7 +20,8 @@ from common.errors import ConsiliumError
 from common.identity import read_study_key
 from common.processes import end_with_parent
 from server.app import app
-from server.wire.grid import Numbers, Signer, WireGrid
+from server.wire.grid import WireGrid
+from server.wire.outbox import Numbers, Signer
 from server.wire.run_link import RunLink
 
 log = logging.getLogger(__name__)

@@ -126,7 +126,9 @@ class _Server:
         server = grpc.aio.server(options=list(_GRPC.items()))
         server.add_generic_rpc_handlers((self._wire.handlers(),))
         credentials = grpc.dynamic_ssl_server_credentials(
-            self._certificates(), self._new_certificates, require_client_authentication=True
+            self._certificates(),
+            self._new_certificates,  # type: ignore[arg-type]  # None, for nothing new, is what grpc documents
+            require_client_authentication=True,
         )
         try:
             bound = server.add_secure_port(self._address, credentials)

@@ -1,4 +1,4 @@
-"""A real server and real sites for tests: processes of the command line, gRPC with TLS and node keys on loopback."""
+"""A real server and real sites for tests: processes of the command line, gRPC with certificates on loopback."""
 
 import os
 import subprocess
@@ -12,11 +12,11 @@ from pathlib import Path
 from client.provision import SiteFolder, accept_bundle, init_site
 from common.bundle import Bundle
 from common.processes import free_port
-from server.control import Control
+from server.home import ServerHome
 from server.provision import make_bundle
-from server.superlink import ServerHome
+from server.wire.submission import Control
 
-COMMAND = [sys.executable, "-m", "consilium"]
+COMMAND = [sys.executable, "-P", "-m", "consilium"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
@@ -40,18 +40,18 @@ def write(path: Path, bundle: Bundle) -> Path:
 @dataclass(frozen=True)
 class Server:
     home: ServerHome
-    fleet: str
+    address: str
 
 
 @contextmanager
-def running_server(folder: Path, port: int | None = None) -> Iterator[Server]:
+def running_server(folder: Path, port: int | None = None, metrics: str = "") -> Iterator[Server]:
     """Start a server below `folder` and stop it at the end."""
     port = port or free_port()
     found = Server(ServerHome(folder / "home"), f"localhost:{port}")
     command = [*COMMAND, "server", "start", "--home", str(found.home.path), "--address", f"127.0.0.1:{port}"]
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(
-            [*command, "--control-port", str(free_port()), "--metrics", ""],
+            [*command, "--metrics", metrics],
             env=ENVIRONMENT,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -61,18 +61,21 @@ def running_server(folder: Path, port: int | None = None) -> Iterator[Server]:
         assert process.poll() is None, (folder / "server.log").read_text()
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    yield found
-    process.terminate()
-    assert 0 == process.wait(timeout=30)
+    try:
+        yield found
+    finally:
+        process.terminate()
+        code = process.wait(timeout=30)
+    assert 0 == code
 
 
 def join(server: Server, path: Path, name: str) -> SiteFolder:
     """Make a site's folder and have it approved, in this process."""
-    folder = make_folder(path, name, server.fleet)
-    public = folder.path / "site.key.pub"
+    folder = make_folder(path, name, server.address)
+    request = folder.path / "site.csr"
     with Control(server.home) as control:
-        control.approve(public, name=name)
-    bundle = make_bundle(server.home, public, name=name, address=server.fleet)
+        certificate = control.approve(request, name=name)
+    bundle = make_bundle(server.home, certificate, name=name, address=server.address)
     accept_bundle(folder, write(path / f"{name}.json", bundle))
     return folder
 

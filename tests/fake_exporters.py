@@ -63,6 +63,13 @@ LABEL_VALUES = {
 }
 
 
+OWN_VALUES = {
+    "consilium_rounds_total": {"outcome": ("completed", "failed")},
+    "consilium_uploads": {"state": ("active", "waiting")},
+}
+"""Metrics whose label has other values than elsewhere."""
+
+
 @dataclass(frozen=True)
 class Now:
     """What the values depend on: the seconds since the start, and whose they are."""
@@ -106,6 +113,8 @@ VALUES: dict[str, Callable[[Now, Labels], float]] = {
     "consilium_transfer_bytes_total": lambda now, labels: 250_000 * now.round,
     "consilium_update_norm": lambda now, labels: 2 * math.exp(-now.round / 10),
     "consilium_checkpoint_timestamp_seconds": lambda now, labels: START + 2 * now.round,
+    "consilium_site_certificate_expiry_timestamp_seconds": lambda now, labels: START + 60 * 86400,
+    "consilium_uploads": lambda now, labels: 4 if labels["state"] == "active" else now.seconds % 8 // 2,
     "consilium_certificate_expiry_timestamp_seconds": lambda now, labels: START + 90 * 86400,
     "consilium_disk_free_bytes": lambda now, labels: 6e10 - 1e6 * now.seconds,
     "consilium_disk_size_bytes": lambda now, labels: 1e11,
@@ -139,7 +148,7 @@ def _line(name: str, labels: Labels, value: float) -> str:
 
 def _lines(metric: Metric, now: Now) -> Iterator[str]:
     yield f"# TYPE {metric.name} {metric.kind}"
-    values = {**LABEL_VALUES, **({"outcome": ("completed", "failed")} if "rounds_total" in metric.name else {})}
+    values = LABEL_VALUES | OWN_VALUES.get(metric.name, {})
     if metric.name == "consilium_node_info":
         values["site"] = (now.owner,)
     for chosen in itertools.product(*(values[label] for label in metric.labels)):

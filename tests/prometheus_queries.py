@@ -27,7 +27,6 @@ EMPTY_IS_FINE = (
     "consilium_node_gpu_memory_bytes",  # no GPU
     "consilium_updates_rejected_total",  # no rejected update
     "ALERTS",  # no alert
-    "consilium_certificate_expiry_timestamp_seconds",  # no TLS
     "consilium_round_started_timestamp_seconds",  # no round in progress
 )
 """Metrics that a healthy federation may lack: a query on one of them may have no series."""

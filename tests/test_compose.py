@@ -64,6 +64,13 @@ class Federation:
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
+    def facts(self, service: str) -> dict[str, Any]:
+        """What the engine knows of a container."""
+        name = f"{self.project}_{service}_1"
+        done = subprocess.run(["docker", "inspect", name], capture_output=True, text=True, check=True)
+        found: dict[str, Any] = json.loads(done.stdout)[0]
+        return found
+
     def page(self, name: str = "") -> str:
         return fetch(f"http://127.0.0.1:{self.ports['RESULTS_PORT']}/{name}")
 
@@ -125,7 +132,7 @@ def federation() -> Iterator[Federation]:
 
 
 def test_study_completes_and_is_served_as_a_page(federation: Federation) -> None:
-    """The page is the report, its data is beside it, and the times are told."""
+    """The page is the report, its data is beside it, and how long it took is printed."""
     print(f"first point after {federation.first_point_seconds:.0f} s, page after {federation.page_seconds:.0f} s")
     report = json.loads(federation.page("report.json"))
     assert ("grpc", True) == (report["transport"], report["tls"])
@@ -148,15 +155,12 @@ print(*(reach(*target) for target in TARGETS))
 
 
 @pytest.mark.parametrize("hospital", HOSPITALS)
-def test_hospital_reaches_the_fleet_port_and_nothing_else(federation: Federation, hospital: str) -> None:
-    """Fleet open; Control and Runtime API, the server's metrics, Prometheus, the pages and other hospitals closed."""
+def test_hospital_reaches_the_server_and_nothing_else(federation: Federation, hospital: str) -> None:
+    """One port open; the server's metrics, Prometheus, the pages and other hospitals closed."""
     other = HOSPITALS[(HOSPITALS.index(hospital) + 1) % 3]
-    name = f"{federation.project}_{other}_1"
-    networks = json.loads(
-        subprocess.run(["docker", "inspect", name], capture_output=True, text=True, check=True).stdout
-    )[0]["NetworkSettings"]["Networks"]
+    networks = federation.facts(other)["NetworkSettings"]["Networks"]
     addresses = [facts["IPAddress"] for facts in networks.values()]
-    closed = [("server", 9093), ("server", 9094), ("prometheus", 9090), ("results", 8080), (other, 9095)]
+    closed = [("server", 9094), ("prometheus", 9090), ("results", 8080), (other, 9095)]
     targets = [("server", 9092), *closed, *((address, 9095) for address in addresses)]
     answers = federation.inside(hospital, f"TARGETS = {targets!r}\n{REACH}").split()
     assert ["open", *["closed"] * (len(targets) - 1)] == answers
@@ -165,8 +169,7 @@ def test_hospital_reaches_the_fleet_port_and_nothing_else(federation: Federation
 @pytest.mark.parametrize("service", ["server", *HOSPITALS])
 def test_containers_are_hardened(federation: Federation, service: str) -> None:
     """Not root, nothing writable but volumes and /tmp, no capability, no new privileges."""
-    name = f"{federation.project}_{service}_1"
-    facts = json.loads(subprocess.run(["docker", "inspect", name], capture_output=True, check=True).stdout)[0]
+    facts = federation.facts(service)
     assert "10001:10001" == facts["Config"]["User"]
     assert facts["HostConfig"]["ReadonlyRootfs"]
     assert ["ALL"] == facts["HostConfig"]["CapDrop"]
@@ -174,6 +177,18 @@ def test_containers_are_hardened(federation: Federation, service: str) -> None:
     assert {} == {port: bound for port, bound in facts["NetworkSettings"]["Ports"].items() if bound}
     tried = "import os\ntry: open('/opt/x', 'w')\nexcept OSError as error: print(os.getuid(), error.errno)"
     assert "10001 30" == federation.inside(service, tried)
+
+
+def test_coordinator_needs_no_network(federation: Federation) -> None:
+    """The studies were submitted over the server's socket, from a container without network, and ran at the server."""
+    facts = federation.facts("study")
+    assert ("none", 0) == (facts["HostConfig"]["NetworkMode"], facts["State"]["ExitCode"])
+    listed = federation.inside(
+        "server",
+        "import subprocess; print(subprocess.run(['consilium', 'runs', '--home', '/server'], "
+        "capture_output=True, text=True, check=True).stdout)",
+    )
+    assert ["finished"] * 3 == [line.split("\t")[1] for line in listed.splitlines()]
 
 
 def test_server_image_has_no_torch(federation: Federation) -> None:
@@ -184,40 +199,52 @@ def test_server_image_has_no_torch(federation: Federation) -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ("key", "does not know the key"),
+        ("certificate", "does not accept the certificate"),
         ("ca", "does not trust the server"),
     ],
 )
 def test_site_that_is_not_who_it_says_is_refused(federation: Federation, change: str, sentence: str) -> None:
-    """An unregistered key and a certificate of another server end with exit code 6 and a clear line."""
+    """A site with a foreign certificate, and one that trusts another authority, say so and wait."""
     code = f"""
 import pathlib, shutil, subprocess, sys
-from common.identity import make_server_identity, make_site_key
-folder = pathlib.Path('/tmp/{change}')
-folder.mkdir(exist_ok=True)
-for name in ('ca.pem', 'site.key', 'site.toml'):
+from common.identity import read_private_key
+from cryptography.hazmat.primitives.serialization import Encoding
+from server.authority import make_server_identity, sign_site_certificate
+folder, other = pathlib.Path('/tmp/{change}'), pathlib.Path('/tmp/other-{change}')
+shutil.rmtree(folder, ignore_errors=True)
+folder.mkdir()
+other.mkdir(exist_ok=True)
+for name in ('ca.pem', 'site.key', 'site.pem', 'study.pub', 'site.toml'):
     shutil.copyfile('/site/' + name, folder / name)
-(folder / 'data').mkdir(exist_ok=True)
-if {change!r} == 'key':
-    make_site_key(folder / 'site.key', comment='stranger')
+make_server_identity(other, hosts=['server'])
+if {change!r} == 'certificate':
+    key = read_private_key(folder / 'site.key').public_key()
+    (folder / 'site.pem').write_bytes(sign_site_certificate(other, key, name='berlin').public_bytes(Encoding.PEM))
 else:
-    make_server_identity(folder, hosts=['server'])
+    shutil.copyfile(other / 'ca.pem', folder / 'ca.pem')
+(folder / 'data').mkdir()
 text = (folder / 'site.toml').read_text().replace('berlin-metrics:9095', '127.0.0.1:9099')
 (folder / 'site.toml').write_text(text)
-done = subprocess.run(['consilium', 'site', 'start', str(folder / 'site.toml')], capture_output=True, text=True)
-print(done.returncode, done.stderr)
+try:
+    command = ['consilium', 'site', 'start', str(folder / 'site.toml')]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    print(done.returncode, done.stderr)
+except subprocess.TimeoutExpired as waits:
+    print('waits', waits.stderr.decode())
 """
     answer = federation.inside("berlin", code)
-    assert answer.startswith("6 "), answer
+    assert answer.startswith("waits "), answer
     assert sentence in answer
 
 
-def test_plaintext_is_refused(federation: Federation) -> None:
-    """gRPC without TLS gets nothing from the Fleet port."""
-    code = """
+@pytest.mark.parametrize("opened", ["insecure_channel('server:9092')", "secure_channel('server:9092', TRUST)"])
+def test_connection_without_a_certificate_is_refused(federation: Federation, opened: str) -> None:
+    """Neither plaintext nor TLS of which one side only shows a certificate gets anywhere."""
+    code = f"""
 import grpc
+TRUST = grpc.ssl_channel_credentials(open('/site/ca.pem', 'rb').read())
 try:
-    grpc.channel_ready_future(grpc.insecure_channel('server:9092')).result(timeout=4)
+    grpc.channel_ready_future(grpc.{opened}).result(timeout=4)
     print('accepted')
 except grpc.FutureTimeoutError:
     print('refused')
@@ -252,6 +279,19 @@ def test_every_rule_and_alert_evaluates(federation: Federation) -> None:
     rules = [rule for group in json.loads(fetch(url))["data"]["groups"] for rule in group["rules"]]
     assert {"alerting", "recording"} == {rule["type"] for rule in rules}
     assert {"ok"} == {rule["health"] for rule in rules}
+
+
+def test_revoked_site_is_put_out_at_once(federation: Federation) -> None:
+    """One command at the server ends the site's program, with a sentence; the other sites stay."""
+    revoke = "import subprocess; subprocess.run(['consilium', 'server', 'revoke', 'porto', '--home', '/server'])"
+    federation.inside("server", revoke)
+    sentence = "has revoked the key of site 'porto'"
+    wait_for("the end of the site", lambda: sentence in federation.compose("logs", "porto").stdout, 20)
+    assert 0 < federation.facts("porto")["RestartCount"] or 6 == federation.facts("porto")["State"]["ExitCode"]
+    sites = federation.inside(
+        "server", "import subprocess; subprocess.run(['consilium', 'server', 'sites', '--home', '/server'])"
+    )
+    assert [["berlin", "online"], ["lyon", "online"]] == [line.split("\t")[:2] for line in sites.splitlines()]
 
 
 def test_down_leaves_nothing(federation: Federation) -> None:

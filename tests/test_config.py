@@ -114,6 +114,7 @@ def test_study_is_immutable(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("parts", "expected"),
     [
+        ({"top": "num_sites = 3"}, "num_sites is counted, not set: remove it; sites names 3"),
         ({"top": "round = 3"}, "round: unknown key; see the README's configuration table"),
         ({"rest": "[training]\nepochs = 1\nlr = 0.1"}, "training.lr: unknown key; see the README's configuration"),
         ({"top": "rounds = 0"}, "rounds: must be greater than or equal to 1, got 0"),
@@ -166,6 +167,14 @@ def test_number_that_is_not_finite_is_refused(tmp_path: Path, number: str) -> No
 def test_fields_that_exclude_each_other_are_told(tmp_path: Path, parts: dict[str, str], expected: str) -> None:
     """Both, or neither where one is needed."""
     assert sentence_for(tmp_path, **parts).startswith(expected)
+
+
+def test_file_of_one_site_does_not_say_how_many_there_are(tmp_path: Path) -> None:
+    """Only a plan does; a file could say so of a study that would wait for them for ever."""
+    path = write(tmp_path, top="num_sites = 3")
+    path.write_text(re.sub(r"sites = \[.*\]", 'sites = ["berlin"]', path.read_text()))
+    with pytest.raises(ConfigError, match="num_sites: is counted, not set; remove it"):
+        load_study(path)
 
 
 def test_missing_values_are_told_each_on_its_line(tmp_path: Path) -> None:

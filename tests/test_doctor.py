@@ -26,8 +26,9 @@ from client.site import versions
 from common.bundle import Bundle, ServerVersions
 from common.config import SiteConfig, load_site
 from common.errors import ConfigError, ConnectionRefused, DataError, HandshakeMismatch, ModelError, StateError
-from common.identity import make_server_identity
+from common.identity import make_site_key, make_study_key, read_private_key
 from common.processes import free_port
+from server.authority import add_authority, make_server_identity, sign_site_certificate
 
 
 @pytest.fixture
@@ -198,14 +199,20 @@ def test_tls_with_a_server_that_hangs_up_fails(config: SiteConfig, identity: Pat
     assert ("tls", "FAIL", ConnectionRefused) == seen(found)
 
 
-@pytest.mark.parametrize("content", [None, "no certificate"])
-def test_tls_without_the_servers_certificate_fails(content: str | None, config: SiteConfig) -> None:
-    """ca.pem is missing or something else: the bundle was not accepted."""
-    if content is not None:
-        config.ca_certificate.write_text(content)
-    found = doctor.check_tls(config)
-    assert ("tls", "FAIL", ConfigError) == seen(found)
-    assert "consilium site accept" in found.fix
+def test_tls_asks_for_the_renewal_of_an_authority_that_is_used(config: SiteConfig, tmp_path: Path) -> None:
+    """The one that signed the server's certificate counts; another one that ends soon is being replaced anyway."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("server.authority.DAYS_CA", 10)
+        make_server_identity(tmp_path / "id", hosts=["localhost"])
+    folder = tmp_path / "id"
+    with tls_server(folder / "server.pem", folder / "server.key") as port:
+        found = tls(config, folder, port)
+    assert ("tls", "WARN", None) == seen(found)
+    assert "9 more days" in found.message
+    add_authority(folder)
+    make_server_identity(folder, hosts=["localhost"])
+    with tls_server(folder / "server.pem", folder / "server.key") as port:
+        assert "PASS" == tls(config, folder, port).status
 
 
 def test_dns_passes_for_a_name_and_for_an_address(config: SiteConfig) -> None:
@@ -263,13 +270,15 @@ def test_proxy_settings_are_seen(environment: dict[str, str], status: str, confi
     assert status == found.status
 
 
-def test_what_needs_the_server_is_skipped_without_one(config: SiteConfig) -> None:
+def test_what_needs_the_server_is_skipped_without_one(joined: SiteConfig) -> None:
     """A closed port fails once; everything behind it is skipped, everything else is checked."""
+    config = joined
     path = config.private_key.parent / "site.toml"
     path.write_text(path.read_text().replace("localhost:1", f"localhost:{free_port()}"))
     found = {finding.name: finding.status for finding in doctor.examine(path)}
     assert ["tcp"] == [name for name, status in found.items() if status == "FAIL"]
     assert {"tls", "clock", "approved"} < {name for name, status in found.items() if status == "SKIP"}
+    assert {"certificate", "study key", "authority"} < {name for name, status in found.items() if status == "PASS"}
     assert {"key", "data", "state"} < {name for name, status in found.items() if status == "PASS"}
     assert ConnectionRefused.exit_code == doctor.exit_code(doctor.examine(path))
 
@@ -328,6 +337,147 @@ def test_key_that_is_missing_or_damaged_fails(content: str | None, config: SiteC
     assert ("key", "FAIL", ConfigError) == seen(found)
 
 
+@pytest.fixture
+def joined(config: SiteConfig, identity: Path) -> SiteConfig:
+    """The settings of a site that has accepted its bundle."""
+    make_study_key(identity)
+    key = read_private_key(config.private_key).public_key()
+    write_certificate(config, identity, key, name="berlin")
+    config.ca_certificate.write_bytes((identity / "ca.pem").read_bytes())
+    config.study_key.write_bytes((identity / "study.pub").read_bytes())
+    return config
+
+
+def write_certificate(
+    config: SiteConfig, identity: Path, key: ec.EllipticCurvePublicKey, *, name: str, days: float = 90
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("server.authority.DAYS_SITE", days)
+        certificate = sign_site_certificate(identity, key, name=name)
+    config.certificate.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+
+
+def found_named(findings: list[doctor.Finding], name: str) -> doctor.Finding:
+    (found,) = (finding for finding in findings if finding.name == name)
+    return found
+
+
+def test_identity_of_a_joined_site_passes(joined: SiteConfig) -> None:
+    """Key, certificate, study key and authority, with the days that are left."""
+    findings = doctor.check_identity(joined)
+    assert ["PASS"] * 4 == [found.status for found in findings], findings
+    assert "89 more days" in found_named(findings, "certificate").message
+    assert "one is trusted" == found_named(findings, "authority").message
+
+
+def test_site_before_its_bundle_is_told_what_to_send(config: SiteConfig) -> None:
+    """The request; and where that is missing as well, how to begin again. What it trusts comes with the bundle."""
+    config.ca_certificate.write_text("")
+    key = read_private_key(config.private_key)
+    found = doctor.check_certificate(config, key)
+    assert ("certificate", "FAIL", ConfigError) == seen(found)
+    assert "site.csr' to the coordinator" in found.fix
+    (config.private_key.parent / "site.csr").unlink()
+    assert "consilium site init" in doctor.check_certificate(config, key).fix
+    assert ("study key", "FAIL", ConfigError) == seen(doctor.check_study_key(config))
+
+
+@pytest.mark.parametrize(
+    ("days", "status", "words", "fix"),
+    [
+        (14.1, "PASS", "14 more days", ""),
+        (13.9, "WARN", "13 more days", "start the site"),
+        (-2.5, "FAIL", "ended 2 days ago", "ask the coordinator for a new bundle"),
+    ],
+)
+def test_certificate_dates_are_looked_at(
+    days: float, status: str, words: str, fix: str, joined: SiteConfig, identity: Path
+) -> None:
+    """A site that runs renews long before; what has ended needs a bundle."""
+    key = read_private_key(joined.private_key)
+    write_certificate(joined, identity, key.public_key(), name="berlin", days=days)
+    found = doctor.check_certificate(joined, key)
+    assert status == found.status, found
+    assert words in found.message
+    assert fix in found.fix
+
+
+def test_certificate_that_is_not_this_sites_fails(joined: SiteConfig, identity: Path, tmp_path: Path) -> None:
+    """Of another key, another name, another study; damaged; a folder in its place."""
+    key = read_private_key(joined.private_key)
+    make_site_key(tmp_path / "other.key", comment="berlin")
+    make_server_identity(tmp_path / "other", hosts=["localhost"])
+    other = read_private_key(tmp_path / "other.key").public_key()
+    for folder, public, name, words in (
+        (identity, other, "berlin", "is for the key"),
+        (identity, key.public_key(), "lyon", "is for 'lyon'"),
+        (tmp_path / "other", key.public_key(), "berlin", "none of the study's authorities"),
+    ):
+        write_certificate(joined, folder, public, name=name)
+        found = doctor.check_certificate(joined, key)
+        assert ("certificate", "FAIL", ConfigError) == seen(found)
+        assert words in found.message
+        assert "consilium site accept" in found.fix
+    joined.certificate.write_text("text")
+    assert "not a certificate" in doctor.check_certificate(joined, key).message
+    joined.certificate.unlink()
+    joined.certificate.mkdir()
+    assert "FAIL" == doctor.check_certificate(joined, key).status
+
+
+def test_study_key_that_is_another_kind_fails(joined: SiteConfig) -> None:
+    """Without it no plan can be obeyed."""
+    joined.study_key.write_bytes(joined.private_key.with_name("site.key.pub").read_bytes())
+    assert ("study key", "FAIL", ConfigError) == seen(doctor.check_study_key(joined))
+
+
+def test_two_authorities_are_a_replacement_under_way(joined: SiteConfig) -> None:
+    """That is in order, and said."""
+    joined.ca_certificate.write_bytes(joined.ca_certificate.read_bytes() * 2)
+    found = doctor.check_authorities(joined)
+    assert ("authority", "PASS", None) == seen(found)
+    assert "2 are trusted: the coordinator is replacing" in found.message
+
+
+@pytest.mark.parametrize("content", [None, "no certificate", "x" * 20_000])
+def test_authority_that_is_missing_or_something_else_fails(content: str | None, config: SiteConfig) -> None:
+    """The bundle was not accepted; what needs it is skipped."""
+    if content is not None:
+        config.ca_certificate.write_text(content)
+    findings = doctor.check_identity(config)
+    found = found_named(findings, "authority")
+    assert ("authority", "FAIL", ConfigError) == seen(found)
+    assert "consilium site accept" in found.fix
+    assert "SKIP" == found_named(findings, "certificate").status
+
+
+@pytest.mark.parametrize(
+    ("ahead", "status", "words"),
+    [
+        (0.3, "PASS", "0.3 s ahead of the server's, which does not matter"),
+        (-3600.0, "PASS", "3600.0 s behind the server's"),
+        (-86_300.0, "PASS", "behind"),
+        (90_000.0, "WARN", "1.0 days ahead of the server's"),
+        (-864_000.0, "WARN", "10.0 days behind the server's"),
+    ],
+)
+def test_clock_that_is_off_keeps_nobody_out(ahead: float, status: str, words: str) -> None:
+    """The number is said; beyond a day the dates of certificates come near."""
+    found = doctor.clock_finding(ahead)
+    assert ("clock", status, None) == seen(found)
+    assert words in found.message
+
+
+def test_server_that_does_not_answer_as_ours_is_a_finding(joined: SiteConfig) -> None:
+    """No server, or another program: a sentence and no exception."""
+    with listening(lambda connection: connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")) as port:
+        for number in (port, free_port()):
+            clock, approved = doctor.check_greeting(changed(joined, server=f"localhost:{number}"))
+            assert "SKIP" == clock.status
+            assert ("approved", "FAIL", ConnectionRefused) == seen(approved)
+            assert "SHA256:" in approved.fix
+
+
 def test_study_that_does_not_list_the_site_is_warned_about(config: SiteConfig, tmp_path: Path) -> None:
     """A site outside the list is never asked; a broken study fails; none is skipped."""
     path = tmp_path / "study.toml"
@@ -345,7 +495,8 @@ def test_versions_are_compared_with_the_servers(tmp_path: Path) -> None:
     path = tmp_path / BUNDLE
     assert "SKIP" == doctor.check_versions(path).status
     own = versions()
-    told = {"site": "berlin", "fingerprint": "x", "server": "a:1", "ca_certificate": "-----BEGIN CERTIFICATE-----"}
+    told = {"site": "berlin", "fingerprint": "x", "server": "a:1", "study_key": "-----BEGIN PUBLIC KEY-----"}
+    told |= dict.fromkeys(("ca_certificate", "certificate"), "-----BEGIN CERTIFICATE-----")
     for flwr, expected in ((own.flwr, "PASS"), ("1.40.0", "FAIL")):
         bundle = Bundle.model_validate(told | {"versions": ServerVersions(consilium=own.consilium, flwr=flwr)})
         path.write_bytes(bundle.to_json())

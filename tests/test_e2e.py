@@ -1,4 +1,4 @@
-"""End to end: real processes, real gRPC, TLS and node keys, on this machine's loopback interface."""
+"""End to end: real processes, real gRPC, certificates on both sides, on this machine's loopback interface."""
 
 import json
 import os
@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 
 from common.config import load_study
-from common.identity import make_server_identity, make_site_key
+from common.identity import make_signing_request, make_site_key
 from common.processes import free_port
 from consilium.comparison.cells import find_sites, make_cell, run_cell
 
 pytestmark = pytest.mark.e2e
 
-COMMAND = [sys.executable, "-m", "consilium"]
+COMMAND = [sys.executable, "-P", "-m", "consilium"]
 MARK = "CONSILIUM_TEST_MARK"
 
 
@@ -147,8 +147,9 @@ def test_demo_leaves_no_process_behind(demo: Demo) -> None:
 
 def test_demo_keeps_keys_to_their_owner(demo: Demo) -> None:
     """Private keys and secrets are readable by the owner only, and so are the folders around them."""
-    secrets = [*demo.folder.rglob("*.key"), *demo.folder.rglob("*.secret")]
-    assert {"ca.key", "server.key", "site.key", "superexec.secret"} == {path.name for path in secrets}
+    secrets = [*demo.folder.rglob("*.key"), *demo.folder.rglob("sites.json"), *demo.folder.rglob("runs.json")]
+    expected = {"ca.key", "server.key", "study.key", "site.key", "sites.json", "runs.json"}
+    assert expected == {path.name for path in secrets}
     assert {0o600} == {path.stat().st_mode & 0o777 for path in secrets}
     assert 0o700 == demo.folder.stat().st_mode & 0o777
 
@@ -187,8 +188,6 @@ def test_demo_that_is_stopped_leaves_no_process_behind(number: signal.Signals, t
     if number is signal.SIGINT:
         assert 130 == code
         assert "Traceback" not in rest
-        (journal,) = tmp_path.glob("*/server/journal.jsonl")
-        assert '"event": "stopped"' in journal.read_text()
 
 
 # --- what goes wrong, with a real server ------------------------------------------------------------
@@ -197,19 +196,18 @@ def test_demo_that_is_stopped_leaves_no_process_behind(number: signal.Signals, t
 @dataclass(frozen=True)
 class Server:
     home: Path
-    fleet: str
-    control: int
+    address: str
     metrics: str
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("server")
-    found = Server(folder / "home", f"localhost:{free_port()}", free_port(), f"127.0.0.1:{free_port()}")
-    command = ["server", "start", "--home", str(found.home), "--address", found.fleet.replace("localhost", "127.0.0.1")]
+    found = Server(folder / "home", f"localhost:{free_port()}", f"127.0.0.1:{free_port()}")
+    command = ["server", "start", "--home", str(found.home), "--address", found.address.replace("localhost", "127.0.0.1")]
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(
-            [*COMMAND, *command, "--control-port", str(found.control), "--metrics", found.metrics],
+            [*COMMAND, *command, "--metrics", found.metrics],
             env=environment("server"),
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -224,10 +222,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     assert 0 == process.wait(timeout=30)
 
 
-def write_site(folder: Path, server: str, ca: Path) -> Path:
+def write_site(folder: Path, server: str, home: Path) -> Path:
+    """Write a site's folder as it is before its request is approved, with the server's authorities and study key."""
     folder.mkdir(parents=True, exist_ok=True)
     make_site_key(folder / "site.key", comment="berlin")
-    (folder / "ca.pem").write_bytes(ca.read_bytes())
+    make_signing_request(folder / "site.key", name="berlin")
+    for name in ("ca.pem", "study.pub"):
+        (folder / name).write_bytes((home / name).read_bytes())
     (folder / "site.toml").write_text(
         f'name = "berlin"\nserver = "{server}"\nca_certificate = "ca.pem"\nprivate_key = "site.key"\n'
         'state_dir = "state"\n[data]\nkind = "images"\npath = "data"\n'
@@ -242,31 +243,20 @@ def write_study(path: Path, **values: object) -> Path:
     return path
 
 
-def test_site_with_an_unknown_key_is_told_so(server: Server, tmp_path: Path) -> None:
-    """An unregistered key gives exit code 6 and a sentence that says what to do, not a silent retry."""
-    done = run("site", "start", str(write_site(tmp_path, server.fleet, server.home / "ca.pem")))
-    assert 6 == done.returncode, done.stderr
-    assert "does not know the key of site 'berlin'" in done.stderr
-    assert "coordinator" in done.stderr
+def test_site_without_a_certificate_is_told_so(server: Server, tmp_path: Path) -> None:
+    """A site that was not approved has no certificate: exit code 3 and what writes it."""
+    done = run("site", "start", str(write_site(tmp_path, server.address, server.home)))
+    assert 3 == done.returncode, done.stderr
+    assert "site.pem" in done.stderr
+    assert "consilium site accept" in done.stderr
     assert "Traceback" not in done.stderr
-
-
-def test_site_with_another_certificate_is_told_so(server: Server, tmp_path: Path) -> None:
-    """A certificate of another server gives exit code 6 and names the file."""
-    make_server_identity(tmp_path / "other", hosts=["localhost"])
-    done = run("site", "start", str(write_site(tmp_path, server.fleet, tmp_path / "other" / "ca.pem")))
-    assert 6 == done.returncode, done.stderr
-    assert "does not trust the server" in done.stderr
-    assert "ca.pem" in done.stderr
 
 
 def test_server_on_a_port_in_use_is_told_so(server: Server, tmp_path: Path) -> None:
     """A port that something else uses gives exit code 11 and names the port."""
-    port = str(free_port())
-    arguments = ["--address", server.fleet, "--control-port", port, "--home", str(tmp_path)]
-    done = run("server", "start", *arguments)
+    done = run("server", "start", "--address", server.address, "--home", str(tmp_path))
     assert 11 == done.returncode, done.stderr
-    assert server.fleet.rpartition(":")[2] in done.stderr
+    assert server.address.rpartition(":")[2] in done.stderr
 
 
 def test_run_names_the_hospital_that_never_comes(server: Server, tmp_path: Path) -> None:
@@ -296,10 +286,12 @@ def test_run_with_an_unknown_setting_is_told_so(tmp_path: Path) -> None:
 
 def test_approve_refuses_a_key_twice(server: Server, tmp_path: Path) -> None:
     """Approving works once; the same key under another name gives exit code 3 and a sentence."""
-    public = make_site_key(tmp_path / "site.key", comment="porto")
+    make_site_key(tmp_path / "site.key", comment="porto")
+    request = make_signing_request(tmp_path / "site.key", name="porto")
     arguments = ["--home", str(server.home), "--out", str(tmp_path / "bundle.json")]
-    assert 0 == run("server", "approve", str(public), "--name", "porto", *arguments).returncode
-    again = run("server", "approve", str(public), "--name", "lisboa", *arguments)
+    assert 0 == run("server", "approve", str(request), "--name", "porto", *arguments).returncode
+    request = make_signing_request(tmp_path / "site.key", name="lisboa")
+    again = run("server", "approve", str(request), "--name", "lisboa", *arguments)
     assert 3 == again.returncode, again.stderr
     assert "refused" in again.stderr
     assert "porto" in run("server", "sites", "--home", str(server.home)).stdout
@@ -329,10 +321,12 @@ def wait_for_line(url: str, line: str, seconds: float = 60) -> None:
 
 def test_monitoring_sees_a_site_come_and_go(server: Server, tmp_path: Path) -> None:
     """Server and site say that they are up and ready; a site that stops is no longer online, but was seen."""
-    settings = write_site(tmp_path, server.fleet, server.home / "ca.pem")
+    settings = write_site(tmp_path, server.address, server.home)
     settings.write_text(settings.read_text().replace("berlin", "madrid"))
-    approve = ["server", "approve", str(tmp_path / "site.key.pub"), "--name", "madrid", "--home", str(server.home)]
-    assert 0 == run(*approve, "--out", str(tmp_path / "bundle.json")).returncode
+    request = make_signing_request(tmp_path / "site.key", name="madrid")
+    approve = ["server", "approve", str(request), "--name", "madrid", "--home", str(server.home)]
+    assert 0 == run(*approve, "--out", str(tmp_path / "bundle.json"), "--address", server.address).returncode
+    assert 0 == run("site", "accept", str(tmp_path / "bundle.json"), "--folder", str(tmp_path)).returncode
     wait_for_line(f"{server.metrics}/metrics", 'consilium_site_online{site="madrid"} 0.0')
     assert "consilium_site_last_seen_timestamp_seconds{" not in page(f"{server.metrics}/metrics")[1]
     address = f"127.0.0.1:{free_port()}"

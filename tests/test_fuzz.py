@@ -1,6 +1,6 @@
-"""More than 100,000 mutated inputs to every decoder of bytes from outside: our own errors, at once, in little memory.
+"""More than 100,000 mutated inputs to every decoder of bytes from outside: our own errors and little memory.
 
-All of it runs in one process of its own: what a decoder written in C does to memory, or a crash, stays there. Every case
+All of it runs in one process: what a decoder written in C does to memory, or a crash, stays there. Every case
 follows from its kind and number alone: `python -m tests.test_fuzz png 1234` runs a single one and shows what happens.
 """
 
@@ -20,6 +20,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,10 @@ class Target:
 # --- mutations -------------------------------------------------------------------------------------
 
 TOKENS = (
-    b"-1", b"1e999", b"NaN", b"Infinity", b"99999999999999999999999", b"9" * 4500, b"null", b"true", b'""', b"[]", b"{}",
-    b'"\\u001b[2J"', b'"\\ud800"', b"\x1b[2J", b"\xff\xfe", b"\x00", b"[" * 3000, b'{"a":' * 2000, b'"', b",", b"\n", b"/../",
+    b"-1", b"1e999", b"NaN", b"Infinity", b"99999999999999999999999", b"9" * 4500,
+    b"null", b"true", b'""', b"[]", b"{}",
+    b'"\\u001b[2J"', b'"\\ud800"', b"\x1b[2J", b"\xff\xfe", b"\x00", b"[" * 3000,
+    b'{"a":' * 2000, b'"', b",", b"\n", b"/../",
 )  # fmt: skip
 
 
@@ -80,7 +83,7 @@ def _change(data: bytearray, chance: random.Random, seeds: Sequence[bytes]) -> N
             width = chance.choice((1, 2, 4, 8))
             value = chance.choice((0, 1, 2 ** (8 * width) - 1, 2 ** (8 * width - 1), 2 ** (8 * width - 1) - 1, 65535))
             value = value % 2 ** (8 * width)
-            data[place : place + width] = value.to_bytes(width, chance.choice(("little", "big")))  # type: ignore[arg-type]
+            data[place : place + width] = value.to_bytes(width, chance.choice(("little", "big")))
         case 6:
             other = chance.choice(seeds)
             data[place:] = other[chance.randrange(len(other) + 1) :]
@@ -236,7 +239,7 @@ def codec_targets(folder: Path) -> Iterator[tuple[str, Target]]:
     from server.strategies import ServerState
 
     chance = np.random.default_rng(0)
-    weights = {
+    weights: dict[str, Any] = {
         "body.weight": chance.normal(size=(9, 8)).astype(np.float32),
         "body.bias": chance.normal(size=7),
         "count": np.array(3),
@@ -250,15 +253,22 @@ def codec_targets(folder: Path) -> Iterator[tuple[str, Target]]:
     for names in CHAINS:
         chain = build_chain([TypeAdapter(CodecConfig).validate_python({"kind": name}) for name in names])
         payload = chain.encode(weights, before, seed=1).payload
-        count = 900 if "low_rank" in names else 1_200
-        yield "+".join(names) + " chain", Target([payload], lambda data, chain=chain: chain.decode(data, before), count)  # type: ignore[misc]
+        decode = partial(chain.decode, reference=before)
+        mend = None if "zstd" in names else partial(with_header_of, payload)
+        yield "+".join(names) + " chain", Target([payload], decode, 1_200, mend=mend)
     path = folder / "seed.safetensors"
     state = ServerState(
         3, weights, frozenset({"count"}), memory={"m/body.bias": weights["body.bias"]}, weighting={"share/a": 0.5}
     )
     save_checkpoint(path, state, run="run-1", study_digest="d")
-    decode = on_disk(folder / "checkpoint.safetensors", lambda file: load_checkpoint(file, study_digest="d"))
-    yield "checkpoint", Target([path.read_bytes()], decode, 5_000)
+    load = on_disk(folder / "checkpoint.safetensors", partial(load_checkpoint, study_digest="d"))
+    yield "checkpoint", Target([path.read_bytes()], load, 5_000)
+
+
+def with_header_of(payload: bytes, data: bytes) -> bytes:
+    """Return a container with the header and the length of a good one, and the mutated numbers."""
+    header = 8 + int.from_bytes(payload[:8], "little")
+    return (payload[:header] + data[header:]).ljust(len(payload), b"\xff")[: len(payload)]
 
 
 PICTURES: dict[str, tuple[tuple[str, dict[str, Any]], ...]] = {
@@ -267,7 +277,7 @@ PICTURES: dict[str, tuple[tuple[str, dict[str, Any]], ...]] = {
     "tiff": (
         ("L", {}), ("RGB", {"compression": "tiff_lzw"}), ("RGB", {"compression": "tiff_adobe_deflate"}),
         ("1", {"compression": "group4"}), ("L", {"compression": "packbits"}), ("RGB", {"compression": "jpeg"}),
-        ("I;16", {}), ("F", {}), ("P", {}),
+        ("I;16", {}), ("P", {}),
     ),
     "bmp": (("L", {}), ("RGB", {}), ("1", {}), ("P", {}), ("RGBA", {})),
     "webp": (("RGB", {}), ("RGBA", {"lossless": True}), ("RGB", {"exif": b"Exif\0\0II*\0\x08\0\0\0\0\0"})),
@@ -334,7 +344,7 @@ def file_targets(folder: Path) -> Iterator[tuple[str, Target]]:
     table = TableTask(classes=("no", "yes"), label="ill", columns=columns, missing="impute")  # type: ignore[arg-type]
     csv = TableData(path=folder / "x.csv")
     rows = "".join(f'{n / 7},"{"uvw"[n % 3]}",{("no", "yes")[n % 2]}\r\n' for n in range(30))
-    texts = [f"a,b,ill\n{rows}".encode(), f"\ufeffill,a,b,c\nyes,1,u,x\nno,?,v,\n{rows}".encode()]
+    texts = [f"a,b,ill\n{rows}".encode(), '\ufeffill,a,b,c\nyes,1,u,x\n\nno,?,v,"a\nb"\n'.encode()]
     yield "csv", Target(texts, on_disk(csv.path, lambda path: read_table(csv, table, site="berlin")), 4_000)
     parquet = TableData(path=folder / "x.parquet")
     decode = on_disk(parquet.path, lambda path: read_table(parquet, table, site="berlin"))
@@ -402,7 +412,7 @@ def run_kind(kind: str, target: Target) -> dict[str, Any]:
     from common.errors import ConsiliumError
 
     warnings.simplefilter("error")
-    expected = (ConsiliumError, *target.may)
+    expected: tuple[type[Exception], ...] = (ConsiliumError, *target.may)
     for seed in target.seeds:
         target.decode(seed if target.mend is None else target.mend(seed))  # or the fuzzer fuzzes nothing
     problems: list[str] = []

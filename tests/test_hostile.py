@@ -53,8 +53,8 @@ from tests.test_rounds import (
 )
 
 ESCAPES = "\x1b[2J\x1b[1;1Hround 3/3 done\r\n\x9b31m\u202egnp.exe\u2028\x7f\x00"
-STAMP = {"run": "run-1", "site": "berlin", "pid": 1, "seconds": 0.5}
-FAILURE = {"kind": "failure", **STAMP, "error": "DataError", "message": "no data"}
+STAMP: dict[str, Any] = {"run": "run-1", "site": "berlin", "pid": 1, "seconds": 0.5}
+FAILURE: dict[str, Any] = {"kind": "failure", **STAMP, "error": "DataError", "message": "no data"}
 TASK = ImageTask(classes=("no", "yes"), size=4, channels=1)
 
 

@@ -10,36 +10,34 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 from conftest import SIZES, MakeSites, MakeStudy
+from deployed import join, running_server, start_site
 from flwr.app import Error, Message
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 import common
 from client import exporter as site_exporter
-from client import supervisor
 from client.app import _epochs
-from client.connect import Refusals
 from client.flower import plan_of
 from client.metrics import SiteMetrics
-from client.node import _Life
-from client.supervisor import Worker
 from common.config import TrainingConfig, load_site
 from common.errors import ConfigError, PortInUse
 from common.events import EventLog
 from common.exposition import MAX_REQUESTS, serving, text_page
-from common.processes import repeating
+from common.processes import free_port, repeating
 from common.protocol import RoundPlan
 from consilium.inprocess import Answering, run_in_process
 from server import exporter as server_exporter
+from server.home import ServerHome
 from server.metrics import REASONS, STATES, ServerMetrics
 from server.records import JOURNAL_VARIABLE
 from server.rounds import check_update
-from server.superlink import ServerHome
 
 DOCS = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text(encoding="utf-8")
 DAY = 1767225600.0
@@ -111,13 +109,18 @@ def label(name: str, **labels: str) -> tuple[str, frozenset[tuple[str, str]]]:
     return f"consilium_{name}", frozenset(labels.items())
 
 
+SEEN = {"berlin": (True, DAY + 50, DAY + 900), "lyon": (False, DAY + 40, DAY + 800), "porto": (False, None, DAY + 700)}
+"""Of each approved site: connected, when last, when its certificate ends."""
+
+
 def server_text(events: Iterable[Mapping[str, Any]]) -> str:
     """What the server exports after these events, with its own process."""
     registry = CollectorRegistry()
     metrics = ServerMetrics(registry)
     for event in events:
         metrics.take(event)
-    metrics.see_sites({"berlin": (True, DAY + 50), "lyon": (False, DAY + 40), "porto": (False, None)})
+    metrics.see_sites(SEEN)
+    metrics.see_uploads(4, 2)
     metrics.see_certificate(DAY + 1000)
     metrics.see_disk(free=300, size=1000)
     ProcessCollector(registry=registry)
@@ -192,6 +195,11 @@ def test_server_metrics_have_the_values_of_the_journal() -> None:
         label("site_online", site="porto"): 0,
         label("site_last_seen_timestamp_seconds", site="berlin"): DAY + 50,
         label("site_last_seen_timestamp_seconds", site="lyon"): DAY + 40,
+        label("site_certificate_expiry_timestamp_seconds", site="berlin"): DAY + 900,
+        label("site_certificate_expiry_timestamp_seconds", site="lyon"): DAY + 800,
+        label("site_certificate_expiry_timestamp_seconds", site="porto"): DAY + 700,
+        label("uploads", state="active"): 4,
+        label("uploads", state="waiting"): 2,
         label("transfer_bytes_total", **heart, direction="up", codec="identity"): 100,
         label("transfer_bytes_total", **heart, direction="down", codec="identity"): 250,
         label("update_norm", **heart): 0.25,
@@ -359,18 +367,15 @@ def test_late_events_of_an_older_run_count_but_show_nothing() -> None:
 
 
 def test_sites_that_are_no_longer_approved_disappear() -> None:
-    """What the control API says is what is shown; while it says nothing, nobody is online or offline."""
+    """A revoked site leaves no series, a certificate that was renewed shows its new end."""
     registry = CollectorRegistry()
     metrics = ServerMetrics(registry)
-    metrics.see_sites({"berlin": (True, DAY), "lyon": (True, DAY)})
-    metrics.see_sites({"berlin": (False, DAY)})
+    metrics.see_sites({"berlin": (True, DAY, DAY + 10), "lyon": (True, DAY, DAY + 10)})
+    metrics.see_sites({"berlin": (False, DAY, DAY + 90)})
     found = values(generate_latest(registry).decode())
     assert 0 == found[label("site_online", site="berlin")]
-    assert label("site_online", site="lyon") not in found
-    metrics.lose_sites()
-    found = values(generate_latest(registry).decode())
-    assert label("site_online", site="berlin") not in found
-    assert DAY == found[label("site_last_seen_timestamp_seconds", site="berlin")]
+    assert DAY + 90 == found[label("site_certificate_expiry_timestamp_seconds", site="berlin")]
+    assert [] == [key for key in found if ("site", "lyon") in key[1]]
 
 
 def test_label_values_are_escaped() -> None:
@@ -633,6 +638,23 @@ def test_repeated_work_outlives_its_errors(caplog: pytest.LogCaptureFixture) -> 
 # --- exporters, on real runs -------------------------------------------------------------------------
 
 
+@dataclass
+class Process:
+    """What the server's process tells its pages."""
+
+    ready: bool = True
+    sites: Mapping[str, tuple[bool, float | None, float]] = field(default_factory=dict)
+
+    def connections(self) -> Mapping[str, tuple[bool, float | None, float]]:
+        return self.sites
+
+    def uploads(self) -> tuple[int, int]:
+        return 0, 0
+
+    def is_ready(self) -> bool:
+        return self.ready
+
+
 def test_exporters_show_a_run(
     tmp_path: Path, make_sites: MakeSites, make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -649,11 +671,10 @@ def test_exporters_show_a_run(
         return answering(message)
 
     run_in_process(study, sites, tmp_path / "run", deliver=crash_porto_once)
-    config = load_site(sites["berlin"])
-    life = _Life(Worker(config, sites["berlin"]), Refusals(config))
+    log = load_site(sites["berlin"]).state_dir / "events.jsonl"
     with (
-        server_exporter.exporting(home, "127.0.0.1:0", is_up=lambda: True) as server,
-        site_exporter.exporting(config, "127.0.0.1:0", is_ready=life.is_ready) as site,
+        server_exporter.exporting(home, "127.0.0.1:0", state=Process(sites=SEEN)) as server,
+        site_exporter.exporting("berlin", log, "127.0.0.1:0", is_ready=lambda: False) as site,
     ):
         until(lambda: label("study_round", study="quick") in values(get(f"{server}/metrics")[1]))
         until(lambda: label("node_round", study="quick") in values(get(f"{site}/metrics")[1]))
@@ -695,39 +716,58 @@ def test_server_exporter_goes_on_after_an_event_it_cannot_read(tmp_path: Path) -
     journal.log("round")
     for event in JOURNAL[:4]:
         journal.log(**{key: value for key, value in event.items() if key not in ("time", "study", "run")})
-    with server_exporter.exporting(home, "127.0.0.1:0", is_up=lambda: True) as url:
+    with server_exporter.exporting(home, "127.0.0.1:0", state=Process()) as url:
         until(lambda: label("study_rounds", study="heart") in values(get(f"{url}/metrics")[1]))
         until(lambda: state(values(get(f"{url}/metrics")[1])) == "stopped")  # the server is a new one
 
 
-def test_server_health_follows_the_superlink(tmp_path: Path) -> None:
-    """Healthy while the SuperLink runs; not ready before the control API answers."""
-    home, up = ServerHome(tmp_path), [True]
+def test_server_is_ready_when_sites_can_connect(tmp_path: Path) -> None:
+    """Healthy as soon as it runs, ready when it says so."""
+    home, process = ServerHome(tmp_path), Process(ready=False)
     home.prepare(["localhost"])
-    with server_exporter.exporting(home, "127.0.0.1:0", is_up=lambda: up[0]) as url:
+    with server_exporter.exporting(home, "127.0.0.1:0", state=process) as url:
         assert (200, 503) == (get(f"{url}/healthz")[0], get(f"{url}/readyz")[0])
-        up[0] = False
-        assert (503, 503) == (get(f"{url}/healthz")[0], get(f"{url}/readyz")[0])
+        process.ready = True
+        assert (200, 200) == (get(f"{url}/healthz")[0], get(f"{url}/readyz")[0])
 
 
-def test_site_is_ready_when_connected_with_a_worker(make_sites: MakeSites, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither the connection alone nor the worker alone is enough; a site that works on a plan hears nothing."""
-    monkeypatch.setattr(supervisor, "COMMAND", ("sh", "-c", "sleep 60"))
-    path = make_sites()["berlin"]
-    config = load_site(path)
-    life = _Life(Worker(config, path), Refusals(config))
-    life.heard = time.monotonic()
-    assert not life.is_ready()
-    life.worker.start()
+@pytest.mark.e2e
+def test_pages_of_real_processes_show_who_is_connected(tmp_path: Path) -> None:
+    """A site is ready as long as its server is there; the server shows it, its certificate, and when it was there."""
+    ports = [f"127.0.0.1:{free_port()}" for _ in range(2)]
+    at_server, at_site = (f"http://{address}" for address in ports)
+
+    def told() -> Values:
+        return values(get(f"{at_server}/metrics")[1])
+
+    with running_server(tmp_path, metrics=ports[0]) as server:
+        folder = join(server, tmp_path, "berlin")
+        settings = folder.settings.read_text().replace("# metrics_address", f'metrics_address = "{ports[1]}" #')
+        folder.settings.write_text(settings)
+        online, seen = label("site_online", site="berlin"), label("site_last_seen_timestamp_seconds", site="berlin")
+        assert 200 == get(f"{at_server}/readyz")[0]
+        assert (0, None) == (told()[online], told().get(seen))
+        site = start_site(folder.settings, tmp_path / "site.log")
+        try:
+            until(lambda: _answers(at_site) and get(f"{at_site}/readyz")[0] == 200, seconds=30)
+            now = told()
+            assert (1, pytest.approx(time.time(), abs=5)) == (now[online], now[seen])
+            ends = now[label("site_certificate_expiry_timestamp_seconds", site="berlin")]
+            assert time.time() + 89 * 86400 < ends < time.time() + 91 * 86400
+            assert (0, 0) == tuple(now[label("uploads", state=each)] for each in ("active", "waiting"))
+            site.terminate()
+            assert 0 == site.wait(timeout=20)
+            until(lambda: told()[online] == 0)
+        finally:
+            site.kill()
+        site = start_site(folder.settings, tmp_path / "site.log")
+        until(lambda: _answers(at_site) and get(f"{at_site}/readyz")[0] == 200, seconds=30)
     try:
-        until(life.is_ready)
-        life.heard = time.monotonic() - 61
-        assert not life.is_ready()
-        life.busy = True
-        assert life.is_ready()
+        until(lambda: get(f"{at_site}/readyz")[0] == 503)
+        assert 200 == get(f"{at_site}/healthz")[0]
     finally:
-        life.worker.stop()
-    assert not life.is_ready()
+        site.kill()
+        site.wait()
 
 
 class Driver:
@@ -741,7 +781,6 @@ def test_gpu_memory_is_what_the_driver_says(
     answer: str,
     expected: dict[str, float],
     tmp_path: Path,
-    make_sites: MakeSites,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """MiB per GPU, in order; a GPU that does not tell, or none, has no series."""
@@ -750,7 +789,8 @@ def test_gpu_memory_is_what_the_driver_says(
     program.write_text(f'#!/bin/sh\ntouch "{tmp_path}/asked"\n{Driver.ANSWERS[answer]}\n')
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
-    with site_exporter.exporting(load_site(make_sites()["berlin"]), "127.0.0.1:0", is_ready=lambda: True) as url:
+    log = tmp_path / "state" / "events.jsonl"
+    with site_exporter.exporting("berlin", log, "127.0.0.1:0", is_ready=lambda: True) as url:
         until((tmp_path / "asked").exists)
 
         def seen() -> dict[str, float]:

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import MakeStudy
 from safetensors.numpy import load_file
 
-from client.site_state import StateFolder
-from common.errors import StateError
+from client.site_state import StateFolder, study_of
+from common.errors import ProtocolError, StateError
+from common.protocol import study_digest
 from common.weights import Array
 
 
@@ -211,3 +213,46 @@ def test_state_in_memory_is_not_read_again(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="is damaged"):
         kept.load(before_round=3)
     assert all((first[name] == array).all() for name, array in kept.load(before_round=2).items())
+
+
+# --- the study that a run began with ---------------------------------------------------------------
+
+
+def test_study_of_a_run_is_read_back_by_its_digest(tmp_path: Path, make_study: MakeStudy) -> None:
+    """For its owner alone; another handshake with the same study writes nothing."""
+    study = make_study().seen_by("berlin")
+    kept = StateFolder.of(tmp_path, study=study.name, run="run-1", site="berlin")
+    kept.save_study(study)
+    before = (kept.path / "study.json").stat()
+    assert 0o600 == stat.S_IMODE(before.st_mode)
+    kept.save_study(study)
+    assert before.st_ino == (kept.path / "study.json").stat().st_ino
+    assert study == study_of(tmp_path, run="run-1", digest=study_digest(study), site="berlin")
+
+
+def test_plan_of_a_run_without_a_handshake_is_refused(tmp_path: Path, make_study: MakeStudy) -> None:
+    """Another run's handshake with the very same study is none of this one."""
+    study = make_study().seen_by("berlin")
+    StateFolder.of(tmp_path, study=study.name, run="run-1", site="berlin").save_study(study)
+    with pytest.raises(ProtocolError, match="site 'berlin': run 'run-2' had no handshake here"):
+        study_of(tmp_path, run="run-2", digest=study_digest(study), site="berlin")
+
+
+def test_plan_of_another_study_than_the_run_began_with_is_refused(tmp_path: Path, make_study: MakeStudy) -> None:
+    """Both are named by their digests, the one asked for first."""
+    study, other = (make_study(seed=seed).seen_by("berlin") for seed in (1, 2))
+    StateFolder.of(tmp_path, study=study.name, run="run-1", site="berlin").save_study(study)
+    known, asked = study_digest(study), study_digest(other)
+    with pytest.raises(ProtocolError, match=rf"another study \({asked[:12]}\) than .* began with \({known[:12]}\)"):
+        study_of(tmp_path, run="run-1", digest=asked, site="berlin")
+
+
+def test_study_that_was_changed_on_the_disk_is_not_used(tmp_path: Path, make_study: MakeStudy) -> None:
+    """Its digest is no longer the one that plans name."""
+    study = make_study().seen_by("berlin")
+    kept = StateFolder.of(tmp_path, study=study.name, run="run-1", site="berlin")
+    kept.save_study(study)
+    path = kept.path / "study.json"
+    path.write_text(path.read_text().replace('"rounds":3', '"rounds":4'))
+    with pytest.raises(ProtocolError, match="is of another study"):
+        study_of(tmp_path, run="run-1", digest=study_digest(study), site="berlin")

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 EARLY_SECONDS, MAX_EARLY_DEATHS = 30.0, 3
 """A worker that dies so soon after its start so often in a row will do so for ever."""
 STOP_SECONDS = 5.0
+RETRY_SECONDS = 2.0
+"""How long to wait where no process can be started, because there are too many, say."""
 ANSWER, ERROR = b"answer", b"error"
 COMMAND = (sys.executable, "-P", "-m", "client.worker")
 
@@ -116,6 +118,10 @@ class Worker:
                 late = isinstance(error, TimeoutError)
                 cause = await self._died(running, late=late)
                 raise WorkerFailed(f"the site's worker process ended while it answered: {cause}") from None
+            except asyncio.CancelledError:  # its answer would be taken for that to the next order
+                running.process.kill()
+                running.started = -EARLY_SECONDS
+                raise
             finally:
                 self._watch()
             self._early_deaths = 0
@@ -194,8 +200,13 @@ class Worker:
                 self.gave_up.set()
                 return
             async with self._busy:
-                with contextlib.suppress(WorkerFailed):  # no process can be started just now
+                try:
                     await self._spawn()
+                except WorkerFailed as error:
+                    log.error("%s; trying again in %g s", error, RETRY_SECONDS)
+            if self._running is running:
+                running.started = time.monotonic() - EARLY_SECONDS  # it is not its death that is seen again
+                await asyncio.sleep(RETRY_SECONDS)
 
 
 async def _frame(reader: asyncio.StreamReader) -> bytes:

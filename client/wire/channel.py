@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 from cryptography.hazmat.primitives import serialization
+from google.protobuf.message import DecodeError
 
 from client.wire.place import Place
 from common import __version__
@@ -104,9 +105,12 @@ async def attend(place: Place, *, tasks: list[bytes], probe: bool = False) -> At
         if first.HasField("farewell"):
             raise NotWelcome(first.farewell.reason, clean(first.farewell.text))
         return Attended(channel, call, first.welcome)
-    except TimeoutError:
+    except (TimeoutError, asyncio.InvalidStateError):
         await channel.close()
         raise ConnectionRefused(await why_unreachable(place)) from None
+    except DecodeError:
+        await channel.close()
+        raise ConnectionRefused(f"the server at {place.server} sends what is no message") from None
     except grpc.aio.AioRpcError as error:
         await channel.close()
         raise await explained(place, error) from error

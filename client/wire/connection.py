@@ -45,6 +45,12 @@ MAX_TASKS = 64
 """How many orders a site keeps waiting; a server that sends more is not the one it should be."""
 
 
+WITHDRAWN_SECONDS = 10.0
+"""For how long an order is worked on whose answer is not waited for any more, before the worker is stopped."""
+_BROKEN = (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError, asyncio.CancelledError)
+"""What a call raises whose connection has ended, here or there."""
+
+
 class Answering(Protocol):
     """What answers orders: the supervisor of the worker."""
 
@@ -117,11 +123,17 @@ class Connection:
                     if getattr(error, "reason", "") == REVOKED:
                         raise ConnectionRefused(str(error)) from error
                     await self._wait(error)
+                except Exception as error:  # a site never gives up
+                    await self._wait(self._unexpected(error))
         finally:
             answering.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await answering
             await self._close()
+
+    def _unexpected(self, error: Exception) -> ConnectionRefused:
+        text = f"{type(error).__name__}: {clean(str(error))}"
+        return ConnectionRefused(f"the connection to the server at {self._place.server} ended with {text}")
 
     async def _wait(self, error: Exception) -> None:
         """Say why there is no connection, once while it stays the same, and wait: longer each time, never the same."""
@@ -184,7 +196,8 @@ class Connection:
                 self._renewed(message.renewed)
             case "farewell":
                 reason, text = message.farewell.reason, clean(message.farewell.text)
-                raise NotWelcome(reason, refusal_sentence(self._place, reason) if reason == REVOKED else text)
+                sentence = f"the server at {self._place.server} says farewell: {text or clean(reason, 40)}"
+                raise NotWelcome(reason, refusal_sentence(self._place, reason) if reason == REVOKED else sentence)
 
     def _received(self, task: Any) -> None:
         known = [held.id for held in (*self._waiting, self._current) if held is not None]
@@ -228,28 +241,50 @@ class Connection:
                     self._turns.get_nowait()
 
     async def _answer(self, task: _Task) -> None:
-        await self._fetch(task)
-        if self._taken.is_set():  # withdrawn meanwhile
-            return
         try:
-            order = Parcel(task.order, task.payload, task.size)
-            answer = await self._worker.answer(order, seconds=task.seconds_left)
+            await self._fetch(task)
+            answer = await self._worked(task)
+            if answer is None:
+                return
             reply = pb.Reply(task=task.id, text=answer.content, payload=answer.payload, payload_size=answer.boxed)
-        except WorkerFailed as error:
+        except (WorkerFailed, ProtocolError, OSError) as error:
             reply = pb.Reply(task=task.id, problem=clean(str(error)))
         task.reply = reply
         await self._send(pb.FromSite(reply=reply))
         while not self._taken.is_set():
             await self._deliver(task, reply.payload_size)
 
+    async def _worked(self, task: _Task) -> Parcel | None:
+        """Return the worker's answer; None for an order that was withdrawn, which is worked on a little longer.
+
+        Raises:
+            WorkerFailed: it could not answer.
+        """
+        if self._taken.is_set():
+            return None
+        order = Parcel(task.order, task.payload, task.size)
+        working = asyncio.ensure_future(self._worker.answer(order, seconds=task.seconds_left))
+        withdrawn = asyncio.ensure_future(self._taken.wait())
+        try:
+            await asyncio.wait({working, withdrawn}, return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                await asyncio.wait({working}, timeout=WITHDRAWN_SECONDS)
+            return working.result() if working.done() and not self._taken.is_set() else None
+        finally:
+            withdrawn.cancel()
+            working.cancel()
+            await asyncio.wait({working})
+
     async def _send(self, message: Any) -> None:
         """Send a message if there is a connection; a reply is sent again on the next one."""
         attended = self._attended
         if attended is None:
             return
-        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        try:
             async with self._writing:
                 await attended.call.write(message.SerializeToString())
+        except _BROKEN as error:
+            _pass_on_own(error)
 
     async def _fetch(self, task: _Task) -> None:
         """Fetch the payload of an order into the shared memory, going on where it broke off."""
@@ -259,20 +294,21 @@ class Connection:
             attended = self._attended
             if attended is None:
                 continue
-            request = pb.FetchRequest(task=task.id, offset=offset).SerializeToString()
-            call = attended.channel.unary_stream(f"/{SERVICE}/Fetch")(request)
+            request, before = pb.FetchRequest(task=task.id, offset=offset).SerializeToString(), offset
             try:
+                call = attended.channel.unary_stream(f"/{SERVICE}/Fetch")(request)
                 while (content := await call.read()) is not grpc.aio.EOF:
-                    data = pb.Piece.FromString(content).data
+                    data = _piece(content)
                     if offset + len(data) > task.size:
                         raise ProtocolError("the server sends more than it announced")
                     self._worker.inbox.write(data, offset)
                     offset += len(data)
-            except grpc.aio.AioRpcError as error:
-                if error.code() is grpc.StatusCode.NOT_FOUND:
+            except _BROKEN as error:
+                _pass_on_own(error)
+                if isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.NOT_FOUND:
                     self._taken.set()
-                else:
-                    await asyncio.sleep(random.uniform(0.2, 1.0))
+            if offset == before:
+                await asyncio.sleep(random.uniform(0.2, 1.0))
 
     async def _deliver(self, task: _Task, size: int) -> None:
         """Wait for this reply's turn, or for the server to have it, and send its payload from where the turn says."""
@@ -287,9 +323,9 @@ class Connection:
         attended = self._attended
         if granted is None or granted.task != task.id or attended is None:
             return
-        call = attended.channel.stream_unary(f"/{SERVICE}/Deliver")()
         offset, identifier = granted.offset, task.id
         try:
+            call = attended.channel.stream_unary(f"/{SERVICE}/Deliver")()
             while offset < size or identifier:
                 data = self._worker.outbox.read(offset, min(PIECE_BYTES, size - offset))
                 piece = pb.Piece(task=identifier, offset=granted.offset if identifier else 0, data=data)
@@ -297,7 +333,8 @@ class Connection:
                 offset, identifier = offset + len(data), b""
             await call.done_writing()
             await call
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
+        except _BROKEN as error:
+            _pass_on_own(error)
             log.info("reply not delivered yet error=%s", getattr(error, "code", lambda: type(error).__name__)())
 
     # --- the site's certificate -----------------------------------------------------------------
@@ -320,9 +357,7 @@ class Connection:
         try:
             key = read_private_key(self._place.key).public_key()
             read_authorities(renewed.authorities)
-            check_site_certificate(
-                renewed.certificate, key=key, name=self._place.name, authorities=renewed.authorities
-            )
+            check_site_certificate(renewed.certificate, key=key, name=self._place.name, authorities=renewed.authorities)
             write_atomically(self._place.authorities, renewed.authorities)
             write_atomically(self._place.certificate, renewed.certificate)
         except ConsiliumError as error:
@@ -342,3 +377,20 @@ class Connection:
         if attended is not None:
             await attended.channel.close()
 
+
+def _pass_on_own(error: BaseException) -> None:
+    """Raise a cancellation again that is meant for this task: gRPC raises the same for a call whose channel closes.
+
+    Raises:
+        asyncio.CancelledError: this task is to end.
+    """
+    task = asyncio.current_task()
+    if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+        raise error
+
+
+def _piece(content: bytes) -> bytes:
+    try:
+        return bytes(pb.Piece.FromString(content).data)
+    except DecodeError:
+        raise ProtocolError("the server sends a payload that is no message") from None

@@ -44,6 +44,10 @@ class RunLink:
             pass
         return frozenset(self._online)
 
+    def attending(self) -> frozenset[str]:
+        """Return what was known last of the sites that attend, reading nothing; for other threads too."""
+        return frozenset(self._online)
+
     def ask(self, tasks: Iterable[pb.Outgoing]) -> None:
         """Send tasks to their sites."""
         self._send(pb.FromRun(ask=pb.Ask(tasks=tasks)))

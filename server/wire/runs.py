@@ -155,7 +155,12 @@ class Runs:
     def _follow(self, entry: RunEntry) -> None:
         task = asyncio.get_running_loop().create_task(self._run(entry), name=f"run {entry.name}")
         self._followed[entry.name] = task
-        task.add_done_callback(lambda done: self._followed.pop(entry.name, None) and _complain(done))
+        task.add_done_callback(self._followed_to_its_end)
+
+    def _followed_to_its_end(self, done: "asyncio.Task[None]") -> None:
+        self._followed = {name: task for name, task in self._followed.items() if task is not done}
+        if not done.cancelled() and (error := done.exception()) is not None:
+            log.error("a run could not be followed error=%s: %s", type(error).__name__, error)
 
     async def _run(self, entry: RunEntry) -> None:
         """Have a process run it, and another when that one dies, until it has ended."""
@@ -281,11 +286,6 @@ async def _end(process: "subprocess.Popen[bytes]") -> None:
 
 def _said(code: int) -> str:
     return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
-
-
-def _complain(done: "asyncio.Task[None]") -> None:
-    if not done.cancelled() and (error := done.exception()) is not None:
-        log.error("a run could not be followed error=%s: %s", type(error).__name__, error)
 
 
 def run_environment(journal: Path, home: Path) -> dict[str, str]:

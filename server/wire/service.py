@@ -9,8 +9,8 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 
 import grpc
@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError
 
 from common import __version__
 from common.errors import ConsiliumError, StateError
+from common.identity import read_certificate
 from common.text import clean
 from common.wire import wire_pb2 as pb
 from common.wire.limits import (
@@ -34,7 +35,6 @@ from common.wire.limits import (
     VERSION,
     WIRE_VERSION,
 )
-from common.identity import read_certificate
 from server.wire.registry import Registry
 from server.wire.streams import Peer, Stream, Streams
 from server.wire.tasks import Offer, Task, Tasks, drop_incoming, prepare_incoming
@@ -45,7 +45,14 @@ log = logging.getLogger(__name__)
 CALLS_PER_SITE = 6
 """How many calls of one site may be open at once: its stream, one that takes its place, transfers."""
 DOWNLOADS = 8
-"""How many payloads are read from disk and sent at a time."""
+"""How many pieces of payloads are sent at a time."""
+SLOT_SECONDS = 2.0
+"""For how long a site that reads slowly keeps others from being sent a piece."""
+TURN_SECONDS = 60.0
+"""How long a turn may last while others wait; a longer upload goes on in another."""
+MAX_HELLO_TASKS = 1024
+RENEWAL_SECONDS = 60.0
+"""A site that asks for certificates more often than that misbehaves: each is signed in this loop."""
 RESERVE_BYTES = 200 * 10**6
 """Disk space that no payload may take."""
 SWEEP_SECONDS = 5.0
@@ -66,6 +73,8 @@ class Wire:
         self.turns = Turns(self._grant, self._give_up)
         self._calls: Counter[str] = Counter()
         self._downloads = asyncio.Semaphore(DOWNLOADS)
+        self._transfers: dict[asyncio.Task[Any], str] = {}
+        self._fetching: dict[str, asyncio.Task[Any]] = {}
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """Return what a `grpc.aio` server needs; messages are bytes, so that what is malformed is ours to judge."""
@@ -96,8 +105,10 @@ class Wire:
                 stream.send(pb.FromServer(withdrawn=pb.Withdrawn(task=task.id)))
 
     def dismiss(self, fingerprints: Iterable[str], *, reason: str, text: str) -> None:
-        """Close the streams of some keys at once."""
+        """End all calls of some keys at once, also payloads that are half here."""
         keys = set(fingerprints)
+        for transfer in [task for task, key in self._transfers.items() if key in keys]:
+            transfer.cancel(reason)
         for stream in self.streams:
             if stream.peer.fingerprint in keys:
                 stream.close(reason, text)
@@ -145,7 +156,7 @@ class Wire:
             stream = Stream(peer, context, handler)
             self.streams.open(stream)
             try:
-                self._take_up(stream, set(hello.tasks))
+                self._take_up(stream, set(hello.tasks[:MAX_HELLO_TASKS]))
                 await self._listen(stream)
             except asyncio.CancelledError:
                 if stream.farewell is None:  # the connection broke
@@ -184,6 +195,7 @@ class Wire:
                     self._renew(stream, message.renew)
                 case _:
                     stream.strike("a message that is of no use here")
+            await stream.room()
 
     def _reply(self, stream: Stream, reply: pb.Reply) -> None:
         task = self.tasks.of(reply.task, site=stream.peer.site)
@@ -231,11 +243,15 @@ class Wire:
         self.turns.forget(task)
 
     def _renew(self, stream: Stream, renew: pb.Renew) -> None:
+        if time.monotonic() - stream.renewed < RENEWAL_SECONDS:
+            stream.strike("a request for a certificate so soon after another")
+            return
         try:
             certificate = self._registry.renew(stream.peer.fingerprint, renew.request)
         except ConsiliumError as error:
             stream.strike(f"a request for a certificate that is refused: {clean(str(error))}")
             return
+        stream.renewed = time.monotonic()
         log.info("certificate renewed site=%s", stream.peer.site)
         stream.send(pb.FromServer(renewed=pb.Renewed(certificate=certificate, authorities=self._authorities())))
 
@@ -263,17 +279,45 @@ class Wire:
             if task is None or task.outgoing is None or wanted.offset > task.size:
                 await context.abort(grpc.StatusCode.NOT_FOUND, "there is no such payload for this site")
                 return
-            async with self._downloads:
-                began, offset = time.monotonic(), wanted.offset
-                with task.outgoing.open("rb", buffering=0) as file:
-                    while offset < task.size:
-                        data = os.pread(file.fileno(), PIECE_BYTES, offset)
-                        if not data:
-                            break
-                        piece = pb.Piece(data=data).SerializeToString()
-                        await _within(PROGRESS_SECONDS * len(data) / PROGRESS_BYTES, context.write(piece), context)
-                        offset += len(data)
-                task.busy += time.monotonic() - began
+            began, offset = time.monotonic(), wanted.offset
+            with self._transfer(peer), self._only_fetch(peer.site), task.outgoing.open("rb", buffering=0) as file:
+                while offset < task.size:
+                    data = os.pread(file.fileno(), PIECE_BYTES, offset)
+                    if not data:
+                        break
+                    await self._send_piece(data, context)
+                    offset += len(data)
+            task.busy += time.monotonic() - began
+
+    async def _send_piece(self, data: bytes, context: Any) -> None:
+        """Send a piece when there is a slot for it; who reads slowly does not keep the slot for as long.
+
+        Raises:
+            TimeoutError: it is read too slowly.
+        """
+        piece, seconds = pb.Piece(data=data).SerializeToString(), PROGRESS_SECONDS * len(data) / PROGRESS_BYTES
+        await self._downloads.acquire()
+        slot = asyncio.get_running_loop().call_later(SLOT_SECONDS, self._downloads.release)
+        try:
+            await _within(seconds, context.write(piece), context)
+        finally:
+            if slot.when() > asyncio.get_running_loop().time():
+                slot.cancel()
+                self._downloads.release()
+
+    @contextmanager
+    def _only_fetch(self, site: str) -> Iterator[None]:
+        """End an earlier download of the same site: the connection that it is for may be long gone."""
+        this = asyncio.current_task()
+        assert this is not None
+        if (before := self._fetching.get(site)) is not None:
+            before.cancel("another download has taken its place")
+        self._fetching[site] = this
+        try:
+            yield
+        finally:
+            if self._fetching.get(site) is this:
+                del self._fetching[site]
 
     async def deliver(self, _: AsyncIterator[bytes], context: Any) -> bytes:
         """Take the payload of a reply in, whose turn it is."""
@@ -283,38 +327,71 @@ class Wire:
             if task is None or task.offer is None or first.offset != task.received or not self.turns.begin(task):
                 await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "it is not the turn of this payload")
                 return b""
-            before, began = task.received, time.monotonic()
+            offer, before, began = task.offer, task.received, time.monotonic()
             try:
-                await self._receive(task, task.offer, first, context)
+                with self._transfer(peer):
+                    await self._receive(task, offer, first, context)
             finally:
                 task.busy += time.monotonic() - began
-                if self.tasks.of(task.id, site=task.site) is task:  # not answered and not withdrawn meanwhile
-                    self.turns.end(task, moved=task.received >= before + min(PROGRESS_BYTES, task.offer.size))
+                if self._is_wanted(task, offer):
+                    self.turns.end(task, moved=task.received >= before + min(PROGRESS_BYTES, offer.size))
             return pb.Delivered(size=task.received).SerializeToString()
+
+    def _is_wanted(self, task: Task, offer: Offer) -> bool:
+        """Return whether this payload is still waited for: not answered, not withdrawn, not lost and asked anew."""
+        return task.offer is offer and self.tasks.of(task.id, site=task.site) is task
 
     async def _receive(self, task: Task, offer: Offer, first: pb.Piece, context: Any) -> None:
         """Write pieces to the task's file until the payload is whole, too long, or the site is too slow."""
-        piece, moved, deadline = first, 0, time.monotonic() + PROGRESS_SECONDS
+        began = time.monotonic()
+        piece, moved, deadline = first, 0, began + PROGRESS_SECONDS
         with task.incoming.open("r+b", buffering=0) as file:
             while True:
                 if len(piece.data) > PIECE_BYTES or task.received + len(piece.data) > offer.size:
                     detail = f"site '{task.site}' sent more than the {offer.size} bytes it announced"
                     self._answered(task, problem="protocol", detail=detail)
                     await context.abort(grpc.StatusCode.OUT_OF_RANGE, detail)
-                os.pwrite(file.fileno(), piece.data, task.received)
-                task.received += len(piece.data)
+                if not self._wrote(file.fileno(), piece.data, task):
+                    await context.abort(grpc.StatusCode.INTERNAL, "the server cannot keep this payload")
                 moved += len(piece.data)
                 if task.received == offer.size:
                     self._answered(task, text=offer.text)
                     return
                 if moved >= PROGRESS_BYTES:
                     moved, deadline = 0, time.monotonic() + PROGRESS_SECONDS
+                    if self.turns.waiting and time.monotonic() - began > TURN_SECONDS:
+                        return
                 content = await _within(max(0.0, deadline - time.monotonic()), context.read(), context)
                 piece = _parsed(pb.Piece, content)
-                if self.tasks.of(task.id, site=task.site) is not task:
+                if not self._is_wanted(task, offer):
                     await context.abort(grpc.StatusCode.NOT_FOUND, "nobody waits for this payload any more")
 
+    def _wrote(self, file: int, data: bytes, task: Task) -> bool:
+        """Keep a piece; where the disk does not take it, the task is answered so."""
+        try:
+            done = os.pwrite(file, data, task.received)
+            while done < len(data):
+                done += os.pwrite(file, data[done:], task.received + done)
+        except OSError as error:
+            detail = f"the server cannot write the reply of site '{task.site}': {error.strerror or error}"
+            log.error("payload not kept site=%s error=%s", task.site, error)
+            self._answered(task, problem="protocol", detail=detail)
+            return False
+        task.received += len(data)
+        return True
+
     # --- who calls ------------------------------------------------------------------------------
+
+    @contextmanager
+    def _transfer(self, peer: Peer) -> Iterator[None]:
+        """Keep a transfer where `dismiss` finds it."""
+        this = asyncio.current_task()
+        assert this is not None
+        self._transfers[this] = peer.fingerprint
+        try:
+            yield
+        finally:
+            del self._transfers[this]
 
     @asynccontextmanager
     async def _call(self, context: Any) -> AsyncIterator[Peer]:
@@ -337,6 +414,12 @@ class Wire:
         self._calls[site] += 1
         try:
             yield Peer(site, fingerprint, ends)
+        except asyncio.CancelledError as error:
+            this = asyncio.current_task()
+            if this is None or not this.cancelling() or not error.args:
+                raise  # the connection broke
+            this.uncancel()
+            await context.abort(grpc.StatusCode.ABORTED, str(error.args[0]))
         except (DecodeError, TimeoutError) as error:
             log.warning("call ended site=%s error=%s", site, type(error).__name__)
             code = grpc.StatusCode.DEADLINE_EXCEEDED if isinstance(error, TimeoutError) else None
@@ -360,7 +443,8 @@ async def _within(seconds: float, waiting: Awaitable[T], context: Any) -> T:
         TimeoutError: it took longer.
         DecodeError: the other end has nothing more to say.
     """
-    result = await asyncio.wait_for(waiting, seconds)
+    async with asyncio.timeout(seconds):
+        result = await waiting
     if result is grpc.aio.EOF:
         raise DecodeError("the call ended early")
     return result

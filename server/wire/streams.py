@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -16,6 +17,8 @@ log = logging.getLogger(__name__)
 MAX_STRIKES = 20
 """How often a site may send what makes no sense before its stream is closed."""
 FAREWELL_SECONDS = 2.0
+MAX_BACKLOG = 256
+"""From so many unsent messages on, nothing more is read from a site."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class Stream:
     handler: "asyncio.Task[Any]"
     since: float = field(default_factory=time.time)
     strikes: int = 0
+    renewed: float = -math.inf
+    """When it was last given a certificate that it asked for (`time.monotonic`)."""
     farewell: pb.Farewell | None = None
     _outgoing: deque[pb.FromServer] = field(default_factory=deque)
     _writer: "asyncio.Task[None] | None" = None
@@ -59,7 +64,8 @@ class Stream:
         try:
             while self._outgoing:
                 content = self._outgoing.popleft().SerializeToString()
-                await asyncio.wait_for(self.context.write(content), PROGRESS_SECONDS + len(content) / 1000)
+                async with asyncio.timeout(PROGRESS_SECONDS + len(content) / 1000):
+                    await self.context.write(content)
         except TimeoutError:
             log.warning("site does not read what it is sent site=%s; closing its stream", self.peer.site)
             self.handler.cancel()
@@ -67,6 +73,11 @@ class Stream:
             log.debug("stream ended site=%s error=%s", self.peer.site, error)
         finally:
             self._writer = None
+
+    async def room(self) -> None:
+        """Wait while much is still to be sent: a site that sends without reading is read no faster than it reads."""
+        while len(self._outgoing) > MAX_BACKLOG and self._writer is not None:
+            await asyncio.wait({self._writer}, timeout=0.05)
 
     def strike(self, what: str) -> None:
         """Note that the site sent something that it should not; too many end the stream."""

@@ -36,7 +36,7 @@ class Answers(Protocol):
         ...
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Task:
     """One order on its way to one site, and the reply on its way back.
 

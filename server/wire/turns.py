@@ -6,7 +6,6 @@ Flow control is memory control: what no site is allowed to send yet lies at the 
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 
 from common.wire.limits import PROGRESS_SECONDS
 from server.wire.tasks import Task
@@ -80,9 +79,10 @@ class Turns:
     def forget(self, task: Task) -> None:
         """Take a task out: its payload is whole, or of no use any more."""
         self._release(task)
-        with suppress(ValueError):
+        if task in self._waiting:
             self._waiting.remove(task)
-        self._next()
+        if self._waiting:
+            self._next()
 
     def _release(self, task: Task) -> None:
         timer = self._active.pop(task, None)

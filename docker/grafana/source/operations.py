@@ -28,9 +28,9 @@ def build() -> models.Dashboard:
         "Consilium: Operations",
         "Where do time, bytes and memory go, and what runs out?",
         {
-            "What runs out?": [_certificate(), _checkpoint(), _disks(), _exporters()],
+            "What runs out?": [_certificate(), _site_certificates(), _checkpoint(), _disks(), _exporters()],
             "Where does the time of a round go?": [_half(), _most(), _split()],
-            "What goes over the wire?": [_sum_of_bytes(), _bytes(), _bytes_of_sites()],
+            "What goes over the wire?": [_sum_of_bytes(), _bytes(), _bytes_of_sites(), _uploads()],
             "The processes": [_memory(), _processor(), _files(), _gpu()],
         },
     )
@@ -41,11 +41,26 @@ def _certificate() -> Panel:
         "How long is the certificate valid?",
         "Time until the server's certificate ends; then no site can connect. An alert fires below 30 days.",
         "s",
-        (5, 6),
+        (4, 6),
         steps=((None, RED), (3 * 86400, AMBER), (30 * 86400, BLUE)),
-        empty="no TLS",
     )
     return single_value(look, Query("min(consilium_certificate_expiry_timestamp_seconds) - time()"))
+
+
+def _site_certificates() -> Panel:
+    look = Look(
+        "How long are the sites' certificates valid?",
+        "Time until each approved site's certificate ends; a connected site gets a new one 30 days before. An alert "
+        "fires below 14 days.",
+        "s",
+        (5, 6),
+        bounds=(0, None),
+        decimals=0,
+        steps=((None, RED), (14 * 86400, AMBER), (28 * 86400, BLUE)),
+        empty="no site",
+    )
+    ends = "min by (site) (consilium_site_certificate_expiry_timestamp_seconds)"
+    return bars(look, Query(f"{ends} - time()", "{{site}}"))
 
 
 def _checkpoint() -> Panel:
@@ -53,7 +68,7 @@ def _checkpoint() -> Panel:
         "How old is the last checkpoint?",
         "What a crash would lose while the study trains; an alert fires after 30 minutes of training without one.",
         "s",
-        (5, 6),
+        (4, 6),
         steps=((None, BLUE), (900, AMBER), (1800, RED)),
         empty="none yet",
     )
@@ -65,7 +80,7 @@ def _disks() -> Panel:
         "How much disk is free?",
         "Free share of the file systems where server and sites write; an alert fires below 10 %.",
         "percentunit",
-        (7, 6),
+        (5, 6),
         bounds=(0, 1),
         decimals=0,
         steps=((None, RED), (0.1, AMBER), (0.2, BLUE)),
@@ -78,7 +93,7 @@ def _exporters() -> Panel:
         "Whose metrics could be read?",
         "Whether Prometheus reached each exporter. While the server's is away, no other alert can be trusted.",
         "none",
-        (7, 6),
+        (6, 6),
         steps=((None, RED), (1, BLUE)),
     )
     values = {"0": ("away", RED), "1": ("read", BLUE)}
@@ -153,7 +168,7 @@ def _bytes() -> Panel:
         "How fast do bytes flow at the server?",
         "Bytes per second by direction, counted as rounds end: up from the sites, down to them.",
         "Bps",
-        (9, 8),
+        (6, 8),
         bounds=(0, None),
         names=("up", "down"),
     )
@@ -166,11 +181,24 @@ def _bytes_of_sites() -> Panel:
         "Which site sends and receives how fast?",
         "Payload bytes per second, told by the sites.",
         "Bps",
-        (9, 8),
+        (6, 8),
         bounds=(0, None),
     )
     rate = f"sum by (site, direction) (rate(consilium_node_transfer_bytes_total{STUDY}[$__rate_interval]))"
     return time_series(look, Query(rate, "{{site}} {{direction}}"))
+
+
+def _uploads() -> Panel:
+    look = Look(
+        "Do sites wait for their turn to send?",
+        "Large payloads on their way from sites, and those that wait for a turn; the server takes a few at a time. "
+        "An alert fires if some wait for ten minutes.",
+        "none",
+        (6, 8),
+        bounds=(0, None),
+        decimals=0,
+    )
+    return time_series(look, Query("max by (state) (consilium_uploads)", "{{state}}"))
 
 
 def _memory() -> Panel:

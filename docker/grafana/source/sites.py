@@ -16,7 +16,7 @@ def build() -> models.Dashboard:
         "Consilium: Sites",
         "One site: what it gets from the federation, and what it puts in.",
         {
-            "Told by the server": [_connected(), _behind(), _weight(), _gain(), _rejected(), _seen()],
+            "Told by the server": [_connected(), _behind(), _weight(), _gain(), _rejected(), _seen(), _certificate()],
             "What the site gets": [_accuracy(), _loss()],
             "Told by the site itself": [_examples(), _epochs(), _busy(), _errors()],
             "What the site does": [_own_accuracy(), _work(), _bytes(), _weights()],
@@ -30,7 +30,7 @@ def _connected() -> Panel:
         "Is the site connected?",
         "Whether the server has an open connection to the site.",
         "bool_yes_no",
-        (4, 4),
+        (3, 4),
         steps=((None, RED), (1, BLUE)),
     )
     return single_value(look, Query('max(consilium_site_online{site="$site"})'))
@@ -41,7 +41,7 @@ def _behind() -> Panel:
         "How many rounds is it behind?",
         "Completed rounds since the site's last accepted update; an alert fires from 2 on if all sites are asked.",
         "none",
-        (4, 4),
+        (3, 4),
         decimals=0,
         steps=((None, BLUE), (1, AMBER), (2, RED)),
     )
@@ -53,7 +53,7 @@ def _weight() -> Panel:
         "How much does it count?",
         "The share of the site's update in the new global weights of the last round.",
         "percentunit",
-        (4, 4),
+        (3, 4),
         bounds=(0, 1),
         decimals=1,
     )
@@ -91,10 +91,23 @@ def _seen() -> Panel:
         "When was it last connected?",
         "Time since the site was last connected to the server.",
         "s",
-        (4, 4),
+        (3, 4),
         steps=((None, BLUE), (60, AMBER), (120, RED)),
     )
     return single_value(look, Query('time() - max(consilium_site_last_seen_timestamp_seconds{site="$site"})'))
+
+
+def _certificate() -> Panel:
+    look = Look(
+        "How long is its certificate valid?",
+        "Time until the site's certificate ends; while it is connected it gets a new one 30 days before. An alert "
+        "fires below 14 days.",
+        "s",
+        (4, 4),
+        steps=((None, RED), (14 * 86400, AMBER), (28 * 86400, BLUE)),
+    )
+    ends = 'min(consilium_site_certificate_expiry_timestamp_seconds{site="$site"})'
+    return single_value(look, Query(f"{ends} - time()"))
 
 
 def _accuracy() -> Panel:

@@ -1,0 +1,166 @@
+"""What a run sends: orders with growing numbers, signed, and their payloads where the server's process finds them."""
+
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from common.errors import StateError
+from common.files import write_atomically
+from common.wire import wire_pb2 as pb
+from common.wire.envelope import Kind, Order, payload_digest, sign_order
+from common.wire.limits import SMALL_PAYLOAD_BYTES
+
+_NUMBERS_AT_ONCE = 1_000_000
+
+
+class Numbers:
+    """Numbers for orders that grow from one process of a run to the next, whatever the clock says.
+
+    Args:
+        file: where the numbers that may have been used are noted.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._next = self._end = _read_number(file)
+
+    def take(self) -> int:
+        """Return a number greater than all before it.
+
+        Raises:
+            StateError: the note cannot be written.
+        """
+        if self._next == self._end:
+            self._end += _NUMBERS_AT_ONCE
+            write_atomically(self._file, str(self._end).encode())
+        self._next += 1
+        return self._next
+
+
+def _read_number(file: Path) -> int:
+    try:
+        return int(file.read_text(encoding="ascii"))
+    except FileNotFoundError:
+        return 0
+    except (OSError, ValueError) as error:
+        raise StateError(f"cannot read '{file}', by which sites tell new orders from old ones: {error}") from error
+
+
+@dataclass(frozen=True)
+class Signer:
+    """What makes an order of this run: its name, the study's key, and the numbers used so far."""
+
+    run: str
+    key: Ed25519PrivateKey
+    numbers: Numbers
+
+
+@dataclass(eq=False)
+class Parcel:
+    """A payload that is ready to be sent, and how many tasks its file still serves.
+
+    Args:
+        file: of a large payload; `payload` is a small one.
+    """
+
+    payload: bytes
+    size: int
+    digest: bytes
+    file: Path | None = None
+    users: int = 0
+
+
+class Outbox:
+    """Makes tasks of what a run asks, and clears away their files once they are answered.
+
+    Args:
+        folder: where large payloads lie, shared with the server's process.
+    """
+
+    def __init__(self, folder: Path, signer: Signer) -> None:
+        self._folder, self._signer = folder, signer
+        self._parcels: dict[bytes, Parcel] = {}
+
+    def prepare(self, payload: bytes | None) -> Parcel:
+        """Hash a payload once for all sites that get it; a large one is written to a file.
+
+        Raises:
+            StateError: it cannot be written.
+        """
+        size, digest = len(payload or b""), payload_digest(payload)
+        if payload is None or size <= SMALL_PAYLOAD_BYTES:
+            return Parcel(payload or b"", size, digest)
+        path = self._folder / f"sent-{secrets.token_hex(8)}"
+        try:
+            with path.open("xb") as file:
+                file.write(payload)
+        except OSError as error:
+            raise StateError(f"cannot write the weights to '{self._folder}': {error.strerror or error}") from error
+        return Parcel(b"", size, digest, path)
+
+    def task(
+        self, parcel: Parcel, *, site: str, kind: Kind, text: str, seconds: float, most_bytes: int, id: bytes = b""
+    ) -> pb.Outgoing:
+        """Return a signed task for one site.
+
+        Args:
+            seconds: for so long its reply is of use.
+            most_bytes: the largest payload of a reply that can be of use.
+            id: 16 random bytes; default: new ones.
+
+        Raises:
+            StateError: the number of the order cannot be noted.
+        """
+        identifier = id or secrets.token_bytes(16)
+        order = Order(
+            number=self._signer.numbers.take(),
+            run=self._signer.run,
+            site=site,
+            kind=kind,
+            text=text,
+            payload_digest=parcel.digest,
+            payload_size=parcel.size,
+        )
+        task = pb.Outgoing(
+            id=identifier,
+            site=site,
+            order=sign_order(order, self._signer.key),
+            seconds=seconds,
+            most_bytes=most_bytes,
+        )
+        if parcel.file is None:
+            task.payload = parcel.payload
+        else:
+            task.file, task.payload_size = parcel.file.name, parcel.size
+            parcel.users += 1
+            self._parcels[identifier] = parcel
+        return task
+
+    def done(self, identifier: bytes) -> None:
+        """Note that a task is over: a payload that no other task needs is deleted."""
+        parcel = self._parcels.pop(identifier, None)
+        if parcel is not None:
+            parcel.users -= 1
+            if not parcel.users and parcel.file is not None:
+                parcel.file.unlink(missing_ok=True)
+
+    def open_reply(self, identifier: bytes) -> IO[bytes]:
+        """Return the file with the large payload of a reply; it has no name any more and belongs to the caller.
+
+        Raises:
+            StateError: it cannot be read.
+        """
+        path = self._folder / identifier.hex()
+        try:
+            file = path.open("rb")
+            path.unlink()
+        except OSError as error:
+            raise StateError(f"cannot read a reply in '{self._folder}': {error.strerror or error}") from error
+        return file
+
+    def drop_reply(self, identifier: bytes) -> None:
+        """Delete the payload of a reply that nobody waits for any more."""
+        (self._folder / identifier.hex()).unlink(missing_ok=True)
