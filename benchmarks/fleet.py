@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--idle", type=float, default=10.0, help="seconds to watch the waiting server")
     arguments = parser.parse_args()
     logging.disable(logging.INFO)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     rows = []
     for number in arguments.sites:
@@ -138,6 +138,7 @@ def approve(home: ServerHome, folder: Path, address: str, number: int) -> list[P
                 authorities=home.ca,
                 certificate=where / "site.pem",
                 key=where / "site.key",
+                study_key=home.study_public,
                 settings=where / "site.toml",
                 log=where / "events.jsonl",
             )

@@ -1,12 +1,14 @@
 """Rounds of ours and of a stock Flower deployment side by side, on this machine; writes results/speed.csv.
 
-    python benchmarks/speed.py [--only NAME ...] [--skip-stock] [--data DIR]
+    python benchmarks/speed.py [--only NAME ...] [--stock PYTHON] [--before DIR] [--data DIR]
 
-Ours: `consilium server start` and one `consilium site start` per site, gRPC with TLS and node keys, a round as it is
-(evaluate what was received, train, evaluate what is served, the local-only baseline, personal state on disk). Stock:
-flwr's SuperLink and SuperNodes without TLS and keys (to its advantage), `benchmarks/stock_app`, one train and one
-evaluate message per round; "tuned" sets the one polling interval that flwr takes from outside. Where nothing is to be
-trained, `echo_site.py` answers in place of the worker with torch, as the stock app sends back what came.
+Ours: `consilium server start` and one `consilium site start` per site, gRPC with certificates on both sides, a round
+as it is (evaluate what was received, train, evaluate what is served, the local-only baseline, personal state on disk).
+Stock (`--stock`, the python of an environment with flwr 1.39.0, the last release with gRPC at both ends): flwr's
+SuperLink and SuperNodes without TLS and keys (to its advantage), `benchmarks/stock_app`, one train and one evaluate
+message per round; "tuned" sets the one polling interval that flwr takes from outside. Before (`--before`, a checkout of
+an earlier commit with its own .venv): the same function of that commit's own `benchmarks/speed.py`, in the same run.
+Where nothing is to be trained, `echo_site.py` answers in place of the worker with torch, as the stock app does.
 """
 
 import argparse
@@ -27,7 +29,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,23 +41,21 @@ from rich.table import Table
 from common.algorithms import FedAvgMethod
 from common.config import NumberColumn, StudyConfig, TableTask, parse_study
 from common.files import scratch
-from common.processes import free_port
+from common.processes import free_port, stop_processes
 from common.weights import weighted_mean
 from consilium.inprocess import run_in_process
 from consilium.local import running_server, running_sites, wait_for_server
 from consilium.run import run_study
-from consilium.scenario import make_sites
+from consilium.scenario import certify, make_sites
 from consilium.sources import Federation, heart_disease_hospitals
 from consilium.view import View
-from server.control import Control
-from server.superlink import ServerHome, stop_processes
+from server.home import ServerHome
+from server.wire.submission import Control
 
 Row = dict[str, Any]
 MEGABYTES, ROUNDS = 100, 23
-IDLE_MEGABYTES = 90.0
-"""A process of the server below this size is still importing; above, its first size counts as idle."""
 RESULTS = Path(__file__).parent / "results" / "speed.csv"
-FIELDS = ("work", "unit", "ours", "ours_p95", "stock", "stock_tuned", "limit")
+FIELDS = ("work", "unit", "ours", "ours_p95", "before", "stock", "stock_tuned", "limit")
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "OMP_NUM_THREADS": "1"}
 
 
@@ -79,11 +78,10 @@ def deployment(num_sites: int, *, echo_megabytes: int | None = None) -> Iterator
         data = {f"site{i}": _write_patients(folder / "data" / f"site{i}") for i in range(num_sites)}
         home, address = ServerHome(folder / "server"), f"localhost:{free_port()}"
         with running_server(home, address, folder) as server:
-            sites = make_sites(folder / "sites", Federation(task, data, "table", "speed"), address, home.ca, None)
+            sites = make_sites(folder / "sites", Federation(task, data, "table", "speed"), address, None)
             wait_for_server(home, server, folder)
             with Control(home) as control:
-                for site, path in sites.items():
-                    control.approve(path.parent / "site.key.pub", name=site)
+                certify(sites, home, lambda request, name: control.approve(request, name=name))
             running = running_sites(sites) if echo_megabytes is None else echoing_sites(sites, echo_megabytes)
             with running:
                 yield Deployment(home, folder, task, tuple(sites))
@@ -137,8 +135,14 @@ def round_seconds(events: list[dict[str, Any]]) -> list[float]:
     return [after - before for before, after in itertools.pairwise(times[1:])]
 
 
-def stock_rounds(num_sites: int, *, rounds: int, megabytes: float = 0.0, evaluate: bool = True, tuned: bool) -> float:
-    """Return the median seconds per round of a stock deployment."""
+def stock_rounds(
+    python: Path, num_sites: int, *, rounds: int, megabytes: float = 0.0, evaluate: bool = True, tuned: bool
+) -> float:
+    """Return the median seconds per round of a stock deployment.
+
+    Args:
+        python: of an environment with flwr 1.39.0 and torch.
+    """
     with tempfile.TemporaryDirectory(prefix="stock-") as name:
         folder = Path(name)
         app = folder / "app"
@@ -148,7 +152,7 @@ def stock_rounds(num_sites: int, *, rounds: int, megabytes: float = 0.0, evaluat
         home.mkdir()
         here = f'address = "127.0.0.1:{control}"\ninsecure = true\n'
         (home / "config.toml").write_text(f'[superlink]\ndefault = "here"\n\n[superlink.here]\n{here}')
-        bins = Path(sys.executable).parent  # flwr starts its own programs by name
+        bins = python.parent  # flwr starts its own programs by name
         path = f"{bins}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
         environment = {**os.environ, **QUIET, "FLWR_HOME": str(home), "PATH": path}
         if tuned:
@@ -201,21 +205,62 @@ def stock_rounds(num_sites: int, *, rounds: int, megabytes: float = 0.0, evaluat
     return statistics.median(after - before for before, after in itertools.pairwise(stamps[1:]))
 
 
+@dataclass(frozen=True)
+class Peers:
+    """Beside whom it is measured; None where not.
+
+    Args:
+        stock: the python of an environment with flwr 1.39.0.
+        before: a checkout of an earlier commit, with `.venv`.
+    """
+
+    stock: Path | None = None
+    before: Path | None = None
+    data: Path | None = None
+
+    def rows_before(self, function: str) -> dict[str, Row]:
+        """Return what the earlier commit's own function of this name measures now, by the name of the work."""
+        if self.before is None:
+            return {}
+        code = (
+            "import sys, json, logging; sys.path.insert(0, 'benchmarks'); logging.disable(logging.INFO); import speed; "
+            f"print(json.dumps(speed.{function}(False)))"
+        )
+        done = subprocess.run(
+            [str(self.before / ".venv" / "bin" / "python"), "-c", code],
+            cwd=self.before,
+            env={**os.environ, **QUIET},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=1800,
+            check=False,
+        )
+        if done.returncode:
+            raise RuntimeError(f"the earlier commit's {function} failed: {done.stderr[-2000:]}")
+        return {row["work"]: row for row in json.loads(done.stdout.splitlines()[-1])}
+
+    def beside(self, function: str, rows: list[Row]) -> list[Row]:
+        """Return rows with the earlier commit's figures for the same work."""
+        before = self.rows_before(function)
+        return [row | ({"before": before[row["work"]]["ours"]} if row["work"] in before else {}) for row in rows]
+
+
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", default=[])
-    parser.add_argument("--skip-stock", action="store_true")
+    parser.add_argument("--stock", type=Path, help="python of an environment with flwr 1.39.0")
+    parser.add_argument("--before", type=Path, help="checkout of an earlier commit, with its .venv")
     parser.add_argument("--data", type=Path, help="folder of UCI Heart Disease, for the rows of the simulation")
     arguments = parser.parse_args()
     logging.disable(logging.INFO)
-    rows: list[Row] = []
-    for name, measure in {**MEASURES, "simulation": partial(simulation, data=arguments.data)}.items():
+    peers = Peers(arguments.stock, arguments.before, arguments.data)
+    for name, measure in MEASURES.items():
         if not arguments.only or name in arguments.only:
-            rows.extend(measure(not arguments.skip_stock))
+            rows = measure(peers)
             show(rows)
-    if not arguments.skip_stock:
-        write(rows)
+            write(rows)
 
 
 def write(rows: list[Row]) -> None:
@@ -241,74 +286,75 @@ def show(rows: list[Row]) -> None:
     Console(width=150).print(table)
 
 
-def empty_rounds(with_stock: bool) -> list[Row]:
+def empty_rounds(peers: Peers) -> list[Row]:
     """Rounds in which nobody computes, 2 and 8 sites, and the start of a study at warm sites."""
     rows: list[Row] = []
     for sites in (2, 8):
         with deployment(sites) as where:
             run_ours(where, study(where, "warm-up", rounds=2))
+            time.sleep(5)  # a spare process for the next run is on its way
             began = time.time()
             events = run_ours(where, study(where, "empty"))
             seconds = round_seconds(events)
             asked = next(event for event in events if event["event"] == "asked")
             start = datetime.fromisoformat(asked["time"]).timestamp() - began
         row: Row = {"work": f"empty round, {sites} sites", "unit": "s", "limit": 0.005, **of(seconds)}
-        if with_stock and sites == 2:
-            row["stock"] = stock_rounds(2, rounds=5, tuned=False)
-            row["stock_tuned"] = stock_rounds(2, rounds=5, tuned=True)
+        if peers.stock and sites == 2:
+            row["stock"] = stock_rounds(peers.stock, 2, rounds=5, tuned=False)
+            row["stock_tuned"] = stock_rounds(peers.stock, 2, rounds=5, tuned=True)
         rows.append(row)
         if sites == 2:
             rows.append({"work": "study start to first plan, warm sites", "unit": "s", "ours": start, "limit": 0.01})
-    return rows
+    return peers.beside("empty_rounds", rows)
 
 
-def large_rounds(with_stock: bool) -> list[Row]:
+def large_rounds(peers: Peers) -> list[Row]:
     """100 MB of shared weights, two sites: nothing to train, and a real site that takes one step."""
     with deployment(2, echo_megabytes=MEGABYTES) as where:
         config = study(where, "echo", rounds=ROUNDS, round_timeout_seconds=300)
         row: Row = {"work": "100 MB of shared weights, 2 sites, nothing to train", "unit": "s", "limit": 0.45}
         row |= of(round_seconds(run_ours(where, config)))
-    if with_stock:
-        row["stock"] = stock_rounds(2, rounds=5, megabytes=MEGABYTES, evaluate=False, tuned=False)
-        row["stock_tuned"] = stock_rounds(2, rounds=5, megabytes=MEGABYTES, evaluate=False, tuned=True)
+    if peers.stock:
+        shape = {"rounds": 5, "megabytes": MEGABYTES, "evaluate": False}
+        row["stock"] = stock_rounds(peers.stock, 2, **shape, tuned=False)
+        row["stock_tuned"] = stock_rounds(peers.stock, 2, **shape, tuned=True)
     with deployment(2) as where:
         model, training = {"name": "mlp", "hidden": [5000, 4999]}, {"steps": 1, "batch_size": 4}
         config = study(where, "large", rounds=ROUNDS, model=model, training=training, round_timeout_seconds=300)
         seconds = round_seconds(run_ours(where, config))
     whole: Row = {"work": "the same, a whole round of ours (1 step, baseline, state)", "unit": "s", **of(seconds)}
-    return [row, whole]
+    return peers.beside("large_rounds", [row, whole])
 
 
-def memory(with_stock: bool) -> list[Row]:
-    """The server's peak over its idle size, with a model of 100 MB, 2 and 32 sites."""
+def memory(peers: Peers) -> list[Row]:
+    """The server's peak over its idle size, with a model of 100 MB; sites that send back what comes."""
     rows: list[Row] = []
-    for sites in (2, 32):
-        with deployment(sites, echo_megabytes=MEGABYTES) as where, watching(where.home) as seen:
-            config = study(where, "memory", rounds=3, round_timeout_seconds=600)
-            seconds = round_seconds(run_ours(where, config))
+    for sites in (2, 32, 64):
+        with deployment(sites, echo_megabytes=MEGABYTES) as where:
+            time.sleep(5)
+            with watching(where.home) as seen:
+                config = study(where, "memory", rounds=3, round_timeout_seconds=600)
+                seconds = round_seconds(run_ours(where, config))
         for which, title in (("anonymous", "without"), ("resident", "with")):
             work = f"server's peak over idle, {sites} sites, {title} pages of files"
             rows.append({"work": work, "unit": "models", "ours": seen[which] / MEGABYTES, "limit": 1.0})
         rows.append({"work": f"the round of it, {sites} sites", "unit": "s", **of(seconds)})
-    return rows
+    return peers.beside("memory", rows)
 
 
 @contextmanager
 def watching(home: ServerHome) -> Iterator[dict[str, float]]:
-    """Watch SuperLink and ServerApp; at the end, how far their memory together was above its idle size, in MB."""
+    """Watch the server's process and its runs; at the end, how far their memory was above its idle size, in MB."""
     found = {"anonymous": 0.0, "resident": 0.0}
-    idle: dict[int, tuple[float, float]] = {}
+    server = home.address().pid
+    idle = [sum(sizes) for sizes in zip(*(memory_of(pid) or (0.0, 0.0) for pid in family(server)), strict=True)]
     stopped = threading.Event()
 
     def watch() -> None:
         while not stopped.wait(0.02):
-            over = [0.0, 0.0]
-            for process in server_processes(home):
-                if (now := memory_of(process)) is not None:
-                    before = idle.setdefault(process, now)
-                    over = [total + after - first for total, after, first in zip(over, now, before, strict=True)]
-            found["anonymous"] = max(found["anonymous"], over[0])
-            found["resident"] = max(found["resident"], over[1])
+            now = [memory_of(process) or (0.0, 0.0) for process in family(server)]
+            for name, before, sizes in zip(found, idle, zip(*now, strict=True), strict=True):
+                found[name] = max(found[name], sum(sizes) - before)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -319,23 +365,25 @@ def watching(home: ServerHome) -> Iterator[dict[str, float]]:
         thread.join()
 
 
-def server_processes(home: ServerHome) -> list[int]:
-    """Return the processes of a server's SuperLink and of its runs."""
-    return processes_with(b"server.superlink_process", str(home.path).encode()) + processes_with(b"flwr-serverapp")
+def family(process: int) -> list[int]:
+    """Return a process and its children."""
+    with suppress(OSError):
+        children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+        return [process, *map(int, children)]
+    return [process]
 
 
 def memory_of(process: int) -> tuple[float, float] | None:
-    """Return a process's memory in MB: what is its own, and with pages of files; None when it is gone or starting."""
+    """Return a process's memory in MB: what is its own, and with pages of files; None when it is gone."""
     try:
         text = Path(f"/proc/{process}/status").read_text()
     except OSError:
         return None
     sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 / 1e6 for line in text.splitlines() if line.endswith("kB")}
-    own, resident = sizes.get("RssAnon", 0.0) + sizes.get("RssShmem", 0.0), sizes.get("VmRSS", 0.0)
-    return (own, resident) if resident > IDLE_MEGABYTES else None
+    return sizes.get("RssAnon", 0.0) + sizes.get("RssShmem", 0.0), sizes.get("VmRSS", 0.0)
 
 
-def aggregation(with_stock: bool) -> list[Row]:
+def aggregation(peers: Peers) -> list[Row]:
     """The weighted mean of eight updates of 100 MB, on one core; stock: flwr's own over the same arrays."""
     from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
     from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
@@ -348,7 +396,7 @@ def aggregation(with_stock: bool) -> list[Row]:
     row["ours"] = size / shortest(lambda: weighted_mean(updates, [1.0] * 8))
     into = np.empty(shape, np.float32)
     row["limit"] = size / shortest(lambda: [np.copyto(into, array) for update in updates for array in update.values()])
-    if with_stock:
+    if peers.stock:
         metrics = {"num-examples": 1.0}
 
         def as_record(update: dict[str, Any]) -> ArrayRecord:
@@ -369,22 +417,23 @@ def shortest(work: Callable[[], Any]) -> float:
     return min(times)
 
 
-def idle(with_stock: bool) -> list[Row]:
+def idle(peers: Peers) -> list[Row]:
     """One site that waits for studies, a minute after its start."""
     with deployment(1) as where:
         run_ours(where, study(where, "warm-up", rounds=2))
-        time.sleep(30)
-        sites = processes_with(b"site", b"start", str(where.folder).encode())
+        time.sleep(90)  # its worker has given memory back
         workers = processes_with(b"client.worker", str(where.folder).encode())
+        sites = [int(Path(f"/proc/{worker}/stat").read_text().rpartition(") ")[2].split()[1]) for worker in workers]
         before, began = cpu_seconds(sites + workers), time.monotonic()
         time.sleep(60)
         used = 100 * (cpu_seconds(sites + workers) - before) / (time.monotonic() - began)
         own = [sum(found[1] for pid in pids if (found := memory_of(pid))) for pids in (sites, workers)]
-    return [
+    rows = [
         {"work": "idle site, processor (site and worker)", "unit": "% of a core", "ours": used, "limit": 0.0},
         {"work": "idle site, memory of the site without torch", "unit": "MB", "ours": own[0]},
         {"work": "idle site, memory of its worker with torch", "unit": "MB", "ours": own[1]},
     ]
+    return peers.beside("idle", rows)
 
 
 def processes_with(*parts: bytes) -> list[int]:
@@ -409,8 +458,9 @@ def of(seconds: list[float]) -> dict[str, float]:
     return {"ours": float(np.median(seconds)), "ours_p95": float(np.quantile(seconds, 0.95))}
 
 
-def simulation(with_stock: bool, data: Path | None) -> list[Row]:
+def simulation(peers: Peers) -> list[Row]:
     """FedAvg on four hospitals in one process, on one core, beside Flower's own simulation engine (Ray)."""
+    data = peers.data
     if data is None:
         print("simulation: skipped, it needs --data, the folder of UCI Heart Disease")  # noqa: T201
         return []
@@ -424,7 +474,7 @@ def simulation(with_stock: bool, data: Path | None) -> list[Row]:
             config = heart_study(federation, FedAvgMethod(), 42)
             training = config.training.model_copy(update={"steps": steps})
             config = config.model_copy(update={"rounds": rounds, "training": training})
-            stock = {"stock": ray_round(place, config, steps)} if with_stock else {}
+            stock = {"stock": ray_round(place, config, steps)} if peers.stock else {}
             for local_baseline in (True, False):  # stock trains no such baseline
                 run = place / f"run-{steps}-{local_baseline}"
                 with scratch():
@@ -462,6 +512,7 @@ MEASURES = {
     "memory": memory,
     "aggregation": aggregation,
     "idle": idle,
+    "simulation": simulation,
 }
 
 if __name__ == "__main__":

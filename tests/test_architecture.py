@@ -15,18 +15,17 @@ ALGORITHMS = ("server/strategies", "server/weighting", "client/methods")
 
 FLWR = {
     "client/app.py",
-    "client/connect.py",
     "client/flower.py",
-    "client/node.py",
+    "client/flower_app.py",
     "consilium/inprocess.py",
     "server/app.py",
-    "server/control.py",
     "server/flower.py",
-    "server/runtime.py",
-    "server/superlink_process.py",
-    "server/superlink_state.py",
+    "server/flower_app.py",
+    "server/run_process.py",
+    "server/wire/flower_grid.py",
+    "server/wire/grid.py",
 }
-"""Every module that imports flwr: adapters and launchers."""
+"""Every module that imports flwr: apps, grids, and what makes messages of orders."""
 
 
 def sources(*folders: str) -> dict[str, ast.Module]:
@@ -94,6 +93,12 @@ def test_flwr_is_imported_in_the_listed_modules_and_no_others() -> None:
     assert importers("flwr", *PACKAGES) == FLWR
 
 
+def test_nothing_of_flowers_runtime_is_left() -> None:
+    """Of Flower stays its programming model: no SuperLink, no SuperNode, no Fleet, Control or Runtime API, no command line."""
+    for name in ("superlink", "supernode", "server.superlink", "client", "cli", "simulation"):
+        assert set() == importers(f"flwr.{name}", *PACKAGES), name
+
+
 @pytest.mark.parametrize("folder", ALGORITHMS)
 def test_no_algorithm_imports_another(folder: str) -> None:
     """Rule 4: an algorithm is read in one file; of its own folder it knows `base` only."""
@@ -145,10 +150,12 @@ def test_server_needs_no_torch() -> None:
     assert ("[]", 0) == (done.stdout.strip(), done.returncode), done.stderr
 
 
-def test_the_process_that_talks_to_the_server_needs_no_torch() -> None:
-    """An idle site is small: torch, data and model are in the worker alone."""
+def test_the_process_that_talks_to_the_server_is_small() -> None:
+    """An idle site needs neither torch nor flwr nor the models of the settings: they are in the worker alone."""
+    heavy = ("torch", "torchvision", "flwr", "pydantic", "numpy", "server", "common.config")
     code = (
-        "import sys, client.node; print([name for name in ('torch', 'torchvision', 'server') if name in sys.modules])"
+        "import sys, client.node, client.exporter, client.wire.connection; "
+        f"print([name for name in {heavy} if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert ("[]", 0) == (done.stdout.strip(), done.returncode), done.stderr
@@ -195,7 +202,7 @@ def test_nothing_is_executed_from_text() -> None:
 def test_only_the_command_line_prints() -> None:
     """Everything else logs or returns."""
     printing = {path for path, call in calls("print", *PACKAGES) if isinstance(call.func, ast.Name)}
-    assert printing <= {"consilium/cli.py"}
+    assert printing <= {"consilium/cli.py", "client/node.py"}
 
 
 @pytest.mark.parametrize(("path", "cls"), [("server/app.py", "ServerApp"), ("client/app.py", "ClientApp")])

@@ -5,7 +5,7 @@ import logging
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,8 @@ from pathlib import Path
 import grpc
 import pytest
 from cryptography import x509
-from wires import Echo, Proxy, attending, connected, make_home, make_place, serving, until
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from wires import Echo, Proxy, attending, connected, make_home, make_place, serving, text_of, until
 
 from client.process.supervisor import Parcel, WorkerFailed
 from client.wire import channel
@@ -22,8 +23,10 @@ from client.wire.channel import NotWelcome, attend
 from client.wire.connection import Connection
 from client.wire.place import Place
 from common.errors import ConfigError, ConnectionRefused
+from common.identity import read_study_key
 from common.processes import free_port
 from common.wire import wire_pb2 as pb
+from common.wire.envelope import Order, sign_order
 from common.wire.limits import SERVICE
 from server.home import ServerHome
 from server.wire.registry import Registry
@@ -32,11 +35,10 @@ CONTENT = os.urandom(6_000_000)
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses of a few tenths of a second, so that tests take seconds; the law of the pauses has a test of its own."""
     monkeypatch.setattr(site_side, "MAX_WAIT_SECONDS", 0.3)
     monkeypatch.setattr(channel, "CONNECT_SECONDS", 1.0)
-    yield
 
 
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -67,7 +69,7 @@ def test_order_is_answered_by_the_worker(tmp_path: Path) -> None:
                 answer = await bench.run.one()
                 assert (b"one", b"x") == (answer["text"], answer["payload"])
                 task = bench.ask("berlin", order=b"two", payload=CONTENT)
-                assert b"two" == (await bench.run.one())["text"]
+                assert b"two" == text_of((await bench.run.one())["text"])
                 assert task.incoming.read_bytes() == CONTENT[::-1]
                 assert [b"one", b"two"] == worker.orders
 
@@ -99,7 +101,7 @@ def test_worker_that_fails_is_told_and_the_next_order_is_answered(tmp_path: Path
 def test_connection_that_ends_in_the_middle_of_an_order(
     tmp_path: Path, moment: str, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """While the payload comes, while it is worked on, while the reply goes up: answered once, on the next connection."""
+    """While the payload comes, is worked on, or the reply goes up: answered once, on the next connection."""
 
     async def check() -> None:
         async with serving(tmp_path) as bench:
@@ -172,7 +174,7 @@ def test_pauses_grow_vary_and_stay_below_half_a_minute(monkeypatch: pytest.Monke
         slept.append(seconds)
 
     monkeypatch.setattr(site_side.asyncio, "sleep", sleep)
-    place = Place("berlin", "localhost:1", *[tmp_path / name for name in ("ca", "pem", "key", "toml", "log")])
+    place = Place("berlin", "localhost:1", *[tmp_path / name for name in ("ca", "pem", "key", "pub", "toml", "log")])
     random.seed(0)
 
     async def check() -> None:
@@ -383,13 +385,38 @@ def test_payload_of_a_server_that_lies_is_answered_with_a_sentence(
     async def check() -> None:
         home, port = make_home(tmp_path / "home"), free_port()
         place = make_place(tmp_path, "berlin", home, port=port, approve=Registry(home.path))
-        orders = [pb.Task(id=b"1", payload_size=size, seconds=60), pb.Task(id=b"2", order=b"next", seconds=60)]
+        signed = sign_order(Order(1, "run", "berlin", "plan", "{}", b"x", size), read_study_key(home.study_key))
+        orders = [
+            pb.Task(id=b"1", order=signed, payload_size=size, seconds=60),
+            pb.Task(id=b"2", order=b"next", seconds=60),
+        ]
         liar = Liar(
             [WELCOME, *(from_server(task=order) for order in orders), from_server(taken=pb.Taken(task=b"0"))], pieces
         )
         async with liar.serve(home, port), connected(place, Echo()):
             await until(lambda: liar.got)
             assert (b"1", True) == (liar.got[0].reply.task, sentence in liar.got[0].reply.problem)
+
+    asyncio.run(check())
+
+
+def test_large_payload_that_the_study_has_not_signed_is_not_fetched(tmp_path: Path) -> None:
+    """80 GB announced without an order of that size: nothing is fetched, and the answer says why."""
+
+    async def check() -> None:
+        home, port = make_home(tmp_path / "home"), free_port()
+        place = make_place(tmp_path, "berlin", home, port=port, approve=Registry(home.path))
+        key = read_study_key(home.study_key)
+        for order, sentence in (
+            (sign_order(Order(1, "run", "berlin", "plan", "{}"), Ed25519PrivateKey.generate()), "not signed with"),
+            (sign_order(Order(1, "run", "lyon", "plan", "{}", b"x", 80 * 10**9), key), "for site 'lyon'"),
+            (sign_order(Order(1, "run", "berlin", "plan", "{}", b"x", 1), key), "and 1 bytes"),
+        ):
+            task = pb.Task(id=b"1", order=order, payload_size=80 * 10**9, seconds=60)
+            liar = Liar([WELCOME, from_server(task=task)], [b"never asked for"])
+            async with liar.serve(home, port), connected(place, Echo()):
+                await until(lambda liar=liar: liar.got)
+                assert sentence in liar.got[0].reply.problem
 
     asyncio.run(check())
 

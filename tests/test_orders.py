@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.app import answer_order, forget_sites
+from client.app import answer_order, answer_plan, forget_sites
 from client.wire.orders import LEDGER, MOST_KNOWN_RUNS, Orders
 from common.config import StudyConfig, load_site, parse_study
 from common.errors import ConfigError, ProtocolError, StateError
@@ -432,14 +432,24 @@ def test_data_and_model_stay_in_memory_from_order_to_order(
     """One run builds the site once; a second run of the same study builds it again at its handshake, and only then."""
     from client.app import Site
 
-    built = []
+    built, servers = [], [Server(site, make_study(), run=name) for name in ("run-1", "run-2")]
     monkeypatch.setattr("client.app.Site", lambda *a: built.append(1) or Site(*a))
-    for runs, name in enumerate(("run-1", "run-2"), start=1):
-        server = Server(site, make_study(), run=name)
+    for runs, server in enumerate(servers, start=1):
         server.shake_hands()
         weights = server.initial()
         server.send(RoundPlan(**server.who, round=1), weights)
         assert runs == len(built)
+    for server in servers:
+        assert isinstance(server.send(RoundPlan(**server.who, round=2), weights)[0], RoundReply)
+    assert 2 == len(built)
+
+
+def test_site_in_memory_is_of_no_use_to_a_run_without_a_handshake(site: Path, make_study: MakeStudy) -> None:
+    """In one process too, where no ledger is kept: the same study, but under the name of another run."""
+    server = Server(site, make_study())
+    server.shake_hands()
+    reply, _ = answer_plan(site, RoundPlan(**{**server.who, "run": "run-2"}, round=1), server.initial())
+    assert isinstance(reply, FailureReply) and "run 'run-2' had no handshake here" in reply.message
 
 
 def test_what_is_refused_changes_nothing_at_the_site(site: Path, make_study: MakeStudy) -> None:
@@ -480,6 +490,16 @@ def test_plan_that_failed_is_used_up(site: Path, make_study: MakeStudy) -> None:
     assert isinstance(server.send(RoundPlan(**server.who, round=1), b"no weights")[0], FailureReply)
     repeated = answer_order(site, signed(RoundPlan(**server.who, round=1), 2, b"no weights"), b"no weights")[0]
     assert "was answered already" in repeated
+
+
+def test_plan_that_failed_moves_no_run_forward(site: Path, make_study: MakeStudy) -> None:
+    """Neither round nor end were reached: what comes before them may still be asked."""
+    server = Server(site, make_study())
+    server.shake_hands()
+    weights = server.initial()
+    for plan in (RoundPlan(**server.who, round=3), FinishPlan(**server.who, round=3)):
+        assert isinstance(server.send(plan, b"no weights")[0], FailureReply)
+    assert isinstance(server.send(RoundPlan(**server.who, round=1), weights)[0], RoundReply)
 
 
 def test_order_is_answered_without_the_studys_key_by_a_sentence(site: Path) -> None:

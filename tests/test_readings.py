@@ -9,17 +9,20 @@ from typing import Any
 
 import pytest
 from conftest import MakeSites, MakeStudy
+from flwr.app import Error, Message
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from client.app import forget_sites
+from client.flower import plan_of
 from client.readings import NO_PART_OF_WHAT_IS_EVALUATED, READINGS, Readings
 from client.site_state import TEST_SCORES, StateFolder
 from common.config import StudyConfig, load_site
 from common.errors import CohortTooSmall, ProtocolError, StateError
+from common.protocol import RoundPlan
 from common.protocol import TestCounts as Counts
-from consilium.inprocess import run_in_process
+from consilium.inprocess import Answering, run_in_process
 
 COUNTS = Counts(num_test=20, majority=11, local=15, global_=16, personal=17, pairs=(14, 1, 3, 2))
 A, B, C = ("a" * 64, "b" * 64, "c" * 64)
@@ -194,3 +197,22 @@ def test_run_with_other_final_weights_is_not_answered(
     for name, path in without.items():
         folder = StateFolder.of(load_site(path).state_dir, study="quick", run="second", site=name).path
         assert not (folder / TEST_SCORES).exists() and not (folder / "test.json").exists()
+
+
+def test_other_personal_weights_are_another_reading(
+    tmp_path: Path, make_sites: MakeSites, make_study: MakeStudy
+) -> None:
+    """Nothing is shared, so that the server sends the same; the site that missed a round serves another model."""
+
+    def without_a_round(site: str, message: Message, answering: Answering) -> Message | None:
+        plan = plan_of(message)[0]
+        if site == "berlin" and isinstance(plan, RoundPlan) and plan.round == 1:
+            return Message(Error(code=0, reason="the process was killed"), reply_to=message)
+        return answering(message)
+
+    sites, study = make_sites(), make_study(rounds=2, method={"kind": "local"}, quorum=2)
+    first = run(study, sites, tmp_path / "first")
+    run_in_process(study, sites, tmp_path / "second", deliver=without_a_round)
+    second = json.loads((tmp_path / "second" / "result.json").read_text())
+    assert second["sites"]["berlin"]["test"] is None
+    assert first["sites"]["lyon"]["test"] == second["sites"]["lyon"]["test"]

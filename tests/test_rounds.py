@@ -106,6 +106,7 @@ class ScriptedExchange:
         payload: bytes | None,
         timeout_seconds: float,
         instead: Mapping[str, bytes] = NOTHING,
+        most_bytes: int = 0,
     ) -> Iterator[Answer]:
         """Yield every site's answer, the last site first."""
         for site, plan in reversed(plans.items()):

@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from client.process.shared_memory import Box
 from client.process.supervisor import Parcel
 from client.wire.channel import Attended, attend
 from client.wire.connection import Connection
 from client.wire.place import Place
-from common.identity import make_signing_request, make_site_key, read_signing_request
+from common.identity import make_signing_request, make_site_key, read_signing_request, read_study_key
 from common.processes import free_port
 from common.wire import wire_pb2 as pb
+from common.wire.envelope import Order, payload_digest, sign_order
 from common.wire.limits import SERVICE
 from server.home import ServerHome
 from server.start import _GRPC
@@ -41,6 +43,7 @@ def make_place(folder: Path, name: str, home: ServerHome, *, port: int = 1, appr
     folder = folder / name
     folder.mkdir(parents=True, exist_ok=True)
     files = {"authorities": folder / "ca.pem", "certificate": folder / "site.pem", "key": folder / "site.key"}
+    files["study_key"] = home.study_public
     make_site_key(files["key"], comment=name)
     make_signing_request(files["key"], name=name)
     files["authorities"].write_bytes(home.ca.read_bytes())
@@ -48,6 +51,14 @@ def make_place(folder: Path, name: str, home: ServerHome, *, port: int = 1, appr
         files["certificate"].write_bytes(approve.approve(read_signing_request(folder / "site.csr"), name=name))
     settings, log = folder / "site.toml", folder / "events.jsonl"
     return Place(name=name, server=f"localhost:{port}", settings=settings, log=log, **files)
+
+
+def text_of(order: bytes) -> bytes:
+    """Return the text of a signed order, or what else was sent as one."""
+    try:
+        return pb.Order.FromString(pb.SignedOrder.FromString(order).order).text or order
+    except DecodeError:
+        return order
 
 
 @dataclass(eq=False)
@@ -86,7 +97,9 @@ class Bench:
     ) -> Task:
         """Return a task for a site, not sent yet."""
         identifier, outgoing = secrets.token_bytes(16), None
-        if len(payload) > 2**18:
+        if len(payload) > 2**18:  # a site fetches no large payload that the study has not signed
+            signed = Order(1, "run", site, "plan", order.decode(), payload_digest(payload), len(payload))
+            order = sign_order(signed, read_study_key(self.home.study_key))
             outgoing, size, payload = (
                 self.folder / f"sent-{identifier.hex()}",
                 len(payload),
@@ -230,7 +243,7 @@ class Echo:
 
     async def answer(self, order: Parcel, *, seconds: float) -> Parcel:
         """Answer an order."""
-        self.orders.append(order.content)
+        self.orders.append(text_of(order.content))
         await asyncio.wait_for(self.go.wait(), seconds)
         if order.boxed:
             self.outbox.write(self.inbox.read(0, order.boxed)[::-1])

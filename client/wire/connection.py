@@ -28,10 +28,12 @@ from common.identity import (
     read_authorities,
     read_certificate,
     read_private_key,
+    read_study_public,
     signing_request,
 )
 from common.text import clean
 from common.wire import wire_pb2 as pb
+from common.wire.envelope import open_order
 from common.wire.limits import EXPIRED, MAX_PAYLOAD_BYTES, MAX_WAIT_SECONDS, PIECE_BYTES, REPLACED, REVOKED, SERVICE
 
 log = logging.getLogger(__name__)
@@ -242,17 +244,35 @@ class Connection:
 
     async def _answer(self, task: _Task) -> None:
         try:
+            if task.size:
+                self._check(task)
             await self._fetch(task)
             answer = await self._worked(task)
             if answer is None:
                 return
             reply = pb.Reply(task=task.id, text=answer.content, payload=answer.payload, payload_size=answer.boxed)
-        except (WorkerFailed, ProtocolError, OSError) as error:
+        except (WorkerFailed, ConsiliumError, OSError) as error:
             reply = pb.Reply(task=task.id, problem=clean(str(error)))
         task.reply = reply
         await self._send(pb.FromSite(reply=reply))
         while not self._taken.is_set():
             await self._deliver(task, reply.payload_size)
+
+    def _check(self, task: _Task) -> None:
+        """Refuse a large payload that the study has not signed: whoever merely runs the server cannot fill this memory.
+
+        The worker checks every order again, and all of it.
+
+        Raises:
+            ProtocolError: the order is not signed, or for another site, or of another size.
+            ConfigError: the study's key cannot be read.
+        """
+        order = open_order(task.order, read_study_public(self._place.study_key))
+        if (order.site, order.payload_size) != (self._place.name, task.size):
+            raise ProtocolError(
+                f"a payload of {task.size} bytes was announced, and the order is for site "
+                f"'{clean(order.site, 80)}' and {order.payload_size} bytes"
+            )
 
     async def _worked(self, task: _Task) -> Parcel | None:
         """Return the worker's answer; None for an order that was withdrawn, which is worked on a little longer.
@@ -335,7 +355,8 @@ class Connection:
             await call
         except _BROKEN as error:
             _pass_on_own(error)
-            log.info("reply not delivered yet error=%s", getattr(error, "code", lambda: type(error).__name__)())
+            code = error.code() if isinstance(error, grpc.aio.AioRpcError) else type(error).__name__
+            log.info("reply not delivered yet error=%s", code)
 
     # --- the site's certificate -----------------------------------------------------------------
 

@@ -12,6 +12,7 @@ class Place:
     Args:
         server: `host:port`.
         authorities, certificate, key: files of the certificates that it trusts, of its own, and of its private key.
+        study_key: the file of the key that signs orders.
         settings: its `site.toml`.
         log: its event log.
         metrics: `host:port` of its pages for monitoring; empty for none.
@@ -22,6 +23,7 @@ class Place:
     authorities: Path
     certificate: Path
     key: Path
+    study_key: Path
     settings: Path
     log: Path
     threads: int = 1
@@ -36,7 +38,8 @@ class Place:
     def from_json(cls, text: str) -> "Place":
         """Return what `to_json` made a text of."""
         values = json.loads(text)
-        paths = {name: Path(values[name]) for name in ("authorities", "certificate", "key", "settings", "log")}
+        names = ("authorities", "certificate", "key", "study_key", "settings", "log")
+        paths = {name: Path(values[name]) for name in names}
         return cls(**{**values, **paths})
 
     @property

@@ -48,6 +48,7 @@ def place_of(config: "SiteConfig", settings: Path = Path("site.toml"), *, metric
         authorities=config.ca_certificate,
         certificate=config.certificate,
         key=config.private_key,
+        study_key=config.study_key,
         settings=settings.resolve(),
         log=config.state_dir / "events.jsonl",
         threads=config.threads,
