@@ -40,10 +40,15 @@ def pack(text: str, payload: bytes | None, *, most_bytes: int | None = None) -> 
     return RecordDict({PLAN_RECORD: config})
 
 
-def unpack_plan(records: RecordDict) -> tuple[str, bytes | None, int]:
-    """Return the JSON text, the payload and the largest useful reply of a message that `pack` made."""
+def take_plan(records: RecordDict) -> tuple[str, bytes | None, int]:
+    """Return the JSON text, the payload and the largest useful reply of a message that `pack` made.
+
+    The payload is taken out: it is as large as the model, and a message lives until it is collected as garbage.
+    """
     text, payload = unpack(records)
-    most = records.config_records[PLAN_RECORD].get(_MOST_BYTES, SMALL_PAYLOAD_BYTES)
+    config = records.config_records[PLAN_RECORD]
+    most = config.get(_MOST_BYTES, SMALL_PAYLOAD_BYTES)
+    config.pop("payload", None)
     assert isinstance(most, int)
     return text, payload, most
 

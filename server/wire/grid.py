@@ -9,7 +9,7 @@ from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 
 from common.wire import wire_pb2 as pb
-from server.flower import CRASHED, UNUSABLE, pack, unpack_plan
+from server.flower import CRASHED, UNUSABLE, pack, take_plan
 from server.wire.outbox import Outbox, Parcel, Signer
 from server.wire.run_link import RunLink
 
@@ -62,11 +62,12 @@ class WireGrid(Grid):
         Raises:
             StateError: a large payload cannot be written.
         """
+        self.seconds.clear()
         names = {number: site for site, number in self._numbers.items()}
         parcels: dict[int, Parcel] = {}
         outgoing, identifiers = [], []
         for message in messages:
-            text, payload, most_bytes = unpack_plan(message.content)
+            text, payload, most_bytes = take_plan(message.content)
             if id(payload) not in parcels:
                 parcels[id(payload)] = self._outbox.prepare(payload)
             task = self._outbox.task(

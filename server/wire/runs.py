@@ -28,8 +28,8 @@ from server.wire.service import Wire
 
 log = logging.getLogger(__name__)
 
-SPARE_SECONDS = 2.0
-"""How long after a run has begun another spare process is started."""
+SPARE_SECONDS = 0.5
+"""How long after the last run has ended another spare process is started."""
 MAX_DEATHS = 3
 """How often in a row a run's process may die without a new checkpoint before the run counts as failed."""
 KEPT_ENDED = 200
@@ -202,13 +202,14 @@ class Runs:
         self._children[entry.name] = child
         port = RunPort(self._wire, folder, child.reader, child.writer)
         port.start(json.dumps({**entry.job, "payloads": str(folder), "run": entry.name}))
-        asyncio.get_running_loop().call_later(SPARE_SECONDS, self._prepare_spare)
         try:
             await port.serve()
             return await _code(child.process)
         finally:
             del self._children[entry.name]
             shutil.rmtree(folder, ignore_errors=True)
+            if not self._children:  # a process that only waits is memory that the runs going on could need
+                asyncio.get_running_loop().call_later(SPARE_SECONDS, self._prepare_spare)
 
     # --- processes ------------------------------------------------------------------------------
 
