@@ -18,6 +18,7 @@ from client.process.supervisor import Worker
 from client.wire.connection import Connection
 from client.wire.place import Place
 from common.errors import ConfigError, ConsiliumError, RunFailed
+from common.files import only_one
 
 if TYPE_CHECKING:
     from common.config import SiteConfig
@@ -68,10 +69,13 @@ async def run_site(place: Place) -> None:
         ConnectionRefused: this site's key was revoked.
         RunFailed: the worker dies again and again.
         PortInUse: the port for monitoring is taken.
+        StateError: the same site runs already on this machine.
     """
     worker = Worker(str(place.settings), threads=place.threads, memory_mb=place.memory_mb)
     connection = Connection(place, worker)
+    another = f"site '{place.name}' runs already on this machine, with the state in '{place.log.parent}'"
     with ExitStack() as stack:
+        stack.enter_context(only_one(place.log.parent / ".lock", otherwise=another))
         if place.metrics:
             from client.exporter import exporting
 

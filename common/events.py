@@ -7,7 +7,7 @@ processes (Flower's apps) to long-lived ones.
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,25 +29,42 @@ class EventLog:
     path: Path
     labels: Mapping[str, str] = field(default_factory=dict)
 
-    def log(self, event: str, *, durable: bool = True, **fields: Any) -> None:
-        """Append one event.
-
-        Args:
-            durable: whether its line is on the disk when this returns, and all lines before it; else it is with the
-                system, and a power cut may lose it.
+    def log(self, event: str, **fields: Any) -> None:
+        """Append one event; its line is on the disk when this returns, and all lines before it.
 
         Raises:
             StateError: the folder is unwritable or the disk is full.
         """
-        values = {"time": datetime.now(UTC).isoformat(), "event": event, **self.labels, **fields}
-        line = json.dumps(values, allow_nan=False)
+        self.append([self.line(stamp(event), json.dumps(fields, allow_nan=False))])
+
+    def line(self, stamped: Event, fields: str) -> str:
+        """Return an event as a line of this log.
+
+        Args:
+            stamped: what `stamp` returned.
+            fields: the event's own fields, as a JSON object.
+        """
+        head = json.dumps({**stamped, **self.labels})
+        return head if fields == "{}" else f"{head[:-1]}, {fields[1:]}"
+
+    def append(self, lines: Sequence[str], *, durable: bool = True) -> None:
+        """Append lines that `line` made.
+
+        Args:
+            durable: force them to the disk, with all before them; else they are with the system, and only a power cut
+                can lose them.
+
+        Raises:
+            StateError: the folder is unwritable or the disk is full.
+        """
+        content = "".join(f"{line}\n" for line in lines)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
             with os.fdopen(descriptor, "a+b") as file:
                 if file.tell() and not _ends_a_line(file):
-                    line = "\n" + line  # a crash cut the last line off; it must not swallow this one
-                file.write(f"{line}\n".encode())
+                    content = "\n" + content  # a crash cut the last line off; it must not swallow this one
+                file.write(content.encode())
                 file.flush()
                 if durable:
                     os.fsync(file.fileno())
@@ -57,6 +74,11 @@ class EventLog:
     def read(self) -> list[dict[str, Any]]:
         """Return all whole events so far: neither an unfinished last line, nor one that a crash cut off."""
         return Follower(self.path).new()
+
+
+def stamp(event: str) -> Event:
+    """Return the beginning of an event: when, and what."""
+    return {"time": datetime.now(UTC).isoformat(), "event": event}
 
 
 class Follower:

@@ -1,6 +1,7 @@
 """Write files so that a crash leaves the old one or the new one, never half of either."""
 
 import contextlib
+import fcntl
 import os
 import secrets
 from collections.abc import Iterable, Iterator
@@ -61,6 +62,32 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+@contextlib.contextmanager
+def only_one(file: Path, *, otherwise: str) -> Iterator[None]:
+    """Hold a lock that no two processes can have, within the block; it is gone with the process.
+
+    Args:
+        file: is made where it is missing, and stays.
+        otherwise: the sentence for who comes second.
+
+    Raises:
+        StateError: another process has it, or the file cannot be made.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise StateError(f"cannot write '{file}': {error.strerror or error}") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise StateError(otherwise) from error
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def check_writable(folder: Path, *, what: str) -> None:

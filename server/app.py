@@ -1,19 +1,17 @@
 """Composition root of the Flower ServerApp: read the run's configuration, build the objects, run."""
 
-import fcntl
 import json
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from common.config import parse_study
-from common.errors import ConsiliumError, StateError
+from common.errors import ConsiliumError
 from common.events import EventLog
+from common.files import only_one
 from common.protocol import study_digest
 from server.flower import GridExchange, Messenger
 from server.records import JOURNAL_VARIABLE, RunFolder
@@ -50,7 +48,8 @@ def main(grid: Grid, context: Context) -> None:
             folder=folder,
         )
         transport, tls = str(context.run_config["transport"]), bool(context.run_config["tls"])
-        with _only_one(path):
+        going_on = f"'{path}': the run is still going on in another process; stop that one first"
+        with only_one(path / ".lock", otherwise=going_on):
             run_study(study, transport={"transport": transport, "tls": tls})
     except ConsiliumError as error:
         folder.log("failed", error=type(error).__name__, message=str(error))
@@ -65,21 +64,3 @@ def _journal(**labels: str) -> EventLog | None:
     """Return the server's own event log, if this process was started by `consilium server start`."""
     path = os.environ.get(JOURNAL_VARIABLE)
     return EventLog(Path(path), labels) if path else None
-
-
-@contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """Hold the run folder's lock; it is gone with the process.
-
-    Raises:
-        StateError: another process runs in this folder.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise StateError(
-                f"'{folder}': the run is still going on in another process; stop that one first"
-            ) from error
-        yield

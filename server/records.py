@@ -1,15 +1,20 @@
 """What a run leaves on the server's disk: an append-only event log, the checkpoint, the result."""
 
 import json
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common.events import EventLog
+from common.events import EventLog, stamp
 from common.files import write_atomically
 
 JOURNAL_VARIABLE = "CONSILIUM_JOURNAL"
 """Where the server's own event log is: every run's events, for the metrics of the long-lived process."""
+
+NOTES_SECONDS = 0.2
+"""How long notes are gathered before they are written: with 1,000 sites, each by itself takes longer than the round."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,9 @@ class RunFolder:
 
     path: Path
     journal: EventLog | None = None
+    _lines: list[str] = field(default_factory=list, repr=False, compare=False)
+    _journal_lines: list[str] = field(default_factory=list, repr=False, compare=False)
+    _lately: dict[str, float] = field(default_factory=lambda: {"written": 0.0}, repr=False, compare=False)
 
     @property
     def events(self) -> Path:
@@ -43,18 +51,38 @@ class RunFolder:
         """What the report is made from."""
         return self.path / "result.json"
 
-    def log(self, event: str, *, durable: bool = True, **fields: Any) -> None:
-        """Append one event to the run's log, and to the journal.
-
-        Args:
-            durable: whether the run's log is forced to the disk; the journal, from which metrics are made, never is.
+    def log(self, event: str, **fields: Any) -> None:
+        """Append one event to the run's log, where it is on the disk when this returns, and to the journal.
 
         Raises:
             StateError: the folder is unwritable or the disk is full.
         """
-        EventLog(self.events).log(event, durable=durable, **fields)
+        self._take(event, fields)
+        self._write(durable=True)
+
+    def note(self, event: str, **fields: Any) -> None:
+        """Append one event of many: it is in the log within moments, and on the disk with the next one that is logged.
+
+        Raises:
+            StateError: the folder is unwritable or the disk is full.
+        """
+        self._take(event, fields)
+        if time.monotonic() - self._lately["written"] > NOTES_SECONDS:
+            self._write(durable=False)
+
+    def _take(self, event: str, fields: Mapping[str, Any]) -> None:
+        stamped, content = stamp(event), json.dumps(fields, allow_nan=False)
+        self._lines.append(EventLog(self.events).line(stamped, content))
         if self.journal is not None:
-            self.journal.log(event, durable=False, **fields)
+            self._journal_lines.append(self.journal.line(stamped, content))
+
+    def _write(self, *, durable: bool) -> None:
+        EventLog(self.events).append(self._lines, durable=durable)
+        self._lines.clear()
+        if self.journal is not None:  # metrics are made from it, and what a power cut loses of them is in the run's log
+            self.journal.append(self._journal_lines, durable=False)
+            self._journal_lines.clear()
+        self._lately["written"] = time.monotonic()
 
     def read_events(self) -> list[dict[str, Any]]:
         """Return all whole events of the run so far."""

@@ -324,8 +324,7 @@ def _usable(
             "seconds": round(seconds, 4),
             "metrics": dict(update.metrics),
         }
-        facts = {"round": record.round, "site": answer.site, "metrics": dict(update.metrics)}
-        study.folder.log("answered", durable=False, **facts)  # the round's own event brings it to the disk
+        study.folder.note("answered", round=record.round, site=answer.site, metrics=dict(update.metrics))
         yield _on_disk(update, answer, spool, coded=bool(study.config.uplink))
     for names in (record.answered, record.accepted):
         names.sort()

@@ -19,6 +19,7 @@ from typing import Any
 import grpc
 
 from common.errors import ConfigError, PortInUse
+from common.files import only_one
 from common.identity import read_signing_request
 from common.processes import check_port_free, share_memory
 from common.wire.limits import CONNECT_SECONDS, MAX_WIRE_BYTES, PING_SECONDS, PONG_SECONDS, REVOKED
@@ -67,7 +68,8 @@ def start_server(home: ServerHome, *, address: str, hosts: Sequence[str], metric
     home.prepare(hosts)
     _raise_file_limit()
     share_memory()
-    asyncio.run(_Server(home, address).run(metrics))
+    with only_one(home.path / ".lock", otherwise=f"another server runs in '{home.path}'; stop that one first"):
+        asyncio.run(_Server(home, address).run(metrics))
 
 
 def _raise_file_limit() -> None:

@@ -26,7 +26,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from client.apps import approvals, approve, check_approved, code_of, keep_code, withdraw
 from client.provision import SiteFolder, accept_bundle, init_site
-from common.errors import ConfigError, ProtocolError
+from common.errors import ConfigError, ProtocolError, RunFailed
 from common.flower_app import MAX_FILES, FlowerApp, load_component, override, read_app, unload, unpack_app, write_app
 from common.flower_orders import (
     CodeOrder,
@@ -39,7 +39,9 @@ from common.flower_orders import (
 from common.wire import wire_pb2 as pb
 from common.wire.envelope import open_order
 from common.wire.frames import Frames, framed
+from server.flower_app import run_app
 from server.provision import make_bundle
+from server.records import RunFolder
 from server.wire import flower_grid
 from server.wire.flower_grid import FlowerGrid, Mission
 from server.wire.outbox import Numbers, Outbox, Signer
@@ -372,12 +374,12 @@ class Wire:
         self.socket, self._theirs = socket.socketpair()
         self.socket.settimeout(10)
         self._frames, self.events = Frames(), list[tuple[str, dict[str, object]]]()
-        signer = Signer("run", Ed25519PrivateKey.generate(), Numbers(folder / "orders"))
-        self.key = signer.key.public_key()
+        self.signer = Signer("run", Ed25519PrivateKey.generate(), Numbers(folder / "orders"))
+        self.key, self.link = self.signer.key.public_key(), RunLink(self._theirs)
         mission = Mission("run", "0" * 64, b"code", {"rounds": 1}, sites)
         self.grid = FlowerGrid(
-            RunLink(self._theirs),
-            Outbox(folder, signer),
+            self.link,
+            Outbox(folder, self.signer),
             mission,
             lambda name, **fields: self.events.append((name, fields)),
         )
@@ -509,6 +511,15 @@ def test_several_threads_wait_for_their_own_replies(tmp_path: Path) -> None:
                 wire.answer(task, _bytes(RecordDict({"m": MetricRecord({"a": number})})))
             replies = {node: future.result(timeout=10) for node, future in running.items()}
         assert all([node] == [reply.metadata.src_node_id for reply in found] for node, found in replies.items())
+
+
+def test_run_that_was_cut_off_does_not_begin_again(tmp_path: Path) -> None:
+    """What an app had done cannot be known, and its sites' states have gone on: a sentence, and no second beginning."""
+    records = RunFolder(tmp_path)
+    records.log("started")
+    with Wire(tmp_path) as wire, pytest.raises(RunFailed, match="was cut off"):
+        run_app(wire.link, tmp_path, wire.signer, {"folder": str(tmp_path), "app": "0" * 64, "config": {}})
+    assert ["started", "failed"] == [event["event"] for event in records.read_events()]
 
 
 # --- deployed -----------------------------------------------------------------------------------------
@@ -709,3 +720,41 @@ def test_server_app_that_fails_ends_the_run_with_a_sentence(federation: Federati
     assert (3, True) == (done.returncode, "is a int, expected a ServerApp" in done.stderr)
     done = federation.run(app, "--sites", "atlantis")
     assert (3, True) == (done.returncode, "approved no site 'atlantis'" in done.stderr)
+
+
+OLD_SERVER = """\
+from flwr.common import ndarrays_to_parameters
+from flwr.server import ServerApp, ServerAppComponents, ServerConfig
+from flwr.server.strategy import FedAvg
+import numpy as np
+
+def server_fn(context):
+    start = ndarrays_to_parameters([np.zeros(3)])
+    strategy = FedAvg(min_available_clients=2, initial_parameters=start)
+    return ServerAppComponents(strategy=strategy, config=ServerConfig(num_rounds=int(context.run_config["rounds"])))
+
+app = ServerApp(server_fn=server_fn)
+"""
+OLD_CLIENT = """\
+from flwr.client import ClientApp, NumPyClient
+
+class Client(NumPyClient):
+    def fit(self, parameters, config):
+        return [array + 1 for array in parameters], 10, {}
+
+    def evaluate(self, parameters, config):
+        return float(parameters[0].sum()), 10, {}
+
+app = ClientApp(client_fn=lambda context: Client().to_client())
+"""
+
+
+@pytest.mark.e2e
+def test_app_of_an_older_style_runs(federation: Federation, tmp_path: Path) -> None:
+    """A NumPyClient and a strategy that asks each site in a thread of its own: 3 * 2 after two rounds of adding one."""
+    files = {"counting/server_app.py": OLD_SERVER, "counting/client_app.py": OLD_CLIENT}
+    app = counting(tmp_path / "app", **files)
+    federation.approve(app)
+    done = federation.run(app)
+    assert 0 == done.returncode, done.stderr + done.stdout
+    assert "round 2: 6.0" in (federation.newest("counting") / "run.log").read_text()

@@ -48,8 +48,10 @@ class Turns:
         return len(self._active)
 
     def ask(self, task: Task) -> None:
-        """Put a task into the queue, unless it is in it or has its turn."""
-        if task not in self._waiting and task not in self._active:
+        """Put a task into the queue, unless it is in it; tell it again that it has its turn, for no longer than before."""
+        if self._active.get(task) is not None:
+            self._grant(task)
+        elif task not in self._waiting and task not in self._active:
             self._waiting.append(task)
         self._next()
 
