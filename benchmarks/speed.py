@@ -26,9 +26,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,14 @@ from heart_disease import study as heart_study
 from rich.console import Console
 from rich.table import Table
 
+from client.apps import approve
 from common.algorithms import FedAvgMethod
 from common.config import NumberColumn, StudyConfig, TableTask, parse_study
 from common.files import scratch
+from common.flower_app import read_app
 from common.processes import free_port, stop_processes
 from common.weights import weighted_mean
+from consilium.flower import AppOptions, follow_app, submit_app
 from consilium.inprocess import run_in_process
 from consilium.local import running_server, running_sites, wait_for_server
 from consilium.run import run_study
@@ -56,6 +60,8 @@ Row = dict[str, Any]
 MEGABYTES, ROUNDS = 100, 23
 RESULTS = Path(__file__).parent / "results" / "speed.csv"
 FIELDS = ("work", "unit", "ours", "ours_p95", "before", "stock", "stock_tuned", "limit")
+ROOT = Path(__file__).resolve().parents[1]
+STOCK_APP = ROOT / "benchmarks" / "stock_app"
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "OMP_NUM_THREADS": "1"}
 
 
@@ -138,71 +144,91 @@ def round_seconds(events: list[dict[str, Any]]) -> list[float]:
 def stock_rounds(
     python: Path, num_sites: int, *, rounds: int, megabytes: float = 0.0, evaluate: bool = True, tuned: bool
 ) -> float:
-    """Return the median seconds per round of a stock deployment.
+    """Return the median seconds per round of a stock deployment that runs `stock_app`.
 
     Args:
         python: of an environment with flwr 1.39.0 and torch.
     """
+    with stock_deployment(python, num_sites, tuned=tuned) as stock:
+        times = stock.folder / "times"
+        settings = f"rounds={rounds} sites={num_sites} megabytes={megabytes} times='{times}'"
+        stock.run(STOCK_APP, f"{settings} train={str(evaluate).lower()}")
+        stamps = [float(line.split()[1]) for line in times.read_text().splitlines()] if times.exists() else []
+    if len(stamps) < rounds + 1:
+        raise RuntimeError(f"the stock run ended after {len(stamps) - 1} of {rounds} rounds")
+    return statistics.median(after - before for before, after in itertools.pairwise(stamps[1:]))
+
+
+@dataclass(frozen=True)
+class Stock:
+    """flwr's own SuperLink with its SuperNodes."""
+
+    folder: Path
+    programs: Path
+    environment: Mapping[str, str]
+
+    def run(self, app: Path, settings: str) -> float:
+        """Run an app to its end; return the seconds."""
+        copy = Path(tempfile.mkdtemp(dir=self.folder)) / app.name
+        shutil.copytree(app, copy, ignore=shutil.ignore_patterns("__pycache__"))
+        began = time.monotonic()
+        done = subprocess.run(
+            [str(self.programs / "flwr"), "run", str(copy), "here", "--stream", "--run-config", settings],
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=900,
+            check=False,
+        )
+        if done.returncode:
+            raise RuntimeError(f"the stock run failed: {done.stdout[-2000:]} {done.stderr[-2000:]}")
+        return time.monotonic() - began
+
+
+@contextmanager
+def stock_deployment(python: Path, num_sites: int, *, tuned: bool) -> Iterator[Stock]:
+    """Start a SuperLink and SuperNodes, and stop them at the end."""
     with tempfile.TemporaryDirectory(prefix="stock-") as name:
         folder = Path(name)
-        app = folder / "app"
-        shutil.copytree(Path(__file__).parent / "stock_app", app)
         control, fleet = free_port(), free_port()
         home = folder / "flwr"
         home.mkdir()
         here = f'address = "127.0.0.1:{control}"\ninsecure = true\n'
         (home / "config.toml").write_text(f'[superlink]\ndefault = "here"\n\n[superlink.here]\n{here}')
-        bins = python.parent  # flwr starts its own programs by name
-        path = f"{bins}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+        programs = python.parent  # flwr starts its own programs by name
+        path = f"{programs}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
         environment = {**os.environ, **QUIET, "FLWR_HOME": str(home), "PATH": path}
         if tuned:
             environment["FLWR_SUPEREXEC_TASK_POLL_INTERVAL"] = "0.01"
+        started: list[subprocess.Popen[bytes]] = []
         with (folder / "log").open("ab") as log:
 
-            def start(*command: str) -> "subprocess.Popen[bytes]":
-                return subprocess.Popen(
-                    [str(bins / command[0]), *command[1:]],
-                    env=environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
+            def start(*command: str) -> None:
+                started.append(
+                    subprocess.Popen(
+                        [str(programs / command[0]), *command[1:]],
+                        env=environment,
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                        start_new_session=True,
+                    )
                 )
 
-            processes = [
+            try:
                 start(
                     *("flower-superlink", "--insecure", "--disable-runtime-dependency-installation"),
                     *("--port", str(control), "--fleet-api-address", f"127.0.0.1:{fleet}"),
                 )
-            ]
-            try:
                 time.sleep(5)
                 for _ in range(num_sites):
-                    port = str(free_port())
-                    processes.append(
-                        start("flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{fleet}", "--port", port)
-                    )
-                times = folder / "times"
-                settings = f"rounds={rounds} sites={num_sites} megabytes={megabytes} times='{times}'"
-                settings += f" train={str(evaluate).lower()}"
+                    address = ("--superlink", f"127.0.0.1:{fleet}", "--port", str(free_port()))
+                    start("flower-supernode", "--insecure", *address)
                 time.sleep(3)
-                done = subprocess.run(
-                    [str(bins / "flwr"), "run", str(app), "here", "--stream", "--run-config", settings],
-                    env=environment,
-                    stdin=subprocess.DEVNULL,
-                    capture_output=True,
-                    text=True,
-                    timeout=900,
-                    check=False,
-                )
-                if not times.exists():
-                    raise RuntimeError(f"the stock run failed: {done.stdout[-2000:]} {done.stderr[-2000:]}")
-                stamps = [float(line.split()[1]) for line in times.read_text().splitlines()]
+                yield Stock(folder, programs, environment)
             finally:
-                stop_processes(processes)
-    if len(stamps) < rounds + 1:
-        raise RuntimeError(f"the stock run ended after {len(stamps) - 1} of {rounds} rounds")
-    return statistics.median(after - before for before, after in itertools.pairwise(stamps[1:]))
+                stop_processes(started)
 
 
 @dataclass(frozen=True)
@@ -383,6 +409,51 @@ def memory_of(process: int) -> tuple[float, float] | None:
     return sizes.get("RssAnon", 0.0) + sizes.get("RssShmem", 0.0), sizes.get("VmRSS", 0.0)
 
 
+def flower_apps(peers: Peers) -> list[Row]:
+    """Apps written for Flower, unmodified, two sites, on our wire and on flwr's runtime."""
+    rows: list[Row] = []
+    with deployment(2) as where, ExitStack() as stack:
+        run_ours(where, study(where, "warm-up", rounds=2))
+        stock = stack.enter_context(stock_deployment(peers.stock, 2, tuned=False)) if peers.stock else None
+        for name, app, key in APPS:
+            for site in where.sites:
+                approve(where.folder / "sites" / site, read_app(app))
+            row: Row = {"work": f"Flower app, empty round, 2 sites: {name}", "unit": "s", "limit": 0.005}
+            row["ours"] = seconds_of_a_round(partial(run_app, where, app), where, key, rounds=62)
+            if stock is not None:
+                row["stock"] = seconds_of_a_round(partial(stock.run, app), where, key, rounds=5)
+            rows.append(row)
+    return rows
+
+
+def run_app(where: Deployment, app: Path, settings: str) -> float:
+    """Run an app at our server and sites; return the seconds."""
+    began = time.monotonic()
+    begun = submit_app(AppOptions(app, where.folder / "runs", run_config=settings), where.home)
+    follow_app(begun.folder, where.home, lambda _: None)
+    return time.monotonic() - began
+
+
+def seconds_of_a_round(run: Callable[[str], float], where: Deployment, key: str, *, rounds: int) -> float:
+    """Return the median seconds of a round where the app notes them, else what a round more takes."""
+    if key == "rounds":
+        times = Path(tempfile.mkdtemp(dir=where.folder)) / "times"
+        run(f"rounds={rounds} times='{times}'")
+        stamps = [float(line.split()[1]) for line in times.read_text().splitlines()]
+        return statistics.median(after - before for before, after in itertools.pairwise(stamps[1:]))
+    run(f"{key}=2")  # sites import the app
+    few, many = (min(run(f"{key}={number}") for _ in range(2)) for number in (2, rounds))
+    return (many - few) / (rounds - 2)
+
+
+APPS = (
+    ("benchmarks/stock_app", STOCK_APP, "rounds"),
+    ("examples/flower_torch", ROOT / "examples" / "flower_torch", "num-server-rounds"),
+    ("examples/flower_sklearn", ROOT / "examples" / "flower_sklearn", "num-server-rounds"),
+)
+"""Name, folder, and the setting that says how many rounds."""
+
+
 def aggregation(peers: Peers) -> list[Row]:
     """The weighted mean of eight updates of 100 MB, on one core; stock: flwr's own over the same arrays."""
     from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
@@ -508,6 +579,7 @@ def ray_round(place: Path, config: StudyConfig, steps: int) -> float:
 
 MEASURES = {
     "empty": empty_rounds,
+    "flower": flower_apps,
     "large": large_rounds,
     "memory": memory,
     "aggregation": aggregation,

@@ -36,7 +36,8 @@ def _check_clean(text: str) -> str:
 SiteName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 ServerAddressText = Annotated[str, Field(pattern=r"^[^\s:/]+:\d{1,5}$")]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-ClassName = Annotated[str, Field(max_length=200), AfterValidator(_check_clean)]
+MAX_CLASS_NAME = 200
+ClassName = Annotated[str, Field(max_length=MAX_CLASS_NAME), AfterValidator(_check_clean)]
 """A class's name is shown in tables and logs at server and sites."""
 
 

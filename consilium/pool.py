@@ -3,7 +3,7 @@
 import hashlib
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from common.config import MAX_CLASS_NAME
 from common.errors import ConfigError, DataError
 from common.files import write_atomically
 from common.npz import Array, array_names, channels_last, read_npz
 from common.tables import MISSING, csv_records, parquet_records
+from common.text import clean, is_clean
 
 Labels = npt.NDArray[np.int64]
 
@@ -120,7 +122,17 @@ def read_images(path: Path, *, classes: tuple[str, ...] | None = None) -> ImageP
         raise DataError(f"{who}: the labels are not all in 0..{len(classes) - 1}, or there is no example")
     if len(classes) < 2 or len(set(classes)) < len(classes):
         raise DataError(f"{who}: expected at least two classes with different names, got {list(classes)}")
+    _check_names(classes, who=who)
     return ImagePool(x, y, classes)
+
+
+def _check_names(classes: Sequence[str], *, who: str) -> None:
+    """Refuse names that no study can have, for they are shown in everybody's tables and logs."""
+    for name in classes:
+        if not is_clean(name) or len(name) > MAX_CLASS_NAME:
+            what = "a control character in it" if not is_clean(name) else f"{len(name)} characters"
+            most = f"none, and at most {MAX_CLASS_NAME} characters"
+            raise DataError(f"{who}: class '{clean(name, 80)}' has {what}, expected {most}")
 
 
 def _pooled(path: Path, names: frozenset[str], *, who: str) -> tuple[Array, Array]:
@@ -178,6 +190,7 @@ def read_table(path: Path, label: str, *, label_is_number: bool = False) -> Tabl
             f"{who}: column '{label}' has {len(classes)} different values in {len(rows)} rows, expected classes; "
             "if it is a number to predict, say with --tolerance how far an answer may be from it"
         )
+    _check_names(classes, who=who)
     codes = {name: number for number, name in enumerate(classes)}
     y = np.array([codes[row[place]] for row in rows], dtype=np.int64)
     return TablePool(header, tuple(rows), label, y, classes, num_unlabelled)

@@ -477,6 +477,7 @@ sites = ["early", "late"]
 rounds = {rounds}
 min_sites = 1
 quorum = 1
+round_timeout_seconds = 60
 
 [task]
 kind = "table"

@@ -33,13 +33,17 @@ ALGORITHMS = {
 """Settings of algorithms stand in tables of their own."""
 
 
+ENTRIES = {"columns": "column", "flower": "name"}
+"""What the keys of a table of free names are called."""
+
+
 def keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in model.model_fields.items():
         if (algorithm := ALGORITHMS.get(f"{prefix}{name}")) is not None:
             yield algorithm
             continue
         many = typing.get_origin(field.annotation) is dict
-        path = f"{prefix}{name}" + (".<column>" if many else "")
+        path = f"{prefix}{name}" + (f".<{ENTRIES[name]}>" if many else "")
         nested = list(models_in(field.annotation))
         for inner in nested:
             yield from keys(inner, path + ".")

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from client.data import load_data
 from common.config import ArraysData, ImageTask, NumberColumn, TableData, TableTask, load_study
 from common.errors import ConfigError, DataError
+from common.text import is_clean
 from consilium.cli import app
 from consilium.federation import SplitOptions, federation_texts, shortages, split_pool
 from consilium.fetch import SOURCES, fetch
@@ -475,9 +476,9 @@ def test_picture_is_svg_that_names_sites_and_classes(sites: int, classes: int) -
 
 
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(name=st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=12))
+@given(name=st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=12).filter(is_clean))
 def test_any_class_name_survives_the_study(tmp_path: Path, name: str) -> None:
-    """Quotes, backslashes, control characters, newlines: written as TOML and read back."""
+    """Quotes, backslashes, hashes, any script: written as TOML and read back."""
     counts = {"a": {name: 30, f"{name}.": 30}, "b": {name: 30, f"{name}.": 30}}
     task = ImageTask(classes=(name, f"{name}."), channels=1)
     texts = federation_texts("s", task, counts, record={"pool": name, "settings": {name: 1}})
@@ -485,6 +486,19 @@ def test_any_class_name_survives_the_study(tmp_path: Path, name: str) -> None:
     assert task.classes == load_study(tmp_path / "study.toml").task.classes
     record = tomllib.loads(texts["federation.toml"])
     assert (name, counts, {name: 1}) == (record["pool"], record["examples"], record["settings"])
+
+
+@pytest.mark.parametrize(
+    ("label", "told"), [("y\x1b[31m", r"control character"), ("long" * 100, r"at most 200 characters")]
+)
+def test_class_that_no_study_can_name_is_a_sentence(tmp_path: Path, label: str, told: str) -> None:
+    """A label with an escape code, or a page of text: exit code 4, the column, and nothing of it in the terminal."""
+    rows = [f"{number},{label if number % 2 else 'n'}" for number in range(60)]
+    (tmp_path / "pool.csv").write_text("\n".join(["dose,ill", *rows]) + "\n")
+    options = ["--out", str(tmp_path / "f"), "--by", "dirichlet", "--sites", "2", "--label", "ill"]
+    with pytest.raises(DataError, match=told) as caught:
+        CliRunner().invoke(app, ["data", "split", str(tmp_path / "pool.csv"), *options], catch_exceptions=False)
+    assert "\x1b" not in str(caught.value)
 
 
 @pytest.mark.skipif(not HEART.is_dir(), reason="the heart disease files are not part of the repository")

@@ -1,170 +1,234 @@
-"""The worker process and whoever looks after it: plans in, answers out, ends that are noticed."""
+"""The worker process and whoever looks after it: orders in, answers out, ends that are noticed."""
 
+import asyncio
 import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from wires import until
 
-from client import supervisor
-from client.supervisor import Parcel, Worker, WorkerFailed
-from common.config import SiteConfig, load_site
+from client.process import supervisor
+from client.process.supervisor import Parcel, Worker, WorkerFailed
 
 ECHO = """
 import os, signal, sys, time
 from multiprocessing.connection import Connection
-from client.box import Box
-from client.supervisor import Parcel, receive, send
+from client.process.shared_memory import Box
 connection, inbox, outbox = Connection(int(sys.argv[2])), *map(Box, map(int, sys.argv[3:5]))
 while True:
-    plan = receive(connection)
-    if plan.text == "die": os.kill(os.getpid(), signal.SIGKILL)
-    if plan.text == "leave": sys.exit(3)
-    if plan.text == "hang": time.sleep(600)
-    if plan.boxed: outbox.write(bytes(inbox.view(plan.boxed))[::-1])
-    connection.send_bytes(b"error" if plan.text == "fail" else b"answer")
-    send(connection, Parcel(str(os.getpid()) if plan.text == "who" else plan.text, plan.payload, plan.boxed))
+    order, payload, boxed = (connection.recv_bytes() for _ in range(3))
+    if order == b"die": os.kill(os.getpid(), signal.SIGKILL)
+    if order == b"leave": sys.exit(3)
+    if order == b"hang": time.sleep(600)
+    if order == b"slow": time.sleep(0.4)
+    if int(boxed): outbox.write(bytes(inbox.view(int(boxed)))[::-1])
+    kind = b"error" if order == b"fail" else b"answer"
+    for frame in (kind, str(os.getpid()).encode() if order == b"who" else order, payload, boxed):
+        connection.send_bytes(frame)
 """
 
 
-@pytest.fixture
-def settings(tmp_path: Path) -> Path:
-    (tmp_path / "site.toml").write_text(
-        "name = 'berlin'\nserver = 'localhost:1'\nca_certificate = 'ca.pem'\nprivate_key = 'key'\nstate_dir = 'state'\n"
-        "[data]\nkind = 'images'\npath = 'data'\n"
-    )
-    return tmp_path / "site.toml"
-
-
-@pytest.fixture
-def config(settings: Path) -> SiteConfig:
-    return load_site(settings)
-
-
-@pytest.fixture
-def worker(settings: Path, config: SiteConfig, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
-    """A worker whose process is a few lines that need no torch."""
-    script = settings.parent / "echo.py"
-    script.write_text(ECHO)
+@asynccontextmanager
+async def started(folder: Path, monkeypatch: pytest.MonkeyPatch, program: str = ECHO) -> AsyncIterator[Worker]:
+    """Keep a worker going whose process is a few lines that need no torch."""
+    script = folder / "echo.py"
+    script.write_text(program)
     monkeypatch.setattr(supervisor, "COMMAND", (sys.executable, str(script)))
-    monkeypatch.setattr(supervisor, "WATCH_SECONDS", 0.05)
-    found = Worker(config, settings)
-    found.start()
-    yield found
-    found.stop()
-    assert not found.is_alive()
+    monkeypatch.setenv("PYTHONPATH", str(Path.cwd()))
+    worker = Worker("site.toml")
+    await worker.start()
+    try:
+        yield worker
+    finally:
+        await worker.stop()
+        assert not worker.is_alive()
 
 
-def asked(worker: Worker, text: str, payload: bytes | None = None, *, seconds: float = 20) -> Parcel:
-    return worker.answer(Parcel(text, payload), seconds=seconds)
+async def asked(worker: Worker, order: bytes, payload: bytes = b"", *, seconds: float = 20) -> Parcel:
+    return await worker.answer(Parcel(order, payload), seconds=seconds)
 
 
-def process_id(worker: Worker) -> int:
-    return int(asked(worker, "who").text)
+async def process_id(worker: Worker) -> int:
+    return int((await asked(worker, b"who")).content)
 
 
-def wait(until: object, seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not until() and time.monotonic() < deadline:  # type: ignore[operator]
-        time.sleep(0.02)
+def running(worker: Worker) -> int:
+    """The process that runs now; 0 where none does."""
+    return worker._running.process.pid if worker._running is not None and worker.is_alive() else 0
 
 
-def test_one_process_answers_plan_after_plan(worker: Worker) -> None:
-    """Text and payload come back; no payload is None, also on the way back."""
-    assert Parcel("a", b"x") == asked(worker, "a", b"x")
-    assert Parcel("b") == asked(worker, "b")
-    assert process_id(worker) == process_id(worker)
+def test_one_process_answers_order_after_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Content and payload come back as they were."""
+
+    async def check() -> None:
+        async with started(tmp_path, monkeypatch) as worker:
+            assert Parcel(b"a", b"x") == await asked(worker, b"a", b"x")
+            assert Parcel(b"b") == await asked(worker, b"b")
+            assert await process_id(worker) == await process_id(worker)
+
+    asyncio.run(check())
 
 
-def test_large_payload_goes_through_shared_memory(worker: Worker) -> None:
-    """Written in pieces, in any order, and read back in pieces; a smaller one after it is not mixed up with it."""
-    for size in (3_000_001, 2_000_000):
-        content = os.urandom(size)
-        worker.inbox.write(content[1_000_000:], 1_000_000)
-        worker.inbox.write(content[:1_000_000])
-        assert Parcel("c", None, size) == worker.answer(Parcel("c", boxed=size), seconds=20)
-        assert content[::-1] == worker.outbox.read(0, 1_500_000) + worker.outbox.read(1_500_000, size - 1_500_000)
-    worker.rest()
-    assert b"" == worker.outbox.read(0, 10)
-    before = process_id(worker)
-    os.kill(before, signal.SIGKILL)  # the next process has the same boxes
-    worker.inbox.write(b"abc")
-    wait(lambda: worker.is_alive() and worker._process is not None and worker._process.pid != before)
-    worker.answer(Parcel("d", boxed=3), seconds=20)
-    assert b"cba" == worker.outbox.read(0, 3)
+def test_large_payload_goes_through_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written in pieces and read in pieces; a smaller one after it is not mixed up; the next process has the same."""
+
+    async def check() -> None:
+        async with started(tmp_path, monkeypatch) as worker:
+            for size in (3_000_001, 2_000_000):
+                content = os.urandom(size)
+                worker.inbox.write(content[1_000_000:], 1_000_000)
+                worker.inbox.write(content[:1_000_000])
+                assert Parcel(b"c", b"", size) == await worker.answer(Parcel(b"c", boxed=size), seconds=20)
+                assert content[::-1] == worker.outbox.read(0, 1_500_000) + worker.outbox.read(
+                    1_500_000, size - 1_500_000
+                )
+            worker.rest()
+            assert b"" == worker.outbox.read(0, 10)
+            before = await process_id(worker)
+            os.kill(before, signal.SIGKILL)
+            worker.inbox.write(b"abc")
+            await until(lambda: running(worker) not in (0, before))
+            await worker.answer(Parcel(b"d", boxed=3), seconds=20)
+            assert b"cba" == worker.outbox.read(0, 3)
+
+    asyncio.run(check())
 
 
-def test_error_of_the_worker_is_an_error_here(worker: Worker) -> None:
+def test_error_of_the_worker_is_an_error_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The process goes on."""
-    before = process_id(worker)
-    with pytest.raises(WorkerFailed, match=r"^fail$"):
-        asked(worker, "fail", seconds=20)
-    assert before == process_id(worker)
+
+    async def check() -> None:
+        async with started(tmp_path, monkeypatch) as worker:
+            before = await process_id(worker)
+            with pytest.raises(WorkerFailed, match=r"^fail$"):
+                await asked(worker, b"fail")
+            assert before == await process_id(worker)
+
+    asyncio.run(check())
 
 
 @pytest.mark.parametrize(
-    ("plan", "cause"), [("die", r"killed by SIGKILL \(often the kernel's"), ("leave", "left with exit code 3")]
+    ("order", "cause"), [(b"die", r"killed by SIGKILL \(often the kernel's"), (b"leave", "left with exit code 3")]
 )
-def test_worker_that_ends_with_a_plan_is_told_at_once_and_replaced(worker: Worker, plan: str, cause: str) -> None:
+def test_worker_that_ends_with_an_order_is_told_at_once_and_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: bytes, cause: str
+) -> None:
     """The cause is in the sentence that goes to the server."""
-    before = process_id(worker)
-    began = time.monotonic()
-    with pytest.raises(WorkerFailed, match=f"worker process ended while it answered: it (was )?{cause}"):
-        asked(worker, plan, seconds=60)
-    assert time.monotonic() - began < 5
-    assert before != process_id(worker)
+
+    async def check() -> None:
+        async with started(tmp_path, monkeypatch) as worker:
+            before, began = await process_id(worker), time.monotonic()
+            with pytest.raises(WorkerFailed, match=f"worker process ended while it answered: it (was )?{cause}"):
+                await asked(worker, order, seconds=60)
+            assert time.monotonic() - began < 5
+            assert before != await process_id(worker)
+
+    asyncio.run(check())
 
 
-def test_worker_that_hangs_is_stopped_at_its_time(worker: Worker) -> None:
-    """And the next plan is answered."""
-    process_id(worker)
-    with pytest.raises(WorkerFailed, match="took longer than the study's round_timeout_seconds"):
-        asked(worker, "hang", seconds=0.3)
-    assert asked(worker, "again", seconds=20)
+def test_worker_that_hangs_is_stopped_at_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the next order is answered."""
+
+    async def check() -> None:
+        async with started(tmp_path, monkeypatch) as worker:
+            await process_id(worker)
+            with pytest.raises(WorkerFailed, match="took longer than the study's round_timeout_seconds"):
+                await asked(worker, b"hang", seconds=0.3)
+            assert Parcel(b"again") == await asked(worker, b"again")
+
+    asyncio.run(check())
 
 
-def test_worker_that_ends_while_idle_is_started_again(worker: Worker) -> None:
-    """Before the next plan comes: torch takes seconds to import."""
-    before = process_id(worker)
-    os.kill(before, signal.SIGKILL)
-    wait(lambda: worker._process is not None and worker._process.pid != before and worker.is_alive())
-    assert before != process_id(worker)
-    assert not worker.gave_up
-
-
-def test_site_stops_when_its_worker_dies_at_every_start(
-    settings: Path, config: SiteConfig, monkeypatch: pytest.MonkeyPatch
+def test_answer_that_is_not_waited_for_any_more_is_not_given_to_the_next_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three times in a row; the process is ended as by a service manager, and knows why."""
-    monkeypatch.setattr(supervisor, "COMMAND", (sys.executable, "-c", "raise SystemExit(4)"))
-    monkeypatch.setattr(supervisor, "WATCH_SECONDS", 0.02)
-    ended: list[tuple[int, int]] = []
-    monkeypatch.setattr(supervisor.os, "kill", lambda *arguments: ended.append(arguments))
-    worker = Worker(config, settings)
-    worker.start()
-    wait(lambda: worker.gave_up)
-    assert worker.gave_up
-    assert [(os.getpid(), signal.SIGTERM)] == ended
-    worker.stop()
+    """An order that was cancelled ends with its process, often in a row, which says nothing about the worker."""
+
+    async def check() -> None:
+        async with started(tmp_path, monkeypatch) as worker:
+            await process_id(worker)
+            for _ in range(4):
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(asked(worker, b"slow"), 0.1)
+                assert Parcel(b"next") == await asked(worker, b"next")
+            assert not worker.gave_up.is_set()
+
+    asyncio.run(check())
 
 
-def test_deaths_with_a_plan_do_not_stop_a_site(worker: Worker) -> None:
+def test_worker_that_ends_while_idle_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the next order comes: torch takes seconds to import."""
+
+    async def check() -> None:
+        async with started(tmp_path, monkeypatch) as worker:
+            before = await process_id(worker)
+            os.kill(before, signal.SIGKILL)
+            await until(lambda: running(worker) not in (0, before))
+            assert not worker.gave_up.is_set()
+
+    asyncio.run(check())
+
+
+def test_site_is_told_when_its_worker_dies_at_every_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three times in a row; no fourth is started."""
+
+    async def check() -> None:
+        starts = tmp_path / "starts"
+        program = f"open({str(starts)!r}, 'a').write('x'); raise SystemExit(4)"
+        async with started(tmp_path, monkeypatch, program) as worker:
+            await asyncio.wait_for(worker.gave_up.wait(), 10)
+            await asyncio.sleep(0.3)
+            assert supervisor.MAX_EARLY_DEATHS == len(starts.read_text())
+
+    asyncio.run(check())
+
+
+def test_deaths_with_an_order_do_not_stop_a_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A study that needs too much memory is the study's fault."""
-    for _ in range(5):
-        with pytest.raises(WorkerFailed):
-            asked(worker, "die", seconds=20)
-    time.sleep(0.3)
-    assert not worker.gave_up
-    assert worker.is_alive()
+
+    async def check() -> None:
+        async with started(tmp_path, monkeypatch) as worker:
+            for _ in range(5):
+                with pytest.raises(WorkerFailed):
+                    await asked(worker, b"die")
+            await asyncio.sleep(0.3)
+            assert (False, True) == (worker.gave_up.is_set(), worker.is_alive())
+
+    asyncio.run(check())
 
 
-def test_process_that_cannot_be_started_is_a_sentence(
-    settings: Path, config: SiteConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_process_that_cannot_be_started_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     """No more processes, say."""
     monkeypatch.setattr(supervisor, "COMMAND", ("/nothing/here",))
     with pytest.raises(WorkerFailed, match="cannot be started: No such file"):
-        asked(Worker(config, settings), "a")
+        asyncio.run(asked(Worker("site.toml"), b"a"))
+
+
+def test_process_that_cannot_be_started_again_is_tried_until_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop that talks to the server goes on meanwhile, and the site does not give up."""
+    monkeypatch.setattr(supervisor, "RETRY_SECONDS", 0.1)
+
+    async def check() -> None:
+        async with started(tmp_path, monkeypatch) as worker:
+            before, command = await process_id(worker), worker._command
+            worker._command = ["/nothing/here"]
+            os.kill(before, signal.SIGKILL)
+            await until(lambda: not worker.is_alive())
+            began = time.monotonic()
+            await asyncio.sleep(0.5)
+            assert time.monotonic() - began < 1
+            with pytest.raises(WorkerFailed, match="cannot be started"):
+                await asked(worker, b"a")
+            worker._command = command
+            await until(lambda: worker.is_alive())
+            assert Parcel(b"b") == await asked(worker, b"b")
+            assert not worker.gave_up.is_set()
+
+    asyncio.run(check())

@@ -104,30 +104,33 @@ class Worker:
         """
         async with self._busy:
             await self._stop_watching()
-            if not self.is_alive():
-                await self._spawn()
-            running = self._running
-            assert running is not None
             try:
-                async with asyncio.timeout(seconds):
-                    for frame in (order.content, order.payload, b"%d" % order.boxed):
-                        running.writer.write(framed(frame))
-                    await running.writer.drain()
-                    kind, content, payload, boxed = [await _frame(running.reader) for _ in range(4)]
-            except (asyncio.IncompleteReadError, OSError, TimeoutError) as error:
-                late = isinstance(error, TimeoutError)
-                cause = await self._died(running, late=late)
-                raise WorkerFailed(f"the site's worker process ended while it answered: {cause}") from None
-            except asyncio.CancelledError:  # its answer would be taken for that to the next order
-                running.process.kill()
-                running.started = -EARLY_SECONDS
-                raise
+                if not self.is_alive():
+                    await self._spawn()
+                assert self._running is not None
+                kind, content, payload, boxed = await self._asked(self._running, order, seconds)
             finally:
                 self._watch()
             self._early_deaths = 0
             if kind == ERROR:
                 raise WorkerFailed(content.decode(errors="replace"))
             return Parcel(content, payload, int(boxed))
+
+    async def _asked(self, running: _Process, order: Parcel, seconds: float) -> list[bytes]:
+        try:
+            async with asyncio.timeout(seconds):
+                for frame in (order.content, order.payload, b"%d" % order.boxed):
+                    running.writer.write(framed(frame))
+                await running.writer.drain()
+                return [await _frame(running.reader) for _ in range(4)]
+        except (asyncio.IncompleteReadError, OSError, TimeoutError) as error:
+            cause = await self._died(running, late=isinstance(error, TimeoutError))
+            raise WorkerFailed(f"the site's worker process ended while it answered: {cause}") from None
+        except asyncio.CancelledError:  # its answer would be taken for that to the next order
+            running.process.kill()
+            running.started = -EARLY_SECONDS  # it is no early death
+            await _code(running.process)
+            raise
 
     async def _died(self, running: _Process, *, late: bool) -> str:
         if late:
