@@ -92,6 +92,7 @@ async def run_site(place: Place) -> None:
                 attending.result()
             raise RunFailed("the site's worker process ends again and again right after its start; its log says why")
         finally:
+            await connection.leave()
             for task in (attending, giving_up):
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError, ConsiliumError):

@@ -21,8 +21,8 @@ log = getLogger(__name__)
 
 PAUSE_SECONDS = 0.02
 """The least time between two requests for replies that bring none; a deployed run's own request waits for one."""
-CRASHED, UNUSABLE = 0, 1
-"""Codes of a message that tells an error: the site failed, or what it sent cannot be used."""
+PROBLEMS = ("crash", "protocol", "gone")
+"""What a message that tells an error says by its code: the site failed, sent what cannot be used, or has left."""
 _MOST_BYTES = "most_bytes"
 
 
@@ -186,7 +186,7 @@ def _answer(site: str, message: Message, file: IO[bytes] | None, bytes_down: int
     if message.has_error():
         reason = clean(message.error.reason or f"Flower error {message.error.code}")
         detail = reason if f"site '{site}'" in reason else f"site '{site}' failed: {reason}"
-        problem = "protocol" if message.error.code == UNUSABLE else "crash"
+        problem = PROBLEMS[message.error.code] if 0 <= message.error.code < len(PROBLEMS) else "crash"
         return Answer(site, problem=problem, detail=detail, bytes_down=bytes_down)
     try:
         text, payload = unpack(message.content)

@@ -212,7 +212,10 @@ def test_unreachable_servers_are_sentences(tmp_path: Path, caplog: pytest.LogCap
 def test_other_programs_at_the_port_are_sentences(tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture) -> None:
     """A web server, one that never says a word, one that hangs up, one that talks nonsense."""
 
+    writers: list[asyncio.StreamWriter] = []
+
     async def other(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
         with suppress(OSError):
             if kind != "closing":
                 await reader.read(100)
@@ -232,6 +235,9 @@ def test_other_programs_at_the_port_are_sentences(tmp_path: Path, kind: str, cap
             return await said(place, caplog, 30)
         finally:
             server.close()
+            for writer in writers:
+                writer.transport.abort()
+            await asyncio.sleep(0.05)
 
     assert "does not speak TLS as the study's server does" in asyncio.run(check())
 

@@ -10,6 +10,9 @@ import pytest
 from wires import Echo, Proxy, attending, connected, serving, until
 
 from client.wire import connection as site_side
+from client.wire.place import Place
+from client.wire.probe import greet
+from common.config import SiteConfig, TableData
 from common.identity import certificate_ends, read_authorities, read_certificate
 from common.wire import wire_pb2 as pb
 from server import authority
@@ -39,8 +42,30 @@ def test_task_goes_down_and_its_reply_comes_up(tmp_path: Path) -> None:
             await site.send(reply=pb.Reply(task=task.id, text=b"{}", payload=b"back"))
             answer = await bench.run.one()
             assert (b"{}", b"back", "") == (answer["text"], answer["payload"], answer["problem"])
-            assert task.id == (await site.read_until("taken")).task
             assert [] == bench.wire.tasks.at("berlin")
+            await site.send(reply=pb.Reply(task=task.id, text=b"{}"))
+            assert task.id == (await site.read_until("taken")).task  # sent again: the site may forget it
+
+    asyncio.run(check())
+
+
+def test_small_reply_is_sent_again_when_the_connection_breaks_under_it(tmp_path: Path) -> None:
+    """The worker answers once; the server has the reply although the first copy of it was lost on the way."""
+
+    async def check() -> None:
+        async with serving(tmp_path) as bench:
+            proxy, worker = Proxy(bench.port), Echo()
+            worker.go.clear()
+            await proxy.start()
+            async with connected(bench.place("berlin", port=proxy.port), worker) as connection:
+                bench.ask("berlin")
+                await until(lambda: worker.orders)
+                proxy.cut()
+                worker.go.set()
+                assert "" == (await bench.run.one(30))["problem"]
+                assert [b"order"] == worker.orders
+                await until(lambda: not connection._sent or connection.is_connected)
+            await proxy.stop()
 
     asyncio.run(check())
 
@@ -217,6 +242,37 @@ def test_second_connection_with_a_key_takes_the_place_of_the_first(tmp_path: Pat
     asyncio.run(check())
 
 
+def settings_of(place: Place) -> SiteConfig:
+    """Return a site's settings that lead to the same files."""
+    return SiteConfig(
+        name=place.name,
+        server=place.server,
+        ca_certificate=place.authorities,
+        private_key=place.key,
+        certificate=place.certificate,
+        study_key=place.study_key,
+        state_dir=place.log.parent,
+        data=TableData(path=place.log.parent),
+    )
+
+
+def test_site_that_is_stopped_says_goodbye(tmp_path: Path) -> None:
+    """Nobody waits for its replies: its task is answered at once, as gone."""
+
+    async def check() -> None:
+        async with serving(tmp_path) as bench:
+            worker = Echo()
+            worker.go.clear()
+            async with connected(bench.place("berlin"), worker) as connection:
+                bench.ask("berlin")
+                await until(lambda: worker.orders)
+                await connection.leave()
+                answer = await bench.run.one(2)
+            assert ("gone", "site 'berlin' was stopped") == (answer["problem"], answer["detail"])
+
+    asyncio.run(check())
+
+
 def test_probe_is_not_counted_as_connected(tmp_path: Path) -> None:
     """It is welcomed, and the stream of the site that attends stays."""
 
@@ -224,9 +280,7 @@ def test_probe_is_not_counted_as_connected(tmp_path: Path) -> None:
         async with serving(tmp_path) as bench:
             place = bench.place("berlin")
             async with attending(place) as site:
-                probe = await site_side.attend(place, tasks=[], probe=True)
-                assert "berlin" == probe.welcome.site
-                await probe.channel.close()
+                assert "berlin" == (await asyncio.to_thread(greet, settings_of(place))).site
                 bench.ask("berlin")
                 await site.read_until("task")
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import grpc
 import pytest
 from deployed import running_server
-from wires import HOSTS, Bench, Raw, attending, connected, make_home, make_place, serving, until
+from wires import HOSTS, Bench, Raw, attending, connected, make_home, make_place, open_channel, serving, until
 
-from client.wire.channel import NotWelcome, attend, open_channel
+from client.wire.channel import NotWelcome, attend
 from client.wire.place import Place
 from common.errors import ConnectionRefused
 from common.identity import read_private_key, read_signing_request

@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 
 from client.process.shared_memory import Box
 from client.process.supervisor import Parcel
-from client.wire.channel import Attended, attend
+from client.wire.channel import OPTIONS, Attended, attend, credentials_of
 from client.wire.connection import Connection
 from client.wire.place import Place
 from common.identity import make_signing_request, make_site_key, read_signing_request, read_study_key
@@ -59,6 +59,11 @@ def text_of(order: bytes) -> bytes:
         return pb.Order.FromString(pb.SignedOrder.FromString(order).order).text or order
     except DecodeError:
         return order
+
+
+def open_channel(place: Place) -> Any:
+    """Return a channel of a site on which it has not said anything."""
+    return grpc.aio.secure_channel(place.server, credentials_of(place), options=OPTIONS)
 
 
 @dataclass(eq=False)

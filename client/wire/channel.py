@@ -28,16 +28,18 @@ from common.wire.limits import (
     WIRE_VERSION,
 )
 
-_OPTIONS = {
-    "grpc.max_receive_message_length": MAX_WIRE_BYTES,
-    "grpc.use_local_subchannel_pool": 1,
-    "grpc.enable_retries": 0,
-    "grpc.keepalive_time_ms": int(1000 * PING_SECONDS),
-    "grpc.keepalive_timeout_ms": int(1000 * PONG_SECONDS),
-    "grpc.keepalive_permit_without_calls": 0,
-    "grpc.http2.max_pings_without_data": 0,
-    "grpc.min_reconnect_backoff_ms": int(1000 * CONNECT_SECONDS),
-}
+OPTIONS = list(
+    {
+        "grpc.max_receive_message_length": MAX_WIRE_BYTES,
+        "grpc.use_local_subchannel_pool": 1,
+        "grpc.enable_retries": 0,
+        "grpc.keepalive_time_ms": int(1000 * PING_SECONDS),
+        "grpc.keepalive_timeout_ms": int(1000 * PONG_SECONDS),
+        "grpc.keepalive_permit_without_calls": 0,
+        "grpc.http2.max_pings_without_data": 0,
+        "grpc.min_reconnect_backoff_ms": int(1000 * CONNECT_SECONDS),
+    }.items()
+)
 
 
 class NotWelcome(Exception):
@@ -61,8 +63,8 @@ class Attended:
     welcome: Any
 
 
-def open_channel(place: Place) -> Any:
-    """Return a `grpc.aio` channel with this site's certificate; it connects when it is first used.
+def credentials_of(place: Place) -> grpc.ChannelCredentials:
+    """Return this site's certificate and key, and whom it trusts, as gRPC takes them.
 
     Raises:
         ConfigError: a file cannot be read.
@@ -77,25 +79,23 @@ def open_channel(place: Place) -> Any:
     key = read_private_key(place.key).private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    credentials = grpc.ssl_channel_credentials(authorities, key, certificate)
-    return grpc.aio.secure_channel(place.server, credentials, options=list(_OPTIONS.items()))
+    return grpc.ssl_channel_credentials(authorities, key, certificate)
 
 
-async def attend(place: Place, *, tasks: list[bytes], probe: bool = False) -> Attended:
+async def attend(place: Place, *, tasks: list[bytes]) -> Attended:
     """Connect, say who this is, and wait to be welcomed.
 
     Args:
         tasks: what this site still works on or has a reply for.
-        probe: only ask whether the server knows this site.
 
     Raises:
         ConnectionRefused: the server cannot be reached or trusted; the text says why.
         NotWelcome: the server does not let this site attend.
     """
-    channel = open_channel(place)
+    channel = grpc.aio.secure_channel(place.server, credentials_of(place), options=OPTIONS)
     try:
-        call = channel.stream_stream(f"/{SERVICE}/Attend")(timeout=HELLO_SECONDS + CONNECT_SECONDS if probe else None)
-        hello = pb.Hello(protocol=WIRE_VERSION, consilium=__version__, tasks=tasks, probe=probe)
+        call: Any = channel.stream_stream(f"/{SERVICE}/Attend")()
+        hello = pb.Hello(protocol=WIRE_VERSION, consilium=__version__, tasks=tasks)
         async with asyncio.timeout(HELLO_SECONDS):
             await call.write(pb.FromSite(hello=hello).SerializeToString())
             content = await call.read()

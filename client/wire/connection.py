@@ -43,6 +43,7 @@ REPLACED_SECONDS = 60.0
 RENEWAL_PART, RENEWAL_CHECK_SECONDS = 1 / 3, 3600.0
 """Which part of a certificate's life may be left before a new one is asked for, and how often that is looked at."""
 REST_SECONDS = 60.0
+GOODBYE_SECONDS = 1.0
 MAX_TASKS = 64
 """How many orders a site keeps waiting; a server that sends more is not the one it should be."""
 
@@ -98,6 +99,7 @@ class Connection:
         self._connected = asyncio.Event()
         self._waiting: deque[_Task] = deque()
         self._current: _Task | None = None
+        self._sent: dict[bytes, _Task] = {}  # small replies on their way: sent again if the connection breaks
         self._arrived = asyncio.Event()
         self._taken = asyncio.Event()
         self._turns: asyncio.Queue[Any] = asyncio.Queue()
@@ -133,6 +135,15 @@ class Connection:
                 await answering
             await self._close()
 
+    async def leave(self) -> None:
+        """Tell the server that this site is being stopped, so that nobody waits for its replies."""
+        attended = self._attended
+        if attended is not None and self.is_connected:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(GOODBYE_SECONDS):
+                    await self._send(pb.FromSite(goodbye=pb.Goodbye()))
+                    await attended.call.done_writing()
+
     def _unexpected(self, error: Exception) -> ConnectionRefused:
         text = f"{type(error).__name__}: {clean(str(error))}"
         return ConnectionRefused(f"the connection to the server at {self._place.server} ended with {text}")
@@ -156,7 +167,7 @@ class Connection:
             ConnectionRefused, NotWelcome: why it did.
         """
         held = [task.id for task in (*self._waiting, self._current) if task is not None]
-        self._attended = await attend(self._place, tasks=held)
+        self._attended = await attend(self._place, tasks=[*held, *self._sent])
         if self._attended.welcome.site != self._place.name:
             told = clean(self._attended.welcome.site, 80)
             await self._close()
@@ -166,8 +177,9 @@ class Connection:
         self._connected.set()
         renewing = asyncio.get_running_loop().create_task(self._renew())
         try:
-            if self._current is not None and self._current.reply is not None:
-                await self._send(pb.FromSite(reply=self._current.reply))
+            for task in (*self._sent.values(), self._current):
+                if task is not None and task.reply is not None:
+                    await self._send(pb.FromSite(reply=task.reply))
             await self._listen(self._attended)
         except grpc.aio.AioRpcError as error:
             raise await explained(self._place, error) from error
@@ -203,7 +215,7 @@ class Connection:
 
     def _received(self, task: Any) -> None:
         known = [held.id for held in (*self._waiting, self._current) if held is not None]
-        if task.id in known:
+        if task.id in known or task.id in self._sent:
             return
         if len(known) >= MAX_TASKS or task.payload_size > MAX_PAYLOAD_BYTES:
             log.error("order refused: the server sends too many, or too much")
@@ -215,6 +227,7 @@ class Connection:
     def _forget(self, identifier: bytes) -> None:
         if self._current is not None and self._current.id == identifier:
             self._taken.set()
+        self._sent.pop(identifier, None)
         self._waiting = deque(task for task in self._waiting if task.id != identifier)
 
     # --- orders ---------------------------------------------------------------------------------
@@ -254,9 +267,19 @@ class Connection:
         except (WorkerFailed, ConsiliumError, OSError) as error:
             reply = pb.Reply(task=task.id, problem=clean(str(error)))
         task.reply = reply
+        if not reply.payload_size:
+            self._keep(task)
         await self._send(pb.FromSite(reply=reply))
-        while not self._taken.is_set():
+        while reply.payload_size and not self._taken.is_set():
             await self._deliver(task, reply.payload_size)
+
+    def _keep(self, task: _Task) -> None:
+        """Keep a small reply for the case that the connection breaks under it; old ones nobody waits for."""
+        now = time.monotonic()
+        self._sent = {held.id: held for held in self._sent.values() if held.deadline > now}
+        while len(self._sent) >= MAX_TASKS:
+            del self._sent[next(iter(self._sent))]
+        self._sent[task.id] = task
 
     def _check(self, task: _Task) -> None:
         """Refuse a large payload that the study has not signed: whoever merely runs the server cannot fill this memory.

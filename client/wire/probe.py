@@ -5,15 +5,19 @@ import socket
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import grpc
 from cryptography import x509
+from google.protobuf.message import DecodeError
 
-from client.wire.channel import NotWelcome, attend, tls_context
+from client.wire.channel import OPTIONS, credentials_of, explained, tls_context
 from client.wire.place import Place
+from common import __version__
 from common.errors import ConnectionRefused
 from common.text import clean
-from common.wire.limits import CONNECT_SECONDS
+from common.wire import wire_pb2 as pb
+from common.wire.limits import CONNECT_SECONDS, SERVICE, WIRE_VERSION
 
 if TYPE_CHECKING:
     from common.config import SiteConfig
@@ -73,21 +77,21 @@ def greet(
         update={"private_key": key or config.private_key, "certificate": certificate or config.certificate}
     )
 
-    async def ask() -> Greeting:
-        attended = await attend(place_of(config), tasks=[], probe=True)
-        await attended.channel.close()
-        welcome = attended.welcome
-        return Greeting(clean(welcome.site, 80), welcome.time, clean(welcome.consilium, 80), welcome.authorities)
-
-    async def bounded() -> Greeting:
-        return await asyncio.wait_for(ask(), timeout_seconds)
-
-    try:
-        return asyncio.run(bounded())
-    except NotWelcome as error:
-        raise ConnectionRefused(str(error)) from error
-    except TimeoutError:
-        raise ConnectionRefused(f"the server at {config.server} does not answer in {timeout_seconds:g} s") from None
+    place = place_of(config)
+    hello = pb.FromSite(hello=pb.Hello(protocol=WIRE_VERSION, consilium=__version__, probe=True))
+    with grpc.secure_channel(place.server, credentials_of(place), options=OPTIONS) as channel:
+        asking: Any = channel.stream_stream(f"/{SERVICE}/Attend")
+        try:
+            content = next(asking(iter([hello.SerializeToString()]), timeout=timeout_seconds), b"")
+            first = pb.FromServer.FromString(content)
+        except grpc.RpcError as error:
+            raise ConnectionRefused(str(asyncio.run(explained(place, error)))) from error
+        except DecodeError as error:
+            raise ConnectionRefused(f"the server at {config.server} sends what is no message") from error
+    if not first.HasField("welcome"):
+        raise ConnectionRefused(clean(first.farewell.text) or f"the server at {config.server} says nothing")
+    welcome = first.welcome
+    return Greeting(clean(welcome.site, 80), welcome.time, clean(welcome.consilium, 80), welcome.authorities)
 
 
 def server_certificate(config: "SiteConfig") -> x509.Certificate:

@@ -33,14 +33,16 @@ class SignedOrder(_message.Message):
     def __init__(self, order: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class FromSite(_message.Message):
-    __slots__ = ("hello", "reply", "renew")
+    __slots__ = ("hello", "reply", "renew", "goodbye")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     REPLY_FIELD_NUMBER: _ClassVar[int]
     RENEW_FIELD_NUMBER: _ClassVar[int]
+    GOODBYE_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     reply: Reply
     renew: Renew
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., reply: _Optional[_Union[Reply, _Mapping]] = ..., renew: _Optional[_Union[Renew, _Mapping]] = ...) -> None: ...
+    goodbye: Goodbye
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., reply: _Optional[_Union[Reply, _Mapping]] = ..., renew: _Optional[_Union[Renew, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("protocol", "consilium", "tasks", "probe")
@@ -73,6 +75,10 @@ class Renew(_message.Message):
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     request: bytes
     def __init__(self, request: _Optional[bytes] = ...) -> None: ...
+
+class Goodbye(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class FromServer(_message.Message):
     __slots__ = ("welcome", "task", "withdrawn", "turn", "taken", "renewed", "farewell")

@@ -9,7 +9,7 @@ from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 
 from common.wire import wire_pb2 as pb
-from server.flower import CRASHED, UNUSABLE, pack, take_plan
+from server.flower import PROBLEMS, pack, take_plan
 from server.wire.outbox import Outbox, Parcel, Signer
 from server.wire.run_link import RunLink
 
@@ -105,15 +105,14 @@ class WireGrid(Grid):
 
     def _reply(self, asked: Message, answer: pb.Answer) -> Message:
         if answer.problem:
-            code = CRASHED if answer.problem == "crash" else UNUSABLE
-            return Message(Error(code=code, reason=answer.detail), reply_to=asked)
+            return Message(Error(code=PROBLEMS.index(answer.problem), reason=answer.detail), reply_to=asked)
         payload = answer.payload or None
         if answer.payload_size:
             self._files[asked.metadata.message_id] = self._outbox.open_reply(answer.task)
         try:
             text = answer.text.decode()
         except UnicodeDecodeError:
-            return Message(Error(code=UNUSABLE, reason="its reply is no UTF-8 text"), reply_to=asked)
+            return Message(Error(code=PROBLEMS.index("protocol"), reason="its reply is no UTF-8 text"), reply_to=asked)
         return Message(pack(text, payload), reply_to=asked)
 
     def payload_file(self, message_id: str) -> IO[bytes] | None:

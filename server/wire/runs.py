@@ -137,6 +137,8 @@ class Runs:
             EventLog(self._journal, {"study": entry.title, "run": name}).log("stopped")
         if (child := self._children.get(name)) is not None:
             await _end(child.process)
+        if (followed := self._followed.get(name)) is not None:  # so that a run of this name can begin anew
+            await asyncio.wait({followed}, timeout=STOP_SECONDS)
 
     async def close(self) -> None:
         """End all processes; what was running goes on when the server is started again."""
@@ -164,15 +166,20 @@ class Runs:
 
     async def _run(self, entry: RunEntry) -> None:
         """Have a process run it, and another when that one dies, until it has ended."""
-        while not self._closing:
+        while not self._closing and self._entries[entry.name].state == RUNNING:
             before = _progress(entry.folder)
-            code = await self._once(entry)
+            try:
+                code = await self._once(entry)
+            except OSError as error:
+                self._fail(self._entries[entry.name], f"its process cannot be started: {error.strerror or error}")
+                return
             current = self._entries[entry.name]
             if self._closing or current.state != RUNNING:
                 return
             if code == 0 or code in EXIT_CODES.values():
                 state = FINISHED if code == 0 else FAILED
-                self._note(replace(current, state=state, ended=time.time()))
+                detail = "".join(name for name, number in EXIT_CODES.items() if number == code)
+                self._note(replace(current, state=state, ended=time.time(), detail=detail))
                 return
             deaths = 1 if _progress(entry.folder) != before else current.deaths + 1
             detail = f"its process ended with {_said(code)}"
@@ -200,6 +207,11 @@ class Runs:
         folder.mkdir(mode=0o700, exist_ok=True)
         child = await self._child()
         self._children[entry.name] = child
+        if self._entries[entry.name].state != RUNNING:  # stopped while the process was started
+            del self._children[entry.name]
+            child.writer.close()
+            await _end(child.process)
+            return 0
         port = RunPort(self._wire, folder, child.reader, child.writer)
         port.start(json.dumps({**entry.job, "payloads": str(folder), "run": entry.name}))
         try:

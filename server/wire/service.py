@@ -127,6 +127,10 @@ class Wire:
                 if stream.peer.ends < now:
                     stream.close(EXPIRED, "this site's certificate has ended; connect with a newer one")
             self.forget(self.tasks.late())
+            try:
+                self._registry.save()
+            except StateError as error:
+                log.error("the register of sites cannot be written error=%s", error)
 
     async def stop(self) -> None:
         """Say farewell to all."""
@@ -193,6 +197,10 @@ class Wire:
                     self._reply(stream, message.reply)
                 case "renew":
                     self._renew(stream, message.renew)
+                case "goodbye":
+                    for task in self.tasks.at(stream.peer.site):
+                        self._answered(task, problem="gone", detail=f"site '{task.site}' was stopped")
+                    return
                 case _:
                     stream.strike("a message that is of no use here")
             await stream.room()
@@ -235,7 +243,8 @@ class Wire:
         if problem:
             drop_incoming([task])
         task.run.answer(task, problem=problem, detail=detail, text=text, payload=payload)
-        if (stream := self.streams.get(task.site)) is not None:
+        # A site that has sent a large reply waits for this word; a small one it sends again if the connection breaks.
+        if task.offer is not None and (stream := self.streams.get(task.site)) is not None:
             stream.send(pb.FromServer(taken=pb.Taken(task=task.id)))
 
     def _close(self, task: Task) -> None:

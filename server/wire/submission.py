@@ -50,7 +50,7 @@ async def listen(path: Path, handlers: Mapping[str, Handler]) -> asyncio.Server:
     """Answer requests on the socket at `path`.
 
     Raises:
-        StateError: the socket cannot be made.
+        StateError: the socket cannot be made, or another server answers on it.
     """
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -62,6 +62,8 @@ async def listen(path: Path, handlers: Mapping[str, Handler]) -> asyncio.Server:
 
     try:
         with _short(path) as name:
+            if _is_answered(name):
+                raise StateError(f"another server runs in '{path.parent}'; stop it, or choose another --home")
             Path(name).unlink(missing_ok=True)
             before = os.umask(0o177)
             try:
@@ -74,6 +76,19 @@ async def listen(path: Path, handlers: Mapping[str, Handler]) -> asyncio.Server:
         raise StateError(f"cannot make the socket '{path}': {error.strerror or error}") from error
 
 
+def _is_answered(name: str) -> bool:
+    """Return whether a process listens on a socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(name)
+        except TimeoutError:
+            return True
+        except OSError:
+            return False
+    return True
+
+
 async def _answer(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, handlers: Mapping[str, Handler]
 ) -> dict[str, Any]:
@@ -81,8 +96,11 @@ async def _answer(
         log.warning("a request of another user was refused uid=%d", user)
         return {"error": "ConnectionRefused", "message": f"this server belongs to another user (uid {os.getuid()})"}
     line = await asyncio.wait_for(reader.readline(), REQUEST_SECONDS)
-    request = json.loads(line)
-    handler = handlers.get(request.get("do", ""))
+    try:
+        request = json.loads(line)
+    except (ValueError, RecursionError):
+        request = None
+    handler = handlers.get(str(request.get("do"))) if isinstance(request, dict) else None
     if handler is None:
         return {"error": "ConfigError", "message": "the server does not know this request: is it of another release?"}
     try:

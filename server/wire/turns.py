@@ -48,7 +48,7 @@ class Turns:
         return len(self._active)
 
     def ask(self, task: Task) -> None:
-        """Put a task into the queue, unless it is in it; tell it again that it has its turn, for no longer than before."""
+        """Put a task into the queue; one that has its turn, and does not use it, is told so again."""
         if self._active.get(task) is not None:
             self._grant(task)
         elif task not in self._waiting and task not in self._active:
