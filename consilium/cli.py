@@ -112,7 +112,7 @@ def run(
     home: Home = Path("server-home"),
     runs: Runs = Path("runs"),
     resume: Annotated[Path | None, typer.Option(help="Continue the run in this folder from its checkpoint.")] = None,
-    detach: Annotated[bool, typer.Option("--detach", help="Start the run and leave; it goes on at the server.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Start it and leave; it goes on at the server.")] = False,
 ) -> None:
     """Run a study on a running server and show whether joining helped each site; Ctrl-C leaves it running."""
     from common.config import load_study
@@ -133,9 +133,7 @@ def run(
 
 
 @app.command()
-def follow(
-    folder: Annotated[Path, typer.Argument(help="The run's folder.")], home: Home = Path("server-home")
-) -> None:
+def follow(folder: Annotated[Path, typer.Argument(help="The run's folder.")], home: Home = Path("server-home")) -> None:
     """Follow a run that goes on at the server, from its beginning to its report; Ctrl-C leaves it running."""
     if not (folder / "events.jsonl").is_file():
         raise ConfigError(f"'{folder}' is no run's folder; 'consilium runs' lists them")
@@ -540,7 +538,7 @@ def site_start(
         typer.Option(help="host:port of this site's pages for monitoring; default: the settings' metrics_address."),
     ] = None,
 ) -> None:
-    """Run this site until it is stopped with Ctrl-C; it answers the studies of its server, and waits where it is gone."""
+    """Run this site until it is stopped with Ctrl-C; it answers its server's studies, and waits where that is gone."""
     from client.node import start_site
 
     start_site(settings, metrics=metrics)

@@ -82,14 +82,6 @@ class InProcessGrid(Grid):
             if reply is not None:
                 yield reply
 
-    def payload_file(self, message_id: str) -> None:
-        """Return None: every reply carries its payload."""
-
-    @property
-    def seconds(self) -> Mapping[str, float]:
-        """Return nothing: no payload is on its way."""
-        return {}
-
     def forget(self, message_ids: Iterable[str]) -> None:
         """Drop messages that nobody waits for any more."""
         for identifier in message_ids:

@@ -134,7 +134,8 @@ def _check_runs(records: RunFolder, home: ServerHome) -> None:
     with Control(home) as control:
         entry = next((entry for entry in control.runs() if entry.name == records.path.name), None)
     if entry is None or (entry.state == "failed" and not _has_ended(records)):
-        raise RunFailed(f"the server's run ended without a result: {entry.detail if entry else 'it is not known there'}")
+        detail = entry.detail if entry is not None else "it is not known there"
+        raise RunFailed(f"the server's run ended without a result: {detail}")
 
 
 def _has_ended(records: RunFolder) -> bool:

@@ -13,11 +13,13 @@ from common.errors import ConsiliumError
 from common.events import EventLog
 from common.files import only_one
 from common.protocol import study_digest
+from server.exchange import Exchange
 from server.flower import GridExchange, Messenger
 from server.records import JOURNAL_VARIABLE, RunFolder
 from server.rounds import Study, run_study
 from server.strategies import build_strategy
 from server.weighting import build_weighting
+from server.wire.grid import WireGrid
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +29,6 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the study named in the run configuration (`study`: JSON, `folder`: run folder on this machine)."""
-    assert isinstance(grid, Messenger)
     path, text = Path(str(context.run_config["folder"])), str(context.run_config["study"])
     folder = RunFolder(path, _journal(run=path.name))
     try:
@@ -37,7 +38,7 @@ def main(grid: Grid, context: Context) -> None:
             config=config,
             digest=study_digest(config),
             run=folder.path.name,
-            exchange=GridExchange(grid),
+            exchange=_exchange(grid),
             strategy=build_strategy(
                 config.strategy,
                 rounds=config.rounds,
@@ -58,6 +59,14 @@ def main(grid: Grid, context: Context) -> None:
     except Exception as error:
         folder.log("failed", error="ConsiliumError", message=f"unexpected {type(error).__name__}: {error}")
         raise
+
+
+def _exchange(grid: Grid) -> Exchange:
+    """Return what carries plans: on our wire the grid's own, else messages over the grid."""
+    if isinstance(grid, WireGrid):
+        return grid.exchange
+    assert isinstance(grid, Messenger)
+    return GridExchange(grid)
 
 
 def _journal(**labels: str) -> EventLog | None:

@@ -1,12 +1,15 @@
 """What the round loop needs from a transport: who is there, ask them, and answers as they arrive."""
 
+import mmap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import IO, Protocol
 
 from common.codecs import Payload
-from common.protocol import Plan, Reply
+from common.errors import ProtocolError
+from common.protocol import Plan, Reply, parse_reply
+from common.text import clean
 
 
 @dataclass(frozen=True)
@@ -57,3 +60,26 @@ class Exchange(Protocol):
         A site that does not answer in time yields an answer with problem `timeout`.
         """
         ...
+
+
+def answer_of(
+    site: str, text: str | bytes, payload: Payload | None, file: IO[bytes] | None = None, *, bytes_down: int = 0
+) -> Answer:
+    """Return what a site sent as an answer, checked as far as that is possible without the study.
+
+    Args:
+        text: JSON, as it came.
+        file: with a large payload, in place of `payload`.
+    """
+    try:
+        reply = parse_reply(text if isinstance(text, str) else text.decode(), site=site)
+        if reply.site != site:
+            raise ProtocolError(f"the site that is known as '{site}' answered as '{reply.site}'")
+        if file is not None:
+            payload = memoryview(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
+    except ProtocolError as error:
+        return Answer(site, problem="protocol", detail=str(error), bytes_down=bytes_down)
+    except (OSError, ValueError) as error:  # an empty file, or no UTF-8
+        return Answer(site, problem="protocol", detail=f"site '{site}': {clean(str(error))}", bytes_down=bytes_down)
+    bytes_up = len(text) + len(payload or b"")
+    return Answer(site, reply=reply, payload=payload, file=file, bytes_up=bytes_up, bytes_down=bytes_down)

@@ -20,8 +20,9 @@ from common.errors import ConsiliumError
 from common.identity import read_study_key
 from common.processes import end_with_parent
 from server.app import app
+from server.wire.exchange import WireExchange
 from server.wire.grid import WireGrid
-from server.wire.outbox import Numbers, Signer
+from server.wire.outbox import Numbers, Outbox, Signer
 from server.wire.run_link import RunLink
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ def run_job(link: RunLink, job: dict[str, Any]) -> None:
     if job["kind"] == "flower":
         importlib.import_module("server.flower_app").run_app(link, Path(job["payloads"]), signer, job)
         return
-    grid = WireGrid(link, Path(job["payloads"]), signer)
+    grid = WireGrid(WireExchange(link, Outbox(Path(job["payloads"]), signer)))
     settings = {"study": job["study"], "folder": str(folder), "transport": "grpc", "tls": True}
     context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=settings)
     app(grid, context)

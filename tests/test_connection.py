@@ -211,7 +211,6 @@ def test_unreachable_servers_are_sentences(tmp_path: Path, caplog: pytest.LogCap
 @pytest.mark.parametrize("kind", ["http", "silent", "closing", "garbage"])
 def test_other_programs_at_the_port_are_sentences(tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture) -> None:
     """A web server, one that never says a word, one that hangs up, one that talks nonsense."""
-
     writers: list[asyncio.StreamWriter] = []
 
     async def other(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -204,7 +204,8 @@ class Server:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("server")
     found = Server(folder / "home", f"localhost:{free_port()}", f"127.0.0.1:{free_port()}")
-    command = ["server", "start", "--home", str(found.home), "--address", found.address.replace("localhost", "127.0.0.1")]
+    listening = found.address.replace("localhost", "127.0.0.1")
+    command = ["server", "start", "--home", str(found.home), "--address", listening]
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(
             [*COMMAND, *command, "--metrics", found.metrics],

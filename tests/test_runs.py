@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from deployed import COMMAND, ENVIRONMENT, Server, join, start_site, write_patients
+from safetensors.numpy import load_file
 
 from client.provision import SiteFolder
 from common.processes import free_port
@@ -136,8 +137,8 @@ def events(folder: Path, kind: str) -> list[dict[str, Any]]:
     return [event for event in found if event["event"] == kind]
 
 
-def weights(folder: Path) -> bytes:
-    return (folder / "global.safetensors").read_bytes()
+def weights(folder: Path) -> dict[str, list[float]]:
+    return {name: array.tolist() for name, array in load_file(folder / "global.safetensors").items()}
 
 
 @pytest.fixture(scope="module")
@@ -159,14 +160,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(place: Place) -> bytes:
+def undisturbed(place: Place) -> dict[str, list[float]]:
     """The weights of a run that nothing happened to."""
     folder = place.submit("undisturbed")
     until(lambda: events(folder, "finished"), 60)
     return weights(folder)
 
 
-def test_run_whose_process_is_killed_goes_on_from_its_checkpoint(place: Place, undisturbed: bytes) -> None:
+def test_run_whose_process_is_killed_goes_on_from_its_checkpoint(
+    place: Place, undisturbed: dict[str, list[float]]
+) -> None:
     """And ends with the very weights of one that nothing happened to."""
     folder = place.submit("killed")
     until(lambda: len(events(folder, "round")) >= 2)
@@ -177,30 +180,11 @@ def test_run_whose_process_is_killed_goes_on_from_its_checkpoint(place: Place, u
     until(lambda: place.entry(folder).state == "finished")
 
 
-def test_run_that_dies_again_and_again_has_failed_with_a_sentence(place: Place) -> None:
-    """Three times without a new checkpoint; whoever follows it is told, and the site takes the next run."""
-    folder = place.submit("dying", rounds=2, steps=ENDLESS)
-    follower = place.command("follow", str(folder), "--home", "home")
-    for _ in range(3):
-        until(lambda: events(folder, "asked") and place.run_processes())
-        place.kill_runs()
-        time.sleep(0.3)
-        if place.entry(folder).state != "running":
-            break
-    until(lambda: place.entry(folder).state == "failed" or place.kill_runs())
-    (failed,) = events(folder, "failed")
-    assert "RunFailed" == failed["error"]
-    assert "signal SIGKILL, 3 times in a row without a new checkpoint" in failed["message"]
-    output, _ = follower.communicate(timeout=30)
-    assert 14 == follower.returncode, output
-    assert "3 times in a row without a new checkpoint" in output
-
-
-def test_closed_terminal_and_ctrl_c_leave_a_run_going_on(place: Place, undisturbed: bytes) -> None:
+def test_closed_terminal_and_ctrl_c_leave_a_run_going_on(place: Place, undisturbed: dict[str, list[float]]) -> None:
     """SIGHUP and SIGINT end the command that follows, which says how to follow again; nothing else."""
     (place.folder / "left.toml").write_text(STUDY.format(name="left", rounds=6, steps=400))
     command = place.command("run", "left.toml", "--home", "home", "--runs", "left")
-    folder = until(lambda: next(iter((place.folder / "left").glob("*")), None))
+    folder = until(lambda: next(iter((place.folder / "left").glob("*-left")), None))
     until(lambda: len(events(folder, "round")) >= 1)
     command.send_signal(signal.SIGHUP)
     output, _ = command.communicate(timeout=30)
@@ -242,7 +226,9 @@ def test_stopped_run_stays_stopped_and_can_be_resumed(place: Place) -> None:
     until(lambda: len(place.run_processes()) <= 1)
 
 
-def test_killed_server_leaves_no_process_and_its_run_goes_on_with_the_next(place: Place, undisturbed: bytes) -> None:
+def test_killed_server_leaves_no_process_and_its_run_goes_on_with_the_next(
+    place: Place, undisturbed: dict[str, list[float]]
+) -> None:
     """SIGKILL: the runs' processes end within seconds, the port is free, and `server start` finishes what was begun."""
     folder = place.submit("orphan")
     until(lambda: len(events(folder, "round")) >= 2)
@@ -264,3 +250,22 @@ def test_second_server_in_the_same_home_is_refused(place: Place) -> None:
     assert "another server runs in" in output
     with Control(place.home) as control:
         assert {"berlin": "online"} == control.sites()
+
+
+def test_run_that_dies_again_and_again_has_failed_with_a_sentence(place: Place) -> None:
+    """Three times without a new checkpoint; whoever follows it is told, and the site takes the next run."""
+    folder = place.submit("dying", rounds=2, steps=ENDLESS)
+    follower = place.command("follow", str(folder), "--home", "home")
+    for _ in range(3):
+        until(lambda: events(folder, "asked") and place.run_processes())
+        place.kill_runs()
+        time.sleep(0.3)
+        if place.entry(folder).state != "running":
+            break
+    until(lambda: place.entry(folder).state == "failed" or place.kill_runs())
+    (failed,) = events(folder, "failed")
+    assert "RunFailed" == failed["error"]
+    assert "signal SIGKILL, 3 times in a row without a new checkpoint" in failed["message"]
+    output, _ = follower.communicate(timeout=30)
+    assert 14 == follower.returncode, output
+    assert "3 times in a row without a new checkpoint" in output

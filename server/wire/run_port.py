@@ -28,6 +28,7 @@ class RunPort:
     def __init__(self, wire: Wire, folder: Path, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._wire, self._folder = wire, folder
         self._reader, self._writer = reader, writer
+        self._outgoing: list[bytes] = []
 
     def start(self, job: str) -> None:
         """Tell the run what to run, and who attends."""
@@ -70,8 +71,15 @@ class RunPort:
         self._send(pb.ToRun(came=names) if is_here else pb.ToRun(left=names))
 
     def _send(self, message: pb.ToRun) -> None:
+        """Send a message with all others of this turn of the loop: a system call each would cost more than they do."""
+        if not self._outgoing:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._outgoing.append(framed(message.SerializeToString()))
+
+    def _flush(self) -> None:
         if not self._writer.is_closing():
-            self._writer.write(framed(message.SerializeToString()))
+            self._writer.write(b"".join(self._outgoing))
+        self._outgoing.clear()
 
     def _take(self, message: pb.FromRun) -> None:
         if message.WhichOneof("message") == "ask":

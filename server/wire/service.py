@@ -124,6 +124,7 @@ class Wire:
             await asyncio.sleep(SWEEP_SECONDS)
             now = time.time()
             for stream in self.streams:
+                stream.end_if_stuck()
                 if stream.peer.ends < now:
                     stream.close(EXPIRED, "this site's certificate has ended; connect with a newer one")
             self.forget(self.tasks.late())
@@ -243,8 +244,9 @@ class Wire:
         if problem:
             drop_incoming([task])
         task.run.answer(task, problem=problem, detail=detail, text=text, payload=payload)
-        # A site that has sent a large reply waits for this word; a small one it sends again if the connection breaks.
-        if task.offer is not None and (stream := self.streams.get(task.site)) is not None:
+        # A site that has a large reply waits for this word, also where that was refused; a small one it sends again if
+        # the connection breaks.
+        if (problem or task.offer is not None) and (stream := self.streams.get(task.site)) is not None:
             stream.send(pb.FromServer(taken=pb.Taken(task=task.id)))
 
     def _close(self, task: Task) -> None:

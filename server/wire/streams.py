@@ -53,6 +53,8 @@ class Stream:
     farewell: pb.Farewell | None = None
     _outgoing: deque[pb.FromServer] = field(default_factory=deque)
     _writer: "asyncio.Task[None] | None" = None
+    _stuck_at: float = math.inf
+    """When the message that is being sent has taken too long (the loop's time)."""
 
     def send(self, message: pb.FromServer) -> None:
         """Send a message after those before it."""
@@ -61,18 +63,22 @@ class Stream:
             self._writer = asyncio.get_running_loop().create_task(self._write())
 
     async def _write(self) -> None:
+        loop = asyncio.get_running_loop()
         try:
             while self._outgoing:
                 content = self._outgoing.popleft().SerializeToString()
-                async with asyncio.timeout(PROGRESS_SECONDS + len(content) / 1000):
-                    await self.context.write(content)
-        except TimeoutError:
-            log.warning("site does not read what it is sent site=%s; closing its stream", self.peer.site)
-            self.handler.cancel()
+                self._stuck_at = loop.time() + PROGRESS_SECONDS + len(content) / 1000
+                await self.context.write(content)
         except Exception as error:  # the connection has ended; the handler sees it too
             log.debug("stream ended site=%s error=%s", self.peer.site, error)
         finally:
-            self._writer = None
+            self._writer, self._stuck_at = None, math.inf
+
+    def end_if_stuck(self) -> None:
+        """End the stream of a site that does not read what it is sent."""
+        if asyncio.get_running_loop().time() > self._stuck_at:
+            log.warning("site does not read what it is sent site=%s; closing its stream", self.peer.site)
+            self.handler.cancel()
 
     async def room(self) -> None:
         """Wait while much is still to be sent: a site that sends without reading is read no faster than it reads."""

@@ -1,0 +1,93 @@
+"""A deployed study's connection to its sites: plans become signed orders, answers come as they arrive."""
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from common.protocol import REPLY_GRACE_SECONDS, Plan
+from common.text import clean
+from common.wire import wire_pb2 as pb
+from common.wire.limits import SMALL_PAYLOAD_BYTES
+from server.exchange import NOTHING, Answer, answer_of
+from server.wire.outbox import Outbox, Parcel
+from server.wire.run_link import RunLink
+
+
+class WireExchange:
+    """One run's `Exchange` over the wire.
+
+    Args:
+        outbox: signs orders, and keeps large payloads in files that are shared with the server's process.
+    """
+
+    def __init__(self, link: RunLink, outbox: Outbox) -> None:
+        self._link, self._outbox = link, outbox
+
+    def connected(self) -> frozenset[str]:
+        """Return the names of the sites that attend now."""
+        return self._link.online()
+
+    def ask(
+        self,
+        plans: Mapping[str, Plan],
+        *,
+        payload: bytes | None,
+        timeout_seconds: float,
+        instead: Mapping[str, bytes] = NOTHING,
+        most_bytes: int = 0,
+    ) -> Iterator[Answer]:
+        """Send every site its plan and yield one answer per site, as they arrive.
+
+        Raises:
+            StateError: a large payload cannot be written or read.
+        """
+        online, began = self.connected(), time.monotonic()
+        parcels: dict[int, Parcel] = {}
+        waiting: dict[bytes, tuple[str, int]] = {}
+        outgoing = []
+        for site, plan in plans.items():
+            if site not in online:
+                yield Answer(site, problem="gone", detail=f"site '{site}' is not connected")
+                continue
+            text, content = plan.model_dump_json(), instead.get(site, payload)
+            if id(content) not in parcels:
+                parcels[id(content)] = self._outbox.prepare(content)
+            task = self._outbox.task(
+                parcels[id(content)],
+                site=site,
+                kind="plan",
+                text=text,
+                seconds=timeout_seconds + REPLY_GRACE_SECONDS,
+                most_bytes=max(most_bytes, SMALL_PAYLOAD_BYTES),
+            )
+            outgoing.append(task)
+            waiting[task.id] = site, len(text) + len(content or b"")
+        self._link.ask(outgoing)
+        sending = (time.monotonic() - began) / max(1, len(waiting))
+        payload, instead, content = None, NOTHING, None  # they are on their way, and as large as the model
+        outgoing.clear()
+        yield from self._answers(waiting, timeout_seconds, sending)
+
+    def _answers(self, waiting: dict[bytes, tuple[str, int]], timeout: float, sending: float) -> Iterator[Answer]:
+        deadline = time.monotonic() + timeout
+        while waiting and (left := deadline - time.monotonic()) > 0:
+            for received in self._link.answers(left):
+                self._outbox.done(received.task)
+                site, bytes_down = waiting.pop(received.task, ("", 0))
+                if site:
+                    answer = self._answer(site, received, bytes_down)
+                    yield replace(answer, transfer_seconds=sending + received.seconds)
+                else:  # it was given up before
+                    self._outbox.drop_reply(received.task)
+        if waiting:
+            self._link.forget(waiting)
+        for identifier, (site, bytes_down) in waiting.items():
+            self._outbox.done(identifier)
+            detail = f"site '{site}' did not answer within {timeout:g} s"
+            yield Answer(site, problem="timeout", detail=detail, bytes_down=bytes_down, transfer_seconds=sending)
+
+    def _answer(self, site: str, received: pb.Answer, bytes_down: int) -> Answer:
+        if received.problem:
+            return Answer(site, problem=received.problem, detail=clean(received.detail), bytes_down=bytes_down)
+        file = self._outbox.open_reply(received.task) if received.payload_size else None
+        return answer_of(site, received.text, received.payload or None, file, bytes_down=bytes_down)
