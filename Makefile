@@ -45,8 +45,20 @@ image: ## the images of server and client
 	docker build --tag consilium-server:latest --file docker/server.Dockerfile .
 	docker build --tag consilium-client:latest --build-arg TORCH_INDEX=$(TORCH_INDEX) --file docker/client.Dockerfile .
 
-bench: $(INSTALLED) ## speed of ours beside stock flwr; writes benchmarks/results/speed.csv (20 minutes)
-	$(BIN)/python benchmarks/speed.py
+# flwr 1.39.0, the last release with gRPC at both ends, in an environment of its own to be measured beside.
+STOCK := .venv-stock/.installed
+$(STOCK):
+	$(PYTHON) -m venv .venv-stock
+	.venv-stock/bin/python -m pip install --quiet --constraint constraints.txt $(TORCH_ARGS) torch
+	.venv-stock/bin/python -m pip install --quiet flwr==1.39.0 scikit-learn==1.9.1
+	@touch $@
+
+# BEFORE: a checkout of an earlier commit, with its .venv, to be measured in the same run.
+BEFORE ?=
+bench: $(INSTALLED) $(STOCK) ## speed beside stock flwr, and many sites; writes benchmarks/results (45 minutes)
+	$(BIN)/python benchmarks/speed.py --stock .venv-stock/bin/python $(if $(BEFORE),--before $(BEFORE))
+	$(BIN)/python benchmarks/fleet.py
+	$(BIN)/python benchmarks/fleet.py 10000 --rounds 0
 
 # Makes what is committed beside the .proto; tests/test_wire_generated.py holds the two together.
 wire: $(INSTALLED)

@@ -3,8 +3,8 @@
     python benchmarks/fleet.py [N ...] [--rounds R]
 
 All N sites attend from one asyncio process, each with a key, a certificate, a TLS connection and the real connection
-code of a site (`client/wire/connection.py`); they compute nothing and check nothing (`echo_site.Echo`). The server is `consilium server
-start`, the study is run as `consilium run` does. Server and sites share this machine's cores.
+code of a site (`client/wire/connection.py`); they compute nothing and check nothing (`echo_site.Echo`). The server is
+`consilium server start`, the study is run as `consilium run` does. Server and sites share this machine's cores.
 """
 
 import argparse

@@ -109,7 +109,7 @@ async def _until_stopped(place: Place) -> None:
 
 
 def main() -> None:
-    """Entry point of `python -m client.node`, started by `start_site`; a ConsiliumError becomes a sentence and a code."""
+    """Entry point of `python -m client.node`, which `start_site` becomes; an error is a sentence and an exit code."""
     from common.processes import follow_parent
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")

@@ -94,7 +94,7 @@ def test_flwr_is_imported_in_the_listed_modules_and_no_others() -> None:
 
 
 def test_nothing_of_flowers_runtime_is_left() -> None:
-    """Of Flower stays its programming model: no SuperLink, no SuperNode, no Fleet, Control or Runtime API, no command line."""
+    """Of Flower stays its programming model: no SuperLink, no SuperNode, none of their APIs, no command line."""
     for name in ("superlink", "supernode", "server.superlink", "client", "cli", "simulation"):
         assert set() == importers(f"flwr.{name}", *PACKAGES), name
 
