@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from client.process.supervisor import Worker
+from client.process.supervisor import Worker, WorkerFailed
 from client.wire.connection import Connection
 from client.wire.place import Place
 from common.errors import ConfigError, ConsiliumError, RunFailed
@@ -83,7 +83,10 @@ async def run_site(place: Place) -> None:
                 return connection.is_connected and worker.is_alive()
 
             stack.enter_context(exporting(place.name, place.log, place.metrics, is_ready=is_ready))
-        await worker.start()
+        try:
+            await worker.start()
+        except WorkerFailed as error:
+            raise RunFailed(str(error)) from error
         attending = asyncio.ensure_future(connection.run())
         giving_up = asyncio.ensure_future(worker.gave_up.wait())
         try:

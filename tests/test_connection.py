@@ -127,7 +127,7 @@ def test_connection_that_ends_in_the_middle_of_an_order(
                     first.close("stopping", "the server stops")
                 await until(lambda: bench.wire.streams.get("berlin") not in (None, first))
                 worker.go.set()
-                assert "" == (await bench.run.one(30))["problem"]
+                assert "" == (await bench.run.one(10))["problem"]
                 assert bench.run.answers.empty()
                 assert 1 == len(worker.orders)
                 bench.ask("berlin", order=b"next")

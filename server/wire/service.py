@@ -112,6 +112,8 @@ class Wire:
         for stream in self.streams:
             if stream.peer.fingerprint in keys:
                 stream.close(reason, text)
+                for task in self.tasks.at(stream.peer.site):
+                    self._answered(task, problem="gone", detail=f"site '{task.site}': {text}")
 
     def spread_authorities(self) -> None:
         """Tell all that attend which authorities to trust from now on, and give each a certificate of the newest."""
@@ -230,7 +232,7 @@ class Wire:
         """Put a large payload into the queue of those that wait for their turn."""
         if task.offer != offer:
             try:
-                prepare_incoming(task, offer.size, reserve_bytes=RESERVE_BYTES)
+                prepare_incoming(task, offer.size, reserve_bytes=RESERVE_BYTES + self.tasks.announced_bytes())
             except StateError as error:
                 self._answered(task, problem="protocol", detail=f"site '{task.site}': {error}")
                 return

@@ -105,6 +105,10 @@ class Tasks:
             if not of_site:
                 del self._by_site[task.site]
 
+    def announced_bytes(self) -> int:
+        """Return how much of the payloads that sites have announced is still to come."""
+        return sum(task.offer.size - task.received for task in self._by_id.values() if task.offer is not None)
+
     def late(self) -> Iterator[Task]:
         """Yield the tasks for whose replies nobody waits any more."""
         now = time.monotonic()
