@@ -448,7 +448,6 @@ class Site:
             self._train_alone(kept, until_round=plan.round, serving_after=work)
             alone = evaluate(self._model.module, test)
             metrics["local.loss"], scores["local"] = alone.loss, alone.logits.numpy()
-        _check_measured(metrics)
         for which, prefix in BEST.items():
             if best := {name: array for name, array in under(kept, prefix).items() if name in self._names.moving}:
                 self._put(best)
@@ -464,6 +463,7 @@ class Site:
             pairs=None if alone is None else _pairs(alone.right, served.right),
         )
         self._readings.note(counts, run=plan.run, weights=weights, round_number=plan.round)
+        _check_measured(metrics)  # only now: that a loss is not finite tells of the test split too
         state.save_counts(counts, round_number=plan.round)
         return FinishReply(**_stamp(plan, began), round=plan.round, test=counts)
 

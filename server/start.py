@@ -105,9 +105,9 @@ class _Server:
         with ExitStack() as stack:
             if metrics:
                 stack.enter_context(exporting(self._home, metrics, state=self))
-            control = await listen(self._home.control, self._handlers())
             server = await self._listen()
-            self._runs.resume()
+            self._runs.resume()  # before the socket answers: what is submitted then is no run to be resumed
+            control = await listen(self._home.control, self._handlers())
             sweeping = loop.create_task(self._wire.sweep())
             self._home.listening(ServerAddress(sites=self._address, pid=os.getpid()))
             self._ready = True

@@ -15,7 +15,7 @@ import grpc
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from wires import Echo, Proxy, attending, connected, make_home, make_place, serving, text_of, until
+from wires import Echo, Proxy, attending, connected, make_home, make_place, run, serving, text_of, until
 
 from client.process.supervisor import Parcel, WorkerFailed
 from client.wire import channel
@@ -75,7 +75,7 @@ def test_order_is_answered_by_the_worker(tmp_path: Path) -> None:
                 assert task.incoming.read_bytes() == CONTENT[::-1]
                 assert [b"one", b"two"] == worker.orders
 
-    asyncio.run(check())
+    run(check())
 
 
 def test_worker_that_fails_is_told_and_the_next_order_is_answered(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_worker_that_fails_is_told_and_the_next_order_is_answered(tmp_path: Path
                     answer["detail"],
                 )
 
-    asyncio.run(check())
+    run(check())
 
 
 @pytest.mark.parametrize("moment", ["fetch", "work", "deliver"])
@@ -135,7 +135,7 @@ def test_connection_that_ends_in_the_middle_of_an_order(
             await proxy.stop()
         warnings_of(caplog)
 
-    asyncio.run(check())
+    run(check())
 
 
 def test_server_that_was_away_finds_the_site_back_and_its_order_answered_once(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_server_that_was_away_finds_the_site_back_and_its_order_answered_once(tm
             with suppress(asyncio.CancelledError):
                 await running
 
-    asyncio.run(check())
+    run(check())
 
 
 def test_pauses_grow_vary_and_stay_below_half_a_minute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -192,19 +192,19 @@ def test_pauses_grow_vary_and_stay_below_half_a_minute(monkeypatch: pytest.Monke
             await site._wait(NotWelcome("replaced", "another"))
         assert 20 <= min(slept) and max(slept) <= 60
 
-    asyncio.run(check())
+    run(check())
 
 
 def test_unreachable_servers_are_sentences(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A closed port, and a name that does not resolve: who, where, what the system says, and what to look at."""
     home = make_home(tmp_path / "home")
     place = make_place(tmp_path, "berlin", home, port=free_port(), approve=Registry(home.path))
-    text = asyncio.run(said(place, caplog))
+    text = run(said(place, caplog))
     assert f"site 'berlin' cannot reach the server at {place.server}: " in text
     assert "does the firewall allow this outbound connection?" in text
     caplog.clear()
     place = replace(place, server="no-such-host.invalid:9092")
-    text = asyncio.run(said(place, caplog, 20))
+    text = run(said(place, caplog, 20))
     assert "site 'berlin' cannot reach the server at no-such-host.invalid:9092" in text
 
 
@@ -238,7 +238,7 @@ def test_other_programs_at_the_port_are_sentences(tmp_path: Path, kind: str, cap
                 writer.transport.abort()
             await asyncio.sleep(0.05)
 
-    assert "does not speak TLS as the study's server does" in asyncio.run(check())
+    assert "does not speak TLS as the study's server does" in run(check())
 
 
 def test_server_of_another_authority_is_not_trusted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -250,7 +250,7 @@ def test_server_of_another_authority_is_not_trusted(tmp_path: Path, caplog: pyte
             place.authorities.write_bytes(make_home(tmp_path / "other").ca.read_bytes())
             return await said(place, caplog)
 
-    assert "does not trust the server" in asyncio.run(check())
+    assert "does not trust the server" in run(check())
 
 
 def test_site_that_nobody_approved_goes_on_asking(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -262,7 +262,7 @@ def test_site_that_nobody_approved_goes_on_asking(tmp_path: Path, caplog: pytest
             bench.registry._take({})
             return await said(place, caplog)
 
-    assert "does not know the key of site 'berlin'" in asyncio.run(check())
+    assert "does not know the key of site 'berlin'" in run(check())
 
 
 def test_revoked_key_ends_the_site_and_nothing_else_does(tmp_path: Path) -> None:
@@ -277,7 +277,7 @@ def test_revoked_key_ends_the_site_and_nothing_else_does(tmp_path: Path) -> None
             with pytest.raises(ConnectionRefused, match="has revoked the key of site 'berlin'; ask the study's coord"):
                 await asyncio.wait_for(running, 2)
 
-    asyncio.run(check())
+    run(check())
 
 
 def test_two_programs_with_one_key_do_not_take_turns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -293,7 +293,7 @@ def test_two_programs_with_one_key_do_not_take_turns(tmp_path: Path, caplog: pyt
                 assert 1 == first.is_connected + second.is_connected
                 assert bench.wire.streams.get("berlin") is winner
 
-    asyncio.run(check())
+    run(check())
 
 
 class Liar:
@@ -374,7 +374,7 @@ def test_server_that_talks_nonsense_does_not_end_a_site(
         assert warnings_of(caplog)
         assert "\x1b" not in caplog.text
 
-    asyncio.run(check())
+    run(check())
 
 
 @pytest.mark.parametrize(
@@ -404,7 +404,7 @@ def test_payload_of_a_server_that_lies_is_answered_with_a_sentence(
             await until(lambda: liar.got)
             assert (b"1", True) == (liar.got[0].reply.task, sentence in liar.got[0].reply.problem)
 
-    asyncio.run(check())
+    run(check())
 
 
 def test_large_payload_that_the_study_has_not_signed_is_not_fetched(tmp_path: Path) -> None:
@@ -425,7 +425,7 @@ def test_large_payload_that_the_study_has_not_signed_is_not_fetched(tmp_path: Pa
                 await until(lambda liar=liar: liar.got)
                 assert sentence in liar.got[0].reply.problem
 
-    asyncio.run(check())
+    run(check())
 
 
 def test_site_keeps_no_more_orders_than_it_should(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -442,14 +442,14 @@ def test_site_keeps_no_more_orders_than_it_should(tmp_path: Path, caplog: pytest
                 await until(lambda: "order refused" in caplog.text)
                 assert site_side.MAX_TASKS >= len(connection._waiting)
 
-    asyncio.run(check())
+    run(check())
 
 
 def test_missing_files_are_sentences(tmp_path: Path) -> None:
     """A certificate that was never accepted."""
     home = make_home(tmp_path / "home")
     with pytest.raises(ConfigError, match=r"site\.pem.*accept the coordinator's bundle"):
-        asyncio.run(attend(make_place(tmp_path, "berlin", home), tasks=[]))
+        run(attend(make_place(tmp_path, "berlin", home), tasks=[]))
 
 
 def test_withdrawn_order_frees_the_site_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -470,7 +470,7 @@ def test_withdrawn_order_frees_the_site_soon(tmp_path: Path, monkeypatch: pytest
                 worker.go.set()
                 assert b"next" == (await bench.run.one())["text"]
 
-    asyncio.run(check())
+    run(check())
 
 
 def test_stale_delivery_of_a_site_that_began_anew_harms_nothing(tmp_path: Path) -> None:
@@ -496,7 +496,7 @@ def test_stale_delivery_of_a_site_that_began_anew_harms_nothing(tmp_path: Path) 
                     assert "" == (await bench.run.one())["problem"]
                     assert task.incoming.read_bytes()[:1_000_000] == CONTENT[:1_000_000]
 
-    asyncio.run(check())
+    run(check())
 
 
 def test_clock_that_is_a_day_off_does_not_matter(tmp_path: Path) -> None:
@@ -509,4 +509,4 @@ def test_clock_that_is_a_day_off_does_not_matter(tmp_path: Path) -> None:
                 begins = x509.load_pem_x509_certificate(pem.read_bytes()).not_valid_before_utc.timestamp()
                 assert begins < time.time() - 6 * 86_400
 
-    asyncio.run(check())
+    run(check())

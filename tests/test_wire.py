@@ -7,7 +7,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from wires import Echo, Proxy, attending, connected, serving, until
+from wires import Echo, Proxy, attending, connected, run, serving, until
 
 from client.wire import connection as site_side
 from client.wire.place import Place
@@ -46,7 +46,7 @@ def test_task_goes_down_and_its_reply_comes_up(tmp_path: Path) -> None:
             await site.send(reply=pb.Reply(task=task.id, text=b"{}"))
             assert task.id == (await site.read_until("taken")).task  # sent again: the site may forget it
 
-    asyncio.run(check())
+    run(check())
 
 
 def test_small_reply_is_sent_again_when_the_connection_breaks_under_it(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_small_reply_is_sent_again_when_the_connection_breaks_under_it(tmp_path:
                 await until(lambda: not connection._sent or connection.is_connected)
             await proxy.stop()
 
-    asyncio.run(check())
+    run(check())
 
 
 def test_task_waits_for_a_site_that_is_not_there(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_task_waits_for_a_site_that_is_not_there(tmp_path: Path) -> None:
             async with attending(place) as site:
                 assert task.id == (await site.read_until("task")).id
 
-    asyncio.run(check())
+    run(check())
 
 
 def test_withdrawn_and_late_tasks_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +103,7 @@ def test_withdrawn_and_late_tasks_are_told(tmp_path: Path, monkeypatch: pytest.M
             assert late.id == (await site.read_until("taken")).task
             assert bench.run.answers.empty()
 
-    asyncio.run(check())
+    run(check())
 
 
 def test_large_payloads_go_both_ways_and_resume_at_an_offset(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_large_payloads_go_both_ways_and_resume_at_an_offset(tmp_path: Path) -> 
             assert task.incoming.read_bytes() == LARGE
             assert 0o600 == task.incoming.stat().st_mode & 0o777
 
-    asyncio.run(check())
+    run(check())
 
 
 def test_turns_are_bounded_and_each_waits_for_its_own(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_turns_are_bounded_and_each_waits_for_its_own(tmp_path: Path) -> None:
             assert 4 == most
             await until(lambda: (0, 0) == (bench.wire.turns.active, bench.wire.turns.waiting))
 
-    asyncio.run(check())
+    run(check())
 
 
 class Queue:
@@ -201,7 +201,7 @@ def test_turn_that_nobody_uses_goes_to_the_next_and_is_given_up_at_the_fourth() 
         await until(lambda: queue.given_up == ["sleeper"])
         assert MAX_LOST_TURNS == queue.granted.count("sleeper")
 
-    asyncio.run(check())
+    run(check())
 
 
 def test_absent_site_keeps_its_place_and_blocks_nobody() -> None:
@@ -221,7 +221,7 @@ def test_absent_site_keeps_its_place_and_blocks_nobody() -> None:
         queue.turns.forget(third)
         assert (0, 0) == (queue.turns.active, queue.turns.waiting)
 
-    asyncio.run(check())
+    run(check())
 
 
 def test_second_connection_with_a_key_takes_the_place_of_the_first(tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_second_connection_with_a_key_takes_the_place_of_the_first(tmp_path: Pat
             await until(lambda: len(seen) == 2)
             assert [("berlin", True), ("berlin", False)] == seen
 
-    asyncio.run(check())
+    run(check())
 
 
 def settings_of(place: Place) -> SiteConfig:
@@ -270,7 +270,7 @@ def test_site_that_is_stopped_says_goodbye(tmp_path: Path) -> None:
                 answer = await bench.run.one(2)
             assert ("gone", "site 'berlin' was stopped") == (answer["problem"], answer["detail"])
 
-    asyncio.run(check())
+    run(check())
 
 
 def test_probe_is_not_counted_as_connected(tmp_path: Path) -> None:
@@ -284,7 +284,7 @@ def test_probe_is_not_counted_as_connected(tmp_path: Path) -> None:
                 bench.ask("berlin")
                 await site.read_until("task")
 
-    asyncio.run(check())
+    run(check())
 
 
 def test_server_that_stops_says_so(tmp_path: Path) -> None:
@@ -295,11 +295,11 @@ def test_server_that_stops_says_so(tmp_path: Path) -> None:
             await bench.wire.stop()
             assert "stopping" == (await site.end()).reason
 
-    asyncio.run(check())
+    run(check())
 
 
 def test_revoked_while_connected_ends_everything_within_a_second(tmp_path: Path) -> None:
-    """The stream, an upload that is under way, and every call after it; the run never sees the reply."""
+    """The stream, an upload that is under way, and every call after it; the run is told, and sees no reply."""
 
     async def check() -> None:
         async with serving(tmp_path) as bench, attending(bench.place("berlin")) as site:
@@ -315,12 +315,14 @@ def test_revoked_while_connected_ends_everything_within_a_second(tmp_path: Path)
                 await upload
             assert grpc.StatusCode.ABORTED is await upload.code()
             assert time.monotonic() - began < 1
-            assert bench.run.answers.empty()
+            answer = await bench.run.one(1)
+            assert ("gone", "site 'berlin': revoked by the coordinator") == (answer["problem"], answer["detail"])
+            assert bench.run.answers.empty() and not task.incoming.exists()
             with pytest.raises(site_side.NotWelcome) as refused:
                 await site_side.attend(site.place, tasks=[])
             assert "revoked" == refused.value.reason
 
-    asyncio.run(check())
+    run(check())
 
 
 def test_certificate_that_ends_while_connected_is_followed_by_the_renewed_one(
@@ -342,7 +344,7 @@ def test_certificate_that_ends_while_connected_is_followed_by_the_renewed_one(
                 second = bench.wire.streams.get("berlin")
                 assert second is not None and second.peer.ends > time.time() + 86_400
 
-    asyncio.run(check())
+    run(check())
 
 
 def test_renewal_for_another_key_or_name_is_refused(tmp_path: Path) -> None:
@@ -363,7 +365,7 @@ def test_renewal_for_another_key_or_name_is_refused(tmp_path: Path) -> None:
                     certificate.fingerprint,
                 )
 
-    asyncio.run(check())
+    run(check())
 
 
 def test_new_authority_reaches_those_that_are_connected(tmp_path: Path) -> None:
@@ -386,7 +388,7 @@ def test_new_authority_reaches_those_that_are_connected(tmp_path: Path) -> None:
                     bench.registry.retire_authorities()
                 assert away.certificate.is_file()
 
-    asyncio.run(check())
+    run(check())
 
 
 def test_reply_resumes_where_the_connection_broke(tmp_path: Path) -> None:
@@ -407,4 +409,4 @@ def test_reply_resumes_where_the_connection_broke(tmp_path: Path) -> None:
                 assert proxy.up < 26_000_000
             await proxy.stop()
 
-    asyncio.run(check())
+    run(check())

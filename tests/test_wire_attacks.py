@@ -15,7 +15,7 @@ from pathlib import Path
 import grpc
 import pytest
 from deployed import running_server
-from wires import HOSTS, Bench, Raw, attending, connected, make_home, make_place, open_channel, serving, until
+from wires import HOSTS, Bench, Raw, attending, connected, make_home, make_place, open_channel, run, serving, until
 
 from client.wire.channel import NotWelcome, attend
 from client.wire.place import Place
@@ -48,7 +48,7 @@ def attacked(folder: Path, attack: Attack) -> None:
             assert ("berlin", b"right", "") == (answer["site"], answer["text"], answer["problem"])
             assert berlin.call.done() is False
 
-    asyncio.run(check())
+    run(check())
 
 
 def strikes(bench: Bench, site: str = "mallory") -> int:
@@ -163,7 +163,7 @@ def test_site_that_reads_nothing_is_read_no_more() -> None:
         await asyncio.wait_for(stream.room(), 1)
         await until(lambda: stream._writer is None)
 
-    asyncio.run(check())
+    run(check())
 
 
 def test_replies_that_are_too_long_are_refused_by_name(tmp_path: Path) -> None:
@@ -465,7 +465,7 @@ def test_strangers_end_in_the_handshake_and_the_named_hospital_stays(tmp_path: P
             assert bench.wire.streams.get("berlin") is stream
             assert 1 == sum(bench.wire._calls.values())
 
-    asyncio.run(check())
+    run(check())
 
 
 def test_key_that_was_signed_but_is_in_no_register_is_refused(tmp_path: Path) -> None:
@@ -483,7 +483,7 @@ def test_key_that_was_signed_but_is_in_no_register_is_refused(tmp_path: Path) ->
             bench.ask("berlin")
             await berlin.read_until("task")
 
-    asyncio.run(check())
+    run(check())
 
 
 def test_expired_certificate_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -495,7 +495,7 @@ def test_expired_certificate_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
             with pytest.raises((ConnectionRefused, NotWelcome), match="ended"):
                 await attend(bench.place("berlin"), tasks=[])
 
-    asyncio.run(check())
+    run(check())
 
 
 def test_old_tls_is_refused(tmp_path: Path) -> None:
@@ -532,7 +532,7 @@ def test_old_tls_is_refused(tmp_path: Path) -> None:
             with pytest.raises((ssl.SSLError, OSError)):
                 await asyncio.to_thread(shake, ssl.TLSVersion.TLSv1_1)
 
-    asyncio.run(check())
+    run(check())
 
 
 # --- half-open: a real server process -----------------------------------------------------------------
@@ -591,7 +591,7 @@ def test_two_thousand_half_open_connections_do_not_slow_the_sites(tmp_path: Path
                     threads = _threads(process)
                 return before, during, memory, peak, threads
 
-        before, during, memory, peak, threads = asyncio.run(measure())
+        before, during, memory, peak, threads = run(measure())
         print(
             f"half-open: {1000 * statistics.median(before):.2f} -> {1000 * statistics.median(during):.2f} ms "
             f"per round, {memory:.0f} -> {peak:.0f} MB, {threads} threads"
@@ -621,4 +621,4 @@ def test_strangers_floods_leave_no_site_offline(tmp_path: Path) -> None:
             for writer in writers:
                 writer.transport.abort()
 
-    asyncio.run(check())
+    run(check())

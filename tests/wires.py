@@ -1,13 +1,14 @@
 """A real wire on loopback inside a test's own loop: certificates of a real authority, sites that may misbehave."""
 
 import asyncio
+import atexit
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -27,6 +28,26 @@ from server.start import _GRPC
 from server.wire.registry import Registry
 from server.wire.service import Wire
 from server.wire.tasks import Task
+
+T = TypeVar("T")
+_RUNNER = asyncio.Runner()
+atexit.register(_RUNNER.close)
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """Run a test as `asyncio.run` does, but all of a process in one loop: gRPC is not made for one after another."""
+
+    async def whole() -> T:
+        try:
+            return await main
+        finally:
+            left = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
+
+    return _RUNNER.run(whole())
+
 
 HOSTS = ("localhost", "127.0.0.1")
 

@@ -127,6 +127,10 @@ class Connection:
                     if getattr(error, "reason", "") == REVOKED:
                         raise ConnectionRefused(str(error)) from error
                     await self._wait(error)
+                except asyncio.CancelledError as error:
+                    _pass_on_own(error)
+                    taken = f"the server at {self._place.server} did not take a reply in time, so the stream was ended"
+                    await self._wait(ConnectionRefused(taken))
                 except Exception as error:  # a site never gives up
                     await self._wait(self._unexpected(error))
         finally:
@@ -156,7 +160,7 @@ class Connection:
         reason = getattr(error, "reason", "")
         self._pause = min(max(1.0, 2 * self._pause), MAX_WAIT_SECONDS)
         pause = REPLACED_SECONDS if reason == REPLACED else self._pause
-        if reason == EXPIRED and self._is_certificate_new():
+        if reason == EXPIRED and self._pause <= 1.0 and self._is_certificate_new():
             pause = 0.0
         await asyncio.sleep(random.uniform(pause / 3, pause))
 
@@ -201,7 +205,7 @@ class Connection:
             case "task":
                 self._received(message.task)
             case "turn":
-                self._turns.put_nowait(message.turn)
+                self._granted(message.turn)
             case "taken":
                 self._forget(message.taken.task)
             case "withdrawn":
@@ -223,6 +227,13 @@ class Connection:
         deadline = time.monotonic() + task.seconds
         self._waiting.append(_Task(task.id, task.order, task.payload, task.payload_size, deadline))
         self._arrived.set()
+
+    def _granted(self, turn: Any) -> None:
+        """Keep the newest turn for the reply in hand, and no other: a server that sends many fills no memory."""
+        if self._current is not None and self._current.id == turn.task:
+            while not self._turns.empty():
+                self._turns.get_nowait()
+            self._turns.put_nowait(turn)
 
     def _forget(self, identifier: bytes) -> None:
         if self._current is not None and self._current.id == identifier:
@@ -248,6 +259,8 @@ class Connection:
                     await self._answer(task)
             except TimeoutError:
                 log.warning("order given up: nobody waits for its reply any more")
+            except asyncio.CancelledError as error:
+                _pass_on_own(error)
             except Exception:
                 log.exception("order not answered")
             finally:
@@ -279,6 +292,7 @@ class Connection:
         self._sent = {held.id: held for held in self._sent.values() if held.deadline > now}
         while len(self._sent) >= MAX_TASKS:
             del self._sent[next(iter(self._sent))]
+        task.order = task.payload = b""  # only the reply is sent again
         self._sent[task.id] = task
 
     def _check(self, task: _Task) -> None:

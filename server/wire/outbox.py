@@ -7,10 +7,10 @@ from typing import IO
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from common.errors import StateError
+from common.errors import ConfigError, StateError
 from common.files import write_atomically
 from common.wire import wire_pb2 as pb
-from common.wire.envelope import Kind, Order, payload_digest, sign_order
+from common.wire.envelope import MAX_ORDER_BYTES, Kind, Order, payload_digest, sign_order
 from common.wire.limits import SMALL_PAYLOAD_BYTES
 
 _NUMBERS_AT_ONCE = 1_000_000
@@ -112,7 +112,8 @@ class Outbox:
             id: 16 random bytes; default: new ones.
 
         Raises:
-            StateError: the number of the order cannot be noted.
+            ConfigError: the order is longer than a site reads.
+            StateError: its number cannot be noted.
         """
         identifier = id or secrets.token_bytes(16)
         order = Order(
@@ -124,10 +125,13 @@ class Outbox:
             payload_digest=parcel.digest,
             payload_size=parcel.size,
         )
+        signed = sign_order(order, self._signer.key)
+        if len(signed) > MAX_ORDER_BYTES:  # the site's connection would break over it, again and again
+            raise ConfigError(f"an order for site '{site}' has {len(signed)} bytes, expected at most {MAX_ORDER_BYTES}")
         task = pb.Outgoing(
             id=identifier,
             site=site,
-            order=sign_order(order, self._signer.key),
+            order=signed,
             seconds=seconds,
             most_bytes=most_bytes,
         )

@@ -10,6 +10,7 @@ from common.wire import wire_pb2 as pb
 from common.wire.frames import Frames, framed
 
 _CHUNK_BYTES = 2**20
+_ASK_BYTES = 2**25
 ORPHANED = 75
 """Exit code of a run whose server has ended; it is no code of an error, so the run goes on with the next server."""
 
@@ -49,8 +50,16 @@ class RunLink:
         return frozenset(self._online)
 
     def ask(self, tasks: Iterable[pb.Outgoing]) -> None:
-        """Send tasks to their sites."""
-        self._send(pb.FromRun(ask=pb.Ask(tasks=tasks)))
+        """Send tasks to their sites, in frames of bounded size: each small payload is in its task."""
+        batch, size = list[pb.Outgoing](), 0
+        for task in tasks:
+            batch.append(task)
+            size += task.ByteSize()
+            if size > _ASK_BYTES:
+                self._send(pb.FromRun(ask=pb.Ask(tasks=batch)))
+                batch, size = [], 0
+        if batch:
+            self._send(pb.FromRun(ask=pb.Ask(tasks=batch)))
 
     def forget(self, tasks: Iterable[bytes]) -> None:
         """Wait for some tasks no longer."""

@@ -109,12 +109,18 @@ class Runs:
 
         Raises:
             ConfigError: a run of this name is going on.
+            StateError: it cannot be noted.
         """
         name = Path(job["folder"]).name
         before = self._entries.get(name)
         if before is not None and before.state == RUNNING:
             raise ConfigError(f"run '{name}' is going on already; 'consilium stop {name}' ends it")
-        self._note(RunEntry(name, title, dict(job)))
+        self._entries[name] = RunEntry(name, title, dict(job))
+        try:
+            self._save()
+        except StateError:  # it has not begun
+            del self._entries[name]
+            raise
         self._follow(self._entries[name])
         return name
 
@@ -233,7 +239,11 @@ class Runs:
         """Return the spare process if it is alive, else a new one."""
         spare, self._spare = self._spare, None
         if spare is not None:
-            child = await spare
+            try:
+                child = await spare
+            except OSError as error:
+                log.warning("the spare process could not be started error=%s; trying again", error)
+                return await self._spawn()
             if child.process.poll() is None:
                 return child
             child.writer.close()
@@ -250,7 +260,14 @@ class Runs:
     # --- runs.json ------------------------------------------------------------------------------
 
     def _note(self, entry: RunEntry) -> None:
+        """Go by what has become of a run, also where the disk does not take it."""
         self._entries[entry.name] = entry
+        try:
+            self._save()
+        except StateError as error:
+            log.error("what has become of a run cannot be noted name=%s error=%s", entry.name, error)
+
+    def _save(self) -> None:
         ended = [known for known in self.entries() if known.state != RUNNING]
         for old in ended[: max(0, len(ended) - KEPT_ENDED)]:
             del self._entries[old.name]

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import grpc
@@ -18,7 +19,7 @@ from google.protobuf.message import DecodeError
 
 from common import __version__
 from common.errors import ConsiliumError, StateError
-from common.identity import read_certificate
+from common.identity import read_authorities, read_certificate
 from common.text import clean
 from common.wire import wire_pb2 as pb
 from common.wire.limits import (
@@ -124,16 +125,21 @@ class Wire:
         """Close streams whose certificate has ended, and drop tasks that are too late, until cancelled."""
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
-            now = time.time()
-            for stream in self.streams:
-                stream.end_if_stuck()
-                if stream.peer.ends < now:
-                    stream.close(EXPIRED, "this site's certificate has ended; connect with a newer one")
-            self.forget(self.tasks.late())
             try:
-                self._registry.save()
+                self._sweep()
             except StateError as error:
                 log.error("the register of sites cannot be written error=%s", error)
+            except Exception:  # whatever it was, the next sweep comes
+                log.exception("sweep failed")
+
+    def _sweep(self) -> None:
+        now = time.time()
+        for stream in self.streams:
+            stream.end_if_stuck()
+            if stream.peer.ends < now:
+                stream.close(EXPIRED, "this site's certificate has ended; connect with a newer one")
+        self.forget(self.tasks.late())
+        self._registry.save()
 
     async def stop(self) -> None:
         """Say farewell to all."""
@@ -160,9 +166,12 @@ class Wire:
                 return
             handler = asyncio.current_task()
             assert handler is not None
+            await self._check_still_known(peer, context)
             stream = Stream(peer, context, handler)
             self.streams.open(stream)
             try:
+                if peer.issuer != _newest(self._authorities()):  # it was away when the authority was replaced
+                    self._certify(stream)
                 self._take_up(stream, set(hello.tasks[:MAX_HELLO_TASKS]))
                 await self._listen(stream)
             except asyncio.CancelledError:
@@ -224,6 +233,9 @@ class Wire:
             sizes = f"{max(size, len(reply.payload))} bytes, expected at most {task.most_bytes}"
             self._answered(task, problem="protocol", detail=f"{who} announced a payload of {sizes}")
         elif not size:
+            if task.offer is not None:
+                task.offer = None
+                drop_incoming([task])
             self._answered(task, text=reply.text, payload=reply.payload)
         else:
             self._offered(task, Offer(reply.text, size))
@@ -231,6 +243,7 @@ class Wire:
     def _offered(self, task: Task, offer: Offer) -> None:
         """Put a large payload into the queue of those that wait for their turn."""
         if task.offer != offer:
+            self.turns.forget(task)
             try:
                 prepare_incoming(task, offer.size, reserve_bytes=RESERVE_BYTES + self.tasks.announced_bytes())
             except StateError as error:
@@ -269,7 +282,11 @@ class Wire:
         stream.send(pb.FromServer(renewed=pb.Renewed(certificate=certificate, authorities=self._authorities())))
 
     def _certify(self, stream: Stream) -> None:
-        certificate = self._registry.reissue(stream.peer.fingerprint)
+        try:
+            certificate = self._registry.reissue(stream.peer.fingerprint)
+        except ConsiliumError as error:  # the others get theirs
+            log.error("certificate not renewed site=%s error=%s", stream.peer.site, error)
+            return
         stream.send(pb.FromServer(renewed=pb.Renewed(certificate=certificate, authorities=self._authorities())))
 
     # --- large payloads -------------------------------------------------------------------------
@@ -336,6 +353,7 @@ class Wire:
         """Take the payload of a reply in, whose turn it is."""
         async with self._call(context) as peer:
             first = _parsed(pb.Piece, await _within(PROGRESS_SECONDS, context.read(), context))
+            await self._check_still_known(peer, context)
             task = self.tasks.of(first.task, site=peer.site)
             if task is None or task.offer is None or first.offset != task.received or not self.turns.begin(task):
                 await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "it is not the turn of this payload")
@@ -395,6 +413,11 @@ class Wire:
 
     # --- who calls ------------------------------------------------------------------------------
 
+    async def _check_still_known(self, peer: Peer, context: Any) -> None:
+        """Refuse who was revoked while it had yet to say something: `dismiss` does not find such a call."""
+        if self._registry.name_of(peer.fingerprint) != peer.site:
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, REVOKED)
+
     @contextmanager
     def _transfer(self, peer: Peer) -> Iterator[None]:
         """Keep a transfer where `dismiss` finds it."""
@@ -413,6 +436,7 @@ class Wire:
             pem = context.auth_context()["x509_pem_cert"][0]
             certificate = read_certificate(pem)
             fingerprint, ends = certificate.fingerprint, certificate.ends.timestamp()
+            issuer = certificate.x509.issuer.rfc4514_string()
         except (KeyError, IndexError, ValueError, ConsiliumError):
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "this connection has no usable certificate")
             raise
@@ -426,7 +450,7 @@ class Wire:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "this site has too many open calls")
         self._calls[site] += 1
         try:
-            yield Peer(site, fingerprint, ends)
+            yield Peer(site, fingerprint, ends, issuer)
         except asyncio.CancelledError as error:
             this = asyncio.current_task()
             if this is None or not this.cancelling() or not error.args:
@@ -441,6 +465,12 @@ class Wire:
             self._calls[site] -= 1
             if not self._calls[site]:
                 del self._calls[site]
+
+
+@lru_cache(maxsize=1)
+def _newest(authorities: bytes) -> str:
+    """Return the name of the authority that signs: the first."""
+    return read_authorities(authorities)[0].subject.rfc4514_string()
 
 
 def _send_task(stream: Stream, task: Task) -> None:

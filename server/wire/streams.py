@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from common.wire import wire_pb2 as pb
-from common.wire.limits import PROGRESS_SECONDS
+from common.wire.limits import MISBEHAVED, PROGRESS_SECONDS
 
 log = logging.getLogger(__name__)
 
@@ -28,11 +28,13 @@ class Peer:
     Args:
         fingerprint: of the certificate's key.
         ends: when the certificate ends, Unix seconds.
+        issuer: name of the authority that signed it.
     """
 
     site: str
     fingerprint: str
     ends: float
+    issuer: str = ""
 
 
 @dataclass(eq=False)
@@ -78,7 +80,7 @@ class Stream:
         """End the stream of a site that does not read what it is sent."""
         if asyncio.get_running_loop().time() > self._stuck_at:
             log.warning("site does not read what it is sent site=%s; closing its stream", self.peer.site)
-            self.handler.cancel()
+            self.close(MISBEHAVED, "this site did not read what it was sent")  # once it reads on, it connects again
 
     async def room(self) -> None:
         """Wait while much is still to be sent: a site that sends without reading is read no faster than it reads."""
@@ -90,7 +92,7 @@ class Stream:
         self.strikes += 1
         log.warning("site misbehaves site=%s what=%s times=%d", self.peer.site, what, self.strikes)
         if self.strikes >= MAX_STRIKES:
-            self.close("misbehaved", "this site sent too many messages that make no sense")
+            self.close(MISBEHAVED, "this site sent too many messages that make no sense")
 
     def close(self, reason: str, text: str) -> None:
         """End the stream with a last message."""

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -122,7 +123,8 @@ class Tasks:
 def drop_incoming(tasks: Iterable[Task]) -> None:
     """Delete what has arrived of replies that nobody will read."""
     for task in tasks:
-        task.incoming.unlink(missing_ok=True)
+        with suppress(OSError):  # what cannot be deleted now goes with the run's folder
+            task.incoming.unlink()
 
 
 def prepare_incoming(task: Task, size: int, *, reserve_bytes: int) -> None:
@@ -136,6 +138,7 @@ def prepare_incoming(task: Task, size: int, *, reserve_bytes: int) -> None:
         free = os.statvfs(folder)
         if free.f_bavail * free.f_frsize < size + reserve_bytes:
             raise StateError(f"the server's disk has no room for a payload of {size} bytes")
+        task.incoming.unlink(missing_ok=True)  # with what an earlier offer left in it
         task.incoming.touch(mode=0o600)
     except OSError as error:
         raise StateError(f"cannot write in '{folder}': {clean(error.strerror or str(error))}") from error
