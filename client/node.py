@@ -113,9 +113,10 @@ async def _until_stopped(place: Place) -> None:
 
 def main() -> None:
     """Entry point of `python -m client.node`, which `start_site` becomes; an error is a sentence and an exit code."""
+    from common.logs import start_log
     from common.processes import follow_parent
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    start_log()
     follow_parent()
     place = Place.from_json(os.environ.pop(PLACE_VARIABLE))
     try:

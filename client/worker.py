@@ -18,6 +18,7 @@ import torch
 from client.app import answer_order
 from client.process.shared_memory import Box
 from client.process.supervisor import ANSWER, ERROR
+from common.logs import start_log
 from common.processes import follow_parent, reuse_memory, trim_memory
 from common.text import clean
 from common.wire.limits import SMALL_PAYLOAD_BYTES
@@ -65,7 +66,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     follow_parent()
     reuse_memory()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    start_log()
     logging.getLogger("flwr").setLevel(logging.WARNING)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     torch.use_deterministic_algorithms(True, warn_only=True)

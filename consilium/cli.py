@@ -550,12 +550,13 @@ _LEFT_OUT = frozenset({"torch", "torchvision", "sklearn", "scipy", "pandas", "PI
 
 def main() -> NoReturn:
     """Run the command line; a ConsiliumError becomes a sentence on stderr and its exit code."""
+    from common.logs import start_log
     from common.processes import follow_parent
 
     # Before anything of flwr or gRPC is imported: they read these once. gRPC has a line for every stranger who knocks.
     os.environ.update(FLWR_TELEMETRY_ENABLED="0", FLWR_DISABLE_UPDATE_CHECK="1")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    start_log()
     for noisy in ("httpx", "flwr", "alembic", "matplotlib", "PIL"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     follow_parent()

@@ -18,6 +18,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from common.errors import ConsiliumError
 from common.identity import read_study_key
+from common.logs import start_log
 from common.processes import end_with_parent
 from server.app import app
 from server.wire.exchange import WireExchange
@@ -56,7 +57,7 @@ def main() -> None:
     """Entry point of `python -m server.run_process SOCKET`; the exit code is that of the error that ended the run."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    start_log()
     logging.getLogger("flwr").setLevel(logging.WARNING)
     end_with_parent()
     link = RunLink(socket.socket(fileno=int(sys.argv[1])))

@@ -31,6 +31,7 @@ from common.wire.envelope import Order, sign_order
 from common.wire.limits import SERVICE
 from server.home import ServerHome
 from server.wire.registry import Registry
+from server.wire.service import TASKS_AT_A_SITE
 
 CONTENT = os.urandom(6_000_000)
 
@@ -428,8 +429,8 @@ def test_large_payload_that_the_study_has_not_signed_is_not_fetched(tmp_path: Pa
     run(check())
 
 
-def test_site_keeps_no_more_orders_than_it_should(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A thousand orders at once: 64 are kept."""
+def test_many_orders_are_all_answered_and_few_at_a_time(tmp_path: Path) -> None:
+    """A run asks a site 200 things at once: it is given 32, and the next whenever it has answered one."""
 
     async def check() -> None:
         async with serving(tmp_path) as bench:
@@ -437,10 +438,30 @@ def test_site_keeps_no_more_orders_than_it_should(tmp_path: Path, caplog: pytest
             worker.go.clear()
             async with connected(bench.place("berlin"), worker) as connection:
                 await until(lambda: connection.is_connected)
-                for number in range(1000):
+                for number in range(200):
                     bench.ask("berlin", order=b"%d" % number)
-                await until(lambda: "order refused" in caplog.text)
-                assert site_side.MAX_TASKS >= len(connection._waiting)
+                await until(lambda: worker.orders)
+                await asyncio.sleep(0.2)
+                assert TASKS_AT_A_SITE == 1 + len(connection._waiting)
+                worker.go.set()
+                answers = [await bench.run.one() for _ in range(200)]
+                assert [b"%d" % number for number in range(200)] == [answer["text"] for answer in answers]
+
+    run(check())
+
+
+def test_site_keeps_no_more_orders_than_it_should(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A server that sends a thousand at once nevertheless: 64 are kept."""
+
+    async def check() -> None:
+        home, port = make_home(tmp_path / "home"), free_port()
+        place = make_place(tmp_path, "berlin", home, port=port, approve=Registry(home.path))
+        tasks = [from_server(task=pb.Task(id=b"%d" % number, order=b"x", seconds=60)) for number in range(1000)]
+        worker = Echo()
+        worker.go.clear()
+        async with Liar([WELCOME, *tasks]).serve(home, port), connected(place, worker) as connection:
+            await until(lambda: "order refused" in caplog.text)
+            assert site_side.MAX_TASKS >= len(connection._waiting)
 
     run(check())
 

@@ -1,21 +1,30 @@
 """What a review found: calls that outlive a revocation, turns that are never given back, streams that end unseen."""
 
 import asyncio
+import json
+import logging
 import os
 import socket
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
 import grpc
 import pytest
+from conftest import MakeSites, MakeStudy
 from wires import Echo, attending, connected, open_channel, serving, until
 
+from client import site
+from client.readings import READINGS
 from client.wire.connection import Connection
-from common.errors import ConfigError
+from common.config import load_site
+from common.errors import CohortTooSmall, ConfigError, UpdateRejected
 from common.identity import read_certificate
+from common.logs import bounded
 from common.wire import wire_pb2 as pb
 from common.wire.envelope import MAX_ORDER_BYTES
 from common.wire.limits import REVOKED, SERVICE
+from consilium.inprocess import run_in_process
 from server.wire import service
 from server.wire.outbox import Numbers, Outbox, Signer
 from server.wire.run_link import RunLink
@@ -163,8 +172,8 @@ def test_turns_that_nobody_asked_for_fill_no_memory(tmp_path: Path) -> None:
             assert stream is not None
             for _ in range(500):
                 stream.send(pb.FromServer(turn=pb.Turn(task=b"x" * 16)))
-            bench.ask("berlin", order=b"order")
-            await bench.run.one()
+            await until(lambda: stream._writer is None)
+            await asyncio.sleep(0.2)
             assert 0 == connection._turns.qsize()
 
     asyncio.run(check())
@@ -182,6 +191,22 @@ def test_site_that_was_away_gets_a_certificate_of_the_new_authority(tmp_path: Pa
                 await until(lambda: read_certificate(place.certificate.read_bytes()).x509.issuer != before)
             assert bench.home.ca.read_bytes() == place.authorities.read_bytes()
             assert [] == bench.registry.retire_authorities()
+
+    asyncio.run(check())
+
+
+def test_nobody_waits_for_a_site_that_is_given_up(tmp_path: Path) -> None:
+    """A round does not last until its timeout because one of its sites was revoked."""
+
+    async def check() -> None:
+        async with serving(tmp_path) as bench, attending(bench.place("mallory")) as mallory:
+            task = bench.ask("mallory", seconds=1800)
+            await mallory.read_until("task")
+            await mallory.offer(task.id, PIECE)
+            bench.wire.dismiss(bench.registry.revoke("mallory"), reason=REVOKED, text="revoked")
+            bench.wire.give_up("mallory")
+            assert ("gone", "mallory") == ((answer := await bench.run.one(1))["problem"], answer["site"])
+            assert (0, []) == (bench.wire.turns.active, bench.wire.tasks.at("mallory"))
 
     asyncio.run(check())
 
@@ -206,6 +231,42 @@ def test_sweep_survives_whatever_goes_wrong_in_it(tmp_path: Path, monkeypatch: p
             await until(lambda: task not in bench.wire.tasks.at("berlin"))
 
     asyncio.run(check())
+
+
+def test_log_takes_so_many_lines_of_a_kind_and_says_how_many_it_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is at the other end of the wire cannot fill a disk with lines; other lines are not affected."""
+    now = [100.0]
+    monkeypatch.setattr("common.logs.time.monotonic", lambda: now[0])
+    passes = bounded(most=3, seconds=60)
+
+    def line(number: int) -> logging.LogRecord:
+        return logging.LogRecord("x", logging.WARNING, "x.py", number, "site misbehaves n=%d", (number,), None)
+
+    assert [True, True, True, False, False] == [passes(line(1)) for _ in range(5)]
+    assert passes(line(2))
+    now[0] += 61
+    later = line(1)
+    assert passes(later)
+    assert "site misbehaves n=1 (2 lines like this left out)" == later.getMessage()
+
+
+def test_diverged_loss_on_the_test_split_counts_as_a_reading(
+    tmp_path: Path, make_sites: MakeSites, make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That a loss is not finite tells of the split too: a coordinator could ask so again and again, one bit each."""
+    check = site._check_measured
+
+    def diverged(metrics: Mapping[str, float]) -> None:
+        if "train.loss" not in metrics:
+            raise UpdateRejected("not_finite", "personal.loss: not a finite number")
+        check(metrics)
+
+    monkeypatch.setattr(site, "_check_measured", diverged)
+    sites, study = make_sites(), make_study(rounds=1)
+    with pytest.raises(CohortTooSmall, match="not a finite number"):
+        run_in_process(study, sites, tmp_path / "run")
+    kept = json.loads((load_site(sites["berlin"]).state_dir / READINGS).read_text())
+    assert [1] == [len(made) for made in kept["readings"].values()]
 
 
 def test_order_that_no_site_reads_is_not_sent(tmp_path: Path) -> None:

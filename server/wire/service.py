@@ -45,6 +45,8 @@ log = logging.getLogger(__name__)
 
 CALLS_PER_SITE = 6
 """How many calls of one site may be open at once: its stream, one that takes its place, transfers."""
+TASKS_AT_A_SITE = 32
+"""How many tasks a site is given before it has answered one; it keeps twice as many."""
 DOWNLOADS = 8
 """How many pieces of payloads are sent at a time."""
 SLOT_SECONDS = 2.0
@@ -94,8 +96,17 @@ class Wire:
         """Send tasks to their sites, or keep them until their sites attend."""
         for task in tasks:
             self.tasks.add(task)
-            if (stream := self.streams.get(task.site)) is not None:
-                _send_task(stream, task)
+            self._feed(task.site)
+
+    def _feed(self, site: str) -> None:
+        """Send a site its next tasks, but not more than it keeps at a time."""
+        if (stream := self.streams.get(site)) is None:
+            return
+        tasks = self.tasks.at(site)
+        room = TASKS_AT_A_SITE - sum(task.sent for task in tasks)
+        for task in [task for task in tasks if not task.sent][: max(0, room)]:
+            task.sent = True
+            _send_task(stream, task)
 
     def forget(self, tasks: Iterable[Task]) -> None:
         """Withdraw tasks for whose replies nobody waits any more."""
@@ -115,6 +126,11 @@ class Wire:
                 stream.close(reason, text)
                 for task in self.tasks.at(stream.peer.site):
                     self._answered(task, problem="gone", detail=f"site '{task.site}': {text}")
+
+    def give_up(self, site: str) -> None:
+        """Answer for a site that will not come back, so that nobody waits for its replies."""
+        for task in self.tasks.at(site):
+            self._answered(task, problem="gone", detail=f"site '{site}' takes part no longer")
 
     def spread_authorities(self) -> None:
         """Tell all that attend which authorities to trust from now on, and give each a certificate of the newest."""
@@ -189,11 +205,12 @@ class Wire:
     def _take_up(self, stream: Stream, in_hand: set[bytes]) -> None:
         """Send what the site does not have, and withdraw what nobody waits for any more."""
         for task in self.tasks.at(stream.peer.site):
-            if task.id not in in_hand:
+            task.sent = task.id in in_hand
+            if not task.sent:
                 task.offer, task.received = None, 0
                 self.turns.forget(task)
-                _send_task(stream, task)
             in_hand.discard(task.id)
+        self._feed(stream.peer.site)
         for identifier in in_hand:
             stream.send(pb.FromServer(withdrawn=pb.Withdrawn(task=identifier)))
 
@@ -267,6 +284,7 @@ class Wire:
     def _close(self, task: Task) -> None:
         self.tasks.remove(task)
         self.turns.forget(task)
+        self._feed(task.site)
 
     def _renew(self, stream: Stream, renew: pb.Renew) -> None:
         if time.monotonic() - stream.renewed < RENEWAL_SECONDS:

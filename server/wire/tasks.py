@@ -60,6 +60,7 @@ class Task:
     deadline: Seconds
     most_bytes: int
     incoming: Path
+    sent: bool = False
     offer: Offer | None = None
     received: int = 0
     lost_turns: int = 0
