@@ -203,6 +203,10 @@ def forget_sites() -> None:
     _ledgers.clear()
 
 
+_COORDINATORS = frozenset({"join_timeout_seconds"})
+"""Settings of a study that change nothing at a site."""
+
+
 def _check_accepted(path: Path, study: StudyConfig) -> None:
     """Refuse a study other than the one this site accepted, if it accepted one (`study.toml` beside `site.toml`).
 
@@ -220,9 +224,11 @@ def _check_accepted(path: Path, study: StudyConfig) -> None:
     if view == study:
         return
     accepted, asked = view.model_dump(), study.model_dump()
-    if differing := sorted(key for key in asked if asked[key] != accepted[key]):
+    if differing := sorted(key for key in asked if asked[key] != accepted[key] and key not in _COORDINATORS):
         raise ConfigError(
-            f"the server asks for another study than the one this site accepted; they differ in {', '.join(differing)}"
+            "the server asks for another study than the one this site accepted; they differ in "
+            f"{', '.join(differing)}; if that is as agreed, the coordinator runs 'consilium server approve' with the "
+            "new --study, and this site accepts the new bundle"
         )
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from common.errors import PortInUse
+from common.errors import ConfigError, PortInUse
 
 log = logging.getLogger(__name__)
 
@@ -38,12 +38,15 @@ def check_port_free(host: str, port: int, *, what: str) -> None:
     """Check that nothing listens on `host:port`.
 
     Raises:
+        ConfigError: there is no such port.
         PortInUse: names the port and what it was for.
     """
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
+        except OverflowError as error:
+            raise ConfigError(f"{what}: a port is a number from 1 to 65535, got {port}") from error
         except OSError as error:
             raise PortInUse(
                 f"{what}: port {port} on {host} cannot be used ({error.strerror}); choose another, or stop what uses it"

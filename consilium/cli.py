@@ -133,10 +133,19 @@ def run(
 
 
 @app.command()
-def follow(folder: Annotated[Path, typer.Argument(help="The run's folder.")], home: Home = Path("server-home")) -> None:
+def follow(
+    folder: Annotated[Path, typer.Argument(help="The run's folder, or its name.")], home: Home = Path("server-home")
+) -> None:
     """Follow a run that goes on at the server, from its beginning to its report; Ctrl-C leaves it running."""
+    from server.home import ServerHome
+    from server.wire.submission import Control
+
     if not (folder / "events.jsonl").is_file():
-        raise ConfigError(f"'{folder}' is no run's folder; 'consilium runs' lists them")
+        with Control(ServerHome(home)) as control:
+            known = {entry.name: entry.folder for entry in control.runs()}
+        if folder.name not in known:
+            raise ConfigError(f"'{folder}' is no run's folder; 'consilium runs' lists them")
+        folder = known[folder.name]
     _follow(folder, home, title=folder.name, seen=0)
 
 
@@ -183,10 +192,11 @@ def stop(
     name: Annotated[str, typer.Argument(help="The run's name, as 'consilium runs' lists it.")],
     home: Home = Path("server-home"),
 ) -> None:
-    """End a run at the server; 'consilium run --resume' continues it later."""
+    """End a run at the server; a study's can be continued later with 'consilium run --resume'."""
     from server.home import ServerHome
     from server.wire.submission import Control
 
+    name = Path(name).name  # a folder is as good
     with Control(ServerHome(home)) as control:
         control.stop(name)
     typer.echo(f"run {name} is stopped")
@@ -476,6 +486,14 @@ def site_init(
     )
 
 
+def _check_has_settings(settings: Path) -> None:
+    if not settings.is_file():
+        raise ConfigError(
+            f"there is no '{settings}'; 'consilium site init' makes it, and this command is typed in the same folder "
+            "as that one was"
+        )
+
+
 @site_app.command("accept")
 def site_accept(
     bundle: Annotated[Path, typer.Argument(help="The file that the coordinator sent.")],
@@ -483,14 +501,22 @@ def site_accept(
 ) -> None:
     """Take over the coordinator's bundle: this site's certificate, the server's address, and the study."""
     from client.provision import SiteFolder, accept_bundle
+    from common.config import load_site
+    from common.identity import fingerprint, read_private_key
 
-    accepted = accept_bundle(SiteFolder(folder), bundle)
+    place = SiteFolder(folder)
+    _check_has_settings(place.settings)
+    accepted = accept_bundle(place, bundle)
     holds = "this site's certificate and the study" if accepted.study is not None else "this site's certificate"
     typer.echo(f"accepted: server {accepted.server}, {holds}")
     typer.echo(f"bundle check code  {accepted.check_code()}")
-    typer.echo(
-        "next: ask the coordinator over the phone whether the check code is the same; then run 'consilium site check'"
+    own_key = read_private_key(load_site(place.settings).private_key).public_key()
+    then = (
+        "stop the site, run 'consilium site rotate-key --activate' and start it again"
+        if accepted.fingerprint != fingerprint(own_key)
+        else "run 'consilium site check'"
     )
+    typer.echo(f"next: ask the coordinator over the phone whether the check code is the same; then {then}")
 
 
 @site_app.command("check")
@@ -541,6 +567,7 @@ def site_start(
     """Run this site until it is stopped with Ctrl-C; it answers its server's studies, and waits where that is gone."""
     from client.node import start_site
 
+    _check_has_settings(settings)
     start_site(settings, metrics=metrics)
 
 

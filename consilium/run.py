@@ -101,15 +101,18 @@ def follow_events(records: RunFolder, seen: int, view: Shows, home: ServerHome) 
     passed_over = seen
     while True:
         events = log.new()
-        for event in events[passed_over:]:
+        begun = max((place for place, event in enumerate(events) if event["event"] == "submitted"), default=-1)
+        for place, event in enumerate(events):
+            if place < passed_over:
+                continue
             view.show(event)
-            match event["event"]:
+            match event["event"] if place > begun else "of an attempt that was resumed since":
                 case "finished":
                     return
                 case "failed":
                     raise error_named(event["error"], event["message"])
                 case "stopped":
-                    raise RunFailed(f"run '{records.path.name}' was stopped; --resume continues it")
+                    raise RunFailed(_stopped(records))
         passed_over = max(0, passed_over - len(events))
         if not events and time.monotonic() - asked > STATUS_SECONDS:
             asked = time.monotonic()
@@ -122,6 +125,15 @@ def follow_events(records: RunFolder, seen: int, view: Shows, home: ServerHome) 
                     raise
         view.tick()
         time.sleep(POLL_SECONDS)
+
+
+def _stopped(records: RunFolder) -> str:
+    mend = (
+        f"'consilium run STUDY.toml --resume {records.path}' continues it"
+        if records.checkpoint.is_file()
+        else "it left no checkpoint to continue from, so a new run is needed"
+    )
+    return f"run '{records.path.name}' was stopped; {mend}"
 
 
 def _check_runs(records: RunFolder, home: ServerHome) -> None:

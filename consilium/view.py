@@ -65,6 +65,10 @@ class View:
     def _on_waiting(self, event: dict[str, Any]) -> None:
         for site in self._states:
             self._states[site] = "connected" if site in event["online"] else "expected"
+        missing = [site for site, state in self._states.items() if state == "expected"]
+        if missing:
+            more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
+            self._say(f"{self._title}: waiting for {', '.join(missing[:10])}{more}")
 
     def _on_agreed(self, event: dict[str, Any]) -> None:
         self._phase, self._rounds_began = "training", time.monotonic()

@@ -100,7 +100,7 @@ class ServerHome:
         """Return where the running server listens.
 
         Raises:
-            ConnectionRefused: no server has been started in this folder.
+            ConnectionRefused: no server runs in this folder.
             StateError: the file that says so is damaged.
         """
         try:
@@ -108,7 +108,7 @@ class ServerHome:
             return ServerAddress(sites=str(values["sites"]), pid=int(values["pid"]))
         except FileNotFoundError as error:
             raise ConnectionRefused(
-                f"no server has been started in '{self.path}'; start one with 'consilium server start'"
+                f"no server runs in '{self.path}'; start one with 'consilium server start'"
             ) from error
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StateError(

@@ -26,7 +26,7 @@ def make_bundle(
 
     Raises:
         ConfigError: no address can be told, the server's certificate is not for it, or the study is wrong.
-        ConnectionRefused: no server has been started in `home`.
+        ConnectionRefused: no server runs in `home`.
     """
     server = check_handout(home, name=name, address=address, study=study)
     return Bundle(
@@ -46,7 +46,7 @@ def check_handout(home: ServerHome, *, name: str, address: str | None = None, st
 
     Raises:
         ConfigError: no address can be told, the server's certificate is not for it, or the study is wrong.
-        ConnectionRefused: no server has been started in `home`.
+        ConnectionRefused: no server runs in `home`.
     """
     if study is not None:
         _check_takes_part(study, name)

@@ -311,7 +311,7 @@ def test_home_is_its_owners_alone(tmp_path: Path) -> None:
 def test_home_says_where_its_server_listens(tmp_path: Path) -> None:
     """While one runs; before and after that a sentence, and another for a damaged file."""
     home = ServerHome(tmp_path / "home")
-    with pytest.raises(ConnectionRefused, match="no server has been started"):
+    with pytest.raises(ConnectionRefused, match="no server runs in"):
         home.address()
     home = make_home(tmp_path / "home", sites="0.0.0.0:9092")
     assert ServerAddress(sites="0.0.0.0:9092", pid=1) == home.address()
@@ -320,7 +320,7 @@ def test_home_says_where_its_server_listens(tmp_path: Path) -> None:
         with pytest.raises(StateError, match="does not say where the server listens"):
             home.address()
     home.stopped()
-    with pytest.raises(ConnectionRefused, match="no server has been started"):
+    with pytest.raises(ConnectionRefused, match="no server runs in"):
         home.address()
 
 

@@ -15,8 +15,11 @@ from deployed import COMMAND, ENVIRONMENT, Server, join, start_site, write_patie
 from safetensors.numpy import load_file
 
 from client.provision import SiteFolder
+from common.errors import RunFailed
 from common.processes import free_port
+from consilium.run import follow_events
 from server.home import ServerHome
+from server.records import RunFolder
 from server.wire.runs import RunEntry, _load
 from server.wire.submission import Control
 
@@ -199,6 +202,28 @@ def test_closed_terminal_and_ctrl_c_leave_a_run_going_on(place: Place, undisturb
     code, output = place.told("follow", str(folder), "--home", "home")
     assert 0 == code, output
     assert (folder / "report.html").is_file()
+
+
+def test_follower_of_a_resumed_run_passes_over_the_end_of_the_first_attempt(tmp_path: Path) -> None:
+    """Stopped, submitted again, finished: followed from the beginning, it has finished."""
+    shown: list[str] = []
+
+    class Quiet:
+        def show(self, event: dict[str, Any]) -> None:
+            shown.append(event["event"])
+
+        def tick(self) -> None: ...
+
+    records = RunFolder(tmp_path / "run")
+    kinds = ["submitted", "started", "stopped", "submitted", "started", "finished"]
+    for kind in kinds:
+        records.log(kind)
+    follow_events(records, 0, Quiet(), ServerHome(tmp_path))
+    assert kinds == shown
+    records.log("submitted")
+    records.log("failed", error="RunFailed", message="the third attempt")
+    with pytest.raises(RunFailed, match="the third attempt"):
+        follow_events(records, 0, Quiet(), ServerHome(tmp_path))
 
 
 def test_stopped_run_stays_stopped_and_can_be_resumed(place: Place) -> None:

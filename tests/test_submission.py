@@ -205,7 +205,7 @@ def test_long_path_of_a_home_is_no_obstacle(tmp_path: Path) -> None:
 def test_no_server_is_a_sentence(tmp_path: Path) -> None:
     """None was ever started; one that was killed."""
     home = ServerHome(tmp_path)
-    with pytest.raises(ConnectionRefused, match="no server has been started"):
+    with pytest.raises(ConnectionRefused, match="no server runs in"):
         Control(home)
     home.listening(ServerAddress(sites="localhost:1", pid=1))
     with pytest.raises(ConnectionRefused, match="is it running, and as this user"):

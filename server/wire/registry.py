@@ -20,6 +20,7 @@ from common.identity import (
     certificate_hosts,
     fingerprint_of_line,
     openssh,
+    read_authorities,
     read_signing_request,
 )
 from common.records import Record
@@ -210,6 +211,10 @@ class Registry:
             ConfigError: approved sites have no certificate of the newest one, and `force` is not set.
             StateError: the newest one is damaged, or the folder is unwritable.
         """
+        if len(read_authorities((self._home / "ca.pem").read_bytes())) < 2:
+            raise ConfigError(
+                "there is one authority only, so none can be retired; 'consilium server new-ca' makes another"
+            )
         newest = read_authority(self._home).serial
         behind = [name for name, key in self._names.items() if self._entries[key].authority != newest]
         if behind and not force:
