@@ -255,7 +255,7 @@ class Peers:
         done = subprocess.run(
             [str(self.before / ".venv" / "bin" / "python"), "-c", code],
             cwd=self.before,
-            env={**os.environ, **QUIET},
+            env={**os.environ, **QUIET, "PYTHONPATH": ""},  # its own packages, not ours
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
