@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 MAX_REQUEST_BYTES = 64 * 2**20
 REQUEST_SECONDS = 10.0
 ANSWER_SECONDS = 60.0
+_STRANGERS_BYTES, _STRANGERS_SECONDS = 65_536, 1.0
 _CREDENTIALS = struct.Struct("3i")
 
 Handler = Callable[[dict[str, Any]], Awaitable[Any]]
@@ -94,6 +95,8 @@ async def _answer(
 ) -> dict[str, Any]:
     if (user := _user_of(writer.get_extra_info("socket"))) not in (os.getuid(), 0):
         log.warning("a request of another user was refused uid=%d", user)
+        with contextlib.suppress(TimeoutError, OSError):  # or it would not get to read the answer
+            await asyncio.wait_for(reader.read(_STRANGERS_BYTES), _STRANGERS_SECONDS)
         return {"error": "ConnectionRefused", "message": f"this server belongs to another user (uid {os.getuid()})"}
     line = await asyncio.wait_for(reader.readline(), REQUEST_SECONDS)
     try:
