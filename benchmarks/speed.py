@@ -343,7 +343,6 @@ def large_rounds(peers: Peers) -> list[Row]:
     if peers.stock:
         shape = {"rounds": 5, "megabytes": MEGABYTES, "evaluate": False}
         row["stock"] = stock_rounds(peers.stock, 2, **shape, tuned=False)
-        row["stock_tuned"] = stock_rounds(peers.stock, 2, **shape, tuned=True)
     with deployment(2) as where:
         model, training = {"name": "mlp", "hidden": [5000, 4999]}, {"steps": 1, "batch_size": 4}
         config = study(where, "large", rounds=ROUNDS, model=model, training=training, round_timeout_seconds=300)
@@ -421,7 +420,7 @@ def flower_apps(peers: Peers) -> list[Row]:
             row: Row = {"work": f"Flower app, empty round, 2 sites: {name}", "unit": "s", "limit": 0.005}
             row["ours"] = seconds_of_a_round(partial(run_app, where, app), where, key, rounds=62)
             if stock is not None:
-                row["stock"] = seconds_of_a_round(partial(stock.run, app), where, key, rounds=5)
+                row["stock"] = seconds_of_a_round(partial(stock.run, app), where, key, rounds=4, times=1)
             rows.append(row)
     return rows
 
@@ -434,15 +433,20 @@ def run_app(where: Deployment, app: Path, settings: str) -> float:
     return time.monotonic() - began
 
 
-def seconds_of_a_round(run: Callable[[str], float], where: Deployment, key: str, *, rounds: int) -> float:
-    """Return the median seconds of a round where the app notes them, else what a round more takes."""
+def seconds_of_a_round(
+    run: Callable[[str], float], where: Deployment, key: str, *, rounds: int, times: int = 3
+) -> float:
+    """Return the median seconds of a round where the app notes them, else what a round more takes.
+
+    Args:
+        times: how often a run is timed; the shortest counts. With more than one, sites have imported the app before.
+    """
     if key == "rounds":
-        times = Path(tempfile.mkdtemp(dir=where.folder)) / "times"
-        run(f"rounds={rounds} times='{times}'")
-        stamps = [float(line.split()[1]) for line in times.read_text().splitlines()]
+        notes = Path(tempfile.mkdtemp(dir=where.folder)) / "times"
+        run(f"rounds={rounds} times='{notes}'")
+        stamps = [float(line.split()[1]) for line in notes.read_text().splitlines()]
         return statistics.median(after - before for before, after in itertools.pairwise(stamps[1:]))
-    run(f"{key}=2")  # sites import the app
-    few, many = (min(run(f"{key}={number}") for _ in range(2)) for number in (2, rounds))
+    few, many = (min(run(f"{key}={number}") for _ in range(times)) for number in (2, rounds))
     return (many - few) / (rounds - 2)
 
 
