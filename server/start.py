@@ -32,6 +32,8 @@ from server.wire.submission import as_values, listen
 
 log = logging.getLogger(__name__)
 
+WINDOW_BYTES = 2**21
+"""How much of an upload may be on its way before it is read; left to itself, gRPC takes in 16 MB per connection."""
 _GRPC = {
     "grpc.max_concurrent_streams": 8,
     "grpc.max_receive_message_length": MAX_WIRE_BYTES,
@@ -42,6 +44,8 @@ _GRPC = {
     "grpc.http2.max_pings_without_data": 0,
     "grpc.http2.min_ping_interval_without_data_ms": int(500 * PING_SECONDS),
     "grpc.http2.max_ping_strikes": 3,
+    "grpc.http2.bdp_probe": 0,
+    "grpc.http2.lookahead_bytes": WINDOW_BYTES,
     "grpc.max_connection_idle_ms": 60_000,
     "grpc.server_handshake_timeout_ms": int(1000 * CONNECT_SECONDS),
 }

@@ -47,8 +47,8 @@ CALLS_PER_SITE = 6
 """How many calls of one site may be open at once: its stream, one that takes its place, transfers."""
 TASKS_AT_A_SITE = 32
 """How many tasks a site is given before it has answered one; it keeps twice as many."""
-DOWNLOADS = 8
-"""How many pieces of payloads are sent at a time."""
+DOWNLOADS = 4
+"""How many payloads are sent at a time, beside those that are read too slowly to wait for."""
 SLOT_SECONDS = 2.0
 """For how long a site that reads slowly keeps others from being sent a piece."""
 TURN_SECONDS = 60.0
@@ -327,31 +327,32 @@ class Wire:
             if task is None or task.outgoing is None or wanted.offset > task.size:
                 await context.abort(grpc.StatusCode.NOT_FOUND, "there is no such payload for this site")
                 return
-            began, offset = time.monotonic(), wanted.offset
-            with self._transfer(peer), self._only_fetch(peer.site), task.outgoing.open("rb", buffering=0) as file:
-                while offset < task.size:
-                    data = os.pread(file.fileno(), PIECE_BYTES, offset)
-                    if not data:
-                        break
-                    await self._send_piece(data, context)
-                    offset += len(data)
+            began, offset, slot = time.monotonic(), wanted.offset, _Slot(self._downloads)
+            try:
+                with self._transfer(peer), self._only_fetch(peer.site), task.outgoing.open("rb", buffering=0) as file:
+                    while offset < task.size:
+                        data = os.pread(file.fileno(), PIECE_BYTES, offset)
+                        if not data:
+                            break
+                        await slot.take()
+                        await self._send_piece(data, context, slot)
+                        offset += len(data)
+            finally:
+                slot.give_back()
             task.busy += time.monotonic() - began
 
-    async def _send_piece(self, data: bytes, context: Any) -> None:
-        """Send a piece when there is a slot for it; who reads slowly does not keep the slot for as long.
+    async def _send_piece(self, data: bytes, context: Any, slot: "_Slot") -> None:
+        """Send a piece; who reads slowly does not keep the slot for as long.
 
         Raises:
             TimeoutError: it is read too slowly.
         """
         piece, seconds = pb.Piece(data=data).SerializeToString(), PROGRESS_SECONDS * len(data) / PROGRESS_BYTES
-        await self._downloads.acquire()
-        slot = asyncio.get_running_loop().call_later(SLOT_SECONDS, self._downloads.release)
+        timer = asyncio.get_running_loop().call_later(SLOT_SECONDS, slot.give_back)
         try:
             await _within(seconds, context.write(piece), context)
         finally:
-            if slot.when() > asyncio.get_running_loop().time():
-                slot.cancel()
-                self._downloads.release()
+            timer.cancel()
 
     @contextmanager
     def _only_fetch(self, site: str) -> Iterator[None]:
@@ -489,6 +490,25 @@ class Wire:
 def _newest(authorities: bytes) -> str:
     """Return the name of the authority that signs: the first."""
     return read_authorities(authorities)[0].subject.rfc4514_string()
+
+
+class _Slot:
+    """One of the few places for downloads: what gRPC holds of each payload that is on its way is memory."""
+
+    def __init__(self, places: asyncio.Semaphore) -> None:
+        self._places, self._held = places, False
+
+    async def take(self) -> None:
+        """Wait for a place, unless this download has one."""
+        if not self._held:
+            await self._places.acquire()
+            self._held = True
+
+    def give_back(self) -> None:
+        """Let another download have the place."""
+        if self._held:
+            self._held = False
+            self._places.release()
 
 
 def _send_task(stream: Stream, task: Task) -> None:
