@@ -148,7 +148,7 @@ def test_site_goes_on_when_a_reply_is_given_up_in_the_middle(tmp_path: Path) -> 
             bench.wire._listen = deaf  # type: ignore[method-assign]
             connection = Connection(place, Echo())
             running = asyncio.ensure_future(connection.run())
-            await until(lambda: bench.wire.streams.names())
+            await until(lambda: connection.is_connected and bench.wire.streams.names())
             tasks = [bench.ask("berlin", payload=b"x" * 250_000, seconds=1) for _ in range(20)]
             await until(lambda: not connection.is_connected or running.done(), 8)
             bench.wire.forget(tasks)
