@@ -198,7 +198,7 @@ class _Server:
     async def _do_revoke(self, request: dict[str, Any]) -> None:
         revoked = self._registry.revoke(str(request["name"]))
         self._wire.dismiss(revoked, reason=REVOKED, text="the coordinator has revoked this site's key")
-        self._wire.give_up(str(request["name"]))
+        self._wire.give_up(str(request["name"]), why="was revoked")
 
     async def _do_approvals(self, _: dict[str, Any]) -> list[dict[str, Any]]:
         return as_values(self._registry.approvals())

@@ -450,6 +450,20 @@ def test_many_orders_are_all_answered_and_few_at_a_time(tmp_path: Path) -> None:
     run(check())
 
 
+def test_run_that_ends_sends_nothing_more_of_what_is_in_line(tmp_path: Path) -> None:
+    """200 orders are withdrawn: the site hears of the 32 that it was given, and of no other."""
+
+    async def check() -> None:
+        async with serving(tmp_path) as bench, attending(bench.place("berlin")) as site:
+            tasks = [bench.ask("berlin") for _ in range(200)]
+            bench.wire.forget(tasks)
+            bench.ask("berlin", order=b"the next run's")
+            kinds = [(await site.read()).WhichOneof("message") for _ in range(2 * TASKS_AT_A_SITE + 1)]
+            assert ["task"] * TASKS_AT_A_SITE + ["withdrawn"] * TASKS_AT_A_SITE + ["task"] == kinds
+
+    run(check())
+
+
 def test_site_keeps_no_more_orders_than_it_should(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A server that sends a thousand at once nevertheless: 64 are kept."""
 

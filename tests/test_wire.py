@@ -310,13 +310,14 @@ def test_revoked_while_connected_ends_everything_within_a_second(tmp_path: Path)
             await until(lambda: task.received == 2**20)
             began = time.monotonic()
             bench.wire.dismiss(bench.registry.revoke("berlin"), reason="revoked", text="revoked by the coordinator")
+            bench.wire.give_up("berlin", why="was revoked")
             assert "revoked" == (await site.end()).reason
             with pytest.raises(grpc.aio.AioRpcError, match="revoked"):
                 await upload
             assert grpc.StatusCode.ABORTED is await upload.code()
             assert time.monotonic() - began < 1
             answer = await bench.run.one(1)
-            assert ("gone", "site 'berlin': revoked by the coordinator") == (answer["problem"], answer["detail"])
+            assert ("gone", "site 'berlin' was revoked") == (answer["problem"], answer["detail"])
             assert bench.run.answers.empty() and not task.incoming.exists()
             with pytest.raises(site_side.NotWelcome) as refused:
                 await site_side.attend(site.place, tasks=[])

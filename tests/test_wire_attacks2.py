@@ -204,7 +204,7 @@ def test_nobody_waits_for_a_site_that_is_given_up(tmp_path: Path) -> None:
             await mallory.read_until("task")
             await mallory.offer(task.id, PIECE)
             bench.wire.dismiss(bench.registry.revoke("mallory"), reason=REVOKED, text="revoked")
-            bench.wire.give_up("mallory")
+            bench.wire.give_up("mallory", why="was revoked")
             assert ("gone", "mallory") == ((answer := await bench.run.one(1))["problem"], answer["site"])
             assert (0, []) == (bench.wire.turns.active, bench.wire.tasks.at("mallory"))
 

@@ -110,11 +110,15 @@ class Wire:
 
     def forget(self, tasks: Iterable[Task]) -> None:
         """Withdraw tasks for whose replies nobody waits any more."""
-        for task in list(tasks):
-            self._close(task)
-            drop_incoming([task])
-            if (stream := self.streams.get(task.site)) is not None:
+        withdrawn = list(tasks)
+        for task in withdrawn:
+            self.tasks.remove(task)
+            self.turns.forget(task)
+            if task.sent and (stream := self.streams.get(task.site)) is not None:
                 stream.send(pb.FromServer(withdrawn=pb.Withdrawn(task=task.id)))
+        drop_incoming(withdrawn)
+        for site in {task.site for task in withdrawn}:  # only now: the next in line may have been among them
+            self._feed(site)
 
     def dismiss(self, fingerprints: Iterable[str], *, reason: str, text: str) -> None:
         """End all calls of some keys at once, also payloads that are half here."""
@@ -124,13 +128,17 @@ class Wire:
         for stream in self.streams:
             if stream.peer.fingerprint in keys:
                 stream.close(reason, text)
-                for task in self.tasks.at(stream.peer.site):
-                    self._answered(task, problem="gone", detail=f"site '{task.site}': {text}")
 
-    def give_up(self, site: str) -> None:
-        """Answer for a site that will not come back, so that nobody waits for its replies."""
+    def give_up(self, site: str, *, why: str) -> None:
+        """Answer all tasks of a site that will not answer them itself, so that nobody waits for its replies.
+
+        Args:
+            why: continues the sentence "site 'berlin' ...".
+        """
         for task in self.tasks.at(site):
-            self._answered(task, problem="gone", detail=f"site '{site}' takes part no longer")
+            task.sent = True  # what is still in line is not sent any more
+        for task in self.tasks.at(site):
+            self._answered(task, problem="gone", detail=f"site '{site}' {why}")
 
     def spread_authorities(self) -> None:
         """Tell all that attend which authorities to trust from now on, and give each a certificate of the newest."""
@@ -227,8 +235,7 @@ class Wire:
                 case "renew":
                     self._renew(stream, message.renew)
                 case "goodbye":
-                    for task in self.tasks.at(stream.peer.site):
-                        self._answered(task, problem="gone", detail=f"site '{task.site}' was stopped")
+                    self.give_up(stream.peer.site, why="was stopped")
                     return
                 case _:
                     stream.strike("a message that is of no use here")
