@@ -116,7 +116,7 @@ def test_connection_that_ends_in_the_middle_of_an_order(
                 first = bench.wire.streams.get("berlin")
                 task = bench.ask("berlin", payload=os.urandom(40_000_000) if moment == "fetch" else CONTENT)
                 if moment == "fetch":
-                    await until(lambda: bench.wire._fetching)
+                    await until(lambda: bench.wire.transfers.fetching)
                 else:
                     await until(lambda: worker.orders)
                 if moment == "deliver":

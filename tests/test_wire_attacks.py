@@ -24,7 +24,7 @@ from common.identity import read_private_key, read_signing_request
 from common.wire import wire_pb2 as pb
 from common.wire.limits import MAX_WIRE_BYTES, SERVICE
 from server import authority
-from server.wire import service
+from server.wire import callers, service, transfers
 from server.wire.registry import Registry
 from server.wire.streams import MAX_BACKLOG, MAX_STRIKES, Peer, Stream
 from server.wire.submission import Control
@@ -279,7 +279,7 @@ def _files(bench: Bench, site: str) -> dict[str, object]:
 
 def test_unfinished_bodies_end_when_they_make_no_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An upload that stops, and one that trickles; the turn goes to whoever waits."""
-    monkeypatch.setattr(service, "PROGRESS_SECONDS", 0.3)
+    monkeypatch.setattr(transfers, "PROGRESS_SECONDS", 0.3)
 
     async def attack(bench: Bench, mallory: Raw) -> None:
         task = bench.ask("mallory")
@@ -308,7 +308,7 @@ def test_unfinished_bodies_end_when_they_make_no_progress(tmp_path: Path, monkey
 
 def test_long_uploads_take_turns_while_others_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A turn that lasts too long goes to the next, and comes back at its offset: five slow ones all get on."""
-    monkeypatch.setattr(service, "TURN_SECONDS", 0.1)
+    monkeypatch.setattr(transfers, "TURN_SECONDS", 0.1)
 
     async def attack(bench: Bench, mallory: Raw) -> None:
         tasks = [bench.ask("mallory") for _ in range(5)]
@@ -343,20 +343,20 @@ def test_long_uploads_take_turns_while_others_wait(tmp_path: Path, monkeypatch: 
 
 def test_downloads_that_are_never_read_keep_nobody_from_his(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten sites that ask for 30 MB and read nothing; the eleventh has its own within seconds; then they are ended."""
-    monkeypatch.setattr(service, "SLOT_SECONDS", 0.2)
-    monkeypatch.setattr(service, "PROGRESS_SECONDS", 0.2)
+    monkeypatch.setattr(transfers, "SLOT_SECONDS", 0.2)
+    monkeypatch.setattr(transfers, "PROGRESS_SECONDS", 0.2)
 
     async def attack(bench: Bench, mallory: Raw) -> None:
         content = os.urandom(30_000_000)
         places = [bench.place(f"deaf-{number}") for number in range(10)]
         deaf = [Raw(place, await attend(place, tasks=[])) for place in places]
         calls = [site.fetch(bench.ask(site.place.name, payload=content).id) for site in deaf]
-        await until(lambda: len(bench.wire._fetching) == 10)
+        await until(lambda: len(bench.wire.transfers.fetching) == 10)
         task = bench.ask("mallory", payload=content)
         began = time.monotonic()
         assert content == await mallory.fetched(task.id)
         assert time.monotonic() - began < 2.5
-        await until(lambda: not bench.wire._fetching, 15)
+        await until(lambda: not bench.wire.transfers.fetching, 15)
         for site in deaf:
             await site.channel.close()
         assert 10 == len(calls)
@@ -378,11 +378,11 @@ def test_calls_of_one_site_are_bounded(tmp_path: Path) -> None:
         await asyncio.wait(done, timeout=5, return_when=asyncio.FIRST_COMPLETED)
         await until(lambda: sum(code.done() for code in done) >= 3)
         assert {grpc.StatusCode.RESOURCE_EXHAUSTED} == {code.result() for code in done if code.done()}
-        assert service.CALLS_PER_SITE >= bench.wire._calls["mallory"]
+        assert callers.CALLS_PER_SITE >= bench.wire.callers.open_calls["mallory"]
         for channel, _ in calls:
             await channel.close()
         await asyncio.gather(*done)
-        await until(lambda: bench.wire._calls["mallory"] == 1)
+        await until(lambda: bench.wire.callers.open_calls["mallory"] == 1)
 
     attacked(tmp_path, attack)
 
@@ -463,7 +463,7 @@ def test_strangers_end_in_the_handshake_and_the_named_hospital_stays(tmp_path: P
                 assert await call.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
                 await nameless.close()
             assert bench.wire.streams.get("berlin") is stream
-            assert 1 == sum(bench.wire._calls.values())
+            assert 1 == sum(bench.wire.callers.open_calls.values())
 
     run(check())
 

@@ -40,7 +40,7 @@ def test_call_that_waits_with_its_hello_does_not_outlive_a_revocation(tmp_path: 
             place = bench.place("mallory")
             channel = open_channel(place)
             call = channel.stream_stream(f"/{SERVICE}/Attend")()
-            await until(lambda: bench.wire._calls["mallory"] == 1)
+            await until(lambda: bench.wire.callers.open_calls["mallory"] == 1)
             bench.wire.dismiss(bench.registry.revoke("mallory"), reason=REVOKED, text="revoked")
             await call.write(pb.FromSite(hello=pb.Hello(protocol=1)).SerializeToString())
             await asyncio.wait_for(call.read(), 5)
@@ -61,7 +61,7 @@ def test_delivery_that_waits_with_its_first_piece_does_not_outlive_a_revocation(
             await mallory.read_until("task")
             await mallory.offer(task.id, PIECE)
             call = mallory.deliver()
-            await until(lambda: bench.wire._calls["mallory"] == 2)
+            await until(lambda: bench.wire.callers.open_calls["mallory"] == 2)
             bench.wire.dismiss(bench.registry.revoke("mallory"), reason=REVOKED, text="revoked")
             await call.write(pb.Piece(task=task.id, data=b"x" * PIECE).SerializeToString())
             with pytest.raises(grpc.aio.AioRpcError, match=REVOKED):

@@ -1,4 +1,4 @@
-"""The server's end of the wire: who attends, plans down, replies up, large payloads both ways.
+"""The server's end of the wire: who attends, plans down, replies up.
 
 Everything here runs in one asyncio loop. A site is who its certificate says; no message names its sender. What a
 site sends is looked at only if it answers a task of its own, and never unpacked here: that is the run's work.
@@ -6,61 +6,45 @@ site sends is looked at only if it answers a task of its own, and never unpacked
 
 import asyncio
 import logging
-import os
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterable
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
 
 from common import __version__
 from common.errors import ConsiliumError, StateError
-from common.identity import read_authorities, read_certificate
+from common.identity import read_authorities
 from common.text import clean
 from common.wire import wire_pb2 as pb
 from common.wire.limits import (
     EXPIRED,
     HELLO_SECONDS,
     MAX_TEXT_BYTES,
-    PIECE_BYTES,
-    PROGRESS_BYTES,
-    PROGRESS_SECONDS,
-    REVOKED,
     SERVICE,
     SMALL_PAYLOAD_BYTES,
     STOPPING,
     VERSION,
     WIRE_VERSION,
 )
+from server.wire.callers import Callers, parsed, within
 from server.wire.registry import Registry
 from server.wire.streams import Peer, Stream, Streams
 from server.wire.tasks import Offer, Task, Tasks, drop_incoming, prepare_incoming
-from server.wire.turns import Turns
+from server.wire.transfers import Transfers
 
 log = logging.getLogger(__name__)
 
-CALLS_PER_SITE = 6
-"""How many calls of one site may be open at once: its stream, one that takes its place, transfers."""
 TASKS_AT_A_SITE = 32
 """How many tasks a site is given before it has answered one; it keeps twice as many."""
-DOWNLOADS = 4
-"""How many payloads are sent at a time, beside those that are read too slowly to wait for."""
-SLOT_SECONDS = 2.0
-"""For how long a site that reads slowly keeps others from being sent a piece."""
-TURN_SECONDS = 60.0
-"""How long a turn may last while others wait; a longer upload goes on in another."""
 MAX_HELLO_TASKS = 1024
 RENEWAL_SECONDS = 60.0
 """A site that asks for certificates more often than that misbehaves: each is signed in this loop."""
 RESERVE_BYTES = 200 * 10**6
 """Disk space that no payload may take."""
 SWEEP_SECONDS = 5.0
-
-T = TypeVar("T")
 
 
 class Wire:
@@ -73,11 +57,9 @@ class Wire:
     def __init__(self, registry: Registry, *, authorities: Callable[[], bytes]) -> None:
         self._registry, self._authorities = registry, authorities
         self.streams, self.tasks = Streams(), Tasks()
-        self.turns = Turns(self._grant, self._give_up)
-        self._calls: Counter[str] = Counter()
-        self._downloads = asyncio.Semaphore(DOWNLOADS)
-        self._transfers: dict[asyncio.Task[Any], str] = {}
-        self._fetching: dict[str, asyncio.Task[Any]] = {}
+        self.callers = Callers(registry)
+        self.transfers = Transfers(self.callers, self.tasks, self._answered, self._grant)
+        self.turns = self.transfers.turns
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """Return what a `grpc.aio` server needs; messages are bytes, so that what is malformed is ours to judge."""
@@ -85,8 +67,8 @@ class Wire:
             SERVICE,
             {
                 "Attend": grpc.stream_stream_rpc_method_handler(self.attend),
-                "Fetch": grpc.unary_stream_rpc_method_handler(self.fetch),
-                "Deliver": grpc.stream_unary_rpc_method_handler(self.deliver),
+                "Fetch": grpc.unary_stream_rpc_method_handler(self.transfers.fetch),
+                "Deliver": grpc.stream_unary_rpc_method_handler(self.transfers.deliver),
             },
         )
 
@@ -123,8 +105,7 @@ class Wire:
     def dismiss(self, fingerprints: Iterable[str], *, reason: str, text: str) -> None:
         """End all calls of some keys at once, also payloads that are half here."""
         keys = set(fingerprints)
-        for transfer in [task for task, key in self._transfers.items() if key in keys]:
-            transfer.cancel(reason)
+        self.callers.end_transfers(keys, reason=reason)
         for stream in self.streams:
             if stream.peer.fingerprint in keys:
                 stream.close(reason, text)
@@ -176,8 +157,8 @@ class Wire:
 
     async def attend(self, _: AsyncIterator[bytes], context: Any) -> None:
         """Serve one site's stream for as long as it lasts."""
-        async with self._call(context) as peer:
-            hello = _parsed(pb.FromSite, await _within(HELLO_SECONDS, context.read(), context)).hello
+        async with self.callers.admitted(context) as peer:
+            hello = parsed(pb.FromSite, await within(HELLO_SECONDS, context.read())).hello
             if hello.protocol != WIRE_VERSION:
                 text = (
                     f"the server speaks version {WIRE_VERSION} of the wire (consilium {__version__}), this site "
@@ -190,7 +171,7 @@ class Wire:
                 return
             handler = asyncio.current_task()
             assert handler is not None
-            await self._check_still_known(peer, context)
+            await self.callers.check_still_known(peer, context)
             stream = Stream(peer, context, handler)
             self.streams.open(stream)
             try:
@@ -314,183 +295,11 @@ class Wire:
             return
         stream.send(pb.FromServer(renewed=pb.Renewed(certificate=certificate, authorities=self._authorities())))
 
-    # --- large payloads -------------------------------------------------------------------------
-
     def _grant(self, task: Task) -> bool:
         stream = self.streams.get(task.site)
         if stream is not None:
             stream.send(pb.FromServer(turn=pb.Turn(task=task.id, offset=task.received)))
         return stream is not None
-
-    def _give_up(self, task: Task) -> None:
-        detail = f"site '{task.site}' had its turn to send {task.lost_turns} times and sent nothing"
-        self._answered(task, problem="protocol", detail=detail)
-
-    async def fetch(self, request: bytes, context: Any) -> None:
-        """Send the payload of a task, from an offset on."""
-        async with self._call(context) as peer:
-            wanted = _parsed(pb.FetchRequest, request)
-            task = self.tasks.of(wanted.task, site=peer.site)
-            if task is None or task.outgoing is None or wanted.offset > task.size:
-                await context.abort(grpc.StatusCode.NOT_FOUND, "there is no such payload for this site")
-                return
-            began, offset, slot = time.monotonic(), wanted.offset, _Slot(self._downloads)
-            try:
-                with self._transfer(peer), self._only_fetch(peer.site), task.outgoing.open("rb", buffering=0) as file:
-                    while offset < task.size:
-                        data = os.pread(file.fileno(), PIECE_BYTES, offset)
-                        if not data:
-                            break
-                        await slot.take()
-                        await self._send_piece(data, context, slot)
-                        offset += len(data)
-            finally:
-                slot.give_back()
-            task.busy += time.monotonic() - began
-
-    async def _send_piece(self, data: bytes, context: Any, slot: "_Slot") -> None:
-        """Send a piece; who reads slowly does not keep the slot for as long.
-
-        Raises:
-            TimeoutError: it is read too slowly.
-        """
-        piece, seconds = pb.Piece(data=data).SerializeToString(), PROGRESS_SECONDS * len(data) / PROGRESS_BYTES
-        timer = asyncio.get_running_loop().call_later(SLOT_SECONDS, slot.give_back)
-        try:
-            await _within(seconds, context.write(piece), context)
-        finally:
-            timer.cancel()
-
-    @contextmanager
-    def _only_fetch(self, site: str) -> Iterator[None]:
-        """End an earlier download of the same site: the connection that it is for may be long gone."""
-        this = asyncio.current_task()
-        assert this is not None
-        if (before := self._fetching.get(site)) is not None:
-            before.cancel("another download has taken its place")
-        self._fetching[site] = this
-        try:
-            yield
-        finally:
-            if self._fetching.get(site) is this:
-                del self._fetching[site]
-
-    async def deliver(self, _: AsyncIterator[bytes], context: Any) -> bytes:
-        """Take the payload of a reply in, whose turn it is."""
-        async with self._call(context) as peer:
-            first = _parsed(pb.Piece, await _within(PROGRESS_SECONDS, context.read(), context))
-            await self._check_still_known(peer, context)
-            task = self.tasks.of(first.task, site=peer.site)
-            if task is None or task.offer is None or first.offset != task.received or not self.turns.begin(task):
-                await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "it is not the turn of this payload")
-                return b""
-            offer, before, began = task.offer, task.received, time.monotonic()
-            try:
-                with self._transfer(peer):
-                    await self._receive(task, offer, first, context)
-            finally:
-                task.busy += time.monotonic() - began
-                if self._is_wanted(task, offer):
-                    self.turns.end(task, moved=task.received >= before + min(PROGRESS_BYTES, offer.size))
-            return pb.Delivered(size=task.received).SerializeToString()
-
-    def _is_wanted(self, task: Task, offer: Offer) -> bool:
-        """Return whether this payload is still waited for: not answered, not withdrawn, not lost and asked anew."""
-        return task.offer is offer and self.tasks.of(task.id, site=task.site) is task
-
-    async def _receive(self, task: Task, offer: Offer, first: pb.Piece, context: Any) -> None:
-        """Write pieces to the task's file until the payload is whole, too long, or the site is too slow."""
-        began = time.monotonic()
-        piece, moved, deadline = first, 0, began + PROGRESS_SECONDS
-        with task.incoming.open("r+b", buffering=0) as file:
-            while True:
-                if len(piece.data) > PIECE_BYTES or task.received + len(piece.data) > offer.size:
-                    detail = f"site '{task.site}' sent more than the {offer.size} bytes it announced"
-                    self._answered(task, problem="protocol", detail=detail)
-                    await context.abort(grpc.StatusCode.OUT_OF_RANGE, detail)
-                if not self._wrote(file.fileno(), piece.data, task):
-                    await context.abort(grpc.StatusCode.INTERNAL, "the server cannot keep this payload")
-                moved += len(piece.data)
-                if task.received == offer.size:
-                    self._answered(task, text=offer.text)
-                    return
-                if moved >= PROGRESS_BYTES:
-                    moved, deadline = 0, time.monotonic() + PROGRESS_SECONDS
-                    if self.turns.waiting and time.monotonic() - began > TURN_SECONDS:
-                        return
-                content = await _within(max(0.0, deadline - time.monotonic()), context.read(), context)
-                piece = _parsed(pb.Piece, content)
-                if not self._is_wanted(task, offer):
-                    await context.abort(grpc.StatusCode.NOT_FOUND, "nobody waits for this payload any more")
-
-    def _wrote(self, file: int, data: bytes, task: Task) -> bool:
-        """Keep a piece; where the disk does not take it, the task is answered so."""
-        try:
-            done = os.pwrite(file, data, task.received)
-            while done < len(data):
-                done += os.pwrite(file, data[done:], task.received + done)
-        except OSError as error:
-            detail = f"the server cannot write the reply of site '{task.site}': {error.strerror or error}"
-            log.error("payload not kept site=%s error=%s", task.site, error)
-            self._answered(task, problem="protocol", detail=detail)
-            return False
-        task.received += len(data)
-        return True
-
-    # --- who calls ------------------------------------------------------------------------------
-
-    async def _check_still_known(self, peer: Peer, context: Any) -> None:
-        """Refuse who was revoked while it had yet to say something: `dismiss` does not find such a call."""
-        if self._registry.name_of(peer.fingerprint) != peer.site:
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, REVOKED)
-
-    @contextmanager
-    def _transfer(self, peer: Peer) -> Iterator[None]:
-        """Keep a transfer where `dismiss` finds it."""
-        this = asyncio.current_task()
-        assert this is not None
-        self._transfers[this] = peer.fingerprint
-        try:
-            yield
-        finally:
-            del self._transfers[this]
-
-    @asynccontextmanager
-    async def _call(self, context: Any) -> AsyncIterator[Peer]:
-        """Identify the caller by its certificate; refuse strangers, revoked keys and too many calls."""
-        try:
-            pem = context.auth_context()["x509_pem_cert"][0]
-            certificate = read_certificate(pem)
-            fingerprint, ends = certificate.fingerprint, certificate.ends.timestamp()
-            issuer = certificate.x509.issuer.rfc4514_string()
-        except (KeyError, IndexError, ValueError, ConsiliumError):
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "this connection has no usable certificate")
-            raise
-        site = self._registry.name_of(fingerprint)
-        if site is None or ends < time.time():
-            reason = EXPIRED if site is not None else REVOKED if self._registry.is_revoked(fingerprint) else "unknown"
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, reason)
-            raise StateError(reason)
-        if self._calls[site] >= CALLS_PER_SITE:
-            log.warning("site has too many open calls site=%s", site)
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "this site has too many open calls")
-        self._calls[site] += 1
-        try:
-            yield Peer(site, fingerprint, ends, issuer)
-        except asyncio.CancelledError as error:
-            this = asyncio.current_task()
-            if this is None or not this.cancelling() or not error.args:
-                raise  # the connection broke
-            this.uncancel()
-            await context.abort(grpc.StatusCode.ABORTED, str(error.args[0]))
-        except (DecodeError, TimeoutError) as error:
-            log.warning("call ended site=%s error=%s", site, type(error).__name__)
-            code = grpc.StatusCode.DEADLINE_EXCEEDED if isinstance(error, TimeoutError) else None
-            await context.abort(code or grpc.StatusCode.INVALID_ARGUMENT, "the call made no progress or no sense")
-        finally:
-            self._calls[site] -= 1
-            if not self._calls[site]:
-                del self._calls[site]
 
 
 @lru_cache(maxsize=1)
@@ -499,49 +308,7 @@ def _newest(authorities: bytes) -> str:
     return read_authorities(authorities)[0].subject.rfc4514_string()
 
 
-class _Slot:
-    """One of the few places for downloads: what gRPC holds of each payload that is on its way is memory."""
-
-    def __init__(self, places: asyncio.Semaphore) -> None:
-        self._places, self._held = places, False
-
-    async def take(self) -> None:
-        """Wait for a place, unless this download has one."""
-        if not self._held:
-            await self._places.acquire()
-            self._held = True
-
-    def give_back(self) -> None:
-        """Let another download have the place."""
-        if self._held:
-            self._held = False
-            self._places.release()
-
-
 def _send_task(stream: Stream, task: Task) -> None:
     size = task.size if task.outgoing is not None else 0
     content = pb.Task(id=task.id, order=task.order, payload=task.payload, payload_size=size, seconds=task.seconds_left)
     stream.send(pb.FromServer(task=content))
-
-
-async def _within(seconds: float, waiting: Awaitable[T], context: Any) -> T:
-    """Wait for a read or a write of a call, but no longer than that.
-
-    Raises:
-        TimeoutError: it took longer.
-        DecodeError: the other end has nothing more to say.
-    """
-    async with asyncio.timeout(seconds):
-        result = await waiting
-    if result is grpc.aio.EOF:
-        raise DecodeError("the call ended early")
-    return result
-
-
-def _parsed(kind: Any, content: Any) -> Any:
-    """Return a message of this kind.
-
-    Raises:
-        DecodeError: it is none.
-    """
-    return kind.FromString(content)
