@@ -22,7 +22,7 @@ from common.identity import (
     request_path,
 )
 
-SETTINGS, KEY, CA, STUDY, BUNDLE = "site.toml", "site.key", "ca.pem", "study.toml", "bundle.json"
+SETTINGS, KEY, STUDY, BUNDLE = "site.toml", "site.key", "study.toml", "bundle.json"
 
 _TEMPLATE = """\
 # This site's own settings. The file never leaves this machine. Paths are relative to it.

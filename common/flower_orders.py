@@ -3,11 +3,11 @@
 import hashlib
 from typing import Annotated, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 
-from common.config import SiteName, describe
+from common.config import SiteName
 from common.errors import ProtocolError
-from common.protocol import MAX_TEXT_BYTES, FailureReply, RunName, Sha256, T, parse_reply
+from common.protocol import FailureReply, RunName, Sha256, parse_json, parse_reply
 from common.records import Record
 
 SERVER_NODE = 1
@@ -65,7 +65,7 @@ def parse_flower_order(text: str) -> FlowerOrder:
     Raises:
         ProtocolError: it is none.
     """
-    return _parse(_ORDER, text, who="order of a Flower app from the server")
+    return parse_json(_ORDER, text, who="order of a Flower app from the server")
 
 
 def parse_flower_reply(text: str, *, site: str) -> FlowerReply | FailureReply:
@@ -76,21 +76,12 @@ def parse_flower_reply(text: str, *, site: str) -> FlowerReply | FailureReply:
     """
     who = f"reply from site '{site}'"
     is_answer = text.encode(errors="replace").startswith(_KIND)
-    reply = _parse(TypeAdapter(FlowerReply), text, who=who) if is_answer else parse_reply(text, site=site)
+    reply = parse_json(TypeAdapter(FlowerReply), text, who=who) if is_answer else parse_reply(text, site=site)
     if not isinstance(reply, FlowerReply | FailureReply):
         raise ProtocolError(f"{who} is of kind '{reply.kind}', which answers no order of a Flower app")
     if reply.site != site:
         raise ProtocolError(f"{who} says that it is from site '{reply.site}'")
     return reply
-
-
-def _parse(adapter: TypeAdapter[T], text: str, *, who: str) -> T:
-    if len(text) > MAX_TEXT_BYTES:
-        raise ProtocolError(f"{who} has {len(text)} characters, expected at most {MAX_TEXT_BYTES}")
-    try:
-        return adapter.validate_json(text)
-    except ValidationError as error:
-        raise ProtocolError(describe(error, who).replace("\n", "; ")) from error
 
 
 def node_number(site: str) -> int:

@@ -236,15 +236,6 @@ def fingerprint_of_certificate(pem: bytes) -> str:
     return read_certificate(pem).fingerprint
 
 
-def certificate_ends(pem: bytes) -> datetime:
-    """Return until when a certificate is valid.
-
-    Raises:
-        ConfigError: it is no certificate of an EC key.
-    """
-    return read_certificate(pem).ends
-
-
 def read_authorities(pem: bytes, *, who: str = "the list of authorities") -> list[x509.Certificate]:
     """Read the certificates (PEM) that a site trusts: one, or more while an authority is being replaced.
 

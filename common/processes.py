@@ -1,5 +1,6 @@
 """Helpers for long-lived programs and those that start others: free ports, parents that die, repeated work."""
 
+import asyncio
 import ctypes
 import logging
 import os
@@ -94,6 +95,16 @@ def stop_processes(children: Sequence["subprocess.Popen[bytes]"], *, patience_se
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
+
+
+async def exit_code(process: "subprocess.Popen[bytes]", *, patience_seconds: float = 5.0) -> int:
+    """Wait for a process that is about to end, and kill it if it does not; negative: the signal that killed it."""
+    deadline = time.monotonic() + patience_seconds
+    while (code := process.poll()) is None:
+        if time.monotonic() > deadline:
+            process.kill()
+        await asyncio.sleep(0.005)
+    return code
 
 
 @contextmanager

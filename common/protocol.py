@@ -14,22 +14,13 @@ from common.config import ClassName, SiteName, StudyConfig, describe
 from common.errors import ProtocolError
 from common.records import Record
 from common.text import clean
+from common.wire.limits import MAX_TEXT_BYTES
 
 PROTOCOL_VERSION = 3
 """Of plans and replies; every change that another release could misread raises it."""
 CODEC_VERSION = 1
 """Of the bytes of payloads, of every codec and of the container."""
 PLAN_RECORD = "consilium"
-MAX_TEXT_BYTES = 1_000_000
-
-SMALL_PAYLOAD_BYTES = 1_000_000
-"""Up to here a payload travels in the message itself; above, beside it in chunks."""
-CHUNK_BYTES = 2**22
-"""The size of all chunks of a payload but the last: what one request holds of it in the server's memory."""
-MAX_CHUNKS = 20_000
-"""Of one payload: 40 GB."""
-MAX_MESSAGE_BYTES = 16_000_000
-"""The largest request that a server reads from a site."""
 REPLY_GRACE_SECONDS = 60.0
 """How much longer than a site may work on it a plan is kept for its reply to arrive."""
 
@@ -269,7 +260,7 @@ def parse_plan(text: str) -> Plan:
     Raises:
         ProtocolError: too long, not JSON, an unknown kind, or a field that is wrong.
     """
-    return _parse(_PLAN, text, who="plan from the server")
+    return parse_json(_PLAN, text, who="plan from the server")
 
 
 def parse_reply(text: str, *, site: str) -> Reply:
@@ -278,10 +269,15 @@ def parse_reply(text: str, *, site: str) -> Reply:
     Raises:
         ProtocolError: too long, not JSON, an unknown kind, or a field that is wrong.
     """
-    return _parse(_REPLY, text, who=f"reply from site '{site}'")
+    return parse_json(_REPLY, text, who=f"reply from site '{site}'")
 
 
-def _parse(adapter: TypeAdapter[T], text: str, *, who: str) -> T:
+def parse_json(adapter: TypeAdapter[T], text: str, *, who: str) -> T:
+    """Check JSON that came over the wire.
+
+    Raises:
+        ProtocolError: too long, not JSON, of another version, or a field that is wrong; in one line.
+    """
     if len(text) > MAX_TEXT_BYTES:
         raise ProtocolError(f"{who} has {len(text)} characters, expected at most {MAX_TEXT_BYTES}")
     try:
@@ -309,13 +305,3 @@ def _other_version(text: str, who: str) -> str | None:
         f"{PROTOCOL_VERSION} and {CODEC_VERSION}: install the same release of consilium at the server and at all "
         f"sites ({who})"
     )
-
-
-def chunk_names(payload: str, size: int) -> list[str]:
-    """Return the names of a payload's chunks, in order; both sides derive them from the payload's own.
-
-    Args:
-        payload: 64 hexadecimal digits.
-        size: of the payload, in bytes.
-    """
-    return [hashlib.sha256(f"{payload}/{number}".encode()).hexdigest() for number in range(-(-size // CHUNK_BYTES))]

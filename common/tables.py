@@ -92,7 +92,12 @@ def parquet_records(
                 columns = [batch.column(name).to_pylist() for name in held]
                 for cells in zip(*columns, strict=True):
                     row += 1
-                    yield f"row {row}", [_text(cell, texts) for cell, texts in zip(cells, bools, strict=True)]
+                    texts = [_text(cell, words) for cell, words in zip(cells, bools, strict=True)]
+                    if (longest := max(map(len, texts), default=0)) > MAX_CELL:
+                        raise DataError(
+                            f"{where}, row {row}: a cell of {longest} characters, expected at most {MAX_CELL}"
+                        )
+                    yield f"row {row}", texts
     except OSError as error:
         raise DataError(f"{where} cannot be read: {error.strerror or 'it is not a whole Parquet file'}") from error
     except (pa.ArrowException, ValueError, KeyError) as error:

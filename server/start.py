@@ -22,7 +22,7 @@ from common.errors import ConfigError, PortInUse
 from common.files import only_one
 from common.identity import read_signing_request
 from common.processes import check_port_free, share_memory
-from common.wire.limits import CONNECT_SECONDS, MAX_WIRE_BYTES, PING_SECONDS, PONG_SECONDS, REVOKED
+from common.wire.limits import CONNECT_SECONDS, MAX_WIRE_BYTES, PING_OPTIONS, PING_SECONDS, REVOKED
 from server.exporter import exporting
 from server.home import ServerAddress, ServerHome
 from server.wire.registry import Registry
@@ -39,9 +39,7 @@ _GRPC = {
     "grpc.max_receive_message_length": MAX_WIRE_BYTES,
     "grpc.max_metadata_size": 8192,
     "grpc.so_reuseport": 0,
-    "grpc.keepalive_time_ms": int(1000 * PING_SECONDS),
-    "grpc.keepalive_timeout_ms": int(1000 * PONG_SECONDS),
-    "grpc.http2.max_pings_without_data": 0,
+    **PING_OPTIONS,
     "grpc.http2.min_ping_interval_without_data_ms": int(500 * PING_SECONDS),
     "grpc.http2.max_ping_strikes": 3,
     "grpc.http2.bdp_probe": 0,

@@ -32,7 +32,6 @@ from common.errors import ConfigError, StateError
 from common.identity import (
     MAX_PEM_BYTES,
     SITE_NAME,
-    certificate_ends,
     certificate_hosts,
     check_site_certificate,
     fingerprint,
@@ -41,6 +40,7 @@ from common.identity import (
     make_site_key,
     make_study_key,
     read_authorities,
+    read_certificate,
     read_private_key,
     read_public_key,
     read_signing_request,
@@ -321,7 +321,7 @@ def test_site_certificate_is_for_its_key_and_name(home: Path) -> None:
     check_site_certificate(pem(signed), key=key.public_key(), name="berlin", authorities=(home / "ca.pem").read_bytes())
     assert fingerprint(key.public_key()) == fingerprint_of_certificate(pem(signed))
     assert "CN=berlin" == signed.subject.rfc4514_string()
-    left = certificate_ends(pem(signed)) - datetime.now(UTC)
+    left = read_certificate(pem(signed)).ends - datetime.now(UTC)
     assert timedelta(days=DAYS_SITE, minutes=-1) < left <= timedelta(days=90)
     assert timedelta(days=7) <= datetime.now(UTC) - signed.not_valid_before_utc < timedelta(days=7, minutes=1)
     usage = signed.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
@@ -377,7 +377,7 @@ def test_certificate_that_has_ended_is_refused(home: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize("content", [b"", b"text", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"])
 def test_what_is_no_certificate_is_refused_with_a_sentence(content: bytes) -> None:
     """Wherever one is read."""
-    for read in (fingerprint_of_certificate, certificate_ends, read_authorities):
+    for read in (fingerprint_of_certificate, read_certificate, read_authorities):
         with pytest.raises(ConfigError, match="not a certificate"):
             read(content)  # type: ignore[operator]
 

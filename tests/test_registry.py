@@ -11,10 +11,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from common.errors import ConfigError, ProtocolError, StateError
 from common.identity import (
     SigningRequest,
-    certificate_ends,
     check_site_certificate,
     fingerprint_of_certificate,
     read_authorities,
+    read_certificate,
     read_signing_request,
     signing_request,
 )
@@ -55,7 +55,7 @@ def test_approved_site_is_known_by_its_certificates_key(home: Path, registry: Re
         approval.revoked,
         approval.last_seen,
     )
-    assert certificate_ends(certificate).isoformat() == approval.ends
+    assert read_certificate(certificate).ends.isoformat() == approval.ends
     assert read_authority(home).serial == approval.authority
 
 

@@ -146,6 +146,14 @@ def test_bad_parquet_cells_are_named_by_row_and_never_by_value(tmp_path: Path) -
     assert 39 == load(tmp_path / "a.parquet", max_skipped=1).card.num_examples
 
 
+def test_parquet_cell_of_a_megabyte_is_refused_with_its_row(tmp_path: Path) -> None:
+    """One string that a dictionary repeats is a small file and much memory; CSV refuses such a cell, too."""
+    table = rows()
+    table[3] |= {"pain": "x" * 1_000_000}
+    message = error_of(to_parquet(tmp_path / "a.parquet", table))
+    assert "site 'lyon': file 'a.parquet', row 4: a cell of 1000000 characters, expected at most 131072" == message
+
+
 def test_parquet_column_that_is_missing_or_no_column_of_cells_is_named(tmp_path: Path) -> None:
     """No such column, the same name two times, and lists are a sentence each; other columns do not matter."""
     table = [row | {"remarks": ["x"]} for row in rows()]

@@ -13,7 +13,7 @@ from client.wire import connection as site_side
 from client.wire.place import Place
 from client.wire.probe import greet
 from common.config import SiteConfig, TableData
-from common.identity import certificate_ends, read_authorities, read_certificate
+from common.identity import read_authorities, read_certificate
 from common.wire import wire_pb2 as pb
 from server import authority
 from server.wire import service
@@ -340,7 +340,8 @@ def test_certificate_that_ends_while_connected_is_followed_by_the_renewed_one(
             async with connected(place) as connection:
                 await until(lambda: connection.is_connected)
                 first = bench.wire.streams.get("berlin")
-                await until(lambda: certificate_ends(place.certificate.read_bytes()).timestamp() > time.time() + 86_400)
+                tomorrow = time.time() + 86_400
+                await until(lambda: read_certificate(place.certificate.read_bytes()).ends.timestamp() > tomorrow)
                 await until(lambda: bench.wire.streams.get("berlin") not in (first, None), 6)
                 second = bench.wire.streams.get("berlin")
                 assert second is not None and second.peer.ends > time.time() + 86_400
@@ -378,11 +379,11 @@ def test_new_authority_reaches_those_that_are_connected(tmp_path: Path) -> None:
             async with connected(here) as connection:
                 await until(lambda: connection.is_connected)
                 away = bench.place("lyon")
-                before = certificate_ends(here.certificate.read_bytes())
+                before = read_certificate(here.certificate.read_bytes()).ends
                 bench.registry.add_authority()
                 bench.wire.spread_authorities()
                 await until(lambda: len(read_authorities(here.authorities.read_bytes())) == 2)
-                await until(lambda: certificate_ends(here.certificate.read_bytes()) >= before)
+                await until(lambda: read_certificate(here.certificate.read_bytes()).ends >= before)
                 newest = bench.registry.approvals()
                 assert len({site.authority for site in newest}) == 2
                 with pytest.raises(Exception, match="1 sites have no certificate of the new authority yet: lyon"):

@@ -17,14 +17,13 @@ import time
 from dataclasses import dataclass
 
 from client.process.shared_memory import Box
-from common.processes import PARENT_VARIABLE
+from common.processes import PARENT_VARIABLE, exit_code
 from common.wire.frames import HEADER_BYTES, frame_length, framed
 
 log = logging.getLogger(__name__)
 
 EARLY_SECONDS, MAX_EARLY_DEATHS = 30.0, 3
 """A worker that dies so soon after its start so often in a row will do so for ever."""
-STOP_SECONDS = 5.0
 RETRY_SECONDS = 2.0
 """How long to wait where no process can be started, because there are too many, say."""
 ANSWER, ERROR = b"answer", b"error"
@@ -129,13 +128,13 @@ class Worker:
         except asyncio.CancelledError:  # its answer would be taken for that to the next order
             running.process.kill()
             running.started = -EARLY_SECONDS  # it is no early death
-            await _code(running.process)
+            await exit_code(running.process)
             raise
 
     async def _died(self, running: _Process, *, late: bool) -> str:
         if late:
             running.process.kill()
-        code = await _code(running.process)
+        code = await exit_code(running.process)
         cause = _cause(code)
         if late:
             cause = "it was stopped because a task took longer than the study's round_timeout_seconds"
@@ -157,7 +156,7 @@ class Worker:
             return
         if running.process.poll() is None:
             running.process.terminate()
-        await _code(running.process)
+        await exit_code(running.process)
         running.writer.close()
 
     async def _spawn(self) -> None:
@@ -194,7 +193,7 @@ class Worker:
         while (running := self._running) is not None:
             with contextlib.suppress(OSError):
                 await running.reader.read(1)
-            code = await _code(running.process)
+            code = await exit_code(running.process)
             early = time.monotonic() - running.started < EARLY_SECONDS
             self._early_deaths = self._early_deaths + 1 if early else 0
             log.error("worker ended cause=%s; starting it again", _cause(code))
@@ -214,16 +213,6 @@ class Worker:
 
 async def _frame(reader: asyncio.StreamReader) -> bytes:
     return await reader.readexactly(frame_length(await reader.readexactly(HEADER_BYTES)))
-
-
-async def _code(process: "subprocess.Popen[bytes]") -> int:
-    """Return the exit code of a process that is about to end; one that does not is killed."""
-    deadline = time.monotonic() + STOP_SECONDS
-    while (code := process.poll()) is None:
-        if time.monotonic() > deadline:
-            process.kill()
-        await asyncio.sleep(0.01)
-    return code
 
 
 def _cause(code: int) -> str:

@@ -20,8 +20,7 @@ from common.wire.limits import (
     EXPIRED,
     HELLO_SECONDS,
     MAX_WIRE_BYTES,
-    PING_SECONDS,
-    PONG_SECONDS,
+    PING_OPTIONS,
     REPLACED,
     REVOKED,
     SERVICE,
@@ -33,10 +32,8 @@ OPTIONS = list(
         "grpc.max_receive_message_length": MAX_WIRE_BYTES,
         "grpc.use_local_subchannel_pool": 1,
         "grpc.enable_retries": 0,
-        "grpc.keepalive_time_ms": int(1000 * PING_SECONDS),
-        "grpc.keepalive_timeout_ms": int(1000 * PONG_SECONDS),
+        **PING_OPTIONS,
         "grpc.keepalive_permit_without_calls": 0,
-        "grpc.http2.max_pings_without_data": 0,
         "grpc.min_reconnect_backoff_ms": int(1000 * CONNECT_SECONDS),
     }.items()
 )

@@ -12,8 +12,6 @@ MAX_TEXT_BYTES = 1_000_000
 MAX_WIRE_BYTES = 1_600_000
 """The largest message that either side reads: a text, a small payload and what is around them."""
 MAX_PAYLOAD_BYTES = 80 * 10**9
-PEM_BYTES = 65_536
-"""The longest certificate, request or list of authorities that is read."""
 
 HELLO_SECONDS = 10.0
 """How long a connection may take to say who it is."""
@@ -25,6 +23,12 @@ PING_SECONDS, PONG_SECONDS = 20.0, 10.0
 MAX_WAIT_SECONDS = 15.0
 """The longest pause of a site before it tries to connect again."""
 CONNECT_SECONDS = 8.0
+PING_OPTIONS = {
+    "grpc.keepalive_time_ms": int(1000 * PING_SECONDS),
+    "grpc.keepalive_timeout_ms": int(1000 * PONG_SECONDS),
+    "grpc.http2.max_pings_without_data": 0,
+}
+"""gRPC's own words for it; a stream may be silent for as long as it likes."""
 
 REVOKED, REPLACED, EXPIRED, VERSION, STOPPING, MISBEHAVED = (
     "revoked",

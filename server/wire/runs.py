@@ -23,6 +23,7 @@ from typing import Any
 from common.errors import EXIT_CODES, ConfigError, StateError
 from common.events import EventLog
 from common.files import write_atomically
+from common.processes import exit_code
 from server.wire.run_port import RunPort
 from server.wire.service import Wire
 
@@ -222,7 +223,7 @@ class Runs:
         port.start(json.dumps({**entry.job, "payloads": str(folder), "run": entry.name}))
         try:
             await port.serve()
-            return await _code(child.process)
+            return await exit_code(child.process, patience_seconds=STOP_SECONDS)
         finally:
             del self._children[entry.name]
             shutil.rmtree(folder, ignore_errors=True)
@@ -297,21 +298,11 @@ def _progress(folder: Path) -> float:
     return 0.0
 
 
-async def _code(process: "subprocess.Popen[bytes]") -> int:
-    """Return the exit code of a process that has closed its socket; one that stays nevertheless is killed."""
-    deadline = time.monotonic() + STOP_SECONDS
-    while (code := process.poll()) is None:
-        if time.monotonic() > deadline:
-            process.kill()
-        await asyncio.sleep(0.005)
-    return code
-
-
 async def _end(process: "subprocess.Popen[bytes]") -> None:
     if process.poll() is None:
         with contextlib.suppress(OSError):
             process.send_signal(signal.SIGTERM)
-    await _code(process)
+    await exit_code(process, patience_seconds=STOP_SECONDS)
 
 
 def _said(code: int) -> str:
