@@ -101,12 +101,12 @@ def follow_events(records: RunFolder, seen: int, view: Shows, home: ServerHome) 
     passed_over = seen
     while True:
         events = log.new()
-        begun = max((place for place, event in enumerate(events) if event["event"] == "submitted"), default=-1)
-        for place, event in enumerate(events):
-            if place < passed_over:
-                continue
+        resumed = max((place for place, event in enumerate(events) if event["event"] == "submitted"), default=0)
+        for place, event in enumerate(events[passed_over:], start=passed_over):
             view.show(event)
-            match event["event"] if place > begun else "of an attempt that was resumed since":
+            if place < resumed:
+                continue  # the end of an attempt that was resumed since is not the run's
+            match event["event"]:
                 case "finished":
                     return
                 case "failed":

@@ -17,6 +17,15 @@ NOTES_SECONDS = 0.2
 """How long notes are gathered before they are written: with 1,000 sites, each by itself takes longer than the round."""
 
 
+@dataclass
+class _Gathered:
+    """Lines that are not written yet, and when the last ones were (`time.monotonic`)."""
+
+    lines: list[str] = field(default_factory=list)
+    journal: list[str] = field(default_factory=list)
+    written: float = 0.0
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The files of one run under one folder.
@@ -27,9 +36,7 @@ class RunFolder:
 
     path: Path
     journal: EventLog | None = None
-    _lines: list[str] = field(default_factory=list, repr=False, compare=False)
-    _journal_lines: list[str] = field(default_factory=list, repr=False, compare=False)
-    _lately: dict[str, float] = field(default_factory=lambda: {"written": 0.0}, repr=False, compare=False)
+    _gathered: _Gathered = field(default_factory=_Gathered, repr=False, compare=False)
 
     @property
     def events(self) -> Path:
@@ -67,22 +74,22 @@ class RunFolder:
             StateError: the folder is unwritable or the disk is full.
         """
         self._take(event, fields)
-        if time.monotonic() - self._lately["written"] > NOTES_SECONDS:
+        if time.monotonic() - self._gathered.written > NOTES_SECONDS:
             self._write(durable=False)
 
     def _take(self, event: str, fields: Mapping[str, Any]) -> None:
         stamped, content = stamp(event), json.dumps(fields, allow_nan=False)
-        self._lines.append(EventLog(self.events).line(stamped, content))
+        self._gathered.lines.append(EventLog(self.events).line(stamped, content))
         if self.journal is not None:
-            self._journal_lines.append(self.journal.line(stamped, content))
+            self._gathered.journal.append(self.journal.line(stamped, content))
 
     def _write(self, *, durable: bool) -> None:
-        EventLog(self.events).append(self._lines, durable=durable)
-        self._lines.clear()
+        EventLog(self.events).append(self._gathered.lines, durable=durable)
+        self._gathered.lines.clear()
         if self.journal is not None:  # metrics are made from it, and what a power cut loses of them is in the run's log
-            self.journal.append(self._journal_lines, durable=False)
-            self._journal_lines.clear()
-        self._lately["written"] = time.monotonic()
+            self.journal.append(self._gathered.journal, durable=False)
+            self._gathered.journal.clear()
+        self._gathered.written = time.monotonic()
 
     def read_events(self) -> list[dict[str, Any]]:
         """Return all whole events of the run so far."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from client.provision import SiteFolder, accept_bundle, init_site
 from common.bundle import Bundle
@@ -78,6 +79,34 @@ def join(server: Server, path: Path, name: str) -> SiteFolder:
     bundle = make_bundle(server.home, certificate, name=name, address=server.address)
     accept_bundle(folder, write(path / f"{name}.json", bundle))
     return folder
+
+
+def doses_study(name: str, *, rounds: int = 1, steps: int = 500, sites: str = '["berlin"]', **settings: Any) -> str:
+    """Return a study.toml of the tables that `write_patients` writes.
+
+    Args:
+        settings: more keys of the study, as TOML has them.
+    """
+    more = "\n".join(f"{key} = {value}" for key, value in settings.items())
+    return f"""
+name = "{name}"
+sites = {sites}
+rounds = {rounds}
+{more}
+
+[task]
+kind = "table"
+classes = ["no", "yes"]
+label = "ill"
+[task.columns.dose]
+kind = "number"
+
+[model]
+name = "linear"
+
+[training]
+steps = {steps}
+"""
 
 
 def write_patients(folder: Path, shift: float) -> None:

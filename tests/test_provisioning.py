@@ -17,6 +17,7 @@ from deployed import (
     COMMAND,
     ENVIRONMENT,
     Server,
+    doses_study,
     join,
     make_folder,
     run,
@@ -471,33 +472,11 @@ def test_four_commands_bring_a_site_in(server: Server, tmp_path: Path) -> None:
     assert listed.splitlines()[0].endswith(f"\t{ends:%Y-%m-%d}")
 
 
-STUDY = """
-name = "doses"
-sites = ["early", "late"]
-rounds = {rounds}
-min_sites = 1
-quorum = 1
-round_timeout_seconds = 60
-
-[task]
-kind = "table"
-classes = ["no", "yes"]
-label = "ill"
-[task.columns.dose]
-kind = "number"
-
-[model]
-name = "linear"
-
-[training]
-steps = 500
-"""
-
-
 @pytest.mark.e2e
 def test_site_joins_a_running_study_with_four_commands_and_another_leaves(server: Server, tmp_path: Path) -> None:
     """The late one takes part from the next round, the early one is stopped, and the run goes on to its end."""
-    (tmp_path / "study.toml").write_text(STUDY.format(rounds=50))
+    text = doses_study("doses", rounds=50, sites='["early", "late"]', min_sites=1, quorum=1, round_timeout_seconds=60)
+    (tmp_path / "study.toml").write_text(text)
     home = ["--home", str(server.home.path)]
     early = SiteFolder(tmp_path / "early")
     init_site(early, name="early", server=server.address, kind="table")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deployed import COMMAND, ENVIRONMENT, Server, join, start_site, write_patients
+from deployed import COMMAND, ENVIRONMENT, Server, doses_study, join, start_site, write_patients
 from safetensors.numpy import load_file
 
 from client.provision import SiteFolder
@@ -25,26 +25,6 @@ from server.wire.submission import Control
 
 pytestmark = pytest.mark.e2e
 
-STUDY = """
-name = "{name}"
-sites = ["berlin"]
-rounds = {rounds}
-round_timeout_seconds = 60
-seed = 3
-
-[task]
-kind = "table"
-classes = ["no", "yes"]
-label = "ill"
-[task.columns.dose]
-kind = "number"
-
-[model]
-name = "linear"
-
-[training]
-steps = {steps}
-"""
 ENDLESS = 100_000_000
 
 
@@ -101,7 +81,9 @@ class Place:
 
     def submit(self, name: str, *, rounds: int = 6, steps: int = 400) -> Path:
         """Start a run and return its folder."""
-        (self.folder / f"{name}.toml").write_text(STUDY.format(name=name, rounds=rounds, steps=steps))
+        (self.folder / f"{name}.toml").write_text(
+            doses_study(name, rounds=rounds, steps=steps, round_timeout_seconds=60, seed=3)
+        )
         code, output = self.told("run", f"{name}.toml", "--home", "home", "--runs", name, "--detach")
         assert 0 == code, output
         assert "follow it with: consilium follow" in output
@@ -185,7 +167,7 @@ def test_run_whose_process_is_killed_goes_on_from_its_checkpoint(
 
 def test_closed_terminal_and_ctrl_c_leave_a_run_going_on(place: Place, undisturbed: dict[str, list[float]]) -> None:
     """SIGHUP and SIGINT end the command that follows, which says how to follow again; nothing else."""
-    (place.folder / "left.toml").write_text(STUDY.format(name="left", rounds=6, steps=400))
+    (place.folder / "left.toml").write_text(doses_study("left", rounds=6, steps=400, round_timeout_seconds=60, seed=3))
     command = place.command("run", "left.toml", "--home", "home", "--runs", "left")
     folder = until(lambda: next(iter((place.folder / "left").glob("*-left")), None))
     until(lambda: len(events(folder, "round")) >= 1)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from deployed import COMMAND, ENVIRONMENT, Server, join, running_server, start_site, write_patients
+from deployed import COMMAND, ENVIRONMENT, Server, doses_study, join, running_server, start_site, write_patients
 
 from client.provision import SiteFolder
 from common.errors import ConnectionRefused
@@ -18,25 +18,6 @@ from server.wire.submission import Control
 
 pytestmark = pytest.mark.e2e
 
-STUDY = """
-name = "{name}"
-sites = ["berlin"]
-rounds = 1
-round_timeout_seconds = {timeout}
-
-[task]
-kind = "table"
-classes = ["no", "yes"]
-label = "ill"
-[task.columns.dose]
-kind = "number"
-
-[model]
-name = "linear"
-
-[training]
-steps = {steps}
-"""
 ENDLESS = 100_000_000
 
 
@@ -64,7 +45,7 @@ def run_study(
     server: Server, folder: Path, name: str, *, steps: int, timeout: float = 60, change: tuple[str, str] = ("", "")
 ) -> subprocess.Popen[str]:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.toml").write_text(STUDY.format(name=name, steps=steps, timeout=timeout).replace(*change))
+    (folder / f"{name}.toml").write_text(doses_study(name, steps=steps, round_timeout_seconds=timeout).replace(*change))
     return subprocess.Popen(
         [*COMMAND, "run", f"{name}.toml", "--home", str(server.home.path), "--runs", name],
         env=ENVIRONMENT,
