@@ -16,6 +16,10 @@ COLUMNS = {
 }
 
 
+WAITING_SECONDS = 2.0
+"""How often it is said at most who is waited for: a thousand sites come one by one."""
+
+
 class View:
     """Shows the events of one run; use as a context manager while it runs."""
 
@@ -26,6 +30,7 @@ class View:
         self._rounds_began = self._began
         self._round, self._rounds = 0, 0
         self._phase = "starting"
+        self._said_who = -WAITING_SECONDS
         self._states: dict[str, str] = {}
         self._metrics: dict[str, dict[str, float]] = {}
 
@@ -66,7 +71,8 @@ class View:
         for site in self._states:
             self._states[site] = "connected" if site in event["online"] else "expected"
         missing = [site for site, state in self._states.items() if state == "expected"]
-        if missing:
+        if missing and time.monotonic() - self._said_who > WAITING_SECONDS:
+            self._said_who = time.monotonic()
             more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
             self._say(f"{self._title}: waiting for {', '.join(missing[:10])}{more}")
 

@@ -80,6 +80,13 @@ def test_weighted_mean_gives_the_numbers_worked_out_by_hand() -> None:
     assert [4.0, -1.0] == mean["w"].tolist()
 
 
+@pytest.mark.parametrize("count", [8, 9, 17])
+def test_weighted_mean_counts_every_item_however_many(count: int) -> None:
+    """Items are read eight at a time: sum(k * k) / sum(k) = (2 count + 1) / 3 for values and shares 1 to count."""
+    items = [{"w": np.array([float(number)])} for number in range(1, count + 1)]
+    assert pytest.approx((2 * count + 1) / 3, rel=1e-12) == weighted_mean(items, range(1, count + 1))["w"][0]
+
+
 def test_weighted_mean_is_reduced_in_float64() -> None:
     """In float32 2**25 + 2 is 2**25 again; the mean of 2**25, 2 and -2**25 is 2/3 all the same."""
     items = [{"w": np.array([value], dtype=np.float32)} for value in (2.0**25, 2.0, -(2.0**25))]

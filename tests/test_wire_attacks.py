@@ -341,6 +341,31 @@ def test_long_uploads_take_turns_while_others_wait(tmp_path: Path, monkeypatch: 
     attacked(tmp_path, attack)
 
 
+def test_few_downloads_are_on_their_way_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight sites ask for 30 MB each: four are sent something; one that is read to its end makes room for the next."""
+    monkeypatch.setattr(transfers, "SLOT_SECONDS", 60)
+
+    async def attack(bench: Bench, _: Raw) -> None:
+        places = [bench.place(f"site-{number}") for number in range(8)]
+        sites = [Raw(place, await attend(place, tasks=[])) for place in places]
+        calls = [site.fetch(bench.ask(site.place.name, payload=bytes(30_000_000)).id) for site in sites]
+        first = [asyncio.ensure_future(call.read()) for call in calls]
+        await until(lambda: sum(piece.done() for piece in first) == transfers.DOWNLOADS)
+        await asyncio.sleep(0.3)
+        assert transfers.DOWNLOADS == sum(piece.done() for piece in first)
+        lucky = next(call for call, piece in zip(calls, first, strict=True) if piece.done())
+        while await lucky.read() is not grpc.aio.EOF:
+            pass
+        await until(lambda: sum(piece.done() for piece in first) == transfers.DOWNLOADS + 1)
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*first, return_exceptions=True)
+        for site in sites:
+            await site.channel.close()
+
+    attacked(tmp_path, attack)
+
+
 def test_downloads_that_are_never_read_keep_nobody_from_his(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten sites that ask for 30 MB and read nothing; the eleventh has its own within seconds; then they are ended."""
     monkeypatch.setattr(transfers, "SLOT_SECONDS", 0.2)
