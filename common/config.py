@@ -33,8 +33,20 @@ def _check_clean(text: str) -> str:
     return text
 
 
-SiteName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
-ServerAddressText = Annotated[str, Field(pattern=r"^[^\s:/]+:\d{1,5}$")]
+def _check_port(address: str) -> str:
+    if not 0 < int(address.rpartition(":")[2]) < 2**16:
+        raise ValueError(f"the port must be a number from 1 to 65535, got '{address}'")
+    return address
+
+
+_SITE_NAME, _ADDRESS = r"^[a-z0-9][a-z0-9-]{0,62}$", r"^[^\s:/]+:\d{1,5}$"
+_IN_WORDS = {
+    _SITE_NAME: "small letters, digits and hyphens, 63 at most, e.g. uniklinik-koeln",
+    _ADDRESS: "host:port, e.g. study.example.org:9092",
+}
+"""Patterns that people meet."""
+SiteName = Annotated[str, Field(pattern=_SITE_NAME)]
+ServerAddressText = Annotated[str, Field(pattern=_ADDRESS), AfterValidator(_check_port)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 MAX_CLASS_NAME = 200
 ClassName = Annotated[str, Field(max_length=MAX_CLASS_NAME), AfterValidator(_check_clean)]
@@ -466,6 +478,8 @@ def _sentence(problem: Any, source: str) -> str:
             what = f"there is no kind '{tag}'; {hint}known: {known}"
         case "value_error":
             what = str(problem["ctx"]["error"])
+        case "string_pattern_mismatch" if problem["ctx"]["pattern"] in _IN_WORDS:
+            what = f"must be {_IN_WORDS[problem['ctx']['pattern']]}, got {_shortened(repr(problem['input']))}"
         case _:
             text = _shortened(problem["msg"].replace("Input should", "must"))
             what = f"{text}, got {_shortened(repr(problem['input']))}"

@@ -117,12 +117,16 @@ def run(
     """Run a study on a running server and show whether joining helped each site; Ctrl-C leaves it running."""
     from common.config import load_study
     from common.files import check_writable
+    from common.protocol import study_digest
     from consilium.run import new_run_folder, submit_study
+    from server.checkpoint import load_checkpoint
     from server.home import ServerHome
 
     config = load_study(study)
     if resume is not None and not (resume / "checkpoint.safetensors").is_file():
         raise ConfigError(f"--resume: '{resume}' has no checkpoint.safetensors, so there is nothing to continue")
+    if resume is not None:
+        load_checkpoint(resume / "checkpoint.safetensors", study_digest=study_digest(config))
     check_writable(runs, what="the folder for runs")
     folder = resume.resolve() if resume is not None else new_run_folder(runs, config.name)
     seen = submit_study(config, ServerHome(home), folder)

@@ -46,6 +46,8 @@ def run(
         "each site runs it once its administrator has read the code and approved it: consilium site approve-app "
         f"APP_DIR (or {begun.app.digest})"
     )
+    if begun.absent:
+        typer.echo(f"not connected now, and not asked until they are: {', '.join(begun.absent)}")
     if detach:
         typer.echo(f"run {begun.folder.name} has begun; follow it with: consilium follow {begun.folder}")
         return

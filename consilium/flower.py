@@ -41,6 +41,8 @@ class Submitted:
 
     folder: Path
     app: FlowerApp
+    absent: tuple[str, ...] = ()
+    """Sites that the run is for and that are not connected now."""
 
 
 def submit_app(options: AppOptions, home: ServerHome) -> Submitted:
@@ -53,7 +55,8 @@ def submit_app(options: AppOptions, home: ServerHome) -> Submitted:
     app = read_app(options.app)
     config = override(app.config, options.run_config)
     with Control(home) as control:
-        sites = _sites(options.sites, set(control.sites()))
+        states = control.sites()
+        sites = _sites(options.sites, set(states))
         check_writable(options.runs, what="the folder for runs")
         folder = new_run_folder(options.runs, app.name)
         folder.mkdir(mode=0o700, parents=True)
@@ -64,7 +67,7 @@ def submit_app(options: AppOptions, home: ServerHome) -> Submitted:
         if options.most_mb is not None:
             job["most_bytes"] = 1_000_000 * options.most_mb
         control.submit_app(job, title=app.name)
-    return Submitted(folder, app)
+    return Submitted(folder, app, tuple(site for site in sites or states if states[site] != "online"))
 
 
 def _sites(names: str | None, approved: set[str]) -> list[str] | None:

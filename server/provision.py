@@ -69,7 +69,7 @@ def _reachable(home: ServerHome, address: str | None) -> str:
             if not outside:
                 raise ConfigError(
                     "--address: the server listens on all its addresses and its certificate names none that a site "
-                    "could use; give host:port as the site reaches it"
+                    "could use; give --address host:port as the site reaches it, a name that --host told the server"
                 )
             host = outside[0]
         address = f"{host}:{port}"

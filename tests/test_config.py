@@ -196,9 +196,9 @@ def test_missing_values_are_told_each_on_its_line(tmp_path: Path) -> None:
     [
         ({"sites": ["berlin", "berlin"]}, "values must differ from each other, got ['berlin', 'berlin']"),
         ({"sites": []}, "sites: "),
-        ({"sites": ["Berlin"]}, "sites.0: String should match pattern"),
-        ({"sites": ["../etc"]}, "sites.0: String should match pattern"),
-        ({"name": ""}, "name: String should match pattern"),
+        ({"sites": ["Berlin"]}, "sites.0: must be small letters"),
+        ({"sites": ["../etc"]}, "sites.0: must be small letters"),
+        ({"name": ""}, "name: must be small letters"),
         ({"quorum": 4}, "quorum must be at most the sites asked in a round (3), got 4"),
         ({"quorum": 3, "cohort_fraction": 0.5}, "quorum must be at most the sites asked in a round (2), got 3"),
         ({"task": {"kind": "images", "classes": ["a", "a"]}}, "task.images: values must differ"),
