@@ -11,7 +11,6 @@ import random
 import time
 from collections import deque
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import grpc
@@ -19,18 +18,11 @@ from google.protobuf.message import DecodeError
 
 from client.process.shared_memory import Box
 from client.process.supervisor import Parcel, WorkerFailed
+from client.wire.certificate import is_valid, keep_renewed, request_if_due
 from client.wire.channel import Attended, NotWelcome, attend, explained, refusal_sentence
 from client.wire.place import Place
 from common.errors import ConfigError, ConnectionRefused, ConsiliumError, ProtocolError
-from common.files import write_atomically
-from common.identity import (
-    check_site_certificate,
-    read_authorities,
-    read_certificate,
-    read_private_key,
-    read_study_public,
-    signing_request,
-)
+from common.identity import read_study_public
 from common.text import clean
 from common.wire import wire_pb2 as pb
 from common.wire.envelope import open_order
@@ -40,8 +32,7 @@ log = logging.getLogger(__name__)
 
 REPLACED_SECONDS = 60.0
 """How long a site waits that another program has replaced, so that the two do not take turns."""
-RENEWAL_PART, RENEWAL_CHECK_SECONDS = 1 / 3, 3600.0
-"""Which part of a certificate's life may be left before a new one is asked for, and how often that is looked at."""
+RENEWAL_CHECK_SECONDS = 3600.0
 REST_SECONDS = 60.0
 GOODBYE_SECONDS = 1.0
 MAX_TASKS = 64
@@ -160,7 +151,7 @@ class Connection:
         reason = getattr(error, "reason", "")
         self._pause = min(max(1.0, 2 * self._pause), MAX_WAIT_SECONDS)
         pause = REPLACED_SECONDS if reason == REPLACED else self._pause
-        if reason == EXPIRED and self._pause <= 1.0 and self._is_certificate_new():
+        if reason == EXPIRED and self._pause <= 1.0 and is_valid(self._place):
             pause = 0.0
         await asyncio.sleep(random.uniform(pause / 3, pause))
 
@@ -211,7 +202,7 @@ class Connection:
             case "withdrawn":
                 self._forget(message.withdrawn.task)
             case "renewed":
-                self._renewed(message.renewed)
+                keep_renewed(self._place, message.renewed.certificate, message.renewed.authorities)
             case "farewell":
                 reason, text = message.farewell.reason, clean(message.farewell.text)
                 sentence = f"the server at {self._place.server} says farewell: {text or clean(reason, 40)}"
@@ -395,40 +386,17 @@ class Connection:
             code = error.code() if isinstance(error, grpc.aio.AioRpcError) else type(error).__name__
             log.info("reply not delivered yet error=%s", code)
 
-    # --- the site's certificate -----------------------------------------------------------------
+    # --- the connection -------------------------------------------------------------------------
 
     async def _renew(self) -> None:
-        """Ask for a new certificate when two thirds of this one's life are over."""
+        """Ask for a new certificate when it is time."""
         while True:
             try:
-                certificate = read_certificate(self._place.certificate.read_bytes())
-                left = (certificate.ends - datetime.now(UTC)).total_seconds()
-                if left < RENEWAL_PART * (certificate.ends - certificate.x509.not_valid_before_utc).total_seconds():
-                    request = signing_request(read_private_key(self._place.key), name=self._place.name)
+                if (request := request_if_due(self._place)) is not None:
                     await self._send(pb.FromSite(renew=pb.Renew(request=request)))
             except (ConsiliumError, OSError) as error:
                 log.error("certificate cannot be renewed error=%s", error)
             await asyncio.sleep(RENEWAL_CHECK_SECONDS)
-
-    def _renewed(self, renewed: Any) -> None:
-        """Keep a new certificate and the authorities that are to be trusted from now on, after a look at both."""
-        try:
-            key = read_private_key(self._place.key).public_key()
-            read_authorities(renewed.authorities)
-            check_site_certificate(renewed.certificate, key=key, name=self._place.name, authorities=renewed.authorities)
-            write_atomically(self._place.authorities, renewed.authorities)
-            write_atomically(self._place.certificate, renewed.certificate)
-        except ConsiliumError as error:
-            log.error("the new certificate is refused error=%s", error)
-            return
-        log.info("certificate renewed until=%s", read_certificate(renewed.certificate).ends.date())
-
-    def _is_certificate_new(self) -> bool:
-        """Return whether the certificate on the disk has not ended: the one of the connection has."""
-        try:
-            return read_certificate(self._place.certificate.read_bytes()).ends > datetime.now(UTC)
-        except (ConsiliumError, OSError):
-            return False
 
     async def _close(self) -> None:
         attended, self._attended = self._attended, None

@@ -1,0 +1,56 @@
+"""A site's certificate: when to ask for a new one, and what is kept of what the server sends."""
+
+import logging
+from datetime import UTC, datetime
+
+from client.wire.place import Place
+from common.errors import ConsiliumError
+from common.files import write_atomically
+from common.identity import (
+    check_site_certificate,
+    read_authorities,
+    read_certificate,
+    read_private_key,
+    signing_request,
+)
+
+log = logging.getLogger(__name__)
+
+RENEWAL_PART = 1 / 3
+"""Which part of a certificate's life may be left before a new one is asked for."""
+
+
+def request_if_due(place: Place) -> bytes | None:
+    """Return a signing request (PEM) when two thirds of the certificate's life are over.
+
+    Raises:
+        ConfigError: certificate or key cannot be read.
+        OSError: the same.
+    """
+    certificate = read_certificate(place.certificate.read_bytes())
+    life = certificate.ends - certificate.x509.not_valid_before_utc
+    if certificate.ends - datetime.now(UTC) >= RENEWAL_PART * life:
+        return None
+    return signing_request(read_private_key(place.key), name=place.name)
+
+
+def keep_renewed(place: Place, certificate: bytes, authorities: bytes) -> None:
+    """Keep a new certificate and the authorities (PEM) that are to be trusted from now on, after a look at both."""
+    try:
+        key = read_private_key(place.key).public_key()
+        read_authorities(authorities)
+        check_site_certificate(certificate, key=key, name=place.name, authorities=authorities)
+        write_atomically(place.authorities, authorities)
+        write_atomically(place.certificate, certificate)
+    except ConsiliumError as error:
+        log.error("the new certificate is refused error=%s", error)
+        return
+    log.info("certificate renewed until=%s", read_certificate(certificate).ends.date())
+
+
+def is_valid(place: Place) -> bool:
+    """Return whether the certificate on the disk has not ended; that of an open connection may have."""
+    try:
+        return read_certificate(place.certificate.read_bytes()).ends > datetime.now(UTC)
+    except (ConsiliumError, OSError):
+        return False
