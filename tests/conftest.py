@@ -2,10 +2,11 @@
 
 import os
 
-# Before torch and flwr are imported: both read these once.
+# Before torch, flwr and gRPC are imported: they read these once.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
+os.environ["GRPC_VERBOSITY"] = "ERROR"
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,6 +26,12 @@ settings.load_profile("consilium")
 SIZES = {"berlin": 40, "lyon": 30, "porto": 24}
 
 PLAIN_SGD = {"epochs": 1, "batch_size": 8, "learning_rate": 0.1, "momentum": 0.0}
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Name bytes by how many they are: what a compressor writes holds the time, and two processes must collect alike."""
+    return f"{len(val)} bytes" if isinstance(val, bytes) else None
+
 
 MakeSites = Callable[..., dict[str, Path]]
 MakeStudy = Callable[..., StudyConfig]
