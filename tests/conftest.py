@@ -29,7 +29,7 @@ PLAIN_SGD = {"epochs": 1, "batch_size": 8, "learning_rate": 0.1, "momentum": 0.0
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:
-    """Name bytes by how many they are: what a compressor writes holds the time, and two processes must collect alike."""
+    """Name bytes by how many they are: what a compressor writes holds the time, and processes must collect alike."""
     return f"{len(val)} bytes" if isinstance(val, bytes) else None
 
 
