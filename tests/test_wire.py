@@ -94,6 +94,7 @@ def test_withdrawn_and_late_tasks_are_told(tmp_path: Path, monkeypatch: pytest.M
 
     async def check() -> None:
         async with serving(tmp_path) as bench, attending(bench.place("berlin")) as site:
+            await until(lambda: bench.wire.streams.names())  # the welcome is written before it attends
             task = bench.ask("berlin")
             bench.wire.forget([task])
             assert task.id == (await site.read_until("withdrawn")).task
