@@ -18,8 +18,17 @@ from rich.text import Text
 from common.config import TableTask, describe
 from common.errors import ProtocolError
 from common.protocol import TestCounts
+from consilium.contradiction import contradiction
+from consilium.findings import (
+    ACCURACIES,
+    DIFFERENCE,
+    MEASURES,
+    Interval,
+    Measures,
+    findings_of,
+    sentence,
+)
 from consilium.page import DASH, Json, number
-from consilium.statistics import ACCURACIES, MEASURES, Measures, estimate
 
 TITLES = {
     "majority": "majority class",
@@ -63,9 +72,11 @@ def build_report(result: Json, comparisons: Sequence[Json] = ()) -> dict[str, An
     """
     sites, summary = _numbers(result)
     rest = {key: value for key, value in result.items() if key not in ("sites", "rounds")}
+    what = score_of(result)
     return {
         **rest,
-        "headlines": [_headline(site, values) for site, values in sites.items()],
+        "warnings": [*result.get("warnings", ()), *_contradictions(sites)],
+        "headlines": [_headline(site, values, what) for site, values in sites.items()],
         "summary": summary,
         "sites": sites,
         "comparisons": [_comparison(str(other["label"]), other["result"]) for other in comparisons],
@@ -75,20 +86,38 @@ def build_report(result: Json, comparisons: Sequence[Json] = ()) -> dict[str, An
 
 
 def _numbers(result: Json) -> tuple[dict[str, Any], dict[str, Any]]:
-    found: Mapping[str, Json] = result["sites"]
-    counts = {site: _counts(site, values["test"]) for site, values in found.items() if values.get("test")}
-    statistics = estimate(counts, seed=int(result["seed"]))
+    told: Mapping[str, Json] = result["sites"]
+    counts = {site: _counts(site, values["test"]) for site, values in told.items() if values.get("test")}
+    found = findings_of(counts)
     sites = {}
-    for site in _in_study_order(result, found):
-        values = dict(found[site])
-        sites[site] = values | _as_json(statistics.sites.get(site, dict.fromkeys(MEASURES)))
+    for site in _in_study_order(result, told):
+        measures = found.sites.get(site, dict.fromkeys(MEASURES))
+        difference = measures[DIFFERENCE]
+        sites[site] = dict(told[site]) | _as_json(measures)
+        sites[site] |= {
+            "verdict": found.verdicts.get(site, "unknown"),
+            "p": None if difference is None else difference.p,
+            "p_adjusted": found.adjusted.get(site),
+        }
     summary = {
         "num_sites": len(counts),
-        "mean": _as_json(statistics.mean),
-        "weighted_mean": _as_json(statistics.weighted_mean),
-        "worst": _as_json(statistics.worst),
+        "mean": _as_json(found.mean),
+        "weighted_mean": _as_json(found.weighted_mean),
+        "worst": _as_json(found.worst),
     }
     return sites, summary
+
+
+def _contradictions(sites: Json) -> list[str]:
+    """Return a sentence per site whose data contradict the others', as far as the run's models show it."""
+    found = []
+    for site, values in sites.items():
+        test = values.get("test") or {}
+        if test.get("global_") is not None and test.get("local") is not None:
+            right = {"majority": test["majority"], "local": test["local"], "everyone": test["global_"]}
+            text = contradiction(site, num_test=test["num_test"], num_sites=len(sites), **right)
+            found += [] if text is None else [text]
+    return found
 
 
 def _counts(site: str, test: Json) -> TestCounts:
@@ -110,11 +139,11 @@ def _as_json(measures: Measures) -> dict[str, Any]:
 
     def interval(name: str) -> list[float] | None:
         found = measures[name]
-        return None if found is None else [found.low, found.high]
+        return None if found is None or found.low is None or found.high is None else [found.low, found.high]
 
     return {
         "metrics": {name: value(name) for name in ACCURACIES},
-        "personal_minus_local": value("personal_minus_local"),
+        DIFFERENCE: value(DIFFERENCE),
         "intervals": {name: interval(name) for name in MEASURES},
     }
 
@@ -156,48 +185,30 @@ def metric_of(round_: Json, site: str, name: str) -> float | None:
 
 
 def effect(values: Json) -> str:
-    """Return what joining does at a site: `helps`, `hurts`, `unclear` (interval holds 0), or `unknown`."""
-    interval = values["intervals"]["personal_minus_local"]
-    if interval is None:
-        return "unknown"
-    return "helps" if interval[0] > 0 else "hurts" if interval[1] < 0 else "unclear"
+    """Return what joining does at a site, with the p of Holm over the sites: a verdict of `consilium.findings`."""
+    return str(values["verdict"])
 
 
-_OPENINGS = {
-    "helps": "Joining helps {site}",
-    "hurts": "Joining hurts {site}",
-    "unclear": "Joining does not show a clear effect at {site}",
-}
-
-
-def _headline(site: str, values: Json) -> str:
-    found = effect(values)
-    if found == "unknown" and values["metrics"]["personal"] is not None:
-        return (
-            f"No model was trained at {site} alone to compare with: {values['metrics']['personal']:.2f} after joining."
-        )
-    if found == "unknown":
+def _headline(site: str, values: Json, what: str) -> str:
+    if values["metrics"]["personal"] is None:
         return f"There is no test result from {site}."
-    interval, difference = values["intervals"]["personal_minus_local"], values["personal_minus_local"]
-    digits = 2
-    # A bound that excludes 0 must not be printed as 0.00.
-    while found != "unclear" and digits < 6 and 0 in (round(interval[0], digits), round(interval[1], digits)):
-        digits += 1
-    local, personal = values["metrics"]["local"], values["metrics"]["personal"]
-    low, high = (number(bound, digits) for bound in interval)
-    return (
-        f"{_OPENINGS[found].format(site=site)}: {local:.2f} -> {personal:.2f} "
-        f"({number(difference, digits, sign=True)}, 95 % interval {low} to {high})."
-    )
+    alone, joined, difference = (_interval(values, name) for name in ("local", "personal", DIFFERENCE))
+    return sentence(site, alone, joined, difference, metric=what, p_adjusted=values["p_adjusted"])
+
+
+def _interval(values: Json, name: str) -> Interval | None:
+    """Return a measure of a site again as its interval."""
+    value = values[name] if name == DIFFERENCE else values["metrics"][name]
+    low, high = values["intervals"][name] or (None, None)
+    return None if value is None else Interval(value, low, high)
 
 
 def cell_of(values: Json, name: str) -> tuple[str, str]:
-    """Return a measure and its interval as text; two empty strings for None."""
+    """Return a measure and its interval as text; an empty string for what is None."""
+    point = values[name] if name == DIFFERENCE else values["metrics"][name]
     interval = values["intervals"][name]
-    if interval is None:
-        return "", ""
-    point = values[name] if name == "personal_minus_local" else values["metrics"][name]
-    return number(point, sign=name == "personal_minus_local"), f"[{number(interval[0])}, {number(interval[1])}]"
+    bounds = "" if interval is None else f"[{number(interval[0])}, {number(interval[1])}]"
+    return ("" if point is None else number(point, sign=name == DIFFERENCE)), bounds
 
 
 def summary_rows(report: Json) -> list[tuple[str, str, Json]]:

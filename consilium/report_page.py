@@ -9,6 +9,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 
 from common.files import write_atomically
+from consilium.findings import ACCURACIES, ESTIMAND, LEAST_PATIENTS, MEASURES
 from consilium.page import (
     COLOURS,
     DASH,
@@ -39,7 +40,6 @@ from consilium.report import (
     summary_rows,
     titles_of,
 )
-from consilium.statistics import ACCURACIES, DRAWS, MEASURES
 
 _RUN_STYLES = ("personal", "local", "global")
 
@@ -64,10 +64,10 @@ def _bars(report: Json, site: str, values: Json) -> str:
 
     def draw(axes: Axes) -> None:
         for row, name in enumerate(names):
-            value, (low, high) = values["metrics"][name], values["intervals"][name]
+            value, bounds = values["metrics"][name], values["intervals"][name]
             axes.barh(row, value, height=0.62, color=COLOURS[f"var(--{name})"])
-            axes.plot([low, high], [row, row], color=COLOURS["var(--card)"], linewidth=3.4, solid_capstyle="butt")
-            axes.plot([low, high], [row, row], color=INK, linewidth=1.3, marker="|", markersize=6)
+            axes.plot(bounds, [row, row], color=COLOURS["var(--card)"], linewidth=3.4, solid_capstyle="butt")
+            axes.plot(bounds, [row, row], color=INK, linewidth=1.3, marker="|", markersize=6)
             axes.text(1.03, row, f"{value:.2f}", va="center", transform=axes.get_yaxis_transform())
         axes.set_yticks(range(len(names)), [titles[name] for name in names])
         axes.tick_params(axis="y", length=0)
@@ -91,16 +91,27 @@ _TERMS = """<div><dt>Local only</dt><dd>A model trained at this site alone, with
 <div><dt>Worst site</dt><dd>The lowest value of each column; columns may name different sites.</dd></div>
 """
 
-_METHOD = f"""<p>Every site read its test split once, after the last round, and returned only counts: how many examples,
-and how many each model got right. Each 95 % interval comes from {DRAWS:,} seeded draws from the posterior of these
-counts under the Jeffreys prior (Brown, Cai and DasGupta, 2001). Personal and local are drawn together from the paired
-counts, so their difference ignores the examples that both get right. An effect is called clear only if the interval
-of the difference excludes 0.</p>
-<p>The intervals tell how much the numbers may move with <em>other test examples of the same kind</em>. They do not
-cover another seed, another split or a change in the patients. Each interval stands alone: of 20 sites without any
-effect, about one is expected to look clear by chance.</p>"""
+_METHOD = f"""<p>Personal - local is {ESTIMAND}. A run is one training of both models, so here it is about the two
+models at hand, and how much training varies is not in it: <code>consilium compare --seeds</code> shows that.</p>
+<p>Every site read its test split once, after the last round, and returned only counts: how many examples, and how many
+each model got right; where patients have several examples, sums over patients too. A share has Jeffreys' interval
+(Brown, Cai and DasGupta, 2001). The difference looks at the patients that one model gets right and the other does not:
+it is called clear only if both the exact test of these (McNemar, mid-p) and the score interval of Tango (1998) say so;
+where patients have several examples, t intervals over patients take the place of Tango's. Below {LEAST_PATIENTS} test
+patients (of equal size) there is no interval of a difference, and nothing is said.</p>
+<p>An interval stands alone: of 20 sites without any effect, about one is expected to look clear by chance. The
+sentences and the first line count all sites of this page (Holm, 1979): that any of them is wrong has a chance of 5 %.
+Over sites, patients are independent and the sites are these: another federation is not in the interval. The worst site
+has none.</p>
+<p>How often these intervals are right was measured: <code>benchmarks/results/coverage.csv</code> of the source.</p>"""
 
-_VERDICTS = {"helps": "Helps", "hurts": "Hurts", "unclear": "No clear effect", "unknown": "No test result"}
+_VERDICTS = {
+    "helps": "Helps",
+    "hurts": "Hurts",
+    "unclear": "No clear effect",
+    "too_few": "Too little to tell",
+    "unknown": "Nothing to compare",
+}
 
 
 def render_html(report: Json) -> str:
@@ -145,6 +156,8 @@ def _page_headlines(report: Json) -> str:
     lead = (
         f"Of {len(found)} sites, joining clearly helps {found.count('helps')} and clearly hurts {found.count('hurts')}."
     )
+    few = found.count("too_few")
+    lead += f" {few} {'has' if few == 1 else 'have'} fewer than {LEAST_PATIENTS} test patients." if few else ""
     items = [
         f'<li class="{kind}"><b>{_VERDICTS[kind]}</b>{escape(sentence.replace(" -> ", " → "))}</li>'
         for kind, sentence in zip(found, report["headlines"], strict=True)
@@ -253,7 +266,7 @@ def _site_card(report: Json, site: str, values: Json, limits: Mapping[str, tuple
     measured = measured_rounds(report)
     rounds = [each["round"] for each in measured]
     figures = []
-    if effect(values) != "unknown":
+    if values["metrics"]["personal"] is not None:
         figures.append(figure(f"Test {score_of(report)}", _bars(report, site, values)))
     drawn: list[str] = []
     for kind in ("accuracy", "loss"):

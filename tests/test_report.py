@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -95,7 +96,7 @@ def result(*, has_global: bool = True, shift: float = 0.0) -> dict[str, Any]:
         "warnings": [f"a file was skipped: {NASTY}"],
         "rounds": [round_(number, shift=shift) for number in (1, 2, 3)],
         "sites": {
-            "berlin": site((175, 5, 15, 5), majority=40, global_=170 if has_global else None),
+            "berlin": site((175, 3, 17, 5), majority=40, global_=170 if has_global else None),
             "lyon": site((90, 6, 8, 16), majority=50, global_=92 if has_global else None),
             "porto": site((62, 12, 2, 4), majority=30, global_=60 if has_global else None),
         },
@@ -139,22 +140,26 @@ class Page(HTMLParser):
 
 
 def test_report_holds_proportions_differences_and_intervals() -> None:
-    """berlin: 40, 180, 170 and 190 of 200; the difference is 15 - 5 pairs of 200."""
+    """berlin: 40, 178, 170 and 192 of 200; the difference is 17 - 3 pairs of 200: McNemar's z is 14 / sqrt(20)."""
     berlin = build_report(result())["sites"]["berlin"]
-    assert berlin["metrics"] == {"majority": 0.2, "local": 0.9, "global": 0.85, "personal": 0.95}
-    assert berlin["personal_minus_local"] == pytest.approx(0.05)
+    assert berlin["metrics"] == {"majority": 0.2, "local": 0.89, "global": 0.85, "personal": 0.96}
+    assert berlin["personal_minus_local"] == pytest.approx(0.07)
+    assert berlin["p"] == pytest.approx(math.erfc(14 / math.sqrt(40)))
+    assert berlin["p_adjusted"] == pytest.approx(3 * berlin["p"])
+    assert berlin["verdict"] == "helps"
     assert set(berlin["intervals"]) == {"majority", "local", "global", "personal", "personal_minus_local"}
     low, high = berlin["intervals"]["personal_minus_local"]
-    assert 0 < low < 0.05 < high
+    assert 0 < low < 0.07 < high
 
 
 def test_summary_is_the_mean_the_weighted_mean_and_the_worst_site() -> None:
-    """local: 180 of 200, 96 of 120, 74 of 80; the worst difference is porto's."""
+    """local: 178 of 200, 96 of 120, 74 of 80; the worst difference is porto's, and has no interval."""
     summary = build_report(result())["summary"]
-    assert summary["mean"]["metrics"]["local"] == pytest.approx((0.9 + 0.8 + 0.925) / 3)
-    assert summary["weighted_mean"]["metrics"]["local"] == pytest.approx((180 + 96 + 74) / 400)
+    assert summary["mean"]["metrics"]["local"] == pytest.approx((0.89 + 0.8 + 0.925) / 3)
+    assert summary["weighted_mean"]["metrics"]["local"] == pytest.approx((178 + 96 + 74) / 400)
     assert summary["worst"]["metrics"]["local"] == pytest.approx(0.8)
     assert summary["worst"]["personal_minus_local"] == pytest.approx(-0.125)
+    assert dict.fromkeys(summary["worst"]["intervals"]) == summary["worst"]["intervals"]
 
 
 def test_report_keeps_everything_else_and_its_input() -> None:
@@ -167,21 +172,58 @@ def test_report_keeps_everything_else_and_its_input() -> None:
 
 
 def test_headlines_say_helps_hurts_or_no_clear_effect() -> None:
-    """One sentence per site; clear only if the interval excludes 0."""
+    """One sentence per site; clear only if the interval excludes 0, also once the three sites are counted."""
     porto, berlin, lyon = build_report(result())["headlines"]
-    assert berlin.startswith("Joining helps berlin: 0.90 -> 0.95 (+0.05, 95 % interval 0.01 to 0.09).")
-    assert lyon.startswith("Joining does not show a clear effect at lyon: 0.80 -> 0.82 (+0.02, 95 % interval -0.0")
+    assert berlin == "Joining helps berlin: 0.89 -> 0.96 (+0.07, 95 % interval +0.03 to +0.12)."
+    assert lyon.startswith("Joining shows no clear effect at lyon: 0.80 -> 0.82 (+0.02, 95 % interval -0.0")
     assert porto.startswith("Joining hurts porto: ")
 
 
-def test_headline_of_a_clear_effect_never_prints_a_bound_of_zero() -> None:
-    """5 of 1000 pairs for joining, none against: the low bound is above 0, and said with enough digits."""
+def test_verdict_that_is_clear_alone_is_not_clear_among_many_sites() -> None:
+    """15 against 5 pairs: mid-p 0.027, and 0.053 after Holm (two of three are left after porto's); the page says it."""
     given = result()
-    given["sites"] = {"berlin": site((900, 0, 5, 95), majority=500, global_=900)}
+    given["sites"]["berlin"] = site((175, 5, 15, 5), majority=40, global_=170)
+    report = build_report(given)
+    berlin = report["sites"]["berlin"]
+    assert berlin["p"] < 0.05 < berlin["p_adjusted"] < 0.06
+    assert report["headlines"][1].startswith("Joining shows no clear effect at berlin: 0.90 -> 0.95 (+0.05, 95 %")
+    assert report["headlines"][1].endswith("not clear once all sites are counted).")
+    assert "Of 3 sites, joining clearly helps 0 and clearly hurts 1." in render_html(report)
+
+
+def test_site_with_few_test_patients_has_no_sentence_about_joining() -> None:
+    """Nine test examples, all better: no interval and no verdict; the page says how many such sites there are."""
+    given = result()
+    given["sites"]["lyon"] = site((0, 0, 9, 0), majority=4, global_=9)
+    report = build_report(given)
+    assert report["sites"]["lyon"]["verdict"] == "too_few"
+    assert report["sites"]["lyon"]["intervals"]["personal_minus_local"] is None
+    assert report["headlines"][2] == (
+        "Too little to tell what joining does at lyon: 0.00 -> 1.00 (no interval: fewer than 10 test patients)."
+    )
+    text = Page(render_html(report)).text
+    assert "1 has fewer than 10 test patients." in text
+    assert "Too little to tell" in text
+    assert "lyon" in table_of(report, 80)
+
+
+def test_site_whose_data_contradict_the_others_is_warned_about() -> None:
+    """The model of all sites is right on 5 of 200, the most frequent class on 120, the site's own model on 180."""
+    given = result()
+    given["sites"]["berlin"] = site((0, 180, 5, 15), majority=120, global_=5)
+    report = build_report(given)
+    assert len(report["warnings"]) == len(given["warnings"]) + 1
+    assert "'berlin' contradicts the others" in report["warnings"][-1]
+
+
+def test_headline_of_a_clear_effect_never_prints_a_bound_of_zero() -> None:
+    """6 of 1000 pairs for joining, none against: the low bound is above 0, and said with enough digits."""
+    given = result()
+    given["sites"] = {"berlin": site((900, 0, 6, 94), majority=500, global_=900)}
     report = build_report(given)
     low = report["sites"]["berlin"]["intervals"]["personal_minus_local"][0]
     assert 0 < low < 0.005
-    assert f"interval {low:.3f} to" in report["headlines"][0]
+    assert f"interval +{low:.3f} to" in report["headlines"][0]
 
 
 def test_no_global_model_is_none_in_json_and_a_dash_in_the_tables() -> None:
@@ -203,7 +245,7 @@ def test_site_without_a_test_result_is_named_and_not_averaged() -> None:
     assert "There is no test result from lyon." in report["headlines"]
     assert report["summary"]["num_sites"] == 2
     assert "mean of 2" in table_of(report, 140)
-    assert "No test result" in render_html(report)
+    assert "Nothing to compare" in render_html(report)
 
 
 def test_counts_that_cannot_be_are_refused() -> None:
@@ -311,7 +353,7 @@ def test_page_shows_every_site_and_sentence(html: str) -> None:
     text = Page(html).text
     for name in ("porto", "berlin", "lyon"):
         assert f'<th scope="row">{name}</th>' in html and f"<h3>{name}</h3>" in html
-    assert "Joining helps berlin: 0.90 → 0.95 (+0.05, 95 % interval 0.01 to 0.09)." in text
+    assert "Joining helps berlin: 0.89 → 0.96 (+0.07, 95 % interval +0.03 to +0.12)." in text
     for expected in ("not_finite: round 2", "small_cnn", "2026-11-20 09:40 UTC", "How the intervals were made"):
         assert expected in text
     assert "random" in text and "this study (pretrained)" in text
@@ -323,7 +365,7 @@ def test_page_can_be_read_by_a_screen_reader(html: str) -> None:
     assert html.startswith('<!doctype html>\n<html lang="en">')
     assert "<title>demo - consilium report</title>" in html and 'name="viewport"' in html
     assert (page.headers_without_scope, page.figures_without_label) == (0, 0)
-    assert "Test accuracy at berlin: majority class 0.20 [0.15, 0.26], local only 0.90" in html
+    assert "Test accuracy at berlin: majority class 0.20 [0.15, 0.26], local only 0.89" in html
 
 
 def test_page_has_a_chart_for_what_is_known_and_says_what_is_not(html: str) -> None:
@@ -364,11 +406,11 @@ def test_table_fits_and_shows_numbers_and_sentences(width: int) -> None:
     table = text[: text.index("accuracy on")]
     assert max(len(line) for line in table.splitlines()) <= width
     assert "…" not in text
-    for expected in ("[0.85, 0.93]", "[-0.21, -0.04]", "+0.05", "worst"):
+    for expected in ("[0.84, 0.93]", "[-0.22, -0.04]", "+0.07", "worst"):
         assert expected in table
     assert report["headlines"] == text.strip().splitlines()[-3:]
 
 
 def test_wide_table_has_number_and_interval_on_one_line() -> None:
-    """From 120 columns on a cell reads `0.90 [0.85, 0.93]`."""
-    assert "0.20 [0.15, 0.26]   0.90 [0.85, 0.93]" in table_of(build_report(result()), 140)
+    """From 120 columns on a cell reads `0.89 [0.84, 0.93]`."""
+    assert "0.20 [0.15, 0.26]   0.89 [0.84, 0.93]" in table_of(build_report(result()), 140)

@@ -1,0 +1,51 @@
+"""What the numbers of a study allow to say: intervals, p-values, verdicts and sentences, for every page alike.
+
+The estimand of a difference: the expected score of what a site would serve if it joined, minus the same if it stayed
+alone, over redraws of its test patients and of the training randomness (seeds). With one seed there is nothing to see
+of that randomness: the two models at hand are compared, over redraws of test patients only. Over splits, training
+patients are redrawn too. Sites are the ones of the study: they are not redrawn.
+"""
+
+from common.patients import Patients
+from consilium.findings.counts import ACCURACIES, DIFFERENCE, MEASURES, Findings, Measures, findings_of
+from consilium.findings.evidence import Evidence, redrawn
+from consilium.findings.intervals import (
+    ALPHA,
+    LEAST_PATIENTS,
+    LEAST_SPLITS,
+    LEVEL,
+    Interval,
+    interval_of,
+    over_sites,
+    over_splits,
+    paired,
+    share_of,
+)
+from consilium.findings.words import ESTIMAND, Verdict, holm, sentence, verdict
+
+__all__ = [
+    "ACCURACIES",
+    "ALPHA",
+    "DIFFERENCE",
+    "ESTIMAND",
+    "LEAST_PATIENTS",
+    "LEAST_SPLITS",
+    "LEVEL",
+    "MEASURES",
+    "Evidence",
+    "Findings",
+    "Interval",
+    "Measures",
+    "Patients",
+    "Verdict",
+    "findings_of",
+    "holm",
+    "interval_of",
+    "over_sites",
+    "over_splits",
+    "paired",
+    "redrawn",
+    "sentence",
+    "share_of",
+    "verdict",
+]

@@ -1,0 +1,93 @@
+"""The findings of one run, from the counts that its sites told: per model and of what joining changes."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from common.patients import Patients
+from common.protocol import TestCounts
+from consilium.findings.evidence import Evidence
+from consilium.findings.intervals import Interval, Kind, interval_of, over_sites
+from consilium.findings.words import Verdict, holm, verdict
+
+ACCURACIES = ("majority", "local", "global", "personal")
+DIFFERENCE = "personal_minus_local"
+MEASURES = (*ACCURACIES, DIFFERENCE)
+
+Measures = Mapping[str, Interval | None]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Every measure of `MEASURES` per site and over the sites; None where there is no such model.
+
+    Args:
+        mean: every site counts the same.
+        weighted_mean: a site counts as its test examples.
+        worst: the lowest site per measure, without bounds.
+        adjusted: per site, p of the difference after Holm over the sites.
+        verdicts: per site, with the adjusted p.
+    """
+
+    sites: Mapping[str, Measures]
+    mean: Measures
+    weighted_mean: Measures
+    worst: Measures
+    adjusted: Mapping[str, float | None]
+    verdicts: Mapping[str, Verdict]
+
+
+def findings_of(counts: Mapping[str, TestCounts]) -> Findings:
+    """Return what the counts of a run's sites say; a site's own numbers depend on its counts alone."""
+    evidence = {name: {site: _evidence(of, name) for site, of in counts.items()} for name in MEASURES}
+    sites = {site: {name: _alone(evidence[name][site], _kind(name)) for name in MEASURES} for site in counts}
+    adjusted = holm({site: None if (one := of[DIFFERENCE]) is None else one.p for site, of in sites.items()})
+    return Findings(
+        sites,
+        mean={name: _over(evidence[name], dict.fromkeys(counts, 1.0), _kind(name)) for name in MEASURES},
+        weighted_mean={
+            name: _over(evidence[name], {site: of.num_test for site, of in counts.items()}, _kind(name))
+            for name in MEASURES
+        },
+        worst={name: _worst([of[name] for of in sites.values()]) for name in MEASURES},
+        adjusted=adjusted,
+        verdicts={site: verdict(of[DIFFERENCE], p_adjusted=adjusted[site]) for site, of in sites.items()},
+    )
+
+
+def _kind(name: str) -> Kind:
+    return "difference" if name == DIFFERENCE else "share"
+
+
+def _alone(evidence: Evidence | None, kind: Kind) -> Interval | None:
+    return None if evidence is None else interval_of(evidence, kind=kind)
+
+
+def _evidence(counts: TestCounts, name: str) -> Evidence | None:
+    """Return the evidence for one measure of a site: rows of its patients, or else its rows as patients."""
+    if name == DIFFERENCE:
+        if counts.pairs is None:
+            return None
+        single = Patients.single(counts.num_test, counts.pairs[2], counts.pairs[1])
+        told = None if counts.patients is None else counts.patients.difference
+    else:
+        field = "global_" if name == "global" else name
+        right = getattr(counts, field)
+        if right is None:
+            return None
+        single = Patients.single(counts.num_test, right, 0)
+        told = None if counts.patients is None else getattr(counts.patients, field)
+    return Evidence.of_patients(told or single)
+
+
+def _over(evidence: Mapping[str, Evidence | None], weights: Mapping[str, float], kind: Kind) -> Interval | None:
+    """Return the mean over sites; None where a site has no such number: it would be a mean of something else."""
+    known = [one for one in evidence.values() if one is not None]
+    if not known or len(known) < len(evidence):
+        return None
+    return over_sites(known, [weights[site] for site in evidence], kind=kind)
+
+
+def _worst(found: list[Interval | None]) -> Interval | None:
+    values = [math.nan if one is None else one.value for one in found]
+    return None if not values or any(map(math.isnan, values)) else Interval(min(values))
