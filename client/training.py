@@ -1,10 +1,10 @@
 """The one training loop and the one evaluation loop of a site; seeded, changing nothing but the model."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,10 @@ EVALUATION_BATCH = 512
 
 Correction = Callable[[str, nn.Parameter], Tensor]
 """`correction(name, parameter)` is added to the parameter's gradient before each step."""
+Forward = Callable[[Tensor], Any]
+"""`forward(x)` answers a batch: with logits `(B, outputs)`, or with what a loss of its own is made for."""
+Loss = Callable[[Any, Tensor], Tensor]
+"""`loss(answer, y)` is the mean loss of a batch, given what `forward` answered."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +51,32 @@ class LocalWork:
     precision: Literal["float32", "bfloat16"] = "float32"
     micro_batch_size: int | None = None
 
-    def tuned(self, *, epochs: int, learning_rate: float, seed: int) -> "LocalWork":
-        """Return the same work with another amount, rate and order."""
-        return replace(self, epochs=epochs, steps=None, learning_rate=learning_rate, seed=seed)
+    def tuned(
+        self,
+        *,
+        epochs: int,
+        learning_rate: float,
+        seed: int,
+        steps: int | None = None,
+        optimiser: Literal["sgd", "adam"] | None = None,
+    ) -> "LocalWork":
+        """Return the same work with another amount, rate and order, and another optimiser if one is named.
+
+        SGD keeps the momentum of a work that is SGD and has none otherwise: the rate of one is none of the other.
+
+        Args:
+            steps: batches in place of `epochs`.
+        """
+        momentum = self.momentum if optimiser is None or (optimiser, self.optimiser) == ("sgd", "sgd") else 0.0
+        return replace(
+            self,
+            epochs=None if steps is not None else epochs,
+            steps=steps,
+            learning_rate=learning_rate,
+            seed=seed,
+            optimiser=optimiser or self.optimiser,
+            momentum=momentum,
+        )
 
     @property
     def num_steps(self) -> int:
@@ -122,61 +149,67 @@ def train(
     *,
     names: Collection[str] | None = None,
     correction: Correction | None = None,
+    forward: Forward | None = None,
+    loss: Loss | None = None,
+    beside: Mapping[str, nn.Parameter] | None = None,
 ) -> float:
     """Train in place and return the mean loss over the batches.
 
     Args:
         names: parameters that may change, default `model.trainable`.
         correction: what is added to each parameter's gradient (a proximal term, a control variate).
+        forward: what is asked in place of the module itself.
+        loss: what is minimised in place of `loss_of`, given what `forward` answers.
+        beside: parameters outside the module that are trained with it, by names that it does not have.
 
     A site that trains nothing (no such parameter) gets NaN-free 0.0 and an unchanged model. BatchNorm layers
     that may not change stay in evaluation mode; dropout draws from a generator seeded by `work.seed`.
     """
-    parameters = begin(model, names)
+    parameters = begin(model, names) | dict(beside or {})
     if not parameters:
         return 0.0
-    step = _step(list(parameters.values()), work)
+    step, ask = _step(list(parameters.values()), work), forward or model.module
     total, count = 0.0, 0
     with own_randomness(work):
         for x, y in batches(work):
-            loss, gradients = gradient(model.module, x, y, list(parameters.values()), work)
+            found, gradients = gradient(ask, x, y, list(parameters.values()), work, loss=loss)
             if correction is not None:
                 gradients = correct(parameters, gradients, correction)
             step(gradients)
-            total, count = total + loss, count + 1
+            total, count = total + found, count + 1
     return total / count
 
 
 def gradient(
-    forward: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, at: Sequence[Tensor], work: LocalWork
+    forward: Forward, x: Tensor, y: Tensor, at: Sequence[Tensor], work: LocalWork, *, loss: Loss | None = None
 ) -> tuple[float, list[Tensor | None]]:
     """Return the mean loss of a batch and its gradient with respect to `at`, computed as `work` says.
 
-    One gradient per tensor, of its shape; None where the loss does not depend on it. In pieces of
-    `work.micro_batch_size` examples the result is the same up to rounding, except that BatchNorm normalises
-    each piece by itself.
+    One gradient per tensor, of its shape; None where the loss (`loss_of`, if no other is given) does not depend on
+    it. In pieces of `work.micro_batch_size` examples the result is the same up to rounding, except that BatchNorm
+    normalises each piece by itself.
     """
     if work.micro_batch_size is None or work.micro_batch_size >= len(y):
-        loss = _loss_in(work.precision, forward, x, y)
-        return float(loss.detach()), list(torch.autograd.grad(loss, at, allow_unused=True))
+        whole = _loss_in(work.precision, forward, x, y, loss or loss_of)
+        return float(whole.detach()), list(torch.autograd.grad(whole, at, allow_unused=True))
     total, sums = 0.0, list[Tensor | None]([None] * len(at))
     for part_x, part_y in zip(_chunks(x, work.micro_batch_size), _chunks(y, work.micro_batch_size), strict=True):
-        loss = _loss_in(work.precision, forward, part_x, part_y) * (len(part_y) / len(y))
-        found = torch.autograd.grad(loss, at, allow_unused=True)
+        part = _loss_in(work.precision, forward, part_x, part_y, loss or loss_of) * (len(part_y) / len(y))
+        found = torch.autograd.grad(part, at, allow_unused=True)
         sums = [_sum(*pair) for pair in zip(sums, found, strict=True)]
-        total += float(loss.detach())
+        total += float(part.detach())
     return total, sums
 
 
-def _loss_in(precision: str, forward: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
+def _loss_in(precision: str, forward: Forward, x: Tensor, y: Tensor, loss: Loss) -> Tensor:
     if precision == "float32":  # a disabled autocast costs as much as a small layer
-        return loss_of(forward(x), y)
+        return loss(forward(x), y)
     with torch.autocast(x.device.type, dtype=torch.bfloat16):
-        return loss_of(forward(x), y)
+        return loss(forward(x), y)
 
 
 def full_gradient(
-    forward: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, at: Sequence[Tensor], work: LocalWork
+    forward: Forward, x: Tensor, y: Tensor, at: Sequence[Tensor], work: LocalWork
 ) -> tuple[float, list[Tensor]]:
     """Return what `gradient` does, with zeros where the loss does not depend on a tensor."""
     loss, found = gradient(forward, x, y, at, work)
@@ -214,10 +247,13 @@ def correct(
 
 def proximal(model: Model, strength: float) -> Correction:
     """Return the gradient of `strength / 2 * |parameter - anchor|**2`; the anchor is what the model holds now."""
-    anchor = {
-        name: value.detach().clone() for name, value in model.module.named_parameters() if name in model.trainable
-    }
+    anchor = anchor_of(model)
     return lambda name, parameter: strength * (parameter - anchor[name])
+
+
+def anchor_of(model: Model) -> dict[str, Tensor]:
+    """Return copies of the trainable parameters as the model holds them now."""
+    return {name: value.detach().clone() for name, value in model.module.named_parameters() if name in model.trainable}
 
 
 @contextmanager

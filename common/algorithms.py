@@ -48,6 +48,8 @@ class MethodSettings(Record):
     plain_sgd: ClassVar[bool] = False
     plain_steps: ClassVar[bool] = True
     """The shared arrays move by the study's optimiser alone, so that `train.effective_steps` holds."""
+    matched: ClassVar[bool] = False
+    """The server's memory counts on what the site keeps: a site that lost it cannot go on in the run."""
 
 
 class LocalMethod(MethodSettings):
@@ -68,6 +70,7 @@ class FineTuneMethod(MethodSettings):
     kind: Literal["fine_tune"] = "fine_tune"
     epochs: int = Field(default=5, ge=1)
     steps: int | None = Field(default=None, ge=1)
+    optimiser: Literal["sgd", "adam"] = "sgd"
     learning_rate: Positive = 0.01
     layers: Literal["all", "head"] = "all"
 
@@ -84,7 +87,25 @@ class ScaffoldMethod(MethodSettings):
     """The site's half of SCAFFOLD: local steps corrected by control variates."""
 
     plain_sgd: ClassVar[bool] = True
+    matched: ClassVar[bool] = True
     kind: Literal["scaffold"] = "scaffold"
+
+
+class FedDynMethod(MethodSettings):
+    """The site's half of FedDyn: a pull to the weights received that is corrected by the site's last gradient."""
+
+    plain_steps: ClassVar[bool] = False
+    matched: ClassVar[bool] = True
+    kind: Literal["feddyn"] = "feddyn"
+    alpha: Positive = 0.1
+
+
+class MoonMethod(MethodSettings):
+    """Everything is shared; features are pulled to those of the weights received, away from the site's last ones."""
+
+    kind: Literal["moon"] = "moon"
+    mu: float = Field(default=1.0, ge=0)
+    temperature: Positive = 0.5
 
 
 class FedPerMethod(MethodSettings):
@@ -100,6 +121,18 @@ class FedRepMethod(MethodSettings):
     head_epochs: int = Field(default=10, ge=1)
 
 
+class FedRodMethod(MethodSettings):
+    """Everything is shared, trained as if classes were balanced; a personal head is added to the shared one."""
+
+    kind: Literal["fedrod"] = "fedrod"
+
+
+class FendaMethod(MethodSettings):
+    """The backbone is shared; a second backbone and a head on the features of both are personal."""
+
+    kind: Literal["fenda"] = "fenda"
+
+
 class LgFedAvgMethod(MethodSettings):
     """The head is shared, the backbone is personal."""
 
@@ -111,6 +144,7 @@ class FedBabuMethod(MethodSettings):
 
     kind: Literal["fedbabu"] = "fedbabu"
     epochs: int = Field(default=5, ge=1)
+    optimiser: Literal["sgd", "adam"] = "sgd"
     learning_rate: Positive = 0.01
     layers: Literal["all", "head"] = "all"
 
@@ -119,6 +153,22 @@ class FedBnMethod(MethodSettings):
     """Everything but BatchNorm is shared."""
 
     kind: Literal["fedbn"] = "fedbn"
+
+
+class FedDbeMethod(MethodSettings):
+    """Everything is shared but a vector that shifts what the head is given; the features' mean is held together."""
+
+    kind: Literal["feddbe"] = "feddbe"
+    kappa: float = Field(default=1.0, ge=0)
+    mu: float = Field(default=1.0, gt=0, le=1)
+
+
+class MrMtlMethod(MethodSettings):
+    """A personal whole model, pulled towards the mean of all sites' personal models."""
+
+    plain_steps: ClassVar[bool] = False
+    kind: Literal["mr_mtl"] = "mr_mtl"
+    lam: float = Field(default=1.0, ge=0)
 
 
 class DittoMethod(MethodSettings):
@@ -193,11 +243,17 @@ MethodConfig = Annotated[
     | FineTuneMethod
     | FedProxMethod
     | ScaffoldMethod
+    | FedDynMethod
+    | MoonMethod
     | FedPerMethod
     | FedRepMethod
+    | FedRodMethod
+    | FendaMethod
     | LgFedAvgMethod
     | FedBabuMethod
     | FedBnMethod
+    | FedDbeMethod
+    | MrMtlMethod
     | DittoMethod
     | ApflMethod
     | PFedMeMethod
@@ -216,11 +272,13 @@ class StrategySettings(Record):
     """Base of every strategy's settings.
 
     `weighted`: it takes the shares that the weighting gives; otherwise it sets its own.
+    `without_momentum`: it reads the sites' learning rate as the size of their steps, so they take SGD without momentum.
     `size_exponent`: the exponent of the size weights that a study without `weighting` gets.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     weighted: ClassVar[bool] = True
+    without_momentum: ClassVar[bool] = False
     size_exponent: ClassVar[float] = 1.0
 
     @property
@@ -242,6 +300,13 @@ class FedAvgMStrategy(StrategySettings):
     kind: Literal["fedavgm"] = "fedavgm"
     learning_rate: Positive = 1.0
     momentum: Beta = 0.9
+
+
+class FedExPStrategy(StrategySettings):
+    """Weighted mean with a step that grows as the updates differ; the mean of the last two weights is served."""
+
+    kind: Literal["fedexp"] = "fedexp"
+    epsilon: Positive = 1e-3
 
 
 class FedAdamStrategy(StrategySettings):
@@ -278,6 +343,7 @@ class QFedAvgStrategy(StrategySettings):
 
     needs: ClassVar[frozenset[str]] = frozenset({START_LOSS})
     weighted: ClassVar[bool] = False
+    without_momentum: ClassVar[bool] = True
     kind: Literal["qfedavg"] = "qfedavg"
     q: float = Field(default=0.1, ge=0)
     learning_rate: Positive | None = None
@@ -289,6 +355,13 @@ class ScaffoldStrategy(StrategySettings):
     size_exponent: ClassVar[float] = 0.0
     kind: Literal["scaffold"] = "scaffold"
     learning_rate: Positive = 1.0
+
+
+class FedDynStrategy(StrategySettings):
+    """The server's half of FedDyn: the unweighted mean, and a correction by the sum of what all sites moved by."""
+
+    weighted: ClassVar[bool] = False
+    kind: Literal["feddyn"] = "feddyn"
 
 
 class FedNovaStrategy(StrategySettings):
@@ -359,11 +432,13 @@ class GeometricMedianStrategy(StrategySettings):
 StrategyConfig = Annotated[
     FedAvgStrategy
     | FedAvgMStrategy
+    | FedExPStrategy
     | FedAdamStrategy
     | FedYogiStrategy
     | FedAdagradStrategy
     | QFedAvgStrategy
     | ScaffoldStrategy
+    | FedDynStrategy
     | FedNovaStrategy
     | ReptileStrategy
     | PerFedAvgStrategy

@@ -378,13 +378,18 @@ def test_every_codec_name_has_its_class_and_the_reverse() -> None:
     assert list(CODECS) == kinds(CodecConfig)
 
 
-FILLED = {"qfedavg": {"learning_rate": 0.05}, "scaffold": {"num_sites": 5}, "reptile": {"rounds": 7}}
+FILLED = {
+    "qfedavg": {"learning_rate": 0.05},
+    "scaffold": {"num_sites": 5},
+    "feddyn": {"num_sites": 5},
+    "reptile": {"rounds": 7},
+}
 """Fields that come from elsewhere in the study."""
 
 
 @every_kind
 def test_strategy_settings_in_the_file_are_the_fields_of_the_class(kind: str) -> None:
-    """A variant's keys, but for `kind`, are its class's fields, with the same defaults; three come from the study."""
+    """A variant's keys, but for `kind`, are its class's fields, with the same defaults; a few come from the study."""
     config = config_of(kind)
     expected = config.model_dump(exclude={"kind"}) | FILLED.get(kind, {})
     strategy: Any = build_strategy(config, rounds=7, num_sites=5, learning_rate=0.05)

@@ -17,6 +17,8 @@ from server.strategies.fedadagrad import FedAdagrad
 from server.strategies.fedadam import FedAdam
 from server.strategies.fedavg import FedAvg
 from server.strategies.fedavgm import FedAvgM
+from server.strategies.feddyn import FedDyn
+from server.strategies.fedexp import FedExP
 from server.strategies.fednova import FedNova
 from server.strategies.fedyogi import FedYogi
 from server.strategies.geometric_median import GeometricMedian
@@ -228,6 +230,91 @@ def test_fedavgm_remembers_the_velocity_in_float64() -> None:
         state = FedAvgM().apply(state, [Update("a", {"w": np.full(1, value, np.float32)}, 1, {})], {"a": 1.0}).state
     assert {"momentum/w"} == set(state.memory)
     assert (np.float64, exactly(0.8)) == (state.memory["momentum/w"].dtype, state.memory["momentum/w"].tolist())
+
+
+# --- FedExP ----------------------------------------------------------------------------------------
+
+
+def test_fedexp_gives_the_numbers_worked_out_by_hand() -> None:
+    """Shares 1/4 and 3/4, deltas 10 and -2, epsilon 0.5: mean 1, mean square 25 + 3 = 28, step 28 / (2 * 1.5) = 28/3.
+
+    w = 10 + 28/3. Then 2 and 2: mean 2, mean square 4, 4 / (2 * 4.5) < 1, so step 1 and w = 12 + 28/3.
+    """
+    rounds = [sent(10, -2), sent(2, 2)]
+    assert exactly(10 + 28 / 3, 12 + 28 / 3) == moved(FedExP(epsilon=0.5), *rounds, shares=[0.25, 0.75])
+
+
+def test_fedexp_of_equal_updates_is_fedavg() -> None:
+    """The step of sites that agree is max(1, 1/2) = 1, whatever the size of the updates: FedAvg's bits."""
+    for scale in (1e-3, 1.0, 1e3):
+        updates = [
+            replace(u, delta={n: (a * scale).astype(a.dtype) for n, a in mixed(1)[0].delta.items()}) for u in mixed(1)
+        ]
+        same_weights(stepped(FedAvg(), UNEQUAL, updates), stepped(FedExP(), UNEQUAL, updates))
+
+
+def test_fedexp_of_updates_at_right_angles_steps_half_their_number() -> None:
+    """6 sites that each move another coordinate by 3: mean square 9, square of the mean 6 * 0.25, step 9 / 3 = 3.
+
+    So every coordinate moves by 3 * 0.5 = 1.5; the norms are over all arrays together, not array by array.
+    """
+    deltas = np.eye(6) * 3
+    updates = [Update(f"s{k}", {"u": d[:2].copy(), "w": d[2:].copy()}, 1, {}) for k, d in enumerate(deltas)]
+    strategy = FedExP(epsilon=1e-12)
+    state = strategy.init({"u": np.zeros(2), "w": np.zeros(4)})
+    after = strategy.apply(state, updates, {u.site: 1 / 6 for u in updates}).state.weights
+    np.testing.assert_allclose(np.full(6, 1.5), np.concatenate([after["u"], after["w"]]), rtol=1e-9)
+
+
+def test_fedexp_serves_the_mean_of_the_last_two_iterates() -> None:
+    """Deltas 4, then 2, then -1, of one site: w = 14, 16, 15, and served are 14 (the first), 15 and 15.5."""
+    strategy = FedExP()
+    state, served = begun(strategy), []
+    assert 10 == state.served["w"]
+    for value in (4, 2, -1):
+        state = strategy.apply(state, sent(value), {"a": 1.0}).state
+        served.append(float(state.served["w"]))
+    assert (exactly(14, 15, 15.5), 15.0) == (served, state.weights["w"])
+
+
+def test_fedexp_looks_at_trained_arrays_alone() -> None:
+    """Running statistics that differ change no step, move by the mean, and are served as they are."""
+    weights = {"w": np.array(10.0), "bn.mean": np.array(0.0)}
+    updates = [
+        replace(u, delta={**u.delta, "bn.mean": np.array(v)}) for u, v in zip(sent(2, 2), (900.0, -700.0), strict=True)
+    ]
+    strategy = FedExP()
+    state = strategy.init(weights, frozenset({"bn.mean"}))
+    for _ in range(2):
+        state = strategy.apply(state, updates, {"a": 0.5, "b": 0.5}).state
+    assert (14.0, 200.0) == (state.weights["w"], state.weights["bn.mean"])
+    assert {"w": 13.0, "bn.mean": 200.0} == dict(state.served)
+
+
+def test_other_strategies_serve_their_weights() -> None:
+    """What the run ends with is the weights, where a strategy does not say otherwise."""
+    state = stepped(FedAvgM(), EQUAL).state
+    np.testing.assert_equal(dict(state.weights), dict(state.served))
+
+
+# --- FedDyn ----------------------------------------------------------------------------------------
+
+
+def test_feddyn_gives_the_numbers_worked_out_by_hand() -> None:
+    """Four sites in the study, of which two answer: shares given are not read, h counts all four.
+
+    Round 1, deltas 3 and 5: -h/alpha = 8 / 4 = 2, w = 10 + 4 + 2 = 16.
+    Round 2, deltas -2 and 0: -h/alpha = 2 - 2 / 4 = 1.5, w = 16 - 1 + 1.5 = 16.5.
+    """
+    rounds = [sent(3, 5), sent(-2, 0)]
+    assert exactly(16, 16.5) == moved(FedDyn(num_sites=4), *rounds, shares=[0.9, 0.1])
+    assert {"a": 0.5, "b": 0.5} == dict(FedDyn().apply(begun(FedDyn()), sent(1, 2), {}).shares)
+
+
+def test_feddyn_stays_where_the_sites_stay() -> None:
+    """Deltas that cancel leave no drift: w and h are as they were, however large the deltas."""
+    state = FedDyn(num_sites=2).apply(begun(FedDyn()), sent(50, -50), {}).state
+    assert (10.0, 0.0) == (state.weights["w"], state.memory["drift/w"])
 
 
 # --- FedAdam, FedYogi, FedAdagrad ------------------------------------------------------------------

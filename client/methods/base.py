@@ -6,7 +6,7 @@ back before every round, so a method with a personal part needs no code to remem
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import nn
 
@@ -15,7 +15,10 @@ from client.training import LocalWork
 from common.weights import Array, Weights
 
 Memory = Mapping[str, Array]
-"""Arrays that a method keeps at the site from round to round; empty for most, and at the site's first round."""
+"""Arrays that a method keeps at the site from round to round; empty for most, and at the site's first round.
+
+What it is given is what it kept after the site's last update that counted: a lost or rejected reply leaves no trace.
+"""
 
 
 @dataclass(frozen=True)
@@ -73,3 +76,20 @@ class Method(Protocol):
         never on others. Most return `model.module`.
         """
         ...
+
+
+@runtime_checkable
+class Extends(Protocol):
+    """A method that keeps buffers of its own beside the model's, which all sites share (`Model.extra`).
+
+    The model's forward pass does not read them, so that what the site trains alone stays the same.
+    """
+
+    def extended(self, model: Model, input_shape: tuple[int, ...]) -> Model:
+        """Return the model with these buffers, registered in its module; an example has `input_shape`."""
+        ...
+
+
+def extended(method: Method, model: Model, input_shape: tuple[int, ...]) -> Model:
+    """Return the model that a method trains: with its buffers where it has some, else the model as it is."""
+    return method.extended(model, input_shape) if isinstance(method, Extends) else model

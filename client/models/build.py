@@ -33,6 +33,7 @@ class Model:
         trainable: the parameters that training may change; only these have `requires_grad`.
         names: all names, in the module's order.
         batch_norm_policy: the study's `model.batch_norm`.
+        extra: buffers that the study's method added; they leave the site, and no gradient moves them.
     """
 
     module: nn.Module
@@ -41,13 +42,19 @@ class Model:
     trainable: frozenset[str]
     names: tuple[str, ...]
     batch_norm_policy: Literal["average", "local", "freeze"]
+    extra: frozenset[str] = frozenset()
+
+    @property
+    def own_batch_norm(self) -> frozenset[str]:
+        """What of BatchNorm never leaves the site: all of it under the policy "local"."""
+        return self.batch_norm if self.batch_norm_policy == "local" else frozenset()
 
     @property
     def moving(self) -> frozenset[str]:
-        """What training may change: trainable parameters, and buffers of BatchNorm layers in training mode."""
+        """What training may change: trainable parameters, buffers of BatchNorm in training mode, and `extra`."""
         buffers = self.batch_norm - frozenset(name for name, _ in self.module.named_parameters())
         live = frozenset(name for name in buffers if f"{name.rpartition('.')[0]}.weight" in self.trainable)
-        return self.trainable | (live if self.batch_norm_policy != "freeze" else frozenset())
+        return self.trainable | self.extra | (live if self.batch_norm_policy != "freeze" else frozenset())
 
 
 def build_model(
@@ -149,7 +156,7 @@ def get_weights(module: nn.Module, names: Iterable[str] | None = None) -> dict[s
     Raises:
         ModelError: a name that the module does not have.
     """
-    state = module.state_dict()
+    state = module.state_dict(keep_vars=True)
     chosen = list(state) if names is None else list(names)
     if unknown := [name for name in chosen if name not in state]:
         raise ModelError(f"array '{unknown[0]}' is not in the model, expected one of its {len(state)} names")
@@ -164,7 +171,7 @@ def set_weights(module: nn.Module, weights: Weights) -> None:
     Raises:
         ModelError: a name that the module does not have, or a shape that differs.
     """
-    state = module.state_dict()
+    state = module.state_dict(keep_vars=True)
     for name, array in weights.items():
         if name not in state:
             raise ModelError(f"array '{name}' is not in the model, expected one of its {len(state)} names")
@@ -173,7 +180,7 @@ def set_weights(module: nn.Module, weights: Weights) -> None:
     with torch.no_grad():
         for name, array in weights.items():
             if state[name].device.type == "cpu":
-                np.copyto(state[name].numpy(), array, casting="unsafe")
+                np.copyto(state[name].detach().numpy(), array, casting="unsafe")
             else:
                 state[name].copy_(torch.from_numpy(np.array(array)))
 

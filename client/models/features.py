@@ -1,4 +1,7 @@
-"""What a model's head is given, and a model that answers with the nearest of remembered examples beside it."""
+"""What a model's head is given, and models that answer by it: with nearest examples, or with a second extractor."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +12,38 @@ from client.models.build import Model
 _BATCH = 512
 _LEAST = 1e-7
 """Probabilities are kept this far from 0, so that every loss is finite."""
+
+
+def head_layer(model: Model) -> str:
+    """Return the path of the module that owns the head; empty for a model that is one module (`linear`)."""
+    return next(name for name in model.names if name in model.head).rpartition(".")[0]
+
+
+@contextmanager
+def watched(module: nn.Module, layer: str) -> Iterator[Callable[[Tensor], tuple[Tensor, Tensor]]]:
+    """Give a function that answers x with the module's logits `(B, outputs)` and the inputs of its `layer`.
+
+    These are the features `(B, ...)` where the layer is the head's; an empty path is the module itself.
+    """
+    given: list[Tensor] = []
+
+    def ask(x: Tensor) -> tuple[Tensor, Tensor]:
+        given.clear()
+        return module(x), given[0]
+
+    hook = module.get_submodule(layer).register_forward_pre_hook(lambda _, args: given.append(args[0]))
+    try:
+        yield ask
+    finally:
+        hook.remove()
+
+
+def flattened(features: Tensor, layer: str) -> Tensor:
+    """Return features `(B, ...)` of a `layer` as `(B, D)`.
+
+    Maps `(B, D, H, W)` are averaged; a model that is one module is given the inputs, flattened.
+    """
+    return features.flatten(1) if not layer or features.ndim == 2 else features.flatten(2).mean(dim=2)
 
 
 class WithNeighbours(nn.Module):
@@ -33,8 +68,7 @@ class WithNeighbours(nn.Module):
 
     def __init__(self, model: Model, x: Tensor, y: Tensor, *, neighbours: int) -> None:
         super().__init__()
-        first = next(name for name in model.names if name in model.head)
-        self.model, self._owner, self._neighbours = model.module, first.rpartition(".")[0], min(neighbours, len(y))
+        self.model, self._owner, self._neighbours = model.module, head_layer(model), min(neighbours, len(y))
         self.eval()
         seen = [self.see(part) for part in torch.split(x, _BATCH)]
         self._one_logit = seen[0][0].shape[1] == 1
@@ -44,18 +78,10 @@ class WithNeighbours(nn.Module):
 
     @torch.no_grad()
     def see(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the model's logits `(B, outputs)`, and the features `(B, D)`: what the head's own module is given.
-
-        Maps `(B, D, H, W)` are averaged; a model that is one module (`linear`) is given the inputs, flattened.
-        """
-        given: list[Tensor] = []
-        hook = self.model.get_submodule(self._owner).register_forward_pre_hook(lambda _, args: given.append(args[0]))
-        try:
-            logits: Tensor = self.model(x)
-        finally:
-            hook.remove()
-        whole = given[0].flatten(1) if not self._owner or given[0].ndim == 2 else given[0].flatten(2).mean(dim=2)
-        return logits, whole
+        """Return the model's logits `(B, outputs)`, and the features `(B, D)`: what the head's own module is given."""
+        with watched(self.model, self._owner) as ask:
+            logits, features = ask(x)
+        return logits, flattened(features, self._owner)
 
     @torch.no_grad()
     def parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,3 +112,23 @@ class WithNeighbours(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the logits `(B, outputs)`."""
         return self.answer(*self.parts(inputs), self.mix).to(inputs.dtype)
+
+
+class TwoExtractors(nn.Module):
+    """The sum of two models' logits: a linear head on the features of both, joined.
+
+    Its state_dict holds the first under `model.`, the second under `own.`; what the two have in common because no
+    one trains it (a frozen backbone whose features are cached) is in the served file once, under `model.`.
+
+    Args:
+        model, own: stay the same modules, and in the modes they are in.
+    """
+
+    def __init__(self, model: nn.Module, own: nn.Module) -> None:
+        super().__init__()
+        self.model, self.own = model, own
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the logits `(B, outputs)`."""
+        logits: Tensor = self.model(inputs) + self.own(inputs)
+        return logits

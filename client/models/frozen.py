@@ -34,6 +34,8 @@ class Cut:
 
 def cut(model: Model) -> Cut | None:
     """Return the model cut behind its frozen part; None where there is nothing to gain or no single place to cut."""
+    if all(name in model.moving for name, _ in model.module.named_parameters()):
+        return None  # nothing is frozen: not worth a look
     model.module.train()  # a graph holds what `self.training` was: chance must be seen, not traced away
     try:
         graph = fx.Tracer().trace(model.module)
@@ -63,10 +65,13 @@ def cut(model: Model) -> Cut | None:
     for layer in tail.modules():
         if getattr(layer, "inplace", False):
             layer.inplace = False  # type: ignore[assignment]  # methods give the same features to several passes
+    for name in model.extra:
+        tail.register_buffer(name, model.module.get_buffer(name))
     names = tuple(tail.state_dict())
     kept = frozenset(names)
     policy = model.batch_norm_policy
-    return Cut(body, Model(tail, model.head & kept, model.batch_norm & kept, model.trainable & kept, names, policy))
+    parts = (model.head & kept, model.batch_norm & kept, model.trainable & kept)
+    return Cut(body, Model(tail, *parts, names, policy, model.extra))
 
 
 def _moves(node: fx.Node, modules: Mapping[str, nn.Module], moving: frozenset[str]) -> bool:

@@ -9,16 +9,18 @@ from client.models.resnet20 import ResNet20
 from common.errors import ModelError
 
 SMALL_NAMES = ("small_cnn", "resnet20", "mlp", "mlp_bn", "linear")
+HIDDEN = (32,)
+"""Sizes of the hidden layers of `mlp` and `mlp_bn` where the study names none."""
 
 
 def build_small(
-    name: str, *, input_shape: tuple[int, ...], num_outputs: int, hidden: tuple[int, ...]
+    name: str, *, input_shape: tuple[int, ...], num_outputs: int, hidden: tuple[int, ...] | None = None
 ) -> tuple[nn.Module, frozenset[str]]:
     """Build one of `SMALL_NAMES` and return it with the state_dict names of its head.
 
     Args:
         input_shape: `(C, H, W)` for images or `(D,)` for rows of a table.
-        hidden: sizes of the hidden layers; only `mlp` and `mlp_bn` read it.
+        hidden: sizes of the hidden layers, None for `HIDDEN`; only `mlp` and `mlp_bn` read it.
 
     Raises:
         ModelError: `small_cnn` or `resnet20` for a table, or `mlp` or `mlp_bn` without a hidden layer.
@@ -29,7 +31,8 @@ def build_small(
         check_images(name, input_shape)
         return ResNet20(input_shape[0], num_outputs), frozenset({"linear.weight", "linear.bias"})
     if name in ("mlp", "mlp_bn"):
-        module = mlp(math.prod(input_shape), num_outputs, hidden, batch_norm=name == "mlp_bn")
+        sizes = HIDDEN if hidden is None else hidden
+        module = mlp(math.prod(input_shape), num_outputs, sizes, batch_norm=name == "mlp_bn")
     else:
         check_images(name, input_shape)
         module = small_cnn(input_shape[0], num_outputs)

@@ -8,6 +8,8 @@ from server.strategies.fedadagrad import FedAdagrad
 from server.strategies.fedadam import FedAdam
 from server.strategies.fedavg import FedAvg
 from server.strategies.fedavgm import FedAvgM
+from server.strategies.feddyn import FedDyn
+from server.strategies.fedexp import FedExP
 from server.strategies.fednova import FedNova
 from server.strategies.fedyogi import FedYogi
 from server.strategies.geometric_median import GeometricMedian
@@ -22,11 +24,13 @@ from server.strategies.trimmed_mean import TrimmedMean
 STRATEGIES: Mapping[str, type[Strategy]] = {
     "fedavg": FedAvg,
     "fedavgm": FedAvgM,
+    "fedexp": FedExP,
     "fedadam": FedAdam,
     "fedyogi": FedYogi,
     "fedadagrad": FedAdagrad,
     "qfedavg": QFedAvg,
     "scaffold": Scaffold,
+    "feddyn": FedDyn,
     "fednova": FedNova,
     "reptile": Reptile,
     "per_fedavg": PerFedAvg,
@@ -42,13 +46,13 @@ def build_strategy(config: StrategyConfig, *, rounds: int, num_sites: int, learn
 
     Args:
         rounds: how many the study plans, for what changes over them (Reptile's step).
-        num_sites: how many sites the study names (SCAFFOLD's control variate is a mean over all of them).
+        num_sites: how many sites the study names (SCAFFOLD's control variate and FedDyn's drift are over all of them).
         learning_rate: the sites' own, for a strategy whose setting of that name is left open (q-FedAvg).
     """
     settings = config.model_dump(exclude={"kind"})
     if config.kind == "reptile":
         settings["rounds"] = rounds
-    if config.kind == "scaffold":
+    if config.kind in ("scaffold", "feddyn"):
         settings["num_sites"] = num_sites
     if config.kind == "qfedavg" and settings["learning_rate"] is None:
         settings["learning_rate"] = learning_rate

@@ -7,10 +7,12 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from common.weights import Array, Weights, add_scaled, block, is_float, spec, weighted_mean
+from common.weights import Array, Weights, add_scaled, block, is_float, spec, under, weighted_mean
 
 Floats = npt.NDArray[np.float64]
 
+SERVED = "served/"
+"""Prefix in a strategy's memory of the arrays that are served in place of the weights that sites train from."""
 BLOCK_BYTES = 8 * 2**20
 """Size of one block of coordinates over all sites, in float64; sorting one takes about four times as much."""
 
@@ -48,6 +50,8 @@ class ServerState:
         held: with a downlink codec, the weights as the sites of the last round have them.
         link: what the downlink codec keeps.
         holders: who has `held`.
+        asked: in how many rounds each site was asked; sites that never were are not in it.
+        accepted: the round of each site's last update that counted; sites without one are not in it.
     """
 
     round: int
@@ -59,11 +63,18 @@ class ServerState:
     held: Weights = field(default_factory=dict)
     link: Mapping[str, Array] = field(default_factory=dict)
     holders: frozenset[str] = frozenset()
+    asked: Mapping[str, int] = field(default_factory=dict)
+    accepted: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def optimised(self) -> tuple[str, ...]:
         """Names of the floating-point arrays that are trained, in sorted order: what a server optimiser may act on."""
         return tuple(n for n in sorted(self.weights) if n not in self.buffers and is_float(self.weights[n]))
+
+    @property
+    def served(self) -> Weights:
+        """What the run ends with: the weights, with the arrays that the strategy serves in their places."""
+        return {**self.weights, **under(self.memory, SERVED)}
 
     @property
     def averaged(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ https://arxiv.org/abs/1905.10497
 with `F_k` = `start.loss`, the loss of the weights as received on the site's training split, and the norm over
 the optimised arrays. The shares are F_k**q / sum_j F_j**q, so that the step is their mean delta times
 `sum_k L * F_k**q / sum_k h_k`; buffers and integers take the mean whole. q = 0 is FedAvg with equal shares.
+L stands for the slope of the loss as the sites' steps see it, so momentum and Adam are refused (`common.rules`).
 """
 
 from collections.abc import Iterable, Mapping
