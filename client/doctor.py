@@ -137,13 +137,14 @@ def examine(path: Path, *, study: Path | None = None) -> list[Finding]:
             "clock",
             "approved",
         )
-        names += ("data", "weights", "state", "disk")
+        names += ("data", "scale", "weights", "state", "disk")
         findings += [skipped(name, "needs the settings") for name in names]
     else:
         identity = check_identity(config)
         findings += [*identity, *_check_network(config, identity, os.environ)]
         findings += [
             check_data(config, plan),
+            check_scale(config, plan),
             check_weights(config, plan),
             check_state(config),
             check_disk(config),
@@ -288,25 +289,56 @@ def check_data(config: SiteConfig, study: StudyConfig | None) -> Finding:
     if study is None:
         return _look_for_data(config.data.path)
     try:
-        card = load_data(
+        data = load_data(
             config.data,
             study.task,
             study.split,
             site=config.name,
             min_examples=study.min_examples,
             share_class_counts=True,  # for the line below, which stays here
-        ).card
+        )
     except ConsiliumError as error:
         fix = "correct the data or [data] in site.toml; data.max_skipped allows some unusable files or rows"
         return failed("data", str(error), fix, type(error))
+    card = data.card
     counts = ", ".join(f"{name} {count}" for name, count in (card.class_counts or {}).items())
+    patients = "" if card.num_groups is None else f" of {card.num_groups} patients"
+    common = f", {card.num_test} of them the common test set" if card.test_digest else ""
     text = (
-        f"{card.num_examples} examples{f' ({counts})' if counts else ''}, {card.num_skipped} skipped; shown here only"
+        f"{card.num_examples} examples{patients}{f' ({counts})' if counts else ''}{common}, {card.num_skipped} "
+        "skipped; shown here only"
     )
     missing = sorted(set(study.task.classes) - set(card.classes))
     if missing:
         return warned("data", f"{text}; no example of {', '.join(missing)}", "see whether this is so at this hospital")
+    if data.notes:
+        fix = "see why rows or files are there more than once, and whether whose they are can be told (split.group)"
+        return warned("data", f"{text}; {'; '.join(data.notes)}", fix)
     return passed("data", text)
+
+
+def check_scale(config: SiteConfig, study: StudyConfig | None) -> Finding:
+    """Say by what the inputs will be scaled, and which numbers leave this site for that."""
+    if study is None:
+        return skipped("scale", "no study known yet")
+    task, needed = study.task, study.task.scale == "federation"
+    if not task.agrees_on_scale:
+        if task.scale == "site":
+            fix = (
+                "every site's inputs are centred on its own patients, which takes out what tells sick from healthy "
+                "where one is more frequent than elsewhere: ask the coordinator for task.scale = 'federation'"
+            )
+            return warned("scale", "by this site's own training rows (task.scale = 'site'); nothing leaves for it", fix)
+        return passed("scale", "by fixed numbers of the study; nothing leaves for it")
+    what = "images' pixels, per channel" if task.kind == "images" else f"{len(task.scaled_columns)} number columns"
+    sums = f"count, sum and sum of squares of {what}, over the training examples (share_scale in site.toml)"
+    if config.share_scale:
+        return passed("scale", f"by that of all sites; leaves this site, once a run: {sums}")
+    if needed:
+        fix = "set share_scale = true in site.toml, or ask the coordinator for another task.scale"
+        return failed("scale", f"task.scale = 'federation' needs the {sums}, which is false", fix, ConfigError)
+    fix = "set share_scale = true, or every site of the study is scaled by its own training rows"
+    return warned("scale", f"this site keeps to itself the {sums}, which is false", fix)
 
 
 def _look_for_data(path: Path) -> Finding:

@@ -10,7 +10,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from common.algorithms import (
     CodecConfig,
@@ -24,6 +24,7 @@ from common.algorithms import (
 from common.errors import ConfigError
 from common.records import Record
 from common.rules import problems
+from common.scale import ColumnScale, Scale, joined
 from common.text import clean, is_clean
 
 
@@ -51,15 +52,24 @@ Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 MAX_CLASS_NAME = 200
 ClassName = Annotated[str, Field(max_length=MAX_CLASS_NAME), AfterValidator(_check_clean)]
 """A class's name is shown in tables and logs at server and sites."""
+_PLAIN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._ -]{0,99}$"
+_IN_WORDS[_PLAIN_NAME] = "the name of a file or folder without a path, e.g. test.npz"
+PlainName = Annotated[str, Field(pattern=_PLAIN_NAME)]
+"""Of a file or folder that a study names: it cannot lead out of the site's own folder."""
 
 
 # --- what is learned -------------------------------------------------------------------------------
 
 
 class _Task(Record):
-    """What every task can tell of itself."""
+    """What every task can tell of itself.
+
+    Args:
+        test: the name of a file or folder in every site's data folder that holds one test set common to all sites.
+    """
 
     classes: tuple[ClassName, ...]
+    test: PlainName | None = None
 
     @property
     def num_outputs(self) -> int:
@@ -81,6 +91,21 @@ class _Task(Record):
         """How a label that is a number is answered; None where it is a class."""
         return None
 
+    @property
+    def scaled_columns(self) -> tuple[str, ...]:
+        """Names of what one scale for all sites has numbers of: number columns, or channels of images."""
+        raise NotImplementedError
+
+    @property
+    def agrees_on_scale(self) -> bool:
+        """Whether the scale is settled in the handshake, from what the sites tell."""
+        raise NotImplementedError
+
+    @property
+    def fixed_scale(self) -> Scale | None:
+        """The scale that the study itself gives for its columns; None where it gives none."""
+        return None
+
 
 class ImageTask(_Task):
     """Classify images: files in one sub-folder per class, or arrays in an `.npz` file, as each site has them."""
@@ -92,6 +117,7 @@ class ImageTask(_Task):
     pixel_max: float = Field(default=1.0, gt=0)
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
+    scale: Literal["federation", "site"] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> "ImageTask":
@@ -101,11 +127,23 @@ class ImageTask(_Task):
                 raise ValueError(f"{name} must have 1 or {self.channels} values, got {len(values)}")
         if min(self.std) <= 0:
             raise ValueError(f"std must be greater than 0, got {min(self.std)}")
+        if self.scale is not None and (self.mean, self.std) != ((0.0,), (1.0,)):
+            raise ValueError(f"scale = '{self.scale}' takes mean and std from the images: remove 'mean' and 'std'")
         return self
+
+    @property
+    def scaled_columns(self) -> tuple[str, ...]:
+        """Names of the channels."""
+        return ("grey",) if self.channels == 1 else ("red", "green", "blue")
+
+    @property
+    def agrees_on_scale(self) -> bool:
+        """Whether the scale is settled in the handshake; without `scale` it is `mean` and `std`."""
+        return self.scale == "federation"
 
 
 class NumberColumn(Record):
-    """A numeric feature, standardised at each site by the site's own training rows."""
+    """A numeric feature, standardised as `task.scale` says."""
 
     kind: Literal["number"] = "number"
 
@@ -129,6 +167,12 @@ _ROUNDING = 1e-5
 """What a label of the model's size may lose in float32, with a margin; of no weight beside a tolerance."""
 
 
+def _known_scale(value: Any) -> Any:
+    if isinstance(value, str) and value not in ("federation", "site"):
+        raise ValueError(f"must be 'federation', 'site', or mean and std for every number column, got '{value[:50]}'")
+    return value
+
+
 class Regression(Record):
     """The label is a number. The model answers `(label - center) / scale`; the loss is its squared error.
 
@@ -149,7 +193,9 @@ class Regression(Record):
 class TableTask(_Task):
     """Learn from rows of a table: `.csv` files with a header, or `.parquet` files, in a site's data folder.
 
-    The label is one of `classes`, or with `regression` a number.
+    The label is one of `classes`, or with `regression` a number. `scale` says by what number columns are standardised:
+    the training rows of all sites, a site's own, or fixed numbers; None is that of all sites where every site tells
+    its sums, else each site's own.
     """
 
     kind: Literal["table"] = "table"
@@ -158,6 +204,9 @@ class TableTask(_Task):
     label: str
     columns: dict[str, Column] = Field(min_length=1)
     missing: Literal["refuse", "drop_row", "impute"] = "refuse"
+    scale: Annotated[Literal["federation", "site"] | dict[str, ColumnScale] | None, BeforeValidator(_known_scale)] = (
+        None
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "TableTask":
@@ -166,7 +215,28 @@ class TableTask(_Task):
             raise ValueError("give either 'classes', at least two, or 'regression' for a label that is a number")
         if self.label in self.columns:
             raise ValueError(f"label '{self.label}' is also a feature column")
+        if isinstance(self.scale, dict) and (differing := sorted(self.scale.keys() ^ set(self.scaled_columns))):
+            what = "a scale, but is no number column" if differing[0] in self.scale else "no scale, expected one"
+            raise ValueError(f"column '{differing[0]}' has {what}: give mean and std of every number column")
         return self
+
+    @property
+    def scaled_columns(self) -> tuple[str, ...]:
+        """Names of the number columns."""
+        return tuple(name for name, column in self.columns.items() if isinstance(column, NumberColumn))
+
+    @property
+    def agrees_on_scale(self) -> bool:
+        """Whether the scale is settled in the handshake, from what the sites tell."""
+        return bool(self.scaled_columns) and self.scale in (None, "federation")
+
+    @property
+    def fixed_scale(self) -> Scale | None:
+        """The scale that is known from the study alone, in the order of its number columns; None where it is not."""
+        given = self.scale if isinstance(self.scale, dict) else {}
+        if self.scale == "site" or not given.keys() >= set(self.scaled_columns):
+            return None
+        return joined([given[name] for name in self.scaled_columns])
 
     @property
     def score(self) -> str:
@@ -218,7 +288,7 @@ class ModelConfig(Record):
     """Which model, from which weights, and what of it is trained."""
 
     name: str = "small_cnn"
-    hidden: tuple[int, ...] = (32,)
+    hidden: tuple[int, ...] | None = None
     pretrained: PretrainedConfig | None = None
     trainable: Literal["all", "head", "last_block"] = "all"
     batch_norm: Literal["average", "local", "freeze"] = "average"
@@ -244,12 +314,25 @@ class TrainingConfig(Record):
 
 
 class SplitConfig(Record):
-    """How each site splits its own data; stratified by class, the same at every start."""
+    """How each site splits its own data; stratified by class, the same at every start.
+
+    Rows of one patient stay together: exact copies of each other, unless `copies` is `ignore`, and rows that `group`
+    says are one patient's. Where `parts` is given, it says which rows are for training, validation and test.
+
+    Args:
+        group: tables: a column; folders of images: `folder` (a sub-folder of the class for each patient) or a pattern
+            of file names with the patient in brackets; arrays: the name of an array.
+        parts: a file `NAME.csv` beside the data; else tables: a column; folders of images: `folder` (a folder for
+            each part above the classes); arrays: the name of an array.
+    """
 
     test: Fraction = 0.2
     validation: Fraction = 0.15
     seed: int = Field(default=0, ge=0, lt=2**32)
     validation_seed: int = Field(default=0, ge=0, lt=2**32)
+    group: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_check_clean)] | None = None
+    parts: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_check_clean)] | None = None
+    copies: Literal["together", "ignore"] = "together"
 
 
 # --- the two files ---------------------------------------------------------------------------------
@@ -323,6 +406,11 @@ class StudyConfig(Record):
         return max(1, math.ceil(round(self.cohort_fraction * self._all_sites, 9)))
 
     @property
+    def fixed_test(self) -> bool:
+        """Whether the test rows are given, so that another `split.seed` draws no others."""
+        return self.task.test is not None or self.split.parts is not None
+
+    @property
     def _all_sites(self) -> int:
         return self.num_sites or len(self.sites)
 
@@ -342,6 +430,7 @@ class ImageFolderData(Record):
 
     kind: Literal["images"] = "images"
     path: Path
+    test: Path | None = None
     max_skipped: int = Field(default=0, ge=0)
 
 
@@ -350,6 +439,7 @@ class TableData(Record):
 
     kind: Literal["table"] = "table"
     path: Path
+    test: Path | None = None
     max_skipped: int = Field(default=0, ge=0)
 
 
@@ -358,9 +448,11 @@ class ArraysData(Record):
 
     kind: Literal["arrays"] = "arrays"
     path: Path
+    test: Path | None = None
     max_skipped: int = Field(default=0, ge=0)
 
 
+# `test`: where the study's common test set lies, if not in the data folder under the name that the study gives it.
 DataConfig = Annotated[ImageFolderData | TableData | ArraysData, Field(discriminator="kind")]
 
 
@@ -383,6 +475,7 @@ class SiteConfig(Record):
     micro_batch_size: int | None = Field(default=None, ge=1)
     share_class_counts: bool = False
     class_counts_epsilon: float | None = Field(default=None, gt=0)
+    share_scale: bool = True
     share_error_details: bool = False
     test_readings: int = Field(default=1, ge=1, le=1_000)
     metrics_address: str | None = Field(default=None, pattern=r"^[^\s/]+:\d{1,5}$")
@@ -427,8 +520,9 @@ def load_site(path: Path) -> SiteConfig:
         value = values.get(key, SiteConfig.model_fields[key].default)
         if isinstance(value, str | Path):
             values[key] = folder / value
-    if isinstance(values.get("data"), dict) and isinstance(values["data"].get("path"), str):
-        values["data"] = {**values["data"], "path": folder / values["data"]["path"]}
+    if isinstance(values.get("data"), dict):
+        paths = {key: values["data"][key] for key in ("path", "test") if isinstance(values["data"].get(key), str)}
+        values["data"] |= {key: folder / path for key, path in paths.items()}
     return parse_site(values, source=str(path))
 
 

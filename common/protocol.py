@@ -12,11 +12,13 @@ from pydantic import AfterValidator, BaseModel, Field, TypeAdapter, ValidationEr
 
 from common.config import ClassName, SiteName, StudyConfig, describe
 from common.errors import ProtocolError
+from common.patients import Patients
 from common.records import Record
+from common.scale import Moments, Scale
 from common.text import clean
 from common.wire.limits import MAX_TEXT_BYTES
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 """Of plans and replies; every change that another release could misread raises it."""
 CODEC_VERSION = 1
 """Of the bytes of payloads, of every codec and of the container."""
@@ -44,7 +46,7 @@ def study_digest(study: StudyConfig) -> str:
 
 
 class _Plan(Record):
-    protocol: Literal[3] = 3
+    protocol: Literal[4] = 4
     codecs: Literal[1] = 1
     run: RunName
     site: SiteName
@@ -70,6 +72,16 @@ class _LaterPlan(_Plan):
     study: Sha256
 
 
+class ScalePlan(_LaterPlan):
+    """Scale the inputs of this run by these numbers, or where there are none by this site's own training rows.
+
+    Sent to every site before round 1 where the study leaves the scale to the handshake, and to whoever comes later.
+    """
+
+    kind: Literal["scale"] = "scale"
+    scale: Scale | None
+
+
 class InitialWeightsPlan(_LaterPlan):
     """Send the initial weights whose digest all sites agreed on (asked of one site)."""
 
@@ -79,24 +91,52 @@ class InitialWeightsPlan(_LaterPlan):
 class RoundPlan(_LaterPlan):
     """Evaluate the weights received, train, evaluate the served model, answer once.
 
+    `accepted`: the round of this site's last update that counted; None if none has. What the site kept after that
+    round is what it goes on from: a later round whose reply was lost or rejected leaves no trace.
+    `asked`: in how many rounds of the run this site was asked, this one included; so many rounds' training is what
+    its local-only model gets.
     `share`: the part that this site's last update has in the weights sent; 0 if it is not in them.
     `base`: the round whose weights the payload is a difference from; None for weights in full.
     """
 
     kind: Literal["round"] = "round"
     round: int = Field(ge=1)
+    accepted: int | None = Field(default=None, ge=1)
+    asked: int = Field(ge=1)
     share: float = Field(default=0.0, ge=0, le=1)
     base: int | None = Field(default=None, ge=1)
 
+    @model_validator(mode="after")
+    def _check(self) -> "RoundPlan":
+        _check_past(self.accepted, self.asked, before=self.round, rounds=self.round)
+        if self.base is not None and self.base != self.accepted:
+            raise ValueError(f"base is round {self.base}, but the last accepted round is {self.accepted}")
+        return self
+
 
 class FinishPlan(_LaterPlan):
-    """Personalise the final weights and read the test split, once."""
+    """Personalise the final weights and read the test split, once; `accepted` and `asked` as in a RoundPlan."""
 
     kind: Literal["finish"] = "finish"
     round: int = Field(ge=0)
+    accepted: int | None = Field(default=None, ge=1)
+    asked: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> "FinishPlan":
+        _check_past(self.accepted, self.asked, before=self.round + 1, rounds=self.round)
+        return self
 
 
-Plan = Annotated[HandshakePlan | InitialWeightsPlan | RoundPlan | FinishPlan, Field(discriminator="kind")]
+def _check_past(accepted: int | None, asked: int, *, before: int, rounds: int) -> None:
+    """Refuse what cannot have been: a site asked more often than there were rounds would train without end."""
+    if accepted is not None and accepted >= before:
+        raise ValueError(f"accepted is round {accepted}, expected one before round {before}")
+    if asked > rounds:
+        raise ValueError(f"asked {asked} times in {rounds} rounds")
+
+
+Plan = Annotated[HandshakePlan | ScalePlan | InitialWeightsPlan | RoundPlan | FinishPlan, Field(discriminator="kind")]
 
 
 Version = Annotated[str, Field(pattern=r"^[A-Za-z0-9.+_!-]{1,64}$")]
@@ -130,6 +170,12 @@ NOISE_PER_CLASS = 10_000
 class DataCard(Record):
     """What a site tells about its data: totals, class names, never an example.
 
+    `num_groups`: how many patients the site's own examples are of; None where every example is a patient's only one.
+    `num_copies`: how many of its own examples are exact copies of another one that they are kept together with.
+    `num_alike`: how many are equal to another one, but may be of two patients, since equal rows are likely here.
+    `test_digest`: the SHA-256 of the study's common test set, empty without one; its rows are `num_test`.
+    `moments`: of each number column or channel, for one scale over all sites; None where the site keeps them to itself
+    or the study has no use for them.
     `test_readings`: how often its test split was read for this study, of `test_readings_allowed`.
     """
 
@@ -140,7 +186,12 @@ class DataCard(Record):
     num_skipped: Count
     classes: tuple[ClassName, ...] = Field(max_length=MAX_CLASSES)
     class_counts: dict[ClassName, Count] | None = Field(default=None, max_length=MAX_CLASSES)
+    num_groups: Count | None = None
+    num_copies: Count = 0
+    num_alike: Count = 0
     schema_digest: Digest
+    test_digest: Digest = ""
+    moments: Moments | None = None
     test_readings: Count = 0
     test_readings_allowed: Annotated[Count, Field(ge=1)] = 1
 
@@ -149,14 +200,19 @@ class DataCard(Record):
         parts = self.num_train + self.num_validation + self.num_test
         if parts != self.num_examples:
             raise ValueError(f"training, validation and test examples are {parts}, expected {self.num_examples} in all")
+        own = self.num_examples - (self.num_test if self.test_digest else 0)
+        if max(self.num_copies, self.num_alike, self.num_groups or 0) > own:
+            raise ValueError(f"more copies or patients than the {own} examples of the site's own")
         told = self.class_counts or {}
         if sum(told.values()) > self.num_examples + NOISE_PER_CLASS * len(told):
             raise ValueError(f"class counts are {sum(told.values())} in all, of {self.num_examples} examples")
+        if self.moments is not None and max(self.moments.counts, default=0) > self.num_train:
+            raise ValueError(f"moments are of {max(self.moments.counts)} values, of {self.num_train} training examples")
         return self
 
 
 class _Reply(Record):
-    protocol: Literal[3] = 3
+    protocol: Literal[4] = 4
     codecs: Literal[1] = 1
     run: RunName
     site: SiteName
@@ -178,6 +234,12 @@ class HandshakeReply(_Reply):
     shared_buffers: tuple[ArrayName, ...] = Field(max_length=MAX_BUFFERS)
 
 
+class ScaleReply(_Reply):
+    """The answer to a ScalePlan: the inputs are scaled so, and will be until the run ends."""
+
+    kind: Literal["scale"] = "scale"
+
+
 class InitialWeightsReply(_Reply):
     """The answer to an InitialWeightsPlan; its payload holds the shared initial weights."""
 
@@ -197,11 +259,22 @@ class RoundReply(_Reply):
     metrics: dict[MetricName, float] = Field(max_length=MAX_METRICS)
 
 
+class PatientCounts(Record):
+    """Sums over the patients of the test split: of right answers per model, and of personal minus local."""
+
+    majority: Patients
+    local: Patients | None = None
+    global_: Patients | None = None
+    personal: Patients
+    difference: Patients | None = None
+
+
 class TestCounts(Record):
     """How many test examples each model got right; enough to recompute every interval.
 
     `pairs` counts the examples by (local right, personal right): both, only local, only personal,
-    neither. Both it and `local` are None in a study without the local-only baseline. Counts only: no
+    neither. Both it and `local` are None in a study without the local-only baseline. `patients` are
+    sums over patients, None where every example is a patient's only one. Counts and sums only: no
     example, no score.
     """
 
@@ -211,6 +284,7 @@ class TestCounts(Record):
     global_: Count | None = None
     personal: Count
     pairs: tuple[Count, Count, Count, Count] | None = None
+    patients: PatientCounts | None = None
 
     @model_validator(mode="after")
     def _check(self) -> "TestCounts":
@@ -226,7 +300,25 @@ class TestCounts(Record):
                 )
         if max(self.majority, self.global_ or 0, self.personal) > self.num_test:
             raise ValueError(f"more right than the {self.num_test} tested: {self.majority}, {self.global_}")
+        if self.patients is not None:
+            self._check_patients(self.patients)
         return self
+
+    def _check_patients(self, of: PatientCounts) -> None:
+        """Refuse sums over patients that are not of these counts."""
+        gained = None if self.pairs is None else self.pairs[2] - self.pairs[1]
+        expected = {"majority": self.majority, "local": self.local, "global_": self.global_, "personal": self.personal}
+        first = of.majority
+        for name, total in (expected | {"difference": gained}).items():
+            sums: Patients | None = getattr(of, name)
+            if (sums is None) != (total is None):
+                raise ValueError(f"sums over patients of '{name}' without its counts, or counts without sums")
+            if sums is None:
+                continue
+            sizes = (sums.num, sums.rows, sums.sizes, sums.fourths)
+            known = (first.num, self.num_test, first.sizes, first.fourths)
+            if sizes != known or sums.total != total or (name != "difference" and (sums.worse or sums.moved != total)):
+                raise ValueError(f"sums over patients of '{name}' are not of these counts: {sums}, expected {total}")
 
 
 class FinishReply(_Reply):
@@ -246,7 +338,7 @@ class FailureReply(_Reply):
 
 
 Reply = Annotated[
-    HandshakeReply | InitialWeightsReply | RoundReply | FinishReply | FailureReply,
+    HandshakeReply | ScaleReply | InitialWeightsReply | RoundReply | FinishReply | FailureReply,
     Field(discriminator="kind"),
 ]
 

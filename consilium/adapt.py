@@ -19,13 +19,16 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
+from pydantic import ValidationError
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -35,17 +38,17 @@ from safetensors.numpy import load
 from torch import Tensor
 
 from client.data import Examples, SiteData, load_data
-from client.methods import build_method
+from client.methods import build_method, extended
 from client.models import Model, build_model, get_weights, set_weights
 from client.site import Names, device_of, divide, on_device
 from client.training import Evaluation, LocalWork, batches, begin, evaluate, loss_of, own_randomness
-from common.config import ModelConfig, SiteConfig, StudyConfig, load_site, load_study
-from common.errors import ConfigError, DataError, ModelError, UpdateRejected
+from common.config import ModelConfig, SiteConfig, StudyConfig, Task, describe, load_site, load_study
+from common.errors import ConfigError, ModelError, UpdateRejected
 from common.files import write_atomically
-from common.protocol import TestCounts
+from common.scale import Scale
 from common.seeds import seed_for
 from common.weights import Weights, check_finite, check_like
-from consilium.statistics import Estimate, estimate
+from consilium.findings import LEAST_PATIENTS, Evidence, Interval, interval_of
 
 Json = Mapping[str, Any]
 
@@ -54,6 +57,16 @@ FEW_STEPS = 20
 """Up to here every stop gets a sentence; all of them are in the table."""
 _RATES = ("inner_learning_rate", "adapt_learning_rate", "learning_rate")
 """What methods call the rate of the steps that a site takes on its own."""
+
+
+@dataclass(frozen=True)
+class _WeightsFile:
+    """A weights file as it was read: its arrays, what its header says, and its sha256."""
+
+    path: Path
+    arrays: Weights
+    notes: Json
+    sha256: str
 
 
 def stops(steps: int) -> list[int]:
@@ -88,7 +101,7 @@ def adapt_site(
 
     Raises:
         ConfigError: an argument or a file of settings is wrong, or the steps diverge.
-        DataError: the data is missing, corrupt or too small, or there are no test examples.
+        DataError: the data is missing, corrupt or too small.
         ModelError: the model cannot be built, or the weights do not fit.
     """
     if steps < 0:
@@ -101,8 +114,10 @@ def adapt_site(
     seed = study.seed if seed is None else seed
     torch.set_num_threads(site.threads)  # how a sum is split over threads shows in its last bits
 
-    data = _load(site, study)
-    model, starts, weights = _starts(site, study, data, weights_file)
+    file = _open_weights(weights_file, study=study.name)
+    scale, about_scale = _scale_of(file, study.task)
+    data = _load(site, study, scale)
+    model, starts = _starts(site, study, data, file)
     work = LocalWork(
         examples=data.train,
         batch_size=study.training.batch_size,
@@ -120,7 +135,7 @@ def adapt_site(
         "site": site.name,
         "study": study.name,
         "method": study.method.kind,
-        "weights": weights,
+        "weights": {"file": file.path.name, "sha256": file.sha256, "round": _round_of(file)},
         "steps": steps,
         "learning_rate": rate,
         "learning_rate_from": rate_from,
@@ -132,9 +147,9 @@ def adapt_site(
         "majority": int(data.test.right(data.train.constant()).sum()),
         "constant": study.task.constant,
         "score": study.task.score,
-        "notes": _notes(model, divide(model, build_method(study.method))),
+        "notes": [*_notes(model, divide(model, build_method(study.method))), *about_scale],
     }
-    return _with_headlines({**facts, **_numbers(seen, stops(steps), seed=seed)})
+    return _with_headlines({**facts, **_numbers(seen, stops(steps), groups=data.test.groups)})
 
 
 def follow(model: Model, start: Weights, work: LocalWork, test: Examples, *, who: str) -> list[Evaluation]:
@@ -190,45 +205,43 @@ def _rate_of(study: StudyConfig) -> tuple[float, str]:
     return study.training.learning_rate, "training.learning_rate"
 
 
-def _load(site: SiteConfig, study: StudyConfig) -> SiteData:
-    """Return the site's data on the device that its settings name."""
+def _load(site: SiteConfig, study: StudyConfig, scale: Scale | None) -> SiteData:
+    """Return the site's data, scaled, on the device that its settings name."""
     device = device_of(site.device)
-    data = load_data(site.data, study.task, study.split, site=site.name, min_examples=study.min_examples)
-    if not len(data.test):
-        raise DataError(f"site '{site.name}' has no test examples to measure on: the study's split.test is 0")
+    data = load_data(site.data, study.task, study.split, site=site.name, min_examples=study.min_examples, scale=scale)
     return on_device(data, device)
 
 
 def _starts(
-    site: SiteConfig, study: StudyConfig, data: SiteData, weights_file: Path
-) -> tuple[Model, dict[str, Weights], dict[str, Any]]:
-    """Return the study's model on the data's device, the weights of each start, and facts about the weights file."""
+    site: SiteConfig, study: StudyConfig, data: SiteData, file: _WeightsFile
+) -> tuple[Model, dict[str, Weights]]:
+    """Return the study's model on the data's device, and the weights of each start."""
     model = _built(study.model, site, study, data)
     initial, shared = get_weights(model.module), divide(model, build_method(study.method)).shared
     if not shared:
         raise ConfigError(f"method '{study.method.kind}' shares nothing, so there is no federated start")
-    received, facts = _read_weights(weights_file, {name: initial[name] for name in shared}, study=study.name)
-    starts: dict[str, Weights] = {FEDERATED: {**initial, **received}}
+    _check_weights(file, {name: initial[name] for name in shared}, study=study.name)
+    starts: dict[str, Weights] = {FEDERATED: {**initial, **file.arrays}}
     if study.model.pretrained is not None:
         starts[PRETRAINED] = initial
     plain = _built(study.model.model_copy(update={"pretrained": None}), site, study, data)
     starts[RANDOM] = get_weights(plain.module)
     model.module.to(data.train.x.device)
-    return model, starts, facts
+    return model, starts
 
 
 def _built(config: ModelConfig, site: SiteConfig, study: StudyConfig, data: SiteData) -> Model:
-    return build_model(
+    model = build_model(
         config,
         input_shape=data.input_shape,
         num_outputs=study.task.num_outputs,
         weights_dir=site.weights_dir,
         seed=seed_for(study.seed, "initial weights"),
     )
+    return extended(build_method(study.method), model, data.input_shape)
 
 
-def _read_weights(path: Path, like: Weights, *, study: str) -> tuple[Weights, dict[str, Any]]:
-    """Return the arrays of a weights file, which must be those of `like`, and its name, sha256 and round."""
+def _open_weights(path: Path, *, study: str) -> _WeightsFile:
     who = f"weights file '{path}'"
     try:
         content = path.read_bytes()
@@ -241,6 +254,31 @@ def _read_weights(path: Path, like: Weights, *, study: str) -> tuple[Weights, di
     notes = _notes_in(content)
     if notes.get("study", study) != study:
         raise ModelError(f"{who}: is of study '{notes['study']}', the study.toml is of '{study}'")
+    return _WeightsFile(path, arrays, notes, hashlib.sha256(content).hexdigest())
+
+
+def _scale_of(file: _WeightsFile, task: Task) -> tuple[Scale | None, list[str]]:
+    """Return by what the federation scaled its inputs, None for the site's own rows, and what is to be said of it."""
+    if not task.agrees_on_scale:
+        return task.fixed_scale, []
+    if "scale" not in file.notes:
+        return None, [
+            "the inputs are scaled by this site's own training rows: the weights file names no scale of all sites"
+        ]
+    try:
+        scale = Scale.model_validate(file.notes["scale"])
+    except ValidationError as error:
+        raise ModelError(describe(error, f"scale in weights file '{file.path}'")) from error
+    if len(scale.mean) != (expected := len(task.scaled_columns)):
+        raise ModelError(
+            f"weights file '{file.path}': its scale is of {len(scale.mean)} columns, the study has {expected}"
+        )
+    return scale, []
+
+
+def _check_weights(file: _WeightsFile, like: Weights, *, study: str) -> None:
+    """See that the arrays are those of `like`, in name, shape and dtype."""
+    who, arrays = f"weights file '{file.path}'", file.arrays
     lists = {"lacks": sorted(like.keys() - arrays.keys()), "has unexpected": sorted(arrays.keys() - like.keys())}
     if found := [f"{what} '{names[0]}'{_more(names)}" for what, names in lists.items() if names]:
         raise ModelError(f"{who}: does not hold what study '{study}' shares: it {' and '.join(found)}")
@@ -249,12 +287,15 @@ def _read_weights(path: Path, like: Weights, *, study: str) -> tuple[Weights, di
         check_finite(arrays, who=who)
     except UpdateRejected as error:
         raise ModelError(str(error)) from error
-    digest, number = hashlib.sha256(content).hexdigest(), notes.get("round")
-    return arrays, {"file": path.name, "sha256": digest, "round": number if isinstance(number, int) else None}
+
+
+def _round_of(file: _WeightsFile) -> int | None:
+    number = file.notes.get("round")
+    return number if isinstance(number, int) else None
 
 
 def _notes_in(content: bytes) -> dict[str, Any]:
-    """Return what the server wrote into the header of a (valid) safetensors file: study and round; else nothing."""
+    """Return what the server wrote into the header of a (valid) safetensors file: study, round, scale; else nothing."""
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     try:
         notes = json.loads(header.get("__metadata__", {}).get("consilium", "{}"))
@@ -285,7 +326,9 @@ def _notes(model: Model, names: Names) -> list[str]:
 # --- the numbers -----------------------------------------------------------------------------------
 
 
-def _numbers(seen: Mapping[str, Sequence[Evaluation]], at: Sequence[int], *, seed: int) -> dict[str, Any]:
+def _numbers(
+    seen: Mapping[str, Sequence[Evaluation]], at: Sequence[int], *, groups: Tensor | None = None
+) -> dict[str, Any]:
     """Return counts, accuracies and intervals per start and stop, and the paired comparisons with the federated one."""
     federated = [found.right for found in seen[FEDERATED]]
     others = {name: [found.right for found in row] for name, row in seen.items() if name != FEDERATED}
@@ -295,48 +338,44 @@ def _numbers(seen: Mapping[str, Sequence[Evaluation]], at: Sequence[int], *, see
             name: {
                 "right": [int(found.right.sum()) for found in row],
                 "accuracy": [found.accuracy for found in row],
-                "interval": [_interval(found.right, seed=seed) for found in row],
+                "interval": [_interval(found.right, groups) for found in row],
                 "loss": [found.loss for found in row],
             }
             for name, row in seen.items()
         },
         "comparisons": {
-            name: [_compared(one, other, seed=seed) for one, other in zip(federated, row, strict=True)]
+            name: [_compared(one, other, groups) for one, other in zip(federated, row, strict=True)]
             for name, row in others.items()
         },
     }
 
 
-def _interval(right: Tensor, *, seed: int) -> list[float]:
-    """Return the Jeffreys interval of one start's accuracy; equal counts give equal intervals."""
-    found = _estimate(_counts(right, right), "majority", seed=seed)  # the one measure there that is of one count alone
-    return [found.low, found.high]
+def _interval(right: Tensor, groups: Tensor | None) -> list[float] | None:
+    """Return the interval of one start's accuracy; equal counts give equal intervals."""
+    return _bounds(interval_of(_evidence(right, groups), kind="share"))
 
 
-def _compared(federated: Tensor, other: Tensor, *, seed: int) -> dict[str, Any]:
+def _bounds(found: Interval) -> list[float] | None:
+    return None if found.low is None or found.high is None else [found.low, found.high]
+
+
+def _compared(federated: Tensor, other: Tensor, groups: Tensor | None) -> dict[str, Any]:
     """Return which of the two starts is right on how many examples, and the paired difference of accuracies."""
-    counts = _counts(federated, other)
-    names = ("both", "only_other", "only_federated", "neither")
-    found = _estimate(counts, "personal_minus_local", seed=seed)
+    both, tested = int((federated & other).sum()), len(federated)
+    ours, theirs = int(federated.sum()), int(other.sum())
+    pairs = {"both": both, "only_other": theirs - both, "only_federated": ours - both}
+    found = interval_of(_evidence(federated.int() - other.int(), groups), kind="difference")
     return {
-        "pairs": dict(zip(names, counts.pairs or (), strict=True)),
+        "pairs": pairs | {"neither": tested - ours - theirs + both},
         "difference": found.value,
-        "interval": [found.low, found.high],
+        "interval": _bounds(found),
     }
 
 
-def _counts(federated: Tensor, other: Tensor) -> TestCounts:
-    """Return the counts of two starts in a report's terms: the federated one is `personal`, the other `local`."""
-    both, tested = int((federated & other).sum()), len(federated)
-    ours, theirs = int(federated.sum()), int(other.sum())
-    pairs = (both, theirs - both, ours - both, tested - ours - theirs + both)
-    return TestCounts(num_test=tested, majority=theirs, local=theirs, personal=ours, pairs=pairs)
-
-
-def _estimate(counts: TestCounts, measure: str, *, seed: int) -> Estimate:
-    found = estimate({"adapt": counts}, seed=seed).sites["adapt"][measure]
-    assert found is not None
-    return found
+def _evidence(adds: Tensor, groups: Tensor | None) -> Evidence:
+    """Return the evidence of what each test example adds `(N,)`, with the patient of each."""
+    rows = adds.cpu().numpy().astype(np.float64)
+    return Evidence.of_rows(rows[None], None if groups is None else groups.numpy())
 
 
 def _with_headlines(result: dict[str, Any]) -> dict[str, Any]:
@@ -357,6 +396,8 @@ def _headline(result: Json, index: int) -> str:
 
 
 def _verdict(compared: Json) -> str:
+    if compared["interval"] is None:
+        return f"fewer than {LEAST_PATIENTS} test patients: too few to tell"
     low, high = compared["interval"]
     what = "federated clearly ahead" if low > 0 else "federated clearly behind" if high < 0 else "no clear difference"
     digits = 2

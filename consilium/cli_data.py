@@ -8,7 +8,7 @@ import typer
 
 data_app = typer.Typer(help="Public data, and pools divided into sites, to try a study out.", no_args_is_help=True)
 
-NAMES = "heart-disease, digits, cifar10, pneumoniamnist, fashion-mnist"
+NAMES = "heart-disease, digits, cifar10, pneumoniamnist, mnist, fashion-mnist"
 
 
 @data_app.command("fetch")
@@ -43,9 +43,10 @@ def split(
     pool: Annotated[Path, typer.Argument(help="An .npz file with x and y (or MedMNIST's), or a .csv/.parquet table.")],
     out: Annotated[Path, typer.Option("--out", help="The folder to write the federation into.")],
     by: Annotated[
-        Literal["dirichlet", "classes", "quantity", "feature", "column"],
+        Literal["dirichlet", "classes", "quantity", "feature", "iid", "interleaved", "column"],
         typer.Option(
-            "--by", help="What differs between sites: labels, labels, sizes, devices, or a column of a table."
+            "--by",
+            help="What differs between sites: labels, labels, sizes, devices, nothing (chance, in turn), or a column.",
         ),
     ],
     sites: Annotated[int | None, typer.Option(max=1000, help="How many sites; not with --by column.")] = None,
@@ -59,6 +60,12 @@ def split(
         float | None, typer.Option(help="The label is a number; an answer that is off by this or less is right.")
     ] = None,
     min_examples: Annotated[int | None, typer.Option(help="Least number of examples of a site. Default: 20.")] = None,
+    group: Annotated[
+        str | None, typer.Option(help="The column or array that says whose a row is: a patient's rows are at one site.")
+    ] = None,
+    official_test: Annotated[
+        bool, typer.Option("--official-test", help="The pool's own test images are every site's test set.")
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Everything random follows from it.")] = 42,
 ) -> None:
     """Divide a pool among sites: data folders, a study.toml to start from, a record, a picture of who holds what."""
@@ -74,6 +81,8 @@ def split(
         tolerance=tolerance,
         min_examples=min_examples,
         seed=seed,
+        group=group,
+        official_test=official_test,
     )
     for sentence in split_pool(pool, out, options):
         typer.echo(f"note: {sentence}")

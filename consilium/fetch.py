@@ -12,16 +12,18 @@ from types import MappingProxyType
 from typing import BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 
 from common.errors import ConfigError, DataError
 from common.npz import Array
 from consilium.download import Progress, PublicFile, bring
-from consilium.pool import read_images, read_table, sha256_of, write_images
+from consilium.pool import PART, read_images, read_table, sha256_of, write_images
 
 POOL = "pool.npz"
 DOWNLOADS = "downloads"
 
 _UCI = "https://archive.ics.uci.edu/ml/machine-learning-databases/heart-disease/"
+_MNIST = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 _FASHION = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 
 _DIGITS = tuple(str(number) for number in range(10))
@@ -81,10 +83,18 @@ def fetch(
 # --- how files become a pool -----------------------------------------------------------------------
 
 
-def _keep(to: Path, x: Array, y: Array, classes: tuple[str, ...], parts: str) -> str:
-    write_images(to / POOL, x, y.astype(np.int64), classes)
+def _keep(
+    to: Path, x: Array, y: Array, classes: tuple[str, ...], about: str, *, test: npt.NDArray[np.bool_] | None = None
+) -> str:
+    """Write a pool, with the array `part` where an official test set is known; return a sentence."""
+    more = {} if test is None else {PART: np.where(test, "test", "train")}
+    write_images(to / POOL, x, y.astype(np.int64), classes, **more)
     shape = "x".join(str(length) for length in x.shape[1:])
-    return f"{to / POOL}: {len(x)} images of {shape} in {len(classes)} classes; {parts}"
+    return f"{to / POOL}: {len(x)} images of {shape} in {len(classes)} classes; {about}"
+
+
+def _official(num_test: int) -> str:
+    return f"the official training and test images together, and which {num_test} are the latter (array '{PART}')"
 
 
 def _make_digits(files: Path, to: Path) -> str:
@@ -113,7 +123,8 @@ def _make_cifar10(files: Path, to: Path) -> str:
         raise DataError(f"'{path}' has {len(found)} of its {len(names)} batches")
     records = np.concatenate([found[place] for place in range(len(names))])
     x = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    return _keep(to, x, records[:, 0], _CIFAR_CLASSES, "the official training and test images together")
+    test = np.arange(len(x)) >= len(x) - len(found[len(names) - 1])
+    return _keep(to, x, records[:, 0], _CIFAR_CLASSES, _official(int(test.sum())), test=test)
 
 
 def _cifar_records(content: bytes) -> Array:
@@ -125,15 +136,23 @@ def _cifar_records(content: bytes) -> Array:
 
 def _make_pneumonia(files: Path, to: Path) -> str:
     pool = read_images(files / "pneumoniamnist.npz", classes=("normal", "pneumonia"))
-    return _keep(to, pool.x, pool.y, pool.classes, "the official training, validation and test images together")
+    about = f"the official training, validation and test images together, and which are the last (array '{PART}')"
+    return _keep(to, pool.x, pool.y, pool.classes, about, test=pool.test)
+
+
+def _make_mnist(files: Path, to: Path) -> str:
+    return _make_idx(files, to, _DIGITS)
 
 
 def _make_fashion(files: Path, to: Path) -> str:
-    x, y = (
-        np.concatenate([_idx(files / f"{part}-{what}.gz") for part in ("train", "t10k")])
-        for what in ("images-idx3-ubyte", "labels-idx1-ubyte")
-    )
-    return _keep(to, x, y, _FASHION_CLASSES, "the official training and test images together")
+    return _make_idx(files, to, _FASHION_CLASSES)
+
+
+def _make_idx(files: Path, to: Path, classes: tuple[str, ...]) -> str:
+    train, held_out = (_idx(files / f"{part}-images-idx3-ubyte.gz") for part in ("train", "t10k"))
+    y = np.concatenate([_idx(files / f"{part}-labels-idx1-ubyte.gz") for part in ("train", "t10k")])
+    test = np.arange(len(train) + len(held_out)) >= len(train)
+    return _keep(to, np.concatenate([train, held_out]), y, classes, _official(len(held_out)), test=test)
 
 
 def _idx(path: Path) -> Array:
@@ -186,6 +205,7 @@ def _make_heart(files: Path, to: Path) -> str:
 # heart disease: FLamby (owkin/FLamby, flamby/datasets/fed_heart_disease/dataset_creation_scripts/download.py);
 # CIFAR-10, binary version: its own page, https://www.cs.toronto.edu/~kriz/cifar.html;
 # PneumoniaMNIST: MedMNIST (MedMNIST/MedMNIST, medmnist/info.py), "url" and "MD5";
+# MNIST: torchvision (pytorch/vision, torchvision/datasets/mnist.py, class MNIST: the first of its mirrors);
 # Fashion-MNIST: torchvision (pytorch/vision, torchvision/datasets/mnist.py, class FashionMNIST) and its own README.
 SOURCES: Mapping[str, Source] = MappingProxyType(
     {
@@ -226,6 +246,19 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
                 ),
             ),
             _make_pneumonia,
+        ),
+        "mnist": Source(
+            "MNIST: 70,000 handwritten digits of 28 x 28 pixels; 12 MB",
+            tuple(
+                PublicFile(name, f"{_MNIST}{name}", md5)
+                for name, md5 in (
+                    ("train-images-idx3-ubyte.gz", "f68b3c2dcbeaaa9fbdd348bbdeb94873"),
+                    ("train-labels-idx1-ubyte.gz", "d53e105ee54ea40749a09fcbcd1e9432"),
+                    ("t10k-images-idx3-ubyte.gz", "9fb629c4189551a2d022fa330f9573f3"),
+                    ("t10k-labels-idx1-ubyte.gz", "ec29112dd5afa0611ce80d1b7f02629c"),
+                )
+            ),
+            _make_mnist,
         ),
         "fashion-mnist": Source(
             "Fashion-MNIST: 70,000 grey pictures of clothes of 28 x 28 pixels, ten classes (MIT); 31 MB",

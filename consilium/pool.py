@@ -14,6 +14,7 @@ import numpy.typing as npt
 from common.config import MAX_CLASS_NAME
 from common.errors import ConfigError, DataError
 from common.files import write_atomically
+from common.groups import Copies, Values, codes_of, copies_of_pictures, copies_of_rows
 from common.npz import Array, array_names, channels_last, read_npz
 from common.tables import MISSING, csv_records, parquet_records
 from common.text import clean, is_clean
@@ -21,21 +22,45 @@ from common.text import clean, is_clean
 Labels = npt.NDArray[np.int64]
 
 _PARTS = ("train", "val", "test")
+PART, _IS_TEST = "part", "is_test"
+"""Arrays that say which images are an official test set."""
 _LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, eq=False)
 class ImagePool:
-    """Images `x` as they lie in the file, class numbers `y` of shape `(N,)`, and what the classes are called."""
+    """Images `x` as they lie in the file, class numbers `y` of shape `(N,)`, and what the classes are called.
+
+    Args:
+        test: which images `(N,)` are an official test set; None where the file says nothing of it.
+        patients: whose each image is, as an array of the file says; None where none was asked for.
+    """
 
     x: Array
     y: Labels
     classes: tuple[str, ...]
+    test: npt.NDArray[np.bool_] | None = None
+    patients: Array | None = None
 
     @cached_property
     def images(self) -> Array:
         """Return a view of `x` of shape `(N, H, W, C)`."""
         return channels_last(self.x, where="pool")
+
+    @property
+    def copies(self) -> Copies:
+        """Return which images have the same pixels."""
+        return copies_of_pictures(self.x)
+
+    def whose(self, group: str) -> list[str]:
+        """Return whose each image is."""
+        assert self.patients is not None
+        return [str(value) for value in self.patients.tolist()]
+
+    def only(self, rows: Labels) -> "ImagePool":
+        """Return the pool of some of its images."""
+        patients = None if self.patients is None else self.patients[rows]
+        return ImagePool(self.x[rows], self.y[rows], self.classes, patients=patients)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,18 +89,44 @@ class TablePool:
         place = self.header.index(name)
         return ["" if is_missing(row[place]) else row[place] for row in self.rows]
 
+    @property
+    def copies(self) -> Copies:
+        """Return which rows are exact copies."""
+        values = Values()
+        values.start(self.header)
+        return copies_of_rows(codes_of([values.of(row) for row in self.rows]))
+
+    def whose(self, group: str) -> list[str]:
+        """Return whose each row is.
+
+        Raises:
+            ConfigError: there is no such column.
+            DataError: a row has no value in it.
+        """
+        found = self.column(group)
+        if gaps := found.count(""):
+            raise DataError(f"{gaps} rows have no value in column '{group}', so it is not known whose they are")
+        return found
+
 
 def is_missing(cell: str) -> bool:
     """Return whether a cell of a table counts as empty."""
     return cell.casefold() in MISSING
 
 
-def read_pool(path: Path, *, label: str | None = None, label_is_number: bool = False) -> ImagePool | TablePool:
+def read_pool(
+    path: Path, *, label: str | None = None, label_is_number: bool = False, group: str | None = None
+) -> ImagePool | TablePool:
     """Read a pool: `.npz` with images, or a `.csv` or `.parquet` table.
 
-    An `.npz` file holds `x`, `y` and, if it likes, `classes` (names; else the numbers); or MedMNIST's arrays
-    `train_images`, `train_labels` and likewise `val_`, `test_`, of which those that are there are put one after the
-    other. Rows of a table without a label are left out and counted.
+    An `.npz` file holds `x`, `y` and, if it likes, `classes` (names; else the numbers) and which images are an official
+    test set (`part`: words such as train and test; or `is_test`: booleans). Or it holds MedMNIST's arrays
+    `train_images`, `train_labels` and likewise `val_`, `test_`, or those of Keras `x_train`, `y_train`, `x_test`,
+    `y_test`, of which those that are there are put one after the other. Rows of a table without a label are left out
+    and counted.
+
+    Args:
+        group: the column or array that says whose each example is.
 
     Raises:
         ConfigError: a table without `label`, or images with one.
@@ -87,7 +138,7 @@ def read_pool(path: Path, *, label: str | None = None, label_is_number: bool = F
     if suffix == ".npz":
         if label is not None:
             raise ConfigError("--label is for tables; the labels of an .npz file are its array 'y'")
-        return read_images(path)
+        return read_images(path, group=group)
     if suffix not in (".csv", ".parquet"):
         raise DataError(f"pool '{path}' is neither an .npz file nor a .csv or .parquet table")
     if label is None:
@@ -95,18 +146,19 @@ def read_pool(path: Path, *, label: str | None = None, label_is_number: bool = F
     return read_table(path, label, label_is_number=label_is_number)
 
 
-def read_images(path: Path, *, classes: tuple[str, ...] | None = None) -> ImagePool:
+def read_images(path: Path, *, classes: tuple[str, ...] | None = None, group: str | None = None) -> ImagePool:
     """Read the pool of images in an `.npz` file.
 
     Args:
         classes: what the classes are called, if the file does not say.
+        group: the array that says whose each image is.
 
     Raises:
         DataError: an array is missing or not as it should be.
     """
     who = f"pool '{path}'"
     names = array_names(path, who=who)
-    x, y = _pooled(path, names, who=who)
+    x, y, test = _pooled(path, names, who=who)
     channels_last(x, where=who)
     if y.dtype.kind not in "iu" or y.shape != (len(x),):
         raise DataError(f"{who}: the labels have type {y.dtype} and shape {y.shape}, expected {len(x)} whole numbers")
@@ -123,7 +175,13 @@ def read_images(path: Path, *, classes: tuple[str, ...] | None = None) -> ImageP
     if len(classes) < 2 or len(set(classes)) < len(classes):
         raise DataError(f"{who}: expected at least two classes with different names, got {list(classes)}")
     _check_names(classes, who=who)
-    return ImagePool(x, y, classes)
+    patients = read_npz(path, [group], who=who)[group] if group is not None else None
+    if patients is not None and (patients.shape != (len(x),) or patients.dtype.kind not in "iuU"):
+        raise DataError(
+            f"{who}: array '{group}' has type {patients.dtype} and shape {patients.shape}, expected "
+            f"{len(x)} whole numbers or texts, one for each image"
+        )
+    return ImagePool(x, y, classes, test, patients)
 
 
 def _check_names(classes: Sequence[str], *, who: str) -> None:
@@ -135,19 +193,32 @@ def _check_names(classes: Sequence[str], *, who: str) -> None:
             raise DataError(f"{who}: class '{clean(name, 80)}' has {what}, expected {most}")
 
 
-def _pooled(path: Path, names: frozenset[str], *, who: str) -> tuple[Array, Array]:
-    parts = [part for part in _PARTS if f"{part}_images" in names]
+def _pooled(path: Path, names: frozenset[str], *, who: str) -> tuple[Array, Array, npt.NDArray[np.bool_] | None]:
+    """Return images, labels, and which of them are an official test set."""
+    layouts = [(part, f"{part}_images", f"{part}_labels") for part in _PARTS]
+    layouts += [(part, f"x_{part}", f"y_{part}") for part in _PARTS]
+    parts = [layout for layout in layouts if layout[1] in names]
     if "x" in names or not parts:
-        held = read_npz(path, ["x", "y"], who=who)
-        return held["x"], held["y"]
-    held = read_npz(path, [f"{part}_{what}" for part in parts for what in ("images", "labels")], who=who)
-    images = [held[f"{part}_images"] for part in parts]
-    labels = [held[f"{part}_labels"] for part in parts]
+        told = [name for name in (PART, _IS_TEST) if name in names][:1]
+        held = read_npz(path, ["x", "y", *told], who=who)
+        return held["x"], held["y"], _official(held[told[0]], told[0], len(held["x"]), who=who) if told else None
+    held = read_npz(path, [name for _, *both in parts for name in both], who=who)
+    images, labels = [held[name] for _, name, _ in parts], [held[name] for *_, name in parts]
     if len({(image.shape[1:], image.dtype) for image in images}) > 1:
-        raise DataError(f"{who}: the images of {', '.join(parts)} differ in shape or type")
-    if any(label.ndim > 2 or label.shape[1:] not in ((), (1,)) for label in labels):
+        raise DataError(f"{who}: the images of {', '.join(part for part, *_ in parts)} differ in shape or type")
+    if any(label.ndim not in (1, 2) or label.shape[1:] not in ((), (1,)) for label in labels):
         raise DataError(f"{who}: expected one label for each image")
-    return np.concatenate(images), np.concatenate([label.reshape(-1) for label in labels])
+    tests = [np.full(len(image), part == "test") for image, (part, *_) in zip(images, parts, strict=True)]
+    official = np.concatenate(tests) if any(part == "test" for part, *_ in parts) else None
+    return np.concatenate(images), np.concatenate([label.reshape(-1) for label in labels]), official
+
+
+def _official(array: Array, name: str, count: int, *, who: str) -> npt.NDArray[np.bool_]:
+    if array.shape != (count,) or array.dtype.kind not in "bU":
+        raise DataError(
+            f"{who}: array '{name}' has type {array.dtype} and shape {array.shape}, expected {count} words or booleans"
+        )
+    return array if array.dtype.kind == "b" else np.char.lower(array) == "test"
 
 
 def read_table(path: Path, label: str, *, label_is_number: bool = False) -> TablePool:
@@ -217,13 +288,13 @@ def site_slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:63]
 
 
-def write_images(path: Path, x: Array, y: Labels, classes: tuple[str, ...]) -> None:
-    """Write `.npz` with `x`, `y` and `classes`, atomically; the same bytes for the same arrays.
+def write_images(path: Path, x: Array, y: Labels, classes: tuple[str, ...], **more: Array) -> None:
+    """Write `.npz` with `x`, `y`, `classes` and more arrays, atomically; the same bytes for the same arrays.
 
     Raises:
         StateError: the file cannot be written.
     """
-    write_npz(path, {"x": x, "y": y, "classes": np.array(classes)})
+    write_npz(path, {"x": x, "y": y, "classes": np.array(classes), **more})
 
 
 def write_npz(path: Path, arrays: Mapping[str, Array]) -> None:

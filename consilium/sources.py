@@ -14,7 +14,8 @@ import numpy.typing as npt
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from client.data.images import DECODE_ERRORS, FORMATS, list_folders, list_images
+from client.data.image_files import list_folders, list_images
+from client.data.images import DECODE_ERRORS, FORMATS
 from common.config import CategoryColumn, Column, ImageTask, NumberColumn, TableTask
 from common.errors import DataError
 from common.files import write_atomically

@@ -1,4 +1,4 @@
-"""Divides the examples of a pool among sites: by labels, by number, by device, or along a column that is there.
+"""Divides the examples of a pool among sites: by labels, number, device, chance, turn, or a column that is there.
 
 Every function returns for each site the numbers of its examples, ascending; every example goes to exactly one site.
 All chance comes from `seed`, so one version of NumPy gives the same division at every call.
@@ -122,6 +122,56 @@ def evenly(y: Rows, *, sites: int, min_examples: int, seed: int) -> Partition:
     shuffled = chance.permutation(len(y))
     by_label = shuffled[np.argsort(y[shuffled], kind="stable")]
     return tuple(np.sort(by_label[site::sites]) for site in range(sites))
+
+
+def interleaved(count: int, *, sites: int, min_examples: int) -> Partition:
+    """Divide in turn, without chance: site i of n gets the examples i, i + n, i + 2n, ... (`x[i::n]`).
+
+    Raises:
+        ConfigError: there are too few examples.
+    """
+    _check(count, sites=sites, min_examples=min_examples)
+    return tuple(np.arange(site, count, sites) for site in range(sites))
+
+
+def iid(count: int, *, sites: int, min_examples: int, seed: int) -> Partition:
+    """Divide at random into sites of one size, give or take one example; labels fall as they fall.
+
+    Raises:
+        ConfigError: there are too few examples.
+    """
+    _check(count, sites=sites, min_examples=min_examples)
+    shuffled = np.random.default_rng(seed_for(seed, "iid")).permutation(count)
+    return tuple(np.sort(rows) for rows in np.array_split(shuffled, sites))
+
+
+def labels_of_groups(y: Rows, groups: Rows) -> Rows:
+    """Return the most frequent label of each group `(G,)`, the smallest of those equally frequent.
+
+    Args:
+        y: labels `(N,)`.
+        groups: numbers of groups 0..G-1 `(N,)`, each there.
+    """
+    values, label = np.unique(y, return_inverse=True)
+    table = np.zeros((int(groups.max()) + 1, len(values)), dtype=np.int64)
+    np.add.at(table, (groups, label), 1)
+    return np.asarray(values[table.argmax(axis=1)], dtype=np.int64)
+
+
+def rows_of_groups(parts: Partition, groups: Rows) -> Partition:
+    """Return the rows of each site, where `parts` are numbers of groups: all rows of a group are at one site."""
+    return tuple(np.flatnonzero(np.isin(groups, part)) for part in parts)
+
+
+def kept_together(parts: Partition, groups: Rows) -> Partition:
+    """Return a division in which each group is at the site that has most of its rows, at a tie the first such one."""
+    site_of = np.empty(len(groups), dtype=np.int64)
+    for site, rows in enumerate(parts):
+        site_of[rows] = site
+    table = np.zeros((int(groups.max()) + 1, len(parts)), dtype=np.int64)
+    np.add.at(table, (groups, site_of), 1)
+    chosen = table.argmax(axis=1)[groups]
+    return tuple(np.flatnonzero(chosen == site) for site in range(len(parts)))
 
 
 def by_value(values: Sequence[str]) -> dict[str, Rows]:

@@ -6,7 +6,7 @@ it would build, and the weights themselves come from one site once all digests a
 
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -21,28 +21,38 @@ from common.protocol import (
     HandshakeReply,
     InitialWeightsPlan,
     InitialWeightsReply,
+    ScalePlan,
+    ScaleReply,
     study_digest,
 )
 from common.text import clean
 from common.weights import Array, Weights, check_finite, digest
 from common.wire.limits import MAX_PAYLOAD_BYTES
 from server.exchange import Answer, Exchange
+from server.scale import Settled, settle
 
 log = logging.getLogger(__name__)
 
-R = TypeVar("R", HandshakeReply, InitialWeightsReply)
+R = TypeVar("R", HandshakeReply, ScaleReply, InitialWeightsReply)
 
 DWARFS, DWARFS_THE_OTHER = 100, 1000
 """From so many times the others' median on (with two sites: the other's) a site's examples are worth a warning."""
+SHARES_DIFFER = 0.2
+"""From such a difference of a class's shares at two sites on, a scale of each site's own is worth a warning."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """What the sites agreed on before round 1."""
+    """What the sites agreed on before round 1.
+
+    Args:
+        settled: by what inputs are scaled; None where the study does not leave that to the handshake.
+    """
 
     replies: Mapping[str, HandshakeReply]
     weights: Weights
     warnings: tuple[str, ...]
+    settled: Settled | None = None
 
 
 def wait_for_sites(
@@ -71,8 +81,20 @@ def wait_for_sites(
         time.sleep(0.1)
 
 
-def shake_hands(exchange: Exchange, study: StudyConfig, run: str, sites: Collection[str]) -> Agreement:
-    """Ask the sites what they are, compare, and fetch the agreed initial weights from one of them.
+def shake_hands(
+    exchange: Exchange,
+    study: StudyConfig,
+    run: str,
+    sites: Collection[str],
+    *,
+    settled: Settled | None = None,
+    on_settled: Callable[[Settled], None] = lambda _: None,
+) -> Agreement:
+    """Ask the sites what they are, compare, settle their scale, and fetch the agreed initial weights from one of them.
+
+    Args:
+        settled: by what the inputs of this run are scaled, if that was settled before.
+        on_settled: is told what was settled now, before any site is.
 
     Raises:
         HandshakeMismatch: who differs in what, as a table; or a site that did not answer.
@@ -83,13 +105,18 @@ def shake_hands(exchange: Exchange, study: StudyConfig, run: str, sites: Collect
     compare(replies)
     for site, reply in replies.items():
         check_told(study, site, reply)
+    if study.task.agrees_on_scale:
+        if settled is None:
+            on_settled(settled := settle(study, replies))
+        for answer in _tell_scale(exchange, study, run, replies, settled):
+            _expect(answer, ScaleReply, run)
     first = min(replies)
     plan = InitialWeightsPlan(study=study_digest(study.seen_by(first)), run=run, site=first)
     (answer,) = exchange.ask(
         {first: plan}, payload=None, timeout_seconds=study.round_timeout_seconds, most_bytes=MAX_PAYLOAD_BYTES
     )
     weights = _initial_weights(answer, replies[first])
-    return Agreement(replies, weights, tuple(_warnings(replies)))
+    return Agreement(replies, weights, (*_about_scale(study, replies, settled), *_warnings(replies)), settled)
 
 
 def admit(
@@ -103,6 +130,9 @@ def admit(
             reply = _expect(answer, HandshakeReply, run)
             compare({first: agreement.replies[first], answer.site: reply})
             check_told(study, answer.site, reply)
+            if agreement.settled is not None:
+                (answer,) = _tell_scale(exchange, study, run, [answer.site], agreement.settled)
+                _expect(answer, ScaleReply, run)
             admitted[answer.site] = reply
         except ConsiliumError as error:
             if answer.problem is not None:
@@ -115,6 +145,17 @@ def admit(
 
 def _ask(exchange: Exchange, study: StudyConfig, run: str, sites: Collection[str]) -> list[Answer]:
     plans = {site: HandshakePlan(study=study.seen_by(site), run=run, site=site) for site in sorted(sites)}
+    answers = exchange.ask(plans, payload=None, timeout_seconds=study.round_timeout_seconds)
+    return sorted(answers, key=lambda answer: answer.site)
+
+
+def _tell_scale(
+    exchange: Exchange, study: StudyConfig, run: str, sites: Collection[str], settled: Settled
+) -> list[Answer]:
+    plans = {
+        site: ScalePlan(study=study_digest(study.seen_by(site)), run=run, site=site, scale=settled.scale)
+        for site in sorted(sites)
+    }
     answers = exchange.ask(plans, payload=None, timeout_seconds=study.round_timeout_seconds)
     return sorted(answers, key=lambda answer: answer.site)
 
@@ -153,11 +194,12 @@ def compare(replies: Mapping[str, HandshakeReply]) -> None:
 
 
 def check_told(study: StudyConfig, site: str, reply: HandshakeReply) -> None:
-    """Check that a site tells what the study's weighting is made of, within what the study allows.
+    """Check that a site tells what the study's weighting and scale are made of, within what the study allows.
 
     Raises:
-        ProtocolError: more examples than the study's `max_examples`, or classes that the study does not name.
-        ConfigError: the weighting needs class counts, and the site's settings keep them at the site.
+        ProtocolError: more examples than the study's `max_examples`, classes that the study does not name, or sums of
+            other columns than the study's.
+        ConfigError: the weighting needs class counts, or the scale needs sums, and the site's settings keep them there.
     """
     if (most := max(reply.card.num_examples, reply.card.num_skipped)) > study.max_examples:
         raise ProtocolError(
@@ -165,6 +207,16 @@ def check_told(study: StudyConfig, site: str, reply: HandshakeReply) -> None:
         )
     if unknown := sorted({*reply.card.classes, *(reply.card.class_counts or {})} - set(study.task.classes)):
         raise ProtocolError(f"site '{site}' tells of classes that the study does not have: {', '.join(unknown)[:200]}")
+    moments, columns = reply.card.moments, study.task.scaled_columns if study.task.agrees_on_scale else ()
+    if moments is not None and len(moments.counts) != len(columns):
+        raise ProtocolError(
+            f"site '{site}' tells sums of {len(moments.counts)} columns, expected those of {len(columns)}"
+        )
+    if moments is None and study.task.agrees_on_scale and study.task.scale == "federation":
+        raise ConfigError(
+            f"site '{site}' does not tell the sums of its columns, which task.scale = 'federation' needs: set "
+            "share_scale = true in its site.toml, or agree on another task.scale"
+        )
     if CLASS_COUNTS in study.needs and reply.card.class_counts is None:
         kinds = [factor.kind for factor in study.weights_by.factors if CLASS_COUNTS in factor.needs]
         raise ConfigError(
@@ -178,6 +230,9 @@ def _facts(reply: HandshakeReply) -> dict[str, str]:
     return {
         **versions,
         "data schema": reply.card.schema_digest[:12],
+        "common test set": f"{reply.card.num_test} rows {reply.card.test_digest[:12]}"
+        if reply.card.test_digest
+        else "none",
         "initial weights": reply.initial_digest[:12],
         "shared initial weights": reply.shared_digest[:12],
         "shared buffers": ", ".join(sorted(reply.shared_buffers)) or "none",
@@ -194,6 +249,30 @@ def _initial_weights(answer: Answer, shaken: HandshakeReply) -> dict[str, Array]
         raise HandshakeMismatch(f"site '{answer.site}' sent initial weights other than those it had announced")
     check_finite(weights, who=f"initial weights from site '{answer.site}'")
     return weights
+
+
+def _about_scale(study: StudyConfig, replies: Mapping[str, HandshakeReply], settled: Settled | None) -> Iterator[str]:
+    """Yield what is to be said of inputs that every site scales by its own rows."""
+    if settled is not None and settled.why_not is not None:
+        yield (
+            f"there is no scale for all sites, so each scales its inputs by its own training rows: {settled.why_not}"
+        )
+    if study.task.scale != "site" and (settled is None or settled.scale is not None):
+        return
+    shares: dict[str, dict[str, float]] = {}
+    for site, reply in sorted(replies.items()):
+        counts = reply.card.class_counts or {}
+        for name in study.task.classes if sum(counts.values()) else ():
+            shares.setdefault(name, {})[site] = counts.get(name, 0) / sum(counts.values())
+    for name, of in sorted(shares.items(), key=lambda item: min(item[1].values()) - max(item[1].values())):
+        low, high = min(of, key=of.__getitem__), max(of, key=of.__getitem__)
+        if of[high] - of[low] > SHARES_DIFFER:
+            yield (
+                f"'{name}' is {of[low]:.0%} of the examples at site '{low}' and {of[high]:.0%} at site '{high}': with "
+                "task.scale = 'site' every site's columns are centred on its own patients, which takes out what tells "
+                "sick from healthy; use task.scale = 'federation'"
+            )
+        return  # the widest difference says it
 
 
 def _warnings(replies: Mapping[str, HandshakeReply]) -> list[str]:
@@ -218,7 +297,22 @@ def _warnings(replies: Mapping[str, HandshakeReply]) -> list[str]:
         for site, reply in sorted(replies.items())
         if reply.card.test_readings >= reply.card.test_readings_allowed
     ]
-    return lonely + skipped + read + _dwarfing(replies)
+    return lonely + skipped + read + _copied(replies) + _dwarfing(replies)
+
+
+def _copied(replies: Mapping[str, HandshakeReply]) -> list[str]:
+    """Return a sentence for each site some of whose rows are equal."""
+    found = []
+    for site, reply in sorted(replies.items()):
+        card, who = reply.card, f"site '{site}': {{}} of {reply.card.num_examples} examples are"
+        if card.num_copies:
+            found.append(f"{who.format(card.num_copies)} exact copies of others; ask the site why they are there twice")
+        if card.num_alike and card.num_groups is None:
+            found.append(
+                f"{who.format(card.num_alike)} equal to another one, perhaps by chance, and count as different "
+                "patients': split.group can name the column that says whose a row is"
+            )
+    return found
 
 
 def _dwarfing(replies: Mapping[str, HandshakeReply]) -> list[str]:

@@ -263,8 +263,10 @@ def test_cifar10_pool_has_all_batches_in_order(home: Home, tmp_path: Path) -> No
     pool = read_images(tmp_path / "pool.npz")
     assert (x == pool.x).all() and (y == pool.y).all() and "airplane" == pool.classes[0]
     assert sentence == (
-        f"{tmp_path / 'pool.npz'}: 18 images of 32x32x3 in 10 classes; the official training and test images together"
+        f"{tmp_path / 'pool.npz'}: 18 images of 32x32x3 in 10 classes; the official training and test images together, "
+        "and which 3 are the latter (array 'part')"
     )
+    assert pool.test is not None and [15, 16, 17] == np.flatnonzero(pool.test).tolist()
 
 
 def idx(array: np.ndarray) -> bytes:
@@ -272,15 +274,16 @@ def idx(array: np.ndarray) -> bytes:
     return gzip.compress(head + array.astype(np.uint8).tobytes())
 
 
-def test_fashion_mnist_pool_is_read_from_idx(home: Home, tmp_path: Path) -> None:
-    """Training images first, then the test ones."""
+@pytest.mark.parametrize(("name", "last"), [("fashion-mnist", "Ankle boot"), ("mnist", "9")])
+def test_pool_is_read_from_idx(home: Home, tmp_path: Path, name: str, last: str) -> None:
+    """Training images first, then the test ones, which are known as such."""
     train, test, labels = images(7, 28, 28), images(3, 28, 28), np.arange(10)
-    names = [file.name for file in SOURCES["fashion-mnist"].files]
+    names = [file.name for file in SOURCES[name].files]
     contents = [idx(train), idx(labels[:7]), idx(test), idx(labels[7:])]
-    fetch("fashion-mnist", tmp_path, sources=with_files(home, "fashion-mnist", dict(zip(names, contents, strict=True))))
+    fetch(name, tmp_path, sources=with_files(home, name, dict(zip(names, contents, strict=True))))
     pool = read_images(tmp_path / "pool.npz")
     assert (np.concatenate([train, test]) == pool.x).all() and labels.tolist() == pool.y.tolist()
-    assert "Ankle boot" == pool.classes[9]
+    assert last == pool.classes[9] and pool.test is not None and [7, 8, 9] == np.flatnonzero(pool.test).tolist()
 
 
 @pytest.mark.parametrize(
@@ -306,6 +309,7 @@ def test_pneumoniamnist_pool_has_all_three_parts(home: Home, tmp_path: Path) -> 
     )
     pool = read_images(tmp_path / "pool.npz")
     assert (np.concatenate([arrays[f"{part}_images"] for part in parts]) == pool.x).all()
+    assert pool.test is not None and [8, 9, 10, 11] == np.flatnonzero(pool.test).tolist()
     assert [0, 1, 0, 1, 0, 0, 1, 0, 0, 1, 0, 1] == pool.y.tolist() and ("normal", "pneumonia") == pool.classes
 
 
@@ -332,8 +336,8 @@ def test_heart_disease_comes_from_the_network_and_from_a_folder(home: Home, tmp_
 
 def test_unknown_data_set_is_named_with_those_that_are_known(tmp_path: Path) -> None:
     """And the command line's help names the same."""
-    with pytest.raises(ConfigError, match=f"there is no public data set 'mnist'; known: {NAMES}"):
-        fetch("mnist", tmp_path)
+    with pytest.raises(ConfigError, match=f"there is no public data set 'emnist'; known: {NAMES}"):
+        fetch("emnist", tmp_path)
 
 
 def test_data_set_that_needs_a_missing_package_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

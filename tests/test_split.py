@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from client.data import load_data
 from common.config import ArraysData, ImageTask, NumberColumn, TableData, TableTask, load_study
-from common.errors import ConfigError, DataError
+from common.errors import ConfigError, ConsiliumError, DataError
 from common.text import is_clean
 from consilium.cli import app
 from consilium.federation import SplitOptions, federation_texts, shortages, split_pool
@@ -25,7 +25,21 @@ from consilium.fetch import SOURCES, fetch
 from consilium.inprocess import run_in_process
 from consilium.picture import federation_svg
 from consilium.pool import read_images, read_pool, site_slug
-from consilium.split import Partition, as_seen_by, by_classes, by_dirichlet, by_quantity, by_value, device_of, evenly
+from consilium.split import (
+    Partition,
+    as_seen_by,
+    by_classes,
+    by_dirichlet,
+    by_quantity,
+    by_value,
+    device_of,
+    evenly,
+    iid,
+    interleaved,
+    kept_together,
+    labels_of_groups,
+    rows_of_groups,
+)
 
 HEART = Path(__file__).parents[2] / "shared" / "data" / "heart_disease"
 
@@ -34,6 +48,7 @@ RULES: dict[str, Callable[..., Partition]] = {
     "classes": lambda y, sites, seed: by_classes(y, sites=sites, per_site=len(np.unique(y)), min_examples=1, seed=seed),
     "quantity": lambda y, sites, seed: by_quantity(len(y), sites=sites, alpha=5.0, min_examples=1, seed=seed),
     "evenly": lambda y, sites, seed: evenly(y, sites=sites, min_examples=1, seed=seed),
+    "iid": lambda y, sites, seed: iid(len(y), sites=sites, min_examples=1, seed=seed),
 }
 
 LABELS = np.repeat(np.arange(5), [400, 300, 200, 60, 40])
@@ -211,6 +226,45 @@ def test_devices_differ_and_are_the_same_again() -> None:
     assert np.abs(floats * 255 - seen[0]).max() < 0.51 and np.float32 == floats.dtype and np.uint8 == seen[0].dtype
 
 
+def test_turns_are_taken_without_chance() -> None:
+    """`x[i::n]`, and sizes differ by at most one; too few examples are a sentence."""
+    parts = interleaved(11, sites=3, min_examples=1)
+    assert [list(range(11))[site::3] for site in range(3)] == [rows.tolist() for rows in parts]
+    with pytest.raises(ConfigError, match="3 sites with at least 4 examples each need 12, the pool has 11"):
+        interleaved(11, sites=3, min_examples=4)
+
+
+def test_chance_alone_gives_equal_sizes_and_mixes_that_differ() -> None:
+    """Give or take one example; labels are not stratified, unlike in `evenly`."""
+    parts = iid(1001, sites=4, min_examples=1, seed=0)
+    assert [251, 250, 250, 250] == [len(rows) for rows in parts]
+    y = np.arange(1001) % 2
+    assert 1 < np.ptp([int(y[rows].sum()) for rows in parts]) < 60
+
+
+@given(
+    groups=st.lists(st.integers(0, 9), min_size=20, max_size=60).map(lambda g: np.unique(g, return_inverse=True)[1]),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=40)
+def test_groups_go_to_one_site_each(groups: np.ndarray, seed: int) -> None:
+    """Divided as groups, or kept together after a division of rows: every row once, no group at two sites."""
+    y = np.random.default_rng(seed).integers(0, 3, len(groups))
+    label = labels_of_groups(y, groups)
+    for group in range(int(groups.max()) + 1):
+        counts = np.bincount(y[groups == group], minlength=3)
+        assert counts[label[group]] == counts.max() and label[group] == counts.argmax()
+    halves = (np.arange(0, len(groups), 2), np.arange(1, len(groups), 2))
+    units = (np.arange(0, len(label), 2), np.arange(1, len(label), 2))
+    for parts in (rows_of_groups(units, groups), kept_together(halves, groups)):
+        assert list(range(len(groups))) == sorted(np.concatenate(parts).tolist())
+        assert not set(groups[parts[0]]) & set(groups[parts[1]])
+    most = [set(groups[part]) for part in kept_together(halves, groups)]
+    for group in range(len(label)):
+        here = [int((groups[half] == group).sum()) for half in halves]
+        assert group in most[int(here[1] > here[0])]
+
+
 # --- the files -------------------------------------------------------------------------------------
 
 
@@ -230,6 +284,8 @@ IMAGE_OPTIONS = [
     SplitOptions("classes", sites=5, labels_per_site=2),
     SplitOptions("quantity", sites=3, alpha=3.0),
     SplitOptions("feature", sites=3, seed=7),
+    SplitOptions("iid", sites=3),
+    SplitOptions("interleaved", sites=3),
 ]
 
 
@@ -356,6 +412,111 @@ def test_unusable_pool_of_images_is_a_sentence(tmp_path: Path, arrays: dict[str,
     assert sentence in str(caught.value) and "p.npz" in str(caught.value)
 
 
+@pytest.fixture
+def official(tmp_path: Path) -> Path:
+    """240 images, the last 60 an official test set; image 7 is a test image too, image 8 is there twice."""
+    x = np.random.default_rng(0).integers(0, 256, (240, 6, 5), dtype=np.uint8)
+    x[7], x[9] = x[200], x[8]
+    part = np.where(np.arange(240) < 180, "train", "test")
+    np.savez(tmp_path / "pool.npz", x=x, y=np.arange(240) % 3, part=part, who=np.arange(240) // 2)
+    return tmp_path / "pool.npz"
+
+
+@pytest.mark.parametrize("by", ["iid", "interleaved", "dirichlet", "classes", "quantity"])
+def test_official_test_images_are_every_sites_test_set(official: Path, tmp_path: Path, by: Any) -> None:
+    """The same file everywhere, in no site's own data; the study reads it, and copies are at one site."""
+    options = SplitOptions(by, sites=3, alpha=None if by not in ("dirichlet", "quantity") else 5.0, official_test=True)
+    told = split_pool(official, tmp_path / "f", options)
+    assert ["60 official test images are every site's 'test.npz', and no site's own",
+            "1 images are left out: the test set has the same",
+            "1 of 179 examples are exact copies of others; copies are at one site"] == told[:3]  # fmt: skip
+    study = load_study(tmp_path / "f" / "study.toml")
+    assert "test.npz" == study.task.test and study.fixed_test
+    pool, own, digests = np.load(official), set[bytes](), set[str]()
+    for site in study.sites:
+        data = load_data(
+            ArraysData(path=tmp_path / "f" / site / "data"), study.task, study.split, site=site, min_examples=20
+        )
+        assert 60 == data.card.num_test and (pool["y"][180:] == data.test.y.numpy()).all()
+        digests.add(data.card.test_digest)
+        held = {image.tobytes() for image in np.load(tmp_path / "f" / site / "data" / "data.npz")["x"]}
+        assert not own & held and not held & {image.tobytes() for image in pool["x"][180:]}
+        own |= held
+    assert 1 == len(digests) and own == {image.tobytes() for i, image in enumerate(pool["x"][:180]) if i != 7}
+
+
+def test_groups_of_images_go_along_to_the_sites(official: Path, tmp_path: Path) -> None:
+    """`--group who`: each patient at one site, the array in its file, `split.group` in the study."""
+    split_pool(official, tmp_path / "f", SplitOptions("dirichlet", sites=2, alpha=5.0, group="who", min_examples=5))
+    study = load_study(tmp_path / "f" / "study.toml")
+    assert "who" == study.split.group
+    one, other = (set(np.load(tmp_path / "f" / site / "data" / "data.npz")["who"].tolist()) for site in study.sites)
+    assert not one & other and set(range(120)) == one | other
+    for site in study.sites:
+        data = load_data(
+            ArraysData(path=tmp_path / "f" / site / "data"), study.task, study.split, site=site, min_examples=20
+        )
+        assert data.card.num_groups is not None and data.card.num_groups <= data.card.num_examples / 2
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (SplitOptions("feature", sites=3, official_test=True), "--official-test means nothing with --by feature"),
+        (SplitOptions("iid", sites=3, group="whose"), "has no array 'whose'"),
+        (SplitOptions("iid", sites=3, group="x"), "array 'x' has type uint8 and shape (240, 6, 5), expected 240 whole"),
+        (SplitOptions("iid", sites=3, alpha=1.0), "--alpha means nothing with --by iid"),
+        (SplitOptions("interleaved"), "--by interleaved needs --sites"),
+    ],
+)
+def test_unusable_groups_and_test_sets_are_sentences(
+    official: Path, tmp_path: Path, options: SplitOptions, sentence: str
+) -> None:
+    """Before anything is written."""
+    with pytest.raises(ConsiliumError) as caught:
+        split_pool(official, tmp_path / "f", options)
+    assert sentence in str(caught.value) and not (tmp_path / "f").exists()
+
+
+def test_pool_without_an_official_test_set_is_told(pool: Path, tmp_path: Path) -> None:
+    """And what would say it."""
+    with pytest.raises(ConfigError, match="the pool does not say which images are its test set, expected an array"):
+        split_pool(pool, tmp_path / "f", SplitOptions("iid", sites=3, official_test=True))
+    file, options = table(tmp_path / "t.csv"), SplitOptions("iid", sites=3, label="ill", official_test=True)
+    with pytest.raises(ConfigError, match="--official-test is for images"):
+        split_pool(file, tmp_path / "f", options)
+
+
+@pytest.mark.parametrize("layout", ["part", "is_test", "medmnist", "keras"])
+def test_pool_says_which_images_are_the_official_test_set(tmp_path: Path, layout: str) -> None:
+    """By an array of words or booleans, or by the names of MedMNIST's and Keras's arrays."""
+    x, y = np.random.default_rng(0).integers(0, 256, (9, 5, 5), dtype=np.uint8), np.arange(9) % 2
+    official = np.arange(9) >= 6
+    by_layout: dict[str, dict[str, Any]] = {
+        "part": {"x": x, "y": y, "part": np.where(official, "test", "train")},
+        "is_test": {"x": x, "y": y, "is_test": official},
+        "medmnist": {
+            "train_images": x[:6],
+            "train_labels": y[:6, None],
+            "test_images": x[6:],
+            "test_labels": y[6:, None],
+        },
+        "keras": {"x_train": x[:6], "y_train": y[:6], "x_test": x[6:], "y_test": y[6:]},
+    }
+    np.savez(tmp_path / "p.npz", **by_layout[layout])
+    pool = read_images(tmp_path / "p.npz")
+    assert pool.test is not None and official.tolist() == pool.test.tolist()
+    assert (x == pool.x).all() and y.tolist() == pool.y.tolist()
+
+
+@pytest.mark.skipif(not HEART.is_dir(), reason="MNIST is not part of the repository")
+def test_official_mnist_pool_is_read() -> None:
+    """The file that Keras has: 60,000 images and 10,000 of the official test."""
+    pool = read_images(HEART.parent / "mnist" / "mnist.npz")
+    assert pool.test is not None and (70_000, 10_000) == (len(pool.y), int(pool.test.sum()))
+    assert pool.test[60_000:].all() and tuple("0123456789") == pool.classes
+
+
 # --- tables ----------------------------------------------------------------------------------------
 
 HEADER = ("id", "hospital", "age", "pain", "remark", "same", "ill")
@@ -383,7 +544,8 @@ def test_table_is_divided_along_its_own_column(tmp_path: Path) -> None:
     assert ("charit-berlin", "porto", "lyon") == study.sites
     task = study.task
     assert isinstance(task, TableTask) and ("impute", "ill", ("no", "yes")) == (task.missing, task.label, task.classes)
-    assert ["id", "age", "pain"] == list(task.columns) and isinstance(task.columns["age"], NumberColumn)
+    assert ["age", "pain"] == list(task.columns) and isinstance(task.columns["age"], NumberColumn)
+    assert "column 'id' is left out of the study: it is an identifier, different in every row" in told
     assert "column 'remark' is left out of the study: it has 237 different texts, more than 20" in told
     assert "column 'same' is left out of the study: it has one value only" in told
     held = []
@@ -395,6 +557,89 @@ def test_table_is_divided_along_its_own_column(tmp_path: Path) -> None:
         held += [int(row["id"]) for row in rows]
     assert list(range(3, 240)) == sorted(held)
     assert 3 == tomllib.loads((tmp_path / "f" / "federation.toml").read_text())["rows_without_label"]
+
+
+@pytest.mark.skipif(not HEART.is_dir(), reason="the public tables are not part of the repository")
+@pytest.mark.parametrize("by", ["dirichlet", "classes", "quantity", "iid", "interleaved", "column"])
+def test_copies_of_a_real_table_are_at_one_site(tmp_path: Path, by: Any) -> None:
+    """heart.csv, 1,025 rows of 302 patients: no line of the file at two sites, every line somewhere."""
+    file = HEART.parent / "public" / "heart.csv"
+    alpha, natural = 5.0 if by in ("dirichlet", "quantity") else None, by == "column"
+    options = SplitOptions(
+        by, sites=None if natural else 3, alpha=alpha, column="cp" if natural else None, label="target"
+    )
+    told = split_pool(file, tmp_path / "f", options)
+    assert "723 of 1025 examples are exact copies of others; copies are at one site" in told
+    sites = load_study(tmp_path / "f" / "study.toml").sites
+    lines = [(tmp_path / "f" / site / "data" / "patients.csv").read_text().splitlines()[1:] for site in sites]
+    assert sorted(file.read_text().splitlines()[1:]) == sorted(line for site in lines for line in site)
+    assert 302 == sum(len(set(site)) for site in lines)
+
+
+def test_rows_of_a_patient_are_moved_to_one_hospital(tmp_path: Path) -> None:
+    """Where the column of sites says otherwise: to the one that has most of them, and a note counts the rows."""
+    file = tmp_path / "t.csv"
+    chance = np.random.default_rng(0)
+    with file.open("w", newline="") as out:
+        writer = csv.writer(out)
+        writer.writerow(["who", "hospital", "age", "ill"])
+        writer.writerows(
+            [i // 3, "ab"[(i >= 60) != (i % 9 == 0)], chance.normal(), ("no", "yes")[i % 2]] for i in range(90)
+        )
+    told = split_pool(file, tmp_path / "f", SplitOptions("column", column="hospital", label="ill", group="who"))
+    assert "10 rows went to the site that has most rows of the same patient, or copies of them" in told
+
+
+@pytest.mark.skipif(not HEART.is_dir(), reason="the public tables are not part of the repository")
+def test_identifiers_of_real_tables_are_left_out(tmp_path: Path) -> None:
+    """`id` of kidney_disease is different in every row; PatientID of mslearn-diabetes repeats and is offered."""
+    folder = HEART.parent / "public"
+    told = split_pool(
+        folder / "kidney_disease.csv", tmp_path / "k", SplitOptions("iid", sites=3, label="classification")
+    )
+    assert "column 'id' is left out of the study: it is an identifier, different in every row" in told
+    task = load_study(tmp_path / "k" / "study.toml").task
+    assert isinstance(task, TableTask) and "id" not in task.columns and 24 == len(task.columns)
+    diabetes = folder / "mslearn-diabetes.csv"
+    told = split_pool(diabetes, tmp_path / "d", SplitOptions("iid", sites=3, label="Diabetic"))
+    assert any(
+        "'PatientID' is left out" in note and "'--group PatientID' keeps a patient's rows" in note for note in told
+    )
+    split_pool(diabetes, tmp_path / "e", SplitOptions("iid", sites=3, label="Diabetic", group="PatientID"))
+    study = load_study(tmp_path / "e" / "study.toml")
+    assert "PatientID" == study.split.group and 8 == len(study.task.columns)  # type: ignore[union-attr] # a table
+    ids = [
+        {line.split(",")[0] for line in (tmp_path / "e" / site / "data" / "patients.csv").read_text().splitlines()[1:]}
+        for site in study.sites
+    ]
+    assert not (ids[0] & ids[1] or ids[0] & ids[2] or ids[1] & ids[2])
+
+
+@pytest.mark.parametrize(
+    ("name", "cells", "left_out"),
+    [
+        ("PatientID", list(range(100, 160)), True),
+        ("mrn", [f"M{i}" for i in range(60)], True),
+        ("case_number", list(range(60)), True),
+        ("x", list(range(1, 61)), True),
+        ("x", [i * 7 % 61 for i in range(60)], False),
+        ("acid", list(range(60, 180, 2)), False),
+        ("fluid", [i % 7 for i in range(60)], False),
+        ("id", [i / 7 for i in range(60)], False),
+        ("number", [i % 5 for i in range(60)], False),
+    ],
+)
+def test_identifier_is_known_by_its_name_or_by_counting(
+    tmp_path: Path, name: str, cells: list[Any], left_out: bool
+) -> None:
+    """Measurements are kept, whatever they are called; a column that counts the rows is left out without any name."""
+    with (tmp_path / "t.csv").open("w", newline="") as out:
+        writer = csv.writer(out)
+        writer.writerow([name, "age", "ill"])
+        writer.writerows([cell, i * i % 53, ("no", "yes")[i % 2]] for i, cell in enumerate(cells))
+    split_pool(tmp_path / "t.csv", tmp_path / "f", SplitOptions("iid", sites=2, label="ill"))
+    task = load_study(tmp_path / "f" / "study.toml").task
+    assert left_out == (name not in task.columns)  # type: ignore[union-attr] # a table
 
 
 def test_table_is_divided_by_label_also_from_parquet(tmp_path: Path) -> None:

@@ -280,5 +280,5 @@ def test_reader_marks_missing_cells_and_only_them(tmp_path: Path) -> None:
     """A missing number is one NaN, a missing category one in each of its features."""
     table = rows(5)
     table[1] |= {"age": None, "pain": None}
-    raw = read_table(TableData(path=to_csv(tmp_path / "a.csv", table)), IMPUTE, site="lyon")
+    raw = read_table(TableData(path=to_csv(tmp_path / "a.csv", table)), IMPUTE, SplitConfig(), site="lyon")
     assert [[1, 0], [1, 2], [1, 3]] == torch.isnan(raw.x).nonzero().tolist()

@@ -6,19 +6,20 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from client.data.arrays import read_arrays
 from client.data.base import Examples, RawData, Reader, SiteData
 from client.data.images import read_images
-from client.data.impute import impute
+from client.data.kept import keep_readings, read_once
 from client.data.noise import noise_key, noisy_counts
-from client.data.split import Indices, Split, split_rows
+from client.data.scale import UnscaledData
+from client.data.split import Split
 from client.data.table import read_table
+from client.data.whole import divide, read_from, read_whole
 from common.config import DataConfig, SplitConfig, Task
 from common.errors import DataError
 from common.protocol import DataCard
+from common.scale import Scale
 
 __all__ = [
     "READERS",
@@ -26,13 +27,47 @@ __all__ = [
     "RawData",
     "Reader",
     "SiteData",
+    "UnscaledData",
+    "keep_readings",
     "load_data",
     "noise_key",
     "noisy_counts",
+    "read_data",
     "schema_digest",
 ]
 
 READERS: Mapping[str, Reader] = MappingProxyType({"images": read_images, "table": read_table, "arrays": read_arrays})
+
+
+def read_data(
+    config: DataConfig,
+    task: Task,
+    split: SplitConfig,
+    *,
+    site: str,
+    min_examples: int,
+    share_class_counts: bool = False,
+) -> UnscaledData:
+    """Read, check and split a site's data; the same at every call.
+
+    Args:
+        min_examples: fewer usable examples than this, over all splits, is an error.
+        share_class_counts: put the number of examples of each class on the card.
+
+    Raises:
+        ConfigError: the data is of another kind than the study's task.
+        DataError: the data is missing, empty, corrupt or too small.
+    """
+    reader, how = READERS[config.kind], split.model_dump_json(include={"group", "parts", "copies"})
+    raw = read_once(
+        f"{site} {config.model_dump_json()} {task.model_dump_json()} {how}",
+        read_from(config, task, split),
+        lambda: read_whole(reader, config, task, split, site=site),
+    )
+    if raw.num_own < min_examples:
+        raise DataError(f"site '{site}': {raw.num_own} usable examples, expected at least {min_examples}")
+    parts = divide(raw, split, site=site)
+    return UnscaledData(site, task, raw, parts, _card(raw, parts, task, share_class_counts=share_class_counts))
 
 
 def load_data(
@@ -43,29 +78,23 @@ def load_data(
     site: str,
     min_examples: int,
     share_class_counts: bool = False,
+    scale: Scale | None = None,
 ) -> SiteData:
-    """Read, check, split and (for tables) fill and standardise a site's data; the same at every call.
+    """Read, check, split, fill and scale a site's data; the same at every call.
 
     Args:
         min_examples: fewer usable examples than this, over all splits, is an error.
         share_class_counts: put the number of examples of each class on the card.
+        scale: of each number column or channel; by default what the study fixes, else the site's own.
 
     Raises:
         ConfigError: the data is of another kind than the study's task.
         DataError: the data is missing, empty, corrupt or too small.
     """
-    raw = READERS[config.kind](config, task, site=site)
-    if len(raw.y) < min_examples:
-        raise DataError(f"site '{site}': {len(raw.y)} usable examples, expected at least {min_examples}")
-    parts = split_rows(raw.y.numpy(), split)
-    x = impute(raw.x, raw.to_impute, parts.train, site=site) if raw.to_impute else raw.x
-    x = _standardise(x, parts.train, site=site) if raw.standardise else x
-    return SiteData(
-        train=_examples(x, raw.y, parts.train, task),
-        validation=_examples(x, raw.y, parts.validation, task),
-        test=_examples(x, raw.y, parts.test, task),
-        card=_card(raw, parts, task, share_class_counts=share_class_counts),
+    unscaled = read_data(
+        config, task, split, site=site, min_examples=min_examples, share_class_counts=share_class_counts
     )
+    return unscaled.scaled(scale or task.fixed_scale)
 
 
 def schema_digest(task: Task) -> str:
@@ -78,29 +107,8 @@ def schema_digest(task: Task) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _examples(x: Tensor, y: Tensor, rows: Indices, task: Task) -> Examples:
-    chosen = torch.from_numpy(rows)
-    tolerance = None if task.number is None else task.number.reach
-    return Examples(x=x[chosen].to(torch.float32), y=y[chosen], tolerance=tolerance)
-
-
-def _standardise(x: Tensor, train: Indices, *, site: str) -> Tensor:
-    """Return `(x - mean) / std` with the mean and the population std of the training rows, std 0 -> 1.
-
-    The order of scaling is that of FLamby's Fed-Heart-Disease: every feature, one-hot columns too.
-    """
-    rows = x[torch.from_numpy(train)]
-    mean, std = rows.mean(dim=0), rows.std(dim=0, correction=0)
-    # A constant column's std is not always 0 in floating point, so compare with its size.
-    constant = std <= 1e-12 * mean.abs()
-    scaled = (x - mean) / torch.where(constant, torch.ones_like(std), std)
-    if not bool(torch.isfinite(scaled.to(torch.float32)).all()):
-        raise DataError(f"site '{site}': a number is too far from the training rows to be standardised")
-    return scaled
-
-
 def _card(raw: RawData, parts: Split, task: Task, *, share_class_counts: bool) -> DataCard:
-    counts = np.bincount(raw.y.numpy(), minlength=len(task.classes)) if task.classes else ()
+    counts = np.bincount(raw.y[: raw.num_own].numpy(), minlength=len(task.classes)) if task.classes else ()
     present = {name: int(count) for name, count in sorted(zip(task.classes, counts, strict=True)) if count}
     return DataCard(
         num_examples=len(raw.y),
@@ -108,7 +116,11 @@ def _card(raw: RawData, parts: Split, task: Task, *, share_class_counts: bool) -
         num_validation=len(parts.validation),
         num_test=len(parts.test),
         num_skipped=raw.num_skipped,
+        num_groups=None if raw.groups is None else len(np.unique(raw.groups[: raw.num_own])),
+        num_copies=raw.copies.num_copies,
+        num_alike=raw.copies.num_alike,
         classes=tuple(present),
         class_counts=present if share_class_counts and present else None,
         schema_digest=schema_digest(task),
+        test_digest=raw.test_digest,
     )

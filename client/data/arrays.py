@@ -1,6 +1,6 @@
 """Reads images from one `.npz` file: array `x` of images, array `y` of class numbers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +9,10 @@ import torch
 from PIL import Image
 
 from client.data.base import Bad, RawData, keep_usable, kind_mismatch
-from common.config import ArraysData, DataConfig, ImageTask, Task
+from client.data.parts import KNOWN, TEST, TRAIN, index_file, part_of, parts_in_file
+from common.config import ArraysData, DataConfig, ImageTask, SplitConfig, Task
 from common.errors import DataError
+from common.groups import Ints, copies_of_pictures
 from common.npz import Array, array_names, channels_last, read_npz
 
 Pixels = npt.NDArray[np.float32]
@@ -23,7 +25,7 @@ MAX_BYTES = 2**36
 """What the images of a file may take in memory, made ready: a million images of one pixel are a file of 1 MB."""
 
 
-def read_arrays(config: DataConfig, task: Task, *, site: str) -> RawData:
+def read_arrays(config: DataConfig, task: Task, split: SplitConfig, *, site: str) -> RawData:
     """Read `x` and `y` of an `.npz` file, in the order of the file.
 
     `x` has shape `(N, H, W)`, `(N, H, W, C)` or `(N, C, H, W)` with C 1 or 3; uint8 in 0..255 or floats in 0..1.
@@ -40,9 +42,11 @@ def read_arrays(config: DataConfig, task: Task, *, site: str) -> RawData:
     if not (isinstance(config, ArraysData) and isinstance(task, ImageTask)):
         raise kind_mismatch(config, task, site=site)
     who = f"site '{site}'"
-    file = _file(config.path, who=who)
+    file = _file(config.path, without=task.test, who=who)
     names = array_names(file, who=who)
-    held = read_npz(file, ["x", "y", *(["classes"] if "classes" in names else [])], who=who)
+    parts = None if index_file(split.parts) else split.parts
+    more = [name for name in (split.group, parts, "classes" if "classes" in names else None) if name is not None]
+    held = read_npz(file, ["x", "y", *more], who=who)
     where = f"{who}: file '{file.name}'"
     _check_classes(held.get("classes"), task.classes, where=where)
     images = channels_last(held["x"], where=where)
@@ -56,10 +60,48 @@ def read_arrays(config: DataConfig, task: Task, *, site: str) -> RawData:
     rows = np.array(usable, dtype=np.int64)
     x = _prepare(images, rows, task)
     y = torch.from_numpy(labels[rows].astype(np.int64))
-    return RawData(x=torch.from_numpy(x), y=y, num_skipped=num_skipped, standardise=False)
+    return RawData(
+        x=torch.from_numpy(x),
+        y=y,
+        num_skipped=num_skipped,
+        copies=copies_of_pictures(x),
+        patients=None if split.group is None else _patients(held[split.group], split.group, rows, len(images), where),
+        parts=_parts(held, split, rows, len(images), file=file, site=site),
+    )
 
 
-def _file(path: Path, *, who: str) -> Path:
+def _patients(array: Array, name: str, rows: Ints, count: int, where: str) -> list[str]:
+    if array.shape != (count,) or array.dtype.kind not in "iuU":
+        raise DataError(
+            f"{where}: array '{name}' (split.group) has type {array.dtype} and shape {array.shape}, expected {count} "
+            "whole numbers or texts, one for each image"
+        )
+    return [str(value) for value in array[rows].tolist()]
+
+
+def _parts(
+    held: Mapping[str, Array], split: SplitConfig, rows: Ints, count: int, *, file: Path, site: str
+) -> Ints | None:
+    """Return what each used image is for: by an index file, an array of words, or one that is True for test."""
+    if split.parts is None:
+        return None
+    if (index := index_file(split.parts)) is not None:
+        keys = [str(number) for number in range(count)]
+        return parts_in_file(file.parent / index, keys, rows.tolist(), key="row", site=site)
+    array, where = held[split.parts], f"site '{site}': file '{file.name}': array '{split.parts}' (split.parts)"
+    if array.shape != (count,) or array.dtype.kind not in "bU":
+        raise DataError(
+            f"{where} has type {array.dtype} and shape {array.shape}, expected {count} words or booleans (test or not)"
+        )
+    if array.dtype.kind == "b":
+        return np.where(array[rows], TEST, TRAIN).astype(np.int64)
+    parts = [part_of(word) for word in array[rows].tolist()]
+    if None in parts:
+        raise DataError(f"{where}, image {rows[parts.index(None)]}: the word is none of {KNOWN}")
+    return np.array(parts, dtype=np.int64)
+
+
+def _file(path: Path, *, without: str | None, who: str) -> Path:
     if path.suffix.lower() == ".npz" and path.is_file():
         return path
     if not path.is_dir():
@@ -69,7 +111,7 @@ def _file(path: Path, *, who: str) -> Path:
         entries = [entry for entry in path.iterdir() if entry.suffix.lower() == ".npz"]
     except OSError as error:
         raise DataError(f"{who}: cannot list data path '{path}': {error.strerror or error}") from error
-    files = [entry for entry in entries if not entry.name.startswith(".") and entry.is_file()]
+    files = [entry for entry in entries if not entry.name.startswith(".") and entry.name != without and entry.is_file()]
     if len(files) != 1:
         raise DataError(f"{who}: data folder '{path}' has {len(files)} .npz files, expected exactly one")
     return files[0]

@@ -1,15 +1,17 @@
 """What a site's data looks like to the rest of the client, and what every reader of a kind of data must give."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 from torch import Tensor
 
-from common.config import DataConfig, Task
+from common.config import DataConfig, SplitConfig, Task
 from common.errors import ConfigError, DataError
+from common.groups import Copies, Ints
 from common.protocol import DataCard
+from common.scale import Scale
 
 _log = logging.getLogger(__name__)
 
@@ -22,11 +24,18 @@ class Examples:
 
     Args:
         tolerance: how far an answer may be from a number in `y`, in its units, to be right; None for classes.
+        groups: int64 `(N,)`, on the CPU: rows with the same number are of one patient; None where every row is a
+            patient's only one.
     """
 
     x: Tensor
     y: Tensor
     tolerance: float | None = None
+    groups: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.groups is not None and self.groups.shape != self.y.shape:
+            raise ValueError(f"groups have shape {tuple(self.groups.shape)}, expected {tuple(self.y.shape)}")
 
     def __len__(self) -> int:
         return int(self.y.shape[0])
@@ -48,12 +57,19 @@ class Examples:
 
 @dataclass(frozen=True, eq=False)
 class SiteData:
-    """A site's own examples in three disjoint splits, and the card that may be told about them."""
+    """A site's own examples in three disjoint splits, and the card that may be told about them.
+
+    Args:
+        scale: by what the inputs were scaled; None for images that are as the study's `mean` and `std` make them.
+        notes: sentences about what is unusual in the data, for the site's own people.
+    """
 
     train: Examples
     validation: Examples
     test: Examples
     card: DataCard
+    scale: Scale | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -75,21 +91,40 @@ class Feature:
 class RawData:
     """All usable examples of a site in a fixed order, before the split.
 
-    With `standardise`, every feature is still to be scaled by the site's own training rows; `x` is then
-    float64, so that the scaling loses nothing. In the columns `to_impute`, NaN is still to be filled by those rows.
+    The last `num_common` are those of the study's common test set, of SHA-256 `test_digest`. The features of a table's
+    columns `features` are not scaled yet: `x` is then float64, so that the scaling loses nothing, and NaN, if there is
+    any, is still to be filled by the training rows.
+
+    Args:
+        copies: which of the site's own examples are copies of others.
+        patients: whose each own example is, as `split.group` says; None where it says nothing.
+        parts: what each own example is for, as `split.parts` says; None where it says nothing.
+        groups: the patient of each example `(N,)`; None where every example is a patient's only one.
+        notes: sentences about what is unusual, for the site's own people.
     """
 
     x: Tensor
     y: Tensor
     num_skipped: int
-    standardise: bool
-    to_impute: tuple[Feature, ...] = ()
+    copies: Copies
+    features: tuple[Feature, ...] = ()
+    patients: Sequence[str] | None = None
+    parts: Ints | None = None
+    groups: Ints | None = None
+    num_common: int = 0
+    test_digest: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def num_own(self) -> int:
+        """Return how many examples are the site's own."""
+        return len(self.y) - self.num_common
 
 
 class Reader(Protocol):
     """Reads one kind of data. Law: two reads of the same files give the same examples in the same order."""
 
-    def __call__(self, config: DataConfig, task: Task, *, site: str) -> RawData:
+    def __call__(self, config: DataConfig, task: Task, split: SplitConfig, *, site: str) -> RawData:
         """Read a site's files; raise DataError or ConfigError, naming the site, when they cannot be used."""
 
 

@@ -3,7 +3,7 @@
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,10 +13,12 @@ import torch
 from PIL import Image
 
 from client.data.base import Bad, RawData, keep_usable, kind_mismatch
-from common.config import DataConfig, ImageFolderData, ImageTask, Task
+from client.data.image_files import ImageFile, labelled_files
+from client.data.parts import index_file, parts_in_file
+from common.config import DataConfig, ImageFolderData, ImageTask, SplitConfig, Task
 from common.errors import DataError
+from common.groups import Ints, copies_of_pictures
 
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 # Only these decoders run on a site's files, whatever a file's name says.
 FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")
 # What Pillow's decoders raise on bytes that are not an image.
@@ -45,20 +47,24 @@ MAX_FILE_BYTES = 500_000_000
 Pixels = npt.NDArray[np.float32]
 
 
-def read_images(config: DataConfig, task: Task, *, site: str) -> RawData:
+def read_images(config: DataConfig, task: Task, split: SplitConfig, *, site: str) -> RawData:
     """Read `<path>/<class>/<image file>`, in the order of the study's classes and of the file names.
+
+    With `split.group = "folder"` a class has a sub-folder for each patient, with `split.parts = "folder"` the classes
+    lie in folders called train, validation and test. A patient of one name in two classes is the same patient.
 
     An image becomes `(C, size, size)` float32: greyscale or RGB by the task's channels, resized
     (bilinear), scaled to 0..pixel_max, minus mean, divided by std. 16-bit greyscale is scaled by 65535.
 
     Raises:
         ConfigError: the study's task is not about images.
-        DataError: no folder, an unknown class, no image, or more than `max_skipped` corrupt files.
+        DataError: no folder, an unknown class or part, no image, more than `max_skipped` corrupt files, or one that
+            `split.group` or `split.parts` says nothing about.
     """
     if not (isinstance(config, ImageFolderData) and isinstance(task, ImageTask)):
         raise kind_mismatch(config, task, site=site)
     try:
-        files = _labelled_files(config.path, task.classes, site=site)
+        files = labelled_files(config.path, task, split, site=site)
     except OSError as error:
         raise DataError(f"site '{site}': cannot list data folder '{config.path}': {error.strerror or error}") from error
     decoded = _decode_all(files, task, folder=config.path)
@@ -66,61 +72,36 @@ def read_images(config: DataConfig, task: Task, *, site: str) -> RawData:
     if not usable:
         raise DataError(f"site '{site}': no usable image in '{config.path}', {num_skipped} skipped as corrupt")
     x = torch.from_numpy(np.stack([pixels for pixels, _ in usable]))
-    y = torch.tensor([label for _, label in usable], dtype=torch.int64)
-    return RawData(x=x, y=y, num_skipped=num_skipped, standardise=False)
-
-
-def list_folders(folder: Path) -> list[Path]:
-    """Return the sub-folders that are not hidden, sorted by name."""
-    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-
-
-def list_images(folder: Path) -> list[Path]:
-    """Return the image files that are not hidden, sorted by name; other files are left out."""
-    return sorted(
-        entry
-        for entry in folder.iterdir()
-        if entry.suffix.lower() in SUFFIXES and not entry.name.startswith(".") and entry.is_file()
+    used = [place for _, place in usable]
+    kept = [files[place] for place in used]
+    return RawData(
+        x=x,
+        y=torch.tensor([file.label for file in kept], dtype=torch.int64),
+        num_skipped=num_skipped,
+        copies=copies_of_pictures(x.numpy()),
+        patients=[file.patient or "" for file in kept] if split.group is not None else None,
+        parts=_parts(files, used, config.path, split, site=site) if split.parts is not None else None,
     )
 
 
-def _labelled_files(folder: Path, classes: tuple[str, ...], *, site: str) -> list[tuple[Path, int]]:
-    if not folder.is_dir():
-        seen = "is not a folder" if folder.exists() else "does not exist"
-        raise DataError(f"site '{site}': data folder '{folder}' {seen}")
-    subfolders = list_folders(folder)
-    if not subfolders:
-        raise DataError(
-            f"site '{site}': data folder '{folder}' has no sub-folder, expected one for each of {list(classes)}"
-        )
-    for subfolder in subfolders:
-        if subfolder.name not in classes:
-            raise _unknown_class(subfolder, classes, site=site)
-    files = [(file, classes.index(sub.name)) for sub in subfolders for file in list_images(sub)]
-    if not files:
-        raise DataError(
-            f"site '{site}': no image in the sub-folders of '{folder}', expected files {', '.join(SUFFIXES)}"
-        )
-    return sorted(files, key=lambda pair: (pair[1], pair[0].name))
+def _parts(files: Sequence[ImageFile], used: Sequence[int], folder: Path, split: SplitConfig, *, site: str) -> Ints:
+    index = index_file(split.parts)
+    if index is None:
+        return np.array([files[place].part for place in used], dtype=np.int64)
+    keys = [file.path.relative_to(folder).as_posix() for file in files]
+    return parts_in_file(folder / index, keys, used, key="file", site=site)
 
 
-def _unknown_class(folder: Path, classes: tuple[str, ...], *, site: str) -> DataError:
-    same = [name for name in classes if name.casefold() == folder.name.casefold()]
-    hint = f"; upper and lower case differ: rename the folder to '{same[0]}'" if same else ""
-    return DataError(
-        f"site '{site}': class '{folder.name}' is not in the study's classes {list(classes)} (folder '{folder}'){hint}"
-    )
-
-
-def _decode_all(files: list[tuple[Path, int]], task: ImageTask, *, folder: Path) -> Iterator[tuple[Pixels, int] | Bad]:
+def _decode_all(files: Sequence[ImageFile], task: ImageTask, *, folder: Path) -> Iterator[tuple[Pixels, int] | Bad]:
+    """Yield each image with its place in `files`, or why it cannot be used."""
     mean = np.asarray(task.mean, dtype=np.float32).reshape(-1, 1, 1)
     std = np.asarray(task.std, dtype=np.float32).reshape(-1, 1, 1)
-    for file, label in files:
-        pixels = _decode(file, task, name=file.relative_to(folder).as_posix())
+    for place, file in enumerate(files):
+        pixels = _decode(file.path, task, name=file.path.relative_to(folder).as_posix())
         if isinstance(pixels, Bad):
             yield pixels
         else:
-            yield (pixels * np.float32(task.pixel_max) - mean) / std, label
+            yield (pixels * np.float32(task.pixel_max) - mean) / std, place
 
 
 def _decode(file: Path, task: ImageTask, *, name: str) -> Pixels | Bad:

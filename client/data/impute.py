@@ -6,11 +6,13 @@ section 4.2.1. With T the training rows in which column j is known:
     number:    x_ij = mean of x_tj over t in T
     category:  x_ij = the value that is most frequent among x_tj over t in T, at a tie the first in `values`
 
+A number column that is known in no training row takes its mean over all sites, where one scale for all tells of it.
 Validation and test rows are filled, and never asked. Nothing of this leaves the site. Mean imputation shrinks the
 column's variance, so where much is missing, a row with many missing cells says little.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -19,24 +21,34 @@ from client.data.base import Feature
 from client.data.split import Indices
 from common.errors import DataError
 
+NOTHING: Mapping[str, float] = MappingProxyType({})
 
-def impute(x: Tensor, features: Iterable[Feature], train: Indices, *, site: str) -> Tensor:
+
+def impute(
+    x: Tensor, features: Iterable[Feature], train: Indices, *, site: str, usual: Mapping[str, float] = NOTHING
+) -> Tensor:
     """Return `x` without its NaN.
 
     Args:
         x: float64 of shape `(N, F)`; a missing number is NaN, a missing category is NaN in all its features.
         features: the columns of the table.
         train: numbers of the training rows.
+        usual: means of number columns over all sites, for a column without a value in any training row.
 
     Raises:
-        DataError: no training row has a value in a column.
+        DataError: no training row has a value in a column, and `usual` has none either.
     """
+    if not bool(torch.isnan(x).any()):
+        return x
     filled = x.clone()
     for feature in features:
         part = filled[:, feature.start : feature.start + feature.width]
         missing = torch.isnan(part[:, 0])
         known = part[torch.from_numpy(train)]
         known = known[~torch.isnan(known[:, 0])]
+        if len(known) == 0 and feature.name in usual:
+            part[missing] = usual[feature.name]
+            continue
         if len(known) == 0:
             raise DataError(
                 f"site '{site}': column '{feature.name}' has no value in any of the {len(train)} training rows, so "

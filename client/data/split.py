@@ -1,4 +1,7 @@
-"""Divides a site's examples into train, validation and test; the same division at every start."""
+"""Divides a site's examples into train, validation and test; the same division at every start.
+
+All rows of one patient go to one part.
+"""
 
 from dataclasses import dataclass
 from math import floor
@@ -7,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.model_selection import train_test_split
 
+from client.data.parts import TEST, TRAIN, VALIDATION
 from common.config import SplitConfig
 from common.seeds import seed_for
 
@@ -26,7 +30,9 @@ class Split:
     test: Indices
 
 
-def split_rows(labels: Labels, config: SplitConfig) -> Split:
+def split_rows(
+    labels: Labels, config: SplitConfig, *, groups: Indices | None = None, parts: Indices | None = None
+) -> Split:
     """Divide the rows with these labels: the test part first, then validation out of what remains.
 
     Labels are class numbers `(N,)`, or floats, by which nothing is stratified.
@@ -34,23 +40,38 @@ def split_rows(labels: Labels, config: SplitConfig) -> Split:
     Another `validation_seed` draws other validation rows, with the same test rows.
 
     With `test=0.34, seed=43` the test part is that of FLamby's Fed-Heart-Disease (du Terrail et al.,
-    "FLamby", 2022, https://arxiv.org/abs/2210.04620) when the rows stand in the order of its files.
+    "FLamby", 2022, https://arxiv.org/abs/2210.04620) when the rows stand in the order of its files, and no row is a
+    copy of another.
+
+    Args:
+        groups: the patient of each row `(N,)`, whose rows stay together; None where every row is one of its own. The
+            parts are then as large, in rows, as whole patients allow.
+        parts: what each row is for `(N,)`; if none is for validation, that is drawn from those for training.
     """
     rows = np.arange(len(labels), dtype=np.int64)
-    rest, test = _divide(rows, labels, held_out=config.test, seed=config.seed)
+    if parts is None:
+        rest, test = _divide(rows, labels, groups, held_out=config.test, seed=config.seed)
+    else:
+        rest, test = rows[parts != TEST], rows[parts == TEST]
+        if (parts == VALIDATION).any():
+            return Split(rows[parts == TRAIN], rows[parts == VALIDATION], test)
     again = (config.validation_seed,) if config.validation_seed else ()
     seed = seed_for(config.seed, "validation", *again)
-    train, validation = _divide(rest, labels, held_out=config.validation, seed=seed)
+    train, validation = _divide(rest, labels, groups, held_out=config.validation, seed=seed)
     return Split(train, validation, test)
 
 
-def _divide(rows: Indices, labels: Labels, *, held_out: float, seed: int) -> tuple[Indices, Indices]:
+def _divide(
+    rows: Indices, labels: Labels, groups: Indices | None, *, held_out: float, seed: int
+) -> tuple[Indices, Indices]:
     """Return `rows` in two parts, stratified by label where the classes are large enough.
 
-    The first part is never empty when `rows` is not; the second is empty only for `held_out=0` or one row.
+    The first part is never empty when `rows` is not; the second is empty only for `held_out=0` or one row or patient.
     """
     if held_out == 0 or len(rows) < 2:
         return rows, rows[:0]
+    if groups is not None and len(np.unique(groups[rows])) < len(rows):
+        return _divide_groups(rows, labels, groups, held_out=held_out, seed=seed)
     wanted = floor(round(1 - held_out, 12) * len(rows))
     num_kept = min(max(wanted, 1), len(rows) - 1)
     kept, held = train_test_split(
@@ -60,6 +81,50 @@ def _divide(rows: Indices, labels: Labels, *, held_out: float, seed: int) -> tup
         stratify=labels[rows] if _can_stratify(labels[rows], num_kept) else None,
     )
     return kept, held
+
+
+def _divide_groups(
+    rows: Indices, labels: Labels, groups: Indices, *, held_out: float, seed: int
+) -> tuple[Indices, Indices]:
+    """Return `rows` in two parts by whole groups, stratified by the most frequent label of a group.
+
+    Class by class, groups come in a random order, and each is held out that leaves what is held out at or below its
+    share of the rows; in the end one more, if that is nearer to it. What a class has too much or too little, the next
+    one makes up for.
+    """
+    names, member, sizes = np.unique(groups[rows], return_inverse=True, return_counts=True)
+    if len(names) < 2:
+        return rows, rows[:0]
+    label = _label_of_groups(labels[rows], member, len(names))
+    num_held = min(max(round(held_out * len(names)), 1), len(names) - 1)
+    if not _can_stratify(label, num_held):
+        label = np.zeros(len(names), dtype=np.int64)
+    chance, held, owed = np.random.default_rng(seed), np.zeros(len(names), dtype=bool), 0.0
+    for value in np.unique(label):
+        order = chance.permutation(np.flatnonzero(label == value))
+        owed += held_out * int(sizes[order].sum())
+        for group in order:
+            if sizes[group] <= owed:
+                held[group], owed = True, owed - int(sizes[group])
+        if len(left := order[~held[order]]):
+            nearest = left[np.abs(owed - sizes[left]).argmin()]
+            if abs(owed - int(sizes[nearest])) < owed:
+                held[nearest], owed = True, owed - int(sizes[nearest])
+    if not held.any():
+        held[np.argmin(sizes)] = True
+    if held.all():
+        held[np.argmin(sizes)] = False
+    return rows[~held[member]], rows[held[member]]
+
+
+def _label_of_groups(labels: Labels, member: Indices, count: int) -> Indices:
+    """Return the most frequent label of each group, the smallest of those equally frequent; 0 where it is a number."""
+    if labels.dtype.kind == "f":
+        return np.zeros(count, dtype=np.int64)
+    values, code = np.unique(labels, return_inverse=True)
+    table = np.zeros((count, len(values)), dtype=np.int64)
+    np.add.at(table, (member, code), 1)
+    return np.asarray(values[table.argmax(axis=1)], dtype=np.int64)
 
 
 def _can_stratify(labels: Labels, num_kept: int) -> bool:

@@ -2,30 +2,40 @@
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from client.data.base import Bad, Feature, RawData, keep_usable, kind_mismatch
-from common.config import CategoryColumn, DataConfig, NumberColumn, TableData, TableTask, Task
+from client.data.parts import KNOWN, beside, index_file, part_of, parts_in_file
+from common.config import CategoryColumn, DataConfig, NumberColumn, SplitConfig, TableData, TableTask, Task
 from common.errors import DataError
-from common.tables import MISSING, BoolTexts, csv_records, parquet_records
+from common.groups import Ints, Values, codes_of, copies_of_rows
+from common.tables import MISSING, BoolTexts, csv_records, number_in, parquet_records
 
 _log = logging.getLogger(__name__)
 
 _SUFFIXES = (".csv", ".parquet")
 _LARGEST = torch.finfo(torch.float32).max
 
-Codes = Mapping[str | float, int]
+Places = Mapping[str | float, int]
 
 
 @dataclass(frozen=True)
 class _Row:
+    """A usable row: its place among all rows, and in `record` which value it has in each column of its file."""
+
     features: list[float]
     label: float
+    place: int
+    file: int
+    record: list[int]
+    patient: str | None
+    part: int | None
 
 
 class _MissingCell(Exception):
@@ -36,22 +46,25 @@ class _BadCell(Exception):
     """A cell that cannot be used; the text says what was expected, never the value."""
 
 
-def read_table(config: DataConfig, task: Task, *, site: str) -> RawData:
-    """Read the study's columns; other columns of a file are ignored.
+def read_table(config: DataConfig, task: Task, split: SplitConfig, *, site: str) -> RawData:
+    """Read the study's columns; other columns of a file only tell which rows are copies of others.
 
     Features stand in the order of `task.columns`: a number is one feature, a category is one-hot without
-    its first value. They are not standardised yet: that takes the training rows alone. With `missing = "impute"` a
-    missing cell is NaN, likewise to be filled by the training rows; a row whose label is missing is dropped.
+    its first value. They are not standardised yet: that takes the training rows, of this site or of all. With
+    `missing = "impute"` a missing cell is NaN, to be filled by the training rows; a row whose label is missing is
+    dropped.
 
     Raises:
         ConfigError: the study's task is not about tables.
-        DataError: no file, no header, a missing column, more than `max_skipped` bad rows, or a Parquet file where
-            pyarrow is not installed.
+        DataError: no file, no header, a missing column, more than `max_skipped` bad rows, a Parquet file where
+            pyarrow is not installed, or an index file (`split.parts`) that does not fit.
     """
     if not (isinstance(config, TableData) and isinstance(task, TableTask)):
         raise kind_mismatch(config, task, site=site)
-    rows = (row for file in _files(config.path, site=site) for row in _read_file(file, task, site=site))
-    usable, num_skipped = keep_usable(rows, site=site, max_skipped=config.max_skipped)
+    index = index_file(split.parts)
+    files = _files(config.path, without={index, task.test}, site=site)
+    reading = _Reading(task, split, site=site)
+    usable, num_skipped = keep_usable(reading.rows(files), site=site, max_skipped=config.max_skipped)
     complete = [row for row in usable if row is not None]
     if len(complete) < len(usable):
         _log.info(
@@ -66,8 +79,27 @@ def read_table(config: DataConfig, task: Task, *, site: str) -> RawData:
         )
     x = torch.tensor([row.features for row in complete], dtype=torch.float64)
     y = torch.tensor([row.label for row in complete], dtype=torch.float32 if task.regression else torch.int64)
-    to_impute = _features(task) if task.missing == "impute" else ()
-    return RawData(x=x, y=y, num_skipped=num_skipped, standardise=True, to_impute=to_impute)
+    return RawData(
+        x=x,
+        y=y,
+        num_skipped=num_skipped,
+        copies=copies_of_rows(codes_of([row.record for row in complete]), _rows_of_files(complete)),
+        features=_features(task),
+        patients=[row.patient or "" for row in complete] if split.group is not None else None,
+        parts=_parts(complete, beside(config.path), index, reading.num_rows, site=site) if split.parts else None,
+    )
+
+
+def _rows_of_files(rows: Sequence[_Row]) -> list[Ints]:
+    file = np.array([row.file for row in rows])
+    return [np.flatnonzero(file == number) for number in np.unique(file)]
+
+
+def _parts(rows: Sequence[_Row], folder: Path, index: str | None, count: int, *, site: str) -> Ints:
+    if index is None:
+        return np.array([row.part for row in rows], dtype=np.int64)
+    keys, used = [str(number) for number in range(count)], [row.place for row in rows]
+    return parts_in_file(folder / index, keys, used, key="row", site=site)
 
 
 def _features(task: TableTask) -> tuple[Feature, ...]:
@@ -81,7 +113,7 @@ def _features(task: TableTask) -> tuple[Feature, ...]:
     return tuple(features)
 
 
-def _files(path: Path, *, site: str) -> list[Path]:
+def _files(path: Path, *, without: Collection[str | None], site: str) -> list[Path]:
     try:
         if path.is_file() and path.suffix.lower() in _SUFFIXES:
             return [path]
@@ -93,35 +125,62 @@ def _files(path: Path, *, site: str) -> list[Path]:
         found = [entry for entry in path.iterdir() if entry.suffix.lower() in _SUFFIXES and entry.is_file()]
     except OSError as error:
         raise DataError(f"site '{site}': cannot list data path '{path}': {error.strerror or error}") from error
-    files = sorted(file for file in found if not file.name.startswith("."))
+    files = sorted(file for file in found if not file.name.startswith(".") and file.name not in without)
     if not files:
         raise DataError(f"site '{site}': data folder '{path}' has no .csv or .parquet file")
     return files
 
 
-def _read_file(file: Path, task: TableTask, *, site: str) -> Iterator[_Row | Bad | None]:
-    """Yield each row, why it is bad, or None for one that is dropped because a cell is missing."""
-    parquet = file.suffix.lower() == ".parquet"
-    who = f"site '{site}'"
-    wanted = parquet_records(file, who=who, names=(*task.columns, task.label), booleans=partial(_booleans, task))
-    records = wanted if parquet else csv_records(file, who=who)
-    first = next(records, None)
-    if first is None:
-        raise DataError(f"site '{site}': file '{file.name}' is empty, expected a header")
-    header = [name.strip() for name in first[1]]
-    cells = {name: _position(name, header, file=file, site=site) for name in (*task.columns, task.label)}
-    encode = _Encoder(task)
-    for place, fields in records:
-        where = f"file '{file.name}', {place}"
-        if len(fields) != len(header):
-            yield Bad(f"{where}: expected {len(header)} fields as in the header, got {len(fields)}")
-            continue
-        try:
-            yield encode({name: fields[position].strip() for name, position in cells.items()})
-        except _MissingCell as missing:
-            yield Bad(f"{where}, {missing}") if task.missing == "refuse" else None
-        except _BadCell as bad:
-            yield Bad(f"{where}, {bad}")
+class _Reading:
+    """Reads a site's files one after the other."""
+
+    def __init__(self, task: TableTask, split: SplitConfig, *, site: str) -> None:
+        self._task, self._split, self._site = task, split, site
+        self._encode = _Encoder(task)
+        self._parts = None if index_file(split.parts) else split.parts
+        self._names = tuple(name for name in (*task.columns, task.label, split.group, self._parts) if name is not None)
+        self._values = Values(without=self._parts)
+        self.num_rows = 0
+
+    def rows(self, files: Sequence[Path]) -> Iterator[_Row | Bad | None]:
+        """Yield each row, why it is bad, or None for one that is dropped because a cell is missing."""
+        for number, file in enumerate(files):
+            yield from self._rows_of(file, number)
+
+    def _rows_of(self, file: Path, number: int) -> Iterator[_Row | Bad | None]:
+        who = f"site '{self._site}'"
+        wanted = partial(parquet_records, names=self._names, others=True, booleans=partial(_booleans, self._task))
+        parquet = file.suffix.lower() == ".parquet"
+        records = wanted(file, who=who) if parquet else csv_records(file, who=who)
+        first = next(records, None)
+        if first is None:
+            raise DataError(f"{who}: file '{file.name}' is empty, expected a header")
+        header = [name.strip() for name in first[1]]
+        places = {name: _position(name, header, file=file, site=self._site) for name in self._names}
+        self._values.start(header)
+        for place, fields in records:
+            self.num_rows += 1
+            where = f"file '{file.name}', {place}"
+            if len(fields) != len(header):
+                yield Bad(f"{where}: expected {len(header)} fields as in the header, got {len(fields)}")
+                continue
+            cells = [field.strip() for field in fields]
+            try:
+                yield self._row({name: cells[at] for name, at in places.items()}, cells, number)
+            except _MissingCell as missing:
+                yield Bad(f"{where}, {missing}") if self._task.missing == "refuse" else None
+            except _BadCell as bad:
+                yield Bad(f"{where}, {bad}")
+
+    def _row(self, cells: Mapping[str, str], whole: Sequence[str], file: int) -> _Row:
+        features, label = self._encode(cells)
+        patient = cells[self._split.group] if self._split.group is not None else None
+        if patient is not None and patient.casefold() in MISSING:
+            raise _BadCell(f"column '{self._split.group}' (split.group): expected whose row it is, got an empty cell")
+        part = part_of(cells[self._parts]) if self._parts is not None else None
+        if part is None and self._parts is not None:
+            raise _BadCell(f"column '{self._parts}' (split.parts): expected {KNOWN}, got another word or an empty cell")
+        return _Row(features, label, self.num_rows - 1, file, self._values.of(whole), patient, part)
 
 
 def _booleans(task: TableTask, name: str) -> BoolTexts:
@@ -157,14 +216,15 @@ class _Encoder:
             name: _codes(column.values) for name, column in task.columns.items() if isinstance(column, CategoryColumn)
         }
 
-    def __call__(self, cells: Mapping[str, str]) -> _Row:
-        """Return the row.
+    def __call__(self, cells: Mapping[str, str]) -> tuple[list[float], float]:
+        """Return the features and the label of a row.
 
         Raises:
             _MissingCell: a cell is missing that is not to be filled later, whatever the others hold.
             _BadCell: a value that is not a number, not a known category or not a known class.
         """
-        missing = [name for name, text in cells.items() if self._is_missing(name, text)]
+        known = (*self._task.columns, self._task.label)
+        missing = [name for name in known if self._is_missing(name, cells[name])]
         if missing and (self._task.missing != "impute" or self._task.label in missing):
             raise _MissingCell(f"column '{missing[0]}': the value is missing")
         features: list[float] = []
@@ -176,7 +236,7 @@ class _Encoder:
             else:
                 code = _code(self._categories[name], cells[name], f"column '{name}'", column.values)
                 features.extend(float(code == other) for other in range(1, len(column.values)))
-        return _Row(features, self._read_label(cells[self._task.label]))
+        return features, self._read_label(cells[self._task.label])
 
     def _read_label(self, text: str) -> float:
         """Return a class's place, or a number as the model answers it."""
@@ -194,7 +254,7 @@ class _Encoder:
 
 
 def _finite(text: str, where: str) -> float:
-    value = _number(text)
+    value = number_in(text)
     if value is None:
         raise _BadCell(f"{where}: expected a number, got text")
     if not abs(value) <= _LARGEST:
@@ -202,28 +262,20 @@ def _finite(text: str, where: str) -> float:
     return value
 
 
-def _number(text: str) -> float | None:
-    try:
-        # Python reads "1_000" as a number; in a table it is more likely an identifier.
-        return None if "_" in text else float(text)
-    except ValueError:
-        return None
-
-
-def _codes(values: tuple[str, ...]) -> Codes:
+def _codes(values: tuple[str, ...]) -> Places:
     """Map each value, and the number it reads as, to its place: "1" is also met as "1.0"."""
     codes: dict[str | float, int] = {}
     for place, value in enumerate(values):
-        number = _number(value)
+        number = number_in(value)
         if number is not None and math.isfinite(number):
             codes.setdefault(number, place)
     return codes | {value: place for place, value in enumerate(values)}
 
 
-def _code(codes: Codes, text: str, where: str, values: tuple[str, ...]) -> int:
+def _code(codes: Places, text: str, where: str, values: tuple[str, ...]) -> int:
     if text in codes:
         return codes[text]
-    number = _number(text)
+    number = number_in(text)
     if number is not None and number in codes:
         return codes[number]
     same = [value for value in values if value.casefold() == text.casefold()]

@@ -1,0 +1,162 @@
+"""Scales a site's inputs: by one scale for all sites, by fixed numbers, or by the site's own training rows.
+
+With a scale given, each number column, or each channel of the images, becomes `(x - mean) / std`, and the 0 and 1 of
+categories stay as they are. A site that scales by itself takes mean and population standard deviation (0 -> 1) of its
+training rows; in a table of every feature, those of categories too, and after filling what is missing, which is the
+order of FLamby's Fed-Heart-Disease (du Terrail et al., "FLamby", 2022, https://arxiv.org/abs/2210.04620).
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from client.data.base import Examples, Feature, RawData, SiteData
+from client.data.impute import impute
+from client.data.split import Indices, Split
+from common.config import ImageTask, Task
+from common.errors import DataError
+from common.protocol import DataCard
+from common.scale import LEAST_ROWS, ColumnScale, Moments, Scale, combine, joined
+from common.weights import digest
+
+_IMAGES_AT_ONCE = 256
+
+Told = tuple[int, float, float]
+"""Count, sum and sum of squares of one column."""
+
+
+@dataclass(frozen=True, eq=False)
+class UnscaledData:
+    """A site's examples, divided but not scaled yet, and the card that may be told about them."""
+
+    site: str
+    task: Task
+    raw: RawData
+    parts: Split
+    card: DataCard
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Return the shape of one example, without the batch dimension."""
+        return tuple(self.raw.x.shape[1:])
+
+    @property
+    def digest(self) -> str:
+        """Return the sha256 of all examples and of how they are divided: one more row is another split of all."""
+        arrays = {"x": self.raw.x.numpy(), "y": self.raw.y.numpy()}
+        return digest(arrays | {name: getattr(self.parts, name) for name in ("train", "validation", "test")})
+
+    def moments(self, *, least: int = LEAST_ROWS) -> Moments:
+        """Return count, sum and sum of squares of each number column or channel over the training rows.
+
+        Args:
+            least: a column with fewer known values than this, at least 1, has a count of 0.
+        """
+        rows = self.raw.x[torch.from_numpy(self.parts.train)]
+        told = _of_images(rows) if isinstance(self.task, ImageTask) else _of_columns(rows, self.raw.features)
+        columns = [one if one[0] >= least else (0, 0.0, 0.0) for one in told]
+        return Moments(
+            counts=tuple(count for count, _, _ in columns),
+            sums=tuple(total for _, total, _ in columns),
+            squares=tuple(squares for _, _, squares in columns),
+        )
+
+    def scaled(self, scale: Scale | None) -> SiteData:
+        """Return the examples, filled and scaled. Images of a study without `task.scale` are so already.
+
+        Args:
+            scale: of each number column or channel, in the task's order; None for the site's own.
+
+        Raises:
+            DataError: a column has no value in any training row, and no scale to take one from, or a number is too
+                far from what it is scaled by.
+        """
+        if not isinstance(self.task, ImageTask):
+            return self._scaled_table(scale)
+        if self.task.scale is None:
+            return self._divided(self.raw.x, None)
+        return self._scaled_images(scale or _known(combine([self.moments(least=1)])))
+
+    def _scaled_table(self, scale: Scale | None) -> SiteData:
+        features = self.raw.features
+        usual = {} if scale is None else dict(zip(_names_of_numbers(features), scale.mean, strict=True))
+        x = impute(self.raw.x, features, self.parts.train, site=self.site, usual=usual)
+        used = scale or _own(x[torch.from_numpy(self.parts.train)])
+        mean, std = _tensors(used if scale is None else _widened(scale, features))
+        return self._finite(self._divided((x - mean) / std, used))
+
+    def _scaled_images(self, scale: Scale) -> SiteData:
+        mean, std = (part.to(torch.float32).reshape(-1, 1, 1) for part in _tensors(scale))
+        data = self._divided(self.raw.x, scale)
+        for part in (data.train, data.validation, data.test):
+            part.x.sub_(mean).div_(std)  # in place: images are large, and these are copies
+        return self._finite(data)
+
+    def _finite(self, data: SiteData) -> SiteData:
+        if not all(bool(torch.isfinite(part.x).all()) for part in (data.train, data.validation, data.test)):
+            raise DataError(f"site '{self.site}': a number is too far from the training rows to be standardised")
+        return data
+
+    def _divided(self, x: Tensor, scale: Scale | None) -> SiteData:
+        parts = (self.parts.train, self.parts.validation, self.parts.test)
+        train, validation, test = (self._examples(x, rows) for rows in parts)
+        return SiteData(train, validation, test, self.card, scale, self.raw.notes)
+
+    def _examples(self, x: Tensor, rows: Indices) -> Examples:
+        chosen = torch.from_numpy(rows)
+        tolerance = None if self.task.number is None else self.task.number.reach
+        groups = None if self.raw.groups is None else torch.from_numpy(self.raw.groups[rows])
+        return Examples(x[chosen].to(torch.float32), self.raw.y[chosen], tolerance, groups)
+
+
+def _of_columns(rows: Tensor, features: Sequence[Feature]) -> Iterator[Told]:
+    for feature in features:
+        if not feature.category:
+            column = rows[:, feature.start]
+            known = column[~torch.isnan(column)]
+            yield len(known), math.fsum(known.tolist()), math.fsum(known.square().tolist())
+
+
+def _of_images(rows: Tensor) -> Iterator[Told]:
+    """Yield each channel's sums over images `(N, C, H, W)`: of the mean of an image's pixels, and of their squares."""
+    for channel in range(rows.shape[1]):
+        means, squares = list[float](), list[float]()
+        for images in torch.split(rows[:, channel], _IMAGES_AT_ONCE):
+            exact = images.to(torch.float64)
+            means += exact.mean(dim=(1, 2)).tolist()
+            squares += exact.square().mean(dim=(1, 2)).tolist()
+        yield len(rows), math.fsum(means), math.fsum(squares)
+
+
+def _known(columns: Sequence[ColumnScale | None]) -> Scale:
+    return joined([column for column in columns if column is not None])
+
+
+def _names_of_numbers(features: Sequence[Feature]) -> list[str]:
+    return [feature.name for feature in features if not feature.category]
+
+
+def _own(rows: Tensor) -> Scale:
+    """Return the mean and the population standard deviation of every feature of rows `(N, F)`, std 0 -> 1."""
+    mean, std = rows.mean(dim=0), rows.std(dim=0, correction=0)
+    # A constant column's std is not always 0 in floating point, so compare with its size.
+    constant = std <= 1e-12 * mean.abs()
+    std = torch.where(constant, torch.ones_like(std), std)
+    return Scale(mean=tuple(mean.tolist()), std=tuple(std.tolist()))
+
+
+def _widened(scale: Scale, features: Sequence[Feature]) -> Scale:
+    """Return the number columns' scale as one of all features, in which those of categories stay as they are."""
+    numbers, mean, std = iter(zip(scale.mean, scale.std, strict=True)), list[float](), list[float]()
+    for feature in features:
+        of_mean, of_std = (0.0, 1.0) if feature.category else next(numbers)
+        mean += [of_mean] * feature.width
+        std += [of_std] * feature.width
+    return Scale(mean=tuple(mean), std=tuple(std))
+
+
+def _tensors(scale: Scale) -> tuple[Tensor, Tensor]:
+    return torch.tensor(scale.mean, dtype=torch.float64), torch.tensor(scale.std, dtype=torch.float64)

@@ -1,0 +1,160 @@
+"""All examples of a site: its own with their patients, the study's common test set, and which are for what."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from client.data.base import RawData, Reader
+from client.data.parts import TEST, TRAIN, beside, index_file
+from client.data.split import Indices, Split, split_rows
+from common.config import DataConfig, ImageTask, SplitConfig, Task
+from common.errors import DataError
+from common.groups import coded, digest_of, first_of_pictures, groups_of, numbered, telling_rows
+
+LEAST_TEST_PATIENTS = 2
+"""Of fewer, no spread can be told."""
+
+
+def read_whole(read: Reader, config: DataConfig, task: Task, split: SplitConfig, *, site: str) -> RawData:
+    """Read a site's own examples and say who is one patient; the rows of a common test set, if any, come last.
+
+    Raises:
+        ConfigError: the data is of another kind than the study's task.
+        DataError: the files cannot be used, or an example of the site's own is in the common test set.
+    """
+    own = _with_patients(read(config, task, split, site=site), split)
+    if task.test is None:
+        return own
+    path = config.test or beside(config.path) / task.test
+    try:
+        test = read(
+            config.model_copy(update={"path": path, "max_skipped": 0}),
+            task.model_copy(update={"test": None}),
+            split.model_copy(update={"parts": None}),
+            site=site,
+        )
+    except DataError as error:
+        raise DataError(f"{error} (the study's common test set, task.test = '{task.test}')") from error
+    return _joined(own, _with_patients(test, split), split, pictures=isinstance(task, ImageTask), site=site)
+
+
+def read_from(config: DataConfig, task: Task, split: SplitConfig) -> list[Path]:
+    """Return the files, and folders of files, that a site's examples are read from; some may not be there."""
+    folder, index = beside(config.path), index_file(split.parts)
+    more = [folder / index] if index is not None else []
+    if task.test is not None:
+        more.append(config.test or folder / task.test)
+    return [config.path, *more]
+
+
+def divide(raw: RawData, split: SplitConfig, *, site: str) -> Split:
+    """Return which examples are for training, validation and test.
+
+    Raises:
+        DataError: too few patients for that, or `split.parts` leaves a part empty, names test examples beside a common
+            test set, or has one patient in two parts.
+    """
+    own, common = raw.num_own, np.arange(raw.num_own, len(raw.y))
+    groups, parts = None if raw.groups is None else raw.groups[:own], raw.parts
+    if parts is not None:
+        _check_parts(parts, groups, split, common=len(common) > 0, site=site)
+    drawn = split if not len(common) else split.model_copy(update={"test": 0.0})
+    found = split_rows(raw.y[:own].numpy(), drawn, groups=groups, parts=parts)
+    if len(common):
+        found = replace(found, test=common)
+    _check_patients(found, raw, split, site=site)
+    return found
+
+
+def _with_patients(raw: RawData, split: SplitConfig) -> RawData:
+    together = split.copies == "together"
+    groups = groups_of(raw.copies if together else None, raw.patients, count=len(raw.y))
+    notes, count = [], f"of {len(raw.y)} examples are"
+    if raw.copies.num_copies:
+        what = "they count as the same patient's" if together else "split.copies lets them lie in different parts"
+        notes.append(f"{raw.copies.num_copies} {count} exact copies of others: {what}")
+    if raw.copies.num_alike and raw.patients is None:
+        notes.append(
+            f"{raw.copies.num_alike} {count} equal to another one, as is likely by chance where columns have few "
+            "values: they count as different patients'; name the column that says whose a row is in split.group"
+        )
+    return replace(raw, groups=groups, notes=(*raw.notes, *notes))
+
+
+def _joined(own: RawData, test: RawData, split: SplitConfig, *, pictures: bool, site: str) -> RawData:
+    if own.x.shape[1:] != test.x.shape[1:]:
+        raise DataError(f"site '{site}': the common test set has other inputs than the site's own data")
+    notes = own.notes
+    if shared := _num_shared(own, test, pictures=pictures):
+        text = f"{shared} of {len(own.y)} examples are also in the study's common test set"
+        if split.copies == "together":
+            raise DataError(
+                f"site '{site}': {text}, which must overlap with no site's own data: take them out of the data"
+            )
+        notes = (*notes, f"{text}: what is measured on it is too good")
+    groups = None
+    if own.groups is not None or test.groups is not None:
+        mine, others = (np.arange(len(raw.y)) if raw.groups is None else raw.groups for raw in (own, test))
+        groups = np.concatenate([mine, others + int(mine.max(initial=-1)) + 1])
+    return replace(
+        own,
+        x=torch.cat([own.x, test.x]),
+        y=torch.cat([own.y, test.y]),
+        groups=groups,
+        test_digest=digest_of(test.x.numpy(), test.y.numpy()),
+        num_common=len(test.y),
+        notes=notes,
+    )
+
+
+def _num_shared(own: RawData, test: RawData, *, pictures: bool) -> int:
+    """Return how many own examples are in the test set too; equal rows that chance may have made do not count."""
+    x, y, count = torch.cat([own.x, test.x]).numpy(), torch.cat([own.y, test.y]).numpy(), len(own.y)
+    if pictures:
+        first = first_of_pictures(x)
+        return int(np.isin(first[:count], first[count:]).sum())
+    codes = coded(x, y)
+    number = numbered(codes)
+    return int((np.isin(number[:count], number[count:]) & telling_rows(codes)[:count]).sum())
+
+
+def _check_parts(parts: Indices, groups: Indices | None, split: SplitConfig, *, common: bool, site: str) -> None:
+    who = f"site '{site}': split.parts = '{split.parts}'"
+    if common and (parts == TEST).any():
+        raise DataError(
+            f"{who} names {int((parts == TEST).sum())} examples for test, but the study has a common test set "
+            "(task.test): name them train or validation, or remove task.test"
+        )
+    empty = [name for name, part in (("training", TRAIN), ("test", TEST)) if not (parts == part).any()]
+    if empty and (empty[0] == "training" or not common):
+        raise DataError(f"{who} names no example for {empty[0]}, expected some")
+    if groups is None:
+        return
+    pairs = np.unique(np.stack([groups, parts]), axis=1)
+    if both := int((np.unique(pairs[0], return_counts=True)[1] > 1).sum()):
+        raise DataError(
+            f"{who} has {both} patients in more than one part (exact copies, or one patient by split.group), expected "
+            "each in one: put a patient's examples into one part"
+        )
+
+
+def _check_patients(found: Split, raw: RawData, split: SplitConfig, *, site: str) -> None:
+    groups = np.arange(len(raw.y)) if raw.groups is None else raw.groups
+    patients = [len(np.unique(groups[rows])) for rows in (found.train, found.validation, found.test)]
+    if not len(found.test) and split.test == 0 and split.parts is None:  # refused where a study is read
+        patients[2] = LEAST_TEST_PATIENTS
+    few = patients[2] < LEAST_TEST_PATIENTS
+    if not few and (patients[1] or split.validation == 0):
+        return
+    own = raw.num_own
+    what = f"{own} examples"
+    if raw.groups is not None:
+        what += f" of {len(np.unique(groups[:own]))} patients (exact copies, and rows of one split.group, are of one)"
+    part, seen, least = ("test", patients[2], LEAST_TEST_PATIENTS) if few else ("validation", 0, 1)
+    setting = f"split.{part}" if split.parts is None else "split.parts"
+    raise DataError(
+        f"site '{site}': its {what} leave {seen} for {part}, expected at least {least}: more patients or another "
+        f"{setting} are needed"
+    )
