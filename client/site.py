@@ -5,12 +5,14 @@ the global, the served and the local-only model, keep personal arrays on this si
 delta of the shared arrays and nothing else.
 """
 
+import logging
 import math
 import os
 import platform
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -19,9 +21,9 @@ import torch
 from torch import nn
 
 import common
-from client.data import Examples, SiteData, load_data, noise_key, noisy_counts
+from client.data import Examples, SiteData, UnscaledData, noise_key, noisy_counts, read_data
 from client.feature_cache import FeatureCache
-from client.methods import Method, build_method
+from client.methods import Method, build_method, extended
 from client.models import Model, build_model, get_weights, set_weights
 from client.readings import Readings
 from client.site_state import StateFolder
@@ -38,6 +40,7 @@ from common.algorithms import (
 from common.codecs import Identity, Payload, build_chain
 from common.config import SiteConfig, StudyConfig
 from common.errors import ModelError, ProtocolError, StateError, UpdateRejected
+from common.patients import Patients
 from common.protocol import (
     CONTROL,
     FinishPlan,
@@ -46,15 +49,21 @@ from common.protocol import (
     HandshakeReply,
     InitialWeightsPlan,
     InitialWeightsReply,
+    PatientCounts,
     Plan,
     Reply,
     RoundPlan,
     RoundReply,
+    ScalePlan,
+    ScaleReply,
     TestCounts,
     Versions,
 )
+from common.scale import Scale
 from common.seeds import seed_for
 from common.weights import Array, Weights, check_finite, check_like, digest, is_float, subtract, under, with_prefix
+
+log = logging.getLogger(__name__)
 
 PERSONAL, LOCAL, METHOD, SENT, HELD, UPLINK = "personal/", "local/", "method/", "sent/", "held/", "uplink/"
 BEST = {"personal": "best/", "local": "best_local/"}
@@ -112,6 +121,7 @@ class Received:
     candidates: Mapping[str, Weights]
 
 
+@cache
 def versions() -> Versions:
     """Return the versions that must be equal at every site."""
     return Versions(
@@ -135,42 +145,63 @@ class Site:
         """
         self._config, self._study = config, study
         self._device = device_of(config.device)
-        self._data = on_device(
-            load_data(
-                config.data,
-                study.task,
-                study.split,
-                site=config.name,
-                min_examples=study.min_examples,
-                share_class_counts=config.share_class_counts,
-            ),
-            self._device,
+        self._method = build_method(study.method)
+        self._needs = study.needs
+        self._last: dict[str, Weights] = {}
+        self._run: str | None = None
+        self._read()
+        self._readings = Readings.of(config, study, data=self._data_digest)
+        if not study.task.agrees_on_scale:
+            self._scale_by(study.task.fixed_scale)
+
+    def _read(self) -> None:
+        """Read the data and build the whole model; what is agreed on in the handshake needs no scale."""
+        config, study = self._config, self._study
+        data = read_data(
+            config.data,
+            study.task,
+            study.split,
+            site=config.name,
+            min_examples=study.min_examples,
+            share_class_counts=config.share_class_counts,
         )
-        self._card = self._data.card
+        self._unscaled: UnscaledData | None = data
+        self._data_digest = data.digest
+        self._card = data.card
+        if study.task.agrees_on_scale and config.share_scale:
+            self._card = self._card.model_copy(update={"moments": data.moments()})
         if config.class_counts_epsilon is not None and self._card.class_counts is not None:
             key = noise_key(config.state_dir, site=config.name)
             counts = noisy_counts(self._card.class_counts, study.task.classes, config.class_counts_epsilon, key=key)
             self._card = self._card.model_copy(update={"class_counts": counts})
-        self._model = build_model(
+        model = build_model(
             study.model,
-            input_shape=self._data.input_shape,
+            input_shape=data.input_shape,
             num_outputs=study.task.num_outputs,
             weights_dir=config.weights_dir,
             seed=seed_for(study.seed, "initial weights"),
         )
-        whole = get_weights(self._model.module)
-        self._initial_digest = digest(whole)
+        self._model = extended(self._method, model, data.input_shape)
+        self._initial = get_weights(self._model.module)
+        self._initial_digest = digest(self._initial)
+        self._names = divide(self._model, self._method)
+
+    def _scale_by(self, scale: Scale | None) -> None:
+        """Scale the examples, by the site's own training rows where there is no scale, and cut the model."""
+        self._run = None  # until all is done: a scale that cannot be used leaves no half of it in force
+        if self._unscaled is None:
+            self._read()
+        assert self._unscaled is not None
+        data = on_device(self._unscaled.scaled(scale), self._device)
+        self._unscaled = None  # images are large; another run's scale, which is rare, reads them anew
+        self._agreed, self._scale = scale, data.scale
         self._model.module.to(self._device)
-        self._data_digest = _digest_of(self._data)
-        cache = FeatureCache(config.state_dir / FEATURES, self._data_digest)
-        self._model, self._data = cache.apply(self._model, self._data)
+        cache = FeatureCache(self._config.state_dir / FEATURES, f"{self._data_digest} scaled by {data.scale}")
+        self._model, self._data = cache.apply(self._model, data)
+        whole = self._initial
         self._initial = {name: whole[name] for name in self._model.names}
         self._frozen = {name: array for name, array in whole.items() if name not in self._initial}
-        self._method = build_method(study.method)
-        self._needs = study.needs
         self._names = divide(self._model, self._method)
-        self._last: dict[str, Weights] = {}
-        self._readings = Readings.of(config, study, data=self._data_digest)
 
     def answer(self, plan: Plan, payload: Payload | None) -> tuple[Reply, bytes | None]:
         """Do what a plan asks and return the reply with its payload.
@@ -179,9 +210,13 @@ class Site:
             ConsiliumError: what could not be done.
         """
         began = time.monotonic()
+        if isinstance(plan, RoundPlan | FinishPlan):
+            self._be_scaled(plan)
         match plan:
             case HandshakePlan():
                 return self._shake_hands(plan, began), None
+            case ScalePlan():
+                return self._take_scale(plan, began), None
             case InitialWeightsPlan():
                 return InitialWeightsReply(**_stamp(plan, began)), Identity().encode(self._shared_initial())
             case RoundPlan():
@@ -203,6 +238,37 @@ class Site:
             shared_digest=digest(self._shared_initial()),
             shared_buffers=tuple(sorted(self._buffers)),
         )
+
+    def _take_scale(self, plan: ScalePlan, began: float) -> ScaleReply:
+        """Scale by what was agreed on, and keep it for as long as the run goes on.
+
+        Raises:
+            ProtocolError: it is not one for this study's columns, or another than this run has trained with.
+            DataError: the examples cannot be scaled by it.
+        """
+        who, task = f"site '{self._config.name}'", self._study.task
+        if not task.agrees_on_scale:
+            raise ProtocolError(f"{who}: the server sent a scale, but this study leaves none to the handshake")
+        if plan.scale is None and task.scale == "federation":
+            raise ProtocolError(f"{who}: the server sent no scale, but the study says task.scale = 'federation'")
+        if plan.scale is not None and len(plan.scale.mean) != len(task.scaled_columns):
+            raise ProtocolError(
+                f"{who}: the server sent a scale of {len(plan.scale.mean)} columns, expected one of "
+                f"{len(task.scaled_columns)}"
+            )
+        self._state(plan).save_scale(plan.scale)
+        self._scale_for(plan.run, plan.scale)
+        return ScaleReply(**_stamp(plan, began))
+
+    def _be_scaled(self, plan: Plan) -> None:
+        """Scale as was agreed on in a plan's run, as a site that was started again must."""
+        if self._study.task.agrees_on_scale and self._run != plan.run:
+            self._scale_for(plan.run, self._state(plan).load_scale())
+
+    def _scale_for(self, run: str, scale: Scale | None) -> None:
+        if self._unscaled is not None or self._agreed != scale:
+            self._scale_by(scale)
+        self._run = run
 
     @property
     def _buffers(self) -> frozenset[str]:
@@ -277,9 +343,28 @@ class Site:
         """
         return {name: array for name, array in under(kept, PERSONAL).items() if name in self._names.personal}
 
+    def _kept(self, state: StateFolder, plan: RoundPlan | FinishPlan) -> dict[str, Array]:
+        """Return what this site kept after its last update that counted; nothing before the first.
+
+        A site whose state folder was lost goes on as one that joins late, unless the server counts on what it kept.
+
+        Raises:
+            StateError: it cannot be read, or it is gone and the server counts on it.
+        """
+        if (kept := state.load(plan.accepted, known=self._last)) is not None:
+            return kept
+        who, what = f"site '{self._config.name}'", f"what it kept after round {plan.accepted} of run '{plan.run}'"
+        if self._study.method.matched and isinstance(plan, RoundPlan):
+            raise StateError(
+                f"{who} no longer has {what}, which the server counts on in every later round (method "
+                f"'{self._study.method.kind}'): put its state folder back, or start a new run"
+            )
+        log.warning("state is gone, this site goes on as one that joins late run=%s round=%d", plan.run, plan.round)
+        return {}
+
     def _round(self, plan: RoundPlan, payload: Payload | None, began: float) -> tuple[Reply, bytes]:
         state = self._state(plan)
-        kept = state.load(before_round=plan.round, known=self._last)
+        kept = self._kept(state, plan)
         received = self._received(payload) if plan.base is None else self._advanced(payload, kept, base=plan.base)
         personal, work = self._personal(kept), self._work(plan.round, control=received.control)
         metrics = self._signals_before(plan, received, kept, work)
@@ -308,9 +393,7 @@ class Site:
         local, local_rounds = dict[str, Array](), 0
         if self._study.local_baseline:
             tuned_by = work if measuring else None
-            local, local_rounds = self._train_alone(
-                kept, until_round=plan.round, serving_after=tuned_by, seconds=budget
-            )
+            local, local_rounds = self._train_alone(kept, rounds=plan.asked, serving_after=tuned_by, seconds=budget)
             if measuring:
                 metrics |= self._measured("local", self._model.module)
             best |= self._best("local", kept, metrics)
@@ -328,7 +411,7 @@ class Site:
         if lost is not None:
             metrics["uplink.nmse"] = lost
         joined = _joined(parts)
-        self._last = {state.save(joined, round_number=plan.round): joined}
+        self._last = {state.save(joined, round_number=plan.round, accepted=plan.accepted): joined}
         reply = RoundReply(**_stamp(plan, began), round=plan.round, num_examples=len(self._data.train), metrics=metrics)
         return reply, content
 
@@ -372,19 +455,19 @@ class Site:
         return evaluate(self._model.module, on)
 
     def _train_alone(
-        self, kept: Mapping[str, Array], *, until_round: int, serving_after: LocalWork | None, seconds: float = math.inf
+        self, kept: Mapping[str, Array], *, rounds: int, serving_after: LocalWork | None, seconds: float = math.inf
     ) -> tuple[dict[str, Array], int]:
-        """Train the local-only model up to a round; return its weights and the round they are of.
+        """Train the local-only model for as many rounds as this site was asked in; return it and how many it has had.
 
-        A site that has missed many rounds catches up over several: after `seconds` the rest is left to the next.
-        Rounds in which this site was not asked are caught up, and what the method trains before serving
-        (fine-tuning) is added to what is left in the model for measuring, so that both sides of the comparison
-        have the same budget. The order of examples is that of the federated training.
+        So both sides of the comparison have the same budget: a round without this site trains neither, and one whose
+        reply did not count is caught up. After `seconds` what is left of that waits for the next round. What the
+        method trains before serving (fine-tuning) is added to what is left in the model for measuring. The order of
+        examples is that of the federated training in the first so many rounds.
         """
         local, done = under(kept, LOCAL), int(kept[LOCAL_ROUNDS]) if LOCAL_ROUNDS in kept else 0
         self._put(local)
         began = time.monotonic()
-        while done < until_round:
+        while done < rounds:
             done += 1
             train(self._model, self._method.budget(self._work(done)).per_round)
             if time.monotonic() - began > seconds:
@@ -421,7 +504,7 @@ class Site:
         state = self._state(plan)
         if (told := state.load_counts(plan.round)) is not None:  # asked again: the test split is not read twice
             return FinishReply(**_stamp(plan, began), round=plan.round, test=told)
-        kept = state.load(before_round=plan.round + 1, known=self._last)
+        kept = self._kept(state, plan)
         test, metrics = self._data.test, dict[str, float]()
         if not len(test):
             raise ProtocolError(f"site '{self._config.name}' has no test examples: split.test is 0")
@@ -434,38 +517,40 @@ class Site:
         self._put(received.weights, personal)
         if not self._names.personal:
             seen = evaluate(self._model.module, test)
-            whole, metrics["global.loss"] = int(seen.right.sum()), seen.loss
+            whole, metrics["global.loss"] = seen.right, seen.loss
             scores["global"] = seen.logits.numpy()
         work = self._work(plan.round + 1)
         module = self._method.personalise(self._model, under(kept, METHOD), work)
         served = evaluate(module, test)
-        # Names, order and units; how this site scaled a table's columns is not in it.
-        task = self._study.task.model_dump_json(exclude_none=True)
-        state.save_served(self._whole(module), {"study": self._study.name, "run": plan.run, "task": task})
+        state.save_served(self._whole(module), self._served_notes(plan))
         metrics["personal.loss"], scores["personal"] = served.loss, served.logits.numpy()
         alone = None
         if self._study.local_baseline:
-            self._train_alone(kept, until_round=plan.round, serving_after=work)
+            self._train_alone(kept, rounds=plan.asked, serving_after=work)
             alone = evaluate(self._model.module, test)
             metrics["local.loss"], scores["local"] = alone.loss, alone.logits.numpy()
         for which, prefix in BEST.items():
             if best := {name: array for name, array in under(kept, prefix).items() if name in self._names.moving}:
                 self._put(best)
                 scores[f"{which}.best"] = evaluate(self._model.module, test).logits.numpy()
+        if test.groups is not None:
+            scores["groups"] = test.groups.numpy()
         state.save_scores(scores)
 
-        counts = earlier or TestCounts(
-            num_test=len(test),
-            majority=int(test.right(constant).sum()),
-            local=None if alone is None else int(alone.right.sum()),
-            global_=whole,
-            personal=int(served.right.sum()),
-            pairs=None if alone is None else _pairs(alone.right, served.right),
-        )
+        right = {"majority": test.right(constant), "personal": served.right}
+        right |= {} if alone is None else {"local": alone.right}
+        right |= {} if whole is None else {"global_": whole}
+        counts = earlier or _counts(right, test.groups)
         self._readings.note(counts, run=plan.run, weights=weights, round_number=plan.round)
         _check_measured(metrics)  # only now: that a loss is not finite tells of the test split too
         state.save_counts(counts, round_number=plan.round)
         return FinishReply(**_stamp(plan, began), round=plan.round, test=counts)
+
+    def _served_notes(self, plan: Plan) -> dict[str, str]:
+        """Return what who uses the served model must know: names, order, units and scale of its inputs."""
+        task = self._study.task.model_dump_json(exclude_none=True)
+        scale = {} if self._scale is None else {"scale": self._scale.model_dump_json()}
+        return {"study": self._study.name, "run": plan.run, "task": task, **scale}
 
     def _whole(self, module: nn.Module) -> dict[str, Array]:
         """Return all arrays of what is served, the frozen backbone's too: a file that is of use without this site."""
@@ -488,22 +573,31 @@ def leave_one_out(weights: Weights, own: Weights, share: float) -> dict[str, Arr
     }
 
 
-def _digest_of(data: SiteData) -> str:
-    """Return the sha256 of what is trained, validated and tested on: one more row is another split of all."""
-    parts = {"train": data.train, "validation": data.validation, "test": data.test}
-    arrays = {f"{name}.{kind}": getattr(part, kind).cpu().numpy() for name, part in parts.items() for kind in "xy"}
-    return digest(arrays)
-
-
 def _check_measured(metrics: Mapping[str, float]) -> None:
     """Refuse to report NaN or infinity; what was kept from the round before stays in force."""
     if bad := sorted(name for name, value in metrics.items() if not math.isfinite(value)):
         raise UpdateRejected("not_finite", f"{', '.join(bad)}: not a finite number; training has diverged")
 
 
-def _pairs(local: torch.Tensor, personal: torch.Tensor) -> tuple[int, int, int, int]:
-    both, only_local = int((local & personal).sum()), int((local & ~personal).sum())
-    return both, only_local, int((~local & personal).sum()), int((~local & ~personal).sum())
+def _counts(right: Mapping[str, torch.Tensor], groups: torch.Tensor | None) -> TestCounts:
+    """Return how many answers of each model are right, and sums over patients where one has several rows.
+
+    Args:
+        right: per model of `TestCounts`, which of the test rows it has right `(N,)`.
+        groups: the patient of each row `(N,)`; None: every row is one.
+    """
+    rows = {name: of.cpu().numpy().astype(np.int64) for name, of in right.items()}
+    local, personal = rows.get("local"), rows["personal"]
+    counts: dict[str, Any] = {name: int(of.sum()) for name, of in rows.items()}
+    if local is not None:
+        both = int((local & personal).sum())
+        only_local, only_personal = counts["local"] - both, counts["personal"] - both
+        counts["pairs"] = (both, only_local, only_personal, len(local) - both - only_local - only_personal)
+    if groups is not None and len(torch.unique(groups)) < len(groups):
+        differing = {} if local is None else {"difference": personal - local}
+        sums = {name: Patients.of_rows(of, groups.numpy()) for name, of in (rows | differing).items()}
+        counts["patients"] = PatientCounts(**sums)
+    return TestCounts(num_test=len(personal), **counts)
 
 
 def _stamp(plan: Plan, began: float) -> dict[str, Any]:
@@ -533,4 +627,4 @@ def on_device(data: SiteData, device: torch.device) -> SiteData:
     def move(part: Examples) -> Examples:
         return replace(part, x=part.x.to(device), y=part.y.to(device))
 
-    return SiteData(train=move(data.train), validation=move(data.validation), test=move(data.test), card=data.card)
+    return replace(data, train=move(data.train), validation=move(data.validation), test=move(data.test))

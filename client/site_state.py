@@ -1,8 +1,10 @@
 """What a site keeps on its own disk between rounds; atomic, checked when read, never in a message.
 
-One folder per study and run: `study.json` is the study that the run began with, and `manifest.json` names the last
-two rounds' safetensors files with their sha256. Two are kept so that a round that is asked again (the server
-restarted before its checkpoint) starts from the same state as the first time.
+One folder per study and run: `study.json` is the study that the run began with, `scale.json` what its inputs are
+scaled by, and `manifest.json` names two rounds' safetensors files with their sha256: the last round whose update
+counted at the server, as far as this site knows, and the round after it that was answered last. Which of them holds is
+what the next plan says: a reply that was lost or rejected, and a round that is asked again (the server restarted before
+its checkpoint), leave no trace.
 """
 
 import hashlib
@@ -23,6 +25,8 @@ from common.errors import ProtocolError, StateError
 from common.events import EventLog
 from common.files import check_writable, write_atomically
 from common.protocol import TestCounts
+from common.records import Record
+from common.scale import Scale
 from common.weights import Array, Weights
 
 _PRIVATE = 0o600
@@ -30,6 +34,12 @@ TEST_SCORES = "test-scores.safetensors"
 """File of a run's folder: the logits of every test example, which never leave the site."""
 STUDY = "study.json"
 """File of a run's folder: the study as this site saw it in the handshake."""
+SCALE = "scale.json"
+"""File of a run's folder: what its inputs are scaled by, where that was settled in the handshake."""
+
+
+class _Kept(Record):
+    scale: Scale | None
 
 
 @dataclass(frozen=True)
@@ -64,19 +74,21 @@ class StateFolder:
         if not path.is_file() or path.read_bytes() != content:
             write_atomically(path, content, mode=_PRIVATE)
 
-    def load(self, *, before_round: int, known: Mapping[str, Weights] | None = None) -> dict[str, Array]:
-        """Return the newest state saved for a round earlier than `before_round`; empty if there is none.
+    def load(self, round_number: int | None, *, known: Mapping[str, Weights] | None = None) -> dict[str, Array] | None:
+        """Return the state saved after a round; None if it is not here, empty if no round is named.
 
         Args:
+            round_number: the round of this site's last update that counted, None before the first.
             known: states still in memory, by the sha256 that `save` returned; one of these is not read again.
 
         Raises:
-            StateError: the state is there, but damaged or of another site.
+            StateError: the state is there, but damaged or of another site, or the data changed since.
         """
-        earlier = [entry for entry in self._manifest()["rounds"] if entry["round"] < before_round]
-        if not earlier:
+        entries = {int(entry["round"]): entry for entry in self._manifest()["rounds"]}
+        if round_number is None:
             return {}
-        entry = max(earlier, key=lambda item: int(item["round"]))
+        if (entry := entries.get(round_number)) is None:
+            return None
         if known and entry["sha256"] in known:
             return dict(known[entry["sha256"]])
         path = self.path / entry["file"]
@@ -88,8 +100,11 @@ class StateFolder:
         except (OSError, SafetensorError) as error:
             raise StateError(f"site '{self.site}': cannot read '{path}': {error}") from error
 
-    def save(self, state: Weights, *, round_number: int) -> str:
-        """Write the state after a round and return its sha256; a crash leaves the previous one in force.
+    def save(self, state: Weights, *, round_number: int, accepted: int | None) -> str:
+        """Write the state after a round and return its sha256; a crash leaves what was kept before in force.
+
+        Args:
+            accepted: the round that this one went on from; its state is kept, that of every other round is not.
 
         Raises:
             StateError: the folder is unwritable or the disk is full.
@@ -103,13 +118,45 @@ class StateFolder:
 
         write_atomically(self.path / file, pieces(), mode=_PRIVATE)
         entry = {"round": round_number, "file": file, "sha256": sha.hexdigest()}
-        earlier = [old for old in self._manifest()["rounds"] if old["round"] < round_number]
-        kept = sorted(earlier, key=lambda old: int(old["round"]))[-1:]  # not round - 1: a site can miss rounds
+        kept = [old for old in self._manifest()["rounds"] if old["round"] == accepted]
         self._write_manifest([*kept, entry])
         for old in self.path.glob("round-*.safetensors"):
             if old.name not in {item["file"] for item in [*kept, entry]}:
                 old.unlink()
         return sha.hexdigest()
+
+    def save_scale(self, scale: Scale | None) -> None:
+        """Keep what the inputs are scaled by in this run; None: this site's own training rows.
+
+        Raises:
+            ProtocolError: the run has trained with another scale.
+            StateError: what was kept cannot be read, the folder is unwritable or the disk is full.
+        """
+        path = self.path / SCALE
+        if path.is_file() and self.load_scale() != scale and self._manifest()["rounds"]:
+            raise ProtocolError(
+                f"site '{self.site}': run '{self.path.name}' has trained with another scale of its inputs than the one "
+                "that came now; start a new run"
+            )
+        write_atomically(path, _Kept(scale=scale).model_dump_json().encode(), mode=_PRIVATE)
+
+    def load_scale(self) -> Scale | None:
+        """Return what the inputs are scaled by in this run; None: this site's own training rows.
+
+        Raises:
+            ProtocolError: none was agreed on.
+            StateError: what was kept cannot be read.
+        """
+        path = self.path / SCALE
+        if not path.is_file():
+            raise ProtocolError(
+                f"site '{self.site}': no scale of the inputs was agreed on in run '{self.path.name}', which comes "
+                "before its first round"
+            )
+        try:
+            return _Kept.model_validate_json(read_kept(path, site=self.site)).scale
+        except ValidationError as error:
+            raise StateError(f"site '{self.site}': {describe(error, str(path))}") from error
 
     def save_counts(self, counts: TestCounts, *, round_number: int) -> None:
         """Keep what the test split gave, so that it is read once however often the end is asked for."""
@@ -161,7 +208,7 @@ class StateFolder:
         return {"site": site, "rounds": rounds}
 
     def _write_manifest(self, rounds: list[dict[str, Any]]) -> None:
-        content = json.dumps({"site": self.site, "data": self.data, "rounds": rounds}, indent=1).encode()
+        content = json.dumps({"site": self.site, "data": self.data, "rounds": rounds}).encode()
         write_atomically(self.path / "manifest.json", content, mode=_PRIVATE)
 
 

@@ -5,9 +5,13 @@ from typing import TYPE_CHECKING
 
 from common.algorithms import CANDIDATE_LOSSES, CLASS_COUNTS, EFFECTIVE_STEPS, WITHOUT_ERROR
 from common.codecs import build_chain
+from common.patterns import EXAMPLE, file_pattern
 
 if TYPE_CHECKING:
     from common.config import StudyConfig
+
+WITH_HIDDEN = ("mlp", "mlp_bn")
+"""Models that read `model.hidden`."""
 
 Rule = Callable[["StudyConfig"], str | None]
 
@@ -22,13 +26,14 @@ def problems(study: "StudyConfig") -> list[str]:
     return [sentence for rule in RULES if (sentence := rule(study)) is not None]
 
 
-def _scaffold_is_both_halves(study: "StudyConfig") -> str | None:
-    halves = (study.strategy.kind == "scaffold", study.method.kind == "scaffold")
-    if halves[0] == halves[1]:
+def _halves_are_together(study: "StudyConfig") -> str | None:
+    strategy, method = study.strategy.kind, study.method.kind
+    half = next((kind for kind in ("scaffold", "feddyn") if (strategy == kind) != (method == kind)), None)
+    if half is None:
         return None
     return (
-        f"scaffold is a strategy and a method that belong together, got strategy '{study.strategy.kind}' with method "
-        f"'{study.method.kind}': set both to 'scaffold'"
+        f"{half} is a strategy and a method that belong together, got strategy '{strategy}' with method '{method}': "
+        f"set both to '{half}'"
     )
 
 
@@ -56,6 +61,15 @@ def _steps_are_plain_sgd(study: "StudyConfig") -> str | None:
     )
 
 
+def _steps_are_as_long_as_the_rate_says(study: "StudyConfig") -> str | None:
+    if not study.strategy.without_momentum or (study.training.optimiser == "sgd" and study.training.momentum == 0):
+        return None
+    return (
+        f"strategy '{study.strategy.kind}' takes 1 / learning_rate for the slope of the loss, which holds for SGD "
+        "without momentum: set training.optimiser = 'sgd' and training.momentum = 0"
+    )
+
+
 def _steps_can_be_counted(study: "StudyConfig") -> str | None:
     if EFFECTIVE_STEPS not in study.strategy.needs or (study.training.optimiser == "sgd" and study.method.plain_steps):
         return None
@@ -65,11 +79,15 @@ def _steps_can_be_counted(study: "StudyConfig") -> str | None:
     )
 
 
+_FOR_CLASSES = {"knn_per": "lets neighbours vote for a class", "fedrod": "balances classes"}
+"""What methods do with classes that cannot be done with numbers."""
+
+
 def _needs_classes(study: "StudyConfig") -> str | None:
     if study.task.classes:
         return None
-    if study.method.kind == "knn_per":
-        return "method 'knn_per' lets neighbours vote for a class, but this task's label is a number"
+    if (why := _FOR_CLASSES.get(study.method.kind)) is not None:
+        return f"method '{study.method.kind}' {why}, but this task's label is a number"
     if CLASS_COUNTS in study.needs:
         return "the weighting needs class counts, but this task's label is a number"
     return None
@@ -145,12 +163,57 @@ def _shares_can_be_bounded(study: "StudyConfig") -> str | None:
     return None
 
 
+def _some_rows_are_for_test(study: "StudyConfig") -> str | None:
+    if study.split.test > 0 or study.fixed_test:
+        return None
+    return (
+        "split.test is 0, so nothing could be said of any model: give it a part of each site's rows, e.g. 0.2, or name "
+        "the rows (split.parts) or a common test set (task.test)"
+    )
+
+
+def _who_and_what_for_are_no_features(study: "StudyConfig") -> str | None:
+    columns = {*getattr(study.task, "columns", ()), getattr(study.task, "label", None)}
+    for setting, name in (("split.group", study.split.group), ("split.parts", study.split.parts)):
+        if name is not None and name in columns:
+            return (
+                f"{setting}: column '{name}' is also a feature or the label of the task: leave it out of task.columns"
+            )
+    if study.split.group is not None and study.split.group == study.split.parts and study.task.kind == "table":
+        return f"split.group and split.parts are both column '{study.split.group}', expected two"
+    return None
+
+
+def _names_of_patients_can_be_read(study: "StudyConfig") -> str | None:
+    group = study.split.group
+    if study.task.kind != "images" or group is None or "(" not in group or file_pattern(group) is not None:
+        return None
+    return (
+        f"split.group: '{group}' is no pattern of file names, expected letters, digits, '_', '-', '.' and classes such "
+        f"as [0-9], each with at most one of * + ? after it, and the patient in one pair of brackets, e.g. '{EXAMPLE}'"
+    )
+
+
+def _hidden_layers_are_read(study: "StudyConfig") -> str | None:
+    if study.model.hidden is None or study.model.name in WITH_HIDDEN:
+        return None
+    return (
+        f"model.hidden: model '{study.model.name}' has no hidden layers to choose: leave it out, or choose "
+        f"{' or '.join(repr(name) for name in WITH_HIDDEN)}"
+    )
+
+
 RULES: tuple[Rule, ...] = (
+    _some_rows_are_for_test,
+    _who_and_what_for_are_no_features,
+    _names_of_patients_can_be_read,
     _nothing_goes_along_with_a_difference,
-    _scaffold_is_both_halves,
+    _halves_are_together,
     _local_shares_nothing,
     _sets_its_own_shares,
     _steps_are_plain_sgd,
+    _steps_are_as_long_as_the_rate_says,
+    _hidden_layers_are_read,
     _steps_can_be_counted,
     _needs_classes,
     _batch_norm_is_personal,

@@ -25,6 +25,7 @@ def save_checkpoint(path: Path, state: ServerState, *, run: str, study_digest: s
     """
     arrays = {f"{part}/{name}": array for part, items in _parts(state).items() for name, array in items.items()}
     names = {"buffers": json.dumps(sorted(state.buffers)), "holders": json.dumps(sorted(state.holders))}
+    names |= {part: json.dumps(dict(numbers), sort_keys=True) for part, numbers in _counted(state).items()}
     notes = {"run": run, "round": str(state.round), "study_digest": study_digest, **names}
     notes["crc32"] = _sum_of(arrays, notes)
     write_atomically(path, parts(arrays, form_of(arrays), notes=notes))
@@ -51,6 +52,8 @@ def load_checkpoint(path: Path, *, study_digest: str) -> ServerState:
         held=under(arrays, "held/"),
         link=under(arrays, "link/"),
         holders=frozenset(json.loads(notes["holders"])),
+        asked=json.loads(notes["asked"]),
+        accepted=json.loads(notes["accepted"]),
         weighting={name: float(value) for name, value in under(arrays, "weighting/").items()},
     )
 
@@ -86,6 +89,10 @@ def save_weights(path: Path, weights: Weights, notes: Mapping[str, object]) -> N
     """
     text = {"consilium": json.dumps(notes, sort_keys=True)}
     write_atomically(path, parts(weights, form_of(weights), notes=text))
+
+
+def _counted(state: ServerState) -> dict[str, Mapping[str, int]]:
+    return {"asked": state.asked, "accepted": state.accepted}
 
 
 def _parts(state: ServerState) -> dict[str, Weights]:

@@ -54,6 +54,11 @@ class RunFolder:
         return self.path / "global.safetensors"
 
     @property
+    def scale(self) -> Path:
+        """By what the inputs are scaled, where that was settled in the handshake."""
+        return self.path / "scale.json"
+
+    @property
     def result(self) -> Path:
         """What the report is made from."""
         return self.path / "result.json"
@@ -96,5 +101,6 @@ class RunFolder:
         return EventLog(self.events).read()
 
     def save_result(self, result: dict[str, Any]) -> None:
-        """Write `result.json`."""
-        write_atomically(self.result, json.dumps(result, indent=1, allow_nan=False).encode())
+        """Write `result.json`, a line for each of its entries: of many sites and rounds it is long."""
+        lines = (f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in result.items())
+        write_atomically(self.result, ("{\n" + ",\n".join(lines) + "\n}\n").encode())

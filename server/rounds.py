@@ -28,6 +28,8 @@ from server.exchange import Answer, Exchange
 from server.handshake import Agreement, admit, named, shake_hands, wait_for_sites
 from server.links import send
 from server.records import RunFolder
+from server.scale import facts as scale_facts
+from server.scale import keep_scale, kept_scale
 from server.spool import Spool
 from server.strategies import ServerState, Strategy, Update
 from server.weighting import Evidence, Weighting
@@ -118,7 +120,14 @@ def run_study(study: Study, *, transport: Mapping[str, Any]) -> dict[str, Any]:
         codec=config.codec,
     )
     online = wait_for_sites(study.exchange, config, on_change=lambda now: folder.log("waiting", online=sorted(now)))
-    agreement = shake_hands(study.exchange, config, study.run, online)
+    agreement = shake_hands(
+        study.exchange,
+        config,
+        study.run,
+        online,
+        settled=kept_scale(folder.scale, config, resuming=folder.checkpoint.exists()),
+        on_settled=lambda settled: keep_scale(folder.scale, settled),
+    )
     for warning in agreement.warnings:
         folder.log("warning", message=warning)
     study = study.knowing(agreement)
@@ -133,7 +142,9 @@ def run_study(study: Study, *, transport: Mapping[str, Any]) -> dict[str, Any]:
         folder.log("round", **vars(record))
         save_checkpoint(folder.checkpoint, state, run=study.run, study_digest=study.digest)
         folder.log("checkpoint", round=state.round)
-    save_weights(folder.weights, state.weights, {"study": config.name, "round": state.round})
+    scale = agreement.settled.scale if agreement.settled is not None else None
+    about = {} if scale is None else {"scale": scale.model_dump()}
+    save_weights(folder.weights, state.served, {"study": config.name, "round": state.round, **about})
     finals = finish(study, state)
     result = {
         "schema": 1,
@@ -145,6 +156,7 @@ def run_study(study: Study, *, transport: Mapping[str, Any]) -> dict[str, Any]:
         "seconds": round(time.monotonic() - began, 3),
         "versions": next(iter(agreement.replies.values())).versions.model_dump(),
         "warnings": list(agreement.warnings),
+        "scale": scale_facts(config, agreement.settled),
         "rounds": rounds,
         "sites": {
             site: {**_handshake_facts(agreement, site), **finals.get(site, {"test": None})}
@@ -191,7 +203,7 @@ def _without_stamp(event: Mapping[str, Any]) -> dict[str, Any]:
 
 def _handshake_facts(agreement: Agreement, site: str) -> dict[str, Any]:
     reply = agreement.replies[site]
-    not_of_the_run = {"schema_digest", "test_readings", "test_readings_allowed"}
+    not_of_the_run = {"schema_digest", "moments", "test_readings", "test_readings_allowed"}
     return {"pid": reply.pid, **reply.card.model_dump(mode="json", exclude=not_of_the_run)}
 
 
@@ -209,7 +221,8 @@ def run_round(study: Study, state: ServerState) -> tuple[ServerState, RoundRecor
     study.folder.log("asked", round=number, sites=list(cohort), quorum=quorum)
     sending = send(config, state)
     held, memory, record.downlink_nmse = sending.held, sending.memory, sending.nmse
-    plans = {site: _plan(study, state, site, differs=site in sending.differences) for site in cohort}
+    asked = {**state.asked, **{site: state.asked.get(site, 0) + 1 for site in cohort}}
+    plans = {site: _plan(study, state, site, asked=asked[site], differs=site in sending.differences) for site in cohort}
     answers = study.exchange.ask(
         plans,
         payload=sending.full,
@@ -227,17 +240,20 @@ def run_round(study: Study, state: ServerState) -> tuple[ServerState, RoundRecor
     record.update_norm = float(f"{distance(step.weights, state.weights):.12g}")
     record.aggregation_seconds += time.monotonic() - applying
     record.seconds = round(time.monotonic() - began, 4)
+    step = replace(step, asked=asked, accepted={**state.accepted, **dict.fromkeys(record.accepted, number)})
     if config.downlink:
         step = replace(step, held=held, link=memory, holders=frozenset(record.accepted))
     return step, record
 
 
-def _plan(study: Study, state: ServerState, site: str, *, differs: bool) -> RoundPlan:
+def _plan(study: Study, state: ServerState, site: str, *, asked: int, differs: bool) -> RoundPlan:
     return RoundPlan(
         study=study.seen_as[site],
         run=study.run,
         site=site,
         round=state.round + 1,
+        accepted=state.accepted.get(site),
+        asked=asked,
         share=last_share(state, site),
         base=state.round if differs else None,
     )
@@ -411,8 +427,8 @@ def finish(study: Study, state: ServerState) -> dict[str, dict[str, Any]]:
     config = study.config
     sites = sorted(study.announced)
     study.folder.log("finishing", round=state.round, sites=sites)
-    plans = {site: FinishPlan(study=study.seen_as[site], run=study.run, site=site, round=state.round) for site in sites}
-    payload = Identity().encode(state.weights)
+    plans = {site: _finish_plan(study, state, site) for site in sites}
+    payload = Identity().encode(state.served)
     timeout = config.round_timeout_seconds
     results: dict[str, dict[str, Any]] = {}
     problems: dict[str, str] = {}
@@ -428,6 +444,17 @@ def finish(study: Study, state: ServerState) -> dict[str, dict[str, Any]]:
         reasons = "; ".join(f"{site}: {detail}" for site, detail in sorted(problems.items()))
         raise CohortTooSmall(f"only {len(results)} of {len(sites)} sites reported test results; {reasons}")
     return results
+
+
+def _finish_plan(study: Study, state: ServerState, site: str) -> FinishPlan:
+    return FinishPlan(
+        study=study.seen_as[site],
+        run=study.run,
+        site=site,
+        round=state.round,
+        accepted=state.accepted.get(site),
+        asked=state.asked.get(site, 0),
+    )
 
 
 def _unusable(answer: Answer, study: Study, *, round_number: int) -> str | None:

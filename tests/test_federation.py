@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import SIZES, MakeSites, MakeStudy, method_settings, write_table
+from conftest import SIZES, MakeSites, MakeStudy, method_settings, scaled_site, settled_scale, write_table
 from flwr.app import Error, Message, RecordDict
 from safetensors.numpy import load, load_file, save
 
 from client.app import _warm
-from client.data import load_data
+from client.data import SiteData, load_data
 from client.data.split import split_rows
 from client.flower import plan_of
 from client.methods import METHODS, build_method
@@ -37,6 +37,7 @@ from common.errors import (
 )
 from common.protocol import FinishPlan, Plan, Reply, RoundPlan, parse_reply, study_digest
 from common.weights import Array
+from consilium.findings import Evidence, interval_of
 from consilium.inprocess import Answering, Deliver, deliver_always, run_in_process
 from consilium.report import build_report
 from consilium.sources import heart_disease_hospitals
@@ -80,6 +81,13 @@ class Wire:
 def run(study: StudyConfig, sites: Mapping[str, Path], folder: Path, deliver: Deliver = deliver_always) -> Any:
     run_in_process(study, sites, folder, deliver=deliver)
     return json.loads((folder / "result.json").read_text())
+
+
+def data_at(path: Path, study: StudyConfig, folder: Path) -> SiteData:
+    """Return a site's data as a run scaled it."""
+    site = load_site(path)
+    scale = settled_scale(folder)
+    return load_data(site.data, study.task, study.split, site=site.name, min_examples=2, scale=scale)
 
 
 def global_bytes(folder: Path) -> bytes:
@@ -194,8 +202,8 @@ def test_fedavg_of_one_step_is_the_weighted_mean_of_gradient_steps(
     start = load(next(wire.rounds("berlin")).down or b"")
     w, b = start["weight"][0].astype(np.float64), float(start["bias"][0])
     gradients, counts = [], []
-    for name, path in sites.items():
-        data = load_data(load_site(path).data, study.task, study.split, site=name, min_examples=2).train
+    for path in sites.values():
+        data = data_at(path, study, tmp_path / "run").train
         x, y = data.x.double().numpy(), data.y.double().numpy()
         error = 1 / (1 + np.exp(-(x @ w + b))) - y
         gradients.append(np.append((error[:, None] * x).mean(axis=0), error.mean()))
@@ -212,7 +220,7 @@ def test_federation_of_one_site_is_local_training(
 ) -> None:
     """Alone, FedAvg and local-only walk the same path; adding a float32 delta rounds once per round (2 ulp)."""
     path = make_sites({"berlin": 40})["berlin"]
-    study = make_study(sites=["berlin"], rounds=4, model={"name": model, "hidden": [6]})
+    study = make_study(sites=["berlin"], rounds=4, model={"name": model})
     result = run(study, {"berlin": path}, tmp_path / "run")
     local = kept_by(path, tmp_path / "run", 4)
     for name, array in load(global_bytes(tmp_path / "run")).items():
@@ -285,8 +293,8 @@ def test_personal_weights_stay_when_a_plan_names_another_method(
         run(fedavg, sites, tmp_path / under / "other", wire)
         if rounds_before:
             run(fedper, sites, tmp_path / under / "run")
-        site = Site(load_site(sites["berlin"]), fedavg)
-        plan = RoundPlan(study=study_digest(fedavg), run="run", site="berlin", round=3)
+        site = scaled_site(sites["berlin"], fedavg, scale=settled_scale(tmp_path / under / "other"))
+        plan = RoundPlan(study=study_digest(fedavg), run="run", site="berlin", round=3, asked=3, accepted=2)
         updates.append(load(site.answer(plan, next(wire.rounds("berlin")).down)[1] or b""))
     np.testing.assert_equal(*updates)
 
@@ -402,14 +410,15 @@ def test_fault_at_one_site_is_named_and_the_run_goes_on(
 def test_fault_at_a_site_leaves_the_round_as_if_it_had_not_been_asked(
     tmp_path: Path, make_sites: MakeSites, make_study: MakeStudy
 ) -> None:
-    """The weights after a round in which one site crashed are those of the other two alone."""
-    study = make_study(quorum=2, rounds=1)
+    """The weights after a round in which one site crashed are those of the other two alone, by the same scale."""
+    task = make_study().task.model_dump() | {"scale": {name: {"mean": 0.0, "std": 1.0} for name in "ab"}}
+    study = make_study(quorum=2, rounds=1, task=task)
     run(study, make_sites(), tmp_path / "run", in_rounds({1}, error_reply, at={"lyon"}))
     two = make_sites({name: rows for name, rows in SIZES.items() if name != "lyon"}, under="two")
     for number, name in enumerate(SIZES):  # the same table as in the federation of three
         if name in two:
             write_table(two[name].parent / "data.csv", rows=SIZES[name], seed=number)
-    run(make_study(rounds=1, sites=["berlin", "porto"]), two, tmp_path / "two" / "run")
+    run(make_study(rounds=1, sites=["berlin", "porto"], task=task), two, tmp_path / "two" / "run")
     np.testing.assert_equal(load(global_bytes(tmp_path / "two" / "run")), load(global_bytes(tmp_path / "run")))
 
 
@@ -431,7 +440,7 @@ def test_late_joiner_starts_from_the_global_weights(
     (late,) = wire.rounds("porto")
     others = {seen.down for site in ("berlin", "lyon") for seen in wire.rounds(site) if seen.plan.round == 3}
     assert {late.down} == others
-    fresh = Site(load_site(make_sites(under="fresh")["porto"]), study)
+    fresh = scaled_site(make_sites(under="fresh")["porto"], study, scale=settled_scale(tmp_path / "run"))
     assert fresh.answer(late.plan, late.down)[1] == late.up
 
 
@@ -448,7 +457,7 @@ def same_local_curve(site: str, full: dict[str, Any], partial: dict[str, Any]) -
 def test_late_joiner_has_had_as_much_local_training_as_the_others(
     tmp_path: Path, make_sites: MakeSites, make_study: MakeStudy
 ) -> None:
-    """The local-only baseline of a site that missed rounds catches up: it equals that of a run without faults."""
+    """The local-only baseline of a site that failed when asked catches up: it equals that of a run without faults."""
     sites, study = make_sites(test_readings=2), make_study(quorum=1)
     result = run(study, sites, tmp_path / "faulty", in_rounds({1, 3}, error_reply, at={"porto"}))
     undisturbed = run(study, sites, tmp_path / "whole")
@@ -468,7 +477,7 @@ def test_all_sites_failing_ends_the_run_with_every_reason(
 
     with pytest.raises(CohortTooSmall, match=r"round 2: 0 of 3 .* expected 1; .*berlin.*lyon.*porto"):
         run(make_study(quorum=1), make_sites(), tmp_path / "run", deliver)
-    assert [".lock", "checkpoint.safetensors", "events.jsonl"] == sorted(
+    assert [".lock", "checkpoint.safetensors", "events.jsonl", "scale.json"] == sorted(
         path.name for path in (tmp_path / "run").iterdir()
     )
     events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
@@ -647,16 +656,16 @@ def test_restarted_hospital_continues_with_its_own_head(
     run(study, sites, tmp_path / "run", deliver)
     assert heads.keys() == HEAD
     _, second = wire.rounds("lyon")
-    forgotten = Site(load_site(make_sites(under="fresh")["lyon"]), study)
+    scale = settled_scale(tmp_path / "run")
+    forgotten = scaled_site(make_sites(under="fresh")["lyon"], study, scale=scale)
     assert second.up != forgotten.answer(second.plan, second.down)[1]
 
-    task = make_study().task
-    data = load_data(load_site(sites["lyon"]).data, task, study.split, site="lyon", min_examples=2)
+    data = data_at(sites["lyon"], study, tmp_path / "run")
     model = build_model(study.model, input_shape=data.input_shape, num_outputs=1, weights_dir=None, seed=0).module
     start = load(second.down or b"") | heads
     model.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in start.items()})
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    for x, y in batches(Site(load_site(sites["lyon"]), study)._work(2)):
+    for x, y in batches(scaled_site(sites["lyon"], study, run="other", scale=scale)._work(2)):
         optimiser.zero_grad()
         torch.nn.functional.binary_cross_entropy_with_logits(model(x)[:, 0], y.float()).backward()
         optimiser.step()
@@ -782,19 +791,24 @@ def test_site_that_crashes_in_the_handshake_stops_the_study(
 # --- what is measured, and on what -----------------------------------------------------------------
 
 
-def test_local_baseline_of_a_partial_cohort_has_the_full_budget(
+def test_local_baseline_of_a_partial_cohort_is_trained_in_the_rounds_that_the_site_was_asked_in(
     tmp_path: Path, make_sites: MakeSites, make_study: MakeStudy
 ) -> None:
-    """With 2 of 3 sites per round, local-only still trained in every round: as in a full cohort, bit for bit."""
+    """With 2 of 3 sites per round: asked n times, local-only is bit for bit that after round n of a full cohort."""
     sites = make_sites()
     full = run(make_study(rounds=5), sites, tmp_path / "full")
     partial = run(make_study(rounds=5, cohort_fraction=0.5), sites, tmp_path / "partial")
     assert [2] * 5 == [len(item["asked"]) for item in partial["rounds"]]
-    assert any(sorted(SIZES)[-1] not in item["asked"] for item in partial["rounds"])
-    assert global_bytes(tmp_path / "full") != global_bytes(tmp_path / "partial")
     for site in SIZES:
-        assert full["sites"][site]["test"]["local"] == partial["sites"][site]["test"]["local"]
-        assert same_local_curve(site, full, partial)
+        whole = [item["sites"][site]["metrics"]["local.loss"] for item in full["rounds"]]
+        part = [item["sites"][site]["metrics"]["local.loss"] for item in partial["rounds"] if site in item["asked"]]
+        assert 0 < len(part) and whole[: len(part)] == part
+        local = load_file(state_dir(sites[site], tmp_path / "partial") / "test-scores.safetensors")["local"]
+        asked = run(make_study(rounds=len(part)), sites, tmp_path / f"{site}-{len(part)}")
+        same = load_file(state_dir(sites[site], tmp_path / f"{site}-{len(part)}") / "test-scores.safetensors")["local"]
+        np.testing.assert_equal(same, local)
+        assert asked["sites"][site]["test"]["local"] == partial["sites"][site]["test"]["local"]
+    assert any(site not in item["asked"] for item in partial["rounds"] for site in SIZES)
 
 
 def spoil_test_rows(path: Path, study: StudyConfig) -> None:
@@ -842,7 +856,7 @@ def test_served_model_is_the_one_whose_test_counts_are_reported(
     sites, study = make_sites(), make_study(method={"kind": "fedper"})
     result = run(study, sites, tmp_path / "run")
     for name, path in sites.items():
-        data = load_data(load_site(path).data, study.task, study.split, site=name, min_examples=2)
+        data = data_at(path, study, tmp_path / "run")
         served = load_file(state_dir(path, tmp_path / "run") / "personal.safetensors")
         kept = kept_by(path, tmp_path / "run", 3)
         local = {key.removeprefix("local/"): array for key, array in kept.items() if key.startswith("local/")}
@@ -868,10 +882,10 @@ def test_served_model_of_a_round_is_made_from_the_weights_received(
         own = {key.removeprefix("personal/"): array for key, array in kept.items() if key.startswith("personal/")}
         model = build_model(study.model, input_shape=(2,), num_outputs=1, weights_dir=None, seed=0)
         set_weights(model.module, load(seen.down or b"") | own)
-        site = Site(load_site(path), study)
+        site = scaled_site(path, study, scale=settled_scale(tmp_path / "run"))
         if method == "fine_tune":
             build_method(study.method).personalise(model, {}, site._work(2))
-        data = load_data(load_site(path).data, study.task, study.split, site=name, min_examples=2)
+        data = data_at(path, study, tmp_path / "run")
         expected = evaluate(model.module, data.validation)
         metrics = seen.reply.metrics  # type: ignore[union-attr]
         assert (expected.loss, expected.accuracy) == (metrics["personal.loss"], metrics["personal.accuracy"])
@@ -902,10 +916,10 @@ def test_heart_disease_follows_flambys_protocol(tmp_path: Path, make_sites: Make
     study = make_study(
         sites=sorted(sites),
         rounds=3,
-        task=federation.task.model_dump(),
+        task=federation.task.model_dump() | {"scale": "site"},
         model={"name": "linear"},
         training={"steps": 100, "batch_size": 4, "learning_rate": 0.001, "momentum": 0.0},
-        split={"test": 0.34, "validation": 0.0, "seed": 43},
+        split={"test": 0.34, "validation": 0.0, "seed": 43, "copies": "ignore"},
     )
     counts = {site: facts["test"] for site, facts in run(study, sites, tmp_path / "run")["sites"].items()}
     totals = {site: item["num_test"] for site, item in counts.items()}
@@ -984,6 +998,29 @@ def test_without_keep_best_nothing_more_is_kept(tmp_path: Path, make_sites: Make
         "personal",
         "local",
     }
+
+
+def test_sites_tell_sums_over_patients_from_which_the_report_has_what_the_rows_say(
+    tmp_path: Path, make_sites: MakeSites, make_study: MakeStudy
+) -> None:
+    """Three rows per patient: the report of counts and sums is, to the last digit, that of the kept rows."""
+    sites = make_sites({"berlin": 120, "lyon": 150})
+    for path in sites.values():
+        head, *lines = (path.parent / "data.csv").read_text().splitlines()
+        whose = [f"{head},patient", *(f"{line},{number // 3}" for number, line in enumerate(lines))]
+        (path.parent / "data.csv").write_text("\n".join(whose) + "\n")
+    study = make_study(split={"test": 0.4, "group": "patient"}, sites=list(sites))
+    report = build_report(run(study, sites, tmp_path / "run"))
+    for name, path in sites.items():
+        scores = load_file(state_dir(path, tmp_path / "run") / "test-scores.safetensors")
+        right = {which: (scores[which][:, 0] > 0) == (scores["labels"] == 1) for which in ("local", "personal")}
+        assert len(np.unique(scores["groups"])) == report["sites"][name]["test"]["patients"]["personal"]["num"]
+        assert len(scores["groups"]) == 3 * len(np.unique(scores["groups"]))
+        rows = right["personal"].astype(np.float64) - right["local"]
+        one = interval_of(Evidence.of_rows(rows[None], scores["groups"]), kind="difference")
+        assert report["sites"][name]["intervals"]["personal_minus_local"] == [one.low, one.high]
+        share = interval_of(Evidence.of_rows(right["local"][None].astype(np.float64), scores["groups"]), kind="share")
+        assert report["sites"][name]["intervals"]["local"] == [share.low, share.high]
 
 
 SERVED = {"personal": "best/", "local": "best_local/"}

@@ -71,11 +71,11 @@ def handshake(study: StudyConfig = STUDY, run: str = "run-1") -> HandshakePlan:
 
 
 def round_plan(number: int, study: StudyConfig = STUDY, run: str = "run-1") -> RoundPlan:
-    return RoundPlan(study=study_digest(study), run=run, site="berlin", round=number)
+    return RoundPlan(study=study_digest(study), run=run, site="berlin", round=number, asked=number)
 
 
 def finish(number: int = 5) -> FinishPlan:
-    return FinishPlan(study=study_digest(STUDY), **RUN, round=number)
+    return FinishPlan(study=study_digest(STUDY), **RUN, round=number, asked=number)
 
 
 def obey(orders: Orders, plan: Plan, number: int) -> None:
@@ -336,8 +336,8 @@ def test_plans_name_no_other_site_and_stay_small(make_study: MakeStudy) -> None:
     plans = [
         HandshakePlan(study=view, **who),
         InitialWeightsPlan(**later),
-        RoundPlan(**later, round=10**9, share=1 / 3, base=10**9),
-        FinishPlan(**later, round=10**9),
+        RoundPlan(**later, round=10**9, asked=10**9, accepted=10**9 - 1, share=1 / 3, base=10**9 - 1),
+        FinishPlan(**later, round=10**9, asked=10**9, accepted=10**9),
     ]
     for plan in plans:
         text = plan.model_dump_json()
@@ -375,6 +375,14 @@ def test_handshake_that_names_other_sites_is_no_plan(make_study: MakeStudy) -> N
 
 
 # --- through the site ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def make_study(make_study: MakeStudy) -> MakeStudy:
+    """Return the function that builds a study, with fixed scales: no order has to settle them."""
+    fixed = {name: {"mean": 0.0, "std": 1.0} for name in "ab"}
+    task = make_study().task.model_dump() | {"scale": fixed}
+    return lambda **changes: make_study(**{"task": task, **changes})
 
 
 @pytest.fixture
@@ -420,10 +428,10 @@ def test_run_is_answered_by_a_worker_that_is_restarted_before_every_order(site: 
     weights = server.initial()
     for number in (1, 2):
         forget_sites()
-        reply, delta = server.send(RoundPlan(**server.who, round=number), weights)
+        reply, delta = server.send(RoundPlan(**server.who, round=number, asked=number), weights)
         assert isinstance(reply, RoundReply) and delta is not None
     forget_sites()
-    assert isinstance(server.send(FinishPlan(**server.who, round=2), weights)[0], FinishReply)
+    assert isinstance(server.send(FinishPlan(**server.who, round=2, asked=2), weights)[0], FinishReply)
 
 
 def test_data_and_model_stay_in_memory_from_order_to_order(
@@ -437,10 +445,10 @@ def test_data_and_model_stay_in_memory_from_order_to_order(
     for runs, server in enumerate(servers, start=1):
         server.shake_hands()
         weights = server.initial()
-        server.send(RoundPlan(**server.who, round=1), weights)
+        server.send(RoundPlan(**server.who, round=1, asked=1), weights)
         assert runs == len(built)
     for server in servers:
-        assert isinstance(server.send(RoundPlan(**server.who, round=2), weights)[0], RoundReply)
+        assert isinstance(server.send(RoundPlan(**server.who, round=2, asked=2), weights)[0], RoundReply)
     assert 2 == len(built)
 
 
@@ -448,7 +456,7 @@ def test_site_in_memory_is_of_no_use_to_a_run_without_a_handshake(site: Path, ma
     """In one process too, where no ledger is kept: the same study, but under the name of another run."""
     server = Server(site, make_study())
     server.shake_hands()
-    reply, _ = answer_plan(site, RoundPlan(**{**server.who, "run": "run-2"}, round=1), server.initial())
+    reply, _ = answer_plan(site, RoundPlan(**{**server.who, "run": "run-2"}, round=1, asked=1), server.initial())
     assert isinstance(reply, FailureReply) and "run 'run-2' had no handshake here" in reply.message
 
 
@@ -458,7 +466,7 @@ def test_what_is_refused_changes_nothing_at_the_site(site: Path, make_study: Mak
     server = Server(site, study)
     server.shake_hands()
     weights = server.initial()
-    plan = RoundPlan(**server.who, round=1)
+    plan = RoundPlan(**server.who, round=1, asked=1)
     genuine = signed(plan, 3, weights)
     assert isinstance(parse_reply(answer_order(site, genuine, weights)[0], site="berlin"), RoundReply)
     state = load_site(site).state_dir
@@ -470,10 +478,13 @@ def test_what_is_refused_changes_nothing_at_the_site(site: Path, make_study: Mak
     for content, sentence in (
         (signed(plan, 4, weights, key=STRANGER), "not signed with the study's key"),
         (genuine, "order 3 of run 'run-1' was answered already"),
-        (signed(RoundPlan(**server.who, round=999_999), 4, weights), "ends with round 2, the plan is for round 999999"),
-        (signed(RoundPlan(**other, round=2), 4, weights), "this plan is of another one"),
-        (signed(RoundPlan(**elsewhere, round=2), 4, weights), "for site 'lyon', this is site 'berlin'"),
-        (signed(FinishPlan(**server.who, round=1), 4, weights), "read after the study's last round, 2"),
+        (
+            signed(RoundPlan(**server.who, round=999_999, asked=999_999), 4, weights),
+            "ends with round 2, the plan is for round 999999",
+        ),
+        (signed(RoundPlan(**other, round=2, asked=2), 4, weights), "this plan is of another one"),
+        (signed(RoundPlan(**elsewhere, round=2, asked=2), 4, weights), "for site 'lyon', this is site 'berlin'"),
+        (signed(FinishPlan(**server.who, round=1, asked=1), 4, weights), "read after the study's last round, 2"),
     ):
         reply = parse_reply(answer_order(site, content, weights)[0], site="berlin")
         assert isinstance(reply, FailureReply) and reply.error == "ProtocolError"
@@ -487,8 +498,8 @@ def test_plan_that_failed_is_used_up(site: Path, make_study: MakeStudy) -> None:
     """The same order is not tried again and again; the server signs a new one."""
     server = Server(site, make_study())
     server.shake_hands()
-    assert isinstance(server.send(RoundPlan(**server.who, round=1), b"no weights")[0], FailureReply)
-    repeated = answer_order(site, signed(RoundPlan(**server.who, round=1), 2, b"no weights"), b"no weights")[0]
+    assert isinstance(server.send(RoundPlan(**server.who, round=1, asked=1), b"no weights")[0], FailureReply)
+    repeated = answer_order(site, signed(RoundPlan(**server.who, round=1, asked=1), 2, b"no weights"), b"no weights")[0]
     assert "was answered already" in repeated
 
 
@@ -497,9 +508,9 @@ def test_plan_that_failed_moves_no_run_forward(site: Path, make_study: MakeStudy
     server = Server(site, make_study())
     server.shake_hands()
     weights = server.initial()
-    for plan in (RoundPlan(**server.who, round=3), FinishPlan(**server.who, round=3)):
+    for plan in (RoundPlan(**server.who, round=3, asked=3), FinishPlan(**server.who, round=3, asked=3)):
         assert isinstance(server.send(plan, b"no weights")[0], FailureReply)
-    assert isinstance(server.send(RoundPlan(**server.who, round=1), weights)[0], RoundReply)
+    assert isinstance(server.send(RoundPlan(**server.who, round=1, asked=1), weights)[0], RoundReply)
 
 
 def test_order_is_answered_without_the_studys_key_by_a_sentence(site: Path) -> None:

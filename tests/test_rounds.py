@@ -37,6 +37,8 @@ from common.protocol import (
     Plan,
     RoundPlan,
     RoundReply,
+    ScalePlan,
+    ScaleReply,
     Versions,
 )
 from common.protocol import (
@@ -129,6 +131,8 @@ def honest(site: str, plan: Plan, payload: bytes | None) -> Answer:
             digests = {"initial_digest": digest(INITIAL), "shared_digest": digest(INITIAL)}
             reply = HandshakeReply(**stamp, versions=Versions(**VERSIONS), card=card, shared_buffers=(), **digests)
             return Answer(site, reply=reply, bytes_up=10, bytes_down=20)
+        case ScalePlan():
+            return Answer(site, reply=ScaleReply(**stamp))
         case InitialWeightsPlan():
             initial = InitialWeightsReply(**stamp)
             return Answer(site, reply=initial, payload=CODEC.encode(INITIAL))
@@ -557,7 +561,7 @@ def test_update_without_what_the_strategy_needs_is_rejected(tmp_path: Path, valu
     script = told(start__loss=0.5)
     bad = {} if value is None else {"start.loss": value}
     script["round", 2, "madrid"] = reply_with(metrics=bad)
-    result = run(tmp_path, script, quorum=2, strategy={"kind": "qfedavg"})
+    result = run(tmp_path, script, quorum=2, strategy={"kind": "qfedavg"}, training={"epochs": 1, "momentum": 0.0})
     record = result["rounds"][1]
     assert {"madrid": "metrics"} == record["rejected"]
     assert "expected a number from 0 to 1e+09" in record["details"]["madrid"]

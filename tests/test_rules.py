@@ -15,10 +15,32 @@ from consilium.inprocess import run_in_process
 IMAGES = {"kind": "images", "classes": ["no", "yes"], "size": 8, "channels": 1}
 PLAIN = {"epochs": 1, "batch_size": 8, "learning_rate": 0.1, "momentum": 0.0}
 NUMBER = {"kind": "table", "label": "b", "regression": {"tolerance": 1.0}, "columns": {"a": {"kind": "number"}}}
+PICTURES = {"kind": "images", "classes": ["no", "yes"]}
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "nothing for test": (
+        {"split": {"test": 0.0}},
+        "split.test is 0, so nothing could be said of any model: give it a part of each site's rows, e.g. 0.2, or name",
+    ),
+    "a patient as a feature": (
+        {"task": NUMBER, "split": {"group": "a"}},
+        "split.group: column 'a' is also a feature or the label of the task: leave it out of task.columns",
+    ),
+    "parts by the label": ({"task": NUMBER, "split": {"parts": "b"}}, "split.parts: column 'b' is also a feature"),
+    "patient and part in one column": (
+        {"task": NUMBER, "split": {"group": "c", "parts": "c"}},
+        "split.group and split.parts are both column 'c', expected two",
+    ),
+    "a pattern that could run for years": (
+        {"task": PICTURES, "split": {"group": "^(a+)+$"}},
+        "split.group: '^(a+)+$' is no pattern of file names, expected letters, digits",
+    ),
     "votes over classes for a number": (
         {"task": NUMBER, "method": {"kind": "knn_per"}},
         "'knn_per' lets neighbours vote for a class, but this task's label is a number",
+    ),
+    "balanced classes of a number": (
+        {"task": NUMBER, "method": {"kind": "fedrod"}},
+        "'fedrod' balances classes, but this task's label is a number",
     ),
     "class counts of a number": (
         {"task": NUMBER, "weighting": {"factors": [{"kind": "feddisco"}]}},
@@ -36,6 +58,26 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"method": {"kind": "scaffold"}, "strategy": {"kind": "median"}, "training": PLAIN},
         "strategy 'median' with method 'scaffold': set both",
     ),
+    "feddyn's server half alone": (
+        {"strategy": {"kind": "feddyn"}},
+        "feddyn is a strategy and a method that belong together, got strategy 'feddyn' with method 'fedavg': set both",
+    ),
+    "feddyn's client half under fedexp": (
+        {"method": {"kind": "feddyn"}, "strategy": {"kind": "fedexp"}},
+        "strategy 'fedexp' with method 'feddyn': set both to 'feddyn'",
+    ),
+    "one half of each": (
+        {"method": {"kind": "feddyn"}, "strategy": {"kind": "scaffold"}},
+        "strategy 'scaffold' with method 'feddyn': set both to 'scaffold'",
+    ),
+    "feddyn with weights": (
+        {"method": {"kind": "feddyn"}, "strategy": {"kind": "feddyn"}, "weighting": {}},
+        "strategy 'feddyn' sets its own weights",
+    ),
+    "fednova from a model of the site's own": (
+        {"strategy": {"kind": "fednova"}, "method": {"kind": "mr_mtl"}},
+        "not defined for training.optimiser 'sgd' with method 'mr_mtl'",
+    ),
     "local with a strategy": (
         {"method": {"kind": "local"}, "strategy": {"kind": "median"}},
         "method 'local' shares nothing",
@@ -47,6 +89,19 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a median with weights": (
         {"strategy": {"kind": "median"}, "weighting": {"factors": [{"kind": "loss"}]}},
         "strategy 'median' sets its own weights",
+    ),
+    "q-fedavg with momentum": (
+        {"strategy": {"kind": "qfedavg"}},
+        "strategy 'qfedavg' takes 1 / learning_rate for the slope of the loss, which holds for SGD without momentum: "
+        "set training.optimiser = 'sgd' and training.momentum = 0",
+    ),
+    "q-fedavg with Adam": (
+        {"strategy": {"kind": "qfedavg"}, "training": {"optimiser": "adam", "momentum": 0.0, "epochs": 1}},
+        "strategy 'qfedavg' takes 1 / learning_rate for the slope of the loss",
+    ),
+    "hidden layers of a model that has none": (
+        {"model": {"name": "linear", "hidden": [32]}},
+        "model.hidden: model 'linear' has no hidden layers to choose: leave it out, or choose 'mlp' or 'mlp_bn'",
     ),
     "q-fedavg with weights": (
         {"strategy": {"kind": "qfedavg"}, "weighting": {}},
@@ -161,6 +216,9 @@ def test_legal_study_has_no_problem(make_study: MakeStudy) -> None:
         {},
         {"method": {"kind": "scaffold"}, "strategy": {"kind": "scaffold"}, "training": PLAIN},
         {"strategy": {"kind": "fednova"}, "method": {"kind": "fedper"}},
+        {"strategy": {"kind": "fednova"}, "method": {"kind": "feddbe"}},
+        {"strategy": {"kind": "feddyn"}, "method": {"kind": "feddyn"}},
+        {"strategy": {"kind": "fedexp"}, "weighting": {}},
         {"strategy": {"kind": "trimmed_mean"}},
         {"sites": ["a", "b", "c", "d", "e"], "strategy": {"kind": "krum"}},
         {"weighting": {"factors": [{"kind": "fedce"}]}},

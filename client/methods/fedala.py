@@ -10,8 +10,10 @@ with local = what the site trained last. W is learned on a random `fraction` of 
 round's training goes on from init: one pass a round; at the first time passes go on until the standard deviation
 of the last 10 losses is below `tolerance`, 100 at most. A site that never trained starts from what it received.
 
-A layer is a module that owns trainable parameters; the top ones are the last in the module's order. W is
-learned in evaluation mode, so that no running statistic moves.
+A layer is a module that owns trainable parameters; the top ones are the last in the module's order. W is learned
+with layers in evaluation mode, as the mix is served: no running statistic moves, and none of the batch enters. (The
+paper is silent on this. In the authors' code layers are in whatever mode the last call left them, and the statistics
+that moved are thrown away.)
 """
 
 import math
@@ -96,7 +98,7 @@ class FedAla:
         chosen = order[: math.ceil(self.fraction * len(order))]
         return replace(
             work,
-            examples=replace(examples, x=examples.x[chosen], y=examples.y[chosen]),
+            examples=replace(examples, x=examples.x[chosen], y=examples.y[chosen], groups=None),
             seed=seed,
             epochs=1,
             steps=None,

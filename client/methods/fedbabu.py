@@ -6,7 +6,9 @@ algorithm 1, https://arxiv.org/abs/2106.06042
     backbone_k <- SGD on the backbone under the initial head;  only the backbone is sent
     served: SGD on (backbone, head) over own training data, `epochs`, `learning_rate`, all layers or the head only
 
-The head is made from the study's seed, so it is equal at all sites, and no round changes it.
+The head is made from the study's seed, so it is equal at all sites, and no round changes it. `optimiser` of the
+fine-tuning is SGD whatever the study trains with, with the study's momentum where that is SGD as well and without any
+otherwise; "adam" is Adam at `learning_rate`.
 """
 
 from dataclasses import dataclass
@@ -22,9 +24,10 @@ from common.seeds import seed_for
 
 @dataclass(frozen=True)
 class FedBabu:
-    """Train the backbone only; fine-tune for `epochs` passes at `learning_rate`, over `layers`, to serve."""
+    """Train the backbone only; to serve, fine-tune `layers` for `epochs` passes by `optimiser` at `learning_rate`."""
 
     epochs: int = 5
+    optimiser: Literal["sgd", "adam"] = "sgd"
     learning_rate: float = 0.01
     layers: Literal["all", "head"] = "all"
 
@@ -37,7 +40,7 @@ class FedBabu:
         return Outcome(memory, train(model, work, names=model.trainable - model.head))
 
     def budget(self, work: LocalWork) -> Budget:
-        """Return the round's work, and the fine-tuning: `epochs` passes at `learning_rate`."""
+        """Return the round's work, and the fine-tuning."""
         return Budget(work, before_serving=self._tuning(work))
 
     def personalise(self, model: Model, memory: Memory, work: LocalWork) -> nn.Module:
@@ -46,4 +49,9 @@ class FedBabu:
         return model.module
 
     def _tuning(self, work: LocalWork) -> LocalWork:
-        return work.tuned(epochs=self.epochs, learning_rate=self.learning_rate, seed=seed_for(work.seed, "fedbabu"))
+        return work.tuned(
+            epochs=self.epochs,
+            optimiser=self.optimiser,
+            learning_rate=self.learning_rate,
+            seed=seed_for(work.seed, "fedbabu"),
+        )

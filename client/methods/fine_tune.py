@@ -5,10 +5,12 @@ Wu, Li, Charles, Xu et al.: Motley: Benchmarking Heterogeneity and Personalizati
 
     v_k = SGD(w, own training data, `epochs` or `steps`, `learning_rate`), over all layers or the head only
 
-The personal weights v_k are made anew from the weights received; they never enter the update.
+The personal weights v_k are made anew from the weights received; they never enter the update. `optimiser` is SGD
+whatever the study trains with, with the study's momentum where that is SGD as well and without any otherwise; "adam"
+is Adam at `learning_rate`. Weight decay is the study's.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from torch import nn
@@ -21,10 +23,11 @@ from common.seeds import seed_for
 
 @dataclass(frozen=True)
 class FineTune:
-    """Fine-tune for `epochs` passes, or `steps` batches, at `learning_rate`, over `layers`."""
+    """Fine-tune for `epochs` passes, or `steps` batches, by `optimiser` at `learning_rate`, over `layers`."""
 
     epochs: int = 5
     steps: int | None = None
+    optimiser: Literal["sgd", "adam"] = "sgd"
     learning_rate: float = 0.01
     layers: Literal["all", "head"] = "all"
 
@@ -37,7 +40,7 @@ class FineTune:
         return Outcome(memory, train(model, work))
 
     def budget(self, work: LocalWork) -> Budget:
-        """Return the round's work, and the fine-tuning: `epochs` passes at `learning_rate`."""
+        """Return the round's work, and the fine-tuning."""
         return Budget(work, before_serving=self._tuning(work))
 
     def personalise(self, model: Model, memory: Memory, work: LocalWork) -> nn.Module:
@@ -46,6 +49,10 @@ class FineTune:
         return model.module
 
     def _tuning(self, work: LocalWork) -> LocalWork:
-        seed = seed_for(work.seed, "fine_tune")
-        tuned = work.tuned(epochs=self.epochs, learning_rate=self.learning_rate, seed=seed)
-        return tuned if self.steps is None else replace(tuned, epochs=None, steps=self.steps)
+        return work.tuned(
+            epochs=self.epochs,
+            steps=self.steps,
+            optimiser=self.optimiser,
+            learning_rate=self.learning_rate,
+            seed=seed_for(work.seed, "fine_tune"),
+        )
