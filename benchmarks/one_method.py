@@ -1,7 +1,7 @@
 """One study of `consilium compare`, without its baselines: mean test accuracy, bytes and seconds per seed, as CSV.
 
 For a row that is too dear to be run beside every baseline. `python benchmarks/one_method.py STUDY --sites DIR
---seeds 3` prints a line per seed as soon as it is done.
+--seeds 3 --out FILE` prints a line per seed as soon as it is done, and writes it; what FILE has is not run again.
 """
 
 import argparse
@@ -9,7 +9,10 @@ import tempfile
 from pathlib import Path
 
 from common.config import load_study
+from common.files import write_atomically
 from consilium.comparison.cells import find_sites, make_cell, run_cell
+
+HEADER = "model,method,seed,mean_accuracy,worst_accuracy,bytes_both_ways,seconds"
 
 
 def main() -> None:
@@ -19,20 +22,26 @@ def main() -> None:
     parser.add_argument("--sites", type=Path, required=True)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     study = load_study(options.study)
     files = find_sites(options.sites, study, weights_dir=None)
-    print("model,method,seed,mean_accuracy,worst_accuracy,bytes_both_ways,seconds")  # noqa: T201
+    lines = options.out.read_text(encoding="utf-8").splitlines() if options.out.is_file() else [HEADER]
+    done = {int(line.split(",")[2]) for line in lines[1:]}
     with tempfile.TemporaryDirectory(prefix="one-method-") as out:
         for seed in range(options.first_seed, options.first_seed + options.seeds):
+            if seed in done:
+                continue
             cell = make_cell(study.method.kind, study, seed=seed, split=0, local=False)
-            found = run_cell(cell, files, Path(out), "cell")
+            found = run_cell(cell, files, Path(out), f"cell-{seed}")
             if "error" in found:
                 raise SystemExit(found["error"])
             accuracy = [of["metrics"]["personal"]["accuracy"] for of in found["sites"].values()]
             total = sum(each["bytes_up"] + each["bytes_down"] for each in found["rounds"])
             facts = (study.model.name, study.method.kind, seed, sum(accuracy) / len(accuracy), min(accuracy), total)
-            print(*facts, round(found["seconds"]), sep=",", flush=True)  # noqa: T201
+            lines.append(",".join(map(str, (*facts, round(found["seconds"])))))
+            print(lines[-1], flush=True)  # noqa: T201
+            write_atomically(options.out, "".join(f"{line}\n" for line in lines).encode())
 
 
 if __name__ == "__main__":

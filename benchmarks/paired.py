@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from consilium.comparison.intervals import LEAST_SPLITS, corrected_t
 from consilium.comparison.summary import LAST
+from consilium.findings import LEAST_SPLITS, over_splits
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
         raise SystemExit(f"expected {LEAST_SPLITS} splits and more, and one of the rows {', '.join(means)}")
     print("row,mean,difference,low,high")  # noqa: T201
     for name, values in means.items():
-        one = corrected_t((values - means[options.against]).dropna().tolist(), test_to_train=options.test_to_train)
+        one = over_splits((values - means[options.against]).dropna().tolist(), test_to_train=options.test_to_train)
         bounds = [f"{bound:.4f}" for bound in (one.value, one.low, one.high) if bound is not None]
         print(f'"{name}"', f"{values.mean():.4f}", *bounds, sep=",")  # noqa: T201
 

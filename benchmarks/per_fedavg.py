@@ -25,7 +25,7 @@ import pandas as pd
 from common.config import parse_study
 from common.seeds import seed_for
 from consilium.comparison.cells import SiteFiles, make_cell, run_cell
-from consilium.comparison.intervals import corrected_t
+from consilium.findings import over_splits
 
 USERS, LEAST, ROUNDS, STEPS, SEEDS, RATES = 50, 30, 100, 10, range(1, 11), (0.003, 0.01, 0.03, 0.1)
 INNER = 0.01
@@ -109,19 +109,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    rows = pd.read_csv(RESULTS) if RESULTS.exists() else pd.DataFrame(columns=["method", "rate", "seed"])
+    rows = pd.read_csv(arguments.out) if arguments.out.exists() else pd.DataFrame(columns=["method", "rate", "seed"])
     done = set(rows[["method", "rate", "seed"]].itertuples(index=False, name=None))
     cells = [(name, rate, seed) for seed in SEEDS for name in METHODS for rate in RATES]
     with ProcessPoolExecutor(arguments.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         for future in [pool.submit(run, arguments.images, *cell) for cell in cells if cell not in done]:
             rows = pd.concat([rows, pd.DataFrame([future.result()])], ignore_index=True)
-            rows.to_csv(RESULTS, index=False, lineterminator="\n", float_format="%.6g")
+            rows.to_csv(arguments.out, index=False, lineterminator="\n", float_format="%.6g")
     best = rows.loc[rows.groupby(["method", "seed"])["validation_accuracy"].idxmax()]
     chosen = best.pivot_table(index="seed", columns="method", values="test_accuracy")
     print(best[["method", "seed", "rate", "test_accuracy"]].to_string(index=False))  # noqa: T201
     for name in METHODS:
-        one = corrected_t((chosen[name] - chosen["FedAvg + one step"]).tolist(), test_to_train=0.0)
+        one = over_splits((chosen[name] - chosen["FedAvg + one step"]).tolist(), test_to_train=0.0)
         print(json.dumps({"method": name, "mean": float(chosen[name].mean()), "minus FedAvg": vars(one)}))  # noqa: T201
 
 

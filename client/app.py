@@ -13,6 +13,7 @@ from flwr.clientapp import ClientApp
 
 from client.flower import pack, plan_of
 from client.flower_app import answer_flower
+from client.memory import has_room
 from client.site import Site
 from client.site_state import event_log, study_of
 from client.wire.orders import Orders
@@ -27,8 +28,8 @@ log = logging.getLogger(__name__)
 
 app = ClientApp()
 
-MOST_WARM = 64
-"""How many sites one process keeps in memory; a federation of thousands in one process does not grow with them."""
+LEAST_WARM = 64
+"""How many sites one process keeps in memory in any case; more of them only while the machine has room."""
 NO_RUN = "unknown"
 """What stands for the run in the reply to an order that names none."""
 
@@ -44,6 +45,8 @@ class _Warm:
 
 _warm: dict[Path, _Warm] = {}
 """The last run's study and Site per settings file: data and model stay in memory from message to message."""
+_read_settings: dict[Path, tuple[tuple[int, int, int] | None, SiteConfig]] = {}
+"""Settings per file, with what tells that the file has changed."""
 _ledgers: dict[Path, tuple[SiteConfig, Orders]] = {}
 """The ledger of orders per settings file."""
 
@@ -154,11 +157,26 @@ def answer_plan(path: Path, plan: Plan, payload: Payload | None) -> tuple[Reply,
 
 
 def _settings(path: Path) -> SiteConfig:
+    """Return a site's settings, read again when the file has changed."""
+    now, known = _facts_of(path), _read_settings.get(path)
+    if known is not None and known[0] == now:
+        return known[1]
     try:
-        return load_site(path)
+        config = load_site(path)
+        _read_settings[path] = now, config
+        return config
     except ConfigError as error:
         log.error("settings cannot be used message=%s", error)
         raise RuntimeError("this site's settings cannot be used; its log says why") from None
+
+
+def _facts_of(path: Path) -> tuple[int, int, int] | None:
+    """Return what changes with a file; None if there is none, which who reads it says in words."""
+    try:
+        at = path.stat()
+    except OSError:
+        return None
+    return at.st_ino, at.st_mtime_ns, at.st_size
 
 
 def _failure(config: SiteConfig, run: str, error: ConsiliumError, began: float) -> FailureReply:
@@ -191,7 +209,7 @@ def _warmed(path: Path, config: SiteConfig, plan: Plan) -> _Warm:
     _check_accepted(path, study)
     _warm.pop(path, None)
     del warm  # its data and model, before those that replace them are read
-    if len(_warm) >= MOST_WARM:
+    if len(_warm) >= LEAST_WARM and not has_room():
         _warm.popitem()  # the last that came: sites are asked in turn, and the oldest would always be the next
     _warm[path] = _Warm(config, plan.run, study, digest, site or Site(config, study))
     return _warm[path]
@@ -200,6 +218,7 @@ def _warmed(path: Path, config: SiteConfig, plan: Plan) -> _Warm:
 def forget_sites() -> None:
     """Let go of every site's data and model, and of its ledger."""
     _warm.clear()
+    _read_settings.clear()
     _ledgers.clear()
 
 
@@ -232,7 +251,7 @@ def _check_accepted(path: Path, study: StudyConfig) -> None:
         )
 
 
-@functools.lru_cache(maxsize=MOST_WARM)
+@functools.lru_cache(maxsize=LEAST_WARM)
 def _accepted(path: Path, site: str, _changed: int, _size: int) -> StudyConfig:
     """Return the accepted study as a site sees it; read again when the file has changed."""
     study = load_study(path)

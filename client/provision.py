@@ -51,8 +51,10 @@ weights_dir = "weights"
 device = "auto"
 threads = 1
 
-# What the coordinator may see beyond the necessary: examples per class; whole error sentences (may hold file names).
+# What the coordinator may see beyond the necessary: examples per class; count, sum and sum of squares per number column
+# or image channel, for one scale of all sites; whole error sentences (may hold file names).
 share_class_counts = false
+share_scale = true
 share_error_details = false
 
 # Metrics for Prometheus, e.g. "127.0.0.1:9095".

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from common.errors import StateError
+from common.files import open_in
 
 Event = Mapping[str, Any]
 
@@ -59,9 +60,7 @@ class EventLog:
         """
         content = "".join(f"{line}\n" for line in lines)
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
-            with os.fdopen(descriptor, "a+b") as file:
+            with os.fdopen(open_in(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600), "a+b") as file:
                 if file.tell() and not _ends_a_line(file):
                     content = "\n" + content  # a crash cut the last line off; it must not swallow this one
                 file.write(content.encode())

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import itertools
 import os
 import secrets
 from collections.abc import Iterable, Iterator
@@ -12,6 +13,9 @@ from typing import TypeAlias
 from common.errors import StateError
 
 Buffer: TypeAlias = bytes | memoryview
+
+_PROCESS, _NUMBERS = secrets.token_hex(4), itertools.count()
+"""What makes names of temporary files differ, between machines that share a folder too."""
 
 _durable: ContextVar[bool] = ContextVar("durable", default=True)
 
@@ -25,11 +29,9 @@ def write_atomically(path: Path, content: bytes | Iterable[Buffer], *, mode: int
     Raises:
         StateError: the folder is missing or unwritable, or the disk is full; the old file is kept.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{path.name}.{_PROCESS}-{os.getpid()}-{next(_NUMBERS)}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-        with os.fdopen(descriptor, "wb") as file:
+        with os.fdopen(open_in(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
             for piece in [content] if isinstance(content, bytes) else content:
                 file.write(piece)
             file.flush()
@@ -41,6 +43,19 @@ def write_atomically(path: Path, content: bytes | Iterable[Buffer], *, mode: int
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise StateError(f"cannot write '{path}': {error.strerror or error}; the previous version is kept") from error
+
+
+def open_in(path: Path, flags: int, mode: int) -> int:
+    """Open a file, in a folder that is made where it is missing, and return its descriptor.
+
+    Raises:
+        OSError: as `os.open` and `mkdir` do.
+    """
+    try:
+        return os.open(path, flags, mode)
+    except FileNotFoundError:  # rare, so it is not asked for each time
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, flags, mode)
 
 
 @contextlib.contextmanager

@@ -52,6 +52,7 @@ def parquet_records(
     *,
     who: str,
     names: Collection[str] | None = None,
+    others: bool = False,
     booleans: Callable[[str], BoolTexts] = lambda name: ONE_OR_ZERO,
 ) -> Iterator[tuple[str, list[str]]]:
     """Yield the names of the columns as they stand in a file, then each row's place and cells in that order.
@@ -61,6 +62,7 @@ def parquet_records(
     Args:
         who: what the sentences start with, e.g. `site 'berlin'`.
         names: the columns that are wanted; by default all.
+        others: also yield other columns of a type that can be read, of their texts the first `MAX_CELL` characters.
         booleans: how True and False are written in a column.
 
     Raises:
@@ -82,17 +84,24 @@ def parquet_records(
             if (rows := table.metadata.num_rows) > MAX_ROWS:
                 raise DataError(f"{where} declares {rows} rows, at most {MAX_ROWS} are read")
             schema = table.schema_arrow
-            held = [name for name in schema.names if names is None or name.strip() in names]
+            wanted = [name for name in schema.names if names is None or name.strip() in names]
+            beside = [name for name in schema.names if name not in wanted and schema.names.count(name) == 1]
+            readable = [name for name in beside if others and _is_readable(schema.field(name).type, pa.types)]
+            held = [name for name in schema.names if name in wanted or name in readable]
             yield "header", held
-            for name in held:
-                _check_type(name, schema.field(name).type, pa.types, where=where)
+            for name in wanted:
+                if not _is_readable(kind := schema.field(name).type, pa.types):
+                    raise DataError(
+                        f"{where}: column '{name.strip()}' is of type {kind}, expected numbers, booleans or text"
+                    )
+            most = [None if name in wanted else MAX_CELL for name in held]
             bools = [booleans(name.strip()) for name in held]
             row = 0
             for batch in table.iter_batches(batch_size=_BATCH_ROWS, columns=held, use_threads=False):
                 columns = [batch.column(name).to_pylist() for name in held]
                 for cells in zip(*columns, strict=True):
                     row += 1
-                    texts = [_text(cell, words) for cell, words in zip(cells, bools, strict=True)]
+                    texts = [_text(cell, words)[:cut] for cell, words, cut in zip(cells, bools, most, strict=True)]
                     if (longest := max(map(len, texts), default=0)) > MAX_CELL:
                         raise DataError(
                             f"{where}, row {row}: a cell of {longest} characters, expected at most {MAX_CELL}"
@@ -104,19 +113,27 @@ def parquet_records(
         raise DataError(f"{where} is not a Parquet file, or it is damaged") from error
 
 
+def number_in(text: str) -> float | None:
+    """Return the number that a cell holds, also one that is infinite or none (NaN); None for text."""
+    try:
+        # Python reads "1_000" as a number; in a table it is more likely an identifier.
+        return None if "_" in text else float(text)
+    except ValueError:
+        return None
+
+
 def _check_size(file: Path, *, who: str) -> None:
     if (size := file.stat().st_size) > MAX_FILE_BYTES:
         raise DataError(f"{who}: file '{file.name}' has {size} bytes, at most {MAX_FILE_BYTES} are read; divide it")
 
 
-def _check_type(name: str, kind: Any, types: Any, *, where: str) -> None:
+def _is_readable(kind: Any, types: Any) -> bool:
     inner = kind.value_type if types.is_dictionary(kind) else kind
     tests = (
         types.is_integer, types.is_floating, types.is_boolean, types.is_decimal, types.is_null,
         types.is_string, types.is_large_string, types.is_string_view,
     )  # fmt: skip
-    if not any(test(inner) for test in tests):
-        raise DataError(f"{where}: column '{name.strip()}' is of type {kind}, expected numbers, booleans or text")
+    return any(test(inner) for test in tests)
 
 
 def _text(cell: object, bools: BoolTexts) -> str:

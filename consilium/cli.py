@@ -231,6 +231,10 @@ def compare(
     refit: Annotated[
         bool, typer.Option("--refit", help="Train what validation chose again, on training and validation rows.")
     ] = False,
+    keep_rate: Annotated[
+        bool,
+        typer.Option("--keep-rate", help="Methods of plain SGD keep the rate, in place of the same effective step."),
+    ] = False,
     weights: Annotated[Path | None, typer.Option(help="Folder of pretrained weights files.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the results; default: runs/compare-STUDY.")] = None,
 ) -> None:
@@ -258,6 +262,7 @@ def compare(
         metric=metric,
         target=target,
         refit=refit,
+        keep_rate=keep_rate,
         weights=weights,
     )
     run_comparison(options, console)

@@ -8,10 +8,10 @@ from itertools import product
 from typing import Any
 
 from common.algorithms import MethodConfig, StrategyConfig, WeightingConfig, variants
-from common.config import StudyConfig, parse_study
+from common.config import StudyConfig, TrainingConfig, parse_study
 from common.errors import ConfigError
 
-OWN_STRATEGY = ("scaffold", "per_fedavg", "reptile")
+OWN_STRATEGY = ("scaffold", "feddyn", "per_fedavg", "reptile")
 """Methods that are one half of a whole: their strategy has the same name."""
 
 
@@ -36,10 +36,11 @@ class Spec:
 
 @dataclass(frozen=True)
 class Variant:
-    """A study with another algorithm, and what to call it."""
+    """A study with another algorithm, what to call it, and what its method changed in the training (or nothing)."""
 
     label: str
     study: StudyConfig
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,16 +88,46 @@ def kinds(union: object) -> list[str]:
     return [variant.model_fields["kind"].default for variant in variants(union)]
 
 
-def fit_to_method(values: dict[str, Any], spec: Spec) -> None:
-    """Name a method in a study's settings, and change what it asks of the rest: plain SGD, its strategy, BatchNorm."""
+def fit_to_method(values: dict[str, Any], spec: Spec, *, keep_rate: bool = False) -> str:
+    """Name a method in a study's settings, and change what it asks of the rest: plain SGD, its strategy, BatchNorm.
+
+    With momentum m a gradient moves the weights by `learning_rate / (1 - m)` in all, so a method of plain SGD gets that
+    rate: the same effective step.
+
+    Args:
+        keep_rate: leave the learning rate as it is.
+
+    Returns:
+        A note on what changed in the training; empty if nothing did.
+    """
     values["method"] = spec.values
     method = next((one for one in variants(MethodConfig) if one.model_fields["kind"].default == spec.kind), None)
+    note = ""
     if method is not None and method.plain_sgd:
-        values["training"] = {**values["training"], "optimiser": "sgd", "momentum": 0.0, "weight_decay": 0.0}
+        values["training"], note = _plain_sgd(values["training"], keep_rate=keep_rate)
     if spec.kind in OWN_STRATEGY:
         values["strategy"] = {"kind": spec.kind}
     if spec.kind == "fedbn":
         values["model"] = {**values["model"], "batch_norm": "local"}
+    return note
+
+
+def _plain_sgd(training: dict[str, Any], *, keep_rate: bool) -> tuple[dict[str, Any], str]:
+    """Return settings of plain SGD, with the same effective step unless the rate is kept, and what is to be said."""
+    before = TrainingConfig.model_validate(training)
+    after = {**training, "optimiser": "sgd", "momentum": 0.0, "weight_decay": 0.0}
+    said = []
+    if before.optimiser != "sgd":
+        said.append(f"the rate {before.learning_rate:g} was for {before.optimiser.capitalize()}: try --learning-rates")
+    elif before.momentum and keep_rate:
+        said.append(f"without momentum {before.momentum:g}, rate kept: {before.learning_rate:g}")
+    elif before.momentum:
+        after["learning_rate"] = float(f"{before.learning_rate / (1 - before.momentum):.6g}")
+        old, new = before.learning_rate, after["learning_rate"]
+        said.append(f"step matched: {old:g} with momentum {before.momentum:g} -> {new:g}")
+    if before.weight_decay:
+        said.append(f"without weight decay {before.weight_decay:g}")
+    return after, f"plain SGD, {', '.join(said)}" if said else ""
 
 
 def vary(
@@ -106,10 +137,14 @@ def vary(
     strategies: Sequence[Spec] = (),
     weightings: Sequence[Sequence[Spec]] = (),
     learning_rates: Sequence[float] = (),
+    keep_rate: bool = False,
 ) -> Iterator[Variant | Skipped]:
     """Yield every combination as a study of its own; nothing given means the study's own.
 
     A method that is one half of a whole is combined with its own strategy alone.
+
+    Args:
+        keep_rate: methods of plain SGD train at the study's learning rate, although that is for momentum.
     """
     base = study.model_dump(mode="json", exclude_none=True)
     seen = set[str]()
@@ -130,9 +165,9 @@ def vary(
             values["weighting"] = {"factors": [factor.values for factor in weighting]}
         if rate is not None:
             values["training"]["learning_rate"] = rate
-        fit_to_method(values, method)
+        note = fit_to_method(values, method, keep_rate=keep_rate)
         try:
-            yield Variant(label, parse_study(values, source=label))
+            yield Variant(label, parse_study(values, source=label), note)
         except ConfigError as error:
             yield Skipped(label, str(error).removesuffix(f" ({label})"))
 

@@ -1,5 +1,6 @@
 """What all tests share: one thread, no calls home, and small federations that are made in milliseconds."""
 
+import json
 import os
 
 # Before torch, flwr and gRPC are imported: they read these once.
@@ -17,7 +18,10 @@ import pytest
 import torch
 from hypothesis import settings
 
-from common.config import StudyConfig, parse_study
+from client.site import Site
+from common.config import StudyConfig, load_site, parse_study
+from common.protocol import ScalePlan, study_digest
+from common.scale import Scale
 
 torch.set_num_threads(1)
 settings.register_profile("consilium", deadline=None)  # two busy cores: the time of one example says nothing
@@ -60,9 +64,24 @@ def write_site(folder: Path, name: str, *, kind: str = "table", data: str = "dat
     return path
 
 
+def settled_scale(folder: Path) -> Scale:
+    """Return by what a run scaled its inputs, from its folder."""
+    return Scale.model_validate(json.loads((folder / "scale.json").read_text())["scale"])
+
+
+def scaled_site(path: Path, study: StudyConfig, *, run: str = "run", scale: Scale | None = None) -> Site:
+    """Return a site that was told by what it scales in a run: by default numbers that leave columns as they are."""
+    config = load_site(path)
+    site, columns = Site(config, study), len(study.task.scaled_columns)
+    scale = scale or Scale(mean=(0.0,) * columns, std=(1.0,) * columns)
+    if study.task.agrees_on_scale:
+        site.answer(ScalePlan(study=study_digest(study), run=run, site=config.name, scale=scale), None)
+    return site
+
+
 def method_settings(kind: str, *, strategy: str | None = None) -> dict[str, Any]:
     """Return a study's settings that make a method legal on the small tables: its strategy, plain SGD, BatchNorm."""
-    pairs = {"scaffold": "scaffold", "per_fedavg": "per_fedavg", "reptile": "reptile"}
+    pairs = {kind: kind for kind in ("scaffold", "feddyn", "per_fedavg", "reptile")}
     settings: dict[str, Any] = {"method": {"kind": kind}, "training": PLAIN_SGD}
     settings["strategy"] = {"kind": strategy or pairs.get(kind, "fedavg")}
     if kind == "fedrep":

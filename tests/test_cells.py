@@ -14,8 +14,10 @@ import pytest
 from comparing import SETTINGS, SIZES, console, options, write_sites
 from conftest import MakeStudy, write_site
 
+from client.data import SiteData, UnscaledData
 from common.config import StudyConfig
 from common.errors import ConfigError
+from common.scale import Scale
 from consilium.comparison.cells import Cell, find_sites, make_cell, read_cell, read_scores, run_cell
 from consilium.comparison.compare import compare, make_variants
 from consilium.comparison.runner import run_cells
@@ -129,7 +131,8 @@ def test_cell_holds_the_numbers_of_the_run_it_stands_for(study: StudyConfig, fol
             f"name = '{name}'\nserver = 'localhost:1'\nca_certificate = 'x'\nprivate_key = 'x'\nstate_dir = 's'\n"
             f"[data]\nkind = 'table'\npath = '{folder / name / 'data'}'\n"
         )
-    own = study.model_copy(update={"split": study.split.model_copy(update={"seed": study.split.seed + 1})})
+    split = study.split.model_copy(update={"seed": study.split.seed + 1})
+    own = study.model_copy(update={"split": split, "seed": study.seed + 1000})
     run_in_process(own, settings, tmp_path / "run")
     expected = json.loads((tmp_path / "run" / "result.json").read_text())
     for name in SIZES:
@@ -142,6 +145,9 @@ def test_cell_holds_the_numbers_of_the_run_it_stands_for(study: StudyConfig, fol
     mean = np.mean([last[name]["metrics"]["personal.accuracy"] for name in SIZES])
     assert result["rounds"][-1]["means"]["personal.accuracy"] == pytest.approx(mean)
     assert set(result["sites"]["lyon"]["metrics"]) >= {"personal.best", "local.best", "global"}
+    for name in SIZES:
+        seen = {key: last[name]["metrics"][f"personal.{key}"] for key in ("accuracy", "loss")}
+        assert result["sites"][name]["validation"]["personal"] == seen
 
 
 def test_data_are_where_a_sites_settings_say(study: StudyConfig, folder: Path, tmp_path: Path) -> None:
@@ -225,9 +231,9 @@ def test_finished_cell_is_not_run_again_unless_data_or_study_change(
 
 
 def test_cell_that_fails_is_a_sentence_and_tried_again(study: StudyConfig, folder: Path, tmp_path: Path) -> None:
-    broken = study.model_copy(update={"split": study.split.model_copy(update={"test": 0.0})})
+    broken = study.model_copy(update={"min_examples": 50})
     files, cell = find_sites(folder, study, weights_dir=None), make_cell("fedavg", broken, seed=0, split=0)
-    assert "has no test examples: split.test is 0" in run_cell(cell, files, tmp_path, cell.key(files))["error"]
+    assert "expected at least 50" in run_cell(cell, files, tmp_path, cell.key(files))["error"]
     assert read_cell(cell.key(files), tmp_path) is None
 
 
@@ -255,16 +261,15 @@ def test_test_rows_change_no_choice_and_no_training(study: StudyConfig, folder: 
     files, (cell, _) = find_sites(folder, study, weights_dir=None), two_cells(study)
     before = run_cell(cell, files, tmp_path / "before", cell.key(files))
     scores = read_scores(cell.key(files), tmp_path / "before")
-    from client.site import Site
+    original = UnscaledData.scaled
 
-    original = Site.__init__
-
-    def turned(self: Site, *arguments: Any) -> None:
-        original(self, *arguments)
-        self._data.test.y.copy_(1 - self._data.test.y)
+    def turned(self: UnscaledData, scale: Scale | None) -> SiteData:
+        data = original(self, scale)
+        data.test.y.copy_(1 - data.test.y)
+        return data
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Site, "__init__", turned)
+        patch.setattr(UnscaledData, "scaled", turned)
         after = run_cell(cell, files, tmp_path / "after", cell.key(files))
     turned_scores = read_scores(cell.key(files), tmp_path / "after")
     assert [each["means"] for each in before["rounds"]] == [each["means"] for each in after["rounds"]]

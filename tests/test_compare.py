@@ -26,17 +26,23 @@ from common.errors import ConfigError
 from consilium.comparison.cells import Cell, find_sites, make_cell, read_scores, run_cell
 from consilium.comparison.compare import CELLS, compare, make_variants
 from consilium.comparison.summary import (
+    ALONE_CHOSEN,
+    ALONE_OWN,
+    ALONE_OWN_REFITTED,
+    ALONE_REFITTED,
     BESIDE,
     CHOSEN,
     LOCAL,
-    LOCAL_CHOSEN,
-    LOCAL_REFITTED,
+    OWN,
+    OWN_REFITTED,
     POOLED,
     REFITTED,
+    USUAL_TOOLS,
     Comparison,
+    Place,
     Row,
     curves,
-    over_sites,
+    numbers_over,
 )
 from consilium.inprocess import run_in_process
 from consilium.run import run_study
@@ -61,8 +67,9 @@ def test_comparison_from_study_to_page(study: StudyConfig, folder: Path, tmp_pat
     out = tmp_path / "out"
     report = compare(options(folder, study, out, methods="fedper,scaffold", seeds=2, refit=True), console())
     names = [line.row.name for line in report.lines]
-    assert names[:5] == ["majority class", "local only", "pooled", "FedAvg", "FedAvg + fine-tuning"]
-    assert names[5:] == ["fedper", "scaffold", CHOSEN, LOCAL_CHOSEN, REFITTED, LOCAL_REFITTED]
+    assert names[:6] == ["majority class", "local only", USUAL_TOOLS, "pooled", "FedAvg", "FedAvg + fine-tuning"]
+    choices = [OWN, ALONE_OWN, CHOSEN, ALONE_CHOSEN]
+    assert names[6:] == ["fedper", "scaffold", *choices, OWN_REFITTED, ALONE_OWN_REFITTED, REFITTED, ALONE_REFITTED]
     table = pd.read_csv(out / "results.csv")
     assert set(table["row"]) == set(names)
     assert (table["support.no"] + table["support.yes"] == table["num_test"]).all()
@@ -80,16 +87,21 @@ def test_comparison_from_study_to_page(study: StudyConfig, folder: Path, tmp_pat
     chosen = report.line(CHOSEN)
     assert chosen is not None
     scores = validation_means(out)
-    assert chosen.row.choice[0] == max(scores, key=lambda label: scores[label])
+    names_of = {"fedavg": "FedAvg", "fine_tune": "FedAvg + fine-tuning"}
+    best = max(scores, key=lambda label: scores[label])
+    assert chosen.row.shares == {names_of.get(best, best): 1.0}
     refitted = report.line(REFITTED)
     assert refitted is not None
-    (cells,) = refitted.row.cells.values()
+    (cells,) = refitted.row.cells().values()
     assert all(json.loads(cell.study)["split"]["validation"] == 0.0 for cell in cells)
-    assert report.judged == (LOCAL_REFITTED, REFITTED)
+    assert report.judged == (ALONE_OWN_REFITTED, OWN_REFITTED)
+    assert report.judged_for_all == (ALONE_REFITTED, REFITTED)
 
     page = (out / "report.html").read_text()
     for site, (_, text) in report.headlines.items():
         assert site in text
+        assert text.replace(" -> ", " → ") in page
+    for _, text in report.for_all.values():
         assert text.replace(" -> ", " → ") in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert json.loads((out / "summary.json").read_text())["judged"] == list(report.judged)
@@ -114,14 +126,15 @@ def test_who_stays_alone_chooses_its_rate_too_and_is_never_the_one_that_joins(
         folder, study, tmp_path / "out", methods="fedper,local", learning_rates="0.1,0.5", seeds=2, refit=True
     )
     report = compare(asked, console())
-    joined, alone = report.line(REFITTED), report.line("local only, refitted")
+    joined, alone = report.line(REFITTED), report.line(ALONE_REFITTED)
     assert joined is not None and alone is not None
-    assert alone.row.choice[0].startswith("local")
-    assert not joined.row.choice[0].startswith("local")
-    assert report.judged == ("local only, refitted", REFITTED)
+    (kept,) = alone.row.shares
+    assert kept.startswith("local") or kept == "logistic regression"
+    assert not any(name.startswith("local") for name in joined.row.shares)
+    assert (joined.row.among, alone.row.among) == (4, 4)
     line = report.line("fedper + lr 0.1")
     assert line is not None
-    (cells,) = line.row.cells.values()
+    (cells,) = line.row.cells().values()
     splits = [json.loads(cell.study)["split"] for cell in cells]
     assert [split["validation_seed"] for split in splits] == [0, 1]
     assert len({split["seed"] for split in splits}) == 1
@@ -150,6 +163,7 @@ def test_joined_is_judged_against_staying_alone_with_the_same_budget(
     assert joined > short_budget + 0.1
     assert abs(joined - same_budget) < 0.1
     assert {kind for kind, _ in report.headlines.values()} == {"unclear"}
+    assert all(f"Alone: {BESIDE}; joined: {much}." in text for _, text in report.headlines.values())
 
 
 def test_study_with_its_own_strategy_is_run_beside_the_plain_baselines(
@@ -177,17 +191,12 @@ def test_baselines_that_fail_are_a_sentence(study: StudyConfig, folder: Path, tm
         compare(options(folder, study, tmp_path / "out"), console())
 
 
-@pytest.mark.parametrize("broken", ["no test rows", "diverging"])
-def test_pooled_model_that_cannot_be_is_a_sentence(
-    study: StudyConfig, folder: Path, tmp_path: Path, broken: str
-) -> None:
-    changes: dict[str, Any] = {"split": study.split.model_copy(update={"test": 0.0})}
-    if broken == "diverging":
-        changes = {"training": study.training.model_copy(update={"learning_rate": 1e30})}
+def test_pooled_model_that_cannot_be_is_a_sentence(study: StudyConfig, folder: Path, tmp_path: Path) -> None:
+    """It diverges."""
+    changes: dict[str, Any] = {"training": study.training.model_copy(update={"learning_rate": 1e30})}
     cell = make_cell(POOLED, study.model_copy(update=changes), seed=0, split=0, kind="pooled")
     files = find_sites(folder, study, weights_dir=None)
-    error = run_cell(cell, files, tmp_path, cell.key(files))["error"]
-    assert "has no test examples" in error or "pooled weights after training" in error
+    assert "pooled weights after training" in run_cell(cell, files, tmp_path, cell.key(files))["error"]
 
 
 def test_two_to_four_splits_have_no_intervals(study: StudyConfig, folder: Path, tmp_path: Path) -> None:
@@ -200,10 +209,11 @@ def test_two_to_four_splits_have_no_intervals(study: StudyConfig, folder: Path, 
 
 
 def test_worst_site_has_the_least_accuracy_or_the_most_error() -> None:
+    """The lowest accuracy, the highest error; weights are test rows."""
     table = np.array([[0.2], [0.5]])
-    assert over_sites([1, 1])["worst site"](table) == [0.2]
-    assert over_sites([1, 1], "brier")["worst site"](table) == [0.5]
-    assert over_sites([3, 1])["weighted mean"](table) == pytest.approx([0.275])
+    assert numbers_over(table, [1, 1], "accuracy")["worst site"] == [0.2]
+    assert numbers_over(table, [1, 1], "brier")["worst site"] == [0.5]
+    assert numbers_over(table, [3, 1], "accuracy")["weighted mean"] == pytest.approx([0.275])
 
 
 def test_cell_depends_on_the_weights_file(study: StudyConfig, folder: Path, tmp_path: Path) -> None:
@@ -234,7 +244,7 @@ def test_many_splits_have_intervals_over_splits_and_a_choice_in_each(
     assert (found.value, found.low) == pytest.approx((difference.mean(), difference.mean() - half), abs=1e-3)
     chosen = report.line(CHOSEN)
     assert chosen is not None
-    assert set(chosen.row.choice) == set(range(5))
+    assert set(chosen.row.places) == set(range(5))
 
 
 def test_comparison_goes_on_where_a_method_fails_and_a_metric_is_undefined(
@@ -252,7 +262,7 @@ def test_comparison_goes_on_where_a_method_fails_and_a_metric_is_undefined(
     assert line.numbers.sites["berlin"] is not None
     assert report.headlines["lyon"] == (
         "unknown",
-        "lyon: auroc is not defined on its test rows, so nothing can be said.",
+        "lyon: auroc is not known on its test rows, so nothing can be said.",
     )
     problems = "\n".join(report.problems)
     assert "Not run: ditto:lam=-1: method.ditto.lam" in problems
@@ -266,7 +276,8 @@ def test_curve_of_a_choice_follows_its_model_in_each_split_over_measured_rounds(
     cells = {split: Cell("a", study.model_dump_json(), 0, split) for split in (0, 1)}
     found = Comparison({cell: {"rounds": rounds} for cell in cells.values()}, Path(), study.task, study.sites)
     models = {0: "local", 1: "personal"}
-    row = Row(LOCAL_CHOSEN, "personal", {split: [cell] for split, cell in cells.items()}, models=models)
+    places = {split: [{site: Place(cell, models[split]) for site in SIZES}] for split, cell in cells.items()}
+    row = Row(CHOSEN, places)
     assert curves(found, row) == {"round": [2], "accuracy": [pytest.approx(0.65)], "loss": [pytest.approx(0.65)]}
 
 

@@ -26,6 +26,8 @@ from common.protocol import (
     Reply,
     RoundPlan,
     RoundReply,
+    ScalePlan,
+    ScaleReply,
     Versions,
     parse_plan,
     parse_reply,
@@ -34,6 +36,7 @@ from common.protocol import (
 from common.protocol import (
     TestCounts as Counts,
 )
+from common.scale import Moments, Scale
 
 STUDY = """\
 name = "hearts"
@@ -440,9 +443,10 @@ STUDY_VALUES = {
 CONFIG = parse_study(STUDY_VALUES, source="test")
 PLANS: list[Any] = [
     HandshakePlan(study=CONFIG, **WHO),
+    ScalePlan(study=study_digest(CONFIG), **WHO, scale=Scale(mean=(0.1 + 0.2,), std=(1e-30,))),
     InitialWeightsPlan(study=study_digest(CONFIG), **WHO),
-    RoundPlan(study=study_digest(CONFIG), **WHO, round=3),
-    FinishPlan(study=study_digest(CONFIG), **WHO, round=0),
+    RoundPlan(study=study_digest(CONFIG), **WHO, round=3, asked=2, accepted=1),
+    FinishPlan(study=study_digest(CONFIG), **WHO, round=0, asked=0),
 ]
 CARD = DataCard(
     num_examples=10,
@@ -453,13 +457,16 @@ CARD = DataCard(
     classes=("a", "b"),
     class_counts={"a": 4, "b": 6},
     schema_digest="abc",
+    moments=Moments(counts=(6,), sums=(0.1 + 0.2,), squares=(1e30,)),
 )
 COUNTS = Counts(num_test=20, majority=11, local=15, global_=None, personal=17, pairs=(14, 1, 3, 2))
 VERSIONS = Versions(consilium="0.1.0", flwr="1.39.0", torch="2.9", torchvision="0.24", python="3.11")
+ROUND_REPLY = RoundReply(**STAMP, round=3, num_examples=60, metrics={"global.loss": 0.1 + 0.2})
 REPLIES: list[Any] = [
     HandshakeReply(**STAMP, versions=VERSIONS, card=CARD, initial_digest="abc", shared_digest="def", shared_buffers=()),
+    ScaleReply(**STAMP),
     InitialWeightsReply(**STAMP),
-    RoundReply(**STAMP, round=3, num_examples=60, metrics={"global.loss": 0.1 + 0.2}),
+    ROUND_REPLY,
     FinishReply(**STAMP, round=3, test=COUNTS),
     FailureReply(**STAMP, error="DataError", message="köln\n\u2028"),
 ]
@@ -492,12 +499,12 @@ def test_reply_survives_json(reply: Any) -> None:
     ("old", "new", "where"),
     [
         (
-            '"protocol":3',
             '"protocol":4',
-            "it is of protocol version 4 and codec version 1, here they are 3 and 1: install",
+            '"protocol":3',
+            "it is of protocol version 3 and codec version 1, here they are 4 and 1: install",
         ),
-        ('"codecs":1', '"codecs":7', "it is of protocol version 3 and codec version 7, here they are 3 and 1: install"),
-        ('"protocol":3', '"protocol":"x"', "round.protocol: must be 3, got 'x'"),
+        ('"codecs":1', '"codecs":7', "it is of protocol version 4 and codec version 7, here they are 4 and 1: install"),
+        ('"protocol":4', '"protocol":"x"', "round.protocol: must be 4, got 'x'"),
         ('"round":3', '"round":0', "round.round: must be greater than or equal to 1, got 0"),
         ('"pid":4711', '"pid":0', "round.pid: "),
         ('"seconds":0.25', '"seconds":-1', "round.seconds: "),
@@ -512,7 +519,7 @@ def test_reply_survives_json(reply: Any) -> None:
 )
 def test_wrong_reply_is_refused_with_field_and_sender(old: str, new: str, where: str) -> None:
     """It crosses a trust boundary: another protocol, numbers out of range, NaN, keys that nobody knows."""
-    text = REPLIES[2].model_dump_json()
+    text = ROUND_REPLY.model_dump_json()
     assert old in text
     with pytest.raises(ProtocolError, match=re.escape(where)) as caught:
         parse_reply(text.replace(old, new), site="berlin")
@@ -536,7 +543,10 @@ def test_refusal_of_a_long_text_is_short() -> None:
         assert len(str(caught.value)) < 1000
     metrics = ",".join(f'"m{number}{"n" * 300}":NaN' for number in range(1000))
     with pytest.raises(ProtocolError) as caught:
-        parse_reply(REPLIES[2].model_dump_json().replace("{", "{" + metrics + ",", 1), site="berlin")
+        parse_reply(
+            ROUND_REPLY.model_dump_json().replace("{", "{" + metrics + ",", 1),
+            site="berlin",
+        )
     assert len(str(caught.value)) < 10_000
     assert "... and 980 more problems (reply from site 'berlin')" in str(caught.value)
 

@@ -312,15 +312,16 @@ def file_targets(folder: Path) -> Iterator[tuple[str, Target]]:
     """A hospital's own files: pictures, arrays, tables."""
     from client.data.arrays import read_arrays
     from client.data.images import read_images
+    from client.data.parts import parts_in_file
     from client.data.table import read_table
-    from common.config import ArraysData, ImageFolderData, ImageTask, TableData, TableTask
+    from common.config import ArraysData, ImageFolderData, ImageTask, SplitConfig, TableData, TableTask
 
     images = ImageTask(classes=("no", "yes"), size=8, channels=3)
     (folder / "pictures" / "no").mkdir(parents=True)
-    place = ImageFolderData(path=folder / "pictures")
+    place, split = ImageFolderData(path=folder / "pictures"), SplitConfig()
 
     def read_picture(path: Path) -> object:
-        return read_images(place, images, site="berlin")
+        return read_images(place, images, split, site="berlin")
 
     for kind, several in PICTURES.items():
         seeds = [picture(mode, kind, settings) for mode, settings in several]
@@ -329,7 +330,7 @@ def file_targets(folder: Path) -> Iterator[tuple[str, Target]]:
 
     arrays = [packed(how, dtype) for how in (np.savez, np.savez_compressed) for dtype in (np.uint8, np.float32)]
     reading = ArraysData(path=folder / "x.npz")
-    decode = on_disk(reading.path, lambda path: read_arrays(reading, images, site="berlin"))
+    decode = on_disk(reading.path, lambda path: read_arrays(reading, images, split, site="berlin"))
     yield "npz", Target(arrays, decode, 3_000)
     with zipfile.ZipFile(io.BytesIO(arrays[0])) as archive:
         inner = {name: archive.read(name) for name in archive.namelist()}
@@ -345,10 +346,17 @@ def file_targets(folder: Path) -> Iterator[tuple[str, Target]]:
     csv = TableData(path=folder / "x.csv")
     rows = "".join(f'{n / 7},"{"uvw"[n % 3]}",{("no", "yes")[n % 2]}\r\n' for n in range(30))
     texts = [f"a,b,ill\n{rows}".encode(), '\ufeffill,a,b,c\nyes,1,u,x\n\nno,?,v,"a\nb"\n'.encode()]
-    yield "csv", Target(texts, on_disk(csv.path, lambda path: read_table(csv, table, site="berlin")), 4_000)
+    yield "csv", Target(texts, on_disk(csv.path, lambda path: read_table(csv, table, split, site="berlin")), 4_000)
     parquet = TableData(path=folder / "x.parquet")
-    decode = on_disk(parquet.path, lambda path: read_table(parquet, table, site="berlin"))
+    decode = on_disk(parquet.path, lambda path: read_table(parquet, table, split, site="berlin"))
     yield "parquet", Target(parquets(), decode, 4_000)
+
+    keys = [str(number) for number in range(6)]
+    index = "\r\n".join(
+        ["row,part", *(f"{key},{part}" for key, part in zip(keys, ("train", "Test", "dev") * 2, strict=True))]
+    )
+    decode = on_disk(folder / "index.csv", lambda path: parts_in_file(path, keys, range(6), key="row", site="berlin"))
+    yield "index file", Target([index.encode()], decode, 4_000)
 
 
 def packed(how: Callable[..., None], dtype: type[np.generic]) -> bytes:
@@ -472,7 +480,7 @@ KINDS = (
         "site.toml",
     ),
     *("container", "identity", *("+".join(names) + " chain" for names in CHAINS), "checkpoint"),
-    *(*PICTURES, "npz", "x.npy", "y.npy", "classes.npy", "csv", "parquet"),
+    *(*PICTURES, "npz", "x.npy", "y.npy", "classes.npy", "csv", "parquet", "index file"),
 )
 
 

@@ -369,14 +369,14 @@ def test_versions_that_differ_in_everything_make_a_short_table(tmp_path: Path) -
 # --- files -----------------------------------------------------------------------------------------
 
 
-def png(width: int, height: int, *, extra: bytes = b"", rows: int | None = None) -> bytes:
-    """Return a PNG of zeros, one byte a pixel; a square of 21,000 pixels a side is 430 kB."""
+def png(width: int, height: int, *, extra: bytes = b"", rows: int | None = None, grey: int = 0) -> bytes:
+    """Return a PNG of one grey, one byte a pixel; a square of 21,000 pixels a side is 430 kB."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return len(content).to_bytes(4, "big") + kind + content + zlib.crc32(kind + content).to_bytes(4, "big")
 
     packer = zlib.compressobj(9)
-    row = bytes(width + 1)
+    row = bytes([0, *[grey] * width]) if grey else bytes(width + 1)
     packed = b"".join(packer.compress(row) for _ in range(height if rows is None else rows)) + packer.flush()
     header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 0, 0, 0, 0])
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + extra + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
@@ -446,9 +446,9 @@ def test_picture_with_a_text_that_unpacks_to_gigabytes_is_refused(tmp_path: Path
 def test_bombs_among_pictures_are_skipped_as_other_unusable_files_are(tmp_path: Path) -> None:
     """Up to `max_skipped`, and counted."""
     for number in range(6):
-        for name in TASK.classes:
+        for place, name in enumerate(TASK.classes):
             (tmp_path / name).mkdir(exist_ok=True)
-            (tmp_path / name / f"{number}.png").write_bytes(png(4, 4))
+            (tmp_path / name / f"{number}.png").write_bytes(png(4, 4, grey=10 * number + place))
     (tmp_path / "no" / "bomb.png").write_bytes(png(30_000, 30_000, rows=1))
     assert 1 == load_folder(tmp_path, max_skipped=1).card.num_skipped
     with pytest.raises(DataError, match=r"image 'no/bomb\.png'"):

@@ -21,7 +21,7 @@ from server.strategies import STRATEGIES
 from server.weighting import WEIGHTINGS
 
 SIZES = {"berlin": 30, "lyon": 26, "oslo": 24, "porto": 24, "rome": 22}
-ALONE = {"local": "fedavg", "scaffold": "scaffold"}
+ALONE = {"local": "fedavg", "scaffold": "scaffold", "feddyn": "feddyn"}
 """Methods that go with one strategy only; `tests/test_rules.py` shows that others are refused."""
 
 
@@ -48,12 +48,12 @@ def check_run(folder: Path, study: StudyConfig) -> dict[str, Any]:
 @functools.lru_cache(maxsize=1)
 def legal_pairs() -> frozenset[tuple[str, str]]:
     """Return the pairs that no rule refuses, by hand: what is not listed here is not legal by accident."""
-    never_counted = {"fedprox", "pfedme", "per_fedavg", "fedala"}
+    never_counted = {"fedprox", "mr_mtl", "pfedme", "per_fedavg", "fedala"}
     return frozenset(
         (strategy, method)
         for strategy, method in PAIRS
         if ALONE.get(method, strategy) == strategy
-        and (strategy != "scaffold" or method == "scaffold")
+        and (strategy not in ("scaffold", "feddyn") or method == strategy)
         and not (strategy == "fednova" and method in never_counted)
     )
 

@@ -11,21 +11,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import MakeSites, MakeStudy, write_site
+from conftest import MakeSites, MakeStudy, scaled_site, write_site
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from client.data import Examples
-from client.methods import METHODS, Method
+from client.methods import METHODS, Method, extended
 from client.methods.fine_tune import FineTune
 from client.models import Model, build_model, get_weights, set_weights
 from client.site import Names, Site, divide
 from client.site_state import StateFolder
-from client.training import LocalWork, evaluate, train
+from client.training import LocalWork, batches, evaluate, train
 from common.algorithms import MethodConfig
 from common.codecs import Identity
-from common.config import ModelConfig, StudyConfig, load_site
+from common.config import ModelConfig, StudyConfig
 from common.errors import ModelError
 from common.protocol import CONTROL, InitialWeightsPlan, RoundPlan, RoundReply, study_digest
 from common.weights import Array, Weights, add_scaled, check_finite, is_float, under, with_prefix
@@ -58,13 +58,15 @@ def values_for(kind: str) -> dict[str, Any]:
     return accepted[0]
 
 
-def built(name: str, **settings: Any) -> Model:
+def built(name: str, *, kind: str = "fedavg", **settings: Any) -> Model:
+    """Return a model as a site has it in a study with this method."""
     config = ModelConfig.model_validate({"name": name, "hidden": (5,), **settings})
-    return build_model(config, input_shape=SHAPES[name], num_outputs=1, weights_dir=None, seed=1)
+    model = build_model(config, input_shape=SHAPES[name], num_outputs=1, weights_dir=None, seed=1)
+    return extended(METHODS[kind](), model, SHAPES[name])
 
 
 def built_for(kind: str, name: str) -> Model:
-    return built(name, **values_for(kind)["model"])
+    return built(name, kind=kind, **values_for(kind)["model"])
 
 
 def legal(kind: str, name: str, *, policy: str | None = None, part: str = "all") -> bool:
@@ -73,7 +75,7 @@ def legal(kind: str, name: str, *, policy: str | None = None, part: str = "all")
     if study_values(kind, policy) is None:
         return False
     try:
-        divide(built(name, batch_norm=policy, trainable=part), METHODS[kind]())
+        divide(built(name, kind=kind, batch_norm=policy, trainable=part), METHODS[kind]())
     except ModelError:
         return False
     return True
@@ -99,10 +101,11 @@ def trained(method: Method, model: Model, task: LocalWork) -> tuple[Any, float, 
 
 
 def sent(model: Model, number: int) -> dict[str, Array]:
-    """Return weights that a server might send in a round: the initial ones, moved a little."""
+    """Return weights that a server might send in a round: the initial ones, moved a little, and a method's counters."""
     generator, weights = np.random.default_rng(number), get_weights(model.module)
     noise = {name: 0.1 * np.abs(generator.normal(size=a.shape)) for name, a in weights.items() if is_float(a)}
-    return add_scaled(weights, noise)
+    counted = {name: np.array(number > 1) for name in model.extra if not is_float(weights[name])}
+    return add_scaled(weights, noise | counted)
 
 
 def play(
@@ -138,11 +141,15 @@ table_and_images = pytest.mark.parametrize(("kind", "name"), list(itertools.prod
 
 
 def test_only_what_cannot_work_is_refused() -> None:
-    """FedBN needs BatchNorm, and a shared backbone that is frozen would share nothing; all else is tested below."""
+    """FedBN needs BatchNorm, MOON, FENDA and FedDBE features; a shared backbone that is frozen would share nothing.
+
+    All else is tested below.
+    """
     refused = {(kind, name) for kind in KINDS for name in SHAPES if not legal(kind, name)}
-    assert {("fedbn", "linear"), ("fedbn", "mlp")} == refused
+    bare = {("moon", "linear"), ("fenda", "linear"), ("feddbe", "linear")}
+    assert {("fedbn", "linear"), ("fedbn", "mlp"), *bare} == refused
     frozen = {kind for kind in KINDS if not legal(kind, "small_cnn", part="head")}
-    assert {"fedper", "fedrep", "fedbabu"} == frozen
+    assert {"fedper", "fedrep", "fedbabu", "moon", "fenda"} == frozen
     assert all(legal(kind, "small_cnn", part="last_block") for kind in KINDS)
 
 
@@ -211,7 +218,8 @@ def parts_and_policies(name: str) -> list[tuple[str, str]]:
 )
 def test_method_changes_what_the_study_lets_it_and_no_more(kind: str, name: str, part: str, policy: str) -> None:
     """A round moves all that is shared; with serving, all of `moving` moves; frozen arrays and buffers never do."""
-    model, method, task = built(name, trainable=part, batch_norm=policy), METHODS[kind](), work(name, kind)
+    model, method = built(name, kind=kind, trainable=part, batch_norm=policy), METHODS[kind]()
+    task = work(name, kind)
     names, before = divide(model, method), get_weights(model.module)
     memory, _, after = trained(method, model, task)
     in_training = changed(before, after)
@@ -262,11 +270,11 @@ def test_method_continues_from_disk_bit_for_bit(kind: str, name: str, tmp_path: 
     """A site that starts anew before every round, from its state file, trains, sends, keeps and serves the same."""
     folder, going, kept = StateFolder(tmp_path, "berlin"), built_for(kind, name), dict[str, Array]()
     for number in (1, 2, 3):
-        again, anew = play(kind, name, number, folder.load(before_round=number))
+        again, anew = play(kind, name, number, folder.load(number - 1 or None))
         kept, seen = play(kind, name, number, kept, model=going)
         np.testing.assert_equal(seen, anew)
         np.testing.assert_equal(kept, again)
-        folder.save(again, round_number=number)
+        folder.save(again, round_number=number, accepted=number - 1 or None)
 
 
 @table_and_images
@@ -331,17 +339,18 @@ def image_site(folder: Path, make_study: MakeStudy, kind: str, *, policy: str | 
     assert values is not None
     task = {"kind": "images", "classes": ["no", "yes"], "size": 8, "channels": 1}
     model = values["model"] | {"name": "small_cnn"}
-    return Site(load_site(path), make_study(sites=["berlin"], task=task, **(values | {"model": model})))
+    return scaled_site(path, make_study(sites=["berlin"], task=task, **(values | {"model": model})))
 
 
 def table_site(path: Path, make_study: MakeStudy, kind: str, *, name: str = "mlp_bn") -> Site:
     values = values_for(kind)
     model = values["model"] | {"name": name, "hidden": (5,)}
-    return Site(load_site(path), make_study(sites=["berlin"], **(values | {"model": model})))
+    return scaled_site(path, make_study(sites=["berlin"], **(values | {"model": model})))
 
 
 def round_plan(site: Site, number: int) -> RoundPlan:
-    return RoundPlan(study=study_digest(site._study), run="run", site="berlin", round=number)
+    past = {"accepted": number - 1 or None, "asked": number}
+    return RoundPlan(study=study_digest(site._study), run="run", site="berlin", round=number, **past)
 
 
 def initial(site: Site) -> bytes:
@@ -425,7 +434,7 @@ def test_fedper_of_a_model_whose_backbone_is_frozen_is_refused() -> None:
 
 def test_local_shares_nothing_and_serves_the_local_only_model(make_sites: MakeSites, make_study: MakeStudy) -> None:
     """Empty updates, and the served model measures like the local-only baseline in every round."""
-    site = Site(load_site(make_sites({"berlin": 40})["berlin"]), make_study(sites=["berlin"], method={"kind": "local"}))
+    site = scaled_site(make_sites({"berlin": 40})["berlin"], make_study(sites=["berlin"], method={"kind": "local"}))
     payload = initial(site)
     assert {} == Identity().decode(payload)
     losses = []
@@ -492,6 +501,32 @@ def test_fine_tune_by_steps_takes_so_many_batches() -> None:
     np.testing.assert_equal(get_weights(expected.module), get_weights(served.module))
 
 
+@pytest.mark.parametrize("kind", ["fine_tune", "fedbabu"])
+@pytest.mark.parametrize(("of_study", "own"), list(itertools.product(["sgd", "adam"], ["sgd", "adam"])))
+def test_fine_tuning_has_an_optimiser_of_its_own(kind: str, of_study: str, own: str) -> None:
+    """torch.optim's, stepped here: SGD with the study's momentum only where that is SGD as well; so is local-only."""
+    task = work("mlp", optimiser=of_study, momentum=0.8, weight_decay=0.01)
+    served, expected = built("mlp"), built("mlp")
+    method = METHODS[kind](optimiser=own, epochs=2, learning_rate=0.02)  # type: ignore[call-arg]
+    method.personalise(served, {}, task)
+    tuning, parameters = method.budget(task).before_serving, expected.module.parameters()
+    assert tuning is not None
+    optimiser = (
+        torch.optim.Adam(parameters, lr=0.02, weight_decay=0.01)
+        if own == "adam"
+        else torch.optim.SGD(parameters, lr=0.02, momentum=0.8 if of_study == "sgd" else 0.0, weight_decay=0.01)
+    )
+    for x, y in batches(replace(task, epochs=2, seed=tuning.seed)):
+        optimiser.zero_grad()
+        nn.functional.binary_cross_entropy_with_logits(expected.module(x)[:, 0], y.float()).backward()
+        optimiser.step()
+    for name, array in get_weights(expected.module).items():
+        np.testing.assert_allclose(array, get_weights(served.module)[name], rtol=1e-6, atol=1e-7)
+    alone = built("mlp")
+    train(alone, tuning)
+    np.testing.assert_equal(get_weights(served.module), get_weights(alone.module))
+
+
 @every_model
 def test_fine_tune_of_the_head_serves_the_received_backbone(name: str) -> None:
     """With `layers = "head"` the backbone keeps its bits, running statistics included; the head moves."""
@@ -519,7 +554,7 @@ def test_batch_norm_average_shares_running_statistics(kind: str) -> None:
 @every_method
 def test_batch_norm_local_keeps_every_array_of_it_personal(kind: str) -> None:
     """FedBN: scale, shift and running statistics stay at the site, whatever the method shares."""
-    model = built("small_cnn", batch_norm="local")
+    model = built("small_cnn", kind=kind, batch_norm="local")
     names = divide(model, METHODS[kind]())
     assert model.batch_norm <= names.personal
     assert not model.batch_norm & names.shared
@@ -528,7 +563,7 @@ def test_batch_norm_local_keeps_every_array_of_it_personal(kind: str) -> None:
 @every_method
 def test_batch_norm_freeze_neither_trains_nor_moves(kind: str) -> None:
     """No BatchNorm array is shared, personal or changed by training and serving."""
-    model, method = built("small_cnn", batch_norm="freeze"), METHODS[kind]()
+    model, method = built("small_cnn", kind=kind, batch_norm="freeze"), METHODS[kind]()
     names = divide(model, method)
     assert not model.batch_norm & (names.moving | names.shared | names.personal)
     before = get_weights(model.module, model.batch_norm)
@@ -555,7 +590,7 @@ def test_trainable_head_moves_no_buffer_of_the_backbone(kind: str, policy: str) 
 def test_division_is_complete_and_disjoint() -> None:
     """Shared and personal together are what moves; names outside never travel and never change."""
     for kind, policy, part in itertools.product(METHODS, ("average", "local", "freeze"), ("all", "last_block")):
-        model = built("small_cnn", batch_norm=policy, trainable=part)
+        model = built("small_cnn", kind=kind, batch_norm=policy, trainable=part)
         names = divide(model, METHODS[kind]())
         assert names.moving == names.shared | names.personal
         assert not names.shared & names.personal

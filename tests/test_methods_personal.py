@@ -387,6 +387,48 @@ def test_fedala_serves_local_where_w_is_0_and_received_where_it_is_1(name: str, 
     np.testing.assert_equal(expected, result)
 
 
+def test_fedala_learns_its_mix_with_layers_as_they_are_served() -> None:
+    """By hand, one batch, BatchNorm by its running statistics: W = clip(W - rate * g * (received - local), 0, 1).
+
+    No statistic of the batch enters, and none moves: all that is served below the head is what was received.
+    """
+    generator, task = np.random.default_rng(4), random_work(batch_size=100, epochs=1)
+    model = built("mlp_bn", (3,))
+    received = {
+        name: np.asarray(array + generator.uniform(0.5, 1.5, array.shape)).astype(array.dtype)
+        for name, array in get_weights(model.module).items()
+    }
+    set_weights(model.module, received)
+    head = {name: received[name] for name in ("head.weight", "head.bias")}
+    local = {name: (array - generator.normal(size=array.shape)).astype(np.float32) for name, array in head.items()}
+    mix = {name: np.full_like(array, 0.5) for name, array in head.items()}
+    x, y = task.examples.x.numpy().astype(np.float64), task.examples.y.numpy()
+    w, scale, shift, mean, var = (
+        received[f"backbone.layer1.{name}"]
+        for name in ("linear.weight", "norm.weight", "norm.bias", "norm.running_mean", "norm.running_var")
+    )
+    hidden = np.maximum((x @ w.T - mean) / np.sqrt(var + 1e-5) * scale + shift, 0)
+    start = {name: local[name] + 0.5 * (head[name] - local[name]) for name in head}
+    error = (sigmoid(hidden @ start["head.weight"].T + start["head.bias"]) - y[:, None]) / len(y)
+    gradients = {"head.weight": error.T @ hidden, "head.bias": error.sum(axis=0)}
+    rate, inside = 2.0, 0
+    memory, _ = after_training(
+        FedAla(fraction=1.0, mix_learning_rate=rate),
+        model,
+        {f"local/{name}": array for name, array in local.items()}
+        | {f"mix/{name}": array for name, array in mix.items()},
+        task,
+    )
+    for name, gradient in gradients.items():
+        expected = np.clip(0.5 - rate * gradient * (head[name] - local[name]), 0, 1)
+        np.testing.assert_allclose(expected, memory[f"mix/{name}"], rtol=0, atol=1e-5)
+        inside += int(((expected > 0) & (expected < 1) & (abs(expected - 0.5) > 0.01)).sum())
+    assert inside >= 3
+    set_weights(model.module, received)
+    result = served(FedAla(fraction=1.0, mix_learning_rate=rate), model, memory, task)
+    np.testing.assert_equal(*({name: a for name, a in part.items() if name not in head} for part in (received, result)))
+
+
 def test_fedala_is_fedavg_at_the_first_round() -> None:
     """Nothing to mix yet: the same bits are sent, and W is not learned; a late joiner serves what it received."""
     task, model = random_work(), built("mlp", (3,))

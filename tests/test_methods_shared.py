@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from conftest import MakeSites, MakeStudy
+from conftest import MakeSites, MakeStudy, scaled_site
 
 from client.data import Examples
 from client.methods import Method, Outcome
@@ -29,7 +29,7 @@ from client.models import Model, build_model, get_weights, set_weights
 from client.site import Site, divide
 from client.training import LocalWork, evaluate, train
 from common.codecs import Identity
-from common.config import ModelConfig, load_site
+from common.config import ModelConfig
 from common.errors import ModelError
 from common.protocol import InitialWeightsPlan, RoundPlan, RoundReply, study_digest
 from common.seeds import seed_for
@@ -350,7 +350,8 @@ def test_fedbabu_trains_all_but_the_head(name: str) -> None:
 @pytest.mark.parametrize("layers", ["all", "head"])
 def test_fedbabu_serves_a_fine_tuned_copy(name: str, layers: Any) -> None:
     """`epochs` passes at `learning_rate` in their own order; with `layers = "head"` the backbone stays as it is."""
-    method, task, served, expected = FedBabu(3, 0.02, layers), batched(name), built(name), built(name)
+    method, task = FedBabu(epochs=3, learning_rate=0.02, layers=layers), batched(name)
+    served, expected = built(name), built(name)
     method.personalise(served, {}, task)
     tuning = method.budget(task).before_serving
     assert tuning is not None and tuning.seed != task.seed
@@ -457,15 +458,16 @@ def test_ditto_serves_the_personal_model(name: str, policy: str) -> None:
 
 def table_site(path: Path, make_study: MakeStudy, name: str, method: dict[str, Any]) -> Site:
     model = {"name": "mlp_bn", "hidden": [5], "batch_norm": "local" if method["kind"] == "fedbn" else "average"}
-    return Site(load_site(path), make_study(sites=[name], model=model, method=method))
+    return scaled_site(path, make_study(sites=[name], model=model, method=method))
 
 
 def do_round(site: Site, name: str, number: int, weights: Weights) -> tuple[RoundReply, dict[str, Array]]:
     """Do a round and return the reply, and the personal arrays that the site keeps after it."""
-    plan = RoundPlan(study=study_digest(site._study), run="run", site=name, round=number)
+    past = {"accepted": number - 1 or None, "asked": number}
+    plan = RoundPlan(study=study_digest(site._study), run="run", site=name, round=number, **past)
     reply, _ = site.answer(plan, Identity().encode(weights))
     assert isinstance(reply, RoundReply)
-    return reply, under(site._state(plan).load(before_round=number + 1), "personal/")
+    return reply, under(site._state(plan).load(number) or {}, "personal/")
 
 
 def initial(site: Site, name: str) -> dict[str, Array]:

@@ -33,7 +33,7 @@ ALGORITHMS = {
 """Settings of algorithms stand in tables of their own."""
 
 
-ENTRIES = {"columns": "column", "flower": "name"}
+ENTRIES = {"columns": "column", "scale": "column", "flower": "name"}
 """What the keys of a table of free names are called."""
 
 
@@ -42,9 +42,12 @@ def keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
         if (algorithm := ALGORITHMS.get(f"{prefix}{name}")) is not None:
             yield algorithm
             continue
-        many = typing.get_origin(field.annotation) is dict
+        kinds = {typing.get_origin(kind) for kind in (field.annotation, *typing.get_args(field.annotation))}
+        many = dict in kinds
         path = f"{prefix}{name}" + (f".<{ENTRIES[name]}>" if many else "")
         nested = list(models_in(field.annotation))
+        if many and typing.Literal in kinds:
+            yield f"{prefix}{name}"
         for inner in nested:
             yield from keys(inner, path + ".")
         if not nested:

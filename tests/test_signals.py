@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import MakeSites, MakeStudy
+from conftest import PLAIN_SGD, MakeSites, MakeStudy, scaled_site
 from safetensors.numpy import load_file
 
 from client.data import Examples
@@ -16,7 +16,7 @@ from client.models import set_weights
 from client.site import Site, leave_one_out
 from client.training import LocalWork, evaluate
 from common.codecs import Identity
-from common.config import StudyConfig, load_site
+from common.config import StudyConfig
 from common.errors import ProtocolError, UpdateRejected
 from common.protocol import InitialWeightsPlan, RoundPlan, RoundReply, study_digest
 from common.weights import Array
@@ -34,14 +34,15 @@ def weighted(kind: str) -> dict[str, Any]:
 
 
 def site_of(make_sites: MakeSites, study: StudyConfig, *, under: str = "sites") -> tuple[Site, dict[str, Array]]:
-    site = Site(load_site(make_sites({"berlin": 40}, under=under)["berlin"]), study)
+    site = scaled_site(make_sites({"berlin": 40}, under=under)["berlin"], study)
     payload = site.answer(InitialWeightsPlan(study=study_digest(study), run="run", site="berlin"), None)[1]
     assert payload is not None
     return site, Identity().decode(payload)
 
 
 def do_round(site: Site, study: StudyConfig, number: int, arrays: dict[str, Array], share: float = 0.0) -> Any:
-    plan = RoundPlan(study=study_digest(study), run="run", site="berlin", round=number, share=share)
+    past = {"accepted": number - 1 or None, "asked": number}
+    plan = RoundPlan(study=study_digest(study), run="run", site="berlin", round=number, share=share, **past)
     reply, content = site.answer(plan, Identity().encode(arrays))
     assert isinstance(reply, RoundReply) and content is not None
     return reply.metrics, Identity().decode(content)
@@ -60,7 +61,7 @@ def rounds_of(folder: Path) -> list[dict[str, Any]]:
         (weighted("afl"), {"received.loss"}),
         (weighted("feddg_ga"), {"update.loss", "received.loss"}),
         (weighted("fedce"), {"without.error"}),
-        ({"strategy": {"kind": "qfedavg"}}, {"start.loss"}),
+        ({"strategy": {"kind": "qfedavg"}, "training": PLAIN_SGD}, {"start.loss"}),
         ({"strategy": {"kind": "fednova"}}, {"train.effective_steps"}),
     ],
     ids=["none", "loss", "afl", "feddg_ga", "fedce", "qfedavg", "fednova"],
@@ -80,7 +81,9 @@ def test_losses_are_those_of_the_weights_received_and_of_the_weights_sent(
 ) -> None:
     """`received.loss` before training, `update.loss` after it, both on validation; `start.loss` on all of training."""
     for kind, names in (("feddg_ga", ("received.loss", "update.loss")), ("qfedavg", ("start.loss",))):
-        study = make_study(**(weighted(kind) if kind == "feddg_ga" else {"strategy": {"kind": kind}}))
+        study = make_study(
+            **(weighted(kind) if kind == "feddg_ga" else {"strategy": {"kind": kind}, "training": PLAIN_SGD})
+        )
         site, arrays = site_of(make_sites, study, under=kind)
         metrics, delta = do_round(site, study, 1, arrays)
 
@@ -127,7 +130,7 @@ def test_without_error_needs_the_last_update(make_sites: MakeSites, make_study: 
     study = make_study(**weighted("fedce"))
     site, arrays = site_of(make_sites, study)
     assert "without.error" in do_round(site, study, 1, arrays, share=0.0)[0]
-    fresh = Site(load_site(make_sites({"berlin": 40}, under="fresh")["berlin"]), study)
+    fresh = scaled_site(make_sites({"berlin": 40}, under="fresh")["berlin"], study)
     assert "without.error" not in do_round(fresh, study, 2, arrays, share=0.5)[0]
 
 
@@ -194,7 +197,7 @@ def test_site_that_missed_many_rounds_catches_up_over_several(
 ) -> None:
     """The time for a round is not spent on the local-only model; in the end it is that of a site that was always there.
 
-    Asked first in round 9 and without time for more, it does one round's training in each of rounds 9 to 12.
+    Reached first in round 9 and without time for more, it does one round's training in each of rounds 9 to 12.
     """
     study, ends = make_study(rounds=12), []
     for under, first, part in (("always", 1, 0.25), ("late", 9, 0.0)):
@@ -202,11 +205,10 @@ def test_site_that_missed_many_rounds_catches_up_over_several(
         site, arrays = site_of(make_sites, study, under=under)
         for number in range(first, 13):
             do_round(site, study, number, arrays)
-        kept = site._state(RoundPlan(study=study_digest(study), run="run", site="berlin", round=12)).load(
-            before_round=13
-        )
+        kept = site._state(RoundPlan(study=study_digest(study), run="run", site="berlin", round=12, asked=12)).load(12)
+        assert kept is not None
         assert {"always": 12, "late": 4}[under] == int(kept["local_rounds"])
         work = site._work(12)
-        ends.append(site._train_alone(kept, until_round=12, serving_after=work)[0])
+        ends.append(site._train_alone(kept, rounds=12, serving_after=work)[0])
     for name, array in ends[0].items():
         np.testing.assert_array_equal(array, ends[1][name])

@@ -5,7 +5,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,12 +24,18 @@ from common.files import scratch, write_atomically
 from common.weights import Array
 from consilium.comparison.evaluation import ClassScores, NumberScores, Scores
 from consilium.comparison.pooled import POOLED, run_pooled
+from consilium.comparison.usual import USUAL, run_usual
 from consilium.inprocess import run_in_process
 
-MODELS = ("majority", "local", "local.best", "global", "personal", "personal.best", POOLED, f"{POOLED}.best")
+MODELS = ("majority", "local", "local.best", "global", "personal", "personal.best", POOLED, f"{POOLED}.best", USUAL)
 """Models of a cell that are measured on every site's test split, where there are such."""
+Kind = Literal["federated", "pooled", "usual"]
+MOST_SEEDS = 1000
+"""Seeds of one split are this far from those of the next."""
 LEAST_MEMORY_BYTES = 4_000_000_000
 _RUN = "run"
+_FORM = 2
+"""Of a cell's result: another number where it holds something else."""
 _DATA_KINDS = {".npz": "arrays", ".csv": "table", ".parquet": "table"}
 
 
@@ -41,21 +47,30 @@ class SiteFiles:
         kind: as in `data.kind` of a `site.toml`.
         weights_dir: the folder of pretrained weights; None for none.
         max_skipped: so many unusable rows or files are left out.
+        test: where the study's common test set lies, if not among the data.
+        share_scale: whether the site tells the sums that one scale for all takes.
     """
 
     kind: str
     path: Path
     weights_dir: Path | None = None
     max_skipped: int = 0
+    test: Path | None = None
+    share_scale: bool = True
 
     @property
     def fingerprint(self) -> str:
         """Return what changes when a file of data or weights is added, changed or removed: names, sizes and times."""
-        files = [self.path] if self.path.is_file() else sorted(file for file in self.path.rglob("*") if file.is_file())
+        files = [file for path in (self.path, self.test) if path is not None for file in _files_of(path)]
         if self.weights_dir is not None:
             files += sorted(file for file in self.weights_dir.iterdir() if file.is_file())
         facts = [(str(file), *_size_and_time(file)) for file in files]
-        return hashlib.sha256(json.dumps([self.kind, self.max_skipped, facts]).encode()).hexdigest()
+        settings = [self.kind, self.max_skipped, self.share_scale]
+        return hashlib.sha256(json.dumps([settings, facts]).encode()).hexdigest()
+
+
+def _files_of(path: Path) -> list[Path]:
+    return [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
 
 
 def _size_and_time(file: Path) -> tuple[int, int]:
@@ -87,7 +102,14 @@ def find_sites(folder: Path, study: StudyConfig, *, weights_dir: Path | None) ->
             own = config.weights_dir if config.weights_dir is not None and config.weights_dir.is_dir() else None
             weights = weights_dir or own
             resolved = weights.resolve() if weights is not None else None
-            found[name] = SiteFiles(config.data.kind, config.data.path.resolve(), resolved, config.data.max_skipped)
+            found[name] = SiteFiles(
+                config.data.kind,
+                config.data.path.resolve(),
+                resolved,
+                config.data.max_skipped,
+                test=config.data.test and config.data.test.resolve(),
+                share_scale=config.share_scale,
+            )
             continue
         path = folder / name / "data" if (folder / name / "data").is_dir() else folder / name
         if not path.is_dir():
@@ -106,35 +128,37 @@ class Cell:
         label: of its variant.
         study: as JSON, with the cell's seed and split in it.
         seed, split: numbers of the cell's seed and split, from 0.
-        kind: `federated`, or `pooled` for the baseline that trains on the data of all sites together.
+        kind: `federated`, `pooled` for the baseline that trains on the data of all sites together, or `usual` for what
+            each site would do alone with usual tools.
     """
 
     label: str
     study: str
     seed: int
     split: int
-    kind: Literal["federated", "pooled"] = "federated"
+    kind: Kind = "federated"
 
     def key(self, sites: Mapping[str, SiteFiles]) -> str:
         """Return what the result depends on, as 24 hexadecimal digits."""
         prints = {name: site.fingerprint for name, site in sorted(sites.items())}
-        text = json.dumps([self.kind, self.study, prints, versions().model_dump()])
+        text = json.dumps([_FORM, self.kind, self.study, prints, versions().model_dump()])
         return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 def make_cell(
-    label: str, study: StudyConfig, *, seed: int, split: int, kind: Any = "federated", local: bool = True
+    label: str, study: StudyConfig, *, seed: int, split: int, kind: Kind = "federated", local: bool = True
 ) -> Cell:
-    """Return the cell of a study: its own seed plus `seed`, its own split seed plus `split`.
+    """Return the cell of a study: its own seed plus `seed` plus 1000 times `split`, its own split seed plus `split`.
 
-    Every seed draws its own validation rows, so that a choice does not hang on one draw of a few rows.
+    Every seed draws its own validation rows, so that a choice does not hang on one draw of a few rows. No two splits
+    share initial weights or the order of batches: what a lucky start adds would be in all of them.
 
     Args:
         local: train the local-only baseline too.
     """
     moved = study.model_copy(
         update={
-            "seed": study.seed + seed,
+            "seed": study.seed + seed + MOST_SEEDS * split,
             "split": study.split.model_copy(
                 update={"seed": study.split.seed + split, "validation_seed": study.split.validation_seed + seed}
             ),
@@ -157,12 +181,14 @@ def run_cell(cell: Cell, sites: Mapping[str, SiteFiles], out: Path, key: str) ->
     began, cpu = time.monotonic(), time.process_time()
     facts: dict[str, Any] = {"label": cell.label, "kind": cell.kind, "seed": cell.seed, "split": cell.split}
     torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms imports a compiler, for seconds
     try:
         with scratch(), tempfile.TemporaryDirectory(prefix="consilium-", dir=_memory_folder()) as name:
             settings = _write_settings(Path(name), sites, out / FEATURES)
             if cell.kind == "pooled":
                 found, scores = run_pooled(study, settings)
+            elif cell.kind == "usual":
+                found, scores = run_usual(study, settings)
             else:
                 found, scores = _run_federated(study, settings, Path(name))
         for site, of_site in scores.items():
@@ -193,7 +219,7 @@ def read_cell(key: str, out: Path) -> dict[str, Any] | None:
     return found if (out / f"{key}.safetensors").is_file() else None
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def read_scores(key: str, out: Path) -> dict[str, dict[str, Array]]:
     """Return a finished cell's outputs and labels, per site."""
     found: dict[str, dict[str, Array]] = {}
@@ -236,8 +262,11 @@ def _write_settings(folder: Path, sites: Mapping[str, SiteFiles], features: Path
         lines += ['state_dir = "state"', 'device = "cpu"', "share_class_counts = true", "share_error_details = true"]
         if site.weights_dir is not None:
             lines.append(f"weights_dir = {json.dumps(str(site.weights_dir))}")
+        lines.append(f"share_scale = {str(site.share_scale).lower()}")
         lines += ["[data]", f'kind = "{site.kind}"', f"path = {json.dumps(str(site.path))}"]
         lines.append(f"max_skipped = {site.max_skipped}")
+        if site.test is not None:
+            lines.append(f"test = {json.dumps(str(site.test))}")
         settings[name] = own / "site.toml"
         settings[name].write_text("\n".join(lines) + "\n", encoding="utf-8")
     return settings
@@ -253,13 +282,35 @@ def _run_federated(
         state = StateFolder.of(path.parent / "state", study=study.name, run=_RUN, site=site).path
         if (state / TEST_SCORES).is_file():
             scores[site] = load_file(state / TEST_SCORES)
-    kept = ("num_train", "num_validation", "num_test", "class_counts")
+    kept = ("num_train", "num_validation", "num_test", "class_counts", "num_copies", "num_groups")
+    last = last_measured(result["rounds"])
     found = {
-        "sites": {site: {key: facts[key] for key in kept} for site, facts in result["sites"].items() if site in scores},
+        "sites": {
+            site: {key: facts[key] for key in kept if key in facts} | {"validation": last.get(site, {})}
+            for site, facts in result["sites"].items()
+            if site in scores
+        },
+        "scale": result["scale"]["by"],
         "rounds": [_round(each) for each in result["rounds"]],
         "warnings": result["warnings"],
     }
     return found, scores
+
+
+def last_measured(rounds: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
+    """Return what each site measured on its validation rows when it last did: `[site][model]["accuracy" | "loss"]`.
+
+    Where not all sites are asked in every round, that is not the last round for all.
+    """
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for each in rounds:
+        for site, facts in each["sites"].items():
+            told = facts["metrics"]
+            for model in ("global", "personal", "local"):
+                if f"{model}.loss" in told:
+                    now = {number: told[f"{model}.{number}"] for number in ("accuracy", "loss")}
+                    found.setdefault(site, {})[model] = now
+    return found
 
 
 def _round(each: Mapping[str, Any]) -> dict[str, Any]:

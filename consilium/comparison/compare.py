@@ -2,14 +2,18 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from client.data import Examples, keep_readings
+from client.methods import build_method
+from client.training import LocalWork
 from common.algorithms import MethodConfig
 from common.config import StudyConfig, load_study
 from common.errors import ConfigError
@@ -20,20 +24,22 @@ from consilium.comparison.page import render
 from consilium.comparison.runner import Results, run_cells
 from consilium.comparison.summary import (
     POOLED,
+    USUAL_TOOLS,
     Candidate,
     Choices,
     Comparison,
     all_numbers,
-    beside_label,
     choose,
+    choose_each,
     make_rows,
-    plain_label,
     refit_label,
 )
 from consilium.comparison.tables import Report, build_report, print_report
+from consilium.comparison.usual import USUAL
 from consilium.variants import Skipped, Spec, Variant, factor_kinds, kinds, parse_specs, strategy_kinds, vary
 
 CELLS = "cells"
+_SOME_ROWS = 1009
 _BASELINES = (Spec("fedavg"), Spec("fine_tune"))
 
 
@@ -54,9 +60,11 @@ class Options:
     metric: str | None = None
     target: float | None = None
     refit: bool = False
+    keep_rate: bool = False
     weights: Path | None = None
 
 
+@keep_readings()
 def compare(options: Options, console: Console) -> Report:
     """Run a comparison, write its files into `options.out`, print the table, and return the report.
 
@@ -64,7 +72,8 @@ def compare(options: Options, console: Console) -> Report:
     and per cell a result and the scores. A command that is given again runs only what is missing.
 
     Raises:
-        ConfigError: options that cannot be, or a site without data.
+        ConfigError: options that cannot be, several splits of a study with test rows of its own, or a site without
+            data.
         StateError: `out` cannot be written.
         KeyboardInterrupt: Ctrl-C; finished cells are kept.
     """
@@ -74,6 +83,12 @@ def compare(options: Options, console: Console) -> Report:
     metric = options.metric or known[0]
     if metric not in known:
         raise ConfigError(f"--metric: there is no '{metric}' for this task; known: {', '.join(known)}")
+    if options.splits > 1 and study.fixed_test:
+        what = "task.test" if study.task.test is not None else "split.parts"
+        raise ConfigError(
+            f"--splits: the study says by {what} which rows are for testing, so a split has no others to draw: leave "
+            "--splits at 1 and ask for several --seeds"
+        )
     files = find_sites(options.sites, study, weights_dir=options.weights)
     variants, skipped, own = make_variants(study, options)
     studies = {variant.label: variant.study for variant in variants}
@@ -89,19 +104,13 @@ def compare(options: Options, console: Console) -> Report:
     def run(cells: Sequence[Cell]) -> None:
         found.results.update(_run(cells, files, options, console))
 
-    run(_first_cells(variants, options))
-    choices = _choose(found, studies, own, options, run)
-    if options.refit and choices.joined:
-        wanted = {(split, one.label) for chosen in (choices.joined, choices.alone) for split, one in chosen.items()}
-        run(
-            [
-                make_cell(refit_label(label), without_validation(studies[plain_label(label)]), seed=seed, split=split)
-                for split, label in sorted(wanted)
-                for seed in range(options.seeds)
-            ]
-        )
+    budgets = local_budgets(variants)
+    run(_first_cells(variants, set(budgets.values()), options))
+    choices = make_choices(found, studies, budgets, own)
+    if options.refit and choices.own:
+        run(_refits(choices, studies, options))
         choices = replace(choices, refitted=True)
-    rows = make_rows(found, list(studies), choices)
+    rows = make_rows(found, list(studies), choices, notes={variant.label: variant.note for variant in variants})
     console.print("computing intervals ...", highlight=False)
     report = build_report(
         found,
@@ -118,43 +127,97 @@ def compare(options: Options, console: Console) -> Report:
     return report
 
 
-def _first_cells(variants: Sequence[Variant], options: Options) -> list[Cell]:
-    """Return every variant and the pooled baseline, on every split and seed; local-only is trained beside the first."""
-    cells = []
+def _first_cells(variants: Sequence[Variant], budgets: Collection[Candidate], options: Options) -> list[Cell]:
+    """Return every variant, the pooled baseline and (of tables) the usual tools, on every split and seed.
+
+    Local-only training is done beside the first variant of each budget.
+    """
+    base, cells = variants[0].study, []
+    beside = {one.label for one in budgets if one.model == "local"}
     for split in range(options.splits):
         for seed in range(options.seeds):
             cells += [
-                make_cell(variant.label, variant.study, seed=seed, split=split, local=variant is variants[0])
+                make_cell(variant.label, variant.study, seed=seed, split=split, local=variant.label in beside)
                 for variant in variants
             ]
-            cells.append(make_cell(POOLED, variants[0].study, seed=seed, split=split, kind="pooled"))
+            cells.append(make_cell(POOLED, base, seed=seed, split=split, kind="pooled"))
+            if base.task.kind == "table":
+                cells.append(make_cell(USUAL_TOOLS, base, seed=seed, split=split, kind="usual"))
     return cells
 
 
-def _choose(
-    found: Comparison,
-    studies: Mapping[str, StudyConfig],
-    own: str,
-    options: Options,
-    run: Callable[[Sequence[Cell]], None],
-) -> Choices:
-    """Choose on validation who joins; run the same method beside local-only training; choose who stays alone.
+def local_budgets(variants: Sequence[Variant]) -> dict[str, Candidate]:
+    """Return for each variant the candidate that stays alone with the same training: as many steps at the same rate.
 
-    Local-only training has as many steps as the method that it is set beside, so that only joining differs.
+    Only joining differs between the two. Variants of one budget share it, so each budget is trained alone once.
     """
-    alone = [label for label, study in studies.items() if study.method.kind == "local"]
-    joined = choose(found, [Candidate(label) for label in studies if label not in alone])
-    labels = {split: joined[split].label if split in joined else own for split in range(options.splits)}
-    run(
-        [
-            make_cell(beside_label(label), studies[label], seed=seed, split=split)
-            for split, label in labels.items()
-            for seed in range(options.seeds)
-        ]
+    of_budget: dict[object, Candidate] = {budget_of(variants[0].study): Candidate(variants[0].label, "local")}
+    for variant in variants:  # who asks for a local method has trained that budget already
+        if variant.study.method.kind == "local":
+            of_budget.setdefault(budget_of(variant.study), Candidate(variant.label))
+    return {
+        variant.label: of_budget.setdefault(budget_of(variant.study), Candidate(variant.label, "local"))
+        for variant in variants
+    }
+
+
+def budget_of(study: StudyConfig) -> tuple[object, ...]:
+    """Return what a study's local-only baseline trains, at a site of some size: equal where it is the same training."""
+    rows = Examples(x=torch.zeros(_SOME_ROWS, 1), y=torch.zeros(_SOME_ROWS, dtype=torch.int64))
+    work = LocalWork(examples=rows, validation=rows, seed=0, **study.training.model_dump())
+    budget = build_method(study.method).budget(work)
+    parts = [part for part in (budget.per_round, budget.before_serving) if part is not None]
+    return tuple(
+        (
+            part.num_steps,
+            part.batch_size,
+            part.optimiser,
+            part.learning_rate,
+            part.momentum,
+            part.weight_decay,
+            part.precision,
+        )
+        for part in parts
     )
-    stay = [Candidate("fedavg", "local"), *(Candidate(label) for label in alone)]
-    stay += [Candidate(beside_label(label), "local") for label in sorted(set(labels.values()))]
-    return Choices(joined, choose(found, stay), beside="" if joined else own)
+
+
+def make_choices(
+    found: Comparison, studies: Mapping[str, StudyConfig], budgets: Mapping[str, Candidate], own: str
+) -> Choices:
+    """Choose on validation, for all sites and each for itself, who joins and who stays alone."""
+    join = [Candidate(label) for label, study in studies.items() if study.method.kind != "local"]
+    stay = list(dict.fromkeys(budgets.values()))
+    if found.cells(USUAL_TOOLS, USUAL):
+        stay.append(Candidate(USUAL_TOOLS, USUAL))
+    joined, alone = choose(found, join), choose(found, stay)
+    if not (joined and alone):
+        return Choices(beside=budgets[own])
+    return Choices(
+        joined=joined,
+        alone=alone,
+        own=choose_each(found, [*stay, *join], otherwise=joined),
+        own_alone=choose_each(found, stay, otherwise=alone),
+        num_joined=len(join),
+        num_alone=len(stay),
+    )
+
+
+def _refits(choices: Choices, studies: Mapping[str, StudyConfig], options: Options) -> list[Cell]:
+    """Return the cells that train everything that anybody chose again, on training and validation rows."""
+    beside = {(split, one.label) for split, one in choices.wanted() if one.model == "local"}
+    wanted = sorted({(split, one.label, one.kind) for split, one in choices.wanted()})
+    return [
+        make_cell(
+            refit_label(label),
+            without_validation(studies["fedavg"] if kind == USUAL else studies[label]),
+            seed=seed,
+            split=split,
+            kind=kind,
+            local=(split, label) in beside,
+        )
+        for split, label, kind in wanted
+        for seed in range(options.seeds)
+    ]
 
 
 def make_variants(study: StudyConfig, options: Options) -> tuple[list[Variant], list[Skipped], str]:
@@ -185,18 +248,28 @@ def make_variants(study: StudyConfig, options: Options) -> tuple[list[Variant], 
             parse_specs(text.replace("*", ","), option="--weightings", known=factor_kinds()) for text in texts
         ]
     rates = _rates(options.learning_rates)
-    asked = list(vary(study, methods=methods, strategies=strategies, weightings=weightings, learning_rates=rates))
+    keep = options.keep_rate
+    asked = list(
+        vary(
+            study,
+            methods=methods,
+            strategies=strategies,
+            weightings=weightings,
+            learning_rates=rates,
+            keep_rate=keep,
+        )
+    )
     found: dict[str, Variant] = {}
     skipped = []
     # Who stays alone may choose its learning rate too: joining must not win by that.
     alone = vary(plain, methods=[Spec("local")], learning_rates=rates) if rates else ()
     judged = ""
-    for one in [*vary(plain, methods=_BASELINES), *asked, *alone]:
+    for one in [*vary(plain, methods=_BASELINES, keep_rate=keep), *asked, *alone]:
         if isinstance(one, Skipped):
             skipped.append(one)
             continue
         if one.label in found and found[one.label].study != one.study:  # the study's own strategy or weighting, say
-            one = Variant(f"{one.label}, as the study has it", one.study)
+            one = replace(one, label=f"{one.label}, as the study has it")
         found.setdefault(one.label, one)
         if not judged and any(one.study == each.study for each in asked if isinstance(each, Variant)):
             judged = one.label

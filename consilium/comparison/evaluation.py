@@ -227,15 +227,17 @@ class NumberScores(Scores):
         Raises:
             ValueError: there is no such metric.
         """
-        match name:
+        off = self.predicted - self.y
+        match name:  # in NumPy: sites are many, and scikit-learn looks for a millisecond at what it is given
             case "mae":
-                return float(metrics.mean_absolute_error(self.y, self.predicted))
+                return float(np.abs(off).mean())
             case "rmse":
-                return float(metrics.root_mean_squared_error(self.y, self.predicted))
+                return float(np.sqrt((off**2).mean()))
             case "median_error":
-                return float(metrics.median_absolute_error(self.y, self.predicted))
+                return float(np.median(np.abs(off)))
             case "r2":
-                return float(metrics.r2_score(self.y, self.predicted)) if len(np.unique(self.y)) > 1 else None
+                spread = float(((self.y - self.y.mean()) ** 2).sum())
+                return 1.0 - float((off**2).sum()) / spread if len(np.unique(self.y)) > 1 else None
             case "within_tolerance":
                 return float(self.right.mean())
         raise _unknown(name, self.METRICS)

@@ -1,15 +1,21 @@
 """The page of a comparison: a sentence per site, the table of methods, curves, bars, weights, and who holds what."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
 
 from matplotlib.axes import Axes
 
 from consilium.comparison.evaluation import UNBOUNDED
-from consilium.comparison.intervals import DRAWS, LEAST_SPLITS, SLOW_DRAWS, Interval
-from consilium.comparison.summary import BESIDE, FEDAVG, LOCAL, LOCAL_CHOSEN, LOCAL_REFITTED
-from consilium.comparison.tables import OVER, Line, Report, counted, explained, text_of
+from consilium.comparison.evidence import DRAWS
+from consilium.comparison.summary import (
+    ALONE,
+    FEDAVG,
+    OVER,
+    USUAL_TOOLS,
+    shares_text,
+)
+from consilium.comparison.tables import SURVIVES, Line, Report, counted, explained, lead, text_of
+from consilium.findings import ESTIMAND, LEAST_PATIENTS, LEAST_SPLITS, Interval
 from consilium.page import (
     COLOURS,
     DASH,
@@ -26,8 +32,14 @@ from consilium.page import (
     whole_page,
 )
 
-VERDICTS = {"helps": "Helps", "hurts": "Hurts", "unclear": "No clear effect", "unknown": "Not defined"}
-MOST_CHOSEN = 3
+VERDICTS = {
+    "helps": "Helps",
+    "hurts": "Hurts",
+    "unclear": "No clear effect",
+    "too_few": "Too little to tell",
+    "unknown": "Not defined",
+    "stays": "Stays alone",
+}
 MOST_BARS, MOST_CURVES = 24, 12
 """Sites with a chart of their own; the rest are in the tables."""
 
@@ -67,20 +79,46 @@ def _header(report: Report) -> str:
 
 
 def _headlines(report: Report) -> str:
-    found = [kind for kind, _ in report.headlines.values()]
     alone, joined = report.judged
-    lead = (
-        f"Of {len(found)} sites, joining clearly helps {found.count('helps')} and clearly hurts {found.count('hurts')}."
+    note = f"Joined is the row {_quoted(joined)}, alone is {_quoted(alone)}: test {_metric(report)}. "
+    note += (
+        f"The number is {ESTIMAND}{_of_training(report)}. A site with fewer than {LEAST_PATIENTS} test patients has no "
     )
+    note += "sentence. A verdict counts all sites of this page (Holm); the intervals stand alone."
+    return (
+        f'<h2>Does joining help?</h2>\n<p class="lead">{escape(lead(report))}</p>\n{_sentences(report.headlines)}\n'
+        f'<p class="soft">{escape(note)}</p>{_for_all(report)}'
+    )
+
+
+def _sentences(headlines: Mapping[str, tuple[str, str]]) -> str:
     items = "\n".join(
         f'<li class="{kind}"><b>{VERDICTS[kind]}</b>{escape(text.replace(" -> ", " → "))}</li>'
-        for kind, text in report.headlines.values()
+        for kind, text in headlines.values()
     )
-    note = f"Joined is the row \N{LEFT DOUBLE QUOTATION MARK}{joined}\N{RIGHT DOUBLE QUOTATION MARK}, alone is "
-    note += f"\N{LEFT DOUBLE QUOTATION MARK}{alone}\N{RIGHT DOUBLE QUOTATION MARK}: test {_metric(report)}."
+    return f'<ul class="headlines">\n{items}\n</ul>'
+
+
+def _quoted(name: str) -> str:
+    return f"\N{LEFT DOUBLE QUOTATION MARK}{name}\N{RIGHT DOUBLE QUOTATION MARK}"
+
+
+def _of_training(report: Report) -> str:
+    if report.splits > 1:
+        return ", and with the splits of training patients"
+    return "" if report.seeds > 1 else "; with 1 seed how much training varies is not in the intervals"
+
+
+def _for_all(report: Report) -> str:
+    """Return the sentences where one choice is made for all sites, folded."""
+    if not report.for_all:
+        return ""
+    alone, joined = report.judged_for_all
+    note = "Here all sites are served what is best on the mean of their validation rows: joined is the row "
+    note += f"{_quoted(joined)}, alone is {_quoted(alone)}."
     return (
-        f'<h2>Does joining help?</h2>\n<p class="lead">{lead}</p>\n<ul class="headlines">\n{items}\n</ul>\n'
-        f'<p class="soft">{escape(note)}</p>'
+        '<details class="card"><summary>With one choice for all sites</summary>'
+        f'<p class="soft">{escape(note)}</p>{_sentences(report.for_all)}</details>'
     )
 
 
@@ -105,7 +143,8 @@ def _methods(report: Report) -> str:
         for number, lines in enumerate(groups)
         if lines
     ]
-    caption = f"Test {_metric(report)} over the sites, last round, with 95 % intervals; baselines first"
+    caption = f"Test {_metric(report)} over the sites, last round, with 95 % intervals; baselines first; "
+    caption += f"{SURVIVES.strip()} clear also once all methods are counted (Holm)"
     if report.target is not None:
         caption += f"; target: mean validation {report.study.task.score} {report.target:.3f}"
     table = f"<caption>{escape(caption)}</caption>{html_head(filter(None, titles))}{''.join(bodies)}"
@@ -114,23 +153,17 @@ def _methods(report: Report) -> str:
 
 def _method(report: Report, line: Line) -> str:
     cells = [_cell(report, line.numbers.over[name]) for name in OVER]
-    for difference in (line.against_local, line.against_fedavg):
-        cells.append(_cell(report, difference.over["mean"], sign=True) if difference else f"<td>{DASH}</td>")
+    for difference, mark in ((line.against_local, SURVIVES if line.survives else ""), (line.against_fedavg, "")):
+        found = difference.over["mean"] if difference else None
+        cells.append(_cell(report, found, sign=True, mark=mark) if difference else f"<td>{DASH}</td>")
     cells.append(_cell(report, line.best))
     if report.target is not None:
         cells.append(f"<td>{_cost(line)}</td>")
-    small = f"<small>{escape(_chosen(line.row.choice))}</small>" if line.row.choice else ""
+    said = [line.row.note] if line.row.note else []
+    if line.row.among:
+        said.append(f"{shares_text(line.row.shares)}; of {line.row.among} candidates")
+    small = "".join(f"<small>{escape(text)}</small>" for text in said)
     return f'<tr><th scope="row">{escape(line.row.name)}{small}</th>{"".join(cells)}</tr>\n'
-
-
-def _chosen(choice: Mapping[int, str]) -> str:
-    """Return what was chosen; of many splits the most frequent ones, with how often."""
-    if len(choice) == 1:
-        return next(iter(choice.values()))
-    found = Counter(choice.values()).most_common()
-    texts = [f"{label} ({count} of {len(choice)})" for label, count in found[:MOST_CHOSEN]]
-    left = len(found) - MOST_CHOSEN
-    return ", ".join(texts) + (f" and {left} more" if left > 0 else "")
 
 
 def _cost(line: Line) -> str:
@@ -140,9 +173,9 @@ def _cost(line: Line) -> str:
     return f"{line.target['rounds']:.0f} rounds<small>{megabytes:,.2f} MB, {seconds:,.1f} s</small>"
 
 
-def _cell(report: Report, one: Interval | None, *, sign: bool = False) -> str:
+def _cell(report: Report, one: Interval | None, *, sign: bool = False, mark: str = "") -> str:
     value, bounds = text_of(one, places=report.places, sign=sign)
-    return f"<td>{value}<small>{bounds}</small></td>"
+    return f"<td>{value}{mark}<small>{bounds}</small></td>"
 
 
 def _metrics(report: Report) -> str:
@@ -175,7 +208,7 @@ def _per_site(report: Report) -> str:
 
 
 def _curves(report: Report) -> str:
-    alone, joined = (report.line(name) for name in report.judged)
+    alone, joined = (report.line(name) for name in report.judged_for_all)
     fedavg = report.line(FEDAVG)
     shown = [("personal", joined), ("global", fedavg), ("local", alone)]
     figures = []
@@ -198,7 +231,7 @@ def _curves(report: Report) -> str:
     return f'<h2>Curves</h2><div class="card">{named}<div class="charts">{"".join(figures)}</div></div>'
 
 
-_STYLES = {LOCAL: "local", BESIDE: "local", LOCAL_CHOSEN: "local", LOCAL_REFITTED: "local", FEDAVG: "global"}
+_STYLES = dict.fromkeys(ALONE, "local") | {FEDAVG: "global"}
 
 
 def _bars(report: Report) -> str:
@@ -246,7 +279,7 @@ def _weights(report: Report) -> str:
         cells = "".join(f"<td>{100 * value:.1f} %</td>" for value in shown) or f"<td>{DASH}</td>" * 4
         rows.append(f'<tr><th scope="row">{escape(site)}</th>{cells}</tr>\n')
     head = html_head(("site", "first round", "lowest", "highest", "last round"))
-    caption = f"Share of each site in the new global weights, row {report.judged[1]}, means over cells"
+    caption = f"Share of each site in the new global weights, row {report.judged_for_all[1]}, means over cells"
     table = f"<caption>{escape(caption)}</caption>{head}<tbody>{''.join(rows)}</tbody>"
     return f"<h2>How much each site counted</h2>\n{scroll('Weights per site', table)}\n{_weight_curves(report)}"
 
@@ -265,19 +298,36 @@ def _weight_curves(report: Report) -> str:
 
 
 def _holdings(report: Report) -> str:
-    """Return who holds what: a dot per site and class whose area is the number of examples."""
+    """Return who holds what: rows and patients, and a dot per site and class whose area is the number of examples."""
     classes = report.study.task.classes
     most = max((count for counts in report.counts.values() for count in counts.values()), default=0)
-    if not most:
-        return ""
-    rows = "".join(_holding(site, report.counts[site], classes, most) for site in report.study.sites)
-    head = html_head(("site", *classes, "all"))
-    caption = "Examples of each class at each site; the area of a dot is their number"
+    names = [key for key in _HELD if any(key in facts for facts in report.holdings.values())]
+    rows = ""
+    for site in report.study.sites:
+        held = "".join(f"<td>{_count(report.holdings[site].get(key))}</td>" for key in names)
+        dots = _holding(report.counts[site], classes, most) if most else ""
+        rows += f'<tr><th scope="row">{escape(site)}</th>{held}{dots}</tr>\n'
+    head = html_head(("site", *(_HELD[key] for key in names), *((*classes, "all") if most else ())))
+    caption = "Rows of each part in the first split, and examples of each class: the area of a dot is their number"
     table = f"<caption>{caption}</caption>{head}<tbody>{rows}</tbody>"
     return f"<h2>Who holds what</h2>\n{scroll('Examples per site and class', table)}"
 
 
-def _holding(site: str, counts: Mapping[str, int], classes: Sequence[str], most: int) -> str:
+_HELD = {
+    "train": "training rows",
+    "validation": "validation rows",
+    "test": "test rows",
+    "patients": "test patients",
+    "num_groups": "patients",
+    "num_copies": "copies",
+}
+
+
+def _count(number: int | None) -> str:
+    return DASH if number is None else f"{number:,}"
+
+
+def _holding(counts: Mapping[str, int], classes: Sequence[str], most: int) -> str:
     cells = ""
     for name in classes:
         count = counts.get(name, 0)
@@ -285,35 +335,61 @@ def _holding(site: str, counts: Mapping[str, int], classes: Sequence[str], most:
         dot = f'<circle cx="12" cy="12" r="{radius:.2f}" fill="var(--personal)"/>'
         cells += f'<td><svg viewBox="0 0 24 24" width="24" height="24" aria-hidden="true">{dot}</svg>'
         cells += f"<small>{count:,}</small></td>"
-    return f'<tr><th scope="row">{escape(site)}</th>{cells}<td>{sum(counts.values()):,}</td></tr>\n'
+    return f"{cells}<td>{sum(counts.values()):,}</td>"
 
 
 def _how(report: Report) -> str:
     if report.splits >= LEAST_SPLITS:
         intervals = f"""Intervals are over the {report.splits} random splits: a t interval whose variance is corrected
-for the training rows that splits share (Nadeau and Bengio, 2003). Differences are taken split by split."""
+for the training rows that splits share (Nadeau and Bengio, 2003). Differences are taken split by split; every split has
+its own initial weights."""
     elif report.splits > 1:
         intervals = f"""There are no intervals: the test rows of splits overlap, and {report.splits} splits are too few
 to say how much their numbers vary. Ask for 1 split or for {LEAST_SPLITS} and more."""
     else:
-        intervals = f"""Intervals are over the test examples: drawn anew {DRAWS:,} times at each site ({SLOW_DRAWS} for
-metrics that are no mean over examples), the same draws for every row and seed, so differences are paired. They say how
-much the numbers may move with other test examples of the same kind, not with another split: for that, ask for
-{LEAST_SPLITS} splits or more."""
+        seeds = (
+            f"""the {report.seeds} seeds, so how much training varies is in them"""
+            if report.seeds > 1
+            else """not
+over training: how much it varies takes several seeds"""
+        )
+        intervals = f"""Intervals are over the test patients at each site, the same ones for every row, so differences
+are paired ({DRAWS} bootstrap draws for metrics that are no mean over examples), and over {seeds}. They say how much the
+numbers may move with other test patients of the same kind, not with another split: for that, ask for {LEAST_SPLITS}
+splits or more."""
     constant = "Majority class always answers the most frequent class of a site's training rows."
     if not report.study.task.classes:
         constant = "Mean of the training labels always answers that, at each site its own."
+    usual = ""
+    if report.line(USUAL_TOOLS) is not None:
+        usual = f"""{escape(USUAL_TOOLS).capitalize()}: at each site a linear model (ridge or logistic regression) or
+gradient boosting of trees, with the penalty or number of trees that is best in cross-validation over the patients of
+its own training rows."""
     return f"""<p>Every row has the same data, splits, model, initial weights per seed, rounds and local steps a round.
 All studies ran in one process each, on the code that is deployed. Every site's test rows were read once, after the
-last round of each study. A choice looked at the validation rows of its own split alone, never at test rows. Who stays
-alone chose too: among local-only training with the study's budget, with each learning rate that was tried, and with the
-budget of the method that was chosen.</p>
+last round of each study. A choice looked at the validation rows of its own split alone, never at test rows.</p>
+<p>Each its own choice: in every split and seed each site takes what was best on its own validation rows, among all
+methods and staying alone. Alone, own choice: the same among what it can do alone, local-only training with the budget
+of the study and of each method (fine-tuning is more training) at each learning rate that was tried, and the usual
+tools. So what choosing costs on few validation rows is in both numbers. One choice for all: what was best on the mean
+over the sites.</p>
 <p>{intervals} Spread is the standard deviation over the sites. Best round on validation: every site keeps its model of
 the round with the least validation loss.</p>
-<p>{constant} Local only trains at each site
-alone, with the same number of steps per round. Pooled is one model trained on the rows of all sites in one place, with
-as many steps as all sites together: what no federation may do. An interval stands alone: of 20 differences without any
-effect, about one is expected to look clear by chance.</p>"""
+<p>{constant} Local only trains at each site alone, with the same number of steps per round. {usual} Pooled is one model
+trained on the rows of all sites in one place, with as many steps as all sites together: what no federation may do; its
+inputs are scaled alike at all sites. {_scale(report)} Methods that are defined for plain SGD have the learning
+rate times 1 / (1 - momentum) unless their row says otherwise: the same effective step.</p>"""
+
+
+_SCALES = {
+    "federation": "by one mean and standard deviation of all sites' training rows",
+    "site": "at each site by its own training rows",
+    "study": "by fixed numbers of the study",
+}
+
+
+def _scale(report: Report) -> str:
+    return f"The others' are scaled {' or '.join(_SCALES[by] for by in report.scales)} (task.scale)."
 
 
 def _settings(report: Report) -> str:

@@ -1,18 +1,19 @@
 """The baseline that no federation may have: one model, trained on the data of all sites in one place."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from client.data import Examples, SiteData, load_data
+from client.data import Examples, SiteData, UnscaledData, read_data
 from client.feature_cache import worthwhile
 from client.models import Model, build_model, cut, features_of, get_weights, set_weights
 from client.training import LocalWork, evaluate, train
-from common.config import SiteConfig, StudyConfig, load_site
+from common.config import ImageTask, SiteConfig, StudyConfig, Task, load_site
 from common.errors import DataError
+from common.scale import Scale, combine, joined
 from common.seeds import seed_for
 from common.weights import Array, check_finite
 
@@ -24,13 +25,16 @@ def run_pooled(study: StudyConfig, settings: Mapping[str, Path]) -> tuple[dict[s
     """Train on all sites' training rows, and measure on every site's test rows, each as that site split them.
 
     The budget is that of the federation: as many rounds; an epoch is one over all rows, and `steps` are those of all
-    sites together. Tables are standardised per site, as the sites themselves do.
+    sites together. All rows have one scale, whatever the sites' own is: that of the study where it fixes one, else of
+    all training rows.
 
     Raises:
         ConsiliumError: a site's data or the model cannot be used.
     """
     configs = {site: load_site(path) for site, path in settings.items()}
-    data = {site: _load(config, study) for site, config in configs.items()}
+    unscaled = {site: _read(config, study) for site, config in configs.items()}
+    scale = _one_scale(study.task, list(unscaled.values()))
+    data = {site: unscaled.pop(site).scaled(scale) for site in configs}  # one by one: each is as large as its data
     first = next(iter(data.values()))
     model = build_model(
         study.model,
@@ -42,8 +46,6 @@ def run_pooled(study: StudyConfig, settings: Mapping[str, Path]) -> tuple[dict[s
     model, data = _on_features(model, data)
     pool, validation = (_joined([getattr(one, part) for one in data.values()]) for part in ("train", "validation"))
     best, least = None, float("inf")
-    if empty := [site for site, one in data.items() if not len(one.test)]:
-        raise DataError(f"site '{empty[0]}' has no test examples: split.test is 0")
     for number in range(1, study.rounds + 1):
         train(model, _work(study, number, pool, validation, len(data)))
         check_finite(get_weights(model.module, model.moving), who="pooled weights after training")
@@ -59,6 +61,7 @@ def run_pooled(study: StudyConfig, settings: Mapping[str, Path]) -> tuple[dict[s
             }
             for site, one in data.items()
         },
+        "scale": {"by": "study" if scale is None or scale == study.task.fixed_scale else "all training rows"},
         "rounds": [],
         "warnings": [],
     }
@@ -70,8 +73,8 @@ def run_pooled(study: StudyConfig, settings: Mapping[str, Path]) -> tuple[dict[s
     return found, scores
 
 
-def _load(config: SiteConfig, study: StudyConfig) -> SiteData:
-    return load_data(
+def _read(config: SiteConfig, study: StudyConfig) -> UnscaledData:
+    return read_data(
         config.data,
         study.task,
         study.split,
@@ -79,6 +82,20 @@ def _load(config: SiteConfig, study: StudyConfig) -> SiteData:
         min_examples=study.min_examples,
         share_class_counts=True,
     )
+
+
+def _one_scale(task: Task, data: Sequence[UnscaledData]) -> Scale | None:
+    """Return the scale of all sites' training rows, of the study where it fixes one; None where inputs have theirs.
+
+    Raises:
+        DataError: a column is known in no training row.
+    """
+    if task.fixed_scale is not None or (isinstance(task, ImageTask) and task.scale is None):
+        return task.fixed_scale
+    columns = combine([one.moments(least=1) for one in data])
+    if unknown := [name for name, column in zip(task.scaled_columns, columns, strict=True) if column is None]:
+        raise DataError(f"column '{unknown[0]}' has no value in any training row of any site")
+    return joined([column for column in columns if column is not None])
 
 
 def _on_features(model: Model, data: Mapping[str, SiteData]) -> tuple[Model, dict[str, SiteData]]:
@@ -104,7 +121,8 @@ def _work(study: StudyConfig, number: int, pool: Examples, validation: Examples,
 
 
 def _joined(parts: list[Examples]) -> Examples:
-    return replace(parts[0], x=torch.cat([part.x for part in parts]), y=torch.cat([part.y for part in parts]))
+    x, y = torch.cat([part.x for part in parts]), torch.cat([part.y for part in parts])
+    return replace(parts[0], x=x, y=y, groups=None)  # who is one patient is known within a site only
 
 
 def _logits(model: Model, test: Examples) -> Array:

@@ -7,9 +7,11 @@ import signal
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from client.data import keep_readings
 from common.errors import StateError
 from common.files import check_writable
 from common.processes import end_with_parent
@@ -74,7 +76,7 @@ def _run(
     os.environ["OMP_NUM_THREADS"] = "1"  # read when a worker imports torch
     os.environ["PYTHONSAFEPATH"] = "1"  # read when a worker starts: nothing is imported from the working directory
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_quiet)
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin)
     try:
         running: dict[Future[dict[str, Any]], Cell] = {
             pool.submit(run_cell, cell, sites, out, key): cell for cell, key in todo.items()
@@ -94,8 +96,12 @@ def _run(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _quiet() -> None:
-    """Leave Ctrl-C to the process that started this one, and say nothing."""
+_until_the_end = ExitStack()
+
+
+def _begin() -> None:
+    """Prepare a worker: leave Ctrl-C to the process that started it, say nothing, read each file once."""
+    _until_the_end.enter_context(keep_readings())
     end_with_parent()  # also when that is killed
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.disable(logging.WARNING)

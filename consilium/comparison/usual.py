@@ -1,0 +1,204 @@
+"""What a site would do alone with usual tools: a linear model or gradient boosting, chosen by cross-validation.
+
+Ridge regression: Hoerl and Kennard 1970, doi:10.1080/00401706.1970.10488634; for classes logistic regression with the
+same penalty. Gradient boosting of trees: Friedman 2001, doi:10.1214/aos/1013203451, in scikit-learn's histogram form.
+Penalty, number of trees and the choice between both are those with the least loss over folds of the training rows, in
+which rows of one patient stay together (Stone 1974, doi:10.1111/j.2517-6161.1974.tb00994.x).
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression, Ridge
+from torch import Tensor
+
+from client.data import Examples, SiteData, load_data
+from common.config import SiteConfig, StudyConfig, load_site
+from common.seeds import seed_for
+from common.weights import Array
+
+USUAL: Final = "usual"
+FOLDS = 5
+PENALTIES = tuple(10.0**power for power in range(-2, 5))
+"""Of the squared coefficients of standardised columns, beside the sum of the rows' losses."""
+TREES = (5, 10, 20, 50, 100, 200)
+"""Numbers of trees; each has 8 leaves at most, of at least 5 rows."""
+_LEAST_CHANCE = 1e-6
+"""No class is impossible: one that no training row has still costs a finite loss."""
+
+Floats = NDArray[np.float64]
+Labels = NDArray[np.float64] | NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """The tool that was chosen, and what it answers: log probabilities `(N, C)`, or numbers `(N, 1)`."""
+
+    tool: str
+    answers: Callable[[Floats], Floats]
+
+
+def run_usual(study: StudyConfig, settings: Mapping[str, Path]) -> tuple[dict[str, Any], dict[str, dict[str, Array]]]:
+    """Fit the usual tools at every site on its own training rows, and answer its validation and test rows.
+
+    Raises:
+        ConsiliumError: a site's data cannot be used.
+    """
+    found: dict[str, Any] = {"sites": {}, "rounds": [], "warnings": []}
+    scores = {}
+    for site, path in settings.items():
+        data = _load(load_site(path), study)
+        fitted = fit(data.train, num_classes=len(study.task.classes), seed=seed_for(study.seed, USUAL, site))
+        found["sites"][site] = {
+            "num_train": len(data.train),
+            "num_validation": len(data.validation),
+            "num_test": len(data.test),
+            "class_counts": data.card.class_counts,
+            "tool": fitted.tool,
+            "validation": {USUAL: _measured(data.validation, fitted)} if len(data.validation) else {},
+        }
+        answers = fitted.answers(_inputs(data.test)).astype(np.float32)
+        scores[site] = {"labels": data.test.y.numpy(), USUAL: answers}
+    return found, scores
+
+
+def _load(config: SiteConfig, study: StudyConfig) -> SiteData:
+    return load_data(
+        config.data,
+        study.task,
+        study.split,
+        site=config.name,
+        min_examples=study.min_examples,
+        share_class_counts=True,
+    )
+
+
+def _inputs(part: Examples) -> Floats:
+    return part.x.numpy().astype(np.float64)
+
+
+def _measured(part: Examples, fitted: Fitted) -> dict[str, float]:
+    """Return loss and accuracy as a site measures its networks: cross entropy, or squared error in the model's unit."""
+    answers = fitted.answers(_inputs(part))
+    y = part.y.numpy()
+    if part.tolerance is not None:
+        right = np.abs(answers[:, 0].astype(np.float32) - y) <= np.float32(part.tolerance)
+        return {"accuracy": float(right.mean()), "loss": float(_losses(answers, y).mean())}
+    return {"accuracy": float((answers.argmax(axis=1) == y).mean()), "loss": float(_losses(answers, y).mean())}
+
+
+def fit(train: Examples, *, num_classes: int, seed: int) -> Fitted:
+    """Choose a tool by cross-validation over the rows' patients, and fit it on all of them.
+
+    Args:
+        num_classes: 0 where the label is a number.
+        seed: of the folds.
+    """
+    x, y = _inputs(train), train.y.numpy()
+    y = y.astype(np.int64 if num_classes else np.float64)
+    folds = assign_folds(y, _groups(train), seed=seed)
+    best, least = ("", 0.0), float("inf")
+    for name, (tool, options) in _TOOLS.items():
+        losses = np.zeros(len(options))
+        for fold in range(folds.max() + 1) if folds.max() else ():
+            held = folds == fold
+            answered = tool((x[~held], y[~held]), x[held], options, num_classes)
+            losses += [_losses(answers, y[held]).sum() for answers in answered]
+        place = int(losses.argmin())
+        if losses[place] < least:
+            best, least = (name, options[place]), float(losses[place])
+    if not folds.max():  # a single patient: nothing can be held out
+        best = (next(iter(_TOOLS)), 1.0)
+    chosen, option = best
+
+    def answers(inputs: Floats) -> Floats:
+        return next(_TOOLS[chosen][0]((x, y), inputs, [option], num_classes))
+
+    names = _NAMES[chosen]
+    return Fitted(names[0] if num_classes else names[1], answers)
+
+
+def _groups(train: Examples) -> NDArray[np.int64]:
+    groups: Tensor | None = train.groups
+    return np.arange(len(train)) if groups is None else groups.numpy()
+
+
+def assign_folds(y: Labels, groups: NDArray[np.int64], *, seed: int) -> NDArray[np.int64]:
+    """Return each row's fold `(N,)`, from 0: groups stay whole, and folds are alike in their labels."""
+    _, first, of = np.unique(groups, return_index=True, return_inverse=True)
+    order = np.random.default_rng(seed).permutation(len(first))
+    order = order[np.argsort(y[first][order], kind="stable")]
+    fold = np.empty(len(first), dtype=np.int64)
+    fold[order] = np.arange(len(first)) % min(FOLDS, len(first))
+    return np.asarray(fold[of], dtype=np.int64)
+
+
+def _losses(answers: Floats, y: Labels) -> Floats:
+    """Return each row's loss `(N,)`: minus the log probability of its class, or the squared error."""
+    if y.dtype.kind == "f":
+        return np.asarray(np.square(answers[:, 0] - y), dtype=np.float64)
+    return np.asarray(-answers[np.arange(len(y)), y], dtype=np.float64)
+
+
+# --- the tools: `tool((x, y), inputs, options, num_classes)` yields the answers for each option --------------
+
+Tool = Callable[[tuple[Floats, Labels], Floats, Sequence[float], int], Iterator[Floats]]
+
+
+def _linear(train: tuple[Floats, Labels], to: Floats, options: Sequence[float], num_classes: int) -> Iterator[Floats]:
+    x, y = train
+    mean, std = x.mean(axis=0), x.std(axis=0)
+    std = np.where(std <= 1e-12 * np.abs(mean), 1.0, std)
+    scaled, asked = (x - mean) / std, (to - mean) / std
+    for penalty in options:
+        if not num_classes:
+            numbers = Ridge(alpha=penalty).fit(scaled, y).predict(asked)
+            yield np.asarray(numbers, dtype=np.float64)[:, None]
+        elif len(set(y.tolist())) == 1:
+            yield _of_one_class(int(y[0]), len(to), num_classes)
+        else:
+            with warnings.catch_warnings():  # slow to converge where classes are separable: near enough all the same
+                warnings.simplefilter("ignore", ConvergenceWarning)
+                model = LogisticRegression(C=1 / penalty, max_iter=300).fit(scaled, y)
+            yield _log(model.predict_proba(asked), model.classes_, num_classes)
+
+
+def _boosted(train: tuple[Floats, Labels], to: Floats, options: Sequence[float], num_classes: int) -> Iterator[Floats]:
+    x, y = train
+    settings: dict[str, Any] = {"max_iter": int(max(options)), "max_leaf_nodes": 8, "min_samples_leaf": 5}
+    settings |= {"early_stopping": False, "random_state": 0}
+    if not num_classes:
+        numbers = HistGradientBoostingRegressor(**settings).fit(x, y)
+        staged = [answers[:, None] for answers in numbers.staged_predict(to)]
+    elif len(set(y.tolist())) == 1:
+        staged = [_of_one_class(int(y[0]), len(to), num_classes)] * int(max(options))
+    else:
+        classes = HistGradientBoostingClassifier(**settings).fit(x, y)
+        log = partial(_log, classes=classes.classes_, num_classes=num_classes)
+        staged = [log(chances) for chances in classes.staged_predict_proba(to)]
+    for count in options:  # where nothing is left to learn, boosting ends early
+        yield staged[min(int(count), len(staged)) - 1]
+
+
+_TOOLS: Mapping[str, tuple[Tool, Sequence[float]]] = {"linear": (_linear, PENALTIES), "boosted": (_boosted, TREES)}
+_NAMES = {"linear": ("logistic regression", "ridge regression"), "boosted": ("gradient boosting", "gradient boosting")}
+
+
+def _of_one_class(known: int, num_rows: int, num_classes: int) -> Floats:
+    return _log(np.ones((num_rows, 1)), np.array([known]), num_classes)
+
+
+def _log(chances: Floats, classes: NDArray[np.int64], num_classes: int) -> Floats:
+    """Return log probabilities `(N, C)` of all classes, from those that the training rows had."""
+    wide = np.zeros((len(chances), num_classes))
+    wide[:, classes] = chances
+    wide = wide + _LEAST_CHANCE
+    return np.asarray(np.log(wide / wide.sum(axis=1, keepdims=True)), dtype=np.float64)
