@@ -235,7 +235,7 @@ def digits(_data: Path, folder: Path) -> StudyConfig:
 _CIFAR10_OPTIONS = {"methods": "fine_tune,ditto,apfl", "seeds": "5"}
 _HEART_OPTIONS = {"methods": _HEART_METHODS, "learning-rates": "0.001,0.01", "refit": ""}
 _WEIGHTING_OPTIONS = {"methods": "fedavg,fedper", "weightings": _WEIGHTINGS}
-_SCHOOL_OPTIONS = {"methods": "fine_tune,fedper,ditto,apfl,mr_mtl", "learning-rates": "0.01,0.05"}
+_SCHOOL_OPTIONS = {"methods": "fine_tune,fedper,ditto,apfl,mr_mtl", "learning-rates": "0.003,0.01"}
 
 
 def _heart(scale: str, changes: Changes | None = None) -> Callable[[Path, Path], StudyConfig]:

@@ -441,7 +441,7 @@ def _groups(pool: ImagePool | TablePool, group: str | None) -> tuple[Rows | None
     if copies.num_alike and group is None:
         sentences.append(
             f"{copies.num_alike} of {count} examples are equal to another one, perhaps by chance, and count as "
-            "different patients'; --group names the column that says whose a row is"
+            "different patients; --group names the column that says whose a row is"
         )
     return groups_of(copies, None if group is None else pool.whose(group), count=count), sentences
 

@@ -34,6 +34,9 @@ from server.spool import Spool
 from server.strategies import ServerState, Strategy, Update
 from server.weighting import Evidence, Weighting
 
+MOST_NAMED = 5
+"""How many sites' reasons end a run with words; the events hold all."""
+
 
 @dataclass(frozen=True)
 class Study:
@@ -275,9 +278,15 @@ def _check_quorum(study: Study, record: RoundRecord, usable: int, quorum: int, b
         return
     record.seconds = round(time.monotonic() - began, 4)
     study.folder.log("round_failed", **vars(record))
-    reasons = "; ".join(f"{site}: {detail}" for site, detail in sorted(record.details.items()))
     seen = f"{usable} of {len(record.asked)} sites sent a usable update"
-    raise CohortTooSmall(f"round {record.round}: {seen}, expected {quorum}; {reasons}")
+    raise CohortTooSmall(f"round {record.round}: {seen}, expected {quorum}; {_reasons(record.details)}")
+
+
+def _reasons(details: Mapping[str, str]) -> str:
+    """Return what happened at each site; of many, at the first."""
+    told = [f"{site}: {detail}" for site, detail in sorted(details.items())]
+    more = f"and {len(told) - MOST_NAMED} more sites" if len(told) > MOST_NAMED else ""
+    return "; ".join(filter(None, [*told[:MOST_NAMED], more]))
 
 
 def _aggregate(study: Study, state: ServerState, updates: Sequence[Update], record: RoundRecord) -> ServerState:
@@ -441,8 +450,7 @@ def finish(study: Study, state: ServerState) -> dict[str, dict[str, Any]]:
             problems[answer.site] = detail
             study.folder.log("rejected", round=state.round, site=answer.site, reason="finish", message=detail)
     if len(results) < min(study.quorum, len(sites)):
-        reasons = "; ".join(f"{site}: {detail}" for site, detail in sorted(problems.items()))
-        raise CohortTooSmall(f"only {len(results)} of {len(sites)} sites reported test results; {reasons}")
+        raise CohortTooSmall(f"only {len(results)} of {len(sites)} sites reported test results; {_reasons(problems)}")
     return results
 
 

@@ -1060,3 +1060,12 @@ def test_without_the_local_baseline_everything_else_is_the_same(
     assert re.match(
         r"No model was trained at berlin alone to compare with: 0\.\d\d after joining\.", report["headlines"][0]
     )
+
+
+def test_of_many_failing_sites_a_few_are_told(tmp_path: Path, make_sites: MakeSites, make_study: MakeStudy) -> None:
+    """A hundred sites that diverge must not fill a terminal: five with their reasons, and how many more."""
+    names = {f"site-{number}": 30 for number in range(8)}
+    study = make_study(sites=tuple(names), quorum=1)
+    with pytest.raises(CohortTooSmall, match=r"0 of 8 .*site-0: .*site-4: .*; and 3 more sites$") as seen:
+        run(study, make_sites(names), tmp_path / "run", in_rounds({1}, error_reply, at=set(names)))
+    assert "site-5" not in str(seen.value)

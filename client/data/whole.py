@@ -78,7 +78,7 @@ def _with_patients(raw: RawData, split: SplitConfig) -> RawData:
     if raw.copies.num_alike and raw.patients is None:
         notes.append(
             f"{raw.copies.num_alike} {count} equal to another one, as is likely by chance where columns have few "
-            "values: they count as different patients'; name the column that says whose a row is in split.group"
+            "values: they count as different patients; name the column that says whose a row is in split.group"
         )
     return replace(raw, groups=groups, notes=(*raw.notes, *notes))
 

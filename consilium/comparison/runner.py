@@ -66,7 +66,7 @@ def _run(
 ) -> Iterable[tuple[Cell, dict[str, Any]]]:
     if jobs <= 1:
         before = logging.root.manager.disable
-        logging.disable(logging.WARNING)
+        logging.disable(logging.ERROR)  # a cell's error is in its result
         try:
             for cell, key in todo.items():
                 yield cell, run_cell(cell, sites, out, key)
@@ -104,4 +104,4 @@ def _begin() -> None:
     _until_the_end.enter_context(keep_readings())
     end_with_parent()  # also when that is killed
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    logging.disable(logging.WARNING)
+    logging.disable(logging.ERROR)  # a cell's error is in its result
