@@ -49,6 +49,7 @@ from common.identity import (
     read_study_public,
     request_path,
 )
+from common.patients import LEAST_PATIENTS
 
 Status = Literal["PASS", "WARN", "FAIL", "SKIP"]
 
@@ -311,6 +312,9 @@ def check_data(config: SiteConfig, study: StudyConfig | None) -> Finding:
     missing = sorted(set(study.task.classes) - set(card.classes))
     if missing:
         return warned("data", f"{text}; no example of {', '.join(missing)}", "see whether this is so at this hospital")
+    if (few := card.num_test) < LEAST_PATIENTS:
+        fix = f"{LEAST_PATIENTS} and more are needed: give more data, or ask the coordinator for a larger split.test"
+        return warned("data", f"{text}; only {few} for the test, so nothing will be said of whether joining helps", fix)
     if data.notes:
         fix = "see why rows or files are there more than once, and whether whose they are can be told (split.group)"
         return warned("data", f"{text}; {'; '.join(data.notes)}", fix)

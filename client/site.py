@@ -66,10 +66,10 @@ from common.weights import Array, Weights, check_finite, check_like, digest, is_
 log = logging.getLogger(__name__)
 
 PERSONAL, LOCAL, METHOD, SENT, HELD, UPLINK = "personal/", "local/", "method/", "sent/", "held/", "uplink/"
-BEST = {"personal": "best/", "local": "best_local/"}
-"""Name spaces of the served and the local-only model of the round with the least validation loss."""
 """Name spaces of the state file: personal arrays of the model, the local-only model, a method's memory; where the
 study needs them, shared arrays as this site trained and as it received them, and what the codec did not send."""
+BEST = {"personal": "best/", "local": "best_local/"}
+"""Name spaces of the served and the local-only model of the round with the least validation loss."""
 HELD_ROUND = "held_round"
 """The round whose weights are held."""
 CATCH_UP_PART = 0.25
@@ -211,6 +211,7 @@ class Site:
         """
         began = time.monotonic()
         if isinstance(plan, RoundPlan | FinishPlan):
+            self._check_round(plan)
             self._be_scaled(plan)
         match plan:
             case HandshakePlan():
@@ -259,6 +260,13 @@ class Site:
         self._state(plan).save_scale(plan.scale)
         self._scale_for(plan.run, plan.scale)
         return ScaleReply(**_stamp(plan, began))
+
+    def _check_round(self, plan: RoundPlan | FinishPlan) -> None:
+        """Refuse a round that the study does not have: the local-only model gets up to so many rounds' training."""
+        if plan.round > (rounds := self._study.rounds):
+            raise ProtocolError(
+                f"site '{self._config.name}': the server asks for round {plan.round}, but the study has {rounds}"
+            )
 
     def _be_scaled(self, plan: Plan) -> None:
         """Scale as was agreed on in a plan's run, as a site that was started again must."""

@@ -6,11 +6,21 @@ one. Every field is documented in the README; a test compares.
 
 import difflib
 import math
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from common.algorithms import (
     CodecConfig,
@@ -56,6 +66,13 @@ _PLAIN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._ -]{0,99}$"
 _IN_WORDS[_PLAIN_NAME] = "the name of a file or folder without a path, e.g. test.npz"
 PlainName = Annotated[str, Field(pattern=_PLAIN_NAME)]
 """Of a file or folder that a study names: it cannot lead out of the site's own folder."""
+
+
+def _check_beside(parts: str) -> str:
+    """Refuse the path of an index file: it is read at every site, and would lead out of its data folder."""
+    if parts.lower().endswith(".csv") and not re.fullmatch(_PLAIN_NAME, parts):
+        raise ValueError(f"must be {_IN_WORDS[_PLAIN_NAME]}, where it is a .csv file, got '{clean(parts, 60)}'")
+    return parts
 
 
 # --- what is learned -------------------------------------------------------------------------------
@@ -167,9 +184,17 @@ _ROUNDING = 1e-5
 """What a label of the model's size may lose in float32, with a margin; of no weight beside a tolerance."""
 
 
+TableScale = Annotated[
+    Annotated[Literal["federation", "site"], Tag("word")] | Annotated[dict[str, ColumnScale], Tag("columns")],
+    Discriminator(lambda value: "columns" if isinstance(value, dict) else "word"),
+]
+"""By whose numbers a table's columns are scaled, or by which; of a wrong number only that is told."""
+
+
 def _known_scale(value: Any) -> Any:
-    if isinstance(value, str) and value not in ("federation", "site"):
-        raise ValueError(f"must be 'federation', 'site', or mean and std for every number column, got '{value[:50]}'")
+    if value is not None and not isinstance(value, dict) and value not in ("federation", "site"):
+        got = repr(value)[:50]
+        raise ValueError(f"must be 'federation', 'site', or mean and std for every number column, got {got}")
     return value
 
 
@@ -204,9 +229,7 @@ class TableTask(_Task):
     label: str
     columns: dict[str, Column] = Field(min_length=1)
     missing: Literal["refuse", "drop_row", "impute"] = "refuse"
-    scale: Annotated[Literal["federation", "site"] | dict[str, ColumnScale] | None, BeforeValidator(_known_scale)] = (
-        None
-    )
+    scale: Annotated[TableScale | None, BeforeValidator(_known_scale)] = None
 
     @model_validator(mode="after")
     def _check(self) -> "TableTask":
@@ -331,7 +354,10 @@ class SplitConfig(Record):
     seed: int = Field(default=0, ge=0, lt=2**32)
     validation_seed: int = Field(default=0, ge=0, lt=2**32)
     group: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_check_clean)] | None = None
-    parts: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_check_clean)] | None = None
+    parts: (
+        Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_check_clean), AfterValidator(_check_beside)]
+        | None
+    ) = None
     copies: Literal["together", "ignore"] = "together"
 
 

@@ -8,6 +8,9 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
+LEAST_PATIENTS = 10
+"""With fewer test patients (of equal size) nothing is said of whether joining helps."""
+
 
 @dataclass(frozen=True)
 class Patients:
@@ -39,17 +42,27 @@ class Patients:
     moved: int
 
     def __post_init__(self) -> None:
-        """Check what holds of any patients: counts, and Cauchy and Schwarz."""
+        """Check what holds of any patients: counts, Cauchy and Schwarz, and that none has more rows than are left."""
+        most = self.rows - self.num + 1
+        up, down = self.moved + self.total, self.moved - self.total  # twice what is gained, and lost
         possible = (
             1 <= self.num <= self.rows <= self.sizes <= self.fourths <= self.sizes**2
+            and self.sizes <= self.rows * most
+            and self.fourths <= self.sizes * most**2
             and self.rows**2 <= self.num * self.sizes
             and self.sizes**2 <= self.num * self.fourths
             and min(self.better, self.worse, self.squares) >= 0
             and self.better + self.worse <= self.num
+            and 2 * self.better <= up
+            and 2 * self.worse <= down
+            and up % 2 == 0
+            and (self.better > 0) == (up > 0)
+            and (self.worse > 0) == (down > 0)
             and max(abs(self.total), self.better + self.worse) <= self.moved <= min(self.rows, self.squares)
             and self.squares <= self.sizes
             and self.moved**2 <= (self.better + self.worse) * self.squares
             and self.cross**2 <= self.squares * self.sizes
+            and abs(self.cross) <= self.moved * most
         )
         if not possible:
             raise ValueError(f"sums over patients that cannot be: {self}")

@@ -6,7 +6,7 @@ _ONE = r"(?:\\[dwsDWS._()\[\]{}+*?^$|-]|\[\^?[\w .-]+\]|[\w .-])"
 _TIMES = r"(?:[*+?]|\{\d{1,3}(?:,\d{0,3})?\})?"
 _SOME = rf"(?:{_ONE}{_TIMES})"
 _PATTERN = re.compile(rf"\^?{_SOME}*\({_SOME}+\){_SOME}*\$?", re.ASCII)
-_REPEAT = re.compile(r"(?<!\\)(?:[*+]|\{\d+,\d*\})")
+_REPEAT = re.compile(r"(?<!\\)(?:[*+?]|\{\d+,\d*\})")
 _MOST_REPEATS = 4
 
 EXAMPLE = "^(P[0-9]+)_"

@@ -319,6 +319,12 @@ class TestCounts(Record):
             known = (first.num, self.num_test, first.sizes, first.fourths)
             if sizes != known or sums.total != total or (name != "difference" and (sums.worse or sums.moved != total)):
                 raise ValueError(f"sums over patients of '{name}' are not of these counts: {sums}, expected {total}")
+        if self.pairs is not None and of.difference is not None:
+            _, only_local, only_personal, _ = self.pairs
+            of_patients = of.difference.better, of.difference.worse, of.difference.moved
+            of_rows = only_personal, only_local, only_local + only_personal
+            if any(one > most for one, most in zip(of_patients, of_rows, strict=True)):
+                raise ValueError(f"patients better, worse and moved {of_patients}, expected at most {of_rows}")
 
 
 class FinishReply(_Reply):

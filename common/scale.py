@@ -12,6 +12,7 @@ squares.
 
 import math
 from collections.abc import Sequence
+from statistics import median
 from typing import Annotated
 
 from pydantic import Field, model_validator
@@ -22,6 +23,8 @@ MAX_COLUMNS = 100_000
 """How many columns or channels a scale has at most."""
 LEAST_ROWS = 10
 """A column with fewer known values among a site's training rows, or a site with fewer of these, tells nothing."""
+MOST_ALONE = 2
+"""A column in which so many values or fewer differ from all others, which are equal, tells nothing either."""
 LARGEST_VALUE = 3.5e38
 """No value of a column is larger: float32 holds none."""
 _ROUNDING = 1e-9
@@ -89,9 +92,37 @@ def _scale_of(told: Sequence[tuple[int, float, float]]) -> ColumnScale | None:
     counts, sums, squares = zip(*told, strict=True)
     if (count := sum(counts)) == 0:
         return None
-    mean = math.fsum(sums) / count
-    variance = math.fsum(squares) / count - mean * mean
-    return ColumnScale(mean=mean, std=math.sqrt(variance) if variance > _CONSTANT * mean * mean else 1.0)
+    mean, variance = _mean_and_variance(count, math.fsum(sums), math.fsum(squares))
+    return ColumnScale(mean=mean, std=math.sqrt(variance) or 1.0)
+
+
+def _mean_and_variance(count: int, total: float, squares: float) -> tuple[float, float]:
+    mean = total / count
+    variance = squares / count - mean * mean
+    return mean, variance if variance > _CONSTANT * mean * mean else 0.0
+
+
+def distances(told: Sequence[tuple[int, float, float]]) -> list[float]:
+    """Return how far each site's values of a column lie from what is usual, in units of how far they usually do.
+
+    What is usual is the median of the sites' means, and a site's distance from it the root mean square over its values.
+    The unit is the median of these distances: a minority of sites can move neither out of the others' range. Of two
+    sites each is measured from the other's mean, by the other's standard deviation. 0 where the unit is 0.
+
+    Args:
+        told: count (at least 1), sum and sum of squares at each site.
+    """
+    columns = [_mean_and_variance(*one) for one in told]
+    centres = [mean for mean, _ in columns[::-1]]
+    units = [math.sqrt(variance) for _, variance in columns[::-1]]
+    if len(columns) != 2:
+        centres = [median(centres)] * len(columns) if columns else []
+    far = [
+        math.sqrt(variance + (mean - centre) ** 2) for (mean, variance), centre in zip(columns, centres, strict=True)
+    ]
+    if len(columns) != 2:
+        units = [median(far)] * len(columns) if columns else []
+    return [one / unit if unit > 0 else 0.0 for one, unit in zip(far, units, strict=True)]
 
 
 def joined(columns: Sequence[ColumnScale]) -> Scale:

@@ -55,6 +55,7 @@ STUDY, RECORD, PICTURE = "study.toml", "federation.toml", "federation.svg"
 MIN_EXAMPLES = 20
 _ALPHA = 0.5
 _LABELS_PER_SITE = 2
+_BY_CLASS = ("dirichlet", "classes")
 _MOST_VALUES = 20
 """A column of text with more different values is a name or a remark, not a category."""
 
@@ -98,8 +99,13 @@ def split_pool(path: Path, out: Path, options: SplitOptions) -> list[str]:
         raise ConfigError("--by feature is for images: it changes how each site's device shows them")
     if options.tolerance is not None and not 0 < options.tolerance < math.inf:
         raise ConfigError(f"--tolerance must be above 0, got {options.tolerance:g}")
-    if options.tolerance is not None and (isinstance(pool, ImagePool) or options.by not in ("quantity", "column")):
-        raise ConfigError("--tolerance is for tables whose label is a number; divide them --by quantity or column")
+    if options.tolerance is not None and isinstance(pool, ImagePool):
+        raise ConfigError("--tolerance is for tables whose label is a number; images have classes")
+    if options.tolerance is not None and options.by in _BY_CLASS:
+        raise ConfigError(
+            f"--by {options.by} spreads classes, but with --tolerance the label is a number: divide --by quantity, "
+            "iid, interleaved or column"
+        )
     test = None
     if options.official_test:
         pool, test, about = _without_test(pool, by=options.by)
@@ -394,6 +400,12 @@ _USED: Mapping[By, tuple[str, ...]] = {
 
 def _check_options(options: SplitOptions) -> None:
     used = _USED[options.by]
+    for name in ("label", "column"):
+        if options.group is not None and options.group == getattr(options, name):
+            raise ConfigError(
+                f"--group and --{name} are both '{options.group}': --group is for the column that says which patient a "
+                "row is of"
+            )
     for name in ("sites", "alpha", "labels_per_site", "column", "min_examples"):
         option = "--" + name.replace("_", "-")
         told = getattr(options, name) is not None
@@ -462,6 +474,13 @@ def _divided(
         text = f"{moved} rows went to the site that has most rows of the same patient, or copies of them"
         return kept, [text] if moved else []
     y = pool.y if groups is None else labels_of_groups(pool.y, groups)
+    needed = (told.sites or 0) * (told.min_examples or 0)
+    if groups is not None and len(y) < needed <= len(groups):
+        raise ConfigError(
+            f"{told.sites} sites with at least {told.min_examples} patients each need {needed}, the pool has {len(y)} "
+            f"in {len(groups)} examples (exact copies, and rows of one --group, are one patient); lower --sites or "
+            "--min-examples, or name another --group"
+        )
     parts = _by_rule(y, told)
     if groups is not None:
         parts = rows_of_groups(parts, groups)
@@ -491,7 +510,10 @@ def _natural(pool: TablePool, column: str) -> dict[str, Rows]:
         raise ConfigError(f"--column '{column}' is the label; sites need a column of their own")
     values = pool.column(column)
     if gaps := values.count(""):
-        raise DataError(f"{gaps} rows have no value in column '{column}', so they belong to no site")
+        raise DataError(
+            f"{gaps} rows have no value in column '{column}', so they belong to no site: give them one, or take them "
+            "out"
+        )
     parts: dict[str, Rows] = {}
     for value, rows in by_value(values).items():
         site = site_slug(value)

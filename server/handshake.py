@@ -15,6 +15,7 @@ from common.algorithms import CLASS_COUNTS
 from common.codecs import Identity
 from common.config import StudyConfig
 from common.errors import ConfigError, ConsiliumError, HandshakeMismatch, ProtocolError, SitesMissing, error_named
+from common.patients import LEAST_PATIENTS
 from common.protocol import (
     FailureReply,
     HandshakePlan,
@@ -29,12 +30,14 @@ from common.text import clean
 from common.weights import Array, Weights, check_finite, digest
 from common.wire.limits import MAX_PAYLOAD_BYTES
 from server.exchange import Answer, Exchange
-from server.scale import Settled, settle
+from server.scale import Settled, far_off, settle
 
 log = logging.getLogger(__name__)
 
 R = TypeVar("R", HandshakeReply, ScaleReply, InitialWeightsReply)
 
+MOST_NAMED = 5
+"""Of more sites, so many are named in one sentence; the events hold all."""
 DWARFS, DWARFS_THE_OTHER = 100, 1000
 """From so many times the others' median on (with two sites: the other's) a site's examples are worth a warning."""
 SHARES_DIFFER = 0.2
@@ -116,7 +119,8 @@ def shake_hands(
         {first: plan}, payload=None, timeout_seconds=study.round_timeout_seconds, most_bytes=MAX_PAYLOAD_BYTES
     )
     weights = _initial_weights(answer, replies[first])
-    return Agreement(replies, weights, (*_about_scale(study, replies, settled), *_warnings(replies)), settled)
+    warnings = (*_about_scale(study, replies, settled), *far_off(study, replies).values(), *_warnings(replies, study))
+    return Agreement(replies, weights, warnings, settled)
 
 
 def admit(
@@ -140,7 +144,8 @@ def admit(
                 continue
             refused[answer.site] = named(answer.site, str(error))
     larger = [warning for warning in _dwarfing(admitted) if warning not in agreement.warnings]
-    return replace(agreement, replies=admitted, warnings=(*agreement.warnings, *larger)), refused
+    farther = [warning for site, warning in far_off(study, admitted).items() if site not in agreement.replies]
+    return replace(agreement, replies=admitted, warnings=(*agreement.warnings, *larger, *farther)), refused
 
 
 def _ask(exchange: Exchange, study: StudyConfig, run: str, sites: Collection[str]) -> list[Answer]:
@@ -269,13 +274,13 @@ def _about_scale(study: StudyConfig, replies: Mapping[str, HandshakeReply], sett
         if of[high] - of[low] > SHARES_DIFFER:
             yield (
                 f"'{name}' is {of[low]:.0%} of the examples at site '{low}' and {of[high]:.0%} at site '{high}': with "
-                "task.scale = 'site' every site's columns are centred on its own patients, which takes out what tells "
+                "task.scale = 'site' every site's inputs are centred on its own patients, which takes out what tells "
                 "sick from healthy; use task.scale = 'federation'"
             )
         return  # the widest difference says it
 
 
-def _warnings(replies: Mapping[str, HandshakeReply]) -> list[str]:
+def _warnings(replies: Mapping[str, HandshakeReply], study: StudyConfig) -> list[str]:
     holders: dict[str, list[str]] = {}
     for site, reply in sorted(replies.items()):
         for name in reply.card.classes:
@@ -297,16 +302,30 @@ def _warnings(replies: Mapping[str, HandshakeReply]) -> list[str]:
         for site, reply in sorted(replies.items())
         if reply.card.test_readings >= reply.card.test_readings_allowed
     ]
-    return lonely + skipped + read + _copied(replies) + _dwarfing(replies)
+    return lonely + skipped + read + _with_few(replies) + _copied(replies, study) + _dwarfing(replies)
 
 
-def _copied(replies: Mapping[str, HandshakeReply]) -> list[str]:
+def _with_few(replies: Mapping[str, HandshakeReply]) -> list[str]:
+    """Return a sentence for the sites that have too few test examples for any verdict: before training, not after."""
+    few = sorted(site for site, reply in replies.items() if reply.card.num_test < LEAST_PATIENTS)
+    if not few:
+        return []
+    more = f" and {len(few) - MOST_NAMED} more sites" if len(few) > MOST_NAMED else ""
+    return [
+        f"{', '.join(few[:MOST_NAMED])}{more}: fewer than {LEAST_PATIENTS} test examples, so nothing will be said of "
+        "whether joining helps there; a larger split.test or more examples would change that"
+    ]
+
+
+def _copied(replies: Mapping[str, HandshakeReply], study: StudyConfig) -> list[str]:
     """Return a sentence for each site some of whose rows are equal."""
     found = []
     for site, reply in sorted(replies.items()):
         card, who = reply.card, f"site '{site}': {{}} of {reply.card.num_examples} examples are"
         if card.num_copies:
-            found.append(f"{who.format(card.num_copies)} exact copies of others; ask the site why they are there twice")
+            apart = "split.copies = 'ignore' lets them lie in training and test alike, and scores are too good by that"
+            advice = "ask the site why they are there twice" if study.split.copies == "together" else apart
+            found.append(f"{who.format(card.num_copies)} exact copies of others; {advice}")
         if card.num_alike and card.num_groups is None:
             found.append(
                 f"{who.format(card.num_alike)} equal to another one, perhaps by chance, and count as different "

@@ -25,7 +25,7 @@ from common.weights import Weights, check_finite, check_like, distance, under, w
 from server.checkpoint import load_checkpoint, save_checkpoint, save_weights
 from server.cohort import choose_cohort
 from server.exchange import Answer, Exchange
-from server.handshake import Agreement, admit, named, shake_hands, wait_for_sites
+from server.handshake import MOST_NAMED, Agreement, admit, named, shake_hands, wait_for_sites
 from server.links import send
 from server.records import RunFolder
 from server.scale import facts as scale_facts
@@ -33,9 +33,6 @@ from server.scale import keep_scale, kept_scale
 from server.spool import Spool
 from server.strategies import ServerState, Strategy, Update
 from server.weighting import Evidence, Weighting
-
-MOST_NAMED = 5
-"""How many sites' reasons end a run with words; the events hold all."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 It lies in the run's folder before any site is told: a run that is resumed goes on with it, whoever is there by then.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,10 @@ from common.errors import ConfigError, StateError
 from common.files import write_atomically
 from common.protocol import HandshakeReply, Sha256, study_digest
 from common.records import Record
-from common.scale import LEAST_ROWS, Scale, combine, joined
+from common.scale import LEAST_ROWS, MOST_ALONE, Scale, combine, distances, joined
+
+FAR_OFF = 20.0
+"""From so many times the usual distance on a site's values of a column are worth a warning."""
 
 
 class Settled(Record):
@@ -46,13 +49,42 @@ def settle(study: StudyConfig, replies: Mapping[str, HandshakeReply]) -> Settled
         unknown = [name for name, column in zip(names, columns, strict=True) if column is None]
         if not unknown:
             return Settled(study=digest, scale=joined([column for column in columns if column is not None]))
-        why_not = f"no site has {LEAST_ROWS} training rows in which '{unknown[0]}' is known"
+        why_not = (
+            f"no site has {LEAST_ROWS} training rows in which '{unknown[0]}' is known, without all but {MOST_ALONE} or "
+            "fewer being equal"
+        )
     if study.task.scale == "federation":
         raise ConfigError(
             f"there is no scale for all sites, as task.scale = 'federation' asks for: {why_not}; mend that, or give "
             "mean and std of every column in task.scale"
         )
     return Settled(study=digest, scale=None, why_not=why_not)
+
+
+def far_off(study: StudyConfig, replies: Mapping[str, HandshakeReply]) -> dict[str, str]:
+    """Return a sentence for each site whose values of a column lie so far from the others' that these become all alike.
+
+    Nobody but the site knows its values; a person may know what units and outliers it has.
+    """
+    told = {site: reply.card.moments for site, reply in sorted(replies.items()) if reply.card.moments is not None}
+    found: dict[str, list[tuple[float, str]]] = {}
+    for place, name in enumerate(study.task.scaled_columns if told else ()):
+        sums = {site: (of.counts[place], of.sums[place], of.squares[place]) for site, of in told.items()}
+        known = {site: column for site, column in sums.items() if column[0]}
+        for site, times in zip(known, distances(list(known.values())), strict=True):
+            if times > FAR_OFF:
+                found.setdefault(site, []).append((times, name))
+    return {site: _too_far(site, columns) for site, columns in found.items()}
+
+
+def _too_far(site: str, columns: Sequence[tuple[float, str]]) -> str:
+    times, name = max(columns)
+    more = f" (and {len(columns) - 1} more)" if len(columns) > 1 else ""
+    return (
+        f"site '{site}': its values of '{name}'{more} lie {times:.3g} times as far from what is usual as other sites': "
+        "by one scale for all hardly a difference between the others' examples is left; ask the site for its units and "
+        "outliers, or choose another task.scale"
+    )
 
 
 def kept_scale(path: Path, study: StudyConfig, *, resuming: bool) -> Settled | None:

@@ -97,6 +97,7 @@ def test_baselines_come_first_and_are_plain(study: StudyConfig, folder: Path, tm
         ({"learning_rates": "0.1,x"}, "expected numbers with commas between"),
         ({"learning_rates": "-1"}, "expected numbers above 0"),
         ({"metric": "roc"}, "there is no 'roc' for this task; known: accuracy"),
+        ({"target": 90.0}, "--target must be above 0 and at most 1, a share of right answers, got 90"),
     ],
 )
 def test_wrong_option_is_a_sentence(
@@ -188,6 +189,19 @@ def test_settings_of_a_site_that_cannot_be_used_are_a_sentence(
     alone = study.model_copy(update={"sites": ("lyon",)})
     with pytest.raises(ConfigError, match=re.escape(sentence)):
         find_sites(tmp_path, alone, weights_dir=weights and tmp_path / weights)
+
+
+def test_scale_that_a_site_forbids_is_told_before_anything_is_trained(study: StudyConfig, tmp_path: Path) -> None:
+    """The pooled model would need no sums, and would be trained for nothing."""
+    write_site(tmp_path / "lyon", "lyon", data=".", share_scale=False)
+    task = study.task.model_copy(update={"scale": "federation"})
+    alone = study.model_copy(update={"sites": ("lyon",), "task": task})
+    with pytest.raises(
+        ConfigError, match=r"^site 'lyon' does not tell .* set share_scale = true in '.*lyon/site.toml'"
+    ):
+        find_sites(tmp_path, alone, weights_dir=None)
+    free = alone.model_copy(update={"task": study.task})
+    assert not find_sites(tmp_path, free, weights_dir=None)["lyon"].share_scale
 
 
 def test_results_do_not_depend_on_the_number_of_jobs(study: StudyConfig, folder: Path, tmp_path: Path) -> None:

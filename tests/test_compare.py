@@ -1,5 +1,6 @@
 """`consilium compare` as a whole: choices without test rows, honest rows, a page, and the same weights as deployed."""
 
+import io
 import json
 import os
 import re
@@ -15,13 +16,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from comparing import SETTINGS, SIZES, console, options, write_sites, write_study
-from conftest import MakeStudy
+from conftest import MakeStudy, write_table
 from deployed import join, running_server, start_site
+from rich.console import Console
 from safetensors.numpy import load_file
 from scipy import stats
 
 from common.algorithms import FedAdamStrategy, FedBnMethod
-from common.config import ModelConfig, StudyConfig
+from common.config import ModelConfig, SplitConfig, StudyConfig
 from common.errors import ConfigError
 from consilium.comparison.cells import Cell, find_sites, make_cell, read_scores, run_cell
 from consilium.comparison.compare import CELLS, compare, make_variants
@@ -98,6 +100,7 @@ def test_comparison_from_study_to_page(study: StudyConfig, folder: Path, tmp_pat
     assert report.judged_for_all == (ALONE_REFITTED, REFITTED)
 
     page = (out / "report.html").read_text()
+    assert "and over the 2 seeds, so how much training varies is in them." in page.replace("\n", " ")
     for site, (_, text) in report.headlines.items():
         assert site in text
         assert text.replace(" -> ", " → ") in page
@@ -105,6 +108,37 @@ def test_comparison_from_study_to_page(study: StudyConfig, folder: Path, tmp_pat
         assert text.replace(" -> ", " → ") in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert json.loads((out / "summary.json").read_text())["judged"] == list(report.judged)
+
+
+def test_one_reason_for_all_studies_is_said_once(study: StudyConfig, folder: Path, tmp_path: Path) -> None:
+    """Data that cannot be divided stop every study of a comparison by the same sentence."""
+    text, small = io.StringIO(), study.model_copy(update={"split": SplitConfig(test=0.01)})
+    with pytest.raises(ConfigError, match="leave 1 for test, expected at least 2"):
+        compare(options(folder, small, tmp_path / "out", seeds=2), Console(file=text, width=1000))
+    assert 1 == text.getvalue().count("leave 1 for test")
+
+
+def test_page_of_one_seed_says_that_training_is_not_in_the_intervals(
+    study: StudyConfig, folder: Path, tmp_path: Path
+) -> None:
+    """And a table cell of one round is no plural."""
+    report = compare(options(folder, study, tmp_path / "out", target=0.01), console())
+    page = " ".join((tmp_path / "out" / "report.html").read_text().split())
+    assert "are no mean over examples), and not over training: to tell how much" in page
+    assert "with 1 seed how much training varies is not in the intervals" in page
+    assert {1.0} == {line.target["rounds"] for line in report.lines if line.target is not None}
+    assert "1 round<small>" in page and "1 rounds" not in page
+
+
+def test_page_says_who_named_the_test_rows(study: StudyConfig, folder: Path, tmp_path: Path) -> None:
+    """Here a file that both sites have."""
+    write_table(folder / "common.csv", rows=30, seed=9)
+    for name in SIZES:
+        shutil.copy(folder / "common.csv", folder / name / "data" / "common.csv")
+    given = study.model_copy(update={"task": study.task.model_copy(update={"test": "common.csv"})})
+    compare(options(folder, given, tmp_path / "out"), console())
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "of each study; they are one test set common to all sites (task.test)" in page
 
 
 def validation_means(out: Path) -> dict[str, tuple[float, float]]:

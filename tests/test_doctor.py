@@ -508,10 +508,17 @@ def test_versions_are_compared_with_the_servers(tmp_path: Path) -> None:
 
 def test_data_passes_with_counts(config: SiteConfig, make_study: MakeStudy) -> None:
     """Examples per class are shown, whatever the settings share."""
-    found = doctor.check_data(config, make_study())
+    found = doctor.check_data(config, make_study(split={"test": 0.3}))
     assert "PASS" == found.status, found
     assert "40 examples (no " in found.message
     assert "shown here only" in found.message
+
+
+def test_too_few_test_examples_are_said_before_training(config: SiteConfig, make_study: MakeStudy) -> None:
+    """8 of 40: the hospital learns beforehand that nothing will be said of it."""
+    found = doctor.check_data(config, make_study())
+    assert "WARN" == found.status
+    assert "only 8 for the test, so nothing will be said" in found.message
 
 
 def test_bad_row_fails_with_its_place(config: SiteConfig, make_study: MakeStudy) -> None:

@@ -288,7 +288,7 @@ def test_personal_weights_stay_when_a_plan_names_another_method(
     for under, rounds_before in (("one", 2), ("two", 0)):
         sites = make_sites({"berlin": 40}, under=under)
         fedper = make_study(sites=["berlin"], rounds=2, method={"kind": "fedper"})
-        fedavg = make_study(sites=["berlin"], rounds=2, method={"kind": "fedavg"})
+        fedavg = make_study(sites=["berlin"], rounds=3, method={"kind": "fedavg"})
         wire = Wire()
         run(fedavg, sites, tmp_path / under / "other", wire)
         if rounds_before:
@@ -1069,3 +1069,11 @@ def test_of_many_failing_sites_a_few_are_told(tmp_path: Path, make_sites: MakeSi
     with pytest.raises(CohortTooSmall, match=r"0 of 8 .*site-0: .*site-4: .*; and 3 more sites$") as seen:
         run(study, make_sites(names), tmp_path / "run", in_rounds({1}, error_reply, at=set(names)))
     assert "site-5" not in str(seen.value)
+
+
+def test_too_few_test_examples_are_said_at_the_start(
+    tmp_path: Path, make_sites: MakeSites, make_study: MakeStudy
+) -> None:
+    """8 and 6 test examples say nothing of joining: a warning before round 1, not a dash after the last."""
+    result = run(make_study(sites=("berlin", "lyon")), make_sites({"berlin": 40, "lyon": 30}), tmp_path / "run")
+    assert any("berlin, lyon: fewer than 10 test examples" in warning for warning in result["warnings"])

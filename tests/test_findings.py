@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import astuple, replace
 from itertools import pairwise
 
 import numpy as np
@@ -481,6 +482,34 @@ def told(local: Ints, personal: Ints, groups: Ints | None) -> protocol.TestCount
     )
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sizes": 10**400, "fourths": 10**800},
+        {"sizes": 36, "fourths": 1296},
+        {"fourths": 289},
+        {"cross": 17},
+        {"worse": 1},
+        {"total": 3},
+    ],
+)
+def test_sums_of_patients_with_more_rows_than_there_are_are_refused(changes: dict[str, int]) -> None:
+    """A number of 400 digits would be none that a report can use; of 6 rows of 3 patients none has more than 4."""
+    told = Patients.of_rows(np.array([1, 1, 1, 1, 0, 0]), np.array([0, 0, 0, 0, 1, 2]))
+    assert (3, 6, 18, 258, 4, 16, 16) == astuple(told)[:7]
+    with pytest.raises(ValueError, match="cannot be"):
+        replace(told, **changes)
+
+
+def test_differences_of_patients_are_within_the_pairs() -> None:
+    """Two rows are right with the joined model only: no three patients are better for it, and none is worse."""
+    local, personal = np.array([1, 0, 0, 0, 1, 0]), np.array([1, 1, 1, 0, 1, 0])
+    counts = told(local, personal, np.array([0, 1, 2, 3, 3, 4])).model_dump()
+    counts["patients"]["difference"] |= {"better": 3, "worse": 1, "moved": 4, "squares": 4}
+    with pytest.raises(ValidationError, match=r"better, worse and moved \(3, 1, 4\), expected at most \(2, 0, 2\)"):
+        protocol.TestCounts.model_validate(counts)
+
+
 @pytest.mark.parametrize("grouped", [False, True])
 def test_counts_of_a_run_and_rows_of_a_comparison_agree_to_the_last_digit(grouped: bool) -> None:
     """Per site and over the sites, whichever way the same answers come: as counts and sums, or row by row."""
@@ -652,3 +681,12 @@ def test_clear_is_seldom_said_where_there_is_nothing(seeds: int) -> None:
         for name, values in (("number", rows), ("share", np.sign(rows) * (np.abs(rows) > 0.5))):
             found[name] += verdict(interval_of(Evidence.of_rows(values), kind="difference")) != "unclear"
     assert max(found.values()) <= 0.08 * 400, found
+
+
+def test_sites_at_which_nobody_differs_leave_room_for_who_might() -> None:
+    """30 and 30 patients, all answered alike: as sure as their number allows, and no surer than of one site of 60."""
+    sites = [Evidence.of_rows(np.zeros((3, 30))), Evidence.of_rows(np.zeros((3, 30)))]
+    one, both = interval_of(sites[0], kind="difference"), over_sites(sites, [1.0, 1.0], kind="difference")
+    assert both.low is not None and both.high is not None and one.high is not None
+    assert one.high / math.sqrt(2) == pytest.approx(both.high)
+    assert (-both.high, 1.0) == (both.low, both.p)

@@ -320,7 +320,7 @@ def test_patients_of_pictures_are_folders_or_part_of_the_name(tmp_path: Path) ->
         ("folder", ["no/1.png"], "image '1.png' lies in class 'no' itself, expected in a folder of its patient"),
         ("^(P[0-9]+)_", ["no/x1.png"], "the name of image 'x1.png' does not fit split.group = '^(P[0-9]+)_'"),
         ("patient", ["no/1.png"], "split.group is 'patient', expected for a folder of images 'folder' or a pattern"),
-        ("folder", ["no/p/1.png", "yes/p/2.png"], "its 2 examples of 1 patients"),
+        ("folder", ["no/p/1.png", "yes/p/2.png"], "2 examples are of one patient by split.group = 'folder', expected"),
     ],
 )
 def test_picture_of_nobody_is_a_sentence(tmp_path: Path, group: str, made: list[str], sentence: str) -> None:
@@ -332,9 +332,11 @@ def test_picture_of_nobody_is_a_sentence(tmp_path: Path, group: str, made: list[
 
 def test_patient_with_all_rows_is_a_sentence(tmp_path: Path) -> None:
     """A group that spans all rows, or all but two, leaves nothing to test on."""
-    for who, seen in ((lambda i: "x", "1 patients"), (lambda i: min(i, 1), "2 patients")):
+    one = r"all its 40 examples are of one patient by split.group = 'who', expected several"
+    two = r"its 40 examples of 2 patients.* leave . for test, expected at least 2"
+    for who, sentence in ((lambda i: "x", one), (lambda i: min(i, 1), two)):
         file = write(tmp_path / "t.csv", rows(40, who=who))
-        with pytest.raises(DataError, match=rf"its 40 examples of {seen}.* leave . for test, expected at least 2"):
+        with pytest.raises(DataError, match=sentence):
             read(TableData(path=file), group="who")
     three = write(tmp_path / "t.csv", rows(40, who=lambda i: i % 3))
     with pytest.raises(DataError, match=r"3 patients .* leave 1 for test, expected at least 2"):
@@ -351,7 +353,7 @@ def test_row_without_a_patient_is_bad(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"line 9, column 'who' \(split\.group\): expected whose row it is"):
         read(TableData(path=file), group="who")
     assert 1 == read(TableData(path=file, max_skipped=1), group="who").card.num_skipped
-    with pytest.raises(DataError, match="has no column 'whose'"):
+    with pytest.raises(DataError, match=r"has no column 'whose' \(split.group\)"):
         read(TableData(path=file), group="whose")
 
 
@@ -372,7 +374,11 @@ def test_pattern_of_names_is_a_plain_regular_expression(text: str, name: str, pa
 
 
 @pytest.mark.parametrize(
-    "text", ["(a+)+", "(a|b)", "((a))", "no brackets", "(a)(b)", "(.*.*.*.*.*)", "(a", "(?:a)", "(a*)*$", "(x{1000})"]
+    "text",
+    [
+        *("(a+)+", "(a|b)", "((a))", "no brackets", "(a)(b)", "(.*.*.*.*.*)", "(a", "(?:a)", "(a*)*$", "(x{1000})"),
+        *(r"\w?" * 40 + "(-)", r"\w{0,1}" * 40 + "(-)"),
+    ],
 )
 def test_pattern_that_could_run_for_years_is_none(text: str) -> None:
     """Or that has no patient in it."""
@@ -466,7 +472,7 @@ GOOD = [(i, "test" if i < 10 else "train") for i in range(40)]
         (index(*[(i, "train") for i in range(40)]), "names no example for test, expected some"),
         (index(*[(i, "test") for i in range(40)]), "names no example for training, expected some"),
         (index((0, "test"), *[(i, "train") for i in range(1, 40)]), "leave 1 for test, expected at least 2"),
-        ([{"id": 1, "part": "test"}], "(split.parts) has columns ['id', 'part'], expected 'row' and 'part'"),
+        ([{"id": 1, "part": "test"}], "(split.parts) has 2 other columns, expected two: 'row' and 'part'"),
     ],
 )
 def test_unusable_file_of_indices_is_a_sentence(tmp_path: Path, made: list[dict[str, Any]], sentence: str) -> None:
@@ -496,6 +502,22 @@ def test_unusable_parts_of_other_kinds_are_sentences(tmp_path: Path) -> None:
             read(ArraysData(path=tmp_path / "a.npz"), PICTURES, parts=name)
     with pytest.raises(DataError, match=r"array 'x' \(split\.group\) has type uint8 and shape \(4, 4, 4\), expected 4"):
         read(ArraysData(path=tmp_path / "a.npz"), PICTURES, group="x")
+
+
+@pytest.mark.parametrize("parts", ["../split.csv", "/etc/split.csv", "a/b.CSV", ".split.csv"])
+def test_file_of_indices_lies_in_the_data_folder(parts: str) -> None:
+    """A study cannot have a site read another file; a column may have any name."""
+    with pytest.raises(ValidationError, match=r"must be the name of a file or folder without a path"):
+        SplitConfig(parts=parts)
+    assert "a/b" == SplitConfig(parts="a/b").parts
+
+
+def test_first_line_of_another_file_is_not_told(tmp_path: Path) -> None:
+    """A table without a header has a patient in its first line, and the sentence may reach the server."""
+    (tmp_path / "split.csv").write_text("Meyer,1956-02-11\nKunz,1971-08-30\n")
+    with pytest.raises(DataError, match="has 2 other columns") as caught:
+        read(TableData(path=write(tmp_path / "t.csv", rows(40))), parts="split.csv")
+    assert "Meyer" not in str(caught.value)
 
 
 def test_patient_in_two_named_parts_is_a_sentence(tmp_path: Path) -> None:
@@ -534,6 +556,17 @@ def test_common_test_set_is_the_test_of_a_table(tmp_path: Path) -> None:
     assert [("no", "yes").index(row["ill"]) for row in common] == data.test.y.tolist()
     elsewhere = TableData(path=tmp_path / "d" / "own.csv", test=write(tmp_path / "x" / "any.csv", common))
     assert data.card.test_digest == load(elsewhere, task).card.test_digest != ""
+
+
+def test_own_data_are_no_common_test_set(tmp_path: Path) -> None:
+    """Its digest is told, and of few rows of few values it says which they are; nor could anything be tested on it."""
+    file = write(tmp_path / "own.csv", rows(40))
+    for config in (TableData(path=file), TableData(path=file, test=tmp_path / "x" / ".." / "own.csv")):
+        with pytest.raises(DataError, match="is the site's own data"):
+            load(config, TASK.model_copy(update={"test": "own.csv"}), copies="ignore")
+    (tmp_path / "link.csv").symlink_to(file)
+    with pytest.raises(DataError, match="is the site's own data"):
+        load(TableData(path=file), TASK.model_copy(update={"test": "link.csv"}), copies="ignore")
 
 
 def test_patients_of_the_common_test_set_are_others_than_the_own(tmp_path: Path) -> None:
@@ -655,6 +688,12 @@ def test_run_and_site_check_say_how_many_copies_there_are(tmp_path: Path, make_s
     assert [w for w in result["warnings"] if "exact copies" in w] == [
         "site 'lyon': 10 of 50 examples are exact copies of others; ask the site why they are there twice"
     ]
+    apart = study.model_copy(update={"split": SplitConfig(copies="ignore")})
+    run_in_process(apart, sites, tmp_path / "apart")
+    (said,) = json.loads((tmp_path / "apart" / "result.json").read_text())["warnings"]
+    assert said.endswith(
+        "others; split.copies = 'ignore' lets them lie in training and test alike, and scores are too good by that"
+    )
     finding = check_data(load_site(sites["lyon"]), study)
     assert "WARN" == finding.status and "50 examples of 40 patients" in finding.message
     assert "10 of 50 examples are exact copies of others" in finding.message

@@ -26,6 +26,13 @@ def models_in(annotation: object) -> Iterator[type[BaseModel]]:
         yield from models_in(argument)
 
 
+def origins_in(annotation: object) -> Iterator[object]:
+    """What a type is made of, at any depth, e.g. `dict` and `Literal`."""
+    yield typing.get_origin(annotation)
+    for argument in typing.get_args(annotation):
+        yield from origins_in(argument)
+
+
 ALGORITHMS = {
     **{name: f"{name}.kind" for name in ("method", "strategy")},
     **{name: name for name in ("weighting.factors", "uplink", "downlink")},
@@ -42,7 +49,7 @@ def keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
         if (algorithm := ALGORITHMS.get(f"{prefix}{name}")) is not None:
             yield algorithm
             continue
-        kinds = {typing.get_origin(kind) for kind in (field.annotation, *typing.get_args(field.annotation))}
+        kinds = set(origins_in(field.annotation))
         many = dict in kinds
         path = f"{prefix}{name}" + (f".<{ENTRIES[name]}>" if many else "")
         nested = list(models_in(field.annotation))

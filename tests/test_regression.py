@@ -376,7 +376,7 @@ def test_compare_is_about_the_error_and_chooses_by_the_loss(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"by": "dirichlet", "sites": 2}, "--tolerance is for tables whose label is a number; divide them --by quant"),
+        ({"by": "dirichlet", "sites": 2}, "--by dirichlet spreads classes, but with --tolerance the label is a number"),
         ({"by": "quantity", "sites": 2, "tolerance": 0.0}, "--tolerance must be above 0, got 0"),
         ({"by": "quantity", "sites": 2, "label": "ill"}, "column 'ill' has text in it or a number that is too large"),
         ({"by": "quantity", "sites": 2, "label": "id"}, "column 'id' has text in it or a number that is too large"),
@@ -395,6 +395,15 @@ def test_splitting_a_pool_by_what_a_number_has_not_is_a_sentence(
     options = SplitOptions(**{"label": "b", "tolerance": 0.5, **settings})
     with pytest.raises((ConfigError, DataError), match=re.escape(sentence)):
         split_pool(tmp_path / "pool.csv", tmp_path / "out", options)
+
+
+@pytest.mark.parametrize("by", ["iid", "interleaved"])
+def test_pool_with_a_number_is_divided_by_chance_or_in_turn(by: Any, tmp_path: Path) -> None:
+    """Neither looks at the label."""
+    write_table(tmp_path / "pool.csv", rows=90, seed=1)
+    split_pool(tmp_path / "pool.csv", tmp_path / "out", SplitOptions(by, sites=3, label="b", tolerance=0.5))
+    tables = [(tmp_path / "out" / f"site-0{site}" / "data" / "patients.csv").read_text() for site in (1, 2, 3)]
+    assert [31] * 3 == [len(text.splitlines()) for text in tables]
 
 
 @pytest.mark.parametrize("shift", [0, 101325])

@@ -28,13 +28,15 @@ from test_rounds import make_study as make_study_of_rounds
 from client import doctor
 from client.app import _warm
 from client.data import UnscaledData, read_data
+from client.data.base import Feature
+from client.data.scale import _of_columns
 from client.flower import plan_of
 from client.provision import SiteFolder, accept_bundle, init_site
 from client.site import Site
 from common.config import NumberColumn, StudyConfig, TableTask, load_site, load_study
 from common.errors import ConfigError, DataError, ModelError, ProtocolError, StateError
 from common.protocol import DataCard, HandshakePlan, RoundPlan, ScalePlan, parse_plan, study_digest
-from common.scale import LARGEST_VALUE, Moments, Scale, combine, joined
+from common.scale import LARGEST_VALUE, Moments, Scale, combine, distances, joined
 from consilium.adapt import adapt_site
 from consilium.comparison.pooled import run_pooled
 from consilium.federation import SplitOptions, split_pool
@@ -184,6 +186,26 @@ def test_column_of_fewer_than_ten_known_values_tells_nothing(tmp_path: Path, mak
     assert (0, 0, 0) == few.moments().counts
 
 
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ([0.0] * 29 + [37.2], False),
+        ([0.0] * 28 + [37.2, 36.9], False),
+        ([0.0] * 27 + [37.2, 36.9, 40.1], True),
+        ([36.6] * 29 + [0.0], False),
+        ([0.0] * 29 + [1.0], True),
+        ([36.6] * 30, True),
+    ],
+)
+def test_sums_that_give_single_values_away_are_not_told(values: list[float], told: bool) -> None:
+    """One or two values beside equal ones are what two sums determine; of 0 and 1 a sum is only how many are 1."""
+    rows = torch.tensor(values, dtype=torch.float64)[:, None]
+    ((count, total, _),) = _of_columns(rows, [Feature("a", 0, 1, False)], leaving=True)
+    assert (len(values) * told, pytest.approx(math.fsum(values) * told)) == (count, total)
+    ((count, _, _),) = _of_columns(rows, [Feature("a", 0, 1, False)], leaving=False)
+    assert len(values) == count
+
+
 def test_given_scale_moves_numbers_and_leaves_categories(tmp_path: Path, make_study: MakeStudy) -> None:
     """`(x - mean) / std` per number column, one-hot stays 0 or 1, and b, known nowhere in training, takes the mean."""
     study = mixed_study(make_study)
@@ -214,7 +236,12 @@ def test_own_scale_is_that_of_all_features_of_the_training_rows(tmp_path: Path, 
         ("global", "must be 'federation', 'site', or mean and std for every number column, got 'global'"),
         ({"a": {"mean": 0.0, "std": 1.0}}, "column 'b' has no scale, expected one"),
         ({"a": STANDARD, "b": STANDARD, "c": STANDARD}, "column 'c' has a scale, but is no number column"),
-        ({"a": STANDARD, "b": {"mean": 0.0, "std": 0.0}}, "must be greater than 0"),
+        ({"a": STANDARD, "b": {"mean": 0.0, "std": 0.0}}, r"^task.table.scale.columns.b.std: must be greater than 0"),
+        (
+            {"a": STANDARD, "b": {"mean": math.nan, "std": 1.0}},
+            r"^\S+b.mean: must be a finite number, got nan \(\S+\)$",
+        ),
+        (3, "must be 'federation', 'site', or mean and std for every number column, got 3"),
     ],
 )
 def test_scale_of_a_table_that_cannot_be_is_refused(make_study: MakeStudy, scale: Any, said: str) -> None:
@@ -310,26 +337,30 @@ def test_column_that_no_site_may_tell_of_leaves_no_scale(
     settings = {"sites": ["berlin", "lyon"], "min_examples": 10, "split": {"test": 0.3, "validation": 0.2}}
     result = run(study_of(make_study, **settings), sites, tmp_path / "run")
     assert "no site has 10 training rows in which 'a' is known" in result["warnings"][0]
-    with pytest.raises(ConfigError, match="no site has 10 training rows in which 'a' is known; mend that"):
+    with pytest.raises(ConfigError, match=r"no site has 10 training rows in which 'a' is known, .*; mend that"):
         run(study_of(make_study, "federation", **settings), sites, tmp_path / "refused")
+
+
+def telling(moments: Moments) -> Any:
+    """Return what makes a scripted site tell these sums."""
+
+    def alter(answer: Any) -> Any:
+        card = answer.reply.card.model_copy(update={"moments": moments})
+        return replace(answer, reply=answer.reply.model_copy(update={"card": card}))
+
+    return alter
 
 
 def test_late_joiner_scales_as_the_others_do(tmp_path: Path) -> None:
     """A site that comes in round 2 is told the scale that was settled without it, though it would change the mean."""
     task = TableTask(classes=("no", "yes"), label="ill", columns={"a": NumberColumn()})
 
-    def telling(values: list[float]) -> Any:
-        card = CARD.model_copy(update={"moments": moments_of(values)})
-        return lambda answer: replace(answer, reply=answer.reply.model_copy(update={"card": card_of(answer, card)}))
-
-    def card_of(answer: Any, card: DataCard) -> DataCard:
-        own = answer.reply.card
-        return card.model_copy(update={"num_examples": own.num_examples, "num_train": own.num_train})
-
     first, second, late = SITES
     exchange = ScriptedExchange(online=frozenset({first, second}))
     values = {first: [1.0, 3.0], second: [5.0], late: [900.0]}
-    script: dict[tuple[str, int, str], Any] = {("handshake", 0, site): telling(of) for site, of in values.items()}
+    script: dict[tuple[str, int, str], Any] = {
+        ("handshake", 0, site): telling(moments_of(of)) for site, of in values.items()
+    }
 
     def arrive(answer: Any) -> Any:
         exchange.online = frozenset(SITES)
@@ -410,6 +441,77 @@ def test_resumed_run_keeps_its_scale(tmp_path: Path, make_sites: MakeSites, make
     assert {json.loads(kept)["scale"]["mean"][0]} == {plan.scale.mean[0] for plan in told if plan.scale is not None}
 
 
+# --- a site that spoils the scale of all ---
+
+
+def usual(low: float) -> list[float]:
+    """Return 20 numbers, half of them `low` and half of them 2 above: mean low + 1, std 1."""
+    return [low, low + 2] * 10
+
+
+@pytest.mark.parametrize(
+    ("sites", "expected"),
+    [
+        ([usual(0), usual(0), usual(0)], [1.0, 1.0, 1.0]),
+        ([usual(0), usual(0), usual(30)], [1.0, 1.0, math.sqrt(1 + 30**2)]),
+        ([usual(0), usual(0), [-49.0, 51.0] * 10], [1.0, 1.0, 50.0]),
+        ([usual(0), usual(0), usual(0), usual(1e6), usual(-1e6)], [1.0, 1.0, 1.0, 1e6, 1e6]),
+        ([usual(0), [-49.0, 51.0] * 10], [1 / 50, 50.0]),
+        ([usual(0), usual(10)], [math.sqrt(101), math.sqrt(101)]),
+        ([[5.0] * 10, [5.0] * 10, usual(9)], [0.0, 0.0, 0.0]),
+        ([usual(3)], [1.0]),
+        ([], []),
+    ],
+)
+def test_distance_of_a_site_is_in_units_of_the_others(sites: list[list[float]], expected: list[float]) -> None:
+    """Root mean squares from the median of the means, by hand; a minority moves neither, and a constant has no unit."""
+    told = [moments_of(site) for site in sites]
+    found = distances([(one.counts[0], one.sums[0], one.squares[0]) for one in told])
+    assert expected == pytest.approx(found, rel=1e-6)
+
+
+def two(a: list[float], b: list[float]) -> Moments:
+    """Return the sums of two columns; nothing of one without values."""
+    told = [moments_of(of) if of else Moments(counts=(0,), sums=(0.0,), squares=(0.0,)) for of in (a, b)]
+    return Moments(
+        counts=tuple(one.counts[0] for one in told),
+        sums=tuple(one.sums[0] for one in told),
+        squares=tuple(one.squares[0] for one in told),
+    )
+
+
+def test_site_that_would_spoil_the_scale_of_all_is_named(tmp_path: Path) -> None:
+    """More than 20 times as far off as usual is a warning with the worst column; 20 is none, nor is an untold column.
+
+    Here `a` of the third site spreads more and more, and from 20.1 on its `b` is in another unit.
+    """
+    task = TableTask(classes=("no", "yes"), label="ill", columns={"a": NumberColumn(), "b": NumberColumn()})
+    told = "site 'paris': its values of 'b' (and 1 more) lie 999 times as far from what is usual as other sites'"
+    for spread, expected in ((20.0, []), (20.1, [told])):
+        last = two([1 - spread, 1 + spread] * 10, [] if spread == 20 else usual(999))
+        sums = {SITES[0]: two(usual(0), usual(0)), SITES[1]: two(usual(0), usual(0)), SITES[2]: last}
+        exchange = ScriptedExchange({("handshake", 0, site): telling(of) for site, of in sums.items()})
+        result = run_study(make_study_of_rounds(tmp_path / str(spread), exchange, task=task), transport={})
+        assert expected == [warning.partition(": by one scale")[0] for warning in result["warnings"]]
+
+
+def test_late_site_that_is_far_off_is_named_when_it_joins(tmp_path: Path) -> None:
+    """It cannot spoil the scale any more, but the numbers that its own model is given are none that others know."""
+    task = TableTask(classes=("no", "yes"), label="ill", columns={"a": NumberColumn()})
+    exchange = ScriptedExchange(online=frozenset(SITES[:2]))
+
+    def arrive(answer: Any) -> Any:
+        exchange.online = frozenset(SITES)
+        return answer
+
+    sums = {SITES[0]: usual(0), SITES[1]: usual(0), SITES[2]: usual(500)}
+    exchange.script = {("handshake", 0, site): telling(moments_of(of)) for site, of in sums.items()}
+    exchange.script |= {("round", 1, SITES[0]): arrive}
+    result = run_study(make_study_of_rounds(tmp_path, exchange, task=task, min_sites=2, quorum=2), transport={})
+    (warning,) = result["warnings"]
+    assert warning.startswith("site 'paris': its values of 'a' lie 500 times as far from what is usual")
+
+
 # --- a site by itself ------------------------------------------------------------------------------
 
 WHO = {"run": "run", "site": "berlin"}
@@ -479,6 +581,20 @@ def test_round_before_the_scale_is_refused(make_sites: MakeSites, make_study: Ma
     plan = parse_plan(json.dumps({"kind": "round", "round": 1, "asked": 1, "study": "0" * 64, **WHO}))
     with pytest.raises(ProtocolError, match="no scale of the inputs was agreed on in run 'run'"):
         site.answer(plan, b"")
+
+
+def test_round_that_the_study_does_not_have_is_refused(make_sites: MakeSites, make_study: MakeStudy) -> None:
+    """A server that says it asked a thousand million times would have the site train alone for ever."""
+    study = study_of(make_study)
+    site = a_site(make_sites, study)
+    site.answer(plan_for(study, TWO), None)
+    for kind in ("round", "finish"):
+        plan = {"kind": kind, "round": 10**9, "asked": 10**9, "study": "0" * 64, **WHO}
+        with pytest.raises(ProtocolError, match="asks for round 1000000000, but the study has 3"):
+            site.answer(parse_plan(json.dumps(plan)), None)
+        for wrong in ({"asked": 5}, {"asked": -1}, {"accepted": 4}, {"protocol": 3}):
+            with pytest.raises(ProtocolError):
+                parse_plan(json.dumps({**plan, "round": 3, "asked": 3, **wrong}))
 
 
 def test_two_runs_of_one_site_have_each_its_scale(make_sites: MakeSites, make_study: MakeStudy) -> None:

@@ -677,6 +677,15 @@ def test_table_is_divided_by_label_also_from_parquet(tmp_path: Path) -> None:
             "column 'same' has 1 different values, expected 2 to 1000",
         ),
         (SplitOptions("feature", sites=3, label="ill"), "--by feature is for images"),
+        (
+            SplitOptions("iid", sites=3, label="ill", group="hospital"),
+            "need 60, the pool has 3 in 240 examples (exact copies, and rows of one --group, are one patient); lower",
+        ),
+        (SplitOptions("iid", sites=3, label="ill", group="ill"), "--group and --label are both 'ill'"),
+        (
+            SplitOptions("column", column="hospital", label="ill", group="hospital"),
+            "--group and --column are both 'hospital'",
+        ),
     ],
 )
 def test_table_that_cannot_be_divided_so_is_a_sentence(tmp_path: Path, options: SplitOptions, sentence: str) -> None:
@@ -688,7 +697,7 @@ def test_table_that_cannot_be_divided_so_is_a_sentence(tmp_path: Path, options: 
 
 def test_rows_without_a_site_are_refused(tmp_path: Path) -> None:
     """They would silently be left out."""
-    with pytest.raises(DataError, match="23 rows have no value in column 'age', so they belong to no site"):
+    with pytest.raises(DataError, match="23 rows have no value in column 'age', so they belong to no site: give"):
         split_pool(
             table(tmp_path / "t.csv", gaps=True), tmp_path / "f", SplitOptions("column", column="age", label="ill")
         )

@@ -55,7 +55,9 @@ def parts_in_file(
     records = csv_records(file, who=who)
     header = [name.strip() for name in next(records, ("", []))[1]]
     if sorted(header) != sorted((key, "part")):
-        raise DataError(f"{who}: file '{file.name}' (split.parts) has columns {header}, expected '{key}' and 'part'")
+        raise DataError(
+            f"{who}: file '{file.name}' (split.parts) has {len(header)} other columns, expected two: '{key}' and 'part'"
+        )
     place_of = {name: place for place, name in enumerate(keys)}
     found: dict[int, int] = {}
     for where, fields in records:

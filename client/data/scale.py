@@ -19,7 +19,7 @@ from client.data.split import Indices, Split
 from common.config import ImageTask, Task
 from common.errors import DataError
 from common.protocol import DataCard
-from common.scale import LEAST_ROWS, ColumnScale, Moments, Scale, combine, joined
+from common.scale import LEAST_ROWS, MOST_ALONE, ColumnScale, Moments, Scale, combine, joined
 from common.weights import digest
 
 _IMAGES_AT_ONCE = 256
@@ -53,10 +53,14 @@ class UnscaledData:
         """Return count, sum and sum of squares of each number column or channel over the training rows.
 
         Args:
-            least: a column with fewer known values than this, at least 1, has a count of 0.
+            least: a column with fewer known values than this, at least 1, has a count of 0; one whose sums give single
+                values away too, unless this is 1, which is for sums that stay here.
         """
         rows = self.raw.x[torch.from_numpy(self.parts.train)]
-        told = _of_images(rows) if isinstance(self.task, ImageTask) else _of_columns(rows, self.raw.features)
+        if isinstance(self.task, ImageTask):
+            told = _of_images(rows)
+        else:
+            told = _of_columns(rows, self.raw.features, leaving=least > 1)
         columns = [one if one[0] >= least else (0, 0.0, 0.0) for one in told]
         return Moments(
             counts=tuple(count for count, _, _ in columns),
@@ -112,12 +116,24 @@ class UnscaledData:
         return Examples(x[chosen].to(torch.float32), self.raw.y[chosen], tolerance, groups)
 
 
-def _of_columns(rows: Tensor, features: Sequence[Feature]) -> Iterator[Told]:
+def _of_columns(rows: Tensor, features: Sequence[Feature], *, leaving: bool) -> Iterator[Told]:
     for feature in features:
         if not feature.category:
             column = rows[:, feature.start]
             known = column[~torch.isnan(column)]
+            if leaving and _gives_away(known):
+                known = known[:0]
             yield len(known), math.fsum(known.tolist()), math.fsum(known.square().tolist())
+
+
+def _gives_away(values: Tensor) -> bool:
+    """Say whether all values `(N,)` but one or two are equal: two sums are then two equations for these two values.
+
+    Of a column of 0 and 1 they tell no more than how many are 1.
+    """
+    different, times = torch.unique(values, return_counts=True)
+    others = len(values) - int(times.max()) if len(values) else 0
+    return 0 < others <= MOST_ALONE and not set(different.tolist()) <= {0.0, 1.0}
 
 
 def _of_images(rows: Tensor) -> Iterator[Told]:

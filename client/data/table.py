@@ -156,7 +156,15 @@ class _Reading:
         if first is None:
             raise DataError(f"{who}: file '{file.name}' is empty, expected a header")
         header = [name.strip() for name in first[1]]
-        places = {name: _position(name, header, file=file, site=self._site) for name in self._names}
+        settings = {
+            self._task.label: " (task.label)",
+            self._split.group: " (split.group)",
+            self._parts: " (split.parts)",
+        }
+        places = {
+            name: _position(name, header, setting=settings.get(name, ""), file=file, site=self._site)
+            for name in self._names
+        }
         self._values.start(header)
         for place, fields in records:
             self.num_rows += 1
@@ -193,7 +201,7 @@ def _booleans(task: TableTask, name: str) -> BoolTexts:
     return {True: by_case.get("true", "1"), False: by_case.get("false", "0")}
 
 
-def _position(name: str, header: list[str], *, file: Path, site: str) -> int:
+def _position(name: str, header: list[str], *, setting: str, file: Path, site: str) -> int:
     count = header.count(name)
     if count == 1:
         return header.index(name)
@@ -203,7 +211,7 @@ def _position(name: str, header: list[str], *, file: Path, site: str) -> int:
         )
     semicolons = len(header) == 1 and ";" in header[0]
     hint = "; the fields seem to be separated by ';', expected ','" if semicolons else ""
-    raise DataError(f"site '{site}': file '{file.name}' has no column '{name}'{hint}")
+    raise DataError(f"site '{site}': file '{file.name}' has no column '{name}'{setting}{hint}")
 
 
 class _Encoder:

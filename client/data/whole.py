@@ -28,6 +28,11 @@ def read_whole(read: Reader, config: DataConfig, task: Task, split: SplitConfig,
     if task.test is None:
         return own
     path = config.test or beside(config.path) / task.test
+    if path.resolve() == config.path.resolve():
+        raise DataError(
+            f"site '{site}': the study's common test set, task.test = '{task.test}', is the site's own data, expected "
+            "rows that no site trains on"
+        )
     try:
         test = read(
             config.model_copy(update={"path": path, "max_skipped": 0}),
@@ -150,6 +155,11 @@ def _check_patients(found: Split, raw: RawData, split: SplitConfig, *, site: str
         return
     own = raw.num_own
     what = f"{own} examples"
+    if raw.patients is not None and own > 1 and len(set(raw.patients)) == 1:
+        raise DataError(
+            f"site '{site}': all its {what} are of one patient by split.group = '{split.group}', expected several: "
+            "name what differs between patients"
+        )
     if raw.groups is not None:
         what += f" of {len(np.unique(groups[:own]))} patients (exact copies, and rows of one split.group, are of one)"
     part, seen, least = ("test", patients[2], LEAST_TEST_PATIENTS) if few else ("validation", 0, 1)

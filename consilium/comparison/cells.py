@@ -87,7 +87,8 @@ def find_sites(folder: Path, study: StudyConfig, *, weights_dir: Path | None) ->
         weights_dir: the folder of pretrained weights for all sites; None: each one's own, if it says so.
 
     Raises:
-        ConfigError: a site has no folder, or a `site.toml` that cannot be used or is of another site.
+        ConfigError: a site has no folder, or a `site.toml` that cannot be used, is of another site, or forbids the
+            scale that the study is set to.
     """
     if weights_dir is not None and not weights_dir.is_dir():
         raise ConfigError(f"--weights: there is no folder '{weights_dir}'")
@@ -99,6 +100,11 @@ def find_sites(folder: Path, study: StudyConfig, *, weights_dir: Path | None) ->
                 raise ConfigError(f"'{settings}' is of site '{config.name}', expected '{name}' as its folder is called")
             if not config.data.path.exists():
                 raise ConfigError(f"there is no data of site '{name}': '{settings}' says '{config.data.path}'")
+            if study.task.scale == "federation" and study.task.scaled_columns and not config.share_scale:
+                raise ConfigError(
+                    f"site '{name}' does not tell the sums of its columns, which task.scale = 'federation' needs: set "
+                    f"share_scale = true in '{settings}', or choose another task.scale"
+                )
             own = config.weights_dir if config.weights_dir is not None and config.weights_dir.is_dir() else None
             weights = weights_dir or own
             resolved = weights.resolve() if weights is not None else None

@@ -89,6 +89,8 @@ def compare(options: Options, console: Console) -> Report:
             f"--splits: the study says by {what} which rows are for testing, so a split has no others to draw: leave "
             "--splits at 1 and ask for several --seeds"
         )
+    if options.target is not None and not 0 < options.target <= 1:
+        raise ConfigError(f"--target must be above 0 and at most 1, a share of right answers, got {options.target:g}")
     files = find_sites(options.sites, study, weights_dir=options.weights)
     variants, skipped, own = make_variants(study, options)
     studies = {variant.label: variant.study for variant in variants}
@@ -310,13 +312,14 @@ def _run(cells: Sequence[Cell], files: Mapping[str, SiteFiles], options: Options
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("studies", total=len(cells))
-        done = 0
+        done, said = 0, set[str]()
 
         def on_cell(cell: Cell, result: Mapping[str, Any], again: bool) -> None:
             nonlocal done
             done += 1
             progress.advance(task)
-            if "error" in result:
+            if "error" in result and result["error"] not in said:  # often one reason for all
+                said.add(result["error"])
                 console.print(f"[red]{cell.label}, seed {cell.seed}, split {cell.split}:[/red] {result['error']}")
             if not console.is_terminal and (done == len(cells) or done % max(1, len(cells) // 10) == 0):
                 console.print(f"{done} of {len(cells)} studies done", highlight=False)

@@ -170,7 +170,8 @@ def _cost(line: Line) -> str:
     if line.target is None:
         return DASH
     megabytes, seconds = line.target["bytes"] / 1e6, line.target["seconds"]
-    return f"{line.target['rounds']:.0f} rounds<small>{megabytes:,.2f} MB, {seconds:,.1f} s</small>"
+    rounds = f"{line.target['rounds']:.0f}"
+    return f"{rounds} round{'' if rounds == '1' else 's'}<small>{megabytes:,.2f} MB, {seconds:,.1f} s</small>"
 
 
 def _cell(report: Report, one: Interval | None, *, sign: bool = False, mark: str = "") -> str:
@@ -348,13 +349,13 @@ its own initial weights."""
 to say how much their numbers vary. Ask for 1 split or for {LEAST_SPLITS} and more."""
     else:
         seeds = (
-            f"""the {report.seeds} seeds, so how much training varies is in them"""
+            f"""over the {report.seeds} seeds, so how much training varies is in them"""
             if report.seeds > 1
             else """not
-over training: how much it varies takes several seeds"""
+over training: to tell how much that varies takes several seeds"""
         )
         intervals = f"""Intervals are over the test patients at each site, the same ones for every row, so differences
-are paired ({DRAWS} bootstrap draws for metrics that are no mean over examples), and over {seeds}. They say how much the
+are paired ({DRAWS} bootstrap draws for metrics that are no mean over examples), and {seeds}. They say how much the
 numbers may move with other test patients of the same kind, not with another split: for that, ask for {LEAST_SPLITS}
 splits or more."""
     constant = "Majority class always answers the most frequent class of a site's training rows."
@@ -367,7 +368,8 @@ gradient boosting of trees, with the penalty or number of trees that is best in 
 its own training rows."""
     return f"""<p>Every row has the same data, splits, model, initial weights per seed, rounds and local steps a round.
 All studies ran in one process each, on the code that is deployed. Every site's test rows were read once, after the
-last round of each study. A choice looked at the validation rows of its own split alone, never at test rows.</p>
+last round of each study{_given(report)}. A choice looked at the validation rows of its own split alone, never at test
+rows.</p>
 <p>Each its own choice: in every split and seed each site takes what was best on its own validation rows, among all
 methods and staying alone. Alone, own choice: the same among what it can do alone, local-only training with the budget
 of the study and of each method (fine-tuning is more training) at each learning rate that was tried, and the usual
@@ -379,6 +381,14 @@ the round with the least validation loss.</p>
 trained on the rows of all sites in one place, with as many steps as all sites together: what no federation may do; its
 inputs are scaled alike at all sites. {_scale(report)} Methods that are defined for plain SGD have the learning
 rate times 1 / (1 - momentum) unless their row says otherwise: the same effective step.</p>"""
+
+
+def _given(report: Report) -> str:
+    if report.study.task.test is not None:
+        return "; they are one test set common to all sites (task.test), so no patient of it is counted twice in means"
+    if report.study.split.parts is not None:
+        return "; which these are, the sites say themselves (split.parts)"
+    return ""
 
 
 _SCALES = {

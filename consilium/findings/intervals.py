@@ -36,14 +36,12 @@ from typing import Literal
 import numpy as np
 from scipy import optimize, special, stats
 
-from common.patients import Patients, by_patient
+from common.patients import LEAST_PATIENTS, Patients, by_patient
 from consilium.findings.evidence import Evidence, Floats
 
 LEVEL = 0.95
 ALPHA = 0.05
 """A p below it is clear."""
-LEAST_PATIENTS = 10
-"""With fewer (of equal size) a difference or a mean of numbers has no bounds, and nothing is said of it."""
 LEAST_SPLITS = 5
 """From here on intervals are over splits; with fewer, but more than one, there are none."""
 SMALLEST = 1e-9
@@ -148,7 +146,19 @@ def over_sites(evidences: Sequence[Evidence], weights: Sequence[float], *, kind:
         return _share(parts, shares)
     if _effective(parts, shares) < LEAST_PATIENTS:
         return Interval(_mean(parts, shares))
+    counts = [one.counted for one in parts]
+    if kind == "difference" and all(one is not None and one.moved == 0 for one in counts):
+        return _nobody_differs([one for one in counts if one is not None], shares)
     return _of_means(parts, shares, kind)
+
+
+def _nobody_differs(counts: Sequence[Patients], shares: Sequence[float]) -> Interval:
+    """Return the interval of a mean over sites at none of which a patient differs: no spread is seen, none is known.
+
+    Each site's own limit is that of Tango's interval of 0 to 0; those of independent sites add up as variances do.
+    """
+    half = math.hypot(*(share * (_tango(0, 0, one.num).high or 0.0) for one, share in zip(counts, shares, strict=True)))
+    return Interval(0.0, -half, half, 1.0)
 
 
 def over_splits(values: Sequence[float], *, test_to_train: float) -> Interval:

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Literal
 
-from consilium.findings.intervals import ALPHA, LEAST_PATIENTS, Interval
+from common.patients import LEAST_PATIENTS
+from consilium.findings.intervals import ALPHA, Interval
 
 Verdict = Literal["helps", "hurts", "unclear", "too_few", "unknown"]
 
