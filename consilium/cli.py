@@ -155,16 +155,17 @@ def follow(
 
 def _follow(folder: Path, home: Path, *, title: str, seen: int) -> None:
     from consilium.flower import is_app_run
-    from consilium.report import print_table
-    from consilium.run import follow_run, save_report
-    from consilium.view import View
-    from server.home import ServerHome
 
     if is_app_run(folder):
         cli_flower.follow(folder, home)
         return
     console = _console()
-    try:
+    try:  # the imports too: they take a second, and the run is going on by now
+        from consilium.report import print_table
+        from consilium.run import follow_run, save_report
+        from consilium.view import View
+        from server.home import ServerHome
+
         result = follow_run(ServerHome(home), folder, View(console, title=title), seen=seen)
     except KeyboardInterrupt:
         typer.echo(

@@ -1,8 +1,10 @@
 """The import rules and a few bans, read from the source: what a diagram would only promise."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -219,3 +221,27 @@ def test_flower_app_is_a_plain_assignment(path: str, cls: str) -> None:
 def test_every_module_says_what_it_is() -> None:
     """A docstring in every module of every package."""
     assert [] == [path for path, tree in sources(*PACKAGES).items() if not ast.get_docstring(tree)]
+
+
+def test_server_image_has_what_it_imports() -> None:
+    """The server's list of packages is inside the project's, and what its image runs imports none that is not on it."""
+    listed = set((ROOT / "docker" / "server-requirements.txt").read_text(encoding="utf-8").split("\n"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    needed = {re.match(r"[a-z-]+", one)[0] for one in project["dependencies"]}  # type: ignore[index]
+    assert set() == {name for name in listed if name and not name.startswith("#")} - needed
+    absent = sorted(
+        {"scikit-learn": "sklearn"}.get(name, name) for name in needed - listed - {"pillow"}
+    )  # matplotlib's
+    dockerfile = (ROOT / "docker" / "server.Dockerfile").read_text(encoding="utf-8")
+    imported = re.search(r"import (server\.start[^\"]*)\"", dockerfile)
+    assert imported is not None
+    code = (
+        "import sys, importlib.abc\n"
+        "class Absent(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        f"        if name.partition('.')[0] in {absent}:\n"
+        "            raise ModuleNotFoundError(f'no {name} in the image')\n"
+        f"sys.meta_path.insert(0, Absent())\nimport {imported[1]}"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert 0 == done.returncode, done.stderr

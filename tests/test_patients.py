@@ -679,14 +679,14 @@ def test_run_and_site_check_say_how_many_copies_there_are(tmp_path: Path, make_s
     """A sentence in the result's warnings, the counts beside the site's others, and a WARN at the site."""
     sites = {}
     for number, name in enumerate(("berlin", "lyon", "porto")):
-        made = rows(40, seed=number)
+        made = rows(60, seed=number)
         write(tmp_path / name / "data" / "own.csv", [*made, *made[:10]] if name == "lyon" else made)
         sites[name] = write_site(tmp_path / name, name, kind="table", data=str(tmp_path / name / "data"))
     study = make_study(rounds=1)
     run_in_process(study, sites, tmp_path / "run")
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert [w for w in result["warnings"] if "exact copies" in w] == [
-        "site 'lyon': 10 of 50 examples are exact copies of others; ask the site why they are there twice"
+        "site 'lyon': 10 of 70 examples are exact copies of others; ask the site why they are there twice"
     ]
     apart = study.model_copy(update={"split": SplitConfig(copies="ignore")})
     run_in_process(apart, sites, tmp_path / "apart")
@@ -695,8 +695,8 @@ def test_run_and_site_check_say_how_many_copies_there_are(tmp_path: Path, make_s
         "others; split.copies = 'ignore' lets them lie in training and test alike, and scores are too good by that"
     )
     finding = check_data(load_site(sites["lyon"]), study)
-    assert "WARN" == finding.status and "50 examples of 40 patients" in finding.message
-    assert "10 of 50 examples are exact copies of others" in finding.message
+    assert "WARN" == finding.status and "70 examples of 60 patients" in finding.message
+    assert "10 of 70 examples are exact copies of others" in finding.message
     assert "PASS" == check_data(load_site(sites["porto"]), study).status
 
 

@@ -475,7 +475,7 @@ def test_four_commands_bring_a_site_in(server: Server, tmp_path: Path) -> None:
 @pytest.mark.e2e
 def test_site_joins_a_running_study_with_four_commands_and_another_leaves(server: Server, tmp_path: Path) -> None:
     """The late one takes part from the next round, the early one is stopped, and the run goes on to its end."""
-    text = doses_study("doses", rounds=50, sites='["early", "late"]', min_sites=1, quorum=1, round_timeout_seconds=60)
+    text = doses_study("doses", rounds=150, sites='["early", "late"]', min_sites=1, quorum=1, round_timeout_seconds=60)
     (tmp_path / "study.toml").write_text(text)
     home = ["--home", str(server.home.path)]
     early = SiteFolder(tmp_path / "early")
@@ -497,7 +497,7 @@ def test_site_joins_a_running_study_with_four_commands_and_another_leaves(server
     assert coordinator.stdout is not None
     try:
         with coordinator.stdout as output:
-            assert any("round 1/50" in line for line in output)
+            assert any("round 1/150" in line for line in output)
             # The four commands of the late site, with the coordinator's one in between.
             named = ["--name", "late"]
             assert (
@@ -524,7 +524,7 @@ def test_site_joins_a_running_study_with_four_commands_and_another_leaves(server
                 process.wait(timeout=30)
     (report,) = (tmp_path / "runs").glob("*/report.json")
     content = json.loads(report.read_text())
-    assert 50 == len(content["rounds"])
+    assert 150 == len(content["rounds"])
     assert ["late"] == content["rounds"][-1]["accepted"]
     assert {"early": "gone"} == content["rounds"][-1]["rejected"]
     assert {"early"} == {site for site, facts in content["sites"].items() if facts["test"] is None}

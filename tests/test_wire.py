@@ -293,6 +293,7 @@ def test_server_that_stops_says_so(tmp_path: Path) -> None:
 
     async def check() -> None:
         async with serving(tmp_path) as bench, attending(bench.place("berlin")) as site:
+            await until(lambda: bench.wire.streams.names())  # the welcome is written before it attends
             await bench.wire.stop()
             assert "stopping" == (await site.end()).reason
 
