@@ -206,7 +206,7 @@ def school(data: Path, folder: Path, *, scale: str, changes: Changes | None = No
     task["columns"] = {name: {"kind": "number"} for name in names}
     fixed = {
         "rounds": 10,
-        "training": {"epochs": 2, "batch_size": 16, "learning_rate": 0.01},
+        "training": {"epochs": 2, "batch_size": 16, "learning_rate": 0.003},
         "split": {"test": 0.3, "validation": 0.15},
     }
     return changed(study, {**fixed, "task": task, **(changes or {})})
@@ -235,7 +235,7 @@ def digits(_data: Path, folder: Path) -> StudyConfig:
 _CIFAR10_OPTIONS = {"methods": "fine_tune,ditto,apfl", "seeds": "5"}
 _HEART_OPTIONS = {"methods": _HEART_METHODS, "learning-rates": "0.001,0.01", "refit": ""}
 _WEIGHTING_OPTIONS = {"methods": "fedavg,fedper", "weightings": _WEIGHTINGS}
-_SCHOOL_OPTIONS = {"methods": "fine_tune,fedper,ditto,apfl,mr_mtl", "learning-rates": "0.003,0.01"}
+_SCHOOL_OPTIONS = {"methods": "fine_tune,fedper,ditto,apfl,mr_mtl", "learning-rates": "0.001,0.003"}
 
 
 def _heart(scale: str, changes: Changes | None = None) -> Callable[[Path, Path], StudyConfig]:
