@@ -22,7 +22,7 @@ import torch
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from client.data import load_data
+from client.data import read_site
 from client.models.pretrained import cached_weights, check_weights_file
 from client.provision import BUNDLE, STUDY
 from client.site import versions
@@ -290,14 +290,7 @@ def check_data(config: SiteConfig, study: StudyConfig | None) -> Finding:
     if study is None:
         return _look_for_data(config.data.path)
     try:
-        data = load_data(
-            config.data,
-            study.task,
-            study.split,
-            site=config.name,
-            min_examples=study.min_examples,
-            share_class_counts=True,  # for the line below, which stays here
-        )
+        data = read_site(config, study).scaled(study.task.fixed_scale)  # class counts are shown, not told
     except ConsiliumError as error:
         fix = "correct the data or [data] in site.toml; data.max_skipped allows some unusable files or rows"
         return failed("data", str(error), fix, type(error))

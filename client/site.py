@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 import common
-from client.data import Examples, SiteData, UnscaledData, noise_key, noisy_counts, read_data
+from client.data import Examples, SiteData, UnscaledData, noise_key, noisy_counts, read_site
 from client.feature_cache import FeatureCache
 from client.methods import Method, build_method, extended
 from client.models import Model, build_model, get_weights, set_weights
@@ -157,14 +157,7 @@ class Site:
     def _read(self) -> None:
         """Read the data and build the whole model; what is agreed on in the handshake needs no scale."""
         config, study = self._config, self._study
-        data = read_data(
-            config.data,
-            study.task,
-            study.split,
-            site=config.name,
-            min_examples=study.min_examples,
-            share_class_counts=config.share_class_counts,
-        )
+        data = read_site(config, study, share_class_counts=config.share_class_counts)
         self._unscaled: UnscaledData | None = data
         self._data_digest = data.digest
         self._card = data.card

@@ -37,7 +37,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 from torch import Tensor
 
-from client.data import Examples, SiteData, load_data
+from client.data import Examples, SiteData, read_site
 from client.methods import build_method, extended
 from client.models import Model, build_model, get_weights, set_weights
 from client.site import Names, device_of, divide, on_device
@@ -208,8 +208,7 @@ def _rate_of(study: StudyConfig) -> tuple[float, str]:
 def _load(site: SiteConfig, study: StudyConfig, scale: Scale | None) -> SiteData:
     """Return the site's data, scaled, on the device that its settings name."""
     device = device_of(site.device)
-    data = load_data(site.data, study.task, study.split, site=site.name, min_examples=study.min_examples, scale=scale)
-    return on_device(data, device)
+    return on_device(read_site(site, study).scaled(scale or study.task.fixed_scale), device)
 
 
 def _starts(

@@ -16,7 +16,7 @@ from client.data.scale import UnscaledData
 from client.data.split import Split
 from client.data.table import read_table
 from client.data.whole import divide, read_from, read_whole
-from common.config import DataConfig, SplitConfig, Task
+from common.config import DataConfig, SiteConfig, SplitConfig, StudyConfig, Task
 from common.errors import DataError
 from common.protocol import DataCard
 from common.scale import Scale
@@ -33,6 +33,7 @@ __all__ = [
     "noise_key",
     "noisy_counts",
     "read_data",
+    "read_site",
     "schema_digest",
 ]
 
@@ -95,6 +96,26 @@ def load_data(
         config, task, split, site=site, min_examples=min_examples, share_class_counts=share_class_counts
     )
     return unscaled.scaled(scale or task.fixed_scale)
+
+
+def read_site(config: SiteConfig, study: StudyConfig, *, share_class_counts: bool = True) -> UnscaledData:
+    """Read, check and split the data that a site's settings name, as a study asks for it; the same at every call.
+
+    Args:
+        share_class_counts: put the number of examples of each class on the card.
+
+    Raises:
+        ConfigError: the data is of another kind than the study's task.
+        DataError: the data is missing, empty, corrupt or too small.
+    """
+    return read_data(
+        config.data,
+        study.task,
+        study.split,
+        site=config.name,
+        min_examples=study.min_examples,
+        share_class_counts=share_class_counts,
+    )
 
 
 def schema_digest(task: Task) -> str:

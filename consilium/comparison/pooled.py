@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from client.data import Examples, SiteData, UnscaledData, read_data
+from client.data import Examples, SiteData, UnscaledData, read_site
 from client.feature_cache import worthwhile
 from client.models import Model, build_model, cut, features_of, get_weights, set_weights
 from client.training import LocalWork, evaluate, train
-from common.config import ImageTask, SiteConfig, StudyConfig, Task, load_site
+from common.config import ImageTask, StudyConfig, Task, load_site
 from common.errors import DataError
 from common.scale import Scale, combine, joined
 from common.seeds import seed_for
@@ -32,7 +32,7 @@ def run_pooled(study: StudyConfig, settings: Mapping[str, Path]) -> tuple[dict[s
         ConsiliumError: a site's data or the model cannot be used.
     """
     configs = {site: load_site(path) for site, path in settings.items()}
-    unscaled = {site: _read(config, study) for site, config in configs.items()}
+    unscaled = {site: read_site(config, study) for site, config in configs.items()}
     scale = _one_scale(study.task, list(unscaled.values()))
     data = {site: unscaled.pop(site).scaled(scale) for site in configs}  # one by one: each is as large as its data
     first = next(iter(data.values()))
@@ -71,17 +71,6 @@ def run_pooled(study: StudyConfig, settings: Mapping[str, Path]) -> tuple[dict[s
         for site, one in data.items():
             scores[site][f"{POOLED}.best"] = _logits(model, one.test)
     return found, scores
-
-
-def _read(config: SiteConfig, study: StudyConfig) -> UnscaledData:
-    return read_data(
-        config.data,
-        study.task,
-        study.split,
-        site=config.name,
-        min_examples=study.min_examples,
-        share_class_counts=True,
-    )
 
 
 def _one_scale(task: Task, data: Sequence[UnscaledData]) -> Scale | None:

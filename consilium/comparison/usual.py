@@ -20,8 +20,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
 from torch import Tensor
 
-from client.data import Examples, SiteData, load_data
-from common.config import SiteConfig, StudyConfig, load_site
+from client.data import Examples, read_site
+from common.config import StudyConfig, load_site
 from common.seeds import seed_for
 from common.weights import Array
 
@@ -55,7 +55,7 @@ def run_usual(study: StudyConfig, settings: Mapping[str, Path]) -> tuple[dict[st
     found: dict[str, Any] = {"sites": {}, "rounds": [], "warnings": []}
     scores = {}
     for site, path in settings.items():
-        data = _load(load_site(path), study)
+        data = read_site(load_site(path), study).scaled(study.task.fixed_scale)
         fitted = fit(data.train, num_classes=len(study.task.classes), seed=seed_for(study.seed, USUAL, site))
         found["sites"][site] = {
             "num_train": len(data.train),
@@ -68,17 +68,6 @@ def run_usual(study: StudyConfig, settings: Mapping[str, Path]) -> tuple[dict[st
         answers = fitted.answers(_inputs(data.test)).astype(np.float32)
         scores[site] = {"labels": data.test.y.numpy(), USUAL: answers}
     return found, scores
-
-
-def _load(config: SiteConfig, study: StudyConfig) -> SiteData:
-    return load_data(
-        config.data,
-        study.task,
-        study.split,
-        site=config.name,
-        min_examples=study.min_examples,
-        share_class_counts=True,
-    )
 
 
 def _inputs(part: Examples) -> Floats:
