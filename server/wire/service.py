@@ -166,14 +166,16 @@ class Wire:
                 )
                 await context.write(pb.FromServer(farewell=pb.Farewell(reason=VERSION, text=text)).SerializeToString())
                 return
-            await context.write(pb.FromServer(welcome=self._welcome(peer)).SerializeToString())
+            welcome = pb.FromServer(welcome=self._welcome(peer))
             if hello.probe:
+                await context.write(welcome.SerializeToString())
                 return
             handler = asyncio.current_task()
             assert handler is not None
             await self.callers.check_still_known(peer, context)
             stream = Stream(peer, context, handler)
-            self.streams.open(stream)
+            stream.send(welcome)
+            self.streams.open(stream)  # before the welcome goes out: who has read it attends
             try:
                 if peer.issuer != _newest(self._authorities()):  # it was away when the authority was replaced
                     self._certify(stream)

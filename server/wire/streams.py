@@ -104,8 +104,12 @@ class Stream:
         """Send the last message, if the other end still reads."""
         if self.farewell is None:
             return
+        self._outgoing.clear()
+        if self._writer is not None:  # gRPC takes one write at a time, also after one was cancelled
+            await asyncio.wait({self._writer}, timeout=FAREWELL_SECONDS)
         if self._writer is not None:
             self._writer.cancel()
+            return
         try:
             content = pb.FromServer(farewell=self.farewell).SerializeToString()
             await asyncio.wait_for(self.context.write(content), FAREWELL_SECONDS)
