@@ -154,24 +154,21 @@ def follow(
 
 
 def _follow(folder: Path, home: Path, *, title: str, seen: int) -> None:
-    from consilium.flower import is_app_run
-
-    if is_app_run(folder):
-        cli_flower.follow(folder, home)
-        return
-    console = _console()
     try:  # the imports too: they take a second, and the run is going on by now
+        from consilium.flower import is_app_run
+
+        if is_app_run(folder):
+            cli_flower.follow_to_end(folder, home)
+            return
         from consilium.report import print_table
         from consilium.run import follow_run, save_report
         from consilium.view import View
         from server.home import ServerHome
 
+        console = _console()
         result = follow_run(ServerHome(home), folder, View(console, title=title), seen=seen)
     except KeyboardInterrupt:
-        typer.echo(
-            f"run {folder.name} goes on at the server; follow it again with 'consilium follow {folder}', "
-            f"end it with 'consilium stop {folder.name}'"
-        )
+        cli_flower.say_goes_on(folder)
         raise
     print_table(save_report(folder, result), console)
     console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
@@ -621,5 +618,7 @@ def main() -> NoReturn:
         sys.exit(ConfigError.exit_code)
     except (KeyboardInterrupt, click.Abort):
         print("stopped", file=sys.stderr)
-        sys.exit(130)
+        code = 130
+    if code == 130:
+        exec("")  # Python ends by the signal where Ctrl-C met the exec() of an import, unless another exec() went well
     sys.exit(code or 0)

@@ -55,19 +55,29 @@ def run(
 
 
 def follow(folder: Path, home: Path) -> None:
+    """Follow the run of an app to its end; Ctrl-C leaves it running, and says so."""
+    try:
+        follow_to_end(folder, home)
+    except KeyboardInterrupt:
+        say_goes_on(folder)
+        raise
+
+
+def follow_to_end(folder: Path, home: Path) -> None:
     """Follow the run of an app to its end."""
     from consilium.flower import LOG, follow_app
     from server.home import ServerHome
 
-    try:
-        follow_app(folder, ServerHome(home), typer.echo)
-    except KeyboardInterrupt:
-        typer.echo(
-            f"run {folder.name} goes on at the server; follow it again with 'consilium follow {folder}', "
-            f"end it with 'consilium stop {folder.name}'"
-        )
-        raise
+    follow_app(folder, ServerHome(home), typer.echo)
     typer.echo(f"what the app said: {folder / LOG}; what it wrote: {folder / 'files'}")
+
+
+def say_goes_on(folder: Path) -> None:
+    """Say that a run goes on without the command that followed it."""
+    typer.echo(
+        f"run {folder.name} goes on at the server; follow it again with 'consilium follow {folder}', "
+        f"end it with 'consilium stop {folder.name}'"
+    )
 
 
 def approve_app(
