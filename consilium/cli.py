@@ -619,6 +619,8 @@ def main() -> NoReturn:
     except (KeyboardInterrupt, click.Abort):
         print("stopped", file=sys.stderr)
         code = 130
-    if code == 130:
-        exec("")  # Python ends by the signal where Ctrl-C met the exec() of an import, unless another exec() went well
+    if code == 130:  # a '-m' program whose import met Ctrl-C ends by the signal, even where that was handled
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(130)
     sys.exit(code or 0)
