@@ -34,7 +34,7 @@ check: $(INSTALLED) ## format, lint, types, architecture
 	$(BIN)/ruff format --diff .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest tests/test_architecture.py
+	$(BIN)/python -m pytest tests/contracts/test_architecture.py
 
 e2e: $(INSTALLED) ## only the tests with real processes or containers, gRPC, TLS and keys
 	$(BIN)/python -m pytest -m "e2e or containers"
@@ -60,7 +60,7 @@ bench: $(INSTALLED) $(STOCK) ## speed beside stock flwr, and many sites; writes 
 	$(BIN)/python benchmarks/fleet.py
 	$(BIN)/python benchmarks/fleet.py 10000 --rounds 0
 
-# Makes what is committed beside the .proto; tests/test_wire_generated.py holds the two together.
+# Makes what is committed beside the .proto; tests/units/test_wire_generated.py holds the two together.
 wire: $(INSTALLED)
 	$(BIN)/python -m grpc_tools.protoc --proto_path=. --python_out=. --pyi_out=. common/wire/wire.proto
 

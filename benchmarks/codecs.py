@@ -28,12 +28,13 @@ from pydantic import TypeAdapter
 
 from client.data import Examples
 from client.models import build_model, get_weights
-from client.training import LocalWork, train
-from common.algorithms import CodecConfig
+from client.training.local_work import LocalWork, train
 from common.codecs import Chain, build_chain
-from common.config import ModelConfig
 from common.seeds import seed_for
-from common.weights import Weights, is_float, subtract
+from common.study.codecs import CodecConfig
+from common.study.training import ModelConfig
+from common.weights.arithmetic import subtract
+from common.weights.arrays import Weights, is_float
 
 Floats = npt.NDArray[np.float64]
 

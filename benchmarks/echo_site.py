@@ -25,10 +25,10 @@ from client.process.supervisor import Parcel
 from client.wire.connection import Connection
 from client.wire.probe import place_of
 from common.codecs import Identity
-from common.config import load_site
-from common.identity import read_study_public
+from common.host.identity import read_study_public
 from common.protocol import CODEC_VERSION, PROTOCOL_VERSION
-from common.weights import Array, digest
+from common.study.load import load_site
+from common.weights.arrays import Array, digest
 from common.wire import wire_pb2 as pb
 from common.wire.envelope import open_order
 

@@ -32,13 +32,13 @@ from rich.console import Console
 from client.process.shared_memory import Box
 from client.wire.connection import Connection
 from client.wire.place import Place
-from common.config import parse_study
-from common.identity import make_signing_request, make_site_key, read_signing_request
-from common.processes import free_port
-from consilium.local import running_server, wait_for_server
-from consilium.run import run_study
-from consilium.view import View
-from server.home import ServerHome
+from common.host.identity import make_signing_request, make_site_key, read_signing_request
+from common.host.ports import free_port
+from common.study.load import parse_study
+from consilium.demo.processes import running_server, wait_for_server
+from consilium.running.live_view import View
+from consilium.running.run import run_study
+from server.operations.home import ServerHome
 from server.wire.registry import Registry
 from server.wire.submission import Control
 

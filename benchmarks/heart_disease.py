@@ -20,10 +20,11 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from common.algorithms import FedAvgMethod, FedPerMethod, FineTuneMethod, LocalMethod, MethodConfig
-from common.config import ModelConfig, SplitConfig, StudyConfig, TrainingConfig
-from consilium.inprocess import run_in_process
-from consilium.sources import Federation, heart_disease_hospitals
+from common.study.methods import FedAvgMethod, FedPerMethod, FineTuneMethod, LocalMethod, MethodConfig
+from common.study.study import StudyConfig
+from common.study.training import ModelConfig, SplitConfig, TrainingConfig
+from consilium.data.sources import Federation, heart_disease_hospitals
+from consilium.running.in_process import run_in_process
 
 SEEDS = (42, 43, 44, 45, 46)
 METHODS: dict[str, MethodConfig] = {

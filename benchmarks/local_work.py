@@ -18,8 +18,8 @@ from rich.table import Table
 
 from client.data import Examples
 from client.models import Model, build_model
-from client.training import LocalWork, train
-from common.config import ModelConfig
+from client.training.local_work import LocalWork, train
+from common.study.training import ModelConfig
 
 MODELS = ("small_cnn", "resnet20", "squeezenet1_0")
 IMAGES, BATCH = 256, 32

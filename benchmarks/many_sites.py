@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from speed import Row, show, write
 
-from common.config import parse_study
-from common.files import scratch
-from consilium.inprocess import run_in_process
+from common.host.files import scratch
+from common.study.load import parse_study
+from consilium.running.in_process import run_in_process
 
 ROUNDS, COHORT, ROWS = 10, 50, 60
 

@@ -8,8 +8,8 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from common.config import load_study
-from common.files import write_atomically
+from common.host.files import write_atomically
+from common.study.load import load_study
 from consilium.comparison.cells import find_sites, make_cell, run_cell
 
 HEADER = "model,method,seed,mean_accuracy,worst_accuracy,bytes_both_ways,seconds"

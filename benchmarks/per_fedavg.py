@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from common.config import parse_study
 from common.seeds import seed_for
+from common.study.load import parse_study
 from consilium.comparison.cells import SiteFiles, make_cell, run_cell
 from consilium.findings import over_splits
 

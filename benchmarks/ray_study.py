@@ -21,7 +21,7 @@ from flwr.simulation import run_simulation
 from torch import nn
 
 from client.data import SiteData, load_data
-from common.config import load_site, parse_study
+from common.study.load import load_site, parse_study
 
 BATCH, RATE = 4, 0.001
 client = ClientApp()

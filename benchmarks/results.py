@@ -30,11 +30,12 @@ from typing import Any
 
 from rich.console import Console
 
-from common.config import StudyConfig, parse_study
-from common.files import write_atomically
-from consilium.federation import SplitOptions, split_pool
-from consilium.scenario import DemoOptions, make_federation, make_plan, weights_file
-from consilium.sources import heart_disease_hospitals
+from common.host.files import write_atomically
+from common.study.load import parse_study
+from common.study.study import StudyConfig
+from consilium.data.federation import SplitOptions, split_pool
+from consilium.data.sources import heart_disease_hospitals
+from consilium.demo.scenario import DemoOptions, make_federation, make_plan, weights_file
 from consilium.toml import study_text
 
 Changes = Mapping[str, Any]

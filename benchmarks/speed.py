@@ -39,21 +39,24 @@ from heart_disease import study as heart_study
 from rich.console import Console
 from rich.table import Table
 
-from client.apps import approve
-from common.algorithms import FedAvgMethod
-from common.config import NumberColumn, StudyConfig, TableTask, parse_study
-from common.files import scratch
-from common.flower_app import read_app
-from common.processes import free_port, stop_processes
-from common.weights import weighted_mean
-from consilium.flower import AppOptions, follow_app, submit_app
-from consilium.inprocess import run_in_process
-from consilium.local import running_server, running_sites, wait_for_server
-from consilium.run import run_study
-from consilium.scenario import certify, make_sites
-from consilium.sources import Federation, heart_disease_hospitals
-from consilium.view import View
-from server.home import ServerHome
+from client.flower.approved import approve
+from common.flower.app import read_app
+from common.host.files import scratch
+from common.host.parents import stop_processes
+from common.host.ports import free_port
+from common.study.load import parse_study
+from common.study.methods import FedAvgMethod
+from common.study.study import StudyConfig
+from common.study.task import NumberColumn, TableTask
+from common.weights.arithmetic import weighted_mean
+from consilium.data.sources import Federation, heart_disease_hospitals
+from consilium.demo.processes import running_server, running_sites, wait_for_server
+from consilium.demo.scenario import certify, make_sites
+from consilium.running.flower_app import AppOptions, follow_app, submit_app
+from consilium.running.in_process import run_in_process
+from consilium.running.live_view import View
+from consilium.running.run import run_study
+from server.operations.home import ServerHome
 from server.wire.submission import Control
 
 Row = dict[str, Any]

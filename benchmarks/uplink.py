@@ -24,11 +24,12 @@ from safetensors.numpy import load_file
 
 from client.data import Examples
 from client.models import build_model, set_weights
-from client.training import evaluate
-from common.config import StudyConfig, parse_study
-from common.files import scratch
+from client.training.local_work import evaluate
+from common.host.files import scratch
 from common.seeds import seed_for
-from consilium.inprocess import run_in_process
+from common.study.load import parse_study
+from common.study.study import StudyConfig
+from consilium.running.in_process import run_in_process
 
 SITES, PER_SITE, ROUNDS, SEEDS = ("a", "b", "c", "d", "e"), 800, 12, (1, 2, 3)
 CODECS: dict[str, list[dict[str, Any]]] = {

@@ -11,17 +11,20 @@ from pathlib import Path
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from client.flower import pack, plan_of
-from client.flower_app import answer_flower
-from client.memory import has_room
-from client.site import Site
-from client.site_state import event_log, study_of
+from client.flower.app import answer_flower
+from client.flower.message import pack, plan_of
+from client.site.memory import has_room
+from client.site.site import Site
+from client.site.state_folder import event_log, study_of
 from client.wire.orders import Orders
 from common.codecs import Payload
-from common.config import SiteConfig, StudyConfig, TrainingConfig, load_site, load_study
 from common.errors import ConfigError, ConsiliumError, DataError, ProtocolError, StateError
-from common.identity import read_study_public
+from common.host.identity import read_study_public
 from common.protocol import FailureReply, HandshakePlan, Plan, Reply, RoundReply, parse_plan, study_digest
+from common.study.load import load_site, load_study
+from common.study.site import SiteConfig
+from common.study.study import StudyConfig
+from common.study.training import TrainingConfig
 from common.wire.envelope import Order
 
 log = logging.getLogger(__name__)

@@ -18,10 +18,10 @@ from client.process.supervisor import Worker, WorkerFailed
 from client.wire.connection import Connection
 from client.wire.place import Place
 from common.errors import ConfigError, ConsiliumError, RunFailed
-from common.files import only_one
+from common.host.files import only_one
 
 if TYPE_CHECKING:
-    from common.config import SiteConfig
+    from common.study.site import SiteConfig
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def start_site(path: Path, *, metrics: str | None = None) -> None:
         ConfigError: the settings are wrong, or a certificate or key is missing.
     """
     from client.wire.probe import place_of
-    from common.config import load_site
+    from common.study.load import load_site
 
     config = load_site(path)
     _check_files(config, path)
@@ -77,7 +77,7 @@ async def run_site(place: Place) -> None:
     with ExitStack() as stack:
         stack.enter_context(only_one(place.log.parent / ".lock", otherwise=another))
         if place.metrics:
-            from client.exporter import exporting
+            from client.operations.pages import exporting
 
             def is_ready() -> bool:
                 return connection.is_connected and worker.is_alive()
@@ -113,8 +113,8 @@ async def _until_stopped(place: Place) -> None:
 
 def main() -> None:
     """Entry point of `python -m client.node`, which `start_site` becomes; an error is a sentence and an exit code."""
-    from common.logs import start_log
-    from common.processes import follow_parent
+    from common.host.logs import start_log
+    from common.host.parents import follow_parent
 
     start_log()
     follow_parent()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from common.errors import StateError
-from common.files import open_in
+from common.host.files import open_in
 
 Event = Mapping[str, Any]
 

@@ -10,12 +10,14 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
-from common.config import ClassName, SiteName, StudyConfig, describe
+from common.data.patients import Patients
+from common.data.scale import Moments, Scale
 from common.errors import ProtocolError
-from common.patients import Patients
-from common.records import Record
-from common.scale import Moments, Scale
-from common.text import clean
+from common.host.text import clean
+from common.study.load import describe
+from common.study.names import ClassName, SiteName
+from common.study.record import Record
+from common.study.study import StudyConfig
 from common.wire.limits import MAX_TEXT_BYTES
 
 PROTOCOL_VERSION = 4

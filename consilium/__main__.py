@@ -16,6 +16,6 @@ def _leave_out_working_directory() -> None:
 
 if __name__ == "__main__":
     _leave_out_working_directory()
-    from consilium.cli import main
+    from consilium.commands.main import main
 
     main()

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from common.config import StudyConfig
+from common.study.study import StudyConfig
 
 
 def toml_value(value: Any) -> str:

@@ -8,16 +8,16 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from common.config import parse_study
 from common.errors import ConsiliumError
 from common.events import EventLog
-from common.files import only_one
+from common.host.files import only_one
 from common.protocol import study_digest
-from server.exchange import Exchange
-from server.flower import GridExchange, Messenger
-from server.records import JOURNAL_VARIABLE, RunFolder
-from server.rounds import Study, run_study
+from common.study.load import parse_study
+from server.flower.exchange import GridExchange, Messenger
 from server.strategies import build_strategy
+from server.study.exchange import Exchange
+from server.study.run import Study, run_study
+from server.study.run_folder import JOURNAL_VARIABLE, RunFolder
 from server.weighting import build_weighting
 from server.wire.grid import WireGrid
 

@@ -17,9 +17,9 @@ from flwr.app import Context, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from common.errors import ConsiliumError
-from common.identity import read_study_key
-from common.logs import start_log
-from common.processes import end_with_parent
+from common.host.identity import read_study_key
+from common.host.logs import start_log
+from common.host.parents import end_with_parent
 from server.app import app
 from server.wire.exchange import WireExchange
 from server.wire.grid import WireGrid
@@ -45,7 +45,7 @@ def run_job(link: RunLink, job: dict[str, Any]) -> None:
     signer = Signer(job["run"], key, Numbers(folder / ORDERS))
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 0
     if job["kind"] == "flower":
-        importlib.import_module("server.flower_app").run_app(link, Path(job["payloads"]), signer, job)
+        importlib.import_module("server.flower.app").run_app(link, Path(job["payloads"]), signer, job)
         return
     grid = WireGrid(WireExchange(link, Outbox(Path(job["payloads"]), signer)))
     settings = {"study": job["study"], "folder": str(folder), "transport": "grpc", "tls": True}

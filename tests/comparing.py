@@ -6,7 +6,7 @@ from typing import Any
 from conftest import write_table
 from rich.console import Console
 
-from common.config import StudyConfig
+from common.study.study import StudyConfig
 from consilium.comparison.compare import Options
 from consilium.toml import study_text
 

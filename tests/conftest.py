@@ -18,10 +18,11 @@ import pytest
 import torch
 from hypothesis import settings
 
-from client.site import Site
-from common.config import StudyConfig, load_site, parse_study
+from client.site.site import Site
+from common.data.scale import Scale
 from common.protocol import ScalePlan, study_digest
-from common.scale import Scale
+from common.study.load import load_site, parse_study
+from common.study.study import StudyConfig
 
 torch.set_num_threads(1)
 settings.register_profile("consilium", deadline=None)  # two busy cores: the time of one example says nothing

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from client.provision import SiteFolder, accept_bundle, init_site
-from common.bundle import Bundle
-from common.processes import free_port
-from server.home import ServerHome
-from server.provision import make_bundle
+from client.operations.site_folder import SiteFolder, accept_bundle, init_site
+from common.host.bundle import Bundle
+from common.host.ports import free_port
+from server.operations.bundles import make_bundle
+from server.operations.home import ServerHome
 from server.wire.submission import Control
 
 COMMAND = [sys.executable, "-P", "-m", "consilium"]

@@ -11,10 +11,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import NamedTuple
 
-DOCUMENT = Path(__file__).parent.parent / "docs" / "metrics.md"
+from paths import ROOT
+
+DOCUMENT = ROOT / "docs" / "metrics.md"
 STUDY, SITES = "heart", ("berlin", "lyon", "porto")
 ROUND_SECONDS = {"waiting": 1.2, "transfer": 0.3, "aggregation": 0.05, "total": 1.55}
 BUCKETS = (0.01, 0.1, 0.5, 1, 5, 60)

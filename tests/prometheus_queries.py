@@ -1,27 +1,15 @@
 """Put every query of every dashboard to a Prometheus: a fake one in the tests, or that of a real federation."""
 
-import importlib.util
 import math
-import sys
 import time
-from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
-GRAFANA = Path(__file__).parent.parent / "docker" / "grafana"
+from paths import ROOT
 
+from dashboards import queries
 
-def _load(name: str) -> ModuleType:
-    """Import a module of docker/grafana, which is a folder of scripts and no package."""
-    spec = importlib.util.spec_from_file_location(f"docker_grafana_{name}", GRAFANA / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+GRAFANA = ROOT / "docker" / "grafana"
 
-
-queries = _load("queries")
 
 EMPTY_IS_FINE = (
     "consilium_node_gpu_memory_bytes",  # no GPU

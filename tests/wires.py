@@ -18,13 +18,13 @@ from client.process.supervisor import Parcel
 from client.wire.channel import OPTIONS, Attended, attend, credentials_of
 from client.wire.connection import Connection
 from client.wire.place import Place
-from common.identity import make_signing_request, make_site_key, read_signing_request, read_study_key
-from common.processes import free_port
+from common.host.identity import make_signing_request, make_site_key, read_signing_request, read_study_key
+from common.host.ports import free_port
 from common.wire import wire_pb2 as pb
 from common.wire.envelope import Order, payload_digest, sign_order
 from common.wire.limits import SERVICE
-from server.home import ServerHome
-from server.start import _GRPC
+from server.operations.home import ServerHome
+from server.operations.start import _GRPC
 from server.wire.registry import Registry
 from server.wire.service import Wire
 from server.wire.tasks import Task

@@ -10,10 +10,12 @@ from PIL import Image
 
 from client.data.base import Bad, RawData, keep_usable, kind_mismatch
 from client.data.parts import KNOWN, TEST, TRAIN, index_file, part_of, parts_in_file
-from common.config import ArraysData, DataConfig, ImageTask, SplitConfig, Task
+from common.data.groups import Ints, copies_of_pictures
+from common.data.npz import Array, array_names, channels_last, read_npz
 from common.errors import DataError
-from common.groups import Ints, copies_of_pictures
-from common.npz import Array, array_names, channels_last, read_npz
+from common.study.site import ArraysData, DataConfig
+from common.study.task import ImageTask, Task
+from common.study.training import SplitConfig
 
 Pixels = npt.NDArray[np.float32]
 

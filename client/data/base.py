@@ -7,11 +7,13 @@ from typing import Protocol, TypeVar
 
 from torch import Tensor
 
-from common.config import DataConfig, SplitConfig, Task
+from common.data.groups import Copies, Ints
+from common.data.scale import Scale
 from common.errors import ConfigError, DataError
-from common.groups import Copies, Ints
 from common.protocol import DataCard
-from common.scale import Scale
+from common.study.site import DataConfig
+from common.study.task import Task
+from common.study.training import SplitConfig
 
 _log = logging.getLogger(__name__)
 

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from client.data.parts import KNOWN, index_file, part_of
-from common.config import ImageTask, SplitConfig
+from common.data.patterns import EXAMPLE, file_pattern
 from common.errors import ConfigError, DataError
-from common.patterns import EXAMPLE, file_pattern
+from common.study.task import ImageTask
+from common.study.training import SplitConfig
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 FOLDER = "folder"

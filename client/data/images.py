@@ -15,9 +15,11 @@ from PIL import Image
 from client.data.base import Bad, RawData, keep_usable, kind_mismatch
 from client.data.image_files import ImageFile, labelled_files
 from client.data.parts import index_file, parts_in_file
-from common.config import DataConfig, ImageFolderData, ImageTask, SplitConfig, Task
+from common.data.groups import Ints, copies_of_pictures
 from common.errors import DataError
-from common.groups import Ints, copies_of_pictures
+from common.study.site import DataConfig, ImageFolderData
+from common.study.task import ImageTask, Task
+from common.study.training import SplitConfig
 
 # Only these decoders run on a site's files, whatever a file's name says.
 FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import StateError
-from common.files import check_writable, write_atomically
+from common.host.files import check_writable, write_atomically
 
 KEY_BYTES = 32
 

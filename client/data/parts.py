@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from common.data.tables import csv_records
 from common.errors import DataError
-from common.tables import csv_records
 
 Ints = npt.NDArray[np.int64]
 

@@ -11,8 +11,8 @@ import numpy.typing as npt
 from sklearn.model_selection import train_test_split
 
 from client.data.parts import TEST, TRAIN, VALIDATION
-from common.config import SplitConfig
 from common.seeds import seed_for
+from common.study.training import SplitConfig
 
 Indices = npt.NDArray[np.int64]
 Labels = npt.NDArray[np.int64] | npt.NDArray[np.float32]

@@ -12,10 +12,12 @@ import torch
 
 from client.data.base import Bad, Feature, RawData, keep_usable, kind_mismatch
 from client.data.parts import KNOWN, beside, index_file, part_of, parts_in_file
-from common.config import CategoryColumn, DataConfig, NumberColumn, SplitConfig, TableData, TableTask, Task
+from common.data.groups import Ints, Values, codes_of, copies_of_rows
+from common.data.tables import MISSING, BoolTexts, csv_records, number_in, parquet_records
 from common.errors import DataError
-from common.groups import Ints, Values, codes_of, copies_of_rows
-from common.tables import MISSING, BoolTexts, csv_records, number_in, parquet_records
+from common.study.site import DataConfig, TableData
+from common.study.task import CategoryColumn, NumberColumn, TableTask, Task
+from common.study.training import SplitConfig
 
 _log = logging.getLogger(__name__)
 

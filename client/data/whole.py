@@ -9,9 +9,11 @@ import torch
 from client.data.base import RawData, Reader
 from client.data.parts import TEST, TRAIN, beside, index_file
 from client.data.split import Indices, Split, split_rows
-from common.config import DataConfig, ImageTask, SplitConfig, Task
+from common.data.groups import coded, digest_of, first_of_pictures, groups_of, numbered, telling_rows
 from common.errors import DataError
-from common.groups import coded, digest_of, first_of_pictures, groups_of, numbered, telling_rows
+from common.study.site import DataConfig
+from common.study.task import ImageTask, Task
+from common.study.training import SplitConfig
 
 LEAST_TEST_PATIENTS = 2
 """Of fewer, no spread can be told."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from client.methods.apfl import Apfl
-from client.methods.base import Budget, Memory, Method, Outcome, extended
+from client.methods.contract import Budget, Memory, Method, Outcome, extended
 from client.methods.ditto import Ditto
 from client.methods.fedala import FedAla
 from client.methods.fedavg import FedAvg
@@ -26,7 +26,7 @@ from client.methods.per_fedavg import PerFedAvg
 from client.methods.pfedme import PFedMe
 from client.methods.reptile import Reptile
 from client.methods.scaffold import Scaffold
-from common.algorithms import MethodConfig
+from common.study.methods import MethodConfig
 
 METHODS: Mapping[str, type[Method]] = {
     "local": Local,

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from client.methods.base import Budget, Memory, Outcome
+from client.methods.contract import Budget, Memory, Outcome
 from client.models import Model
-from client.training import LocalWork, batches, begin, full_gradient, own_randomness
-from common.weights import under, with_prefix
+from client.training.local_work import LocalWork, batches, begin, full_gradient, own_randomness
+from common.weights.arrays import under, with_prefix
 
 
 @dataclass(frozen=True)

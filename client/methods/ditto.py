@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from client.methods.base import Budget, Memory, Outcome
+from client.methods.contract import Budget, Memory, Outcome
 from client.models import Model, get_weights, set_weights
-from client.training import LocalWork, proximal, train
+from client.training.local_work import LocalWork, proximal, train
 from common.seeds import seed_for
-from common.weights import under, with_prefix
+from common.weights.arrays import under, with_prefix
 
 KEPT = "v/"
 

@@ -25,11 +25,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from client.methods.base import Budget, Memory, Outcome
+from client.methods.contract import Budget, Memory, Outcome
 from client.models import Model, get_weights
-from client.training import LocalWork, batches, begin, full_gradient, train
+from client.training.local_work import LocalWork, batches, begin, full_gradient, train
 from common.seeds import seed_for
-from common.weights import Array, Weights, under, with_prefix
+from common.weights.arrays import Array, Weights, under, with_prefix
 
 LAST_LOSSES, MOST_PASSES = 10, 100
 

@@ -16,9 +16,9 @@ from typing import Literal
 
 from torch import nn
 
-from client.methods.base import Budget, Memory, Outcome
+from client.methods.contract import Budget, Memory, Outcome
 from client.models import Model
-from client.training import LocalWork, train
+from client.training.local_work import LocalWork, train
 from common.seeds import seed_for
 
 

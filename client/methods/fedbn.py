@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from client.methods.base import Budget, Memory, Outcome
+from client.methods.contract import Budget, Memory, Outcome
 from client.models import Model
-from client.training import LocalWork, train
+from client.training.local_work import LocalWork, train
 from common.errors import ModelError
 
 

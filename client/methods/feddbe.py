@@ -26,9 +26,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from client.methods.base import Budget, Memory, Outcome
+from client.methods.contract import Budget, Memory, Outcome
 from client.models import Model, Shifted, head_layer, num_features
-from client.training import LocalWork, loss_of, train
+from client.training.local_work import LocalWork, loss_of, train
 from common.errors import ModelError
 
 MEAN, KNOWN, SHIFT = "dbe_mean", "dbe_known", "shift"

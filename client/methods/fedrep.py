@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from client.methods.base import Budget, Memory, Outcome
+from client.methods.contract import Budget, Memory, Outcome
 from client.models import Model
-from client.training import LocalWork, train
+from client.training.local_work import LocalWork, train
 from common.seeds import seed_for
 
 

@@ -22,10 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from client.methods.base import Budget, Memory, Outcome
+from client.methods.contract import Budget, Memory, Outcome
 from client.models import Model, flattened, get_weights, head_layer, set_weights, watched
-from client.training import LocalWork, loss_of, train
-from common.weights import add_scaled, under, with_prefix
+from client.training.local_work import LocalWork, loss_of, train
+from common.weights.arithmetic import add_scaled
+from common.weights.arrays import under, with_prefix
 
 KEPT = "head_k/"
 NEVER = -1e4

@@ -19,11 +19,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from client.methods.base import Budget, Memory, Outcome
+from client.methods.contract import Budget, Memory, Outcome
 from client.models import Model, TwoExtractors, get_weights, head_layer, set_weights
-from client.training import LocalWork, begin, train
+from client.training.local_work import LocalWork, begin, train
 from common.errors import ModelError
-from common.weights import under, with_prefix
+from common.weights.arrays import under, with_prefix
 
 KEPT = "own/"
 

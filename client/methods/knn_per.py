@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from client.data import Examples
-from client.methods.base import Budget, Memory, Outcome
+from client.methods.contract import Budget, Memory, Outcome
 from client.models import Model, WithNeighbours
-from client.training import LocalWork, loss_of, train
+from client.training.local_work import LocalWork, loss_of, train
 
 MIXES = tuple(tenth / 10 for tenth in range(11))
 """What the tuning tries."""

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from client.methods.base import Budget, Memory, Outcome
+from client.methods.contract import Budget, Memory, Outcome
 from client.models import Model, flattened, get_weights, head_layer, set_weights, watched
-from client.training import LocalWork, loss_of, train
+from client.training.local_work import LocalWork, loss_of, train
 from common.errors import ModelError
-from common.weights import Weights, under, with_prefix
+from common.weights.arrays import Weights, under, with_prefix
 
 KEPT = "last/"
 

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from client.methods.base import Budget, Memory, Outcome
+from client.methods.contract import Budget, Memory, Outcome
 from client.models import Model, get_weights, set_weights
-from client.training import LocalWork, anchor_of, train
-from common.weights import under, with_prefix
+from client.training.local_work import LocalWork, anchor_of, train
+from common.weights.arrays import under, with_prefix
 
 KEPT = "v/"
 

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from client.methods.base import Budget, Memory, Outcome
+from client.methods.contract import Budget, Memory, Outcome
 from client.models import Model
-from client.training import LocalWork, batches, begin, full_gradient, own_randomness, train
+from client.training.local_work import LocalWork, batches, begin, full_gradient, own_randomness, train
 from common.seeds import seed_for
 
 Variant = Literal["first_order", "hessian_free"]

@@ -18,10 +18,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from client.methods.base import Budget, Memory, Outcome
+from client.methods.contract import Budget, Memory, Outcome
 from client.models import Model, get_weights, set_weights
-from client.training import LocalWork, batches, begin, full_gradient, own_randomness
-from common.weights import under, with_prefix
+from client.training.local_work import LocalWork, batches, begin, full_gradient, own_randomness
+from common.weights.arrays import under, with_prefix
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from client.methods.base import Budget, Memory, Outcome
+from client.methods.contract import Budget, Memory, Outcome
 from client.models import Model, get_weights
-from client.training import LocalWork, train
-from common.weights import add_scaled, subtract, with_prefix
+from client.training.local_work import LocalWork, train
+from common.weights.arithmetic import add_scaled, subtract
+from common.weights.arrays import with_prefix
 
 KEPT = "control/"
 

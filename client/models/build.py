@@ -12,9 +12,9 @@ from torch import nn
 
 from client.models.pretrained import load_pretrained
 from client.models.small import SMALL_NAMES, build_small, check_images
-from common.config import ModelConfig
 from common.errors import ModelError
-from common.weights import Array, Weights
+from common.study.training import ModelConfig
+from common.weights.arrays import Array, Weights
 
 # torch exports BatchNorm1d to 3d and SyncBatchNorm, but their common base only under this name.
 _BatchNorm = nn.modules.batchnorm._BatchNorm

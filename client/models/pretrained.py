@@ -11,8 +11,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from common.config import PretrainedConfig
 from common.errors import ModelError
+from common.study.training import PretrainedConfig
 
 _PICKLED = (".pt", ".pth", ".th")
 _MAX_LISTED = 8

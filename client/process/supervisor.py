@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass
 
 from client.process.shared_memory import Box
-from common.processes import PARENT_VARIABLE, exit_code
+from common.host.parents import PARENT_VARIABLE, exit_code
 from common.wire.frames import HEADER_BYTES, frame_length, framed
 
 log = logging.getLogger(__name__)

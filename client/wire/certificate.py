@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 
 from client.wire.place import Place
 from common.errors import ConsiliumError
-from common.files import write_atomically
-from common.identity import (
+from common.host.files import write_atomically
+from common.host.identity import (
     check_site_certificate,
     read_authorities,
     read_certificate,

@@ -22,8 +22,8 @@ from client.wire.certificate import is_valid, keep_renewed, request_if_due
 from client.wire.channel import Attended, NotWelcome, attend, explained, refusal_sentence
 from client.wire.place import Place
 from common.errors import ConfigError, ConnectionRefused, ConsiliumError, ProtocolError
-from common.identity import read_study_public
-from common.text import clean
+from common.host.identity import read_study_public
+from common.host.text import clean
 from common.wire import wire_pb2 as pb
 from common.wire.envelope import open_order
 from common.wire.limits import EXPIRED, MAX_PAYLOAD_BYTES, MAX_WAIT_SECONDS, PIECE_BYTES, REPLACED, REVOKED, SERVICE

@@ -12,11 +12,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import Field, TypeAdapter, ValidationError
 
 from common.codecs import Payload
-from common.config import SiteName, describe
 from common.errors import ProtocolError, StateError
-from common.files import write_atomically
+from common.host.files import write_atomically
 from common.protocol import FinishPlan, HandshakePlan, Plan, RoundPlan, RunName, Sha256, study_digest
-from common.records import Record
+from common.study.load import describe
+from common.study.names import SiteName
+from common.study.record import Record
 from common.wire.envelope import Order, open_order, payload_digest
 
 LEDGER = "orders.json"

@@ -15,12 +15,12 @@ from client.wire.channel import OPTIONS, credentials_of, explained, tls_context
 from client.wire.place import Place
 from common import __version__
 from common.errors import ConnectionRefused
-from common.text import clean
+from common.host.text import clean
 from common.wire import wire_pb2 as pb
 from common.wire.limits import CONNECT_SECONDS, SERVICE, WIRE_VERSION
 
 if TYPE_CHECKING:
-    from common.config import SiteConfig
+    from common.study.site import SiteConfig
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ receiver does not know; see `Chain` for all others.
 from collections.abc import Mapping, Sequence, Set
 from typing import TypeAlias
 
-from common.algorithms import CodecConfig
 from common.codecs.base import ByteStage, Form, Payload, Stage, form_of
 from common.codecs.bf16 import Bf16
 from common.codecs.chain import Chain, Encoded
@@ -21,6 +20,7 @@ from common.codecs.plain import Identity
 from common.codecs.sign import Sign
 from common.codecs.top_k import TopK
 from common.codecs.zstd import Zstd
+from common.study.codecs import CodecConfig
 
 AnyStage: TypeAlias = Stage | ByteStage
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.errors import ProtocolError
-from common.weights import Array, Weights
+from common.weights.arrays import Array, Weights
 
 Payload: TypeAlias = bytes | memoryview
 """What is decoded."""

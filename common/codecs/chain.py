@@ -31,7 +31,9 @@ from common.codecs.container import container_bytes, pack, unpack
 from common.codecs.integer_delta import IntegerDelta
 from common.errors import ProtocolError, StateError
 from common.seeds import seed_for
-from common.weights import Array, Weights, check_finite, check_like, is_float, subtract, under, with_prefix
+from common.weights.arithmetic import subtract
+from common.weights.arrays import Array, Weights, is_float, under, with_prefix
+from common.weights.checks import check_finite, check_like
 
 RESIDUAL = "residual/"
 """Prefix of what was not sent, in the memory; a stage's own memory lies under the name of its class."""

@@ -13,8 +13,8 @@ import numpy as np
 
 from common.codecs.base import Form, Payload, Spec, bytes_of, size_of
 from common.errors import ProtocolError
-from common.text import clean, is_clean
-from common.weights import Array, Weights, bytes_view
+from common.host.text import clean, is_clean
+from common.weights.arrays import Array, Weights, bytes_view
 
 DTYPES = {
     np.dtype(dtype): name

@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 
 from common.codecs.base import EXPONENT, Form, Spec, is_floating
-from common.weights import Array, Weights
+from common.weights.arrays import Array, Weights
 
 TOP = 15
 """Scaled magnitudes stay below 2**15: half precision ends at 65504."""

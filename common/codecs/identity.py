@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from common.codecs.base import Form
-from common.weights import Array, Weights
+from common.weights.arrays import Array, Weights
 
 
 @dataclass(frozen=True)

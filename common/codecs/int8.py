@@ -16,7 +16,7 @@ from typing import ClassVar
 import numpy as np
 
 from common.codecs.base import SCALE, Form, Spec, dequantise, is_floating, num_scales, quantise, scale_dtype, size_of
-from common.weights import Array, Weights, is_float
+from common.weights.arrays import Array, Weights, is_float
 
 LEVELS = 127
 

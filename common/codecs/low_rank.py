@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.codecs.base import RIGHT, Form, Spec, bytes_of, form_of, is_floating, scale_dtype, size_of
-from common.weights import Array, Weights
+from common.weights.arrays import Array, Weights
 
 Floats = npt.NDArray[np.float64]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from common.codecs.base import Payload, form_of
 from common.codecs.container import pack, read_form, unpack
-from common.weights import Array, Weights
+from common.weights.arrays import Array, Weights
 
 
 @dataclass(frozen=True)

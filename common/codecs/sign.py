@@ -17,7 +17,7 @@ from typing import ClassVar
 import numpy as np
 
 from common.codecs.base import SCALE, Form, Spec, check_scale, is_floating, scale_dtype, size_of
-from common.weights import Array, Weights, is_float
+from common.weights.arrays import Array, Weights, is_float
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import numpy as np
 
 from common.codecs.base import INDEX, Form, Spec, is_floating, size_of
 from common.errors import ProtocolError
-from common.weights import Array, Weights, is_float
+from common.weights.arrays import Array, Weights, is_float
 
 
 @dataclass(frozen=True)

@@ -16,16 +16,18 @@ import torch
 from safetensors.numpy import load_file, save
 
 from client.app import forget_sites
-from client.site import FEATURES, versions
-from client.site_state import TEST_SCORES, StateFolder
-from common.config import StudyConfig, Task, load_site, parse_study
+from client.site.site import FEATURES, versions
+from client.site.state_folder import TEST_SCORES, StateFolder
 from common.errors import ConfigError, ConsiliumError
-from common.files import scratch, write_atomically
-from common.weights import Array
+from common.host.files import scratch, write_atomically
+from common.study.load import load_site, parse_study
+from common.study.study import StudyConfig
+from common.study.task import Task
+from common.weights.arrays import Array
 from consilium.comparison.evaluation import ClassScores, NumberScores, Scores
 from consilium.comparison.pooled import POOLED, run_pooled
 from consilium.comparison.usual import USUAL, run_usual
-from consilium.inprocess import run_in_process
+from consilium.running.in_process import run_in_process
 
 MODELS = ("majority", "local", "local.best", "global", "personal", "personal.best", POOLED, f"{POOLED}.best", USUAL)
 """Models of a cell that are measured on every site's test split, where there are such."""

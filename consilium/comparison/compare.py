@@ -13,11 +13,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from client.data import Examples, keep_readings
 from client.methods import build_method
-from client.training import LocalWork
-from common.algorithms import MethodConfig
-from common.config import StudyConfig, load_study
+from client.training.local_work import LocalWork
 from common.errors import ConfigError
-from common.files import write_atomically
+from common.host.files import write_atomically
+from common.study.load import load_study
+from common.study.methods import MethodConfig
+from common.study.study import StudyConfig
 from consilium.comparison.cells import Cell, SiteFiles, find_sites, make_cell
 from consilium.comparison.evaluation import kind_of
 from consilium.comparison.page import render
@@ -36,7 +37,7 @@ from consilium.comparison.summary import (
 )
 from consilium.comparison.tables import Report, build_report, print_report
 from consilium.comparison.usual import USUAL
-from consilium.variants import Skipped, Spec, Variant, factor_kinds, kinds, parse_specs, strategy_kinds, vary
+from consilium.comparison.variants import Skipped, Spec, Variant, factor_kinds, kinds, parse_specs, strategy_kinds, vary
 
 CELLS = "cells"
 _SOME_ROWS = 1009

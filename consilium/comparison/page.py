@@ -16,7 +16,7 @@ from consilium.comparison.summary import (
 )
 from consilium.comparison.tables import SURVIVES, Line, Report, counted, explained, lead, text_of
 from consilium.findings import ESTIMAND, LEAST_PATIENTS, LEAST_SPLITS, Interval
-from consilium.page import (
+from consilium.findings.html import (
     COLOURS,
     DASH,
     INK,

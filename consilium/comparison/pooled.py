@@ -8,14 +8,17 @@ from typing import Any
 import torch
 
 from client.data import Examples, SiteData, UnscaledData, read_site
-from client.feature_cache import worthwhile
 from client.models import Model, build_model, cut, features_of, get_weights, set_weights
-from client.training import LocalWork, evaluate, train
-from common.config import ImageTask, StudyConfig, Task, load_site
+from client.site.feature_cache import worthwhile
+from client.training.local_work import LocalWork, evaluate, train
+from common.data.scale import Scale, combine, joined
 from common.errors import DataError
-from common.scale import Scale, combine, joined
 from common.seeds import seed_for
-from common.weights import Array, check_finite
+from common.study.load import load_site
+from common.study.study import StudyConfig
+from common.study.task import ImageTask, Task
+from common.weights.arrays import Array
+from common.weights.checks import check_finite
 
 POOLED = "pooled"
 _BATCH = 64

@@ -13,8 +13,8 @@ from typing import Any
 
 from client.data import keep_readings
 from common.errors import StateError
-from common.files import check_writable
-from common.processes import end_with_parent
+from common.host.files import check_writable
+from common.host.parents import end_with_parent
 from consilium.comparison.cells import Cell, SiteFiles, read_cell, run_cell
 
 Results = dict[Cell, dict[str, Any]]

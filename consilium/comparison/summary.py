@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from common.config import Task
+from common.study.task import Task
 from consilium.comparison.cells import Cell, Kind, read_scores, scores_of
 from consilium.comparison.evaluation import SMALLER_IS_BETTER, UNBOUNDED, Floats, Labels, Scores, kind_of
 from consilium.comparison.evidence import averaged, evidence_of, minus

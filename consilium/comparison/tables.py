@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from common.config import StudyConfig, TableTask
 from common.errors import ConfigError
+from common.study.study import StudyConfig
+from common.study.task import TableTask
 from consilium.comparison.cells import Cell
 from consilium.comparison.evaluation import IN_UNITS, SMALLER_IS_BETTER, UNBOUNDED, kind_of
 from consilium.comparison.summary import (
@@ -43,10 +44,10 @@ from consilium.comparison.summary import (
     summarise,
     to_target,
 )
-from consilium.contradiction import contradiction
+from consilium.comparison.variants import Skipped
 from consilium.findings import ALPHA, LEAST_SPLITS, Interval, holm, sentence, verdict
-from consilium.page import DASH
-from consilium.variants import Skipped
+from consilium.findings.contradiction import contradiction
+from consilium.findings.html import DASH
 
 MOST_NAMED = 4
 """Sites that one warning names."""

@@ -21,9 +21,10 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from torch import Tensor
 
 from client.data import Examples, read_site
-from common.config import StudyConfig, load_site
 from common.seeds import seed_for
-from common.weights import Array
+from common.study.load import load_site
+from common.study.study import StudyConfig
+from common.weights.arrays import Array
 
 USUAL: Final = "usual"
 FOLDS = 5

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from common.patients import Patients
+from common.data.patients import Patients
 from common.protocol import TestCounts
 from consilium.findings.evidence import Evidence
 from consilium.findings.intervals import Interval, Kind, interval_of, over_sites

@@ -36,7 +36,7 @@ from typing import Literal
 import numpy as np
 from scipy import optimize, special, stats
 
-from common.patients import LEAST_PATIENTS, Patients, by_patient
+from common.data.patients import LEAST_PATIENTS, Patients, by_patient
 from consilium.findings.evidence import Evidence, Floats
 
 LEVEL = 0.95

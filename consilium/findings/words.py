@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Literal
 
-from common.patients import LEAST_PATIENTS
+from common.data.patients import LEAST_PATIENTS
 from consilium.findings.intervals import ALPHA, Interval
 
 Verdict = Literal["helps", "hurts", "unclear", "too_few", "unknown"]

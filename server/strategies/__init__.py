@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from common.algorithms import StrategyConfig
-from server.strategies.base import ServerState, Step, Strategy, Update, by_site
+from common.study.strategies import StrategyConfig
+from server.strategies.contract import ServerState, Step, Strategy, Update, by_site
 from server.strategies.fedadagrad import FedAdagrad
 from server.strategies.fedadam import FedAdam
 from server.strategies.fedavg import FedAvg

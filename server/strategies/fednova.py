@@ -13,9 +13,10 @@ With equal a_k it is FedAvg. Buffers and integers move by the weighted mean.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from common.algorithms import EFFECTIVE_STEPS
-from common.weights import Weights, add_scaled
-from server.strategies.base import ServerState, Step, Update, by_site, mean_delta, measured
+from common.study.signals import EFFECTIVE_STEPS
+from common.weights.arithmetic import add_scaled
+from common.weights.arrays import Weights
+from server.strategies.contract import ServerState, Step, Update, by_site, mean_delta, measured
 
 
 @dataclass(frozen=True)

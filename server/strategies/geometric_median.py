@@ -18,8 +18,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from common.weights import Weights, add_scaled
-from server.strategies.base import ServerState, Step, Update, by_site, gram, mean_delta
+from common.weights.arithmetic import add_scaled
+from common.weights.arrays import Weights
+from server.strategies.contract import ServerState, Step, Update, by_site, gram, mean_delta
 
 
 @dataclass(frozen=True)

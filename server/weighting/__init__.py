@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 
-from common.algorithms import WeightingConfig
+from common.study.weightings import WeightingConfig
 from server.weighting.afl import Afl
 from server.weighting.auto import Auto
-from server.weighting.base import Evidence, Factor, Reading, SignalMissing, Weighed, Weighting
+from server.weighting.contract import Evidence, Factor, Reading, SignalMissing, Weighed, Weighting
 from server.weighting.divergence import Divergence
 from server.weighting.fedadp import FedAdp
 from server.weighting.fedce import FedCe

@@ -23,7 +23,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from server.weighting.base import Evidence, Reading
+from server.weighting.contract import Evidence, Reading
 
 Distribution = npt.NDArray[np.float64]
 

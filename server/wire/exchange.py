@@ -4,11 +4,11 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
+from common.host.text import clean
 from common.protocol import REPLY_GRACE_SECONDS, Plan
-from common.text import clean
 from common.wire import wire_pb2 as pb
 from common.wire.limits import SMALL_PAYLOAD_BYTES
-from server.exchange import NOTHING, Answer, answer_of
+from server.study.exchange import NOTHING, Answer, answer_of
 from server.wire.outbox import Outbox, Parcel
 from server.wire.run_link import RunLink
 

@@ -13,7 +13,7 @@ class WireGrid(Grid):
     """The Grid of a deployed study.
 
     Its ServerApp asks sites through `exchange`, which signs plans as they are. Messages of Flower are for the apps of
-    others, whose Grid is `server.wire.flower_grid.FlowerGrid`.
+    others, whose Grid is `server.flower.grid.FlowerGrid`.
     """
 
     def __init__(self, exchange: WireExchange) -> None:

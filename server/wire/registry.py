@@ -12,10 +12,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import ValidationError
 
-from common.config import SiteName
 from common.errors import ConfigError, ProtocolError, StateError
-from common.files import write_atomically
-from common.identity import (
+from common.host.files import write_atomically
+from common.host.identity import (
     SigningRequest,
     certificate_hosts,
     fingerprint_of_line,
@@ -23,8 +22,9 @@ from common.identity import (
     read_authorities,
     read_signing_request,
 )
-from common.records import Record
-from server.authority import add_authority, read_authority, retire_authorities, sign_site_certificate
+from common.study.names import SiteName
+from common.study.record import Record
+from server.operations.authority import add_authority, read_authority, retire_authorities, sign_site_certificate
 
 FILE = "sites.json"
 

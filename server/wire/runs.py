@@ -22,8 +22,8 @@ from typing import Any
 
 from common.errors import EXIT_CODES, ConfigError, StateError
 from common.events import EventLog
-from common.files import write_atomically
-from common.processes import exit_code
+from common.host.files import write_atomically
+from common.host.parents import exit_code
 from server.wire.run_port import RunPort
 from server.wire.service import Wire
 

@@ -16,8 +16,8 @@ from google.protobuf.message import DecodeError
 
 from common import __version__
 from common.errors import ConsiliumError, StateError
-from common.identity import read_authorities
-from common.text import clean
+from common.host.identity import read_authorities
+from common.host.text import clean
 from common.wire import wire_pb2 as pb
 from common.wire.limits import (
     EXPIRED,

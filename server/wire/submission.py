@@ -17,9 +17,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from common.config import StudyConfig
 from common.errors import ConfigError, ConnectionRefused, ConsiliumError, StateError, error_named
-from server.home import ServerHome
+from common.study.study import StudyConfig
+from server.operations.home import ServerHome
 from server.wire.registry import Approval
 from server.wire.runs import RunEntry
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from common.errors import StateError
-from common.text import clean
+from common.host.text import clean
 
 Seconds = float
 

@@ -1,0 +1,1 @@
+"""Apps and messages of Flower at a site."""

@@ -1,0 +1,239 @@
+"""Runs the ClientApp of an approved Flower app in the worker, with its `Context.state` kept on this site's disk."""
+
+import hashlib
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from flwr.app import Context, Message, RecordDict
+from flwr.app.metadata import Metadata
+from flwr.clientapp import ClientApp
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
+from flwr.supercore.task_identity import TaskIdentity
+
+from client.flower.approved import check_approved, code_of, keep_code
+from client.site.state_folder import event_log
+from client.wire.orders import Orders
+from common.codecs import Payload
+from common.errors import ConfigError, ConsiliumError, ProtocolError, RunFailed, StateError
+from common.flower.app import load_component, unload
+from common.flower.orders import (
+    SERVER_NODE,
+    CodeOrder,
+    FlowerReply,
+    MessageOrder,
+    node_number,
+    parse_flower_order,
+    run_number,
+)
+from common.host.files import write_atomically
+from common.study.site import SiteConfig
+from common.wire.envelope import Order
+
+log = logging.getLogger(__name__)
+
+RUNS, STATE = "flower_apps", "state.bin"
+"""Folder of the state folder with one per run, which no study can have as its name; a run's file in it."""
+MAX_STATE_BYTES = 2_000_000_000
+"""How large the state of one run may become; Flower's own form of it allows no more."""
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """The app that is loaded; there is one at a time, so that no two mix their modules."""
+
+    digest: str
+    folder: Path
+    app: ClientApp
+
+
+@dataclass
+class _State:
+    """The state of the run that was asked for last, and the digest of what the disk has of it."""
+
+    file: Path
+    records: RecordDict
+    on_disk: bytes
+
+
+_loaded: _Loaded | None = None
+_state: _State | None = None
+
+
+def answer_flower(
+    config: SiteConfig, folder: Path, order: Order, payload: Payload | None, orders: Orders
+) -> tuple[str, bytes | None]:
+    """Obey an order of kind "flower": keep an app's code, or hand a message to its ClientApp.
+
+    Args:
+        folder: the site's own, in which apps are approved.
+
+    Returns:
+        The reply's JSON, and the content of the app's answer.
+
+    Raises:
+        ConsiliumError: the order is not one for this site, the app is not approved, or it failed; the text of an
+            app's own error stays here unless `share_error_details` is set.
+    """
+    began = time.monotonic()
+    asked = parse_flower_order(order.text)
+    if (asked.run, asked.site) != (order.run, order.site):
+        raise ProtocolError(f"the order says run '{asked.run}' at site '{asked.site}', signed are others")
+    check_approved(folder, asked.app, site=config.name)
+    place = config.state_dir / RUNS / asked.run
+    orders.check_room(place)
+    content: bytes | None = None
+    try:
+        if isinstance(asked, CodeOrder):
+            keep_code(folder, config.state_dir, asked.app, bytes(payload or b""))
+        else:
+            content = _answer(config, folder, asked, bytes(payload or b""), place / STATE)
+    finally:
+        orders.answered(order)
+    seconds = time.monotonic() - began
+    if isinstance(asked, MessageOrder):
+        event_log(config).log(
+            "flower",
+            run=asked.run,
+            app=asked.app,
+            type=asked.message_type,
+            seconds=round(seconds, 4),
+            bytes_down=len(payload or b""),
+            bytes_up=len(content or b""),
+        )
+    return FlowerReply(run=asked.run, site=config.name, seconds=seconds).model_dump_json(), content
+
+
+def _answer(config: SiteConfig, folder: Path, asked: MessageOrder, payload: bytes, file: Path) -> bytes:
+    global _state
+    app = _app(config, folder, asked.app)
+    state, _state = _state_of(file), None  # an app that fails in between has spoilt it
+    context = Context(
+        run_id=run_number(asked.run),
+        node_id=node_number(config.name),
+        node_config=dict(config.flower),
+        state=state.records,
+        run_config=dict(asked.run_config),
+    )
+    reply = _called(app, _message(config, asked, payload), context, config)
+    _state = _saved(state, context.state)
+    return recorddict_to_proto(reply.content).SerializeToString()
+
+
+def _message(config: SiteConfig, asked: MessageOrder, payload: bytes) -> Message:
+    """Return the message as the ServerApp sent it.
+
+    Raises:
+        ProtocolError: its content is none.
+    """
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run_number(asked.run), node_number(config.name)
+    about = Metadata(
+        run_id=run_number(asked.run),
+        message_id=asked.message_id,
+        src_node_id=SERVER_NODE,
+        dst_node_id=node_number(config.name),
+        reply_to_message_id="",
+        group_id=asked.group_id,
+        created_at=time.time(),  # by this site's own clock, which may be off
+        ttl=asked.ttl,
+        message_type=asked.message_type,
+    )
+    try:
+        content = recorddict_from_proto(RecordDictProto.FromString(payload))
+    except Exception as error:  # Flower's classes raise whatever they meet
+        raise ProtocolError(f"the order's payload is no content of a message ({type(error).__name__})") from error
+    message: Message = Message(content, metadata=about)  # type: ignore[call-overload]  # Flower's own way
+    return message
+
+
+def _called(app: ClientApp, message: Message, context: Context, config: SiteConfig) -> Message:
+    """Return what the app answers.
+
+    Raises:
+        RunFailed: it raised something, or answered with an error or with no message.
+    """
+    who = f"the ClientApp at site '{config.name}'"
+    try:
+        reply = app(message, context)
+        content_or_error = reply.has_error() or reply.has_content()
+    except (Exception, SystemExit) as error:
+        log.exception("the ClientApp failed type=%s", message.metadata.message_type)
+        detail = f": {error}" if config.share_error_details else f"; the log of site '{config.name}' says more"
+        raise RunFailed(f"{who} failed with {type(error).__name__}{detail}") from error
+    if not content_or_error:
+        raise RunFailed(f"{who} answered with an empty message")
+    if reply.has_error():
+        raise RunFailed(f"{who} answered with error {reply.error.code}: {reply.error.reason}")
+    return reply
+
+
+def _app(config: SiteConfig, folder: Path, digest: str) -> ClientApp:
+    """Return the ClientApp of an approved app, loaded once as long as no other is asked for.
+
+    Raises:
+        ConsiliumError: its code is not here, not what was approved, or cannot be loaded.
+    """
+    global _loaded
+    if _loaded is not None and _loaded.digest == digest:
+        return _loaded.app
+    if _loaded is not None:
+        unload(_loaded.folder)
+        _loaded = None
+    place, app = code_of(folder, config.state_dir, digest, site=config.name)
+    try:
+        component = load_component(place, app.components["clientapp"])
+        if not isinstance(component, ClientApp):
+            raise ConfigError(f"'{app.components['clientapp']}' is a {type(component).__name__}, expected a ClientApp")
+    except ConsiliumError:
+        unload(place)
+        raise
+    except (Exception, SystemExit) as error:
+        unload(place)
+        log.exception("the app cannot be loaded digest=%s", digest)
+        detail = f": {error}" if config.share_error_details else f"; the log of site '{config.name}' says more"
+        raise RunFailed(f"site '{config.name}' cannot load the app: {type(error).__name__}{detail}") from error
+    log.info("app loaded name=%s digest=%s", app.name, digest)
+    _loaded = _Loaded(digest, place, component)
+    return component
+
+
+# --- state --------------------------------------------------------------------------------------------
+
+
+def _state_of(file: Path) -> _State:
+    """Return the state of a run: from memory, else from the disk, else an empty one.
+
+    Raises:
+        StateError: it is damaged; training on without it would be another study.
+    """
+    if _state is not None and _state.file == file:
+        return _state
+    try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        content = file.read_bytes() if file.exists() else b""
+        records = recorddict_from_proto(RecordDictProto.FromString(content))
+    except OSError as error:
+        raise StateError(f"cannot read '{file}': {error.strerror or error}") from error
+    except Exception as error:  # Flower's classes raise whatever they meet
+        raise StateError(f"the state in '{file}' is damaged ({type(error).__name__}); start a new run") from error
+    return _State(file, records, hashlib.sha256(content).digest())
+
+
+def _saved(state: _State, records: RecordDict) -> _State:
+    """Write a run's state if it has changed, and return it.
+
+    Raises:
+        StateError: it is too large, or the disk is full; the state before is kept.
+    """
+    try:
+        content = recorddict_to_proto(records).SerializeToString(deterministic=True)
+    except ValueError as error:
+        raise StateError(f"the app's Context.state cannot be written: {error}") from error
+    if len(content) > MAX_STATE_BYTES:
+        raise StateError(f"the app's Context.state has {len(content)} bytes, expected at most {MAX_STATE_BYTES}")
+    digest = hashlib.sha256(content).digest()
+    if digest != state.on_disk:
+        write_atomically(state.file, content, mode=0o600)
+    return _State(state.file, records, digest)

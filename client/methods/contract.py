@@ -1,0 +1,95 @@
+"""What a personalisation method is: what may leave the site, how to train, what the site serves.
+
+The site composes the rest around it: arrays that are not shared are kept in the site's state and put
+back before every round, so a method with a personal part needs no code to remember it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+from torch import nn
+
+from client.models import Model
+from client.training.local_work import LocalWork
+from common.weights.arrays import Array, Weights
+
+Memory = Mapping[str, Array]
+"""Arrays that a method keeps at the site from round to round; empty for most, and at the site's first round.
+
+What it is given is what it kept after the site's last update that counted: a lost or rejected reply leaves no trace.
+"""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a round's training leaves beside the model itself.
+
+    Args:
+        memory: what the method keeps at the site, whole: names that are not in it are forgotten.
+        loss: mean training loss over the batches.
+        control: the change of the site's control variate; leaves the site beside the delta (SCAFFOLD only).
+        metrics: numbers worth telling, e.g. `apfl.alpha`; they leave the site.
+    """
+
+    memory: Memory
+    loss: float
+    control: Weights = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The local-only baseline's training, so that both sides of the comparison take as many gradients.
+
+    Args:
+        per_round: what is trained in every round.
+        before_serving: what `personalise` trains on top, each time anew; None for nothing.
+    """
+
+    per_round: LocalWork
+    before_serving: LocalWork | None = None
+
+
+class Method(Protocol):
+    """A rule of the site. Settings are fields of a frozen dataclass; memory is an argument."""
+
+    def shared(self, model: Model) -> frozenset[str]:
+        """Return the state-dict names that may leave the site; everything else is personal."""
+        ...
+
+    def train(self, model: Model, memory: Memory, work: LocalWork) -> Outcome:
+        """Train `model` in place from the received (and the site's personal) weights it holds.
+
+        What `model` holds afterwards is sent (shared names, as a delta) and kept (personal names).
+        """
+        ...
+
+    def budget(self, work: LocalWork) -> Budget:
+        """Return the local training that this method spends on what it serves, given a round's work."""
+        ...
+
+    def personalise(self, model: Model, memory: Memory, work: LocalWork) -> nn.Module:
+        """Turn `model`, which holds the received and the personal weights, into what this site serves; return it.
+
+        May train on the site's training examples (`work.examples`) and select on its validation examples,
+        never on others. Most return `model.module`.
+        """
+        ...
+
+
+@runtime_checkable
+class Extends(Protocol):
+    """A method that keeps buffers of its own beside the model's, which all sites share (`Model.extra`).
+
+    The model's forward pass does not read them, so that what the site trains alone stays the same.
+    """
+
+    def extended(self, model: Model, input_shape: tuple[int, ...]) -> Model:
+        """Return the model with these buffers, registered in its module; an example has `input_shape`."""
+        ...
+
+
+def extended(method: Method, model: Model, input_shape: tuple[int, ...]) -> Model:
+    """Return the model that a method trains: with its buffers where it has some, else the model as it is."""
+    return method.extended(model, input_shape) if isinstance(method, Extends) else model

@@ -1,0 +1,1 @@
+"""Running a site: its folder, the doctor, its pages for monitoring."""

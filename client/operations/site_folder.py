@@ -1,0 +1,282 @@
+"""A site's folder: its key, its settings, and what the coordinator's bundle adds. No private key ever leaves it."""
+
+import json
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.errors import ConfigError, ConnectionRefused, StateError
+from common.host.bundle import Bundle, read_bundle
+from common.host.files import write_atomically
+from common.host.identity import (
+    check_site_certificate,
+    fingerprint,
+    fingerprint_of_certificate,
+    make_signing_request,
+    make_site_key,
+    read_private_key,
+    read_public_key,
+    read_study_public,
+    request_path,
+)
+from common.study.load import load_site, parse_site
+from common.study.site import SiteConfig
+
+SETTINGS, KEY, STUDY, BUNDLE = "site.toml", "site.key", "study.toml", "bundle.json"
+
+_TEMPLATE = """\
+# This site's own settings. The file never leaves this machine. Paths are relative to it.
+
+# The site's name and the server, as agreed with the study's coordinator.
+name = {name}
+server = {server}
+
+# Whom this site trusts as the server; 'consilium site accept' writes it.
+ca_certificate = "ca.pem"
+
+# This site's private key. Nobody ever needs it but this machine; the coordinator gets site.csr.
+private_key = "site.key"
+
+# This site's certificate and the key that orders are signed with; 'consilium site accept' writes both.
+certificate = "site.pem"
+study_key = "study.pub"
+
+# Personal models and the log of what was answered. Back this folder up together with the key.
+state_dir = "state"
+
+# Put weights files that a study asks for here.
+weights_dir = "weights"
+
+# Training: "auto" takes a GPU where there is one; how many processor threads it may use.
+device = "auto"
+threads = 1
+
+# What the coordinator may see beyond the necessary: examples per class; count, sum and sum of squares per number column
+# or image channel, for one scale of all sites; whole error sentences (may hold file names).
+share_class_counts = false
+share_scale = true
+share_error_details = false
+
+# Metrics for Prometheus, e.g. "127.0.0.1:9095".
+{metrics}
+
+[data]
+# "images": a folder with one sub-folder per class. "table": a .csv or .parquet file or a folder of them.
+# "arrays": an .npz file with images x and class numbers y, or a folder with one.
+kind = {kind}
+path = {path}
+
+# How many unusable files or rows may be left out.
+max_skipped = 0
+"""
+
+
+@dataclass(frozen=True)
+class SiteFolder:
+    """A site's folder as `site init` makes it."""
+
+    path: Path
+
+    @property
+    def settings(self) -> Path:
+        """The `site.toml`."""
+        return self.path / SETTINGS
+
+    @property
+    def study(self) -> Path:
+        """The `study.toml`, where the bundle held one."""
+        return self.path / STUDY
+
+    @property
+    def bundle(self) -> Path:
+        """The accepted bundle."""
+        return self.path / BUNDLE
+
+
+def init_site(
+    folder: SiteFolder, *, name: str, server: str, kind: str, data: Path | None = None, metrics: str | None = None
+) -> str:
+    """Make a site's folder (owner only) with key, signing request and settings; return the key's fingerprint.
+
+    Args:
+        data: where the data lies; by default `data` inside the folder.
+        metrics: `host:port` on which the site offers its metrics; by default it offers none.
+
+    Raises:
+        ConfigError: name, server or kind are wrong, or there is a key or settings file already.
+        StateError: the folder cannot be written.
+    """
+    for file in (folder.path / KEY, folder.settings):
+        if file.exists():
+            raise ConfigError(f"'{file}' exists already and is not overwritten; choose another --folder")
+    text = _TEMPLATE.format(
+        name=_toml(name),
+        server=_toml(server),
+        kind=_toml(kind),
+        path=_toml(str(data.resolve()) if data is not None else "data"),
+        metrics=f"metrics_address = {_toml(metrics)}" if metrics else '# metrics_address = "127.0.0.1:9095"',
+    )
+    parse_site(tomllib.loads(text), source="consilium site init")
+    try:
+        if not folder.path.exists():
+            folder.path.mkdir(parents=True)
+            folder.path.chmod(0o700)
+        for name_ in ("state", "weights"):
+            (folder.path / name_).mkdir(exist_ok=True)
+            (folder.path / name_).chmod(0o700)
+    except OSError as error:
+        raise StateError(f"cannot make the site's folder '{folder.path}': {error.strerror or error}") from error
+    public = make_site_key(folder.path / KEY, comment=name)
+    make_signing_request(folder.path / KEY, name=name)
+    write_atomically(folder.settings, text.encode())
+    return fingerprint(read_public_key(public))
+
+
+def accept_bundle(folder: SiteFolder, path: Path) -> Bundle:
+    """Take over what the coordinator sent: whom to trust, this site's certificate, the server's address, the study.
+
+    A bundle for a key that is to replace this site's key leaves the certificate of the present one in force.
+
+    Raises:
+        ConfigError: a damaged bundle, or one for another site or another key, or with a certificate that is not this
+            site's or not the study's; nothing is changed then.
+        StateError: the folder cannot be written.
+    """
+    config = load_site(folder.settings)
+    bundle = read_bundle(path)
+    if bundle.site != config.name:
+        raise ConfigError(f"bundle '{path}' is for site '{bundle.site}', this is site '{config.name}'")
+    certificate = _check_identity(config, bundle, path)
+    text = folder.settings.read_text(encoding="utf-8")
+    changed = _with_server(text, bundle.server)
+    if tomllib.loads(changed)["server"] != bundle.server:
+        raise ConfigError(f"server: set it to '{bundle.server}' and accept the bundle again ({folder.settings})")
+    write_atomically(config.ca_certificate, bundle.ca_certificate.encode())
+    write_atomically(config.study_key, bundle.study_key.encode())
+    write_atomically(certificate, bundle.certificate.encode())
+    write_atomically(folder.bundle, bundle.to_json())
+    if bundle.study is not None:
+        write_atomically(folder.study, bundle.study.encode())
+    if changed != text:
+        write_atomically(folder.settings, changed.encode())
+    return bundle
+
+
+def _check_identity(config: SiteConfig, bundle: Bundle, path: Path) -> Path:
+    """Check a bundle's certificate and key; return where the certificate belongs."""
+    own, new = read_private_key(config.private_key).public_key(), new_key(config)
+    keys = {fingerprint(own): (own, config.certificate)}
+    if new.is_file():
+        pending = read_private_key(new).public_key()
+        keys[fingerprint(pending)] = (pending, new_certificate(config))
+    if bundle.fingerprint not in keys:
+        raise ConfigError(
+            f"bundle '{path}' was made for the key {bundle.fingerprint!r}, this site's key is {fingerprint(own)}; "
+            f"send '{request_path(config.private_key)}' to the coordinator and ask for a bundle for that key"
+        )
+    key, place = keys[bundle.fingerprint]
+    try:
+        check_site_certificate(
+            bundle.certificate.encode(), key=key, name=config.name, authorities=bundle.ca_certificate.encode()
+        )
+        read_study_public(bundle.study_key.encode())
+    except ConfigError as error:
+        raise ConfigError(f"bundle '{path}': {error}; ask the coordinator for a new one") from error
+    return place
+
+
+def make_new_key(folder: SiteFolder) -> str:
+    """Make a key that is to replace this site's key, and its signing request, beside it; return its fingerprint.
+
+    Raises:
+        ConfigError: the settings are wrong, or a new key is waiting to be approved already.
+    """
+    config = load_site(folder.settings)
+    new = new_key(config)
+    if new.exists():
+        raise ConfigError(
+            f"'{new}' exists already: send '{request_path(new)}' to the coordinator, accept the bundle that comes "
+            "back, then 'consilium site rotate-key --activate'"
+        )
+    public = make_site_key(new, comment=config.name)
+    make_signing_request(new, name=config.name)
+    return fingerprint(read_public_key(public))
+
+
+def activate_new_key(folder: SiteFolder) -> str:
+    """Put the new key in the place of the old one once the server knows it; return its fingerprint.
+
+    Raises:
+        ConfigError: there is no new key, or no bundle was accepted for it.
+        ConnectionRefused: the server does not know the new key (yet); the old one stays in force.
+    """
+    from client.wire.probe import greet  # here, because it loads gRPC, which the other commands do without
+
+    config = load_site(folder.settings)
+    new = new_key(config)
+    if not new.is_file():
+        raise ConfigError(f"there is no new key '{new}'; 'consilium site rotate-key' makes one")
+    told = fingerprint(read_private_key(new).public_key())
+    certificate = _certificate_for(config, told)
+    try:
+        greet(config, key=new, certificate=certificate)
+    except ConnectionRefused as error:
+        raise ConnectionRefused(
+            f"the server at {config.server} does not take the new key {told}: {error}; the old key stays in force here"
+        ) from error
+    _put_in_place(config)
+    return told
+
+
+def _certificate_for(config: SiteConfig, told: str) -> Path:
+    """Return the certificate of the new key; after a crash in `_put_in_place` it is in its place already."""
+    for path in (new_certificate(config), config.certificate):
+        if path.is_file() and fingerprint_of_certificate(path.read_bytes()) == told:
+            return path
+    request = request_path(new_key(config))
+    raise ConfigError(
+        f"there is no certificate for the new key {told} yet; send '{request}' to the coordinator, who runs "
+        f"'consilium server rotate {request.name} --name {config.name}', and accept the bundle that comes back; "
+        "the old key stays in force here"
+    )
+
+
+def _put_in_place(config: SiteConfig) -> None:
+    """Replace certificate, request and key; the private key is the last, so that a crash can be made good."""
+    new, old = new_key(config), config.private_key
+    for source, place in (
+        (new_certificate(config), config.certificate),
+        (request_path(new), request_path(old)),
+        (public_part(new), public_part(old)),
+        (new, old),
+    ):
+        try:
+            if source.exists():
+                source.replace(place)
+        except OSError as error:
+            raise StateError(f"cannot put '{source}' in the place of '{place}': {error.strerror or error}") from error
+
+
+def new_key(config: SiteConfig) -> Path:
+    """Return where a key lies that is to replace the site's key."""
+    return config.private_key.with_name(config.private_key.name + ".new")
+
+
+def new_certificate(config: SiteConfig) -> Path:
+    """Return where the certificate of such a key lies until then."""
+    return config.certificate.with_name(config.certificate.name + ".new")
+
+
+def public_part(key: Path) -> Path:
+    """Return where a private key's public key lies."""
+    return key.with_name(key.name + ".pub")
+
+
+def _with_server(text: str, server: str) -> str:
+    """Return a site.toml's text with another server; comments and the rest stay."""
+    return re.sub(r"^server\s*=.*$", lambda _: f"server = {_toml(server)}", text, count=1, flags=re.MULTILINE)
+
+
+def _toml(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)

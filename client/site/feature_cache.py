@@ -1,0 +1,94 @@
+"""Examples as the features of a frozen backbone, computed once per site and kept on its disk."""
+
+import hashlib
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+import common
+from client.data import SiteData
+from client.models import Cut, Model, cut, features_of, get_weights
+from common.errors import StateError
+from common.host.files import write_atomically
+from common.weights.arrays import digest
+
+log = logging.getLogger(__name__)
+
+MOST_TIMES_LARGER = 4
+"""Features that need more memory than this many times the examples are not kept."""
+LEAST_SECONDS = 2.0
+"""What was computed faster than this is not written to disk."""
+MOST_FILES = 4
+"""How many sets of features a folder keeps; the oldest go."""
+_BATCH = 64
+_PARTS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class FeatureCache:
+    """A folder of features, by what they were computed from.
+
+    Args:
+        data: digest of the examples, in their splits.
+    """
+
+    folder: Path
+    data: str
+
+    def apply(self, model: Model, data: SiteData) -> tuple[Model, SiteData]:
+        """Return the part of a model that can change and the data as that part's inputs; both as given without a gain.
+
+        What is trained and measured stays the same up to the last bits of the features: a convolution over 64 images
+        may round otherwise than one over 32.
+        """
+        parted = cut(model)
+        if parted is None or not worthwhile(parted, data.train.x):
+            return model, data
+        path = self.folder / f"{self._key(model, parted)}.safetensors"
+        found = _read(path)
+        if found is None:
+            began = time.monotonic()
+            found = {name: features_of(parted.body, getattr(data, name).x, batch_size=_BATCH) for name in _PARTS}
+            seconds = time.monotonic() - began
+            log.info("features of the frozen backbone computed seconds=%.1f shape=%s", seconds, found["train"].shape)
+            if seconds >= LEAST_SECONDS:
+                self._keep(path, found)
+        device = data.train.x.device
+        train, validation, test = (getattr(data, name).with_inputs(found[name].to(device)) for name in _PARTS)
+        return parted.tail, SiteData(train, validation, test, data.card)
+
+    def _key(self, model: Model, parted: Cut) -> str:
+        frozen = digest(get_weights(model.module, sorted(set(model.names) - set(parted.tail.names))))
+        layers = str(parted.body)  # with every layer's settings, and the graph
+        text = "\n".join([self.data, frozen, layers, torch.__version__, common.__version__])
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    def _keep(self, path: Path, found: dict[str, Tensor]) -> None:
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_atomically(path, save({name: part.cpu().contiguous() for name, part in found.items()}), mode=0o600)
+            files = sorted(self.folder.glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
+            for old in files[:-MOST_FILES]:
+                old.unlink(missing_ok=True)
+        except (OSError, StateError) as error:  # a cache that cannot be written costs time, nothing else
+            log.warning("features could not be kept on disk reason=%s", error)
+
+
+def worthwhile(parted: Cut, x: Tensor) -> bool:
+    """Say whether the features of examples `x` are tensors per example, and not much larger than these."""
+    one = features_of(parted.body, x[:1], batch_size=1)
+    return one.shape[:1] == (1,) and one[0].numel() <= MOST_TIMES_LARGER * x[0].numel()
+
+
+def _read(path: Path) -> dict[str, Tensor] | None:
+    try:
+        found = load(path.read_bytes())
+    except (OSError, SafetensorError):
+        return None
+    return found if set(found) == set(_PARTS) else None

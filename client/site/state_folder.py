@@ -1,0 +1,264 @@
+"""What a site keeps on its own disk between rounds; atomic, checked when read, never in a message.
+
+One folder per study and run: `study.json` is the study that the run began with, `scale.json` what its inputs are
+scaled by, and `manifest.json` names two rounds' safetensors files with their sha256: the last round whose update
+counted at the server, as far as this site knows, and the round after it that was answered last. Which of them holds is
+what the next plan says: a reply that was lost or rejected, and a round that is asked again (the server restarted before
+its checkpoint), leave no trace.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load
+
+from common.codecs import Payload, form_of
+from common.codecs.container import parts
+from common.data.scale import Scale
+from common.errors import ProtocolError, StateError
+from common.events import EventLog
+from common.host.files import check_writable, write_atomically
+from common.protocol import TestCounts
+from common.study.load import describe
+from common.study.record import Record
+from common.study.site import SiteConfig
+from common.study.study import StudyConfig
+from common.weights.arrays import Array, Weights
+
+_PRIVATE = 0o600
+TEST_SCORES = "test-scores.safetensors"
+"""File of a run's folder: the logits of every test example, which never leave the site."""
+STUDY = "study.json"
+"""File of a run's folder: the study as this site saw it in the handshake."""
+SCALE = "scale.json"
+"""File of a run's folder: what its inputs are scaled by, where that was settled in the handshake."""
+
+
+class _Kept(Record):
+    scale: Scale | None
+
+
+@dataclass(frozen=True)
+class StateFolder:
+    """The personal state of one site in one run of one study."""
+
+    path: Path
+    site: str
+    data: str = ""
+    """Digest of the site's split data; a run whose data changed is not continued."""
+
+    @classmethod
+    def of(cls, root: Path, *, study: str, run: str, site: str) -> "StateFolder":
+        """Return the folder for a study's run below the site's `state_dir`."""
+        return cls(root / study / run, site)
+
+    def check(self) -> None:
+        """Check that it can be written to.
+
+        Raises:
+            StateError: it cannot.
+        """
+        check_writable(self.path, what=f"site '{self.site}': state folder")
+
+    def save_study(self, study: StudyConfig) -> None:
+        """Keep the study that this run began with: later plans name it by its digest.
+
+        Raises:
+            StateError: the folder is unwritable or the disk is full.
+        """
+        path, content = self.path / STUDY, study.model_dump_json().encode()
+        if not path.is_file() or path.read_bytes() != content:
+            write_atomically(path, content, mode=_PRIVATE)
+
+    def load(self, round_number: int | None, *, known: Mapping[str, Weights] | None = None) -> dict[str, Array] | None:
+        """Return the state saved after a round; None if it is not here, empty if no round is named.
+
+        Args:
+            round_number: the round of this site's last update that counted, None before the first.
+            known: states still in memory, by the sha256 that `save` returned; one of these is not read again.
+
+        Raises:
+            StateError: the state is there, but damaged or of another site, or the data changed since.
+        """
+        entries = {int(entry["round"]): entry for entry in self._manifest()["rounds"]}
+        if round_number is None:
+            return {}
+        if (entry := entries.get(round_number)) is None:
+            return None
+        if known and entry["sha256"] in known:
+            return dict(known[entry["sha256"]])
+        path = self.path / entry["file"]
+        try:
+            content = path.read_bytes()
+            if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+                raise StateError(f"site '{self.site}': '{path}' is damaged: its sha256 is not the one in the manifest")
+            return dict(load(content))
+        except (OSError, SafetensorError) as error:
+            raise StateError(f"site '{self.site}': cannot read '{path}': {error}") from error
+
+    def save(self, state: Weights, *, round_number: int, accepted: int | None) -> str:
+        """Write the state after a round and return its sha256; a crash leaves what was kept before in force.
+
+        Args:
+            accepted: the round that this one went on from; its state is kept, that of every other round is not.
+
+        Raises:
+            StateError: the folder is unwritable or the disk is full.
+        """
+        sha, file = hashlib.sha256(), f"round-{round_number:06d}.safetensors"
+
+        def pieces() -> Iterator[Payload]:
+            for piece in parts(state, form_of(state)):
+                sha.update(piece)
+                yield piece
+
+        write_atomically(self.path / file, pieces(), mode=_PRIVATE)
+        entry = {"round": round_number, "file": file, "sha256": sha.hexdigest()}
+        kept = [old for old in self._manifest()["rounds"] if old["round"] == accepted]
+        self._write_manifest([*kept, entry])
+        for old in self.path.glob("round-*.safetensors"):
+            if old.name not in {item["file"] for item in [*kept, entry]}:
+                old.unlink()
+        return sha.hexdigest()
+
+    def save_scale(self, scale: Scale | None) -> None:
+        """Keep what the inputs are scaled by in this run; None: this site's own training rows.
+
+        Raises:
+            ProtocolError: the run has trained with another scale.
+            StateError: what was kept cannot be read, the folder is unwritable or the disk is full.
+        """
+        path = self.path / SCALE
+        if path.is_file() and self.load_scale() != scale and self._manifest()["rounds"]:
+            raise ProtocolError(
+                f"site '{self.site}': run '{self.path.name}' has trained with another scale of its inputs than the one "
+                "that came now; start a new run"
+            )
+        write_atomically(path, _Kept(scale=scale).model_dump_json().encode(), mode=_PRIVATE)
+
+    def load_scale(self) -> Scale | None:
+        """Return what the inputs are scaled by in this run; None: this site's own training rows.
+
+        Raises:
+            ProtocolError: none was agreed on.
+            StateError: what was kept cannot be read.
+        """
+        path = self.path / SCALE
+        if not path.is_file():
+            raise ProtocolError(
+                f"site '{self.site}': no scale of the inputs was agreed on in run '{self.path.name}', which comes "
+                "before its first round"
+            )
+        try:
+            return _Kept.model_validate_json(read_kept(path, site=self.site)).scale
+        except ValidationError as error:
+            raise StateError(f"site '{self.site}': {describe(error, str(path))}") from error
+
+    def save_counts(self, counts: TestCounts, *, round_number: int) -> None:
+        """Keep what the test split gave, so that it is read once however often the end is asked for."""
+        content = json.dumps({"round": round_number, "test": counts.model_dump()}).encode()
+        write_atomically(self.path / "test.json", content, mode=_PRIVATE)
+
+    def load_counts(self, round_number: int) -> TestCounts | None:
+        """Return what was kept for the end of this run, None if it has not been asked for.
+
+        Raises:
+            StateError: it is there, but damaged, or the data changed since.
+        """
+        path = self.path / "test.json"
+        if not path.exists():
+            return None
+        self._manifest()
+        try:
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            return TestCounts.model_validate(kept["test"]) if kept["round"] == round_number else None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StateError(f"site '{self.site}': cannot read '{path}': {error}") from error
+
+    def save_scores(self, scores: Weights) -> None:
+        """Keep every model's logits `(N, outputs)` of the test examples, and their classes, for this site alone."""
+        write_atomically(self.path / TEST_SCORES, parts(scores, form_of(scores)), mode=_PRIVATE)
+
+    def save_served(self, weights: Weights, notes: Mapping[str, str]) -> Path:
+        """Write the model this site serves as `personal.safetensors` and return its path."""
+        path = self.path / "personal.safetensors"
+        write_atomically(path, parts(weights, form_of(weights), notes=notes), mode=_PRIVATE)
+        return path
+
+    def _manifest(self) -> dict[str, Any]:
+        path = self.path / "manifest.json"
+        if not path.exists():
+            return {"site": self.site, "rounds": []}
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            site, rounds = manifest["site"], [_entry(item) for item in manifest["rounds"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StateError(f"site '{self.site}': cannot read '{path}': {error}") from error
+        if site != self.site:
+            raise StateError(f"'{path}' belongs to site '{site}', expected '{self.site}'")
+        if manifest.get("data", self.data) != self.data:
+            raise StateError(
+                f"site '{self.site}': the data changed since this run began, so that test examples could have been "
+                "trained on; put the data back, or start a new run"
+            )
+        return {"site": site, "rounds": rounds}
+
+    def _write_manifest(self, rounds: list[dict[str, Any]]) -> None:
+        content = json.dumps({"site": self.site, "data": self.data, "rounds": rounds}).encode()
+        write_atomically(self.path / "manifest.json", content, mode=_PRIVATE)
+
+
+def _entry(item: Mapping[str, Any]) -> dict[str, Any]:
+    return {"round": int(item["round"]), "file": str(item["file"]), "sha256": str(item["sha256"])}
+
+
+def study_of(root: Path, *, run: str, digest: str, site: str) -> StudyConfig:
+    """Return the study that a run began with at this site.
+
+    Args:
+        root: the site's `state_dir`.
+        run: a valid name; it becomes part of a path.
+        digest: what the plan says of the study.
+
+    Raises:
+        ProtocolError: the run had no handshake here, or its study was another one.
+        StateError: what was kept cannot be read.
+    """
+    begun = dict[str, Path]()
+    for path in sorted(root.glob(f"*/{run}/{STUDY}")):
+        content = read_kept(path, site=site)
+        begun[hashlib.sha256(content).hexdigest()] = path
+        if digest in begun:
+            try:
+                return StudyConfig.model_validate_json(content)
+            except ValidationError as error:
+                raise StateError(f"site '{site}': {describe(error, str(path))}") from error
+    if not begun:
+        raise ProtocolError(f"site '{site}': run '{run}' had no handshake here, which is where a run begins")
+    raise ProtocolError(
+        f"site '{site}': the plan is of another study ({digest[:12]}) than the one that run '{run}' began with "
+        f"({', '.join(known[:12] for known in begun)}); start a new run"
+    )
+
+
+def read_kept(path: Path, *, site: str) -> bytes:
+    """Return a file of a site's state.
+
+    Raises:
+        StateError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise StateError(f"site '{site}': cannot read '{path}': {error.strerror or error}") from error
+
+
+def event_log(config: SiteConfig) -> EventLog:
+    """Return this site's own event log: what was asked, what was answered, what failed."""
+    return EventLog(config.state_dir / "events.jsonl", {"site": config.name})

@@ -1,0 +1,1 @@
+"""What the programs need of the machine: files, processes, keys, pages, logs."""

@@ -1,0 +1,106 @@
+"""A study: what whoever coordinates it decides, in `study.toml`."""
+
+import math
+
+from pydantic import (
+    Field,
+    model_validator,
+)
+
+from common.errors import ConfigError
+from common.study.codecs import CodecConfig
+from common.study.methods import FedAvgMethod, MethodConfig
+from common.study.names import SiteName, _no_duplicates
+from common.study.record import Record
+from common.study.rules import problems
+from common.study.strategies import FedAvgStrategy, StrategyConfig
+from common.study.task import Task
+from common.study.training import ModelConfig, SplitConfig, TrainingConfig
+from common.study.weightings import SizeFactor, WeightingConfig
+
+
+class StudyConfig(Record):
+    """A study: who takes part, what is learned, and how. The same text at server and sites."""
+
+    name: SiteName
+    sites: tuple[SiteName, ...] = Field(min_length=1)
+    num_sites: int | None = Field(default=None, ge=1)
+    seed: int = Field(default=42, ge=0)
+    rounds: int = Field(default=10, ge=1)
+    task: Task
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig(epochs=1)
+    split: SplitConfig = SplitConfig()
+    method: MethodConfig = FedAvgMethod()
+    strategy: StrategyConfig = FedAvgStrategy()
+    weighting: WeightingConfig | None = None
+    uplink: tuple[CodecConfig, ...] = ()
+    downlink: tuple[CodecConfig, ...] = ()
+    cohort_fraction: float = Field(default=1.0, gt=0, le=1)
+    quorum: int | None = Field(default=None, ge=1)
+    min_sites: int | None = Field(default=None, ge=1)
+    min_examples: int = Field(default=20, ge=2)
+    max_examples: int = Field(default=10_000_000, ge=1, le=2**53)
+    keep_best: bool = False
+    evaluate_every: int = Field(default=1, ge=1)
+    local_baseline: bool = True
+    join_timeout_seconds: float = Field(default=120.0, gt=0)
+    round_timeout_seconds: float = Field(default=600.0, gt=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> "StudyConfig":
+        _no_duplicates(self.sites)
+        if self.num_sites is not None and len(self.sites) != 1:
+            raise ValueError(f"num_sites is counted, not set: remove it; sites names {len(self.sites)}")
+        if self.min_sites is not None and self.min_sites > self._all_sites:
+            raise ValueError(f"min_sites must be at most the number of sites ({self._all_sites}), got {self.min_sites}")
+        if self.min_sites is not None and self.quorum is None:
+            raise ValueError("min_sites lets sites come and go, so it needs quorum: how many updates a round needs")
+        if self.quorum is not None and self.quorum > self.cohort_size:
+            raise ValueError(
+                f"quorum must be at most the sites asked in a round ({self.cohort_size}), got {self.quorum}"
+            )
+        if found := problems(self):
+            raise ValueError("; ".join(found))
+        return self
+
+    @property
+    def weights_by(self) -> WeightingConfig:
+        """How sites count: the weighting, or by default size weights with the strategy's own exponent."""
+        return self.weighting or WeightingConfig(factors=(SizeFactor(exponent=self.strategy.size_exponent),))
+
+    @property
+    def codec(self) -> str:
+        """How weights travel, in short: `up: top_k+int8, down: identity`; `identity` where both are."""
+        up, down = ("+".join(item.kind for item in link) or "identity" for link in (self.uplink, self.downlink))
+        return "identity" if up == down == "identity" else f"up: {up}, down: {down}"
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What sites measure or tell for the strategy and the weighting, beside what they always do."""
+        return self.strategy.needs | self.weights_by.needs
+
+    @property
+    def cohort_size(self) -> int:
+        """How many sites are asked in a round: `cohort_fraction` of them, rounded up."""
+        # 0.07 * 100 is 7.000000000000001 in floating point, and asks 7 sites all the same
+        return max(1, math.ceil(round(self.cohort_fraction * self._all_sites, 9)))
+
+    @property
+    def fixed_test(self) -> bool:
+        """Whether the test rows are given, so that another `split.seed` draws no others."""
+        return self.task.test is not None or self.split.parts is not None
+
+    @property
+    def _all_sites(self) -> int:
+        return self.num_sites or len(self.sites)
+
+    def seen_by(self, site: str) -> "StudyConfig":
+        """Return the study as one of its sites sees it: how many sites take part, and no other site's name.
+
+        Raises:
+            ConfigError: the site is not one of the study's.
+        """
+        if site not in self.sites:
+            raise ConfigError(f"site '{site}' is not one of the sites of study '{self.name}'")
+        return self.model_copy(update={"sites": (site,), "num_sites": self._all_sites})

@@ -1,0 +1,218 @@
+"""What is predicted, and from what: `[task]` of a study."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
+
+from common.data.scale import ColumnScale, Scale, joined
+from common.study.names import ClassName, PlainName, _no_duplicates
+from common.study.record import Record
+
+
+class _Task(Record):
+    """What every task can tell of itself.
+
+    Args:
+        test: the name of a file or folder in every site's data folder that holds one test set common to all sites.
+    """
+
+    classes: tuple[ClassName, ...]
+    test: PlainName | None = None
+
+    @property
+    def num_outputs(self) -> int:
+        """How many numbers a model answers per example: one for two classes or a number, else one per class."""
+        return 1 if len(self.classes) <= 2 else len(self.classes)
+
+    @property
+    def score(self) -> str:
+        """What the share of right answers is called."""
+        return "accuracy"
+
+    @property
+    def constant(self) -> str:
+        """What is answered by who looks at no input, as every baseline must: of a site's own training labels."""
+        return "most frequent class"
+
+    @property
+    def number(self) -> "Regression | None":
+        """How a label that is a number is answered; None where it is a class."""
+        return None
+
+    @property
+    def scaled_columns(self) -> tuple[str, ...]:
+        """Names of what one scale for all sites has numbers of: number columns, or channels of images."""
+        raise NotImplementedError
+
+    @property
+    def agrees_on_scale(self) -> bool:
+        """Whether the scale is settled in the handshake, from what the sites tell."""
+        raise NotImplementedError
+
+    @property
+    def fixed_scale(self) -> Scale | None:
+        """The scale that the study itself gives for its columns; None where it gives none."""
+        return None
+
+
+class ImageTask(_Task):
+    """Classify images: files in one sub-folder per class, or arrays in an `.npz` file, as each site has them."""
+
+    kind: Literal["images"] = "images"
+    classes: tuple[ClassName, ...] = Field(min_length=2)
+    size: int = Field(default=32, ge=4, le=1024)
+    channels: Literal[1, 3] = 3
+    pixel_max: float = Field(default=1.0, gt=0)
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    scale: Literal["federation", "site"] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> "ImageTask":
+        _no_duplicates(self.classes)
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (1, self.channels):
+                raise ValueError(f"{name} must have 1 or {self.channels} values, got {len(values)}")
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be greater than 0, got {min(self.std)}")
+        if self.scale is not None and (self.mean, self.std) != ((0.0,), (1.0,)):
+            raise ValueError(f"scale = '{self.scale}' takes mean and std from the images: remove 'mean' and 'std'")
+        return self
+
+    @property
+    def scaled_columns(self) -> tuple[str, ...]:
+        """Names of the channels."""
+        return ("grey",) if self.channels == 1 else ("red", "green", "blue")
+
+    @property
+    def agrees_on_scale(self) -> bool:
+        """Whether the scale is settled in the handshake; without `scale` it is `mean` and `std`."""
+        return self.scale == "federation"
+
+
+class NumberColumn(Record):
+    """A numeric feature, standardised as `task.scale` says."""
+
+    kind: Literal["number"] = "number"
+
+
+class CategoryColumn(Record):
+    """A categorical feature, one-hot without its first value."""
+
+    kind: Literal["category"] = "category"
+    values: tuple[str, ...] = Field(min_length=2)
+
+    @field_validator("values")
+    @classmethod
+    def _check(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        return _no_duplicates(values)
+
+
+Column = Annotated[NumberColumn | CategoryColumn, Field(discriminator="kind")]
+
+_ROUNDING = 1e-5
+"""What a label of the model's size may lose in float32, with a margin; of no weight beside a tolerance."""
+
+TableScale = Annotated[
+    Annotated[Literal["federation", "site"], Tag("word")] | Annotated[dict[str, ColumnScale], Tag("columns")],
+    Discriminator(lambda value: "columns" if isinstance(value, dict) else "word"),
+]
+"""By whose numbers a table's columns are scaled, or by which; of a wrong number only that is told."""
+
+
+def _known_scale(value: Any) -> Any:
+    if value is not None and not isinstance(value, dict) and value not in ("federation", "site"):
+        got = repr(value)[:50]
+        raise ValueError(f"must be 'federation', 'site', or mean and std for every number column, got {got}")
+    return value
+
+
+class Regression(Record):
+    """The label is a number. The model answers `(label - center) / scale`; the loss is its squared error.
+
+    Center and scale are the same at every site, or the sites' models would answer in different units. An answer that
+    is off by `tolerance` or less, in the label's units, counts as right: accuracy is the share of such answers.
+    """
+
+    center: float = Field(default=0.0, allow_inf_nan=False)
+    scale: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    tolerance: float = Field(gt=0, allow_inf_nan=False)
+
+    @property
+    def reach(self) -> float:
+        """How far an answer may be off in the model's units: the tolerance, and what float32 may round."""
+        return self.tolerance / self.scale + _ROUNDING
+
+
+class TableTask(_Task):
+    """Learn from rows of a table: `.csv` files with a header, or `.parquet` files, in a site's data folder.
+
+    The label is one of `classes`, or with `regression` a number. `scale` says by what number columns are standardised:
+    the training rows of all sites, a site's own, or fixed numbers; None is that of all sites where every site tells
+    its sums, else each site's own.
+    """
+
+    kind: Literal["table"] = "table"
+    classes: tuple[ClassName, ...] = ()
+    regression: Regression | None = None
+    label: str
+    columns: dict[str, Column] = Field(min_length=1)
+    missing: Literal["refuse", "drop_row", "impute"] = "refuse"
+    scale: Annotated[TableScale | None, BeforeValidator(_known_scale)] = None
+
+    @model_validator(mode="after")
+    def _check(self) -> "TableTask":
+        _no_duplicates(self.classes)
+        if (self.regression is None) == (not self.classes) or len(self.classes) == 1:
+            raise ValueError("give either 'classes', at least two, or 'regression' for a label that is a number")
+        if self.label in self.columns:
+            raise ValueError(f"label '{self.label}' is also a feature column")
+        if isinstance(self.scale, dict) and (differing := sorted(self.scale.keys() ^ set(self.scaled_columns))):
+            what = "a scale, but is no number column" if differing[0] in self.scale else "no scale, expected one"
+            raise ValueError(f"column '{differing[0]}' has {what}: give mean and std of every number column")
+        return self
+
+    @property
+    def scaled_columns(self) -> tuple[str, ...]:
+        """Names of the number columns."""
+        return tuple(name for name, column in self.columns.items() if isinstance(column, NumberColumn))
+
+    @property
+    def agrees_on_scale(self) -> bool:
+        """Whether the scale is settled in the handshake, from what the sites tell."""
+        return bool(self.scaled_columns) and self.scale in (None, "federation")
+
+    @property
+    def fixed_scale(self) -> Scale | None:
+        """The scale that is known from the study alone, in the order of its number columns; None where it is not."""
+        given = self.scale if isinstance(self.scale, dict) else {}
+        if self.scale == "site" or not given.keys() >= set(self.scaled_columns):
+            return None
+        return joined([given[name] for name in self.scaled_columns])
+
+    @property
+    def score(self) -> str:
+        """What the share of right answers is called."""
+        if self.regression is None:
+            return super().score
+        return f"share within {self.regression.tolerance:g} of the true '{self.label}'"
+
+    @property
+    def constant(self) -> str:
+        """What is answered by who looks at no input."""
+        return super().constant if self.regression is None else "training mean"
+
+    @property
+    def number(self) -> Regression | None:
+        """How a label that is a number is answered; None where it is a class."""
+        return self.regression
+
+
+Task = Annotated[ImageTask | TableTask, Field(discriminator="kind")]

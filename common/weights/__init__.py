@@ -1,0 +1,1 @@
+"""A model's weights as named arrays: what both sides do with them."""

@@ -1,0 +1,75 @@
+"""Weights: named arrays; their names, their digest, their bytes."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.generic]
+
+Weights = Mapping[str, Array]
+
+
+def is_float(array: Array) -> bool:
+    """Tell whether an array holds floating-point numbers (integer buffers are averaged exactly)."""
+    return bool(np.issubdtype(array.dtype, np.floating))
+
+
+def with_prefix(weights: Weights, prefix: str) -> dict[str, Array]:
+    """Return the weights under the names `prefix + name`."""
+    return {prefix + name: array for name, array in weights.items()}
+
+
+def under(weights: Weights, prefix: str) -> dict[str, Array]:
+    """Return the weights whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): weights[name] for name in weights if name.startswith(prefix)}
+
+
+def digest(weights: Weights) -> str:
+    """Return the sha256 (hex) of names, dtypes, shapes and bytes, independent of the order of names."""
+    sha = hashlib.sha256()
+    for name in sorted(weights):
+        array = weights[name]
+        sha.update(json.dumps([name, array.dtype.str, array.shape]).encode())
+        sha.update(bytes_view(array))
+    return sha.hexdigest()
+
+
+def bytes_view(array: Array) -> memoryview:
+    """Return an array's bytes in C order, without copying those of a contiguous one."""
+    flat = np.ascontiguousarray(array).reshape(-1)
+    return flat.view(np.uint8).data if flat.size else memoryview(b"")
+
+
+def block(weights: Weights, name: str, start: int, stop: int, *, into: Array | None = None) -> Array:
+    """Return elements `start` to `stop` of an array, flattened; of one kept on disk only these are read.
+
+    Args:
+        into: memory that may be used for what is read, of the array's dtype and at least so long.
+    """
+    if isinstance(weights, InBlocks):
+        return weights.block(name, start, stop, into=into)
+    return weights[name].reshape(-1)[start:stop]
+
+
+@runtime_checkable
+class InBlocks(Protocol):
+    """Weights of which a part can be read without the rest."""
+
+    def block(self, name: str, start: int, stop: int, *, into: Array | None = None) -> Array:
+        """Return elements `start` to `stop` of the flattened array; they may lie in `into`."""
+        ...
+
+    def spec(self, name: str) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
+        """Return the array's shape and dtype."""
+        ...
+
+
+def spec(weights: Weights, name: str) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
+    """Return an array's shape and dtype, without reading one that is kept on disk."""
+    if isinstance(weights, InBlocks):
+        return weights.spec(name)
+    return weights[name].shape, weights[name].dtype

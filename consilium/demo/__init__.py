@@ -1,0 +1,1 @@
+"""The demo: data, backbone, and a federation of processes or containers."""

@@ -1,0 +1,1 @@
+"""Submit a study, follow it, or run it in this process."""

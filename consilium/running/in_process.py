@@ -1,0 +1,129 @@
+"""A federation in one process: Flower's `Grid` over the real ClientApp code, without sockets.
+
+Runs the very ServerApp and ClientApp that are deployed. Sites answer one after the other, in the order
+they were asked, so a run is deterministic; `Deliver` lets a test lose, delay or alter messages.
+"""
+
+import secrets
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from client.app import app as client_app
+from common.study.study import StudyConfig
+from server.app import app as server_app
+
+Answering = Callable[[Message], Message]
+Deliver = Callable[[str, Message, Answering], Message | None]
+"""`deliver(site, message, answering)` returns the reply, or None when nothing ever comes back."""
+
+
+def deliver_always(site: str, message: Message, answering: Answering) -> Message | None:
+    """Deliver every message and every reply."""
+    return answering(message)
+
+
+class InProcessGrid(Grid):
+    """Sites by name, each with its `site.toml`; a message is answered when its reply is first asked for."""
+
+    def __init__(self, sites: Mapping[str, Path], *, deliver: Deliver = deliver_always) -> None:
+        self._sites = {number: (name, path) for number, (name, path) in enumerate(sorted(sites.items()), start=1)}
+        self._deliver = deliver
+        self._pending: dict[str, Message] = {}
+        self._run: Run | None = None
+        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 0
+
+    def set_run(self, run: Run) -> None:
+        """Remember the run (Flower's interface)."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """Return the run that was set."""
+        if self._run is None:
+            raise RuntimeError("no run was set")
+        return self._run
+
+    def create_message(self, *_: Any, **__: Any) -> Message:
+        """Not offered: Flower deprecates it."""
+        raise NotImplementedError("build a Message instead")
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the node ids of all sites."""
+        return list(self._sites)
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        """Return all sites, online and named."""
+        return [NodeInfo(node_id=number, name=name) for number, (name, _) in self._sites.items()]
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Take messages in and return their ids."""
+        identifiers = []
+        for message in messages:
+            message.metadata.__dict__["_message_id"] = secrets.token_hex(32)
+            self._pending[message.metadata.message_id] = message
+            identifiers.append(message.metadata.message_id)
+        return identifiers
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Let the sites answer those of the messages that are still unanswered, one at a time, as replies are taken."""
+        for identifier in message_ids:
+            message = self._pending.pop(identifier, None)
+            if message is None:
+                continue
+            name, path = self._sites[message.metadata.dst_node_id]
+            reply = self._deliver(name, message, lambda item, path=path: _answer(item, path))  # type: ignore[misc]
+            if reply is not None:
+                yield reply
+
+    def forget(self, message_ids: Iterable[str]) -> None:
+        """Drop messages that nobody waits for any more."""
+        for identifier in message_ids:
+            self._pending.pop(identifier, None)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Push and pull at once (Flower's interface)."""
+        return self.pull_messages(self.push_messages(messages))
+
+
+def _answer(message: Message, path: Path) -> Message:
+    context = Context(
+        run_id=message.metadata.run_id,
+        node_id=message.metadata.dst_node_id,
+        node_config={"site": str(path)},
+        state=RecordDict(),
+        run_config={},
+    )
+    try:
+        return client_app(message, context)
+    except Exception as error:  # as Flower's run_clientapp does: a crash of the app becomes an error reply
+        return Message(Error(code=0, reason=f"{type(error)}:<'{error}'>"), reply_to=message)
+
+
+def run_in_process(
+    study: StudyConfig, sites: Mapping[str, Path], folder: Path, *, deliver: Deliver = deliver_always
+) -> None:
+    """Run a study on sites given by their `site.toml`, writing the run's files into `folder`.
+
+    Raises:
+        ConsiliumError: what ended the run.
+    """
+    context = Context(
+        run_id=1,
+        node_id=0,
+        node_config={},
+        state=RecordDict(),
+        run_config={
+            "study": study.model_dump_json(),
+            "folder": str(folder),
+            "transport": "in-process",
+            "tls": False,
+        },
+    )
+    server_app(InProcessGrid(sites, deliver=deliver), context)

@@ -1,0 +1,1 @@
+"""Apps and grids of Flower at the server."""

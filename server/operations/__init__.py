@@ -1,0 +1,1 @@
+"""Running a server: its home, its authority, its pages for monitoring."""

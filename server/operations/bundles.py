@@ -1,0 +1,84 @@
+"""Make the bundle that an approved site gets: everything it needs to find and trust this server, no secret."""
+
+from importlib.metadata import version
+from pathlib import Path
+
+import common
+from common.errors import ConfigError
+from common.host.bundle import Bundle, ServerVersions
+from common.host.identity import certificate_hosts, read_certificate
+from common.study.load import load_study
+from server.operations.home import ServerHome
+
+_WILDCARDS = frozenset({"0.0.0.0", "[::]", "::", ""})
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+def make_bundle(
+    home: ServerHome, certificate: bytes, *, name: str, address: str | None = None, study: Path | None = None
+) -> Bundle:
+    """Return the bundle for an approved site.
+
+    Args:
+        certificate: the site's (PEM), as the server has just signed it.
+        address: `host:port` as the site reaches the server; by default what the server was started with.
+        study: the `study.toml` to hand out, so that the site can check its data before it joins.
+
+    Raises:
+        ConfigError: no address can be told, the server's certificate is not for it, or the study is wrong.
+        ConnectionRefused: no server runs in `home`.
+    """
+    server = check_handout(home, name=name, address=address, study=study)
+    return Bundle(
+        site=name,
+        fingerprint=read_certificate(certificate).fingerprint,
+        server=server,
+        ca_certificate=home.ca.read_text(encoding="ascii"),
+        certificate=certificate.decode("ascii"),
+        study_key=home.study_public.read_text(encoding="ascii"),
+        study=study.read_text(encoding="utf-8") if study is not None else None,
+        versions=ServerVersions(consilium=common.__version__, flwr=version("flwr")),
+    )
+
+
+def check_handout(home: ServerHome, *, name: str, address: str | None = None, study: Path | None = None) -> str:
+    """Return the address that a bundle would name; a bundle that could not be made is refused before approval.
+
+    Raises:
+        ConfigError: no address can be told, the server's certificate is not for it, or the study is wrong.
+        ConnectionRefused: no server runs in `home`.
+    """
+    if study is not None:
+        _check_takes_part(study, name)
+    return _reachable(home, address)
+
+
+def _check_takes_part(study: Path, name: str) -> None:
+    sites = load_study(study).sites
+    if name not in sites:
+        raise ConfigError(f"sites: site '{name}' does not take part in this study, only {list(sites)} ({study})")
+
+
+def _reachable(home: ServerHome, address: str | None) -> str:
+    """Return `host:port` for the site; of a server that listens on all interfaces, its certificate's first name."""
+    hosts = certificate_hosts(home.certificate.read_bytes())
+    if address is None:
+        host, _, port = home.address().sites.rpartition(":")
+        if host in _WILDCARDS:
+            outside = [name for name in hosts if name not in _LOOPBACK]
+            if not outside:
+                raise ConfigError(
+                    "--address: the server listens on all its addresses and its certificate names none that a site "
+                    "could use; give --address host:port as the site reaches it, a name that --host told the server"
+                )
+            host = outside[0]
+        address = f"{host}:{port}"
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ConfigError(f"--address: must be host:port, got '{address}'")
+    if host not in hosts:
+        raise ConfigError(
+            f"--address: the server's certificate is for {', '.join(hosts)}, not for '{host}', so sites would refuse "
+            "it; use one of these, or move server.pem and server.key away and start the server with --host"
+        )
+    return address

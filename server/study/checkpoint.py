@@ -1,0 +1,101 @@
+"""Write and read one ServerState: a single safetensors file, replaced atomically after every round."""
+
+import json
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from common.codecs import form_of
+from common.codecs.container import parts
+from common.errors import StateError
+from common.host.files import write_atomically
+from common.host.text import clean
+from common.weights.arrays import Array, Weights, bytes_view, under
+from server.strategies.contract import ServerState
+
+
+def save_checkpoint(path: Path, state: ServerState, *, run: str, study_digest: str) -> None:
+    """Write `state` to `path`; a crash leaves the previous checkpoint whole.
+
+    Raises:
+        StateError: the folder is unwritable or the disk is full.
+    """
+    arrays = {f"{part}/{name}": array for part, items in _parts(state).items() for name, array in items.items()}
+    names = {"buffers": json.dumps(sorted(state.buffers)), "holders": json.dumps(sorted(state.holders))}
+    names |= {part: json.dumps(dict(numbers), sort_keys=True) for part, numbers in _counted(state).items()}
+    notes = {"run": run, "round": str(state.round), "study_digest": study_digest, **names}
+    notes["crc32"] = _sum_of(arrays, notes)
+    write_atomically(path, parts(arrays, form_of(arrays), notes=notes))
+
+
+def load_checkpoint(path: Path, *, study_digest: str) -> ServerState:
+    """Read a ServerState back.
+
+    Raises:
+        StateError: no such file, a damaged file, or one that belongs to other study settings.
+    """
+    notes, arrays = _read(path)
+    if notes.get("study_digest") != study_digest:
+        raise StateError(
+            f"checkpoint '{path}' belongs to run '{notes.get('run')}' with other study settings; "
+            "continue with the study.toml of that run, or start a new run"
+        )
+    return ServerState(
+        round=int(notes["round"]),
+        weights=under(arrays, "weights/"),
+        buffers=frozenset(json.loads(notes["buffers"])),
+        memory=under(arrays, "memory/"),
+        along=under(arrays, "along/"),
+        held=under(arrays, "held/"),
+        link=under(arrays, "link/"),
+        holders=frozenset(json.loads(notes["holders"])),
+        asked=json.loads(notes["asked"]),
+        accepted=json.loads(notes["accepted"]),
+        weighting={name: float(value) for name, value in under(arrays, "weighting/").items()},
+    )
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Array]]:
+    """Return the notes and arrays of a checkpoint that is whole to the last bit."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            notes, names = file.metadata() or {}, file.keys()
+            arrays: dict[str, Array] = {name: file.get_tensor(name) for name in names}
+    except OSError as error:
+        raise StateError(f"cannot read checkpoint '{path}': {clean(error.strerror or str(error))}") from error
+    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, MemoryError) as error:
+        raise StateError(f"checkpoint '{path}' is damaged or no checkpoint: {clean(str(error))}") from error
+    if notes.pop("crc32", None) != _sum_of(arrays, notes):
+        raise StateError(f"checkpoint '{path}' is damaged: its content is not what its checksum says")
+    return notes, arrays
+
+
+def _sum_of(arrays: Weights, notes: Mapping[str, str]) -> str:
+    """Return a checksum over all of a checkpoint; 25 ms for 100 MB."""
+    form = [(name, arrays[name].dtype.str, arrays[name].shape) for name in sorted(arrays)]
+    checksum = zlib.crc32(json.dumps([sorted(notes.items()), form]).encode())
+    for name in sorted(arrays):
+        checksum = zlib.crc32(bytes_view(arrays[name]), checksum)
+    return f"{checksum:08x}"
+
+
+def save_weights(path: Path, weights: Weights, notes: Mapping[str, object]) -> None:
+    """Write global weights for others to use; the notes are kept as JSON strings in the file's metadata.
+
+    Notes with more than one key would make the file differ from run to run: safetensors keeps them unordered.
+    """
+    text = {"consilium": json.dumps(notes, sort_keys=True)}
+    write_atomically(path, parts(weights, form_of(weights), notes=text))
+
+
+def _counted(state: ServerState) -> dict[str, Mapping[str, int]]:
+    return {"asked": state.asked, "accepted": state.accepted}
+
+
+def _parts(state: ServerState) -> dict[str, Weights]:
+    numbers = {name: np.array(value, dtype=np.float64) for name, value in state.weighting.items()}
+    arrays = {"weights": state.weights, "memory": state.memory, "along": state.along}
+    return {**arrays, "weighting": numbers, "held": state.held, "link": state.link}

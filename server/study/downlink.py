@@ -1,0 +1,48 @@
+"""What goes down to the sites in a round: full weights, or the difference from what a site holds already.
+
+With a downlink codec the server keeps `held`: the weights as the sites of the last round have them, to the last bit.
+Who answered that round gets the coded difference from them; anybody else gets the new `held` in full, so that all
+sites of a round train from the same weights. What coding lost is in the next difference by itself.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from common.codecs import Identity, build_chain
+from common.seeds import seed_for
+from common.study.study import StudyConfig
+from common.weights.arrays import Array, Weights
+from server.strategies import ServerState
+
+
+@dataclass(frozen=True)
+class Sending:
+    """The payloads of one round.
+
+    Args:
+        full: for every site that is not in `differences`.
+        differences: for sites that hold the weights of the round before.
+        held: the weights that every site of the round trains from.
+        memory: what the codec keeps.
+        nmse: how much coding lost of the difference; 0 without a codec.
+    """
+
+    full: bytes
+    held: Weights
+    differences: Mapping[str, bytes] = field(default_factory=dict)
+    memory: Mapping[str, Array] = field(default_factory=dict)
+    nmse: float = 0.0
+
+
+def send(config: StudyConfig, state: ServerState) -> Sending:
+    """Return what the sites of the next round get."""
+    if not config.downlink:
+        return Sending(Identity().encode({**state.weights, **state.along}), state.weights)
+    if not state.held:
+        return Sending(Identity().encode(state.weights), state.weights)
+    chain = build_chain(config.downlink, exact=state.buffers, feedback=False)
+    seed = seed_for(config.seed, "downlink", state.round + 1)
+    coded = chain.encode(state.weights, state.held, memory=state.link, seed=seed)
+    held = chain.advance(state.held, coded.payload)
+    differences = dict.fromkeys(sorted(state.holders), coded.payload)
+    return Sending(Identity().encode(held), held, differences, coded.memory, coded.nmse)

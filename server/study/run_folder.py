@@ -1,0 +1,106 @@
+"""What a run leaves on the server's disk: an append-only event log, the checkpoint, the result."""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common.events import EventLog, stamp
+from common.host.files import write_atomically
+
+JOURNAL_VARIABLE = "CONSILIUM_JOURNAL"
+"""Where the server's own event log is: every run's events, for the metrics of the long-lived process."""
+
+NOTES_SECONDS = 0.2
+"""How long notes are gathered before they are written: with 1,000 sites, each by itself takes longer than the round."""
+
+
+@dataclass
+class _Gathered:
+    """Lines that are not written yet, and when the last ones were (`time.monotonic`)."""
+
+    lines: list[str] = field(default_factory=list)
+    journal: list[str] = field(default_factory=list)
+    written: float = 0.0
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one run under one folder.
+
+    Args:
+        journal: a second log that gets every event too, with `study` and `run`; the server's own.
+    """
+
+    path: Path
+    journal: EventLog | None = None
+    _gathered: _Gathered = field(default_factory=_Gathered, repr=False, compare=False)
+
+    @property
+    def events(self) -> Path:
+        """The run's append-only event log."""
+        return self.path / "events.jsonl"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The last ServerState."""
+        return self.path / "checkpoint.safetensors"
+
+    @property
+    def weights(self) -> Path:
+        """The final global weights."""
+        return self.path / "global.safetensors"
+
+    @property
+    def scale(self) -> Path:
+        """By what the inputs are scaled, where that was settled in the handshake."""
+        return self.path / "scale.json"
+
+    @property
+    def result(self) -> Path:
+        """What the report is made from."""
+        return self.path / "result.json"
+
+    def log(self, event: str, **fields: Any) -> None:
+        """Append one event to the run's log, where it is on the disk when this returns, and to the journal.
+
+        Raises:
+            StateError: the folder is unwritable or the disk is full.
+        """
+        self._take(event, fields)
+        self._write(durable=True)
+
+    def note(self, event: str, **fields: Any) -> None:
+        """Append one event of many: it is in the log within moments, and on the disk with the next one that is logged.
+
+        Raises:
+            StateError: the folder is unwritable or the disk is full.
+        """
+        self._take(event, fields)
+        if time.monotonic() - self._gathered.written > NOTES_SECONDS:
+            self._write(durable=False)
+
+    def _take(self, event: str, fields: Mapping[str, Any]) -> None:
+        stamped, content = stamp(event), json.dumps(fields, allow_nan=False)
+        self._gathered.lines.append(EventLog(self.events).line(stamped, content))
+        if self.journal is not None:
+            self._gathered.journal.append(self.journal.line(stamped, content))
+
+    def _write(self, *, durable: bool) -> None:
+        EventLog(self.events).append(self._gathered.lines, durable=durable)
+        self._gathered.lines.clear()
+        if self.journal is not None:  # metrics are made from it, and what a power cut loses of them is in the run's log
+            self.journal.append(self._gathered.journal, durable=False)
+            self._gathered.journal.clear()
+        self._gathered.written = time.monotonic()
+
+    def read_events(self) -> list[dict[str, Any]]:
+        """Return all whole events of the run so far."""
+        return EventLog(self.events).read()
+
+    def save_result(self, result: dict[str, Any]) -> None:
+        """Write `result.json`, a line for each of its entries: of many sites and rounds it is long."""
+        lines = (f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in result.items())
+        write_atomically(self.result, ("{\n" + ",\n".join(lines) + "\n}\n").encode())

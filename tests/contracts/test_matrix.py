@@ -1,0 +1,120 @@
+"""Every legal pair of strategy and method, and every weighting, is a federation that runs to its end."""
+
+import functools
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import MakeSites, MakeStudy, method_settings
+from safetensors.numpy import load_file
+
+from client.flower.message import plan_of
+from client.methods import METHODS
+from common.errors import ConfigError
+from common.protocol import RoundPlan
+from common.study.study import StudyConfig
+from consilium.running.in_process import run_in_process
+from server.strategies import STRATEGIES
+from server.weighting import WEIGHTINGS
+
+SIZES = {"berlin": 30, "lyon": 26, "oslo": 24, "porto": 24, "rome": 22}
+ALONE = {"local": "fedavg", "scaffold": "scaffold", "feddyn": "feddyn"}
+"""Methods that go with one strategy only; `tests/contracts/test_rules.py` shows that others are refused."""
+
+
+def pair_settings(strategy: str, method: str) -> dict[str, Any]:
+    """Return a study's settings for a pair, quick, with what the method asks of training and model."""
+    return {"sites": list(SIZES), "rounds": 2, **method_settings(method, strategy=strategy)}
+
+
+PAIRS = list(itertools.product(STRATEGIES, METHODS))
+
+
+def check_run(folder: Path, study: StudyConfig) -> dict[str, Any]:
+    """Check what every finished run has: finite weights, shares that sum to 1, a test result for every site."""
+    result: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    assert study.rounds == len(result["rounds"])
+    assert set(SIZES) == {site for site, values in result["sites"].items() if values["test"] is not None}
+    for each in result["rounds"]:
+        assert pytest.approx(1, abs=1e-9) == sum(values["weight"] for values in each["sites"].values())
+    for array in load_file(folder / "global.safetensors").values():
+        assert np.isfinite(array).all()
+    return result
+
+
+@functools.lru_cache(maxsize=1)
+def legal_pairs() -> frozenset[tuple[str, str]]:
+    """Return the pairs that no rule refuses, by hand: what is not listed here is not legal by accident."""
+    never_counted = {"fedprox", "mr_mtl", "pfedme", "per_fedavg", "fedala"}
+    return frozenset(
+        (strategy, method)
+        for strategy, method in PAIRS
+        if ALONE.get(method, strategy) == strategy
+        and (strategy not in ("scaffold", "feddyn") or method == strategy)
+        and not (strategy == "fednova" and method in never_counted)
+    )
+
+
+@pytest.mark.parametrize(("strategy", "method"), PAIRS, ids=[f"{strategy}-{method}" for strategy, method in PAIRS])
+def test_pair_runs_or_is_refused(
+    strategy: str, method: str, tmp_path: Path, make_sites: MakeSites, make_study: MakeStudy
+) -> None:
+    """A legal pair trains two rounds at five sites and changes the global weights; any other is refused when read."""
+    settings = pair_settings(strategy, method)
+    if (strategy, method) not in legal_pairs():
+        with pytest.raises(ConfigError):
+            make_study(**settings)
+        return
+    study = make_study(**settings)
+    run_in_process(study, make_sites(SIZES), tmp_path / "run")
+    result = check_run(tmp_path / "run", study)
+    norms = [each["update_norm"] for each in result["rounds"]]
+    assert (method == "local") == (norms == [0.0, 0.0])
+
+
+@pytest.mark.parametrize("kind", WEIGHTINGS)
+def test_weighting_runs_without_falling_back(
+    kind: str, tmp_path: Path, make_sites: MakeSites, make_study: MakeStudy
+) -> None:
+    """Every signal arrives: all rounds are weighted as the study says, and the shares follow from what is recorded."""
+    study = make_study(
+        sites=list(SIZES),
+        model={"name": "mlp", "hidden": [4]},
+        weighting={"factors": [{"kind": kind}]},
+        split={"validation": 0.3},
+    )
+    run_in_process(study, make_sites(SIZES, share_class_counts=True), tmp_path / "run")
+    for each in check_run(tmp_path / "run", study)["rounds"]:
+        assert [] == each["notes"]
+        factors = {site: values["signals"][f"{kind}.factor"] for site, values in each["sites"].items()}
+        total = sum(factors.values())
+        for site, values in each["sites"].items():
+            assert pytest.approx(factors[site] / total, abs=1e-12) == values["weight"]
+
+
+@pytest.mark.parametrize("kind", WEIGHTINGS)
+def test_weighting_survives_a_restart_of_the_server(
+    kind: str, tmp_path: Path, make_sites: MakeSites, make_study: MakeStudy
+) -> None:
+    """A run that stops after round 2 and continues from its checkpoint ends with the weights of one that did not."""
+    study = make_study(sites=list(SIZES), model={"name": "mlp", "hidden": [4]}, weighting={"factors": [{"kind": kind}]})
+    ends = []
+    for name, stop_at in (("whole", None), ("stopped", 3)):
+        sites, folder = make_sites(SIZES, under=name, share_class_counts=True), tmp_path / name / "run"
+        if stop_at is not None:
+            with pytest.raises(KeyboardInterrupt):
+                run_in_process(study, sites, folder, deliver=functools.partial(stop_in_round, stop_at))
+        run_in_process(study, sites, folder)
+        ends.append((folder / "global.safetensors").read_bytes())
+    assert ends[0] == ends[1]
+
+
+def stop_in_round(number: int, site: str, message: Any, answering: Any) -> Any:
+    """Stop the server when a site is asked for a round."""
+    plan = plan_of(message)[0]
+    if isinstance(plan, RoundPlan) and plan.round == number:
+        raise KeyboardInterrupt
+    return answering(message)

@@ -1,0 +1,253 @@
+"""Combinations that cannot be run are refused when the study is read, each with a sentence that says what to do."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import pytest
+from conftest import MakeSites, MakeStudy
+from pydantic import TypeAdapter
+
+from common.errors import ConfigError
+from common.study.load import load_site
+from common.study.rules import RULES, problems
+from common.study.study import StudyConfig
+from consilium.running.in_process import run_in_process
+
+IMAGES = {"kind": "images", "classes": ["no", "yes"], "size": 8, "channels": 1}
+PLAIN = {"epochs": 1, "batch_size": 8, "learning_rate": 0.1, "momentum": 0.0}
+NUMBER = {"kind": "table", "label": "b", "regression": {"tolerance": 1.0}, "columns": {"a": {"kind": "number"}}}
+PICTURES = {"kind": "images", "classes": ["no", "yes"]}
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "nothing for test": (
+        {"split": {"test": 0.0}},
+        "split.test is 0, so nothing could be said of any model: give it a part of each site's rows, e.g. 0.2, or name",
+    ),
+    "a patient as a feature": (
+        {"task": NUMBER, "split": {"group": "a"}},
+        "split.group: column 'a' is also a feature or the label of the task: leave it out of task.columns",
+    ),
+    "parts by the label": ({"task": NUMBER, "split": {"parts": "b"}}, "split.parts: column 'b' is also a feature"),
+    "patient and part in one column": (
+        {"task": NUMBER, "split": {"group": "c", "parts": "c"}},
+        "split.group and split.parts are both column 'c', expected two",
+    ),
+    "a pattern that could run for years": (
+        {"task": PICTURES, "split": {"group": "^(a+)+$"}},
+        "split.group: '^(a+)+$' is no pattern of file names, expected letters, digits",
+    ),
+    "votes over classes for a number": (
+        {"task": NUMBER, "method": {"kind": "knn_per"}},
+        "'knn_per' lets neighbours vote for a class, but this task's label is a number",
+    ),
+    "balanced classes of a number": (
+        {"task": NUMBER, "method": {"kind": "fedrod"}},
+        "'fedrod' balances classes, but this task's label is a number",
+    ),
+    "class counts of a number": (
+        {"task": NUMBER, "weighting": {"factors": [{"kind": "feddisco"}]}},
+        "the weighting needs class counts, but this task's label is a number",
+    ),
+    "distance of class counts of a number": (
+        {"task": NUMBER, "weighting": {"factors": [{"kind": "divergence"}]}},
+        "the weighting needs class counts, but this task's label is a number",
+    ),
+    "scaffold's server half alone": (
+        {"strategy": {"kind": "scaffold"}},
+        "strategy 'scaffold' with method 'fedavg': set both",
+    ),
+    "scaffold's client half under a median": (
+        {"method": {"kind": "scaffold"}, "strategy": {"kind": "median"}, "training": PLAIN},
+        "strategy 'median' with method 'scaffold': set both",
+    ),
+    "feddyn's server half alone": (
+        {"strategy": {"kind": "feddyn"}},
+        "feddyn is a strategy and a method that belong together, got strategy 'feddyn' with method 'fedavg': set both",
+    ),
+    "feddyn's client half under fedexp": (
+        {"method": {"kind": "feddyn"}, "strategy": {"kind": "fedexp"}},
+        "strategy 'fedexp' with method 'feddyn': set both to 'feddyn'",
+    ),
+    "one half of each": (
+        {"method": {"kind": "feddyn"}, "strategy": {"kind": "scaffold"}},
+        "strategy 'scaffold' with method 'feddyn': set both to 'scaffold'",
+    ),
+    "feddyn with weights": (
+        {"method": {"kind": "feddyn"}, "strategy": {"kind": "feddyn"}, "weighting": {}},
+        "strategy 'feddyn' sets its own weights",
+    ),
+    "fednova from a model of the site's own": (
+        {"strategy": {"kind": "fednova"}, "method": {"kind": "mr_mtl"}},
+        "not defined for training.optimiser 'sgd' with method 'mr_mtl'",
+    ),
+    "local with a strategy": (
+        {"method": {"kind": "local"}, "strategy": {"kind": "median"}},
+        "method 'local' shares nothing",
+    ),
+    "local with a weighting": (
+        {"method": {"kind": "local"}, "weighting": {}},
+        "method 'local' shares nothing",
+    ),
+    "a median with weights": (
+        {"strategy": {"kind": "median"}, "weighting": {"factors": [{"kind": "loss"}]}},
+        "strategy 'median' sets its own weights",
+    ),
+    "q-fedavg with momentum": (
+        {"strategy": {"kind": "qfedavg"}},
+        "strategy 'qfedavg' takes 1 / learning_rate for the slope of the loss, which holds for SGD without momentum: "
+        "set training.optimiser = 'sgd' and training.momentum = 0",
+    ),
+    "q-fedavg with Adam": (
+        {"strategy": {"kind": "qfedavg"}, "training": {"optimiser": "adam", "momentum": 0.0, "epochs": 1}},
+        "strategy 'qfedavg' takes 1 / learning_rate for the slope of the loss",
+    ),
+    "hidden layers of a model that has none": (
+        {"model": {"name": "linear", "hidden": [32]}},
+        "model.hidden: model 'linear' has no hidden layers to choose: leave it out, or choose 'mlp' or 'mlp_bn'",
+    ),
+    "q-fedavg with weights": (
+        {"strategy": {"kind": "qfedavg"}, "weighting": {}},
+        "strategy 'qfedavg' sets its own weights",
+    ),
+    "scaffold with momentum": (
+        {"method": {"kind": "scaffold"}, "strategy": {"kind": "scaffold"}},
+        "method 'scaffold' is defined for plain SGD: set training.optimiser = 'sgd', training.momentum = 0",
+    ),
+    "per-fedavg with adam": (
+        {"method": {"kind": "per_fedavg"}, "training": {**PLAIN, "optimiser": "adam"}},
+        "method 'per_fedavg' is defined for plain SGD",
+    ),
+    "pfedme with weight decay": (
+        {"method": {"kind": "pfedme"}, "training": {**PLAIN, "weight_decay": 0.1}},
+        "method 'pfedme' is defined for plain SGD",
+    ),
+    "fednova with adam": (
+        {"strategy": {"kind": "fednova"}, "training": {**PLAIN, "optimiser": "adam"}},
+        "not defined for training.optimiser 'adam' with method 'fedavg'",
+    ),
+    "fednova with proximal steps": (
+        {"strategy": {"kind": "fednova"}, "method": {"kind": "fedprox"}},
+        "not defined for training.optimiser 'sgd' with method 'fedprox'",
+    ),
+    "fedbn with averaged BatchNorm": (
+        {"task": IMAGES, "model": {"name": "small_cnn"}, "method": {"kind": "fedbn"}},
+        "model.batch_norm is 'average': set model.batch_norm = 'local'",
+    ),
+    "krum with three sites": (
+        {"strategy": {"kind": "krum"}},
+        "strategy 'krum' with these settings needs at least 5 updates in a round, but a round of this study may have 3",
+    ),
+    "a trimmed mean that trims all": (
+        {"strategy": {"kind": "trimmed_mean", "trim": 2}},
+        "needs at least 5 updates in a round",
+    ),
+    "a trimmed mean whose quorum is too small": (
+        {"strategy": {"kind": "trimmed_mean"}, "quorum": 2},
+        "needs at least 3 updates in a round, but a round of this study may have 2",
+    ),
+    "validation loss without validation": (
+        {"weighting": {"factors": [{"kind": "loss"}]}, "split": {"validation": 0}},
+        "the weighting needs update.loss on validation examples, but split.validation is 0",
+    ),
+    "size twice": (
+        {"weighting": {"factors": [{"kind": "size"}, {"kind": "size"}]}},
+        "'size' is there more than once",
+    ),
+    "feddisco beside size": (
+        {"weighting": {"factors": [{"kind": "size"}, {"kind": "feddisco"}]}},
+        "'feddisco' holds the size already",
+    ),
+    "fedce under momentum": (
+        {"weighting": {"factors": [{"kind": "fedce"}]}, "strategy": {"kind": "fedavgm"}},
+        "weighting 'fedce' takes a site's update out of the global weights again",
+    ),
+    "fedce under half a step": (
+        {"weighting": {"factors": [{"kind": "fedce"}]}, "strategy": {"kind": "fedavg", "learning_rate": 0.5}},
+        "weighting 'fedce' takes a site's update out of the global weights again",
+    ),
+    "candidates beside a difference": (
+        {"downlink": [{"kind": "int8"}], "weighting": {"factors": [{"kind": "auto"}]}},
+        "send arrays along with the weights",
+    ),
+    "a minimum that cannot be": (
+        {"weighting": {"minimum": 0.4}},
+        "weighting.minimum: 0.4 for each of 3 sites is more than the whole",
+    ),
+    "a maximum that cannot be": (
+        {"weighting": {"maximum": 0.3}},
+        "weighting.maximum: 0.3 for each of 3 sites is less than the whole",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_combination_is_refused_with_a_sentence(name: str, make_study: MakeStudy) -> None:
+    """The study does not load, and the error says what does not fit with what."""
+    settings, sentence = REFUSED[name]
+    with pytest.raises(ConfigError) as caught:
+        make_study(**settings)
+    assert sentence in str(caught.value)
+
+
+def test_every_rule_has_a_study_that_breaks_it(make_study: MakeStudy) -> None:
+    """No rule is dead: each is the first to speak for some study above."""
+    spoken: set[str] = set()
+    legal = make_study()
+    for settings, _ in REFUSED.values():
+        fields = {name: getattr(legal, name) for name in type(legal).model_fields}
+        parts = make_study().model_copy(update=fields | _parsed(settings))
+        spoken |= {rule.__name__ for rule in RULES if rule(parts) is not None}
+    assert {rule.__name__ for rule in RULES} == spoken
+
+
+def _parsed(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings as fields of a study, each parsed by its own type: no rule sees them together."""
+    found = {}
+    for name, value in settings.items():
+        field = StudyConfig.model_fields[name]
+        annotation: Any = field.annotation
+        if field.discriminator is not None:
+            annotation = Annotated[annotation, field]
+        found[name] = TypeAdapter(annotation).validate_python(value)
+    return found
+
+
+def test_legal_study_has_no_problem(make_study: MakeStudy) -> None:
+    """Neither the default nor neighbours of what is refused."""
+    for settings in (
+        {},
+        {"method": {"kind": "scaffold"}, "strategy": {"kind": "scaffold"}, "training": PLAIN},
+        {"strategy": {"kind": "fednova"}, "method": {"kind": "fedper"}},
+        {"strategy": {"kind": "fednova"}, "method": {"kind": "feddbe"}},
+        {"strategy": {"kind": "feddyn"}, "method": {"kind": "feddyn"}},
+        {"strategy": {"kind": "fedexp"}, "weighting": {}},
+        {"strategy": {"kind": "trimmed_mean"}},
+        {"sites": ["a", "b", "c", "d", "e"], "strategy": {"kind": "krum"}},
+        {"weighting": {"factors": [{"kind": "fedce"}]}},
+        {"weighting": {"minimum": 1 / 3, "maximum": 1 / 3}},
+        {"method": {"kind": "local"}},
+    ):
+        assert [] == problems(make_study(**settings))
+
+
+def test_class_counts_that_a_site_keeps_stop_the_study(
+    tmp_path: Path, make_sites: MakeSites, make_study: MakeStudy
+) -> None:
+    """FedDisco needs histograms: a site whose settings keep them is named, before any training."""
+    sites = make_sites(share_class_counts=True)
+    text = sites["lyon"].read_text(encoding="utf-8")
+    sites["lyon"].write_text(text.replace("share_class_counts = true", "share_class_counts = false"), encoding="utf-8")
+    study = make_study(weighting={"factors": [{"kind": "divergence"}]})
+    with pytest.raises(
+        ConfigError, match=r"site 'lyon' does not tell its class counts.*'divergence'.*share_class_counts"
+    ):
+        run_in_process(study, sites, tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
+
+
+def test_site_settings_take_the_noise_of_class_counts(make_sites: MakeSites) -> None:
+    """`class_counts_epsilon` is a number greater than 0."""
+    path = make_sites({"berlin": 30}, share_class_counts=True, class_counts_epsilon=0.5)["berlin"]
+    assert 0.5 == load_site(path).class_counts_epsilon
+    path.write_text(path.read_text(encoding="utf-8").replace("0.5", "0.0"), encoding="utf-8")
+    with pytest.raises(ConfigError, match="class_counts_epsilon: must be greater than 0"):
+        load_site(path)

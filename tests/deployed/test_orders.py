@@ -1,0 +1,521 @@
+"""What a site obeys: what the study's key signed for it, once, in order, of the study that the run began with."""
+
+import json
+import re
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import MakeSites, MakeStudy
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from hypothesis import given
+from hypothesis import strategies as st
+
+from client.app import answer_order, answer_plan, forget_sites
+from client.wire.orders import LEDGER, MOST_KNOWN_RUNS, Orders
+from common.errors import ConfigError, ProtocolError, StateError
+from common.protocol import (
+    FailureReply,
+    FinishPlan,
+    FinishReply,
+    HandshakePlan,
+    HandshakeReply,
+    InitialWeightsPlan,
+    InitialWeightsReply,
+    Plan,
+    RoundPlan,
+    RoundReply,
+    parse_reply,
+    study_digest,
+)
+from common.study.load import load_site, parse_study
+from common.study.study import StudyConfig
+from common.wire.envelope import Order, payload_digest, sign_order
+
+KEY = Ed25519PrivateKey.from_private_bytes(b"k" * 32)
+STRANGER = Ed25519PrivateKey.from_private_bytes(b"s" * 32)
+TASK = {"kind": "images", "classes": ["a", "b"]}
+STUDY = parse_study(
+    {"name": "hearts", "sites": ["berlin", "lyon", "porto"], "rounds": 5, "task": TASK}, source="test"
+).seen_by("berlin")
+OTHER = STUDY.model_copy(update={"rounds": 6})
+RUN: dict[str, Any] = {"run": "run-1", "site": "berlin"}
+
+
+def ledger(folder: Path, *, max_runs: int = 20, site: str = "berlin") -> Orders:
+    """Open the ledger as a worker does that was just started."""
+    return Orders(folder, site=site, key=KEY.public_key(), max_runs=max_runs)
+
+
+def order_of(plan: Plan, number: int, payload: bytes | None = None) -> Order:
+    return Order(
+        number=number,
+        run=plan.run,
+        site=plan.site,
+        kind="plan",
+        text=plan.model_dump_json(),
+        payload_digest=payload_digest(payload),
+        payload_size=len(payload or b""),
+    )
+
+
+def signed(plan: Plan, number: int, payload: bytes | None = None, *, key: Ed25519PrivateKey = KEY) -> bytes:
+    return sign_order(order_of(plan, number, payload), key)
+
+
+def handshake(study: StudyConfig = STUDY, run: str = "run-1") -> HandshakePlan:
+    return HandshakePlan(study=study, run=run, site=study.sites[0])
+
+
+def round_plan(number: int, study: StudyConfig = STUDY, run: str = "run-1") -> RoundPlan:
+    return RoundPlan(study=study_digest(study), run=run, site="berlin", round=number, asked=number)
+
+
+def finish(number: int = 5) -> FinishPlan:
+    return FinishPlan(study=study_digest(STUDY), **RUN, round=number, asked=number)
+
+
+def obey(orders: Orders, plan: Plan, number: int) -> None:
+    """Go through an order as `client.app` does, without the work."""
+    order = orders.open(signed(plan, number), None)
+    orders.admit(order, plan)
+    orders.answered(order, plan)
+
+
+def after(folder: Path, *plans: Plan) -> Orders:
+    """Return a newly started worker's ledger after these plans, numbered from 1, were answered."""
+    orders = ledger(folder)
+    for number, plan in enumerate(plans, start=1):
+        obey(orders, plan, number)
+    return ledger(folder)
+
+
+# --- the envelope ----------------------------------------------------------------------------------
+
+
+def refused_when_opened(folder: Path, content: bytes, payload: bytes | None = None) -> str:
+    with pytest.raises(ProtocolError) as caught:
+        after(folder, handshake()).open(content, payload)
+    return str(caught.value)
+
+
+def test_order_that_was_signed_for_this_site_is_opened(tmp_path: Path) -> None:
+    """With and without a payload, as bytes or as a view of them, and of both kinds; opening alone writes nothing."""
+    for payload in (None, b"", b"weights"):
+        order = order_of(round_plan(1), 2, payload)
+        seen = payload if payload is None else memoryview(payload)
+        assert order == ledger(tmp_path).open(sign_order(order, KEY), seen)
+    flower = Order(number=7, run="run-1", site="berlin", kind="flower", text="{}")
+    assert flower == ledger(tmp_path).open(sign_order(flower, KEY), None)
+    assert [] == list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("content", "payload", "sentence"),
+    [
+        (signed(round_plan(1), 2, key=STRANGER), None, "not signed with the study's key"),
+        (b"no order", None, "no order"),
+        (signed(round_plan(1), 1), None, "order 1 of run 'run-1' was answered already: expected a number above 1"),
+        (signed(round_plan(1), 2, b"weights"), None, "came with a payload of 0 bytes, signed are 7"),
+        (signed(round_plan(1), 2), b"weights", "came with a payload of 7 bytes, signed are 0"),
+        (signed(round_plan(1), 2, b"weights"), b"weighty", "another payload than the one that was signed"),
+        (signed(round_plan(1), 2), b"", "another payload than the one that was signed"),
+        (
+            sign_order(replace(order_of(round_plan(1), 2), site="lyon"), KEY),
+            None,
+            "this order is for site 'lyon', this is site 'berlin'",
+        ),
+        (sign_order(replace(order_of(round_plan(1), 2), run="../../x"), KEY), None, "name of the run in an order"),
+    ],
+    ids=["forged", "noise", "replay", "payload lost", "payload added", "payload swapped", "empty", "site", "path"],
+)
+def test_order_that_is_not_to_be_obeyed_is_refused_before_its_plan_is_read(
+    content: bytes, payload: bytes | None, sentence: str, tmp_path: Path
+) -> None:
+    """Each with its own sentence."""
+    assert sentence in refused_when_opened(tmp_path, content, payload)
+
+
+def test_every_changed_byte_of_an_order_is_noticed(tmp_path: Path) -> None:
+    """No byte of the order or of its signature is without meaning."""
+    content, orders = signed(round_plan(1), 2), ledger(tmp_path)
+    for position in range(len(content)):
+        changed = bytearray(content)
+        changed[position] ^= 1
+        with pytest.raises(ProtocolError):
+            orders.open(bytes(changed), None)
+
+
+@given(numbers=st.lists(st.integers(min_value=0, max_value=2**64 - 1), min_size=1, max_size=8))
+def test_numbers_are_obeyed_only_while_they_grow(
+    numbers: Sequence[int], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Whatever the sequence, and restarted before each order: obeyed is what is above all that was obeyed before."""
+    folder, highest = tmp_path_factory.mktemp("ledger"), 0
+    for number in numbers:
+        orders = ledger(folder)
+        if number > highest:
+            obey(orders, handshake(), number)
+            highest = number
+        else:
+            with pytest.raises(ProtocolError, match="was answered already"):
+                orders.open(signed(handshake(), number), None)
+
+
+def test_every_run_and_kind_of_order_is_counted(tmp_path: Path) -> None:
+    """A number is of one run; an order without a plan, and one that failed, are used up like any other."""
+    orders = after(tmp_path, handshake(), round_plan(1))
+    obey(orders, handshake(run="run-2"), 1)
+    flower = Order(number=3, run="run-1", site="berlin", kind="flower", text="{}")
+    orders.answered(orders.open(sign_order(flower, KEY), None))
+    with pytest.raises(ProtocolError, match="order 3 of run 'run-1' was answered already"):
+        ledger(tmp_path).open(signed(round_plan(2), 3), None)
+    obey(ledger(tmp_path), round_plan(2), 4)
+
+
+# --- the order of plans ----------------------------------------------------------------------------
+
+
+def test_whole_run_is_obeyed_by_a_worker_that_is_restarted_before_every_plan(tmp_path: Path) -> None:
+    """Handshake, initial weights, every round, the end; rounds in which a site was not asked are left out."""
+    initial = InitialWeightsPlan(study=study_digest(STUDY), **RUN)
+    plans = [handshake(), initial, round_plan(1), round_plan(3), round_plan(5), finish()]
+    for number, plan in enumerate(plans, start=1):
+        obey(ledger(tmp_path), plan, number)
+
+
+def test_server_that_resumed_asks_again(tmp_path: Path) -> None:
+    """From its checkpoint: the handshake, the last round that was answered, and in the end the test counts."""
+    orders = after(tmp_path, handshake(), round_plan(1), round_plan(2), handshake(), round_plan(2), round_plan(5))
+    for number, plan in enumerate([finish(), handshake(), finish()], start=7):
+        obey(orders, plan, number)
+
+
+@pytest.mark.parametrize(
+    ("past", "plan", "sentence"),
+    [
+        ([], round_plan(1), "run 'run-1' has had no handshake here"),
+        ([], finish(), "had no handshake here"),
+        ([handshake(run="run-2")], round_plan(1), "had no handshake here"),
+        ([handshake()], round_plan(6), "ends with round 5, the plan is for round 6"),
+        ([handshake()], round_plan(999_999), "ends with round 5, the plan is for round 999999"),
+        ([handshake(), round_plan(3)], round_plan(2), "has answered round 3, the plan is for the earlier round 2"),
+        ([handshake(), round_plan(3)], round_plan(4, OTHER), "this plan is of another one"),
+        ([handshake(), round_plan(3)], handshake(OTHER), "has trained another study than the one asked for now"),
+        ([handshake(), round_plan(5), finish()], round_plan(5), "has finished here"),
+        ([handshake(), round_plan(3)], finish(3), "read after the study's last round, 5, and not after round 3"),
+        ([handshake()], finish(0), "read after the study's last round, 5, and not after round 0"),
+    ],
+)
+def test_plan_out_of_order_is_refused(past: list[Plan], plan: Plan, sentence: str, tmp_path: Path) -> None:
+    """Signed and new, but not what may come next in this run; the refusal leaves the ledger as it was."""
+    orders, number = after(tmp_path, *past), len(past) + 1
+    order, before = orders.open(signed(plan, number), None), sorted(tmp_path.rglob("*"))
+    with pytest.raises(ProtocolError, match=re.escape(sentence)) as caught:
+        orders.admit(order, plan)
+    assert "run 'run-1'" in str(caught.value)
+    assert before == sorted(tmp_path.rglob("*"))
+
+
+def test_study_may_be_corrected_until_the_first_round(tmp_path: Path) -> None:
+    """A coordinator whose handshake failed at another site starts the same run again; nothing was trained yet."""
+    orders = after(tmp_path, handshake(OTHER), handshake())
+    obey(orders, round_plan(1), 3)
+
+
+@pytest.mark.parametrize("changed", [{"run": "run-2"}, {"site": "lyon"}])
+def test_plan_for_another_run_or_site_than_its_order_is_refused(changed: dict[str, str], tmp_path: Path) -> None:
+    """What was signed names the run and the site twice, and they agree."""
+    orders = after(tmp_path, handshake())
+    plan = round_plan(1).model_copy(update=changed)
+    order = orders.open(sign_order(replace(order_of(plan, 2), **RUN), KEY), None)
+    with pytest.raises(ProtocolError, match=r"the plan is for run 'run-.' at site '.*', its order is signed for run"):
+        orders.admit(order, plan)
+
+
+# --- room ------------------------------------------------------------------------------------------
+
+
+def test_invented_runs_do_not_fill_the_disk(tmp_path: Path) -> None:
+    """Of 50 runs as many are admitted as the settings allow; the others leave no folder and no line in the ledger."""
+    orders, refused = ledger(tmp_path, max_runs=3), []
+    for number in range(50):
+        plan = handshake(run=f"invented-{number}")
+        order = orders.open(signed(plan, 1), None)
+        try:
+            orders.admit(order, plan)
+        except ProtocolError as error:
+            refused.append(str(error))
+            continue
+        (tmp_path / "hearts" / plan.run).mkdir(parents=True)
+        orders.answered(order, plan)
+    sentence = f"keeps 3 runs on its disk, and max_runs = 3 in its site.toml allows no further one: delete .*{tmp_path}"
+    assert 47 == len(refused) == sum(1 for each in refused if re.search(sentence, each))
+    assert 3 == len(list((tmp_path / "hearts").iterdir())) == len(json.loads((tmp_path / LEDGER).read_text())["runs"])
+
+
+def test_deleted_folder_makes_room_for_a_run_and_not_for_old_orders(tmp_path: Path) -> None:
+    """Folders of other studies count, the cache of features does not; a run without its folder stays in the ledger."""
+    (tmp_path / ".features" / "cached").mkdir(parents=True)
+    old = tmp_path / "kidneys" / "run-0"
+    old.mkdir(parents=True)
+    orders = ledger(tmp_path, max_runs=1)
+    with pytest.raises(ProtocolError, match="then start run 'run-1' again"):
+        obey(orders, handshake(), 1)
+    old.rmdir()
+    obey(orders, handshake(), 1)
+    with pytest.raises(ProtocolError, match="was answered already"):
+        obey(ledger(tmp_path, max_runs=1), handshake(), 1)
+    (tmp_path / "hearts" / "run-1").mkdir(parents=True)
+    obey(orders, handshake(), 2)  # it is there already
+
+
+def test_full_ledger_takes_no_further_run(tmp_path: Path) -> None:
+    """It forgets no run, so it has an end; the runs that it knows go on."""
+    runs = {f"run-{number}": {"number": 1} for number in range(MOST_KNOWN_RUNS)}
+    (tmp_path / LEDGER).write_text(json.dumps({"site": "berlin", "runs": runs}))
+    with pytest.raises(ProtocolError, match=f"orders of {MOST_KNOWN_RUNS} runs, all that its ledger"):
+        ledger(tmp_path).open(signed(handshake(run="one-more"), 1), None)
+    obey(ledger(tmp_path), handshake(), 2)
+
+
+# --- the file --------------------------------------------------------------------------------------
+
+
+def test_ledger_is_readable_by_its_owner_alone(tmp_path: Path) -> None:
+    """As is everything that a site keeps."""
+    after(tmp_path, handshake())
+    assert [LEDGER] == [path.name for path in tmp_path.iterdir()]
+    assert 0o600 == stat.S_IMODE((tmp_path / LEDGER).stat().st_mode)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: "",
+        lambda text: "[]",
+        lambda text: text.replace('"number":2', '"number":-2'),
+        lambda text: text.replace('"number":2', '"number":2,"more":1'),
+        lambda text: text.replace("run-1", "../run-1"),
+    ],
+    ids=["half", "empty", "list", "negative", "more", "path"],
+)
+def test_damaged_ledger_stops_the_site_and_is_kept(damage: Callable[[str], str], tmp_path: Path) -> None:
+    """Nothing is obeyed by a site that does not know what it has answered; a person decides, and reads how."""
+    after(tmp_path, handshake(), round_plan(1))
+    path = tmp_path / LEDGER
+    path.write_text(damaged := damage(path.read_text()))
+    with pytest.raises(StateError, match=r"ledger of orders '.*orders.json' is damaged, .* Put it back from a backup"):
+        ledger(tmp_path)
+    assert damaged == path.read_text()
+
+
+def test_ledger_of_another_site_is_refused(tmp_path: Path) -> None:
+    """Two sites do not share a state folder."""
+    after(tmp_path, handshake())
+    with pytest.raises(StateError, match=r"ledger of site 'berlin', expected 'lyon'"):
+        ledger(tmp_path, site="lyon")
+
+
+# --- plans -----------------------------------------------------------------------------------------
+
+
+def test_plans_name_no_other_site_and_stay_small(make_study: MakeStudy) -> None:
+    """In a study of 1,000 sites: the handshake tells how many there are, and a plan for a round is below 2 kB."""
+    names = [f"hospital-{number:04d}" for number in range(1000)]
+    columns = {f"measurement-{number}": {"kind": "number"} for number in range(200)}
+    task = {"kind": "table", "classes": ["no", "yes"], "label": "ill", "columns": columns}
+    study = make_study(sites=names, task=task, quorum=800, min_sites=900)
+    view = study.seen_by(names[7])
+    who = {"run": "r" * 100, "site": names[7]}
+    later = {"study": study_digest(view), **who}
+    plans = [
+        HandshakePlan(study=view, **who),
+        InitialWeightsPlan(**later),
+        RoundPlan(**later, round=10**9, asked=10**9, accepted=10**9 - 1, share=1 / 3, base=10**9 - 1),
+        FinishPlan(**later, round=10**9, asked=10**9, accepted=10**9),
+    ]
+    for plan in plans:
+        text = plan.model_dump_json()
+        assert {names[7]} == set(re.findall(r"hospital-\d{4}", text))
+        assert len(text) < 2000 or isinstance(plan, HandshakePlan)
+    assert 1000 == view.num_sites
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"weighting": {"factors": [{"kind": "size"}], "maximum": 0.4}},
+        {"strategy": {"kind": "trimmed_mean", "trim": 1}},
+    ],
+    ids=["shares", "least sites"],
+)
+def test_study_as_a_site_sees_it_is_the_study_but_for_the_names(rule: dict[str, Any], make_study: MakeStudy) -> None:
+    """Whatever rules the cohort must keep: the view is valid, gives the same cohort, and is the view of itself."""
+    study = make_study(sites=["berlin", "lyon", "porto", "rome"], quorum=3, cohort_fraction=0.75, **rule)
+    with pytest.raises(ConfigError):
+        make_study(sites=["lyon"], **rule)
+    view = study.seen_by("lyon")
+    assert view == parse_study(view.model_dump(), source="test") == view.seen_by("lyon")
+    assert (3, 3, ("lyon",)) == (study.cohort_size, view.cohort_size, view.sites)
+    ignored = {"sites", "num_sites"}
+    assert study.model_dump(exclude=ignored) == view.model_dump(exclude=ignored)
+    with pytest.raises(ConfigError, match="site 'oslo' is not one of the sites of study 'quick'"):
+        study.seen_by("oslo")
+
+
+def test_handshake_that_names_other_sites_is_no_plan(make_study: MakeStudy) -> None:
+    """A server that sends the whole study is of another release, or careless."""
+    with pytest.raises(ValueError, match="names 3 sites, expected 'berlin' alone"):
+        HandshakePlan(study=make_study(), **RUN)
+
+
+# --- through the site ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def make_study(make_study: MakeStudy) -> MakeStudy:
+    """Return the function that builds a study, with fixed scales: no order has to settle them."""
+    fixed = {name: {"mean": 0.0, "std": 1.0} for name in "ab"}
+    task = make_study().task.model_dump() | {"scale": fixed}
+    return lambda **changes: make_study(**{"task": task, **changes})
+
+
+@pytest.fixture
+def site(make_sites: MakeSites) -> Iterator[Path]:
+    """Yield the settings of a site that has the study's key."""
+    path = make_sites({"berlin": 40}, max_runs=2)["berlin"]
+    pem = KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    (path.parent / "study.pub").write_bytes(pem)
+    forget_sites()
+    yield path
+    forget_sites()
+
+
+class Server:
+    """Sends one site orders of a run, each with the next number."""
+
+    def __init__(self, path: Path, study: StudyConfig, run: str = "run-1") -> None:
+        self.path, self.number, self.view = path, 0, study.seen_by("berlin")
+        self.who = {"study": study_digest(self.view), "run": run, "site": "berlin"}
+
+    def send(self, plan: Plan, payload: bytes | None = None) -> tuple[Any, bytes | None]:
+        """Return the reply and its payload."""
+        self.number += 1
+        text, content = answer_order(self.path, signed(plan, self.number, payload), payload)
+        return parse_reply(text, site="berlin"), content
+
+    def shake_hands(self) -> Any:
+        """Return the reply to a handshake."""
+        return self.send(HandshakePlan(study=self.view, run=self.who["run"], site="berlin"))[0]
+
+    def initial(self) -> bytes:
+        """Return the initial weights."""
+        reply, content = self.send(InitialWeightsPlan(**self.who))
+        assert isinstance(reply, InitialWeightsReply) and content is not None
+        return content
+
+
+def test_run_is_answered_by_a_worker_that_is_restarted_before_every_order(site: Path, make_study: MakeStudy) -> None:
+    """Neither ledger nor study is only in memory: no second handshake is needed."""
+    server = Server(site, make_study(rounds=2))
+    assert isinstance(server.shake_hands(), HandshakeReply)
+    forget_sites()
+    weights = server.initial()
+    for number in (1, 2):
+        forget_sites()
+        reply, delta = server.send(RoundPlan(**server.who, round=number, asked=number), weights)
+        assert isinstance(reply, RoundReply) and delta is not None
+    forget_sites()
+    assert isinstance(server.send(FinishPlan(**server.who, round=2, asked=2), weights)[0], FinishReply)
+
+
+def test_data_and_model_stay_in_memory_from_order_to_order(
+    site: Path, make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One run builds the site once; a second run of the same study builds it again at its handshake, and only then."""
+    from client.app import Site
+
+    built, servers = [], [Server(site, make_study(), run=name) for name in ("run-1", "run-2")]
+    monkeypatch.setattr("client.app.Site", lambda *a: built.append(1) or Site(*a))
+    for runs, server in enumerate(servers, start=1):
+        server.shake_hands()
+        weights = server.initial()
+        server.send(RoundPlan(**server.who, round=1, asked=1), weights)
+        assert runs == len(built)
+    for server in servers:
+        assert isinstance(server.send(RoundPlan(**server.who, round=2, asked=2), weights)[0], RoundReply)
+    assert 2 == len(built)
+
+
+def test_site_in_memory_is_of_no_use_to_a_run_without_a_handshake(site: Path, make_study: MakeStudy) -> None:
+    """In one process too, where no ledger is kept: the same study, but under the name of another run."""
+    server = Server(site, make_study())
+    server.shake_hands()
+    reply, _ = answer_plan(site, RoundPlan(**{**server.who, "run": "run-2"}, round=1, asked=1), server.initial())
+    assert isinstance(reply, FailureReply) and "run 'run-2' had no handshake here" in reply.message
+
+
+def test_what_is_refused_changes_nothing_at_the_site(site: Path, make_study: MakeStudy) -> None:
+    """Forged, replayed, of another study, past the end, of one run too many: a sentence each, and no file differs."""
+    study = make_study(rounds=2)
+    server = Server(site, study)
+    server.shake_hands()
+    weights = server.initial()
+    plan = RoundPlan(**server.who, round=1, asked=1)
+    genuine = signed(plan, 3, weights)
+    assert isinstance(parse_reply(answer_order(site, genuine, weights)[0], site="berlin"), RoundReply)
+    state = load_site(site).state_dir
+    Server(site, study, run="run-2").shake_hands()
+    other = {**server.who, "study": study_digest(make_study(rounds=3).seen_by("berlin"))}
+    elsewhere = {**server.who, "site": "lyon"}
+    unknown = HandshakePlan(study=server.view, run="run-3", site="berlin")
+    before = {path: path.read_bytes() for path in state.rglob("*") if path.is_file()}
+    for content, sentence in (
+        (signed(plan, 4, weights, key=STRANGER), "not signed with the study's key"),
+        (genuine, "order 3 of run 'run-1' was answered already"),
+        (
+            signed(RoundPlan(**server.who, round=999_999, asked=999_999), 4, weights),
+            "ends with round 2, the plan is for round 999999",
+        ),
+        (signed(RoundPlan(**other, round=2, asked=2), 4, weights), "this plan is of another one"),
+        (signed(RoundPlan(**elsewhere, round=2, asked=2), 4, weights), "for site 'lyon', this is site 'berlin'"),
+        (signed(FinishPlan(**server.who, round=1, asked=1), 4, weights), "read after the study's last round, 2"),
+    ):
+        reply = parse_reply(answer_order(site, content, weights)[0], site="berlin")
+        assert isinstance(reply, FailureReply) and reply.error == "ProtocolError"
+        assert sentence in reply.message
+    reply = parse_reply(answer_order(site, signed(unknown, 1), None)[0], site="berlin")
+    assert isinstance(reply, FailureReply) and "max_runs = 2" in reply.message and str(state) not in reply.message
+    assert before == {path: path.read_bytes() for path in state.rglob("*") if path.is_file()}
+
+
+def test_plan_that_failed_is_used_up(site: Path, make_study: MakeStudy) -> None:
+    """The same order is not tried again and again; the server signs a new one."""
+    server = Server(site, make_study())
+    server.shake_hands()
+    assert isinstance(server.send(RoundPlan(**server.who, round=1, asked=1), b"no weights")[0], FailureReply)
+    repeated = answer_order(site, signed(RoundPlan(**server.who, round=1, asked=1), 2, b"no weights"), b"no weights")[0]
+    assert "was answered already" in repeated
+
+
+def test_plan_that_failed_moves_no_run_forward(site: Path, make_study: MakeStudy) -> None:
+    """Neither round nor end were reached: what comes before them may still be asked."""
+    server = Server(site, make_study())
+    server.shake_hands()
+    weights = server.initial()
+    for plan in (RoundPlan(**server.who, round=3, asked=3), FinishPlan(**server.who, round=3, asked=3)):
+        assert isinstance(server.send(plan, b"no weights")[0], FailureReply)
+    assert isinstance(server.send(RoundPlan(**server.who, round=1, asked=1), weights)[0], RoundReply)
+
+
+def test_order_is_answered_without_the_studys_key_by_a_sentence(site: Path) -> None:
+    """A site whose bundle was not accepted yet obeys nothing."""
+    (site.parent / "study.pub").unlink()
+    reply = parse_reply(answer_order(site, signed(handshake(), 1), None)[0], site="berlin")
+    assert isinstance(reply, FailureReply)

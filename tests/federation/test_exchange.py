@@ -1,0 +1,166 @@
+"""A study's exchange over the real wire: many sites are asked, each answers once, and what is lost is named."""
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+from wires import Echo, connected, run, serving, until
+
+from client.process.supervisor import Parcel
+from common.host.identity import read_study_key
+from common.protocol import CODEC_VERSION, PROTOCOL_VERSION, InitialWeightsPlan
+from common.wire import wire_pb2 as pb
+from common.wire.envelope import open_order
+from server.study.exchange import Answer
+from server.wire.exchange import WireExchange
+from server.wire.outbox import Numbers, Outbox, Signer
+from server.wire.run_link import RunLink
+from server.wire.run_port import RunPort
+
+SITES = [f"site{number:02d}" for number in range(12)]
+"""More than there are places for uploads and downloads, and than one connection may have streams."""
+LARGE = bytes(range(256)) * 2_000
+
+
+class Site(Echo):
+    """Answers plans as a site does, with the payload that came, turned around."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    async def answer(self, order: Parcel, *, seconds: float) -> Parcel:
+        """Answer an order."""
+        signed = pb.Order.FromString(pb.SignedOrder.FromString(order.content).order)
+        answered = await super().answer(order, seconds=seconds)
+        reply = {"protocol": PROTOCOL_VERSION, "codecs": CODEC_VERSION, "kind": "initial_weights", "pid": 1}
+        reply |= {"run": signed.run, "site": self.name, "seconds": 0.0}
+        return Parcel(json.dumps(reply).encode(), answered.payload, answered.boxed)
+
+
+class Bench:
+    """Sites that attend, and the exchange of a run; `ask` runs in a thread, as a run is another process."""
+
+    def __init__(self, exchange: WireExchange, sites: dict[str, Site], payloads: Path) -> None:
+        self.exchange, self.sites, self.payloads = exchange, sites, payloads
+
+    async def ask(self, names: Sequence[str], *, payload: bytes | None, seconds: float = 20) -> dict[str, Answer]:
+        """Ask sites for something and return their answers by name."""
+        plans = {name: InitialWeightsPlan(study="0" * 64, run="run", site=name) for name in names}
+
+        def asked() -> list[Answer]:
+            return list(
+                self.exchange.ask(plans, payload=payload, timeout_seconds=seconds, most_bytes=len(payload or b""))
+            )
+
+        answers = await asyncio.to_thread(asked)
+        assert sorted(names) == sorted(answer.site for answer in answers)  # each once
+        return {answer.site: answer for answer in answers}
+
+
+@asynccontextmanager
+async def asking(folder: Path, names: Sequence[str] = SITES) -> AsyncIterator[Bench]:
+    """Have sites attend, and a run that asks them."""
+    payloads = folder / "payloads"
+    payloads.mkdir()
+    async with serving(folder) as bench, AsyncExitStack() as stack:
+        ours, theirs = socket.socketpair()
+        port = RunPort(bench.wire, payloads, *await asyncio.open_unix_connection(sock=ours))
+        served = asyncio.ensure_future(port.serve())
+        port.start("{}")
+        sites = {name: Site(name) for name in names}
+        for name, site in sites.items():
+            await stack.enter_async_context(connected(bench.place(name), site))
+        await until(lambda: len(bench.wire.streams) == len(sites))
+        signer = Signer("run", read_study_key(bench.home.study_key), Numbers(folder / "orders"))
+        exchange = WireExchange(RunLink(theirs), Outbox(payloads, signer))
+        await asyncio.to_thread(until_online, exchange, len(sites))
+        try:
+            yield Bench(exchange, sites, payloads)
+        finally:
+            theirs.close()
+            await served
+
+
+def until_online(exchange: WireExchange, count: int) -> None:
+    """Wait until the run has heard of all sites."""
+    while len(exchange.connected()) < count:
+        pass
+
+
+@pytest.mark.parametrize("payload", [None, b"small", LARGE], ids=["nothing", "small", "large"])
+def test_every_one_of_many_sites_is_asked_once_and_answers_once(tmp_path: Path, payload: bytes | None) -> None:
+    """Twelve sites: twelve orders, each for its own site alone; twelve answers with the payload that each sent."""
+
+    async def check() -> None:
+        async with asking(tmp_path) as bench:
+            assert frozenset(SITES) == bench.exchange.connected()
+            answers = await bench.ask(SITES, payload=payload)
+            assert {None} == {answer.problem for answer in answers.values()}
+            sent = payload if payload != LARGE else LARGE[::-1]
+            assert {sent} == {None if answer.payload is None else bytes(answer.payload) for answer in answers.values()}
+            assert [1] * len(SITES) == [len(site.orders) for site in bench.sites.values()]
+            for answer in answers.values():
+                if answer.file is not None:
+                    answer.file.close()
+            assert [] == list(bench.payloads.iterdir())
+
+    run(check())
+
+
+def test_reply_that_is_lost_is_named_when_time_is_up(tmp_path: Path) -> None:
+    """Eleven answers, and the twelfth site by name; what it says later is of no use, and disturbs no later question."""
+
+    async def check() -> None:
+        async with asking(tmp_path) as bench:
+            bench.sites["site07"].go.clear()
+            answers = await bench.ask(SITES, payload=b"x", seconds=1)
+            assert ["site07"] == [name for name, answer in answers.items() if answer.problem]
+            assert "timeout" == answers["site07"].problem
+            assert "site 'site07' did not answer within 1 s" == answers["site07"].detail
+            bench.sites["site07"].go.set()
+            again = await bench.ask(SITES, payload=b"y")
+            assert {b"y"} == {bytes(answer.payload or b"") for answer in again.values()}
+
+    run(check())
+
+
+def test_site_that_is_not_there_is_named_at_once(tmp_path: Path) -> None:
+    """Nobody waits for it."""
+
+    async def check() -> None:
+        async with asking(tmp_path, ["berlin"]) as bench:
+            answers = await bench.ask(["berlin", "lyon"], payload=None)
+            assert (None, "gone") == (answers["berlin"].problem, answers["lyon"].problem)
+            assert "site 'lyon' is not connected" == answers["lyon"].detail
+
+    run(check())
+
+
+def test_orders_are_signed_for_one_site_each_with_numbers_that_grow(tmp_path: Path) -> None:
+    """Two questions: the second's numbers are above all of the first."""
+
+    async def check() -> None:
+        async with asking(tmp_path, SITES[:3]) as bench:
+            key = bench.exchange._outbox._signer.key.public_key()
+            seen: list[tuple[int, str]] = []
+            ask = bench.exchange._link.ask
+
+            def noted(tasks: Sequence[pb.Outgoing]) -> None:
+                for task in tasks:
+                    order = open_order(task.order, key)
+                    assert task.site == order.site
+                    seen.append((order.number, order.site))
+                ask(tasks)
+
+            bench.exchange._link.ask = noted  # type: ignore[method-assign,assignment]
+            for _ in range(2):
+                await bench.ask(SITES[:3], payload=None)
+            assert sorted(seen) == seen and 6 == len({number for number, _ in seen})
+            assert SITES[:3] * 2 == [site for _, site in seen]
+
+    run(check())
