@@ -8,7 +8,7 @@ TORCH_ARGS ?=
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check e2e bench heart image wire
+.PHONY: help setup demo test nightly check docs links e2e bench heart image wire
 
 help: ## list the commands
 	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -25,16 +25,28 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED) ## server and three hospitals on this machine, end to end
 	$(BIN)/consilium demo
 
-# Half of the long tests wait for deadlines, so two at a time take little more than half of the time.
+# Whole files go to the processes, the longest first (tests/conftest.py): two end together, within 5 minutes.
 TEST_PROCESSES ?= 2
-test: $(INSTALLED) ## all tests but those with containers
-	$(BIN)/python -m pytest -m "not containers" -n $(TEST_PROCESSES) --dist loadfile
+test: $(INSTALLED) ## all tests but those with containers, and but for what make nightly adds
+	$(BIN)/python -m pytest -m "not containers and not nightly" -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
-check: $(INSTALLED) ## format, lint, types, architecture
+nightly: $(INSTALLED) ## what test leaves out: every pair of algorithms, all inputs of the fuzzer
+	$(BIN)/python -m pytest -m nightly -n $(TEST_PROCESSES)
+
+check: $(INSTALLED) docs ## format, lint, types, architecture, documentation
 	$(BIN)/ruff format --diff .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/contracts/test_architecture.py
+	$(BIN)/python benchmarks/house.py
+
+# A warning is an error: a link to a page, a heading or a file that is not there ends the build.
+docs: $(INSTALLED) ## the documentation, as pages for a browser in build/docs
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --builder html docs build/docs
+
+# Whether pages of others are still there; needs the internet.
+links: $(INSTALLED)
+	$(BIN)/sphinx-build --quiet --builder linkcheck docs build/links
 
 e2e: $(INSTALLED) ## only the tests with real processes or containers, gRPC, TLS and keys
 	$(BIN)/python -m pytest -m "e2e or containers"

@@ -248,7 +248,7 @@ def measured(case: Case, count: int) -> dict[str, object]:
     found = studies(case, high, count // 4, sd)
     effect = float(np.mean([one.value for one in found]))
     known = [one for one in found if one.low is not None and one.high is not None]
-    covers = float(np.mean([one.low <= effect <= one.high for one in known]))  # type: ignore[operator]
+    covers = float(np.mean([one.low <= effect <= one.high for one in known]))  # type: ignore[operator]  # known ones have both ends
     return line | {"effect": round(abs(effect), 3), "power": round(clear(found), 3), "covers": round(covers, 3)}
 
 

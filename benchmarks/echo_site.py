@@ -25,8 +25,8 @@ from client.process.supervisor import Parcel
 from client.wire.connection import Connection
 from client.wire.probe import place_of
 from common.codecs import Identity
-from common.host.identity import read_study_public
-from common.protocol import CODEC_VERSION, PROTOCOL_VERSION
+from common.host.study_key import read_study_public
+from common.protocol.plans import CODEC_VERSION, PROTOCOL_VERSION
 from common.study.load import load_site
 from common.weights.arrays import Array, digest
 from common.wire import wire_pb2 as pb

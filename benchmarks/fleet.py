@@ -27,13 +27,15 @@ from pathlib import Path
 from typing import Any
 
 from echo_site import Echo
+from measuring.processes import cpu_seconds
 from rich.console import Console
 
 from client.process.shared_memory import Box
 from client.wire.connection import Connection
 from client.wire.place import Place
-from common.host.identity import make_signing_request, make_site_key, read_signing_request
+from common.host.keys import make_site_key
 from common.host.ports import free_port
+from common.host.signing_requests import make_signing_request, read_signing_request
 from common.study.load import parse_study
 from consilium.demo.processes import running_server, wait_for_server
 from consilium.running.live_view import View
@@ -73,7 +75,7 @@ def main() -> None:
     rows = []
     for number in arguments.sites:
         rows.append(measure(number, rounds=arguments.rounds, idle=arguments.idle))
-        print(json.dumps(rows[-1]), flush=True)  # noqa: T201
+        print(json.dumps(rows[-1]), flush=True)
     write(rows)
 
 
@@ -109,9 +111,10 @@ def measure(number: int, *, rounds: int, idle: float) -> dict[str, Any]:
                 wait_until_online(home, number)
                 row["connect_seconds"] = round(time.monotonic() - began, 2)
                 pid = home.address().pid
-                used, since = cpu_seconds(pid), time.monotonic()
+                before, since = cpu_seconds([pid]), time.monotonic()
                 time.sleep(idle)
-                row["server_idle_cpu_percent"] = round(100 * (cpu_seconds(pid) - used) / (time.monotonic() - since), 2)
+                used = cpu_seconds([pid]) - before
+                row["server_idle_cpu_percent"] = round(100 * used / (time.monotonic() - since), 2)
                 row["server_idle_mb"] = round(memory_mb(pid, "VmRSS"))
                 if rounds:
                     row |= run_rounds(home, folder, places, rounds, pid)
@@ -207,7 +210,7 @@ def run_rounds(home: ServerHome, folder: Path, places: list[Place], rounds: int,
         },
         source="benchmark",
     )
-    before = cpu_seconds(pid)
+    before = cpu_seconds([pid])
     with watching_run(pid) as seen:
         run_study(study, home, folder / "runs" / "fleet", View(Console(file=io.StringIO()), title="fleet"))
     lines = (folder / "runs" / "fleet" / "events.jsonl").read_text(encoding="utf-8").splitlines()
@@ -220,7 +223,7 @@ def run_rounds(home: ServerHome, folder: Path, places: list[Place], rounds: int,
     return {
         "round_seconds": round(statistics.median(seconds), 4),
         "round_p95_seconds": round(sorted(seconds)[int(0.95 * (len(seconds) - 1))], 4),
-        "server_cpu_seconds_per_round": round((cpu_seconds(pid) - before) / rounds, 4),
+        "server_cpu_seconds_per_round": round((cpu_seconds([pid]) - before) / rounds, 4),
         "run_cpu_seconds_per_round": round(max(seen.values(), default=0.0) / rounds, 4),
     }
 
@@ -236,7 +239,7 @@ def watching_run(pid: int) -> Iterator[Mapping[int, float]]:
         while not stopped.wait(0.1):
             for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
                 with contextlib.suppress(OSError):
-                    used = cpu_seconds(int(child))
+                    used = cpu_seconds([int(child)])
                     first.setdefault(int(child), used)
                     last[int(child)] = used - first[int(child)]
 
@@ -247,12 +250,6 @@ def watching_run(pid: int) -> Iterator[Mapping[int, float]]:
     finally:
         stopped.set()
         thread.join()
-
-
-def cpu_seconds(pid: int) -> float:
-    """Return the processor time of a process so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
-    return (int(fields[11]) + int(fields[12])) / 100
 
 
 def memory_mb(pid: int, which: str) -> float:

@@ -12,7 +12,6 @@ Run: `make heart DATA=DIR`, or `python benchmarks/heart_disease.py --data-dir DI
 """
 
 import argparse
-import json
 import logging
 import tempfile
 from pathlib import Path
@@ -20,11 +19,13 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from common.host.parents import follow_parent
 from common.study.methods import FedAvgMethod, FedPerMethod, FineTuneMethod, LocalMethod, MethodConfig
 from common.study.study import StudyConfig
 from common.study.training import ModelConfig, SplitConfig, TrainingConfig
-from consilium.data.sources import Federation, heart_disease_hospitals
-from consilium.running.in_process import run_in_process
+from consilium.data.federation import Federation
+from consilium.data.sources import heart_disease_hospitals
+from consilium.running.in_process import run_in_process, write_local_site
 
 SEEDS = (42, 43, 44, 45, 46)
 METHODS: dict[str, MethodConfig] = {
@@ -54,15 +55,10 @@ def study(federation: Federation, method: MethodConfig, seed: int) -> StudyConfi
 
 def site_files(federation: Federation, folder: Path) -> dict[str, Path]:
     """Write a `site.toml` per hospital and return them by name."""
-    files = {}
-    for name, data in federation.folders.items():
-        files[name] = folder / f"{name}.toml"
-        files[name].write_text(
-            f'name = "{name}"\nserver = "localhost:1"\nca_certificate = "unused"\nprivate_key = "unused"\n'
-            f'state_dir = "state-{name}"\n[data]\nkind = "table"\npath = "{data.resolve()}"\n',
-            encoding="utf-8",
-        )
-    return files
+    return {
+        name: write_local_site(folder / "settings" / name, {"kind": "table", "path": data.resolve()})
+        for name, data in federation.folders.items()
+    }
 
 
 def measure(data: Path) -> pd.DataFrame:
@@ -75,15 +71,14 @@ def measure(data: Path) -> pd.DataFrame:
         for label, method in METHODS.items():
             for seed in SEEDS:
                 run = folder / f"{label}-{seed}"
-                run_in_process(study(federation, method, seed), sites, run)
-                result = json.loads((run / "result.json").read_text(encoding="utf-8"))
-                for site, facts in result["sites"].items():
-                    counts = facts["test"]
+                result = run_in_process(study(federation, method, seed), sites, run)
+                for site, facts in result.sites.items():
+                    counts = facts.test.model_dump() if facts.test is not None else {}
                     for model in ("majority", "local", "global_", "personal"):
-                        if counts[model] is not None:
+                        if counts.get(model) is not None:
                             row = {"method": label, "seed": seed, "site": site, "model": model.rstrip("_")}
                             rows.append({**row, "num_test": counts["num_test"], "num_right": counts[model]})
-                print(f"{label} seed {seed} done", flush=True)  # noqa: T201  # a script tells how far it is
+                print(f"{label} seed {seed} done", flush=True)  # a script tells how far it is
     return pd.DataFrame(rows)
 
 
@@ -105,17 +100,18 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
+    follow_parent()
     logging.disable(logging.INFO)
     torch.set_num_threads(1)
     rows = measure(arguments.data_dir)
     arguments.out.parent.mkdir(exist_ok=True)
     rows.to_csv(arguments.out, index=False, lineterminator="\n")
     summary = summarise(rows)
-    print(summary.to_string())  # noqa: T201
+    print(summary.to_string())
     for name, (published, spread) in PUBLISHED_FEDAVG.items():
         ours = summary.loc[("fedavg", "global"), f"{name}_mean"]
         verdict = "within" if abs(float(ours) - published) <= spread else "OUTSIDE"
-        print(f"FedAvg {name}: ours {ours:.3f}, FLamby {published:.3f} +- {spread:.3f}: {verdict}")  # noqa: T201
+        print(f"FedAvg {name}: ours {ours:.3f}, FLamby {published:.3f} +- {spread:.3f}: {verdict}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python benchmarks/local_work.py        # prints a table; writes benchmarks/results/local_work.csv
 
-Why there is no setting for torch.compile: see docs/speed.md.
+Why there is no setting for torch.compile: see docs/results/speed.md.
 """
 
 import csv
@@ -18,7 +18,8 @@ from rich.table import Table
 
 from client.data import Examples
 from client.models import Model, build_model
-from client.training.local_work import LocalWork, train
+from client.training.loop import train
+from client.training.work import LocalWork
 from common.study.training import ModelConfig
 
 MODELS = ("small_cnn", "resnet20", "squeezenet1_0")
@@ -61,18 +62,18 @@ def main() -> None:
     rows = []
     for name in MODELS:
         model = built(name)
-        plain = milliseconds(lambda model=model: train(model, work))  # type: ignore[misc]
-        half = milliseconds(lambda model=model: train(model, replace(work, precision="bfloat16")))  # type: ignore[misc]
+        plain = milliseconds(lambda model=model: train(model, work))  # type: ignore[misc]  # mypy infers no lambda with a default
+        half = milliseconds(lambda model=model: train(model, replace(work, precision="bfloat16")))  # type: ignore[misc]  # mypy infers no lambda with a default
         compiled = built(name)
         compiled.module.compile()
         began = time.monotonic()
         train(compiled, replace(work, epochs=None, steps=1))
         compiling = time.monotonic() - began
-        quick = milliseconds(lambda model=compiled: train(model, work))  # type: ignore[misc]
+        quick = milliseconds(lambda model=compiled: train(model, work))  # type: ignore[misc]  # mypy infers no lambda with a default
         rows.append({"model": name, "float32": plain, "bfloat16": half, "compiled": quick, "compiling_s": compiling})
     table, text = Table(*rows[0]), io.StringIO()
     for row in rows:
-        table.add_row(*(f"{value:.3g}" if isinstance(value, float) else value for value in row.values()))
+        table.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()))
     Console().print(table)
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()

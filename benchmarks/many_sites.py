@@ -13,17 +13,17 @@ import time
 from pathlib import Path
 
 import torch
-from speed import Row, show, write
+from measuring.table import Row, show, write
 
 from common.host.files import scratch
 from common.study.load import parse_study
-from consilium.running.in_process import run_in_process
+from consilium.running.in_process import run_in_process, write_local_site
 
 ROUNDS, COHORT, ROWS = 10, 50, 60
 
 
 def megabytes(name: str) -> float:
-    """Return a size of this process that Linux tells in /proc/self/status."""
+    """Return a size of this process from Linux's /proc/self/status."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(f"{name}:"))
 
@@ -38,11 +38,7 @@ def run(num_sites: int) -> dict[str, float]:
             folder.mkdir()
             lines = [f"{row % 7},{row % 5},{'yes' if (row + number) % 7 > 3 else 'no'}" for row in range(ROWS)]
             (folder / "data.csv").write_text("\n".join(["a,b,ill", *lines]) + "\n")
-            settings[folder.name] = folder / "site.toml"
-            settings[folder.name].write_text(
-                f'name = "{folder.name}"\nserver = "localhost:1"\nca_certificate = "x"\nprivate_key = "x"\n'
-                'state_dir = "state"\n[data]\nkind = "table"\npath = "data.csv"\n'
-            )
+            settings[folder.name] = write_local_site(folder, {"kind": "table", "path": "data.csv"})
         study = parse_study(
             {
                 "name": "many",
@@ -63,12 +59,11 @@ def run(num_sites: int) -> dict[str, float]:
         )
         before, began = megabytes("VmRSS"), time.monotonic()
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-        run_in_process(study, settings, Path(name) / "run")
+        result = run_in_process(study, settings, Path(name) / "run")
         seconds, peak = time.monotonic() - began, megabytes("VmHWM")
-        result = json.loads((Path(name) / "run" / "result.json").read_text())
     return {
         "megabytes": peak - before,
-        "round": sum(each["seconds"] for each in result["rounds"]) / ROUNDS,
+        "round": sum(each.seconds for each in result.rounds) / ROUNDS,
         "seconds": seconds,
     }
 
@@ -76,7 +71,7 @@ def run(num_sites: int) -> dict[str, float]:
 def main() -> None:
     """Run both in processes of their own, print, write."""
     if len(sys.argv) > 1:
-        print(json.dumps(run(int(sys.argv[1]))))  # noqa: T201  # for the process that started this one
+        print(json.dumps(run(int(sys.argv[1]))))  # for the process that started this one
         return
     rows: list[Row] = []
     for num_sites in (100, 1000):

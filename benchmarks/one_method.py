@@ -9,8 +9,10 @@ import tempfile
 from pathlib import Path
 
 from common.host.files import write_atomically
+from common.host.parents import follow_parent
 from common.study.load import load_study
-from consilium.comparison.cells import find_sites, make_cell, run_cell
+from consilium.comparison.cells import make_cell, run_cell
+from consilium.comparison.site_files import find_sites
 
 HEADER = "model,method,seed,mean_accuracy,worst_accuracy,bytes_both_ways,seconds"
 
@@ -24,6 +26,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
+    follow_parent()
     study = load_study(options.study)
     files = find_sites(options.sites, study, weights_dir=None)
     lines = options.out.read_text(encoding="utf-8").splitlines() if options.out.is_file() else [HEADER]
@@ -33,14 +36,14 @@ def main() -> None:
             if seed in done:
                 continue
             cell = make_cell(study.method.kind, study, seed=seed, split=0, local=False)
-            found = run_cell(cell, files, Path(out), f"cell-{seed}")
-            if "error" in found:
-                raise SystemExit(found["error"])
-            accuracy = [of["metrics"]["personal"]["accuracy"] for of in found["sites"].values()]
-            total = sum(each["bytes_up"] + each["bytes_down"] for each in found["rounds"])
+            result = run_cell(cell, files, Path(out), f"cell-{seed}")
+            if result.error is not None:
+                raise SystemExit(result.error)
+            accuracy = [of.metrics["personal"]["accuracy"] or 0.0 for of in result.sites.values()]
+            total = sum(each.bytes_up + each.bytes_down for each in result.rounds)
             facts = (study.model.name, study.method.kind, seed, sum(accuracy) / len(accuracy), min(accuracy), total)
-            lines.append(",".join(map(str, (*facts, round(found["seconds"])))))
-            print(lines[-1], flush=True)  # noqa: T201
+            lines.append(",".join(map(str, (*facts, round(result.seconds)))))
+            print(lines[-1], flush=True)
             write_atomically(options.out, "".join(f"{line}\n" for line in lines).encode())
 
 

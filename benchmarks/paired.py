@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from consilium.comparison.summary import LAST
+from consilium.comparison.rows import LAST
 from consilium.findings import LEAST_SPLITS, over_splits
 
 
@@ -26,11 +26,11 @@ def main() -> None:
     means = table[table["round"] == LAST].groupby(["split", "row"])[options.metric].mean().unstack()
     if options.against not in means or len(means) < LEAST_SPLITS:
         raise SystemExit(f"expected {LEAST_SPLITS} splits and more, and one of the rows {', '.join(means)}")
-    print("row,mean,difference,low,high")  # noqa: T201
+    print("row,mean,difference,low,high")
     for name, values in means.items():
         one = over_splits((values - means[options.against]).dropna().tolist(), test_to_train=options.test_to_train)
         bounds = [f"{bound:.4f}" for bound in (one.value, one.low, one.high) if bound is not None]
-        print(f'"{name}"', f"{values.mean():.4f}", *bounds, sep=",")  # noqa: T201
+        print(f'"{name}"', f"{values.mean():.4f}", *bounds, sep=",")
 
 
 if __name__ == "__main__":

@@ -22,9 +22,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from common.host.parents import end_with_parent, follow_parent
 from common.seeds import seed_for
 from common.study.load import parse_study
-from consilium.comparison.cells import SiteFiles, make_cell, run_cell
+from consilium.comparison.cells import make_cell, run_cell
+from consilium.comparison.site_files import SiteFiles
 from consilium.findings import over_splits
 
 USERS, LEAST, ROUNDS, STEPS, SEEDS, RATES = 50, 30, 100, 10, range(1, 11), (0.003, 0.01, 0.03, 0.1)
@@ -89,10 +91,10 @@ def run(images: Path, name: str, rate: float, seed: int) -> dict[str, Any]:
         )
         cell = make_cell(name, study, seed=0, split=0, local=False)
         result = run_cell(cell, files, Path(where) / "cells", cell.key(files))
-        if "error" in result:
-            raise RuntimeError(result["error"])
-    means = result["rounds"][-1]["means"]
-    accuracy = [facts["metrics"]["personal"]["accuracy"] for facts in result["sites"].values()]
+        if result.error is not None:
+            raise RuntimeError(result.error)
+    means = result.rounds[-1].means
+    accuracy = [facts.metrics["personal"]["accuracy"] or 0.0 for facts in result.sites.values()]
     return {
         "method": name,
         "rate": rate,
@@ -100,7 +102,7 @@ def run(images: Path, name: str, rate: float, seed: int) -> dict[str, Any]:
         "validation_accuracy": means["personal.accuracy"],
         "validation_loss": means["personal.loss"],
         "test_accuracy": float(np.mean(accuracy)),
-        "seconds": round(result["seconds"], 1),
+        "seconds": round(result.seconds, 1),
     }
 
 
@@ -111,19 +113,21 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
+    follow_parent()
     rows = pd.read_csv(arguments.out) if arguments.out.exists() else pd.DataFrame(columns=["method", "rate", "seed"])
     done = set(rows[["method", "rate", "seed"]].itertuples(index=False, name=None))
     cells = [(name, rate, seed) for seed in SEEDS for name in METHODS for rate in RATES]
-    with ProcessPoolExecutor(arguments.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(arguments.jobs, mp_context=context, initializer=end_with_parent) as pool:
         for future in [pool.submit(run, arguments.images, *cell) for cell in cells if cell not in done]:
             rows = pd.concat([rows, pd.DataFrame([future.result()])], ignore_index=True)
             rows.to_csv(arguments.out, index=False, lineterminator="\n", float_format="%.6g")
     best = rows.loc[rows.groupby(["method", "seed"])["validation_accuracy"].idxmax()]
     chosen = best.pivot_table(index="seed", columns="method", values="test_accuracy")
-    print(best[["method", "seed", "rate", "test_accuracy"]].to_string(index=False))  # noqa: T201
+    print(best[["method", "seed", "rate", "test_accuracy"]].to_string(index=False))
     for name in METHODS:
         one = over_splits((chosen[name] - chosen["FedAvg + one step"]).tolist(), test_to_train=0.0)
-        print(json.dumps({"method": name, "mean": float(chosen[name].mean()), "minus FedAvg": vars(one)}))  # noqa: T201
+        print(json.dumps({"method": name, "mean": float(chosen[name].mean()), "minus FedAvg": vars(one)}))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
 from torch import nn
 
-from client.data import SiteData, load_data
+from client.data import SiteData, read_site
 from common.study.load import load_site, parse_study
 
 BATCH, RATE = 4, 0.001
@@ -33,12 +33,13 @@ def data_of(place: str, number: int) -> SiteData:
     """Return a hospital's data, read once per actor."""
     study = parse_study(json.loads((Path(place) / "study.json").read_text()), source=place)
     config = load_site(Path(place) / f"{study.sites[number]}.toml")
-    return load_data(config.data, study.task, study.split, site=config.name, min_examples=20)
+    return read_site(config, study).scaled(study.task.fixed_scale)
 
 
-def network(arrays: ArrayRecord) -> nn.Linear:
-    """Return the model with these weights."""
-    model = nn.Linear(13, 1)
+def network(message: Message) -> nn.Linear:
+    """Return the model with the weights of a message."""
+    model, arrays = nn.Linear(13, 1), message.content["arrays"]
+    assert isinstance(arrays, ArrayRecord)
     model.load_state_dict(arrays.to_torch_state_dict())
     return model
 
@@ -48,7 +49,7 @@ def train(message: Message, context: Context) -> Message:
     """Take the round's steps."""
     torch.set_num_threads(1)
     examples = data_of(str(message.content["config"]["place"]), int(str(context.node_config["partition-id"]))).train
-    model = network(message.content["arrays"])
+    model = network(message)
     optimiser = torch.optim.SGD(model.parameters(), lr=RATE)
     steps, done, total = int(str(message.content["config"]["steps"])), 0, 0.0
     while done < steps:
@@ -57,7 +58,7 @@ def train(message: Message, context: Context) -> Message:
             loss = nn.functional.binary_cross_entropy_with_logits(
                 model(examples.x[rows])[:, 0], examples.y[rows].to(torch.float32)
             )
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             optimiser.step()
             done, total = done + 1, total + float(loss.detach())
     metrics = MetricRecord({"num-examples": len(examples), "train_loss": total / done})
@@ -69,7 +70,7 @@ def evaluate(message: Message, context: Context) -> Message:
     """Measure the received weights on the hospital's test rows."""
     examples = data_of(str(message.content["config"]["place"]), int(str(context.node_config["partition-id"]))).test
     with torch.no_grad():
-        logits = network(message.content["arrays"])(examples.x)[:, 0]
+        logits = network(message)(examples.x)[:, 0]
     right = float(((logits > 0) == (examples.y == 1)).double().mean())
     metrics = MetricRecord({"num-examples": len(examples), "eval_accuracy": right})
     return Message(RecordDict({"metrics": metrics}), reply_to=message)
@@ -107,7 +108,7 @@ def main() -> None:
         backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": {"num_cpus": 1}},
     )
     whole = time.monotonic() - began
-    print(json.dumps({"rounds": [b - a for a, b in itertools.pairwise(times)], "seconds": whole}))  # noqa: T201
+    print(json.dumps({"rounds": [b - a for a, b in itertools.pairwise(times)], "seconds": whole}))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Print committed comparisons as docs/results.md has them: a table of methods, and every site's sentence.
+"""Print committed comparisons as docs/results has them: a table of methods, and every site's sentence.
 
 python benchmarks/tables.py NAME [NAME ...]
 """
@@ -47,4 +47,4 @@ def _number(values: list[float | None], places: int, *, sign: str = "") -> str:
 
 if __name__ == "__main__":
     for name in sys.argv[1:]:
-        print(f"## {name}\n\n{of(name)}\n")  # noqa: T201  # a script tells what it found
+        print(f"## {name}\n\n{of(name)}\n")  # a script tells what it found

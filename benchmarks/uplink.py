@@ -10,7 +10,6 @@ Bytes are those of the updates alone, as the server counts them, per site and ro
 import argparse
 import csv
 import io
-import json
 import logging
 import multiprocessing
 import tempfile
@@ -24,12 +23,12 @@ from safetensors.numpy import load_file
 
 from client.data import Examples
 from client.models import build_model, set_weights
-from client.training.local_work import evaluate
+from client.training.evaluation import evaluate
 from common.host.files import scratch
 from common.seeds import seed_for
 from common.study.load import parse_study
 from common.study.study import StudyConfig
-from consilium.running.in_process import run_in_process
+from consilium.running.in_process import run_in_process, write_local_site
 
 SITES, PER_SITE, ROUNDS, SEEDS = ("a", "b", "c", "d", "e"), 800, 12, (1, 2, 3)
 CODECS: dict[str, list[dict[str, Any]]] = {
@@ -75,19 +74,14 @@ def run(images: Path, codec: str, seed: int) -> dict[str, Any]:
             rows = order[number * PER_SITE : (number + 1) * PER_SITE]
             (folder / site).mkdir()
             np.savez(folder / site / "data.npz", x=x[rows], y=y[rows])
-            settings[site] = folder / site / "site.toml"
-            settings[site].write_text(
-                f'name = "{site}"\nserver = "localhost:1"\nca_certificate = "x"\nprivate_key = "x"\n'
-                'state_dir = "state"\n[data]\nkind = "arrays"\npath = "data.npz"\n'
-            )
-        run_in_process(config, settings, folder / "run")
-        rounds = json.loads((folder / "run" / "result.json").read_text())["rounds"]
+            settings[site] = write_local_site(folder / site, {"kind": "arrays", "path": "data.npz"})
+        rounds = run_in_process(config, settings, folder / "run").rounds
         weights = load_file(folder / "run" / "global.safetensors")
     shift, scale = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     test = Examples((torch.from_numpy(x[is_test]) / 255 - shift) / scale, torch.from_numpy(y[is_test]))
     model = build_model(config.model, input_shape=(3, 32, 32), num_outputs=10, weights_dir=None, seed=0)
     set_weights(model.module, weights)
-    up = sum(each["bytes_up"] for each in rounds) / ROUNDS / len(SITES)
+    up = sum(each.bytes_up for each in rounds) / ROUNDS / len(SITES)
     return {"codec": codec, "seed": seed, "accuracy": evaluate(model.module, test).accuracy, "bytes_up": round(up)}
 
 
@@ -111,7 +105,7 @@ def main() -> None:
         lost = [100 * (base[row["seed"]]["accuracy"] - row["accuracy"]) for row in mine]
         fewer = np.mean([base[row["seed"]]["bytes_up"] / row["bytes_up"] for row in mine])
         accuracy = 100 * np.mean([row["accuracy"] for row in mine])
-        print(  # noqa: T201
+        print(
             f"{codec}: accuracy {accuracy:.2f} %, {np.mean(lost):+.2f} points lost "
             f"({', '.join(f'{one:+.2f}' for one in lost)})"
             f", {fewer:.1f} x fewer bytes"

@@ -1,7 +1,5 @@
 """Composition root of the Flower ClientApp: find this site's settings, answer the plan, say what failed."""
 
-import contextlib
-import functools
 import logging
 import os
 import time
@@ -12,19 +10,22 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client.flower.app import answer_flower
-from client.flower.message import pack, plan_of
+from client.flower.message import content_of, plan_of
+from client.site.accepted import check_accepted
+from client.site.journal import note_answer, note_failure
 from client.site.memory import has_room
 from client.site.site import Site
-from client.site.state_folder import event_log, study_of
+from client.site.state_folder import study_of
 from client.wire.orders import Orders
 from common.codecs import Payload
 from common.errors import ConfigError, ConsiliumError, DataError, ProtocolError, StateError
-from common.host.identity import read_study_public
-from common.protocol import FailureReply, HandshakePlan, Plan, Reply, RoundReply, parse_plan, study_digest
-from common.study.load import load_site, load_study
+from common.host.study_key import read_study_public
+from common.protocol.parse import parse_plan
+from common.protocol.plans import HandshakePlan, Plan, study_digest
+from common.protocol.replies import FailureReply, Reply
+from common.study.load import load_site
 from common.study.site import SiteConfig
 from common.study.study import StudyConfig
-from common.study.training import TrainingConfig
 from common.wire.envelope import Order
 
 log = logging.getLogger(__name__)
@@ -59,13 +60,13 @@ def answer(message: Message, context: Context) -> Message:
     """Answer the plan in a message: Flower's way in, for a federation in one process."""
     plan, payload = plan_of(message)
     reply, content = answer_plan(Path(str(context.node_config["site"])), plan, payload)
-    return Message(pack(reply.model_dump_json(), content), reply_to=message)
+    return Message(content_of(reply.model_dump_json(), content), reply_to=message)
 
 
 def answer_order(path: Path, signed: bytes, payload: Payload | None) -> tuple[str, bytes | None]:
     """Answer an order as it came from the server: the reply's JSON and its payload.
 
-    An order that this site does not obey is answered with the sentence that says why, and only logged: who can send
+    An order that this site does not obey is answered with the sentence that says why, and only logged: a sender
     without the study's key must not be able to fill this site's disk.
 
     Args:
@@ -145,17 +146,17 @@ def answer_plan(path: Path, plan: Plan, payload: Payload | None) -> tuple[Reply,
             raise ProtocolError(f"the plan is for site '{plan.site}', this is site '{config.name}'")
         warm = _warmed(path, config, plan)
         reply, content = warm.site.answer(plan, payload)
-        _note(config, warm.study, plan, reply, bytes_up=len(content or b""), bytes_down=len(payload or b""))
+        note_answer(config, warm.study, plan, reply, bytes_up=len(content or b""), bytes_down=len(payload or b""))
         log.info("plan answered kind=%s run=%s seconds=%.2f", plan.kind, plan.run, reply.seconds)
         return reply, content
     except ConsiliumError as error:
         log.error("plan failed kind=%s error=%s message=%s", plan.kind, type(error).__name__, error)
-        _note_failure(path, config, plan, error)
+        note_failure(config, _study_of(path, plan), plan, error)
         return _failure(config, plan.run, error, began), None
     except Exception as error:
         # Its text would go to the server, and it can hold a path or a value.
         log.exception("plan failed unexpectedly kind=%s", plan.kind)
-        _note_failure(path, config, plan, error)
+        note_failure(config, _study_of(path, plan), plan, error)
         raise RuntimeError(f"unexpected {type(error).__name__}; the log of site '{config.name}' says more") from None
 
 
@@ -174,7 +175,7 @@ def _settings(path: Path) -> SiteConfig:
 
 
 def _facts_of(path: Path) -> tuple[int, int, int] | None:
-    """Return what changes with a file; None if there is none, which who reads it says in words."""
+    """Return what changes with a file; None if there is none: reading it then raises the error with the sentence."""
     try:
         at = path.stat()
     except OSError:
@@ -189,7 +190,7 @@ def _failure(config: SiteConfig, run: str, error: ConsiliumError, began: float) 
         pid=os.getpid(),
         seconds=time.monotonic() - began,
         error=type(error).__name__,
-        message=_told(error, config),
+        message=_disclosed(error, config),
     )
 
 
@@ -203,13 +204,13 @@ def _warmed(path: Path, config: SiteConfig, plan: Plan) -> _Warm:
     if isinstance(plan, HandshakePlan):
         study, digest, site = plan.study, study_digest(plan.study), None
     elif warm is not None and (warm.config, warm.run, warm.digest) == (config, plan.run, plan.study):
-        _check_accepted(path, warm.study)
+        check_accepted(path, warm.study)
         return warm
     else:
         digest = plan.study
         study = study_of(config.state_dir, run=plan.run, digest=digest, site=config.name)
         site = warm.site if warm is not None and (warm.config, warm.digest) == (config, digest) else None
-    _check_accepted(path, study)
+    check_accepted(path, study)
     _warm.pop(path, None)
     del warm  # its data and model, before those that replace them are read
     if len(_warm) >= LEAST_WARM and not has_room():
@@ -225,43 +226,7 @@ def forget_sites() -> None:
     _ledgers.clear()
 
 
-_COORDINATORS = frozenset({"join_timeout_seconds"})
-"""Settings of a study that change nothing at a site."""
-
-
-def _check_accepted(path: Path, study: StudyConfig) -> None:
-    """Refuse a study other than the one this site accepted, if it accepted one (`study.toml` beside `site.toml`).
-
-    Args:
-        study: as this site sees it.
-
-    Raises:
-        ConfigError: names the settings that differ.
-    """
-    accepted_file = path.parent / "study.toml"
-    if not accepted_file.is_file():
-        return
-    at = accepted_file.stat()
-    view = _accepted(accepted_file, study.sites[0], at.st_mtime_ns, at.st_size)
-    if view == study:
-        return
-    accepted, asked = view.model_dump(), study.model_dump()
-    if differing := sorted(key for key in asked if asked[key] != accepted[key] and key not in _COORDINATORS):
-        raise ConfigError(
-            "the server asks for another study than the one this site accepted; they differ in "
-            f"{', '.join(differing)}; if that is as agreed, the coordinator runs 'consilium server approve' with the "
-            "new --study, and this site accepts the new bundle"
-        )
-
-
-@functools.lru_cache(maxsize=LEAST_WARM)
-def _accepted(path: Path, site: str, _changed: int, _size: int) -> StudyConfig:
-    """Return the accepted study as a site sees it; read again when the file has changed."""
-    study = load_study(path)
-    return study.seen_by(site) if site in study.sites else study
-
-
-def _told(error: ConsiliumError, config: SiteConfig) -> str:
+def _disclosed(error: ConsiliumError, config: SiteConfig) -> str:
     """Return what the server may know of an error: paths and file names can hold patients' names."""
     if config.share_error_details:
         return str(error)
@@ -273,40 +238,9 @@ def _told(error: ConsiliumError, config: SiteConfig) -> str:
     return text
 
 
-def _note(config: SiteConfig, study: StudyConfig, plan: Plan, reply: Reply, *, bytes_up: int, bytes_down: int) -> None:
-    """Write what was answered to this site's own event log: its audit trail, and the source of its metrics."""
-    facts = reply.model_dump(mode="json", exclude={"protocol", "codecs", "kind", "site", "versions", "run", "seconds"})
-    event_log(config).log(
-        "answered",
-        study=study.name,
-        run=plan.run,
-        kind=plan.kind,
-        seconds=round(reply.seconds, 4),
-        bytes_up=bytes_up,
-        bytes_down=bytes_down,
-        codec=study.codec,
-        epochs=_epochs(study.training, reply.num_examples) if isinstance(reply, RoundReply) else None,
-        **facts,
-    )
-
-
-def _epochs(training: TrainingConfig, num_examples: int) -> float:
-    """Return how many passes over the training examples a round's work is."""
-    if training.epochs is not None:
-        return training.epochs
-    return round((training.steps or 0) * training.batch_size / max(num_examples, 1), 6)
-
-
-def _note_failure(path: Path, config: SiteConfig, plan: Plan, error: Exception) -> None:
+def _study_of(path: Path, plan: Plan) -> StudyConfig | None:
+    """Return the study that a plan is of, as far as it is known here."""
+    if isinstance(plan, HandshakePlan):
+        return plan.study
     warm = _warm.get(path)
-    begun = warm.study if warm is not None and warm.run == plan.run else None
-    study = plan.study if isinstance(plan, HandshakePlan) else begun
-    with contextlib.suppress(StateError):  # the disk may be what failed
-        event_log(config).log(
-            "failed",
-            study=study.name if study is not None else None,
-            run=plan.run,
-            kind=plan.kind,
-            error=type(error).__name__,
-            message=str(error),
-        )
+    return warm.study if warm is not None and warm.run == plan.run else None

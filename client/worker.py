@@ -18,10 +18,10 @@ import torch
 from client.app import answer_order
 from client.process.shared_memory import Box
 from client.process.supervisor import ANSWER, ERROR
+from common.errors import clean
 from common.host.logs import start_log
 from common.host.memory import reuse_memory, trim_memory
 from common.host.parents import follow_parent
-from common.host.text import clean
 from common.wire.limits import SMALL_PAYLOAD_BYTES
 
 log = logging.getLogger(__name__)

@@ -18,8 +18,19 @@
     `-- RunFailed          14   the server's run ended without a result
 
 Errors are caught only at the composition roots. A message says who, what was seen and what was
-expected; never array contents, never example data.
+expected; never array contents, never example data. What others wrote gets into it by way of `clean`.
 """
+
+import re
+
+_HIDDEN = re.compile(
+    "["
+    "\x00-\x1f\x7f-\x9f"  # C0 with ESC and newlines, DEL, C1
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # marks, embeddings, overrides and isolates of direction
+    "\u2028\u2029\ufeff\ufff9-\ufffb"  # line and paragraph separators, what annotates and what is not there
+    "\ud800-\udfff\U000e0000-\U000e007f"  # halves of characters, and tags, which nothing shows
+    "]"
+)
 
 
 class ConsiliumError(Exception):
@@ -97,7 +108,7 @@ class UpdateRejected(ProtocolError):
 
 
 class PrivacyBudgetSpent(ConsiliumError):
-    """A site's privacy budget allows no further answer."""
+    """A site's privacy budget allows no further answer; reserved, nothing raises it yet."""
 
     exit_code = 13
 
@@ -137,3 +148,31 @@ def error_named(name: str, message: str) -> ConsiliumError:
 
 def _tree(cls: type[ConsiliumError]) -> list[type[ConsiliumError]]:
     return [cls, *(leaf for child in cls.__subclasses__() for leaf in _tree(child))]
+
+
+# --- text that somebody else wrote ------------------------------------------------------------------
+
+
+def clean(text: str, limit: int = 500) -> str:
+    r"""Return text of at most `limit` characters in which control characters are written out: `\n`, `\x1b`, `\u202e`.
+
+    What is cut says how long it was. Law: `clean(clean(text, limit), limit) == clean(text, limit)`.
+
+    Args:
+        limit: at least 40.
+    """
+    # No character takes more than ten when it is written out, and what is far beyond the limit is not looked at.
+    plain = _HIDDEN.sub(lambda found: _written_out(found[0]), text[: limit + 1])
+    if len(plain) <= limit:
+        return plain
+    told = f"... ({len(text)} characters)"
+    return plain[: limit - len(told)] + told
+
+
+def is_clean(text: str) -> bool:
+    """Tell whether text holds no control character."""
+    return _HIDDEN.search(text) is None
+
+
+def _written_out(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")

@@ -9,14 +9,16 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from common.errors import ConsiliumError
-from common.events import EventLog
+from common.events.log import EventLog
+from common.events.run import RunFailure
 from common.host.files import only_one
-from common.protocol import study_digest
+from common.protocol.plans import study_digest
 from common.study.load import parse_study
 from server.flower.exchange import GridExchange, Messenger
 from server.strategies import build_strategy
+from server.study.context import Study
 from server.study.exchange import Exchange
-from server.study.run import Study, run_study
+from server.study.run import run_study
 from server.study.run_folder import JOURNAL_VARIABLE, RunFolder
 from server.weighting import build_weighting
 from server.wire.grid import WireGrid
@@ -48,16 +50,16 @@ def main(grid: Grid, context: Context) -> None:
             weighting=build_weighting(config.weights_by),
             folder=folder,
         )
-        transport, tls = str(context.run_config["transport"]), bool(context.run_config["tls"])
         going_on = f"'{path}': the run is still going on in another process; stop that one first"
         with only_one(path / ".lock", otherwise=going_on):
-            run_study(study, transport={"transport": transport, "tls": tls})
+            run_study(study, transport=str(context.run_config["transport"]), tls=bool(context.run_config["tls"]))
     except ConsiliumError as error:
-        folder.log("failed", error=type(error).__name__, message=str(error))
+        folder.log(RunFailure(error=type(error).__name__, message=str(error)))
         log.error("run failed error=%s message=%s", type(error).__name__, error)
         raise
     except Exception as error:
-        folder.log("failed", error="ConsiliumError", message=f"unexpected {type(error).__name__}: {error}")
+        what = f"unexpected {type(error).__name__}: {error}"
+        folder.log(RunFailure(error="ConsiliumError", message=what))
         raise
 
 

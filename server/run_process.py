@@ -17,9 +17,9 @@ from flwr.app import Context, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from common.errors import ConsiliumError
-from common.host.identity import read_study_key
 from common.host.logs import start_log
 from common.host.parents import end_with_parent
+from common.host.study_key import read_study_key
 from server.app import app
 from server.wire.exchange import WireExchange
 from server.wire.grid import WireGrid

@@ -6,9 +6,9 @@ from typing import Any
 from conftest import write_table
 from rich.console import Console
 
+from common.study.load import study_text
 from common.study.study import StudyConfig
-from consilium.comparison.compare import Options
-from consilium.toml import study_text
+from consilium.comparison.options import CompareOptions
 
 SIZES = {"berlin": 60, "lyon": 40}
 TRAINING = {"epochs": 1, "learning_rate": 0.1}
@@ -40,6 +40,8 @@ def write_study(folder: Path, study: StudyConfig) -> Path:
     return path
 
 
-def options(folder: Path, study: StudyConfig, out: Path, **settings: Any) -> Options:
+def options(folder: Path, study: StudyConfig, out: Path, **settings: Any) -> CompareOptions:
     """Return options for one seed; the study is written into the folder."""
-    return Options(study=write_study(folder, study), sites=folder, out=out, **{"seeds": 1, **settings})
+    return CompareOptions(
+        study=write_study(folder, study), sites=folder, out=out, **{"seeds": 1, "jobs": 1, **settings}
+    )

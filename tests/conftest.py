@@ -9,7 +9,7 @@ os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 os.environ["GRPC_VERBOSITY"] = "ERROR"
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ import torch
 from hypothesis import settings
 
 from client.site.site import Site
-from common.data.scale import Scale
-from common.protocol import ScalePlan, study_digest
+from common.protocol.plans import ScalePlan, study_digest
 from common.study.load import load_site, parse_study
+from common.study.load import write_site as write_settings
+from common.study.scale import Scale
 from common.study.study import StudyConfig
 
 torch.set_num_threads(1)
@@ -33,9 +34,26 @@ SIZES = {"berlin": 40, "lyon": 30, "porto": 24}
 PLAIN_SGD = {"epochs": 1, "batch_size": 8, "learning_rate": 0.1, "momentum": 0.0}
 
 
+LONGEST_FIRST = ("deployed", "federation", "docs", "contracts", "units", "numbers")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the folders with the longest files first, so that processes that share the files end together."""
+    places = {folder: place for place, folder in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: places.get(item.path.parent.name, len(places)))
+
+
 def pytest_make_parametrize_id(val: object) -> str | None:
     """Name bytes by how many they are: what a compressor writes holds the time, and processes must collect alike."""
     return f"{len(val)} bytes" if isinstance(val, bytes) else None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_forced_to_the_disk() -> Iterator[None]:
+    """No test cuts the power, and waiting for the disk after each file would take half of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
 
 
 MakeSites = Callable[..., dict[str, Path]]
@@ -53,15 +71,12 @@ def write_table(path: Path, *, rows: int, seed: int) -> None:
 
 
 def write_site(folder: Path, name: str, *, kind: str = "table", data: str = "data.csv", **settings: Any) -> Path:
-    """Write a `site.toml` with the data beside it; further settings are added as they are."""
+    """Write a `site.toml` with the data next to it, and further settings."""
     folder.mkdir(parents=True, exist_ok=True)
     values = {"name": name, "server": "localhost:1", "ca_certificate": "ca.pem", "private_key": "key"}
     values |= {"state_dir": "state", "weights_dir": "weights", "device": "cpu"} | settings
-    lines = [
-        f"{key} = {str(value).lower() if isinstance(value, bool) else repr(value)}" for key, value in values.items()
-    ]
     path = folder / "site.toml"
-    path.write_text("\n".join([*lines, "[data]", f"kind = '{kind}'", f"path = '{data}'"]) + "\n", encoding="utf-8")
+    write_settings(path, values | {"data": {"kind": kind, "path": data}})
     return path
 
 

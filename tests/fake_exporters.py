@@ -1,4 +1,4 @@
-"""A server and three sites that only export metrics: every metric of docs/metrics.md, with values that change.
+"""A server and three sites that only export metrics: all of docs/coordinator/metrics.md, with values that change.
 
 `python tests/fake_exporters.py PORT` serves `/server`, `/berlin`, `/lyon` and `/porto`.
 """
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from paths import ROOT
 
-DOCUMENT = ROOT / "docs" / "metrics.md"
+DOCUMENT = ROOT / "docs" / "coordinator" / "metrics.md"
 STUDY, SITES = "heart", ("berlin", "lyon", "porto")
 ROUND_SECONDS = {"waiting": 1.2, "transfer": 0.3, "aggregation": 0.05, "total": 1.55}
 BUCKETS = (0.01, 0.1, 0.5, 1, 5, 60)
@@ -34,7 +34,7 @@ class Metric(NamedTuple):
 
 
 def documented() -> list[Metric]:
-    """Every metric of docs/metrics.md."""
+    """Every metric of docs/coordinator/metrics.md."""
     found, side = [], ""
     for line in DOCUMENT.read_text(encoding="utf-8").splitlines():
         if line.startswith("## "):
@@ -80,6 +80,7 @@ class Now:
 
     @property
     def round(self) -> int:
+        """Return the round, one each two seconds."""
         return int(self.seconds / 2)
 
 
@@ -178,6 +179,7 @@ class Handler(BaseHTTPRequestHandler):
     """Serves one page per owner."""
 
     def do_GET(self) -> None:
+        """Serve a page of metrics."""
         body = page(self.path.strip("/")).encode()
         self.send_response(200)
         self.send_header("Content-Type", "text/plain; version=0.0.4")

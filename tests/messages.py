@@ -2,27 +2,19 @@
 
 from typing import Any
 
-from common.data.scale import Moments, Scale
-from common.protocol import (
-    DataCard,
+from common.protocol.cards import DataCard, Versions
+from common.protocol.counts import TestCounts as Counts
+from common.protocol.plans import FinishPlan, HandshakePlan, InitialWeightsPlan, RoundPlan, ScalePlan, study_digest
+from common.protocol.replies import (
     FailureReply,
-    FinishPlan,
     FinishReply,
-    HandshakePlan,
     HandshakeReply,
-    InitialWeightsPlan,
     InitialWeightsReply,
-    RoundPlan,
     RoundReply,
-    ScalePlan,
     ScaleReply,
-    Versions,
-    study_digest,
-)
-from common.protocol import (
-    TestCounts as Counts,
 )
 from common.study.load import parse_study
+from common.study.scale import Moments, Scale
 
 STUDY = """\
 name = "hearts"

@@ -30,6 +30,7 @@ class Outcome(NamedTuple):
 
     @property
     def must_have_series(self) -> bool:
+        """Tell whether an empty answer is an error."""
         return not any(name in self.expr for name in EMPTY_IS_FINE)
 
 

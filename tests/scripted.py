@@ -1,5 +1,6 @@
 """Sites that answer by a script: the server's rounds without a site, a network or a clock."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,31 +11,24 @@ from safetensors import safe_open
 
 import common
 from common.codecs import Identity
-from common.protocol import (
-    DataCard,
+from common.protocol.cards import DataCard, Versions
+from common.protocol.counts import TestCounts as Counts
+from common.protocol.plans import FinishPlan, HandshakePlan, InitialWeightsPlan, Plan, RoundPlan, ScalePlan
+from common.protocol.replies import (
     FailureReply,
-    FinishPlan,
     FinishReply,
-    HandshakePlan,
     HandshakeReply,
-    InitialWeightsPlan,
     InitialWeightsReply,
-    Plan,
-    RoundPlan,
     RoundReply,
-    ScalePlan,
     ScaleReply,
-    Versions,
-)
-from common.protocol import (
-    TestCounts as Counts,
 )
 from common.study.study import StudyConfig
 from common.study.task import ImageTask
 from common.weights.arrays import Array, Weights, digest
 from server.strategies import build_strategy
+from server.study.context import Study
 from server.study.exchange import NOTHING, Answer
-from server.study.run import Study, run_study
+from server.study.run import run_study
 from server.study.run_folder import RunFolder
 from server.weighting import build_weighting
 
@@ -61,6 +55,8 @@ CARD = DataCard(
     classes=("no", "yes"),
     schema_digest="5c4e3a" * 8,
 )
+
+STAMP: dict[str, Any] = {"run": "run-1", "site": "berlin", "pid": 1, "seconds": 0.1}
 
 Alter = Callable[[Answer], Answer]
 
@@ -97,14 +93,14 @@ class ScriptedExchange:
         most_bytes: int = 0,
     ) -> Iterator[Answer]:
         """Yield every site's answer, the last site first."""
-        for site, plan in reversed(plans.items()):
+        for site, plan in reversed([*plans.items()]):
             self.asked.append(plan)
             if isinstance(plan, RoundPlan) and plan.round == self.stop_in_round:
                 raise Stopped
             number = getattr(plan, "round", 0)
-            yield self.script.get((plan.kind, number, site), lambda answer: answer)(
-                honest(site, plan, instead.get(site, payload))
-            )
+            answer = honest(site, plan, instead.get(site, payload))
+            alter = self.script.get((plan.kind, number, site))
+            yield alter(answer) if alter is not None else answer
 
 
 def honest(site: str, plan: Plan, payload: bytes | None) -> Answer:
@@ -114,7 +110,7 @@ def honest(site: str, plan: Plan, payload: bytes | None) -> Answer:
         case HandshakePlan():
             counts = {"num_examples": NUM_EXAMPLES[site] + 40, "num_train": NUM_EXAMPLES[site]}
             card = CARD.model_copy(update=counts)
-            digests = {"initial_digest": digest(INITIAL), "shared_digest": digest(INITIAL)}
+            digests: dict[str, Any] = {"initial_digest": digest(INITIAL), "shared_digest": digest(INITIAL)}
             reply = HandshakeReply(**stamp, versions=Versions(**VERSIONS), card=card, shared_buffers=(), **digests)
             return Answer(site, reply=reply, bytes_up=10, bytes_down=20)
         case ScalePlan():
@@ -128,16 +124,18 @@ def honest(site: str, plan: Plan, payload: bytes | None) -> Answer:
             done = RoundReply(**stamp, round=plan.round, num_examples=NUM_EXAMPLES[site], metrics=metrics)
             return Answer(site, reply=done, payload=delta, bytes_up=100, bytes_down=len(payload or b""))
         case FinishPlan():
-            counts = Counts(num_test=20, majority=11, local=15, global_=16, personal=17, pairs=(14, 1, 3, 2))
-            return Answer(site, reply=FinishReply(**stamp, round=plan.round, test=counts))
+            tested = Counts(num_test=20, majority=11, local=15, global_=16, personal=17, pairs=(14, 1, 3, 2))
+            return Answer(site, reply=FinishReply(**stamp, round=plan.round, test=tested))
 
 
 def trained(site: str, weights: Weights) -> dict[str, Array]:
-    target = np.float32(SITES.index(site) + 1)
-    return {"body.weight": (target - weights["body.weight"]) / 2, "bn.count": np.array(3)}
+    """Return a site's delta: half the way to its own target."""
+    target, body = np.float32(SITES.index(site) + 1), np.asarray(weights["body.weight"], np.float32)
+    return {"body.weight": (target - body) / 2, "bn.count": np.array(3)}
 
 
 def make_study(folder: Path, exchange: ScriptedExchange, **settings: Any) -> Study:
+    """Return a study over scripted sites."""
     config = StudyConfig(
         **{
             "name": "hearts",
@@ -160,28 +158,42 @@ def make_study(folder: Path, exchange: ScriptedExchange, **settings: Any) -> Stu
 
 
 def run(folder: Path, script: Mapping[tuple[str, int, str], Alter] | None = None, **settings: Any) -> dict[str, Any]:
-    return run_study(
-        make_study(folder, ScriptedExchange(script or {}), **settings), transport={"transport": "scripted"}
-    )
+    """Run a study over scripted sites and return its result."""
+    return completed(make_study(folder, ScriptedExchange(script or {}), **settings))
+
+
+def completed(study: Study) -> dict[str, Any]:
+    """Run a study to its end and return its result as it lies on disk."""
+    return run_study(study, transport="scripted", tls=False).model_dump(mode="json")
 
 
 def final_weights(folder: Path) -> dict[str, Array]:
+    """Return a run's final weights."""
     with safe_open(RunFolder(folder).weights, framework="numpy") as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
 
 
 def events(folder: Path, name: str) -> list[dict[str, Any]]:
-    return [event for event in RunFolder(folder).read_events() if event["event"] == name]
+    """Return the events of one name as they lie on disk."""
+    return [event for event in log_of(folder) if event["event"] == name]
+
+
+def log_of(folder: Path) -> list[dict[str, Any]]:
+    """Return all events of a run as they lie on disk."""
+    return [json.loads(line) for line in RunFolder(folder).events.read_text(encoding="utf-8").splitlines()]
 
 
 # --- how an answer is altered ----------------------------------------------------------------------
 
 
 def reply_with(**changes: Any) -> Alter:
-    return lambda answer: replace(answer, reply=answer.reply.model_copy(update=changes))  # type: ignore[union-attr]
+    """Replace values of a reply."""
+    return lambda answer: replace(answer, reply=answer.reply.model_copy(update=changes))  # type: ignore[union-attr]  # an honest answer has a reply
 
 
 def delta_with(**changes: Array | None) -> Alter:
+    """Replace arrays of an update; None removes one."""
+
     def alter(answer: Answer) -> Answer:
         delta = {name.replace("__", "."): array for name, array in changes.items()}
         whole = {**CODEC.decode(answer.payload or b""), **delta}
@@ -192,10 +204,13 @@ def delta_with(**changes: Array | None) -> Alter:
 
 
 def problem(kind: str, detail: str) -> Alter:
+    """Replace the answer by a problem."""
     return lambda answer: Answer(answer.site, problem=kind, detail=detail, bytes_down=answer.bytes_down)
 
 
 def failure(error: str, message: str) -> Alter:
+    """Replace the reply by a failure of the site."""
+
     def alter(answer: Answer) -> Answer:
         reply = FailureReply(run="run-1", site=answer.site, pid=1, seconds=0.1, error=error, message=message)
         return replace(answer, reply=reply, payload=None)
@@ -204,6 +219,8 @@ def failure(error: str, message: str) -> Alter:
 
 
 def card_with(**changes: Any) -> Alter:
+    """Replace values of the card in a handshake."""
+
     def alter(answer: Answer) -> Answer:
         assert isinstance(answer.reply, HandshakeReply)
         return reply_with(card=answer.reply.card.model_copy(update=changes))(answer)
@@ -212,6 +229,8 @@ def card_with(**changes: Any) -> Alter:
 
 
 def join_after_round(number: int, exchange: ScriptedExchange, site: str) -> Mapping[tuple[str, int, str], Alter]:
+    """Have a site come online while a round is answered."""
+
     def alter(answer: Answer) -> Answer:
         exchange.online |= {site}
         return answer
@@ -220,7 +239,35 @@ def join_after_round(number: int, exchange: ScriptedExchange, site: str) -> Mapp
 
 
 def run_with_late(folder: Path, script: Mapping[tuple[str, int, str], Alter], **settings: Any) -> dict[str, Any]:
+    """Run a study in which 'paris' comes after round 2."""
     exchange = ScriptedExchange(online=frozenset({"berlin", "madrid"}))
     exchange.script = {**join_after_round(2, exchange, "paris"), **script}
     study = make_study(folder, exchange, rounds=4, **{"min_sites": 2, "quorum": 2, **settings})
-    return run_study(study, transport={"transport": "scripted"})
+    return completed(study)
+
+
+# --- what rounds come to ----------------------------------------------------------------------------
+
+
+def expected_weights(rounds: Mapping[int, tuple[str, ...]] | int) -> dict[str, Array]:
+    """Work out FedAvg over honest deltas in plain float64 arithmetic: round number -> sites that count."""
+    plan = dict.fromkeys(range(1, rounds + 1), SITES) if isinstance(rounds, int) else rounds
+    weights: dict[str, Any] = dict(INITIAL)
+    for number in sorted(plan):
+        total = sum(NUM_EXAMPLES[site] for site in plan[number])
+        mean = sum(
+            NUM_EXAMPLES[site] / total * trained(site, weights)["body.weight"].astype(np.float64)
+            for site in plan[number]
+        )
+        weights = {
+            "body.weight": (weights["body.weight"] + mean).astype(np.float32),
+            "bn.count": weights["bn.count"] + 3,
+        }
+    return weights
+
+
+def assert_close(expected: Mapping[str, Any], seen: Mapping[str, Any]) -> None:
+    """Compare weights, the floats but for rounding."""
+    assert expected.keys() == seen.keys()
+    assert expected["bn.count"] == seen["bn.count"]
+    np.testing.assert_allclose(expected["body.weight"], seen["body.weight"], rtol=1e-6)

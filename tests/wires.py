@@ -18,8 +18,10 @@ from client.process.supervisor import Parcel
 from client.wire.channel import OPTIONS, Attended, attend, credentials_of
 from client.wire.connection import Connection
 from client.wire.place import Place
-from common.host.identity import make_signing_request, make_site_key, read_signing_request, read_study_key
+from common.host.keys import make_site_key
 from common.host.ports import free_port
+from common.host.signing_requests import make_signing_request, read_signing_request
+from common.host.study_key import read_study_key
 from common.wire import wire_pb2 as pb
 from common.wire.envelope import Order, payload_digest, sign_order
 from common.wire.limits import SERVICE
@@ -63,7 +65,11 @@ def make_place(folder: Path, name: str, home: ServerHome, *, port: int = 1, appr
     """Return a site with a key and a request; approved, and with its certificate, where a registry is given."""
     folder = folder / name
     folder.mkdir(parents=True, exist_ok=True)
-    files = {"authorities": folder / "ca.pem", "certificate": folder / "site.pem", "key": folder / "site.key"}
+    files: dict[str, Any] = {
+        "authorities": folder / "ca.pem",
+        "certificate": folder / "site.pem",
+        "key": folder / "site.key",
+    }
     files["study_key"] = home.study_public
     make_site_key(files["key"], comment=name)
     make_signing_request(files["key"], name=name)
@@ -329,7 +335,7 @@ class Proxy:
             writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._tasks.add(asyncio.current_task())  # type: ignore[arg-type]
+        self._tasks.add(asyncio.current_task())  # type: ignore[arg-type]  # it runs in one
         try:
             there, back = await asyncio.open_connection("127.0.0.1", self._target)
         except OSError:

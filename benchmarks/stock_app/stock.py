@@ -50,7 +50,9 @@ def main(grid: Grid, context: Context) -> None:
 @client.train()
 def train(message: Message, context: Context) -> Message:
     """Send back what came, as tensors in between."""
-    state = {name: torch.from_numpy(array.numpy().copy()) for name, array in message.content["arrays"].items()}
+    arrays = message.content["arrays"]
+    assert isinstance(arrays, ArrayRecord)
+    state = {name: torch.from_numpy(array.numpy().copy()) for name, array in arrays.items()}
     metrics = MetricRecord({"num-examples": 60, "train_loss": 0.5})
     return Message(RecordDict({"arrays": ArrayRecord(state), "metrics": metrics}), reply_to=message)
 

@@ -16,9 +16,9 @@ from client.data.scale import UnscaledData
 from client.data.split import Split
 from client.data.table import read_table
 from client.data.whole import divide, read_from, read_whole
-from common.data.scale import Scale
 from common.errors import DataError
-from common.protocol import DataCard
+from common.protocol.cards import DataCard
+from common.study.scale import Scale
 from common.study.site import DataConfig, SiteConfig
 from common.study.study import StudyConfig
 from common.study.task import Task

@@ -5,12 +5,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
 from common.data.groups import Copies, Ints
-from common.data.scale import Scale
 from common.errors import ConfigError, DataError
-from common.protocol import DataCard
+from common.protocol.cards import DataCard
+from common.study.scale import Scale
 from common.study.site import DataConfig
 from common.study.task import Task
 from common.study.training import SplitConfig
@@ -46,12 +47,16 @@ class Examples:
         """Return the same examples, seen as other inputs `(N, ...)`."""
         return replace(self, x=x)
 
+    def on_device(self, device: torch.device) -> "Examples":
+        """Return the examples with inputs and labels on `device`."""
+        return replace(self, x=self.x.to(device), y=self.y.to(device))
+
     def constant(self) -> Tensor:
-        """Return the answer `()` of who looks at no input: the most frequent class, or the mean of the numbers."""
+        """Return the constant answer `()` that every model must beat: the most frequent class, or the mean."""
         return self.y.mode().values if self.tolerance is None else self.y.mean()
 
     def right(self, answers: Tensor) -> Tensor:
-        """Return which answers are right `(N,)`: the class, or a number near enough. One answer `()` is for all."""
+        """Return a mask `(N,)` of correct answers: equal class, or within the tolerance. One answer `()` is for all."""
         if self.tolerance is None:
             return answers == self.y
         return (answers - self.y).abs() <= self.tolerance
@@ -59,7 +64,7 @@ class Examples:
 
 @dataclass(frozen=True, eq=False)
 class SiteData:
-    """A site's own examples in three disjoint splits, and the card that may be told about them.
+    """A site's own examples in three disjoint splits, and the card of what may be said about them.
 
     Args:
         scale: by what the inputs were scaled; None for images that are as the study's `mean` and `std` make them.
@@ -77,6 +82,11 @@ class SiteData:
     def input_shape(self) -> tuple[int, ...]:
         """Return the shape of one example, without the batch dimension."""
         return tuple(self.train.x.shape[1:])
+
+    def on_device(self, device: torch.device) -> "SiteData":
+        """Return the data with its examples on `device`."""
+        train, validation, test = (part.on_device(device) for part in (self.train, self.validation, self.test))
+        return replace(self, train=train, validation=validation, test=test)
 
 
 @dataclass(frozen=True)
@@ -159,5 +169,5 @@ def keep_usable(found: Iterable[T | Bad], *, site: str, max_skipped: int) -> tup
 
 def kind_mismatch(config: DataConfig, task: Task, *, site: str) -> ConfigError:
     """Return the error for data of one kind in a study about another kind."""
-    fitting = "'images' or 'arrays'" if task.kind == "images" else f"'{task.kind}'"
+    fitting = " or ".join(f"'{kind}'" for kind in task.data_kinds)
     return ConfigError(f"site '{site}': data.kind is '{config.kind}', expected {fitting} as in the study's task")

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from client.data.parts import KNOWN, index_file, part_of
-from common.data.patterns import EXAMPLE, file_pattern
 from common.errors import ConfigError, DataError
+from common.study.patterns import EXAMPLE, file_pattern
 from common.study.task import ImageTask
 from common.study.training import SplitConfig
 

@@ -16,9 +16,9 @@ from torch import Tensor
 from client.data.base import Examples, Feature, RawData, SiteData
 from client.data.impute import impute
 from client.data.split import Indices, Split
-from common.data.scale import LEAST_ROWS, MOST_ALONE, ColumnScale, Moments, Scale, combine, joined
 from common.errors import DataError
-from common.protocol import DataCard
+from common.protocol.cards import DataCard
+from common.study.scale import LEAST_ROWS, MOST_ALONE, ColumnScale, Moments, Scale, combine, joined
 from common.study.task import ImageTask, Task
 from common.weights.arrays import digest
 

@@ -14,12 +14,14 @@ from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.flower.approved import check_approved, code_of, keep_code
-from client.site.state_folder import event_log
+from client.site.journal import event_log
 from client.wire.orders import Orders
 from common.codecs import Payload
 from common.errors import ConfigError, ConsiliumError, ProtocolError, RunFailed, StateError
-from common.flower.app import load_component, unload
-from common.flower.orders import (
+from common.events.site import MessageAnswered
+from common.flower.code import load_component, unload
+from common.host.files import write_atomically
+from common.protocol.flower_orders import (
     SERVER_NODE,
     CodeOrder,
     FlowerReply,
@@ -28,7 +30,6 @@ from common.flower.orders import (
     parse_flower_order,
     run_number,
 )
-from common.host.files import write_atomically
 from common.study.site import SiteConfig
 from common.wire.envelope import Order
 
@@ -94,8 +95,7 @@ def answer_flower(
         orders.answered(order)
     seconds = time.monotonic() - began
     if isinstance(asked, MessageOrder):
-        event_log(config).log(
-            "flower",
+        event = MessageAnswered(
             run=asked.run,
             app=asked.app,
             type=asked.message_type,
@@ -103,6 +103,7 @@ def answer_flower(
             bytes_down=len(payload or b""),
             bytes_up=len(content or b""),
         )
+        event_log(config).log(event)
     return FlowerReply(run=asked.run, site=config.name, seconds=seconds).model_dump_json(), content
 
 

@@ -25,7 +25,8 @@ from torch.func import functional_call
 
 from client.methods.contract import Budget, Memory, Outcome
 from client.models import Model
-from client.training.local_work import LocalWork, batches, begin, full_gradient, own_randomness
+from client.training.loop import begin, full_gradient, own_randomness
+from client.training.work import LocalWork, batches
 from common.weights.arrays import under, with_prefix
 
 
@@ -33,8 +34,8 @@ from common.weights.arrays import under, with_prefix
 class Apfl:
     """Start with the share `alpha` in [0, 1] of the personal model, and learn it if `adaptive`."""
 
-    alpha: float = 0.5
-    adaptive: bool = True
+    alpha: float
+    adaptive: bool
 
     def shared(self, model: Model) -> frozenset[str]:
         """Return every name."""

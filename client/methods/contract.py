@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 from torch import nn
 
 from client.models import Model
-from client.training.local_work import LocalWork
+from client.training.work import LocalWork
 from common.weights.arrays import Array, Weights
 
 Memory = Mapping[str, Array]
@@ -23,13 +23,13 @@ What it is given is what it kept after the site's last update that counted: a lo
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a round's training leaves beside the model itself.
+    """The result of a round's training, apart from the model itself.
 
     Args:
         memory: what the method keeps at the site, whole: names that are not in it are forgotten.
         loss: mean training loss over the batches.
-        control: the change of the site's control variate; leaves the site beside the delta (SCAFFOLD only).
-        metrics: numbers worth telling, e.g. `apfl.alpha`; they leave the site.
+        control: the change of the site's control variate; leaves the site with the delta (SCAFFOLD only).
+        metrics: numbers for the reply, e.g. `apfl.alpha`; they leave the site.
     """
 
     memory: Memory
@@ -80,7 +80,7 @@ class Method(Protocol):
 
 @runtime_checkable
 class Extends(Protocol):
-    """A method that keeps buffers of its own beside the model's, which all sites share (`Model.extra`).
+    """A method with buffers of its own in addition to the model's, which all sites share (`Model.extra`).
 
     The model's forward pass does not read them, so that what the site trains alone stays the same.
     """

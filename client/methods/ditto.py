@@ -17,7 +17,8 @@ from torch import nn
 
 from client.methods.contract import Budget, Memory, Outcome
 from client.models import Model, get_weights, set_weights
-from client.training.local_work import LocalWork, proximal, train
+from client.training.loop import proximal, train
+from client.training.work import LocalWork
 from common.seeds import seed_for
 from common.weights.arrays import under, with_prefix
 
@@ -28,7 +29,7 @@ KEPT = "v/"
 class Ditto:
     """Everything is shared; `lam` >= 0 is the strength of the pull on the personal model, 0 local training."""
 
-    lam: float = 1.0
+    lam: float
 
     def shared(self, model: Model) -> frozenset[str]:
         """Return every name."""

@@ -27,7 +27,8 @@ from torch import Tensor, nn
 
 from client.methods.contract import Budget, Memory, Outcome
 from client.models import Model, get_weights
-from client.training.local_work import LocalWork, batches, begin, full_gradient, train
+from client.training.loop import begin, full_gradient, train
+from client.training.work import LocalWork, batches
 from common.seeds import seed_for
 from common.weights.arrays import Array, Weights, under, with_prefix
 
@@ -38,10 +39,10 @@ LAST_LOSSES, MOST_PASSES = 10, 100
 class FedAla:
     """Mix the top `layers` layers; learn the mix on a `fraction` in (0, 1] of the training examples."""
 
-    layers: int = 1
-    fraction: float = 0.8
-    mix_learning_rate: float = 1.0
-    tolerance: float = 0.1
+    layers: int
+    fraction: float
+    mix_learning_rate: float
+    tolerance: float
 
     def shared(self, model: Model) -> frozenset[str]:
         """Return every name."""

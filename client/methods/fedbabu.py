@@ -18,7 +18,8 @@ from torch import nn
 
 from client.methods.contract import Budget, Memory, Outcome
 from client.models import Model
-from client.training.local_work import LocalWork, train
+from client.training.loop import train
+from client.training.work import LocalWork
 from common.seeds import seed_for
 
 
@@ -26,10 +27,10 @@ from common.seeds import seed_for
 class FedBabu:
     """Train the backbone only; to serve, fine-tune `layers` for `epochs` passes by `optimiser` at `learning_rate`."""
 
-    epochs: int = 5
-    optimiser: Literal["sgd", "adam"] = "sgd"
-    learning_rate: float = 0.01
-    layers: Literal["all", "head"] = "all"
+    epochs: int
+    optimiser: Literal["sgd", "adam"]
+    learning_rate: float
+    layers: Literal["all", "head"]
 
     def shared(self, model: Model) -> frozenset[str]:
         """Return every name outside the head."""

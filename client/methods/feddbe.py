@@ -28,7 +28,9 @@ from torch import Tensor, nn
 
 from client.methods.contract import Budget, Memory, Outcome
 from client.models import Model, Shifted, head_layer, num_features
-from client.training.local_work import LocalWork, loss_of, train
+from client.training.evaluation import loss_of
+from client.training.loop import train
+from client.training.work import LocalWork
 from common.errors import ModelError
 
 MEAN, KNOWN, SHIFT = "dbe_mean", "dbe_known", "shift"
@@ -38,8 +40,8 @@ MEAN, KNOWN, SHIFT = "dbe_mean", "dbe_known", "shift"
 class FedDbe:
     """Everything is shared but the shift; `kappa` >= 0 pulls the features' mean, of which a batch counts `mu`."""
 
-    kappa: float = 1.0
-    mu: float = 1.0
+    kappa: float
+    mu: float
 
     def extended(self, model: Model, input_shape: tuple[int, ...]) -> Model:
         """Return the model with buffers for gbar, for which there is none yet."""
@@ -73,8 +75,8 @@ class FedDbe:
             pull = self.kappa / 2 * (running - target).square().mean() if known else 0.0
             return loss_of(logits, y) + pull
 
-        beside = {SHIFT: shifted.shift} if known else {}
-        told = train(model, work, forward=shifted.see, loss=loss, beside=beside)
+        extra = {SHIFT: shifted.shift} if known else {}
+        told = train(model, work, forward=shifted.see, loss=loss, extra=extra)
         if not known:
             target.copy_(mean)
             model.module.get_buffer(KNOWN).fill_(1)

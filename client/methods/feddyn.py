@@ -21,7 +21,8 @@ from torch import nn
 
 from client.methods.contract import Budget, Memory, Outcome
 from client.models import Model, get_weights
-from client.training.local_work import LocalWork, anchor_of, train
+from client.training.loop import anchor_of, train
+from client.training.work import LocalWork
 from common.weights.arithmetic import add_scaled, subtract
 from common.weights.arrays import with_prefix
 
@@ -32,7 +33,7 @@ KEPT = "gradient/"
 class FedDyn:
     """Nothing is personal but the site's gradient; `alpha` > 0 is the strength of the pull."""
 
-    alpha: float = 0.1
+    alpha: float
 
     def shared(self, model: Model) -> frozenset[str]:
         """Return every name."""

@@ -12,7 +12,8 @@ from torch import nn
 
 from client.methods.contract import Budget, Memory, Outcome
 from client.models import Model
-from client.training.local_work import LocalWork, train
+from client.training.loop import train
+from client.training.work import LocalWork
 
 
 @dataclass(frozen=True)

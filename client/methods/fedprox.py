@@ -15,14 +15,15 @@ from torch import nn
 
 from client.methods.contract import Budget, Memory, Outcome
 from client.models import Model
-from client.training.local_work import LocalWork, proximal, train
+from client.training.loop import proximal, train
+from client.training.work import LocalWork
 
 
 @dataclass(frozen=True)
 class FedProx:
     """Nothing is personal; `mu` >= 0 is the strength of the pull."""
 
-    mu: float = 0.1
+    mu: float
 
     def shared(self, model: Model) -> frozenset[str]:
         """Return every name."""

@@ -13,7 +13,8 @@ from torch import nn
 
 from client.methods.contract import Budget, Memory, Outcome
 from client.models import Model
-from client.training.local_work import LocalWork, train
+from client.training.loop import train
+from client.training.work import LocalWork
 from common.seeds import seed_for
 
 
@@ -21,7 +22,7 @@ from common.seeds import seed_for
 class FedRep:
     """The head is personal, and trained for `head_epochs` >= 1 passes before the backbone."""
 
-    head_epochs: int = 10
+    head_epochs: int
 
     def shared(self, model: Model) -> frozenset[str]:
         """Return every name outside the head."""

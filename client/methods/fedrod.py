@@ -24,7 +24,9 @@ from torch import Tensor, nn
 
 from client.methods.contract import Budget, Memory, Outcome
 from client.models import Model, flattened, get_weights, head_layer, set_weights, watched
-from client.training.local_work import LocalWork, loss_of, train
+from client.training.evaluation import loss_of
+from client.training.loop import train
+from client.training.work import LocalWork
 from common.weights.arithmetic import add_scaled
 from common.weights.arrays import under, with_prefix
 
@@ -54,7 +56,7 @@ class FedRod:
 
         with watched(model.module, layer) as ask:
             total = train(
-                model, work, forward=ask, loss=loss, beside={KEPT + name: one for name, one in trained.items()}
+                model, work, forward=ask, loss=loss, extra={KEPT + name: one for name, one in trained.items()}
             )
         kept = {name: np.array(parameter.detach().cpu().numpy()) for name, parameter in trained.items()}
         return Outcome(with_prefix(kept, KEPT), total)

@@ -21,7 +21,8 @@ from torch import nn
 
 from client.methods.contract import Budget, Memory, Outcome
 from client.models import Model, TwoExtractors, get_weights, head_layer, set_weights
-from client.training.local_work import LocalWork, begin, train
+from client.training.loop import begin, train
+from client.training.work import LocalWork
 from common.errors import ModelError
 from common.weights.arrays import under, with_prefix
 
@@ -48,12 +49,12 @@ class Fenda:
     def train(self, model: Model, memory: Memory, work: LocalWork) -> Outcome:
         """Train both extractors and the head on both together."""
         own, bias = _second(model, memory), f"{head_layer(model)}.bias"
-        beside = begin(own, own.trainable - {bias})
+        extra = begin(own, own.trainable - {bias})
         loss = train(
             model,
             work,
             forward=TwoExtractors(model.module, own.module),
-            beside={KEPT + name: parameter for name, parameter in beside.items()},
+            extra={KEPT + name: parameter for name, parameter in extra.items()},
         )
         return Outcome(with_prefix(get_weights(own.module, sorted(own.moving - {bias})), KEPT), loss)
 

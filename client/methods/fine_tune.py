@@ -17,7 +17,8 @@ from torch import nn
 
 from client.methods.contract import Budget, Memory, Outcome
 from client.models import Model
-from client.training.local_work import LocalWork, train
+from client.training.loop import train
+from client.training.work import LocalWork
 from common.seeds import seed_for
 
 
@@ -25,11 +26,11 @@ from common.seeds import seed_for
 class FineTune:
     """Fine-tune for `epochs` passes, or `steps` batches, by `optimiser` at `learning_rate`, over `layers`."""
 
-    epochs: int = 5
-    steps: int | None = None
-    optimiser: Literal["sgd", "adam"] = "sgd"
-    learning_rate: float = 0.01
-    layers: Literal["all", "head"] = "all"
+    epochs: int
+    steps: int | None
+    optimiser: Literal["sgd", "adam"]
+    learning_rate: float
+    layers: Literal["all", "head"]
 
     def shared(self, model: Model) -> frozenset[str]:
         """Return every name."""

@@ -20,7 +20,9 @@ from torch import nn
 from client.data import Examples
 from client.methods.contract import Budget, Memory, Outcome
 from client.models import Model, WithNeighbours
-from client.training.local_work import LocalWork, loss_of, train
+from client.training.evaluation import loss_of
+from client.training.loop import train
+from client.training.work import LocalWork
 
 MIXES = tuple(tenth / 10 for tenth in range(11))
 """What the tuning tries."""
@@ -32,8 +34,8 @@ UNTUNED = 0.5
 class KnnPer:
     """Ask `neighbours` examples; give them the share `mix` in [0, 1] of the answer, or tune it."""
 
-    neighbours: int = 10
-    mix: float | None = None
+    neighbours: int
+    mix: float | None
 
     def shared(self, model: Model) -> frozenset[str]:
         """Return every name."""

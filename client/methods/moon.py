@@ -21,7 +21,9 @@ from torch.nn import functional
 
 from client.methods.contract import Budget, Memory, Outcome
 from client.models import Model, flattened, get_weights, head_layer, set_weights, watched
-from client.training.local_work import LocalWork, loss_of, train
+from client.training.evaluation import loss_of
+from client.training.loop import train
+from client.training.work import LocalWork
 from common.errors import ModelError
 from common.weights.arrays import Weights, under, with_prefix
 
@@ -32,8 +34,8 @@ KEPT = "last/"
 class Moon:
     """Nothing is personal; `mu` >= 0 is the weight of the term, `temperature` > 0 is tau."""
 
-    mu: float = 1.0
-    temperature: float = 0.5
+    mu: float
+    temperature: float
 
     def shared(self, model: Model) -> frozenset[str]:
         """Return every name.

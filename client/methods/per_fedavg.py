@@ -24,7 +24,8 @@ from torch.func import functional_call
 
 from client.methods.contract import Budget, Memory, Outcome
 from client.models import Model
-from client.training.local_work import LocalWork, batches, begin, full_gradient, own_randomness, train
+from client.training.loop import begin, full_gradient, own_randomness, train
+from client.training.work import LocalWork, batches
 from common.seeds import seed_for
 
 Variant = Literal["first_order", "hessian_free"]
@@ -36,10 +37,10 @@ STREAMS = ("D", "D'", "D''")
 class PerFedAvg:
     """Take meta-gradients; adapt for `adapt_steps` batches before serving, 0 for the global model as it is."""
 
-    variant: Variant = "first_order"
-    inner_learning_rate: float = 0.01
-    difference: float = 1e-3
-    adapt_steps: int = 1
+    variant: Variant
+    inner_learning_rate: float
+    difference: float
+    adapt_steps: int
 
     def shared(self, model: Model) -> frozenset[str]:
         """Return every name."""

@@ -20,7 +20,8 @@ from torch import nn
 
 from client.methods.contract import Budget, Memory, Outcome
 from client.models import Model, get_weights, set_weights
-from client.training.local_work import LocalWork, batches, begin, full_gradient, own_randomness
+from client.training.loop import begin, full_gradient, own_randomness
+from client.training.work import LocalWork, batches
 from common.weights.arrays import under, with_prefix
 
 
@@ -28,9 +29,9 @@ from common.weights.arrays import under, with_prefix
 class PFedMe:
     """Pull theta towards w_k by `lam`, in `inner_steps` steps of `personal_learning_rate` per batch."""
 
-    lam: float = 15.0
-    inner_steps: int = 5
-    personal_learning_rate: float = 0.05
+    lam: float
+    inner_steps: int
+    personal_learning_rate: float
 
     def shared(self, model: Model) -> frozenset[str]:
         """Return every name."""

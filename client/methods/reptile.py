@@ -14,7 +14,8 @@ from torch import nn
 
 from client.methods.contract import Budget, Memory, Outcome
 from client.models import Model
-from client.training.local_work import LocalWork, train
+from client.training.loop import train
+from client.training.work import LocalWork
 from common.seeds import seed_for
 
 
@@ -22,8 +23,8 @@ from common.seeds import seed_for
 class Reptile:
     """Adapt for `adapt_steps` batches at `adapt_learning_rate` before serving."""
 
-    adapt_steps: int = 5
-    adapt_learning_rate: float = 0.01
+    adapt_steps: int
+    adapt_learning_rate: float
 
     def shared(self, model: Model) -> frozenset[str]:
         """Return every name."""

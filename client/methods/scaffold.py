@@ -19,7 +19,8 @@ from torch import nn
 
 from client.methods.contract import Budget, Memory, Outcome
 from client.models import Model, get_weights
-from client.training.local_work import LocalWork, train
+from client.training.loop import train
+from client.training.work import LocalWork
 from common.weights.arithmetic import add_scaled, subtract
 from common.weights.arrays import with_prefix
 

@@ -1,22 +1,21 @@
-"""Every metric of a site, made from the events of its own log; `docs/metrics.md` says what each means.
+"""Every metric of a site, made from the events of its own log; `docs/coordinator/metrics.md` says what each means.
 
 The law is the server's: the values depend on the events alone, so that a restart arrives at the same ones.
 """
 
 from collections.abc import Iterable
-from datetime import datetime
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics
 
 import common
 from common.errors import EXIT_CODES
-from common.events import Event
+from common.events.measures import validation_measures
+from common.events.site import PlanAnswered, PlanFailed, SiteEvent
 
-MODELS = ("global", "personal", "local", "train")
 ERRORS = frozenset((*EXIT_CODES, "UpdateRejected"))
 
 # When a counter began says nothing here: at a restart the log is read again.
-disable_created_metrics()  # type: ignore[no-untyped-call]
+disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus_client has no types
 
 
 class SiteMetrics:
@@ -58,35 +57,30 @@ class SiteMetrics:
         self._disk_free.set(free)
         self._disk_size.set(size)
 
-    def take(self, event: Event) -> None:
-        """Update the metrics from one event of the site's log; events of other kinds change nothing.
+    def take(self, event: SiteEvent) -> None:
+        """Update the metrics from one event of the site's log."""
+        match event:
+            case PlanFailed():
+                self._errors.labels(event.error if event.error in ERRORS else "other").inc()
+            case PlanAnswered():
+                self._answered(event)
 
-        Raises:
-            KeyError: the event lacks a field.
-        """
-        if event["event"] == "failed":
-            self._errors.labels(event["error"] if event["error"] in ERRORS else "other").inc()
-        elif event["event"] == "answered":
-            self._answered(event)
-
-    def _answered(self, event: Event) -> None:
-        study, kind = event["study"], event["kind"]
-        if self._runs.setdefault(study, event["run"]) != event["run"]:
-            self._runs[study] = event["run"]
+    def _answered(self, event: PlanAnswered) -> None:
+        study = event.study
+        if self._runs.setdefault(study, event.run) != event.run:
+            self._runs[study] = event.run
             for gauge in (self._loss, self._accuracy, self._round):
                 gauge.remove_by_labels({"study": study})
-        self._plans.labels(study, kind).inc()
-        self._seconds.labels(study, kind).inc(event["seconds"])
-        for direction in ("up", "down"):
-            self._bytes.labels(study, direction, event["codec"]).inc(event[f"bytes_{direction}"])
-        self._last_plan.labels(study).set(datetime.fromisoformat(event["time"]).timestamp())
-        if kind == "handshake":
+        self._plans.labels(study, event.kind).inc()
+        self._seconds.labels(study, event.kind).inc(event.seconds)
+        self._bytes.labels(study, "up", event.codec).inc(event.bytes_up)
+        self._bytes.labels(study, "down", event.codec).inc(event.bytes_down)
+        self._last_plan.labels(study).set(event.time.timestamp())
+        if event.card is not None:
             for split in ("train", "validation", "test"):
-                self._examples.labels(study, split).set(event["card"][f"num_{split}"])
-        elif kind == "round":  # what is measured at the finish is the test split, and stays out of a live view
-            self._round.labels(study).set(event["round"])
-            self._epochs.labels(study).inc(event["epochs"])
-            for name, value in event["metrics"].items():
-                model, _, what = name.partition(".")
-                if model in MODELS and what in ("loss", "accuracy"):
-                    (self._loss if what == "loss" else self._accuracy).labels(study, model).set(value)
+                self._examples.labels(study, split).set(event.card[f"num_{split}"])
+        if event.metrics is not None and event.round is not None:  # a round: the test split stays out of a live view
+            self._round.labels(study).set(event.round)
+            self._epochs.labels(study).inc(event.epochs or 0)
+            for model, what, value in validation_measures(event.metrics):
+                (self._loss if what == "loss" else self._accuracy).labels(study, model).set(value)

@@ -12,7 +12,9 @@ from prometheus_client import CollectorRegistry, PlatformCollector, ProcessColle
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from client.operations.metrics import SiteMetrics
-from common.events import Follower
+from common.errors import StateError
+from common.events.log import Follower
+from common.events.site import SITE_EVENTS
 from common.host.background import repeating
 from common.host.http_pages import Page, serving, text_page
 
@@ -51,16 +53,13 @@ class _Exporter:
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
         self._metrics = SiteMetrics(self._registry, site=site)
-        self._log = Follower(events)
+        self._log = Follower(events, SITE_EVENTS)
         self._lock = threading.Lock()  # no scrape sees half of an event
 
     def _follow(self) -> None:
         """Take in what is new in the log."""
-        for event in self._log.new():
-            try:
-                self._metrics.take(event)
-            except (AttributeError, KeyError, TypeError, ValueError) as error:  # an event of another release
-                log.error("event not counted error=%s: %s", type(error).__name__, error)
+        for event in self._log.new(_not_counted):
+            self._metrics.take(event)
 
     def watch_gpus(self) -> None:
         """Ask the driver how much memory is in use; training itself is in another process."""
@@ -87,3 +86,7 @@ class _Exporter:
         """Say whether the site can answer plans."""
         ready = self._is_ready()
         return text_page(200, "ready") if ready else text_page(503, "not connected, or the worker does not run")
+
+
+def _not_counted(problem: StateError) -> None:
+    log.error("event not counted: %s", problem)  # of another release; those after it still count

@@ -1,26 +1,18 @@
 """A site's folder: its key, its settings, and what the coordinator's bundle adds. No private key ever leaves it."""
 
-import json
 import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import ConfigError, ConnectionRefused, StateError
-from common.host.bundle import Bundle, read_bundle
+from common.host.certificates import check_site_certificate, fingerprint_of_certificate
 from common.host.files import write_atomically
-from common.host.identity import (
-    check_site_certificate,
-    fingerprint,
-    fingerprint_of_certificate,
-    make_signing_request,
-    make_site_key,
-    read_private_key,
-    read_public_key,
-    read_study_public,
-    request_path,
-)
-from common.study.load import load_site, parse_site
+from common.host.keys import fingerprint, make_site_key, read_private_key, read_public_key
+from common.host.signing_requests import make_signing_request, request_path
+from common.host.study_key import read_study_public
+from common.study.bundle import Bundle, read_bundle
+from common.study.load import load_site, parse_site, setting
 from common.study.site import SiteConfig
 
 SETTINGS, KEY, STUDY, BUNDLE = "site.toml", "site.key", "study.toml", "bundle.json"
@@ -29,8 +21,8 @@ _TEMPLATE = """\
 # This site's own settings. The file never leaves this machine. Paths are relative to it.
 
 # The site's name and the server, as agreed with the study's coordinator.
-name = {name}
-server = {server}
+{name}
+{server}
 
 # Whom this site trusts as the server; 'consilium site accept' writes it.
 ca_certificate = "ca.pem"
@@ -64,8 +56,8 @@ share_error_details = false
 [data]
 # "images": a folder with one sub-folder per class. "table": a .csv or .parquet file or a folder of them.
 # "arrays": an .npz file with images x and class numbers y, or a folder with one.
-kind = {kind}
-path = {path}
+{kind}
+{path}
 
 # How many unusable files or rows may be left out.
 max_skipped = 0
@@ -111,11 +103,11 @@ def init_site(
         if file.exists():
             raise ConfigError(f"'{file}' exists already and is not overwritten; choose another --folder")
     text = _TEMPLATE.format(
-        name=_toml(name),
-        server=_toml(server),
-        kind=_toml(kind),
-        path=_toml(str(data.resolve()) if data is not None else "data"),
-        metrics=f"metrics_address = {_toml(metrics)}" if metrics else '# metrics_address = "127.0.0.1:9095"',
+        name=setting("name", name),
+        server=setting("server", server),
+        kind=setting("kind", kind),
+        path=setting("path", str(data.resolve()) if data is not None else "data"),
+        metrics=setting("metrics_address", metrics) if metrics else '# metrics_address = "127.0.0.1:9095"',
     )
     parse_site(tomllib.loads(text), source="consilium site init")
     try:
@@ -275,8 +267,4 @@ def public_part(key: Path) -> Path:
 
 def _with_server(text: str, server: str) -> str:
     """Return a site.toml's text with another server; comments and the rest stay."""
-    return re.sub(r"^server\s*=.*$", lambda _: f"server = {_toml(server)}", text, count=1, flags=re.MULTILINE)
-
-
-def _toml(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+    return re.sub(r"^server\s*=.*$", lambda _: setting("server", server), text, count=1, flags=re.MULTILINE)

@@ -20,6 +20,8 @@ from common.weights.arrays import digest
 
 log = logging.getLogger(__name__)
 
+FEATURES = ".features"
+"""Folder of a site's `state_dir` for the features of frozen backbones."""
 MOST_TIMES_LARGER = 4
 """Features that need more memory than this many times the examples are not kept."""
 LEAST_SECONDS = 2.0
@@ -51,16 +53,16 @@ class FeatureCache:
         if parted is None or not worthwhile(parted, data.train.x):
             return model, data
         path = self.folder / f"{self._key(model, parted)}.safetensors"
-        found = _read(path)
-        if found is None:
+        features = _read(path)
+        if features is None:
             began = time.monotonic()
-            found = {name: features_of(parted.body, getattr(data, name).x, batch_size=_BATCH) for name in _PARTS}
+            features = {name: features_of(parted.body, getattr(data, name).x, batch_size=_BATCH) for name in _PARTS}
             seconds = time.monotonic() - began
-            log.info("features of the frozen backbone computed seconds=%.1f shape=%s", seconds, found["train"].shape)
+            log.info("features of the frozen backbone computed seconds=%.1f shape=%s", seconds, features["train"].shape)
             if seconds >= LEAST_SECONDS:
-                self._keep(path, found)
+                self._keep(path, features)
         device = data.train.x.device
-        train, validation, test = (getattr(data, name).with_inputs(found[name].to(device)) for name in _PARTS)
+        train, validation, test = (getattr(data, name).with_inputs(features[name].to(device)) for name in _PARTS)
         return parted.tail, SiteData(train, validation, test, data.card)
 
     def _key(self, model: Model, parted: Cut) -> str:
@@ -69,10 +71,10 @@ class FeatureCache:
         text = "\n".join([self.data, frozen, layers, torch.__version__, common.__version__])
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
-    def _keep(self, path: Path, found: dict[str, Tensor]) -> None:
+    def _keep(self, path: Path, features: dict[str, Tensor]) -> None:
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_atomically(path, save({name: part.cpu().contiguous() for name, part in found.items()}), mode=0o600)
+            write_atomically(path, save({name: part.cpu().contiguous() for name, part in features.items()}), mode=0o600)
             files = sorted(self.folder.glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
             for old in files[:-MOST_FILES]:
                 old.unlink(missing_ok=True)
@@ -88,7 +90,7 @@ def worthwhile(parted: Cut, x: Tensor) -> bool:
 
 def _read(path: Path) -> dict[str, Tensor] | None:
     try:
-        found = load(path.read_bytes())
+        features = load(path.read_bytes())
     except (OSError, SafetensorError):
         return None
-    return found if set(found) == set(_PARTS) else None
+    return features if set(features) == set(_PARTS) else None

@@ -1,4 +1,4 @@
-"""How much memory this machine has left: what is kept to save time is kept only while there is room."""
+"""How much memory this machine has left: sites stay in memory, to save time, only while there is room."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ LEAST_FREE_PART = 0.25
 
 
 def has_room(*, machine: Path = _MACHINE, group: Path = _GROUP) -> bool:
-    """Say whether more than a quarter of the memory is free; not where the system does not tell.
+    """Say whether more than a quarter of the memory is free; False where the system does not say.
 
     A container's own limit (cgroup v2) counts where it has one.
 
@@ -18,8 +18,8 @@ def has_room(*, machine: Path = _MACHINE, group: Path = _GROUP) -> bool:
         group: folder of the control group.
     """
     try:
-        told = dict(line.split(":", 1) for line in machine.read_text(encoding="ascii").splitlines() if ":" in line)
-        total, free = (int(told[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
+        fields = dict(line.split(":", 1) for line in machine.read_text(encoding="ascii").splitlines() if ":" in line)
+        total, free = (int(fields[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
     except (OSError, KeyError, ValueError, IndexError):
         return False
     try:

@@ -10,9 +10,11 @@ from pydantic import Field, ValidationError
 from client.site.state_folder import read_kept
 from common.errors import ProtocolError, StateError
 from common.host.files import write_atomically
-from common.protocol import RunName, Sha256, TestCounts
-from common.study.load import describe
+from common.protocol.counts import TestCounts
+from common.protocol.plans import RunName
+from common.study.names import Sha256
 from common.study.record import Record
+from common.study.sentences import describe
 from common.study.site import SiteConfig
 from common.study.study import StudyConfig
 

@@ -9,6 +9,7 @@ its checkpoint), leave no trace.
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,18 +19,20 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
+from client.site.kept import Kept
 from common.codecs import Payload, form_of
 from common.codecs.container import parts
-from common.data.scale import Scale
 from common.errors import ProtocolError, StateError
-from common.events import EventLog
 from common.host.files import check_writable, write_atomically
-from common.protocol import TestCounts
-from common.study.load import describe
+from common.protocol.counts import TestCounts
+from common.protocol.plans import FinishPlan, RoundPlan
 from common.study.record import Record
-from common.study.site import SiteConfig
+from common.study.scale import Scale
+from common.study.sentences import describe
 from common.study.study import StudyConfig
-from common.weights.arrays import Array, Weights
+from common.weights.arrays import Weights
+
+log = logging.getLogger(__name__)
 
 _PRIVATE = 0o600
 TEST_SCORES = "test-scores.safetensors"
@@ -40,7 +43,7 @@ SCALE = "scale.json"
 """File of a run's folder: what its inputs are scaled by, where that was settled in the handshake."""
 
 
-class _Kept(Record):
+class _ScaleFile(Record):
     scale: Scale | None
 
 
@@ -76,34 +79,34 @@ class StateFolder:
         if not path.is_file() or path.read_bytes() != content:
             write_atomically(path, content, mode=_PRIVATE)
 
-    def load(self, round_number: int | None, *, known: Mapping[str, Weights] | None = None) -> dict[str, Array] | None:
-        """Return the state saved after a round; None if it is not here, empty if no round is named.
+    def load(self, round_number: int | None, *, known: Mapping[str, Kept] | None = None) -> Kept | None:
+        """Return what was kept after a round; None if it is not here, empty if no round is named.
 
         Args:
             round_number: the round of this site's last update that counted, None before the first.
-            known: states still in memory, by the sha256 that `save` returned; one of these is not read again.
+            known: what is still in memory, by the sha256 that `save` returned; it is not read again.
 
         Raises:
             StateError: the state is there, but damaged or of another site, or the data changed since.
         """
         entries = {int(entry["round"]): entry for entry in self._manifest()["rounds"]}
         if round_number is None:
-            return {}
+            return Kept()
         if (entry := entries.get(round_number)) is None:
             return None
         if known and entry["sha256"] in known:
-            return dict(known[entry["sha256"]])
+            return known[entry["sha256"]]
         path = self.path / entry["file"]
         try:
             content = path.read_bytes()
             if hashlib.sha256(content).hexdigest() != entry["sha256"]:
                 raise StateError(f"site '{self.site}': '{path}' is damaged: its sha256 is not the one in the manifest")
-            return dict(load(content))
+            return Kept.from_arrays(load(content))
         except (OSError, SafetensorError) as error:
             raise StateError(f"site '{self.site}': cannot read '{path}': {error}") from error
 
-    def save(self, state: Weights, *, round_number: int, accepted: int | None) -> str:
-        """Write the state after a round and return its sha256; a crash leaves what was kept before in force.
+    def save(self, state: Kept, *, round_number: int, accepted: int | None) -> str:
+        """Write what is kept after a round and return its sha256; a crash leaves what was kept before in force.
 
         Args:
             accepted: the round that this one went on from; its state is kept, that of every other round is not.
@@ -112,9 +115,10 @@ class StateFolder:
             StateError: the folder is unwritable or the disk is full.
         """
         sha, file = hashlib.sha256(), f"round-{round_number:06d}.safetensors"
+        arrays = state.to_arrays()
 
         def pieces() -> Iterator[Payload]:
-            for piece in parts(state, form_of(state)):
+            for piece in parts(arrays, form_of(arrays)):
                 sha.update(piece)
                 yield piece
 
@@ -140,7 +144,7 @@ class StateFolder:
                 f"site '{self.site}': run '{self.path.name}' has trained with another scale of its inputs than the one "
                 "that came now; start a new run"
             )
-        write_atomically(path, _Kept(scale=scale).model_dump_json().encode(), mode=_PRIVATE)
+        write_atomically(path, _ScaleFile(scale=scale).model_dump_json().encode(), mode=_PRIVATE)
 
     def load_scale(self) -> Scale | None:
         """Return what the inputs are scaled by in this run; None: this site's own training rows.
@@ -156,7 +160,7 @@ class StateFolder:
                 "before its first round"
             )
         try:
-            return _Kept.model_validate_json(read_kept(path, site=self.site)).scale
+            return _ScaleFile.model_validate_json(read_kept(path, site=self.site)).scale
         except ValidationError as error:
             raise StateError(f"site '{self.site}': {describe(error, str(path))}") from error
 
@@ -218,6 +222,28 @@ def _entry(item: Mapping[str, Any]) -> dict[str, Any]:
     return {"round": int(item["round"]), "file": str(item["file"]), "sha256": str(item["sha256"])}
 
 
+def load_kept(
+    folder: StateFolder, plan: RoundPlan | FinishPlan, study: StudyConfig, *, known: Mapping[str, Kept]
+) -> Kept:
+    """Return what a site kept after its last update that counted; nothing before the first.
+
+    A site whose state folder was lost goes on as one that joins late, unless the server counts on what it kept.
+
+    Raises:
+        StateError: it cannot be read, or it is gone and the server counts on it.
+    """
+    if (kept := folder.load(plan.accepted, known=known)) is not None:
+        return kept
+    who, what = f"site '{folder.site}'", f"what it kept after round {plan.accepted} of run '{plan.run}'"
+    if study.method.matched and isinstance(plan, RoundPlan):
+        raise StateError(
+            f"{who} no longer has {what}, which the server counts on in every later round (method "
+            f"'{study.method.kind}'): put its state folder back, or start a new run"
+        )
+    log.warning("state is gone, this site goes on as one that joins late run=%s round=%d", plan.run, plan.round)
+    return Kept()
+
+
 def study_of(root: Path, *, run: str, digest: str, site: str) -> StudyConfig:
     """Return the study that a run began with at this site.
 
@@ -257,8 +283,3 @@ def read_kept(path: Path, *, site: str) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise StateError(f"site '{site}': cannot read '{path}': {error.strerror or error}") from error
-
-
-def event_log(config: SiteConfig) -> EventLog:
-    """Return this site's own event log: what was asked, what was answered, what failed."""
-    return EventLog(config.state_dir / "events.jsonl", {"site": config.name})

@@ -5,14 +5,10 @@ from datetime import UTC, datetime
 
 from client.wire.place import Place
 from common.errors import ConsiliumError
+from common.host.certificates import check_site_certificate, read_authorities, read_certificate
 from common.host.files import write_atomically
-from common.host.identity import (
-    check_site_certificate,
-    read_authorities,
-    read_certificate,
-    read_private_key,
-    signing_request,
-)
+from common.host.keys import read_private_key
+from common.host.signing_requests import signing_request
 
 log = logging.getLogger(__name__)
 

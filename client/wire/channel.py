@@ -11,9 +11,8 @@ from google.protobuf.message import DecodeError
 
 from client.wire.place import Place
 from common import __version__
-from common.errors import ConfigError, ConnectionRefused
-from common.host.identity import read_private_key
-from common.host.text import clean
+from common.errors import ConfigError, ConnectionRefused, clean
+from common.host.keys import read_private_key
 from common.wire import wire_pb2 as pb
 from common.wire.limits import (
     CONNECT_SECONDS,

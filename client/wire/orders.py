@@ -14,10 +14,10 @@ from pydantic import Field, TypeAdapter, ValidationError
 from common.codecs import Payload
 from common.errors import ProtocolError, StateError
 from common.host.files import write_atomically
-from common.protocol import FinishPlan, HandshakePlan, Plan, RoundPlan, RunName, Sha256, study_digest
-from common.study.load import describe
-from common.study.names import SiteName
+from common.protocol.plans import FinishPlan, HandshakePlan, Plan, RoundPlan, RunName, study_digest
+from common.study.names import Sha256, SiteName
 from common.study.record import Record
+from common.study.sentences import describe
 from common.wire.envelope import Order, open_order, payload_digest
 
 LEDGER = "orders.json"

@@ -14,8 +14,7 @@ from google.protobuf.message import DecodeError
 from client.wire.channel import OPTIONS, credentials_of, explained, tls_context
 from client.wire.place import Place
 from common import __version__
-from common.errors import ConnectionRefused
-from common.host.text import clean
+from common.errors import ConnectionRefused, clean
 from common.wire import wire_pb2 as pb
 from common.wire.limits import CONNECT_SECONDS, SERVICE, WIRE_VERSION
 

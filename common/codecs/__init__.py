@@ -5,7 +5,7 @@ receiver does not know; see `Chain` for all others.
 """
 
 from collections.abc import Mapping, Sequence, Set
-from typing import TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from common.codecs.base import ByteStage, Form, Payload, Stage, form_of
 from common.codecs.bf16 import Bf16
@@ -20,9 +20,22 @@ from common.codecs.plain import Identity
 from common.codecs.sign import Sign
 from common.codecs.top_k import TopK
 from common.codecs.zstd import Zstd
-from common.study.codecs import CodecConfig
 
 AnyStage: TypeAlias = Stage | ByteStage
+
+
+class Settings(Protocol):
+    """What a study says of one stage: one of `common.study.codecs`."""
+
+    @property
+    def kind(self) -> str:
+        """Which stage; a key of `CODECS`."""
+        ...
+
+    def model_dump(self, *, exclude: set[str]) -> dict[str, Any]:
+        """Return the stage's settings."""
+        ...
+
 
 CODECS: Mapping[str, type[AnyStage]] = {
     "identity": Unchanged,
@@ -38,7 +51,7 @@ CODECS: Mapping[str, type[AnyStage]] = {
 }
 
 
-def build_chain(configs: Sequence[CodecConfig], *, exact: Set[str] = frozenset(), feedback: bool = True) -> Chain:
+def build_chain(configs: Sequence[Settings], *, exact: Set[str] = frozenset(), feedback: bool = True) -> Chain:
     """Return the codec that a study names, with its settings; no stage at all is the identity.
 
     Args:

@@ -8,12 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from common.errors import ProtocolError
-from common.weights.arrays import Array, Weights
+from common.weights.arrays import Array, Spec, Weights
 
 Payload: TypeAlias = bytes | memoryview
 """What is decoded."""
-Spec: TypeAlias = tuple[tuple[int, ...], np.dtype[np.generic]]
-"""Shape and dtype of one array."""
 Form: TypeAlias = Mapping[str, Spec]
 """Shapes and dtypes of named arrays: all that a receiver must know before it reads a byte."""
 

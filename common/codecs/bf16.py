@@ -13,8 +13,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from common.codecs.base import Form, Spec, is_floating
-from common.weights.arrays import Array, Weights
+from common.codecs.base import Form, is_floating
+from common.weights.arrays import Array, Spec, Weights
 
 
 def _coded(spec: Spec) -> bool:
@@ -25,7 +25,7 @@ def _coded(spec: Spec) -> bool:
 class Bf16:
     """Two bytes per value."""
 
-    error_feedback: bool = False
+    error_feedback: bool
     lossless: ClassVar[bool] = False
     ends: ClassVar[bool] = True
 

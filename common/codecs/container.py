@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from common.codecs.base import Form, Payload, Spec, bytes_of, size_of
-from common.errors import ProtocolError
-from common.host.text import clean, is_clean
-from common.weights.arrays import Array, Weights, bytes_view
+from common.codecs.base import Form, Payload, bytes_of, size_of
+from common.errors import ProtocolError, clean, is_clean
+from common.weights.arrays import Array, Spec, Weights, bytes_view
 
 DTYPES = {
     np.dtype(dtype): name

@@ -13,8 +13,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from common.codecs.base import EXPONENT, Form, Spec, is_floating
-from common.weights.arrays import Array, Weights
+from common.codecs.base import EXPONENT, Form, is_floating
+from common.weights.arrays import Array, Spec, Weights
 
 TOP = 15
 """Scaled magnitudes stay below 2**15: half precision ends at 65504."""
@@ -28,7 +28,7 @@ def _coded(spec: Spec) -> bool:
 class Fp16:
     """Two bytes per value."""
 
-    error_feedback: bool = False
+    error_feedback: bool
     lossless: ClassVar[bool] = False
     ends: ClassVar[bool] = True
 

@@ -16,8 +16,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from common.codecs.base import SCALE, Form, Spec, dequantise, is_floating, num_scales, quantise, scale_dtype, size_of
-from common.weights.arrays import Array, Weights, is_float
+from common.codecs.base import SCALE, Form, dequantise, is_floating, num_scales, quantise, scale_dtype, size_of
+from common.weights.arrays import Array, Spec, Weights, is_float
 
 LEVELS, SHIFT = 7, 8
 
@@ -30,8 +30,8 @@ class Int4:
         block: elements that share a scale; 0 is the whole array.
     """
 
-    block: int = 64
-    error_feedback: bool = False
+    block: int
+    error_feedback: bool
     lossless: ClassVar[bool] = False
     ends: ClassVar[bool] = True
 

@@ -15,8 +15,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from common.codecs.base import SCALE, Form, Spec, dequantise, is_floating, num_scales, quantise, scale_dtype, size_of
-from common.weights.arrays import Array, Weights, is_float
+from common.codecs.base import SCALE, Form, dequantise, is_floating, num_scales, quantise, scale_dtype, size_of
+from common.weights.arrays import Array, Spec, Weights, is_float
 
 LEVELS = 127
 
@@ -29,8 +29,8 @@ class Int8:
         block: elements that share a scale; 0 is the whole array.
     """
 
-    block: int = 0
-    error_feedback: bool = False
+    block: int
+    error_feedback: bool
     lossless: ClassVar[bool] = False
     ends: ClassVar[bool] = True
 

@@ -22,8 +22,8 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from common.codecs.base import RIGHT, Form, Spec, bytes_of, form_of, is_floating, scale_dtype, size_of
-from common.weights.arrays import Array, Weights
+from common.codecs.base import RIGHT, Form, bytes_of, form_of, is_floating, scale_dtype, size_of
+from common.weights.arrays import Array, Spec, Weights
 
 Floats = npt.NDArray[np.float64]
 
@@ -36,8 +36,8 @@ class LowRank:
         rank: columns of either, >= 1.
     """
 
-    rank: int = 4
-    error_feedback: bool = True
+    rank: int
+    error_feedback: bool
     lossless: ClassVar[bool] = False
     ends: ClassVar[bool] = False
 

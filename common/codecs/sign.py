@@ -16,15 +16,15 @@ from typing import ClassVar
 
 import numpy as np
 
-from common.codecs.base import SCALE, Form, Spec, check_scale, is_floating, scale_dtype, size_of
-from common.weights.arrays import Array, Weights, is_float
+from common.codecs.base import SCALE, Form, check_scale, is_floating, scale_dtype, size_of
+from common.weights.arrays import Array, Spec, Weights, is_float
 
 
 @dataclass(frozen=True)
 class Sign:
     """An eighth of a byte per value."""
 
-    error_feedback: bool = True
+    error_feedback: bool
     lossless: ClassVar[bool] = False
     ends: ClassVar[bool] = True
 

@@ -16,9 +16,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from common.codecs.base import INDEX, Form, Spec, is_floating, size_of
+from common.codecs.base import INDEX, Form, is_floating, size_of
 from common.errors import ProtocolError
-from common.weights.arrays import Array, Weights, is_float
+from common.weights.arrays import Array, Spec, Weights, is_float
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class TopK:
         fraction: of the values that travels, in (0, 1].
     """
 
-    fraction: float = 0.05
-    error_feedback: bool = True
+    fraction: float
+    error_feedback: bool
     lossless: ClassVar[bool] = False
     ends: ClassVar[bool] = False
 

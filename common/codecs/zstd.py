@@ -32,7 +32,7 @@ class Zstd:
         level: 1 (quick) to 19 (small).
     """
 
-    level: int = 3
+    level: int
 
     def compress(self, content: bytes, form: Form) -> bytes:
         """Return one zstd frame that announces the length of its content."""

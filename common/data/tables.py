@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,15 +69,8 @@ def parquet_records(
         DataError: pyarrow is not installed, the file is no Parquet file or damaged, or a column's type is neither
             number, boolean nor text.
     """
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise DataError(
-            f"{who}: file '{file.name}' needs pyarrow, which is not installed; "
-            "install it with: pip install 'consilium[parquet]'"
-        ) from error
     where = f"{who}: file '{file.name}'"
+    pa, pq = _pyarrow(where)
     try:
         _check_size(file, who=who)
         with pq.ParquetFile(file) as table:
@@ -95,22 +88,38 @@ def parquet_records(
                         f"{where}: column '{name.strip()}' is of type {kind}, expected numbers, booleans or text"
                     )
             most = [None if name in wanted else MAX_CELL for name in held]
-            bools = [booleans(name.strip()) for name in held]
-            row = 0
-            for batch in table.iter_batches(batch_size=_BATCH_ROWS, columns=held, use_threads=False):
-                columns = [batch.column(name).to_pylist() for name in held]
-                for cells in zip(*columns, strict=True):
-                    row += 1
-                    texts = [_text(cell, words)[:cut] for cell, words, cut in zip(cells, bools, most, strict=True)]
-                    if (longest := max(map(len, texts), default=0)) > MAX_CELL:
-                        raise DataError(
-                            f"{where}, row {row}: a cell of {longest} characters, expected at most {MAX_CELL}"
-                        )
-                    yield f"row {row}", texts
+            yield from _rows(table, held, [booleans(name.strip()) for name in held], most, where=where)
     except OSError as error:
         raise DataError(f"{where} cannot be read: {error.strerror or 'it is not a whole Parquet file'}") from error
     except (pa.ArrowException, ValueError, KeyError) as error:
         raise DataError(f"{where} is not a Parquet file, or it is damaged") from error
+
+
+def _pyarrow(where: str) -> tuple[Any, Any]:
+    """Return pyarrow and its module for Parquet, which not every installation has."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise DataError(
+            f"{where} needs pyarrow, which is not installed; install it with: pip install 'consilium[parquet]'"
+        ) from error
+    return pyarrow, pyarrow.parquet
+
+
+def _rows(
+    table: Any, names: Sequence[str], bools: Sequence[BoolTexts], most: Sequence[int | None], *, where: str
+) -> Iterator[tuple[str, list[str]]]:
+    """Yield each row's place and cells; `most` says where longer texts are cut, None that they are refused."""
+    row = 0
+    for batch in table.iter_batches(batch_size=_BATCH_ROWS, columns=names, use_threads=False):
+        columns = [batch.column(name).to_pylist() for name in names]
+        for cells in zip(*columns, strict=True):
+            row += 1
+            texts = [_text(cell, words)[:cut] for cell, words, cut in zip(cells, bools, most, strict=True)]
+            if (longest := max(map(len, texts), default=0)) > MAX_CELL:
+                raise DataError(f"{where}, row {row}: a cell of {longest} characters, expected at most {MAX_CELL}")
+            yield f"row {row}", texts
 
 
 def number_in(text: str) -> float | None:

@@ -18,6 +18,7 @@ class Fp16Codec(Record):
 
     kind: Literal["fp16"] = "fp16"
     error_feedback: bool = False
+    """Keep at the site what was not sent, and add it to the next update."""
 
 
 class Bf16Codec(Record):
@@ -25,6 +26,7 @@ class Bf16Codec(Record):
 
     kind: Literal["bf16"] = "bf16"
     error_feedback: bool = False
+    """Keep at the site what was not sent, and add it to the next update."""
 
 
 class IntegerDeltaCodec(Record):
@@ -38,7 +40,9 @@ class Int8Codec(Record):
 
     kind: Literal["int8"] = "int8"
     block: int = Field(default=0, ge=0, le=65536)
+    """Values that share a scale; 0: the whole array."""
     error_feedback: bool = False
+    """Keep at the site what was not sent, and add it to the next update."""
 
 
 class Int4Codec(Record):
@@ -46,7 +50,9 @@ class Int4Codec(Record):
 
     kind: Literal["int4"] = "int4"
     block: int = Field(default=64, ge=0, le=65536)
+    """Values that share a scale; 0: the whole array."""
     error_feedback: bool = False
+    """Keep at the site what was not sent, and add it to the next update."""
 
 
 class TopKCodec(Record):
@@ -54,7 +60,9 @@ class TopKCodec(Record):
 
     kind: Literal["top_k"] = "top_k"
     fraction: float = Field(default=0.05, gt=0, le=1)
+    """Part of each array's values that is sent."""
     error_feedback: bool = True
+    """Keep at the site what was not sent, and add it to the next update."""
 
 
 class SignCodec(Record):
@@ -62,6 +70,7 @@ class SignCodec(Record):
 
     kind: Literal["sign"] = "sign"
     error_feedback: bool = True
+    """Keep at the site what was not sent, and add it to the next update."""
 
 
 class LowRankCodec(Record):
@@ -69,7 +78,9 @@ class LowRankCodec(Record):
 
     kind: Literal["low_rank"] = "low_rank"
     rank: int = Field(default=4, ge=1, le=256)
+    """Columns of the two narrow matrices."""
     error_feedback: bool = True
+    """Keep at the site what was not sent, and add it to the next update."""
 
 
 class ZstdCodec(Record):
@@ -77,6 +88,7 @@ class ZstdCodec(Record):
 
     kind: Literal["zstd"] = "zstd"
     level: int = Field(default=3, ge=1, le=19)
+    """Effort of the compression."""
 
 
 CodecConfig = Annotated[

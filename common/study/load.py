@@ -1,22 +1,18 @@
-"""Read `study.toml` and `site.toml`, with a sentence for everything that is wrong."""
+"""Read and write `study.toml` and `site.toml`, with a sentence for everything that is wrong."""
 
-import difflib
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import (
-    ValidationError,
-)
+import tomli_w
+from pydantic import ValidationError
 
 from common.errors import ConfigError
-from common.host.text import clean
-from common.study.names import _IN_WORDS
+from common.host.files import write_atomically
+from common.study.sentences import describe
 from common.study.site import SiteConfig
 from common.study.study import StudyConfig
-
-MAX_PROBLEMS = 20
-"""How many problems of one file or message are told."""
 
 _PATHS = ("ca_certificate", "private_key", "certificate", "study_key", "state_dir", "weights_dir")
 
@@ -67,6 +63,44 @@ def parse_site(values: dict[str, Any], *, source: str) -> SiteConfig:
         raise ConfigError(describe(error, source)) from error
 
 
+def study_text(study: StudyConfig) -> str:
+    """Return a `study.toml` that reads as this study, with every setting that is not absent."""
+    return tomli_w.dumps(study.model_dump(mode="json", exclude_none=True))
+
+
+def site_text(values: Mapping[str, Any]) -> str:
+    """Return a `site.toml` with these settings; paths may be `Path`s, and settings that are None are left out.
+
+    Raises:
+        ConfigError: a key or value is wrong.
+    """
+    plain = _plain(values)
+    parse_site(plain, source="site.toml")
+    return tomli_w.dumps(plain)
+
+
+def write_site(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a `site.toml`; for its owner alone to read.
+
+    Raises:
+        ConfigError: a key or value is wrong.
+        StateError: it cannot be written.
+    """
+    write_atomically(path, site_text(values).encode(), mode=0o600)
+
+
+def setting(key: str, value: str) -> str:
+    """Return the line of a settings file that sets a key to a text, whatever characters it holds."""
+    return tomli_w.dumps({key: value}).rstrip("\n")
+
+
+def _plain(value: Any) -> Any:
+    """Return what TOML can hold: paths as text, and no setting that is None."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items() if inner is not None}
+    return str(value) if isinstance(value, Path) else value
+
+
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -74,45 +108,3 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"cannot read '{path}': {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError; so is a number of 5000 digits
         raise ConfigError(f"'{path}' is not valid TOML: {error}") from error
-
-
-def describe(error: ValidationError, source: str) -> str:
-    """Return a validation error as one sentence per problem: `where: what, got value (file)`.
-
-    What comes from outside must neither fill a log nor steer a terminal: long values and long lists of problems are
-    cut, and control characters written out.
-    """
-    problems = error.errors(include_url=False)
-    sentences = [_sentence(problem, source) for problem in problems[:MAX_PROBLEMS]]
-    if len(problems) > MAX_PROBLEMS:
-        sentences.append(f"... and {len(problems) - MAX_PROBLEMS} more problems ({source})")
-    return "\n".join(sentences)
-
-
-def _sentence(problem: Any, source: str) -> str:
-    where = _shortened(".".join(str(part) for part in problem["loc"]))
-    prefix = f"{where}: " if where else ""
-    match problem["type"]:
-        case "extra_forbidden":
-            what = "unknown key; see the README's configuration table"
-        case "missing":
-            what = "is required, got nothing"
-        case "union_tag_invalid":
-            known = problem["ctx"]["expected_tags"].replace("'", "")
-            tag = _shortened(problem["ctx"]["tag"])
-            close = difflib.get_close_matches(tag, known.split(", "), n=1)
-            hint = f"did you mean '{close[0]}'? " if close else ""
-            what = f"there is no kind '{tag}'; {hint}known: {known}"
-        case "value_error":
-            what = str(problem["ctx"]["error"])
-        case "string_pattern_mismatch" if problem["ctx"]["pattern"] in _IN_WORDS:
-            what = f"must be {_IN_WORDS[problem['ctx']['pattern']]}, got {_shortened(repr(problem['input']))}"
-        case _:
-            text = _shortened(problem["msg"].replace("Input should", "must"))
-            what = f"{text}, got {_shortened(repr(problem['input']))}"
-    return clean(f"{prefix}{what} ({source})", 2000)
-
-
-def _shortened(text: str, limit: int = 200) -> str:
-    """Return the first `limit` characters and how many there were."""
-    return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"

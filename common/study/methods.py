@@ -9,18 +9,29 @@ from common.study.record import Record
 
 
 class MethodSettings(Record):
-    """Base of every method's settings."""
+    """Base of every method's settings; what the rest of the program must know of a method is declared here."""
 
     plain_sgd: ClassVar[bool] = False
+    """It is defined for SGD without momentum and weight decay."""
     plain_steps: ClassVar[bool] = True
     """The shared arrays move by the study's optimiser alone, so that `train.effective_steps` holds."""
     matched: ClassVar[bool] = False
-    """The server's memory counts on what the site keeps: a site that lost it cannot go on in the run."""
+    """It is one half of a whole, and the strategy of the same name is the other, whose memory counts on what the site
+    keeps: a site that lost it cannot go on in the run."""
+    own_strategy: ClassVar[str | None] = None
+    """The strategy that its paper defines it with."""
+    shares_nothing: ClassVar[bool] = False
+    """Every site trains alone; there is nothing to aggregate."""
+    local_batch_norm: ClassVar[bool] = False
+    """It is defined by BatchNorm's staying at the site."""
+    of_classes: ClassVar[str | None] = None
+    """What it does with classes that cannot be done with a label that is a number."""
 
 
 class LocalMethod(MethodSettings):
     """Nothing is shared; every site trains alone."""
 
+    shares_nothing: ClassVar[bool] = True
     kind: Literal["local"] = "local"
 
 
@@ -35,10 +46,15 @@ class FineTuneMethod(MethodSettings):
 
     kind: Literal["fine_tune"] = "fine_tune"
     epochs: int = Field(default=5, ge=1)
+    """Passes of fine-tuning over the site's training examples."""
     steps: int | None = Field(default=None, ge=1)
+    """Steps of fine-tuning, in place of `epochs`."""
     optimiser: Literal["sgd", "adam"] = "sgd"
+    """Plain SGD, or Adam, which wants a smaller rate."""
     learning_rate: Positive = 0.01
+    """Step size of fine-tuning, whatever the study trains with."""
     layers: Literal["all", "head"] = "all"
+    """What is fine-tuned."""
 
 
 class FedProxMethod(MethodSettings):
@@ -47,6 +63,7 @@ class FedProxMethod(MethodSettings):
     plain_steps: ClassVar[bool] = False
     kind: Literal["fedprox"] = "fedprox"
     mu: float = Field(default=0.1, ge=0)
+    """Strength of the pull towards the weights received; 0 is FedAvg."""
 
 
 class ScaffoldMethod(MethodSettings):
@@ -54,6 +71,7 @@ class ScaffoldMethod(MethodSettings):
 
     plain_sgd: ClassVar[bool] = True
     matched: ClassVar[bool] = True
+    own_strategy: ClassVar[str | None] = "scaffold"
     kind: Literal["scaffold"] = "scaffold"
 
 
@@ -62,8 +80,10 @@ class FedDynMethod(MethodSettings):
 
     plain_steps: ClassVar[bool] = False
     matched: ClassVar[bool] = True
+    own_strategy: ClassVar[str | None] = "feddyn"
     kind: Literal["feddyn"] = "feddyn"
     alpha: Positive = 0.1
+    """Strength of the pull towards the weights received."""
 
 
 class MoonMethod(MethodSettings):
@@ -71,7 +91,9 @@ class MoonMethod(MethodSettings):
 
     kind: Literal["moon"] = "moon"
     mu: float = Field(default=1.0, ge=0)
+    """Weight of the contrastive term; 0 is FedAvg."""
     temperature: Positive = 0.5
+    """Temperature of the contrastive term."""
 
 
 class FedPerMethod(MethodSettings):
@@ -85,11 +107,13 @@ class FedRepMethod(MethodSettings):
 
     kind: Literal["fedrep"] = "fedrep"
     head_epochs: int = Field(default=10, ge=1)
+    """Passes over the training examples that train the head before the backbone, in each round."""
 
 
 class FedRodMethod(MethodSettings):
     """Everything is shared, trained as if classes were balanced; a personal head is added to the shared one."""
 
+    of_classes: ClassVar[str | None] = "balances classes"
     kind: Literal["fedrod"] = "fedrod"
 
 
@@ -110,14 +134,19 @@ class FedBabuMethod(MethodSettings):
 
     kind: Literal["fedbabu"] = "fedbabu"
     epochs: int = Field(default=5, ge=1)
+    """Passes of fine-tuning over the site's training examples."""
     optimiser: Literal["sgd", "adam"] = "sgd"
+    """Plain SGD, or Adam, which wants a smaller rate."""
     learning_rate: Positive = 0.01
+    """Step size of fine-tuning, whatever the study trains with."""
     layers: Literal["all", "head"] = "all"
+    """What is fine-tuned."""
 
 
 class FedBnMethod(MethodSettings):
     """Everything but BatchNorm is shared."""
 
+    local_batch_norm: ClassVar[bool] = True
     kind: Literal["fedbn"] = "fedbn"
 
 
@@ -126,7 +155,9 @@ class FedDbeMethod(MethodSettings):
 
     kind: Literal["feddbe"] = "feddbe"
     kappa: float = Field(default=1.0, ge=0)
+    """Strength of the pull of the features' mean towards that of all sites."""
     mu: float = Field(default=1.0, gt=0, le=1)
+    """How much of the features' running mean a batch replaces; 1: the last batch is the mean."""
 
 
 class MrMtlMethod(MethodSettings):
@@ -135,6 +166,7 @@ class MrMtlMethod(MethodSettings):
     plain_steps: ClassVar[bool] = False
     kind: Literal["mr_mtl"] = "mr_mtl"
     lam: float = Field(default=1.0, ge=0)
+    """Strength of the pull towards the mean of all sites' models; 0 is local training."""
 
 
 class DittoMethod(MethodSettings):
@@ -142,6 +174,7 @@ class DittoMethod(MethodSettings):
 
     kind: Literal["ditto"] = "ditto"
     lam: float = Field(default=1.0, ge=0)
+    """Strength of the pull of the personal model towards the global one; 0 is local training."""
 
 
 class ApflMethod(MethodSettings):
@@ -150,7 +183,9 @@ class ApflMethod(MethodSettings):
     plain_sgd: ClassVar[bool] = True
     kind: Literal["apfl"] = "apfl"
     alpha: float = Field(default=0.5, ge=0, le=1)
+    """Share of the personal model in the mix, at the start."""
     adaptive: bool = True
+    """Whether each site learns its `alpha`."""
 
 
 class PFedMeMethod(MethodSettings):
@@ -160,8 +195,11 @@ class PFedMeMethod(MethodSettings):
     plain_steps: ClassVar[bool] = False
     kind: Literal["pfedme"] = "pfedme"
     lam: Positive = 15.0
+    """Strength of the proximal term between the personal model and the shared one."""
     inner_steps: int = Field(default=5, ge=1)
+    """Steps of the personal model per batch."""
     personal_learning_rate: Positive = 0.05
+    """Step size of the personal model; stable only for a product with `lam` below 2."""
 
 
 class FedAlaMethod(MethodSettings):
@@ -170,17 +208,24 @@ class FedAlaMethod(MethodSettings):
     plain_steps: ClassVar[bool] = False
     kind: Literal["fedala"] = "fedala"
     layers: int = Field(default=1, ge=1)
+    """How many layers, from the top, are mixed; below them the received weights are taken."""
     fraction: float = Field(default=0.8, gt=0, le=1)
+    """Part of the training examples on which the mix is learned."""
     mix_learning_rate: Positive = 1.0
+    """Step size of the mix."""
     tolerance: Positive = 0.1
+    """The first mix is learned until the standard deviation of the last 10 losses is below this."""
 
 
 class KnnPerMethod(MethodSettings):
     """Everything is shared; a site serves the global model mixed with nearest neighbours of its own examples."""
 
+    of_classes: ClassVar[str | None] = "lets neighbours vote for a class"
     kind: Literal["knn_per"] = "knn_per"
     neighbours: int = Field(default=10, ge=1)
+    """How many nearest training examples vote."""
     mix: float | None = Field(default=None, ge=0, le=1)
+    """Their share of the answer; None: tuned on the site's validation examples."""
 
 
 class PerFedAvgMethod(MethodSettings):
@@ -188,19 +233,27 @@ class PerFedAvgMethod(MethodSettings):
 
     plain_sgd: ClassVar[bool] = True
     plain_steps: ClassVar[bool] = False
+    own_strategy: ClassVar[str | None] = "per_fedavg"
     kind: Literal["per_fedavg"] = "per_fedavg"
     variant: Literal["first_order", "hessian_free"] = "first_order"
+    """How the meta-gradient is approximated."""
     inner_learning_rate: Positive = 0.01
+    """Step size of adaptation, in training and before serving."""
     difference: Positive = 1e-3
+    """`hessian_free`: how far apart the two gradients of the finite difference are taken."""
     adapt_steps: int = Field(default=1, ge=0)
+    """Steps of adaptation before serving; 0 serves the global model."""
 
 
 class ReptileMethod(MethodSettings):
     """Meta-learning: train as FedAvg does, serve after a few local steps."""
 
+    own_strategy: ClassVar[str | None] = "reptile"
     kind: Literal["reptile"] = "reptile"
     adapt_steps: int = Field(default=5, ge=0)
+    """Steps of adaptation before serving; 0 serves the global model."""
     adapt_learning_rate: Positive = 0.01
+    """Step size of adaptation."""
 
 
 MethodConfig = Annotated[

@@ -8,56 +8,65 @@ from pydantic import (
     Field,
 )
 
-from common.host.text import clean, is_clean
+from common.errors import clean, is_clean
 
 
-def _check_clean(text: str) -> str:
+def clean_text(text: str) -> str:
+    """Return the text; refuse one with a control character, which could steer a terminal."""
     if not is_clean(text):
         raise ValueError("must hold no control character")
     return text
 
 
-def _check_port(address: str) -> str:
+def address_with_port(address: str) -> str:
+    """Return `host:port`; refuse a port that cannot be."""
     if not 0 < int(address.rpartition(":")[2]) < 2**16:
         raise ValueError(f"the port must be a number from 1 to 65535, got '{address}'")
     return address
 
 
 _SITE_NAME, _ADDRESS = r"^[a-z0-9][a-z0-9-]{0,62}$", r"^[^\s:/]+:\d{1,5}$"
+_HOST_PORT, _SHA256 = r"^[^\s/]+:\d{1,5}$", r"^[0-9a-f]{64}$"
+_PLAIN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._ -]{0,99}$"
 
-_IN_WORDS = {
+PATTERNS_IN_WORDS = {
     _SITE_NAME: "small letters, digits and hyphens, 63 at most, e.g. uniklinik-koeln",
     _ADDRESS: "host:port, e.g. study.example.org:9092",
+    _HOST_PORT: "host:port, e.g. 127.0.0.1:9095",
+    _SHA256: "64 digits 0-9 and a-f, as sha256sum prints them",
+    _PLAIN_NAME: "the name of a file or folder without a path, e.g. test.npz",
 }
-"""Patterns that people meet."""
+"""Patterns that people meet: a sentence shows these words in place of the expression."""
 
 SiteName = Annotated[str, Field(pattern=_SITE_NAME)]
 
-ServerAddressText = Annotated[str, Field(pattern=_ADDRESS), AfterValidator(_check_port)]
+ServerAddressText = Annotated[str, Field(pattern=_ADDRESS), AfterValidator(address_with_port)]
+
+HostPort = Annotated[str, Field(pattern=_HOST_PORT)]
+"""Where pages for monitoring are offered; an IPv6 address has colons of its own."""
+
+Sha256 = Annotated[str, Field(pattern=_SHA256)]
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 MAX_CLASS_NAME = 200
 
-ClassName = Annotated[str, Field(max_length=MAX_CLASS_NAME), AfterValidator(_check_clean)]
+ClassName = Annotated[str, Field(max_length=MAX_CLASS_NAME), AfterValidator(clean_text)]
 """A class's name is shown in tables and logs at server and sites."""
-
-_PLAIN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._ -]{0,99}$"
-
-_IN_WORDS[_PLAIN_NAME] = "the name of a file or folder without a path, e.g. test.npz"
 
 PlainName = Annotated[str, Field(pattern=_PLAIN_NAME)]
 """Of a file or folder that a study names: it cannot lead out of the site's own folder."""
 
 
-def _check_beside(parts: str) -> str:
-    """Refuse the path of an index file: it is read at every site, and would lead out of its data folder."""
+def file_beside(parts: str) -> str:
+    """Return what says the parts; refuse the path of an index file, which would lead out of a site's data folder."""
     if parts.lower().endswith(".csv") and not re.fullmatch(_PLAIN_NAME, parts):
-        raise ValueError(f"must be {_IN_WORDS[_PLAIN_NAME]}, where it is a .csv file, got '{clean(parts, 60)}'")
+        raise ValueError(f"must be {PATTERNS_IN_WORDS[_PLAIN_NAME]}, where it is a .csv file, got '{clean(parts, 60)}'")
     return parts
 
 
-def _no_duplicates(values: tuple[str, ...]) -> tuple[str, ...]:
+def without_duplicates(values: tuple[str, ...], *, what: str = "values") -> tuple[str, ...]:
+    """Return the values; refuse two that are equal."""
     if len(set(values)) != len(values):
-        raise ValueError(f"values must differ from each other, got {list(values)}")
+        raise ValueError(f"{what} must differ from each other, got {list(values)}")
     return values

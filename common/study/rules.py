@@ -1,22 +1,95 @@
 """Which algorithms cannot be combined, each with the sentence that says why; checked when a study is read."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from common.codecs import build_chain
-from common.data.patterns import EXAMPLE, file_pattern
+from common.study.codecs import CodecConfig
+from common.study.methods import MethodConfig
+from common.study.patterns import EXAMPLE, file_pattern
 from common.study.signals import CANDIDATE_LOSSES, CLASS_COUNTS, EFFECTIVE_STEPS, WITHOUT_ERROR
-
-if TYPE_CHECKING:
-    from common.study.study import StudyConfig
+from common.study.strategies import StrategyConfig
+from common.study.task import ImageTask, TableTask, Task
+from common.study.training import ModelConfig, SplitConfig, TrainingConfig
+from common.study.weightings import WeightingConfig
 
 WITH_HIDDEN = ("mlp", "mlp_bn")
 """Models that read `model.hidden`."""
 
-Rule = Callable[["StudyConfig"], str | None]
+
+class Study(Protocol):
+    """The part of a study that the rules are about."""
+
+    @property
+    def task(self) -> Task:
+        """What is predicted."""
+        ...
+
+    @property
+    def model(self) -> ModelConfig:
+        """Which model."""
+        ...
+
+    @property
+    def training(self) -> TrainingConfig:
+        """How a site trains in one round."""
+        ...
+
+    @property
+    def split(self) -> SplitConfig:
+        """How each site divides its rows."""
+        ...
+
+    @property
+    def method(self) -> MethodConfig:
+        """What sites share, train and serve."""
+        ...
+
+    @property
+    def strategy(self) -> StrategyConfig:
+        """How the server makes new weights."""
+        ...
+
+    @property
+    def weighting(self) -> WeightingConfig | None:
+        """How much each site counts; None: as the strategy has it."""
+        ...
+
+    @property
+    def uplink(self) -> tuple[CodecConfig, ...]:
+        """How updates travel."""
+        ...
+
+    @property
+    def downlink(self) -> tuple[CodecConfig, ...]:
+        """How weights travel."""
+        ...
+
+    @property
+    def quorum(self) -> int | None:
+        """Updates that a round needs; None: of all that were asked."""
+        ...
+
+    @property
+    def cohort_size(self) -> int:
+        """Sites asked in a round."""
+        ...
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Measurements that sites send beside what they always do."""
+        ...
+
+    @property
+    def fixed_test(self) -> bool:
+        """Whether the test rows are given."""
+        ...
 
 
-def problems(study: "StudyConfig") -> list[str]:
+Rule = Callable[[Study], str | None]
+
+
+def problems(study: Study) -> list[str]:
     """Return one sentence for every combination in a study that cannot be run."""
     for name, link in (("uplink", study.uplink), ("downlink", study.downlink)):
         try:
@@ -26,10 +99,10 @@ def problems(study: "StudyConfig") -> list[str]:
     return [sentence for rule in RULES if (sentence := rule(study)) is not None]
 
 
-def _halves_are_together(study: "StudyConfig") -> str | None:
+def _halves_are_together(study: Study) -> str | None:
     strategy, method = study.strategy.kind, study.method.kind
-    half = next((kind for kind in ("scaffold", "feddyn") if (strategy == kind) != (method == kind)), None)
-    if half is None:
+    half = next((one.kind for one in (study.strategy, study.method) if one.matched), None)
+    if half is None or strategy == method:
         return None
     return (
         f"{half} is a strategy and a method that belong together, got strategy '{strategy}' with method '{method}': "
@@ -37,19 +110,22 @@ def _halves_are_together(study: "StudyConfig") -> str | None:
     )
 
 
-def _local_shares_nothing(study: "StudyConfig") -> str | None:
-    if study.method.kind != "local" or (study.strategy.kind == "fedavg" and study.weighting is None):
+def _local_shares_nothing(study: Study) -> str | None:
+    if not study.method.shares_nothing or (study.strategy.plain and study.weighting is None):
         return None
-    return "method 'local' shares nothing, so it takes neither a strategy other than 'fedavg' nor a weighting"
+    return (
+        f"method '{study.method.kind}' shares nothing, so it takes neither a strategy other than 'fedavg' nor a "
+        "weighting"
+    )
 
 
-def _sets_its_own_shares(study: "StudyConfig") -> str | None:
+def _sets_its_own_shares(study: Study) -> str | None:
     if study.strategy.weighted or study.weighting is None:
         return None
     return f"strategy '{study.strategy.kind}' sets its own weights: remove the weighting, or choose another strategy"
 
 
-def _steps_are_plain_sgd(study: "StudyConfig") -> str | None:
+def _steps_are_plain_sgd(study: Study) -> str | None:
     training = study.training
     if not study.method.plain_sgd or (
         training.optimiser == "sgd" and training.momentum == 0 and training.weight_decay == 0
@@ -61,7 +137,7 @@ def _steps_are_plain_sgd(study: "StudyConfig") -> str | None:
     )
 
 
-def _steps_are_as_long_as_the_rate_says(study: "StudyConfig") -> str | None:
+def _steps_are_as_long_as_the_rate_says(study: Study) -> str | None:
     if not study.strategy.without_momentum or (study.training.optimiser == "sgd" and study.training.momentum == 0):
         return None
     return (
@@ -70,7 +146,7 @@ def _steps_are_as_long_as_the_rate_says(study: "StudyConfig") -> str | None:
     )
 
 
-def _steps_can_be_counted(study: "StudyConfig") -> str | None:
+def _steps_can_be_counted(study: Study) -> str | None:
     if EFFECTIVE_STEPS not in study.strategy.needs or (study.training.optimiser == "sgd" and study.method.plain_steps):
         return None
     return (
@@ -79,30 +155,26 @@ def _steps_can_be_counted(study: "StudyConfig") -> str | None:
     )
 
 
-_FOR_CLASSES = {"knn_per": "lets neighbours vote for a class", "fedrod": "balances classes"}
-"""What methods do with classes that cannot be done with numbers."""
-
-
-def _needs_classes(study: "StudyConfig") -> str | None:
+def _needs_classes(study: Study) -> str | None:
     if study.task.classes:
         return None
-    if (why := _FOR_CLASSES.get(study.method.kind)) is not None:
+    if (why := study.method.of_classes) is not None:
         return f"method '{study.method.kind}' {why}, but this task's label is a number"
     if CLASS_COUNTS in study.needs:
         return "the weighting needs class counts, but this task's label is a number"
     return None
 
 
-def _batch_norm_is_personal(study: "StudyConfig") -> str | None:
-    if study.method.kind != "fedbn" or study.model.batch_norm == "local":
+def _batch_norm_is_personal(study: Study) -> str | None:
+    if not study.method.local_batch_norm or study.model.batch_norm == "local":
         return None
     return (
-        "method 'fedbn' keeps BatchNorm personal, but model.batch_norm is "
+        f"method '{study.method.kind}' keeps BatchNorm personal, but model.batch_norm is "
         f"'{study.model.batch_norm}': set model.batch_norm = 'local'"
     )
 
 
-def _enough_sites(study: "StudyConfig") -> str | None:
+def _enough_sites(study: Study) -> str | None:
     least, updates = study.strategy.least_sites, study.quorum or study.cohort_size
     if updates >= least:
         return None
@@ -112,27 +184,28 @@ def _enough_sites(study: "StudyConfig") -> str | None:
     )
 
 
-def _kept_part_can_be_measured(study: "StudyConfig") -> str | None:
+def _kept_part_can_be_measured(study: Study) -> str | None:
     needed = (study.weighting.needs if study.weighting is not None else frozenset()) - {CLASS_COUNTS}
     if not needed or study.split.validation > 0:
         return None
     return f"the weighting needs {', '.join(sorted(needed))} on validation examples, but split.validation is 0"
 
 
-def _size_counts_once(study: "StudyConfig") -> str | None:
-    kinds = [factor.kind for factor in study.weighting.factors] if study.weighting is not None else []
+def _size_counts_once(study: Study) -> str | None:
+    factors = study.weighting.factors if study.weighting is not None else ()
+    kinds = [factor.kind for factor in factors]
     if repeated := sorted({kind for kind in kinds if kinds.count(kind) > 1}):
         return f"weighting.factors: '{repeated[0]}' is there more than once; give it one exponent"
-    if {"size", "feddisco"} <= set(kinds):
-        return "weighting.factors: 'feddisco' holds the size already, so 'size' beside it would count it twice"
+    if len(sized := sorted(factor.kind for factor in factors if factor.holds_size)) > 1:
+        return f"weighting.factors: '{sized[0]}' holds the size already, so '{sized[1]}' beside it would count it twice"
     return None
 
 
-def _leave_one_out_is_exact(study: "StudyConfig") -> str | None:
+def _leave_one_out_is_exact(study: Study) -> str | None:
     if study.weighting is None or WITHOUT_ERROR not in study.weighting.needs:
         return None
     exact = build_chain(study.uplink).lossless and build_chain(study.downlink).lossless
-    if study.strategy.kind == "fedavg" and study.strategy.learning_rate == 1 and exact:
+    if study.strategy.exact_mean and exact:
         return None
     return (
         "weighting 'fedce' takes a site's update out of the global weights again, which holds for strategy 'fedavg' "
@@ -140,8 +213,8 @@ def _leave_one_out_is_exact(study: "StudyConfig") -> str | None:
     )
 
 
-def _nothing_goes_along_with_a_difference(study: "StudyConfig") -> str | None:
-    along = study.strategy.kind == "scaffold" or (
+def _nothing_goes_along_with_a_difference(study: Study) -> str | None:
+    along = study.strategy.travels or (
         study.weighting is not None and bool(study.weighting.needs & set(CANDIDATE_LOSSES))
     )
     if not study.downlink or not along:
@@ -151,7 +224,7 @@ def _nothing_goes_along_with_a_difference(study: "StudyConfig") -> str | None:
     )
 
 
-def _shares_can_be_bounded(study: "StudyConfig") -> str | None:
+def _shares_can_be_bounded(study: Study) -> str | None:
     if study.weighting is None:
         return None
     low, high, most = study.weighting.minimum, study.weighting.maximum, study.cohort_size
@@ -163,7 +236,7 @@ def _shares_can_be_bounded(study: "StudyConfig") -> str | None:
     return None
 
 
-def _some_rows_are_for_test(study: "StudyConfig") -> str | None:
+def _some_rows_are_for_test(study: Study) -> str | None:
     if study.split.test > 0 or study.fixed_test:
         return None
     return (
@@ -172,21 +245,21 @@ def _some_rows_are_for_test(study: "StudyConfig") -> str | None:
     )
 
 
-def _who_and_what_for_are_no_features(study: "StudyConfig") -> str | None:
+def _who_and_what_for_are_no_features(study: Study) -> str | None:
     columns = {*getattr(study.task, "columns", ()), getattr(study.task, "label", None)}
     for setting, name in (("split.group", study.split.group), ("split.parts", study.split.parts)):
         if name is not None and name in columns:
             return (
                 f"{setting}: column '{name}' is also a feature or the label of the task: leave it out of task.columns"
             )
-    if study.split.group is not None and study.split.group == study.split.parts and study.task.kind == "table":
+    if study.split.group is not None and study.split.group == study.split.parts and isinstance(study.task, TableTask):
         return f"split.group and split.parts are both column '{study.split.group}', expected two"
     return None
 
 
-def _names_of_patients_can_be_read(study: "StudyConfig") -> str | None:
+def _names_of_patients_can_be_read(study: Study) -> str | None:
     group = study.split.group
-    if study.task.kind != "images" or group is None or "(" not in group or file_pattern(group) is not None:
+    if not isinstance(study.task, ImageTask) or group is None or "(" not in group or file_pattern(group) is not None:
         return None
     return (
         f"split.group: '{group}' is no pattern of file names, expected letters, digits, '_', '-', '.' and classes such "
@@ -194,7 +267,7 @@ def _names_of_patients_can_be_read(study: "StudyConfig") -> str | None:
     )
 
 
-def _hidden_layers_are_read(study: "StudyConfig") -> str | None:
+def _hidden_layers_are_read(study: Study) -> str | None:
     if study.model.hidden is None or study.model.name in WITH_HIDDEN:
         return None
     return (

@@ -7,7 +7,7 @@ from pydantic import (
     Field,
 )
 
-from common.study.names import ServerAddressText, SiteName
+from common.study.names import HostPort, ServerAddressText, SiteName
 from common.study.record import Record
 
 
@@ -16,8 +16,11 @@ class ImageFolderData(Record):
 
     kind: Literal["images"] = "images"
     path: Path
+    """The folder with one sub-folder per class."""
     test: Path | None = None
+    """Where the study's common test set (`task.test`) lies, if not in the data folder."""
     max_skipped: int = Field(default=0, ge=0)
+    """Unusable files that may be left out."""
 
 
 class TableData(Record):
@@ -25,8 +28,11 @@ class TableData(Record):
 
     kind: Literal["table"] = "table"
     path: Path
+    """A `.csv` or `.parquet` file, or a folder of them."""
     test: Path | None = None
+    """Where the study's common test set (`task.test`) lies, if not in the data folder."""
     max_skipped: int = Field(default=0, ge=0)
+    """Unusable rows that may be left out."""
 
 
 class ArraysData(Record):
@@ -34,8 +40,11 @@ class ArraysData(Record):
 
     kind: Literal["arrays"] = "arrays"
     path: Path
+    """An `.npz` file, or a folder with exactly one."""
     test: Path | None = None
+    """Where the study's common test set (`task.test`) lies, if not in the data folder."""
     max_skipped: int = Field(default=0, ge=0)
+    """Unusable images that may be left out."""
 
 
 # `test`: where the study's common test set lies, if not in the data folder under the name that the study gives it.
@@ -46,23 +55,44 @@ class SiteConfig(Record):
     """A hospital's or device's own settings; never leaves the site. Paths are relative to the file."""
 
     name: SiteName
+    """The site's name, as approved."""
     server: ServerAddressText
+    """`host:port` of the study's server."""
     ca_certificate: Path
+    """The server's `ca.pem`; `consilium site accept` writes it."""
     private_key: Path
+    """This site's key; `consilium site init` makes it."""
     certificate: Path = Path("site.pem")
+    """This site's certificate, signed by the server's authority; it renews itself."""
     study_key: Path = Path("study.pub")
+    """The key whose signature every plan must bear."""
     state_dir: Path
+    """Where personal weights are kept."""
     data: DataConfig
+    """Where this site's examples lie, and what they are."""
     weights_dir: Path | None = None
+    """Where files named by `model.pretrained.file` lie."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where training runs; `auto` takes a GPU where there is one."""
     threads: int = Field(default=1, ge=1)
+    """Threads that training may use; several sites on one machine share its cores by this."""
     max_runs: int = Field(default=20, ge=1)
+    """Of how many runs the state folder keeps something; further ones are refused until old folders are deleted."""
     memory_limit_mb: int | None = Field(default=None, ge=500)
+    """Megabytes the worker may allocate: a plan that needs more fails with a sentence."""
     micro_batch_size: int | None = Field(default=None, ge=1)
+    """For small devices: at most so many examples at a time; a batch's gradient is summed over its pieces."""
     share_class_counts: bool = False
+    """Tell the server how many examples of each class there are."""
     class_counts_epsilon: float | None = Field(default=None, gt=0)
+    """Tell them with geometric noise: epsilon-differentially private for one example, smaller is noisier."""
     share_scale: bool = True
+    """Tell the server count, sum and sum of squares of number columns or channels, where the study needs them."""
     share_error_details: bool = False
+    """Tell the server the whole sentence of a data or disk error."""
     test_readings: int = Field(default=1, ge=1, le=1_000)
-    metrics_address: str | None = Field(default=None, pattern=r"^[^\s/]+:\d{1,5}$")
+    """How often the test split is read for a study with different final weights, whatever the runs are called."""
+    metrics_address: HostPort | None = None
+    """`host:port` of this site's pages for monitoring, e.g. `127.0.0.1:9095`."""
     flower: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """Values that Flower apps get in `node_config`, e.g. `partition = 3`."""

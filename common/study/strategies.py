@@ -10,29 +10,49 @@ from common.study.signals import EFFECTIVE_STEPS, START_LOSS
 
 
 class StrategySettings(Record):
-    """Base of every strategy's settings.
-
-    `weighted`: it takes the shares that the weighting gives; otherwise it sets its own.
-    `without_momentum`: it reads the sites' learning rate as the size of their steps, so they take SGD without momentum.
-    `size_exponent`: the exponent of the size weights that a study without `weighting` gets.
-    """
+    """Base of every strategy's settings; what the rest of the program must know of a strategy is declared here."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
+    """What sites must measure for it."""
+    takes: ClassVar[frozenset[str]] = frozenset()
+    """Facts of the study that it is built with where its own settings leave them open: `rounds`, `num_sites`,
+    `learning_rate`."""
     weighted: ClassVar[bool] = True
+    """It takes the shares that the weighting gives; otherwise it sets its own."""
     without_momentum: ClassVar[bool] = False
+    """It reads the sites' learning rate as the size of their steps, so they take SGD without momentum."""
     size_exponent: ClassVar[float] = 1.0
+    """The exponent of the size weights that a study without `weighting` gets."""
+    travels: ClassVar[bool] = False
+    """It keeps control variates, which travel with the weights, both ways."""
+    matched: ClassVar[bool] = False
+    """It is one half of a whole: the method of the same name is the other."""
+    plain: ClassVar[bool] = False
+    """It is the weighted mean and nothing else, so it fits a study that shares nothing."""
 
     @property
     def least_sites(self) -> int:
         """How many updates a round needs at least."""
         return 1
 
+    @property
+    def exact_mean(self) -> bool:
+        """Whether the new weights are the old ones plus the mean of the deltas, from which one can be taken out."""
+        return False
+
 
 class FedAvgStrategy(StrategySettings):
     """Weighted mean of the updates."""
 
+    plain: ClassVar[bool] = True
     kind: Literal["fedavg"] = "fedavg"
     learning_rate: Positive = 1.0
+    """How much of the mean update is taken."""
+
+    @property
+    def exact_mean(self) -> bool:
+        """Whether the step is as long as the mean."""
+        return self.learning_rate == 1
 
 
 class FedAvgMStrategy(StrategySettings):
@@ -40,7 +60,9 @@ class FedAvgMStrategy(StrategySettings):
 
     kind: Literal["fedavgm"] = "fedavgm"
     learning_rate: Positive = 1.0
+    """How much of the momentum is taken."""
     momentum: Beta = 0.9
+    """How much of the momentum is kept from round to round; 0 is FedAvg."""
 
 
 class FedExPStrategy(StrategySettings):
@@ -48,6 +70,7 @@ class FedExPStrategy(StrategySettings):
 
     kind: Literal["fedexp"] = "fedexp"
     epsilon: Positive = 1e-3
+    """Keeps the step small where the mean update is all but 0; in squared units of the weights."""
 
 
 class FedAdamStrategy(StrategySettings):
@@ -55,9 +78,13 @@ class FedAdamStrategy(StrategySettings):
 
     kind: Literal["fedadam"] = "fedadam"
     learning_rate: Positive = 0.1
+    """Step size at the server."""
     beta1: Beta = 0.9
+    """Decay of the first moment."""
     beta2: Beta = 0.99
+    """Decay of the second moment."""
     tau: Positive = 1e-3
+    """Bounds how far small updates are scaled up."""
 
 
 class FedYogiStrategy(StrategySettings):
@@ -65,9 +92,13 @@ class FedYogiStrategy(StrategySettings):
 
     kind: Literal["fedyogi"] = "fedyogi"
     learning_rate: Positive = 0.01
+    """Step size at the server."""
     beta1: Beta = 0.9
+    """Decay of the first moment."""
     beta2: Beta = 0.99
+    """Decay of the second moment."""
     tau: Positive = 1e-3
+    """Bounds how far small updates are scaled up."""
 
 
 class FedAdagradStrategy(StrategySettings):
@@ -75,32 +106,44 @@ class FedAdagradStrategy(StrategySettings):
 
     kind: Literal["fedadagrad"] = "fedadagrad"
     learning_rate: Positive = 0.1
+    """Step size at the server."""
     beta1: Beta = 0.0
+    """Decay of the first moment."""
     tau: Positive = 1e-3
+    """Bounds how far small updates are scaled up."""
 
 
 class QFedAvgStrategy(StrategySettings):
     """Sites with a higher loss count more; `learning_rate` is the sites' own by default."""
 
     needs: ClassVar[frozenset[str]] = frozenset({START_LOSS})
+    takes: ClassVar[frozenset[str]] = frozenset({"learning_rate"})
     weighted: ClassVar[bool] = False
     without_momentum: ClassVar[bool] = True
     kind: Literal["qfedavg"] = "qfedavg"
     q: float = Field(default=0.1, ge=0)
+    """How much more a site with a higher loss counts; 0: all sites count the same."""
     learning_rate: Positive | None = None
+    """The step size that the slope of the loss is estimated from; None: the sites' own."""
 
 
 class ScaffoldStrategy(StrategySettings):
     """The server's half of SCAFFOLD: keeps and sends the mean control variate."""
 
+    takes: ClassVar[frozenset[str]] = frozenset({"num_sites"})
+    travels: ClassVar[bool] = True
+    matched: ClassVar[bool] = True
     size_exponent: ClassVar[float] = 0.0
     kind: Literal["scaffold"] = "scaffold"
     learning_rate: Positive = 1.0
+    """How much of the mean update is taken."""
 
 
 class FedDynStrategy(StrategySettings):
     """The server's half of FedDyn: the unweighted mean, and a correction by the sum of what all sites moved by."""
 
+    takes: ClassVar[frozenset[str]] = frozenset({"num_sites"})
+    matched: ClassVar[bool] = True
     weighted: ClassVar[bool] = False
     kind: Literal["feddyn"] = "feddyn"
 
@@ -115,10 +158,13 @@ class FedNovaStrategy(StrategySettings):
 class ReptileStrategy(StrategySettings):
     """A step towards the mean of the sites' weights that shrinks to 0 over the rounds."""
 
+    takes: ClassVar[frozenset[str]] = frozenset({"rounds"})
     size_exponent: ClassVar[float] = 0.0
     kind: Literal["reptile"] = "reptile"
     step: float = Field(default=1.0, gt=0, le=1)
+    """Length of the step towards the mean, in the first round."""
     anneal: bool = True
+    """Whether the step shrinks over the rounds, to 0 after the last."""
 
 
 class PerFedAvgStrategy(StrategySettings):
@@ -141,6 +187,7 @@ class TrimmedMeanStrategy(StrategySettings):
     weighted: ClassVar[bool] = False
     kind: Literal["trimmed_mean"] = "trimmed_mean"
     trim: int = Field(default=1, ge=0)
+    """How many of the lowest and of the highest values are left out."""
 
     @property
     def least_sites(self) -> int:
@@ -154,7 +201,9 @@ class KrumStrategy(StrategySettings):
     weighted: ClassVar[bool] = False
     kind: Literal["krum"] = "krum"
     attackers: int = Field(default=1, ge=0)
+    """How many sites may be malicious."""
     keep: int = Field(default=1, ge=1)
+    """How many updates are averaged; 1 is Krum, more is Multi-Krum."""
 
     @property
     def least_sites(self) -> int:
@@ -167,7 +216,9 @@ class GeometricMedianStrategy(StrategySettings):
 
     kind: Literal["geometric_median"] = "geometric_median"
     iterations: int = Field(default=32, ge=1)
+    """Most steps of Weiszfeld's algorithm."""
     smoothing: Positive = 1e-6
+    """Distances below this count as this."""
 
 
 StrategyConfig = Annotated[

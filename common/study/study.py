@@ -10,7 +10,7 @@ from pydantic import (
 from common.errors import ConfigError
 from common.study.codecs import CodecConfig
 from common.study.methods import FedAvgMethod, MethodConfig
-from common.study.names import SiteName, _no_duplicates
+from common.study.names import SiteName, without_duplicates
 from common.study.record import Record
 from common.study.rules import problems
 from common.study.strategies import FedAvgStrategy, StrategyConfig
@@ -23,33 +23,59 @@ class StudyConfig(Record):
     """A study: who takes part, what is learned, and how. The same text at server and sites."""
 
     name: SiteName
+    """The study's name."""
     sites: tuple[SiteName, ...] = Field(min_length=1)
+    """Names of the sites that take part, as approved."""
     num_sites: int | None = Field(default=None, ge=1)
+    """Not for the file: a plan tells a site how many sites take part, and no other site's name."""
     seed: int = Field(default=42, ge=0)
+    """Everything random follows from it."""
     rounds: int = Field(default=10, ge=1)
+    """Rounds of training."""
     task: Task
+    """What is predicted, and from what."""
     model: ModelConfig = ModelConfig()
+    """Which model, from which weights, and what of it is trained."""
     training: TrainingConfig = TrainingConfig(epochs=1)
+    """How a site trains in one round; without the table, one epoch."""
     split: SplitConfig = SplitConfig()
+    """How each site divides its own rows."""
     method: MethodConfig = FedAvgMethod()
+    """What sites share, train and serve; its settings stand in the same table."""
     strategy: StrategyConfig = FedAvgStrategy()
+    """How the server makes new weights; its settings stand in the same table."""
     weighting: WeightingConfig | None = None
+    """How much each site counts; None: by size, or all alike where the strategy's paper says so."""
     uplink: tuple[CodecConfig, ...] = ()
+    """How updates travel: a chain of codecs, each with `kind` and its settings."""
     downlink: tuple[CodecConfig, ...] = ()
+    """How weights travel, likewise; a site that holds the weights of the round before gets the coded difference."""
     cohort_fraction: float = Field(default=1.0, gt=0, le=1)
+    """Part of the sites asked in each round, rounded up; a site trains alone in the rounds it is asked in."""
     quorum: int | None = Field(default=None, ge=1)
+    """Usable updates that a round needs; with fewer the run stops. None: all that were asked."""
     min_sites: int | None = Field(default=None, ge=1)
+    """Sites that must be there to start; the others join from the next round on. Needs `quorum`; None: all."""
     min_examples: int = Field(default=20, ge=2)
+    """A site with fewer usable examples is refused."""
     max_examples: int = Field(default=10_000_000, ge=1, le=2**53)
+    """A site that announces more examples is refused: none can outweigh all others by a made-up number."""
     keep_best: bool = False
+    """Each site also keeps the model of its round with the least validation loss, and measures it at the end."""
     evaluate_every: int = Field(default=1, ge=1)
+    """Sites measure on their validation rows in every so many rounds, and in the last; fine-tuning in every round only
+    to measure it costs more than the training.
+    """
     local_baseline: bool = True
+    """Every site also trains a model alone, with the same budget, to say whether joining helps; half of the work."""
     join_timeout_seconds: float = Field(default=120.0, gt=0)
+    """How long to wait for all sites."""
     round_timeout_seconds: float = Field(default=600.0, gt=0)
+    """How long to wait for a site's answer."""
 
     @model_validator(mode="after")
     def _check(self) -> "StudyConfig":
-        _no_duplicates(self.sites)
+        without_duplicates(self.sites, what="sites")
         if self.num_sites is not None and len(self.sites) != 1:
             raise ValueError(f"num_sites is counted, not set: remove it; sites names {len(self.sites)}")
         if self.min_sites is not None and self.min_sites > self._all_sites:

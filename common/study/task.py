@@ -1,6 +1,6 @@
 """What is predicted, and from what: `[task]` of a study."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BeforeValidator,
@@ -11,20 +11,19 @@ from pydantic import (
     model_validator,
 )
 
-from common.data.scale import ColumnScale, Scale, joined
-from common.study.names import ClassName, PlainName, _no_duplicates
+from common.study.names import ClassName, PlainName, without_duplicates
 from common.study.record import Record
+from common.study.scale import ColumnScale, Scale, joined
 
 
 class _Task(Record):
-    """What every task can tell of itself.
+    """What every task can tell of itself."""
 
-    Args:
-        test: the name of a file or folder in every site's data folder that holds one test set common to all sites.
-    """
-
+    data_kinds: ClassVar[tuple[str, ...]]
+    """Kinds of data in a site's settings that fit the task."""
     classes: tuple[ClassName, ...]
     test: PlainName | None = None
+    """A file or folder in every site's data folder with one test set common to all; `split.test` is then not drawn."""
 
     @property
     def num_outputs(self) -> int:
@@ -52,6 +51,11 @@ class _Task(Record):
         raise NotImplementedError
 
     @property
+    def scaled_values(self) -> str:
+        """Which values of an example are scaled, in words for the site's people."""
+        raise NotImplementedError
+
+    @property
     def agrees_on_scale(self) -> bool:
         """Whether the scale is settled in the handshake, from what the sites tell."""
         raise NotImplementedError
@@ -65,21 +69,30 @@ class _Task(Record):
 class ImageTask(_Task):
     """Classify images: files in one sub-folder per class, or arrays in an `.npz` file, as each site has them."""
 
+    data_kinds: ClassVar[tuple[str, ...]] = ("images", "arrays")
     kind: Literal["images"] = "images"
     classes: tuple[ClassName, ...] = Field(min_length=2)
+    """Names of the classes; two give one logit."""
     size: int = Field(default=32, ge=4, le=1024)
+    """Images are resized to `size` x `size` pixels."""
     channels: Literal[1, 3] = 3
+    """1 (grey) or 3 (colour)."""
     pixel_max: float = Field(default=1.0, gt=0)
+    """Pixel values are scaled to 0..`pixel_max`."""
     mean: tuple[float, ...] = (0.0,)
+    """Subtracted after that; one value or one per channel."""
     std: tuple[float, ...] = (1.0,)
+    """Divided by after that; one value or one per channel."""
     scale: Literal["federation", "site"] | None = None
+    """By whose images channels are scaled, in place of `mean` and `std`; None: by `mean` and `std`."""
 
     @model_validator(mode="after")
     def _check(self) -> "ImageTask":
-        _no_duplicates(self.classes)
+        without_duplicates(self.classes, what="classes")
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, self.channels):
-                raise ValueError(f"{name} must have 1 or {self.channels} values, got {len(values)}")
+                known = "1 value" if self.channels == 1 else f"1 or {self.channels} values"
+                raise ValueError(f"{name} must have {known}, got {len(values)}")
         if min(self.std) <= 0:
             raise ValueError(f"std must be greater than 0, got {min(self.std)}")
         if self.scale is not None and (self.mean, self.std) != ((0.0,), (1.0,)):
@@ -90,6 +103,11 @@ class ImageTask(_Task):
     def scaled_columns(self) -> tuple[str, ...]:
         """Names of the channels."""
         return ("grey",) if self.channels == 1 else ("red", "green", "blue")
+
+    @property
+    def scaled_values(self) -> str:
+        """Which values of an example are scaled."""
+        return "images' pixels, per channel"
 
     @property
     def agrees_on_scale(self) -> bool:
@@ -108,11 +126,12 @@ class CategoryColumn(Record):
 
     kind: Literal["category"] = "category"
     values: tuple[str, ...] = Field(min_length=2)
+    """The categories; one-hot without the first."""
 
     @field_validator("values")
     @classmethod
     def _check(cls, values: tuple[str, ...]) -> tuple[str, ...]:
-        return _no_duplicates(values)
+        return without_duplicates(values)
 
 
 Column = Annotated[NumberColumn | CategoryColumn, Field(discriminator="kind")]
@@ -142,8 +161,11 @@ class Regression(Record):
     """
 
     center: float = Field(default=0.0, allow_inf_nan=False)
+    """The model answers (label - `center`) / `scale`."""
     scale: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    """About the label's standard deviation; the same at every site."""
     tolerance: float = Field(gt=0, allow_inf_nan=False)
+    """An answer that is off by this or less, in the label's units, counts as correct."""
 
     @property
     def reach(self) -> float:
@@ -159,17 +181,26 @@ class TableTask(_Task):
     its sums, else each site's own.
     """
 
+    data_kinds: ClassVar[tuple[str, ...]] = ("table",)
     kind: Literal["table"] = "table"
     classes: tuple[ClassName, ...] = ()
+    """Names of the classes; two give one logit. Leave it out where the label is a number."""
     regression: Regression | None = None
+    """The label is a number, in place of `classes`."""
     label: str
+    """The column with the class or the number."""
     columns: dict[str, Column] = Field(min_length=1)
+    """The feature columns by name; other columns of a file are ignored."""
     missing: Literal["refuse", "drop_row", "impute"] = "refuse"
+    """What becomes of a row with a missing cell; `impute` fills it from the site's own training rows."""
     scale: Annotated[TableScale | None, BeforeValidator(_known_scale)] = None
+    """By what number columns are scaled: `federation`, `site`, or mean and std of every one. None: `federation` where
+    every site allows it, else `site`.
+    """
 
     @model_validator(mode="after")
     def _check(self) -> "TableTask":
-        _no_duplicates(self.classes)
+        without_duplicates(self.classes, what="classes")
         if (self.regression is None) == (not self.classes) or len(self.classes) == 1:
             raise ValueError("give either 'classes', at least two, or 'regression' for a label that is a number")
         if self.label in self.columns:
@@ -183,6 +214,11 @@ class TableTask(_Task):
     def scaled_columns(self) -> tuple[str, ...]:
         """Names of the number columns."""
         return tuple(name for name, column in self.columns.items() if isinstance(column, NumberColumn))
+
+    @property
+    def scaled_values(self) -> str:
+        """Which values of an example are scaled."""
+        return f"{len(self.scaled_columns)} number columns"
 
     @property
     def agrees_on_scale(self) -> bool:

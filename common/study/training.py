@@ -9,7 +9,7 @@ from pydantic import (
     model_validator,
 )
 
-from common.study.names import Fraction, _check_beside, _check_clean
+from common.study.names import Fraction, Sha256, clean_text, file_beside
 from common.study.record import Record
 
 
@@ -17,8 +17,11 @@ class PretrainedConfig(Record):
     """Where the backbone's weights come from: torchvision by name, or a local file."""
 
     weights: str | None = None
+    """A torchvision weights name, e.g. `IMAGENET1K_V1`."""
     file: str | None = None
-    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    """Or a file in every site's `weights_dir`."""
+    sha256: Sha256 | None = None
+    """What the file's SHA-256 must be."""
 
     @model_validator(mode="after")
     def _check(self) -> "PretrainedConfig":
@@ -33,23 +36,36 @@ class ModelConfig(Record):
     """Which model, from which weights, and what of it is trained."""
 
     name: str = "small_cnn"
+    """`small_cnn`, `resnet20`, `mlp`, `mlp_bn`, `linear`, or a torchvision model."""
     hidden: tuple[int, ...] | None = None
+    """`mlp`, `mlp_bn`: sizes of the hidden layers; None: one of 32. No other model takes it."""
     pretrained: PretrainedConfig | None = None
+    """Where the backbone's weights come from; None: random."""
     trainable: Literal["all", "head", "last_block"] = "all"
+    """What is trained; `last_block` is the head and the last block before it."""
     batch_norm: Literal["average", "local", "freeze"] = "average"
+    """BatchNorm arrays: `average` (shared), `local` (personal), `freeze` (untouched)."""
 
 
 class TrainingConfig(Record):
     """How a site trains in one round."""
 
     optimiser: Literal["sgd", "adam"] = "sgd"
+    """Its memory is empty at the start of each round."""
     learning_rate: float = Field(default=0.05, gt=0)
+    """Step size of a site's training."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
+    """`sgd` only."""
     weight_decay: float = Field(default=0.0, ge=0)
+    """Strength of the pull of all weights towards 0."""
     batch_size: int = Field(default=32, ge=1)
+    """Examples per step."""
     epochs: int | None = Field(default=None, ge=1)
+    """Local work per round in passes over the site's training examples."""
     steps: int | None = Field(default=None, ge=1)
+    """Or in batches; give exactly one of the two."""
     precision: Literal["float32", "bfloat16"] = "float32"
+    """`bfloat16`: passes in half the bits where the device is quicker with them; weights and steps stay float32."""
 
     @model_validator(mode="after")
     def _check(self) -> "TrainingConfig":
@@ -63,21 +79,28 @@ class SplitConfig(Record):
 
     Rows of one patient stay together: exact copies of each other, unless `copies` is `ignore`, and rows that `group`
     says are one patient's. Where `parts` is given, it says which rows are for training, validation and test.
-
-    Args:
-        group: tables: a column; folders of images: `folder` (a sub-folder of the class for each patient) or a pattern
-            of file names with the patient in brackets; arrays: the name of an array.
-        parts: a file `NAME.csv` beside the data; else tables: a column; folders of images: `folder` (a folder for
-            each part above the classes); arrays: the name of an array.
     """
 
     test: Fraction = 0.2
+    """Part of each site's examples that is read only at the end."""
     validation: Fraction = 0.15
+    """Part of the rest that is measured each round."""
     seed: int = Field(default=0, ge=0, lt=2**32)
+    """Of the split, apart from the study's `seed`, so that seeds can vary on one split."""
     validation_seed: int = Field(default=0, ge=0, lt=2**32)
-    group: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_check_clean)] | None = None
+    """Another one draws other validation rows out of the same training rows; the test rows stay."""
+    group: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(clean_text)] | None = None
+    """Whose a row is, so that a patient's rows stay together: a table's column; `folder` or a pattern such as
+    `^(P[0-9]+)_` for image files; an array's name.
+    """
     parts: (
-        Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_check_clean), AfterValidator(_check_beside)]
+        Annotated[str, Field(min_length=1, max_length=200), AfterValidator(clean_text), AfterValidator(file_beside)]
         | None
     ) = None
+    """What a row is for, in place of drawing it: a file `NAME.csv` in the data folder; else a table's column, `folder`,
+    or an array's name.
+    """
     copies: Literal["together", "ignore"] = "together"
+    """Exact copies stay together as one patient's rows; `ignore`: they are counted and nothing else, for published
+    splits.
+    """

@@ -13,12 +13,17 @@ class FactorSettings(Record):
     """Base of every factor's settings; a site's weight is the product of its factors, each to its exponent."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
+    """What sites must measure or tell for it."""
+    holds_size: ClassVar[bool] = False
+    """The number of training examples is in it already."""
     exponent: float = Field(default=1.0, ge=0, le=10)
+    """The power to which the factor is raised; 0 switches it off."""
 
 
 class SizeFactor(FactorSettings):
     """Number of training examples; exponent 0 is uniform, 0.5 the square root, 1 FedAvg."""
 
+    holds_size: ClassVar[bool] = True
     kind: Literal["size"] = "size"
 
 
@@ -28,6 +33,7 @@ class LossFactor(FactorSettings):
     needs: ClassVar[frozenset[str]] = frozenset({UPDATE_LOSS})
     kind: Literal["loss"] = "loss"
     temperature: Positive = 1.0
+    """A small one follows differences of the loss closely."""
 
 
 class FedDgGaFactor(FactorSettings):
@@ -36,6 +42,7 @@ class FedDgGaFactor(FactorSettings):
     needs: ClassVar[frozenset[str]] = frozenset({RECEIVED_LOSS, UPDATE_LOSS})
     kind: Literal["feddg_ga"] = "feddg_ga"
     step: float = Field(default=0.2, gt=0, le=1)
+    """Largest change of a site's weight in the first round; it shrinks over the rounds."""
 
 
 class FedAdpFactor(FactorSettings):
@@ -43,6 +50,7 @@ class FedAdpFactor(FactorSettings):
 
     kind: Literal["fedadp"] = "fedadp"
     alpha: Positive = 5.0
+    """Height and steepness of the function of the angle."""
 
 
 class FedCeFactor(FactorSettings):
@@ -51,16 +59,21 @@ class FedCeFactor(FactorSettings):
     needs: ClassVar[frozenset[str]] = frozenset({WITHOUT_ERROR})
     kind: Literal["fedce"] = "fedce"
     mode: Literal["plus", "times"] = "plus"
+    """Whether novelty and error are added or multiplied."""
 
 
 class FedDiscoFactor(FactorSettings):
-    """Size less the divergence of the site's label distribution; holds the size, so is not listed beside it."""
+    """Size less the divergence of the site's label distribution; holds the size, so it is not combined with `size`."""
 
     needs: ClassVar[frozenset[str]] = frozenset({CLASS_COUNTS})
+    holds_size: ClassVar[bool] = True
     kind: Literal["feddisco"] = "feddisco"
     a: float = Field(default=0.5, ge=0)
+    """How much the discrepancy counts against the size."""
     b: float = Field(default=0.1, ge=0)
+    """What is added to every site."""
     metric: Literal["kl", "l1", "l2", "cosine"] = "kl"
+    """How the discrepancy of label distributions is measured."""
 
 
 class DivergenceFactor(FactorSettings):
@@ -69,7 +82,9 @@ class DivergenceFactor(FactorSettings):
     needs: ClassVar[frozenset[str]] = frozenset({CLASS_COUNTS})
     kind: Literal["divergence"] = "divergence"
     measure: Literal["kl", "js", "entropy"] = "kl"
+    """Kullback-Leibler or Jensen-Shannon divergence from all sites' labels, or the entropy of the site's own."""
     favour: Literal["typical", "rare"] = "typical"
+    """Whether sites with typical or with rare labels count more."""
 
 
 class AflFactor(FactorSettings):
@@ -78,6 +93,7 @@ class AflFactor(FactorSettings):
     needs: ClassVar[frozenset[str]] = frozenset({RECEIVED_LOSS})
     kind: Literal["afl"] = "afl"
     learning_rate: Positive = 0.1
+    """Step size of the ascent."""
 
 
 class AutoFactor(FactorSettings):
@@ -86,8 +102,11 @@ class AutoFactor(FactorSettings):
     needs: ClassVar[frozenset[str]] = frozenset(CANDIDATE_LOSSES)
     kind: Literal["auto"] = "auto"
     objective: Literal["mean", "worst"] = "mean"
+    """Whether the mean or the worst site's loss decides."""
     learning_rate: Positive = 1.0
+    """Step size of the log-weights."""
     perturbation: float = Field(default=0.3, gt=0, le=2)
+    """How far the two other mixes are from the current one, in log-weights."""
 
 
 FactorConfig = Annotated[
@@ -108,9 +127,13 @@ class WeightingConfig(Record):
     """How much each site counts: the product of `factors`, smoothed over rounds, between two bounds."""
 
     factors: tuple[FactorConfig, ...] = Field(default=(SizeFactor(),), min_length=1)
+    """The factors, each with `kind`, `exponent` and its settings."""
     smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """How much of a site's weight is kept from the rounds before."""
     minimum: float = Field(default=0.0, ge=0, lt=1)
+    """Least share of a site in a round."""
     maximum: float = Field(default=1.0, gt=0, le=1)
+    """Greatest share of a site in a round."""
 
     @property
     def needs(self) -> frozenset[str]:

@@ -58,16 +58,9 @@ def weighted_mean(items: Sequence[Weights], shares: Sequence[float]) -> dict[str
         ValueError: no items, or shares that are negative, not finite, or all zero.
         UpdateRejected: items that differ in names, shapes or dtypes.
     """
-    if not items:
-        raise ValueError("weighted_mean needs at least one item, got none")
-    total = float(np.sum(np.asarray(shares, dtype=np.float64)))
-    if not all(np.isfinite(s) and s >= 0 for s in shares) or total <= 0:
-        raise ValueError(f"shares must be finite, >= 0 and not all zero, got {list(shares)}")
+    portions = _portions(shares, of=len(items))
     for item in items[1:]:
         check_names(item, items[0], who="weighted mean")
-    if len(items) != len(shares):
-        raise ValueError(f"one share per item: got {len(items)} items and {len(shares)} shares")
-    portions = np.asarray(shares, dtype=np.float64) / total
     longest = min(BLOCK, max((math.prod(spec(items[0], name)[0]) for name in items[0]), default=0))
     rows, sums = np.empty((min(ROWS, len(items)), longest)), np.empty((2, longest))
     result = {}
@@ -79,18 +72,28 @@ def weighted_mean(items: Sequence[Weights], shares: Sequence[float]) -> dict[str
         flat = mean.reshape(-1)
         for part in _parts(flat.size):
             length = part.stop - part.start
-            total_sum, more = sums[0, :length], sums[1, :length]
+            total, more = sums[0, :length], sums[1, :length]
             for first in range(0, len(items), ROWS):
                 some = items[first : first + ROWS]
                 for row, item in zip(rows, some, strict=False):
                     row[:length] = block(item, name, part.start, part.stop, into=read)
                 some_shares, some_rows = portions[first : first + ROWS], rows[: len(some), :length]
-                np.einsum("k,kb->b", some_shares, some_rows, out=more if first else total_sum)
+                np.einsum("k,kb->b", some_shares, some_rows, out=more if first else total)
                 if first:
-                    total_sum += more
-            _cast(total_sum, flat[part])
+                    total += more
+            _cast(total, flat[part])
         result[name] = mean
     return result
+
+
+def _portions(shares: Sequence[float], *, of: int) -> npt.NDArray[np.float64]:
+    """Return the shares divided by their sum."""
+    given = np.asarray(shares, dtype=np.float64)
+    if not len(given) == of > 0:
+        raise ValueError(f"a mean needs one item at least and one share per item: got {of} items, {len(given)} shares")
+    if not (np.isfinite(given) & (given >= 0)).all() or not given.any():
+        raise ValueError(f"shares must be finite, >= 0 and not all zero, got {list(shares)}")
+    return given / float(np.sum(given))
 
 
 def _parts(size: int) -> Iterator[slice]:
@@ -98,7 +101,7 @@ def _parts(size: int) -> Iterator[slice]:
 
 
 def _cast(values: npt.NDArray[np.float64], into: Array) -> None:
-    with np.errstate(over="ignore"):  # too large for the dtype becomes infinite, which check_finite tells
+    with np.errstate(over="ignore"):  # too large for the dtype becomes infinite, which check_finite refuses
         into[...] = values if is_float(into) else np.rint(values)
 
 

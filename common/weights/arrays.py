@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +12,12 @@ Array = npt.NDArray[np.generic]
 
 Weights = Mapping[str, Array]
 
+Spec: TypeAlias = tuple[tuple[int, ...], np.dtype[np.generic]]
+"""Shape and dtype of an array."""
+
 
 def is_float(array: Array) -> bool:
-    """Tell whether an array holds floating-point numbers (integer buffers are averaged exactly)."""
+    """Return whether an array holds floating-point numbers (integer buffers are averaged exactly)."""
     return bool(np.issubdtype(array.dtype, np.floating))
 
 
@@ -63,12 +66,12 @@ class InBlocks(Protocol):
         """Return elements `start` to `stop` of the flattened array; they may lie in `into`."""
         ...
 
-    def spec(self, name: str) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
+    def spec(self, name: str) -> Spec:
         """Return the array's shape and dtype."""
         ...
 
 
-def spec(weights: Weights, name: str) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
+def spec(weights: Weights, name: str) -> Spec:
     """Return an array's shape and dtype, without reading one that is kept on disk."""
     if isinstance(weights, InBlocks):
         return weights.spec(name)

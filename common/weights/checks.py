@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from common.errors import UpdateRejected
-from common.weights.arrays import Array, Weights
+from common.weights.arrays import Array, Spec, Weights
 
 
 def check_like(weights: Weights, like: Weights, *, who: str) -> None:
@@ -35,31 +35,25 @@ def _listed(names: Sequence[str], most: int = 20) -> str:
     return f"{list(names[:most])}{more}" if names else "none"
 
 
-def check_array(name: str, seen: Array, expected: Array, *, who: str) -> None:
+def check_array(name: str, array: Array, expected: Array, *, who: str) -> None:
     """Check that one array has the shape and dtype of another.
 
     Raises:
         UpdateRejected: with reason `shape` or `dtype`.
     """
-    check_spec(name, (seen.shape, seen.dtype), (expected.shape, expected.dtype), who=who)
+    check_spec(name, (array.shape, array.dtype), (expected.shape, expected.dtype), who=who)
 
 
-def check_spec(
-    name: str,
-    seen: tuple[tuple[int, ...], np.dtype[np.generic]],
-    expected: tuple[tuple[int, ...], np.dtype[np.generic]],
-    *,
-    who: str,
-) -> None:
+def check_spec(name: str, spec: Spec, expected: Spec, *, who: str) -> None:
     """Check that a shape and dtype are the expected ones.
 
     Raises:
         UpdateRejected: with reason `shape` or `dtype`.
     """
-    if seen[0] != expected[0]:
-        raise UpdateRejected("shape", f"{who}: array '{name}' has shape {seen[0]}, expected {expected[0]}")
-    if seen[1] != expected[1]:
-        raise UpdateRejected("dtype", f"{who}: array '{name}' has dtype {seen[1]}, expected {expected[1]}")
+    if spec[0] != expected[0]:
+        raise UpdateRejected("shape", f"{who}: array '{name}' has shape {spec[0]}, expected {expected[0]}")
+    if spec[1] != expected[1]:
+        raise UpdateRejected("dtype", f"{who}: array '{name}' has dtype {spec[1]}, expected {expected[1]}")
 
 
 def check_finite(weights: Weights, *, who: str) -> None:

@@ -6,7 +6,7 @@ holds the connection: not another site, and not whoever runs the server's machin
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -14,9 +14,6 @@ from google.protobuf.message import DecodeError
 
 from common.errors import ProtocolError
 from common.wire import wire_pb2 as pb
-
-if TYPE_CHECKING:  # the process that talks for a site checks orders too, and needs no arrays for it
-    from common.codecs import Payload
 
 Kind = Literal["plan", "flower"]
 
@@ -45,7 +42,7 @@ class Order:
     payload_size: int = 0
 
 
-def payload_digest(payload: "Payload | None") -> bytes:
+def payload_digest(payload: bytes | memoryview | None) -> bytes:
     """Return what an order says of its payload: the SHA-256; empty for none."""
     return b"" if payload is None else hashlib.sha256(payload).digest()
 

@@ -8,10 +8,8 @@ SMALL_PAYLOAD_BYTES = 2**18
 """Up to here a payload travels in the message itself; above, by Fetch and Deliver."""
 PIECE_BYTES = 2**20
 """How much of a large payload one message holds."""
-MAX_TEXT_BYTES = 1_000_000
 MAX_WIRE_BYTES = 1_600_000
 """The largest message that either side reads: a text, a small payload and what is around them."""
-MAX_PAYLOAD_BYTES = 80 * 10**9
 
 HELLO_SECONDS = 10.0
 """How long a connection may take to say who it is."""

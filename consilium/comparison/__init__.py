@@ -1,1 +1,1 @@
-"""`consilium compare`: every method on the same data, splits and seeds, beside honest baselines."""
+"""`consilium compare`: every method on the same data, splits and seeds, next to honest baselines."""

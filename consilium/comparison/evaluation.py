@@ -95,7 +95,7 @@ class ClassScores(Scores):
     def of_logits(cls, y: Array, logits: Array) -> "ClassScores":
         """Return the scores of logits `(N, C)`, or `(N, 1)` for two classes."""
         wide = logits.astype(np.float64)
-        if wide.shape[1] == 1:  # one logit is the second class's, beside a 0 for the first
+        if wide.shape[1] == 1:  # one logit is the second class's, with a 0 for the first
             wide = np.concatenate([np.zeros_like(wide), wide], axis=1)
         shifted = np.exp(wide - wide.max(axis=1, keepdims=True))
         return cls(y.astype(np.int64), shifted / shifted.sum(axis=1, keepdims=True))
@@ -120,7 +120,7 @@ class ClassScores(Scores):
         return ClassScores(self.y[rows], self.probabilities[rows])
 
     def per_example(self, name: str) -> Floats | None:
-        """Return which answers are right, or their squared errors, `(N,)`; None for other metrics than these means."""
+        """Return which predictions are correct, or their squared errors, `(N,)`; None for other metrics."""
         match name:
             case "accuracy":
                 return np.asarray(self.predicted == self.y, dtype=np.float64)
@@ -150,36 +150,34 @@ class ClassScores(Scores):
                 with warnings.catch_warnings():  # a predicted class that the split does not have
                     warnings.simplefilter("ignore", UserWarning)
                     return float(metrics.balanced_accuracy_score(y, predicted)) if present > 1 else None
-            case "auroc" if binary:
-                return float(metrics.roc_auc_score(y, self.probabilities[:, 1])) if present == 2 else None
-            case "auroc":
-                if present < len(classes):
-                    return None
-                return float(metrics.roc_auc_score(y, self.probabilities, multi_class="ovr", labels=classes))
-            case "auprc" if binary:
-                return float(metrics.average_precision_score(y, self.probabilities[:, 1])) if present == 2 else None
-            case "auprc":
-                if present < len(classes):
-                    return None
-                return float(metrics.average_precision_score(np.eye(len(classes))[y], self.probabilities))
-            case "sensitivity" if binary:
-                return float(metrics.recall_score(y, predicted)) if 1 in y else None
-            case "sensitivity":
-                if present < len(classes):
-                    return None
-                return float(metrics.recall_score(y, predicted, average="macro", labels=classes))
-            case "specificity":
-                return _specificity(y, predicted, [1] if binary else classes)
-            case "f1":
-                if present < len(classes):
-                    return None
-                average, labels = ("binary", None) if binary else ("macro", classes)
-                return float(metrics.f1_score(y, predicted, average=average, labels=labels, zero_division=0))
             case "brier":
                 return float(metrics.brier_score_loss(y, self.probabilities, labels=classes, scale_by_half=True))
             case "calibration_error":
                 return _calibration_error(predicted == y, self.probabilities.max(axis=1))
+            case "specificity":
+                return _specificity(y, predicted, [1] if binary else classes)
+            case "sensitivity" if binary:
+                return float(metrics.recall_score(y, predicted)) if 1 in y else None
+            case "auroc" | "auprc" | "sensitivity" | "f1":
+                return self._of_all_classes(name, classes) if present == len(classes) else None
         raise _unknown(name, self.METRICS)
+
+    def _of_all_classes(self, name: str, classes: list[int]) -> float:
+        """Return a metric that is defined where every class occurs."""
+        binary, y, predicted = len(classes) == 2, self.y, self.predicted
+        match name:
+            case "auroc" if binary:
+                return float(metrics.roc_auc_score(y, self.probabilities[:, 1]))
+            case "auroc":
+                return float(metrics.roc_auc_score(y, self.probabilities, multi_class="ovr", labels=classes))
+            case "auprc" if binary:
+                return float(metrics.average_precision_score(y, self.probabilities[:, 1]))
+            case "auprc":
+                return float(metrics.average_precision_score(np.eye(len(classes))[y], self.probabilities))
+            case "sensitivity":
+                return float(metrics.recall_score(y, predicted, average="macro", labels=classes))
+        average, labels = ("binary", None) if binary else ("macro", classes)
+        return float(metrics.f1_score(y, predicted, average=average, labels=labels, zero_division=0))
 
 
 @dataclass(frozen=True)
@@ -189,7 +187,7 @@ class NumberScores(Scores):
     Args:
         y: the numbers `(N,)`, in the label's own units.
         predicted: the answers `(N,)`, likewise.
-        right: which answers are near enough `(N,)`, as the sites count them.
+        right: mask `(N,)` of answers within the tolerance, as the sites count them.
     """
 
     METRICS: ClassVar[tuple[str, ...]] = ("mae", "rmse", "median_error", "r2", "within_tolerance")
@@ -210,7 +208,7 @@ class NumberScores(Scores):
         return NumberScores(self.y[rows], self.predicted[rows], self.right[rows])
 
     def per_example(self, name: str) -> Floats | None:
-        """Return absolute errors, or which answers are near enough, `(N,)`; None for other metrics than these means."""
+        """Return absolute errors, or the mask of answers within the tolerance, `(N,)`; None for other metrics."""
         match name:
             case "mae":
                 return np.asarray(np.abs(self.predicted - self.y), dtype=np.float64)
@@ -254,12 +252,12 @@ def _unknown(name: str, known: tuple[str, ...]) -> ValueError:
 
 def _specificity(y: Labels, predicted: Labels, positives: list[int]) -> float | None:
     """Return the recall of "not this class", as a mean over the classes; None where one has no such example."""
-    found = []
+    recalls = []
     for positive in positives:
         if (y != positive).sum() == 0:
             return None
-        found.append(float(metrics.recall_score(y != positive, predicted != positive)))
-    return float(np.mean(found))
+        recalls.append(float(metrics.recall_score(y != positive, predicted != positive)))
+    return float(np.mean(recalls))
 
 
 def _calibration_error(right: NDArray[np.bool_], confidence: Floats) -> float:

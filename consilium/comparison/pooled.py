@@ -3,28 +3,30 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from client.data import Examples, SiteData, UnscaledData, read_site
 from client.models import Model, build_model, cut, features_of, get_weights, set_weights
 from client.site.feature_cache import worthwhile
-from client.training.local_work import LocalWork, evaluate, train
-from common.data.scale import Scale, combine, joined
+from client.training.evaluation import evaluate
+from client.training.loop import train
+from client.training.work import LocalWork
 from common.errors import DataError
 from common.seeds import seed_for
 from common.study.load import load_site
+from common.study.scale import Scale, combine, joined
 from common.study.study import StudyConfig
 from common.study.task import ImageTask, Task
-from common.weights.arrays import Array
+from common.weights.arrays import Array, Weights
 from common.weights.checks import check_finite
+from consilium.comparison.results import Answers, Outcome, SiteOutcome
 
 POOLED = "pooled"
 _BATCH = 64
 
 
-def run_pooled(study: StudyConfig, settings: Mapping[str, Path]) -> tuple[dict[str, Any], dict[str, dict[str, Array]]]:
+def run_pooled(study: StudyConfig, settings: Mapping[str, Path]) -> Outcome:
     """Train on all sites' training rows, and measure on every site's test rows, each as that site split them.
 
     The budget is that of the federation: as many rounds; an epoch is one over all rows, and `steps` are those of all
@@ -54,26 +56,30 @@ def run_pooled(study: StudyConfig, settings: Mapping[str, Path]) -> tuple[dict[s
         check_finite(get_weights(model.module, model.moving), who="pooled weights after training")
         if len(validation) and (loss := evaluate(model.module, validation).loss) < least:
             best, least = get_weights(model.module, model.moving), loss
-    found = {
-        "sites": {
-            site: {
-                "num_train": len(one.train),
-                "num_validation": len(one.validation),
-                "num_test": len(one.test),
-                "class_counts": one.card.class_counts,
-            }
-            for site, one in data.items()
-        },
-        "scale": {"by": "study" if scale is None or scale == study.task.fixed_scale else "all training rows"},
-        "rounds": [],
-        "warnings": [],
-    }
-    scores = {site: {"labels": one.test.y.numpy(), POOLED: _logits(model, one.test)} for site, one in data.items()}
+    return Outcome(
+        sites={site: _facts(one) for site, one in data.items()},
+        answers=_answers(model, data, best),
+        scale="study" if scale is None or scale == study.task.fixed_scale else "all training rows",
+    )
+
+
+def _facts(data: SiteData) -> SiteOutcome:
+    return SiteOutcome(
+        num_train=len(data.train),
+        num_validation=len(data.validation),
+        num_test=len(data.test),
+        class_counts=data.card.class_counts,
+    )
+
+
+def _answers(model: Model, data: Mapping[str, SiteData], best: Weights | None) -> Answers:
+    """Return the answers of the last model, and of that of the best round where there are validation rows."""
+    answers = {site: {"labels": one.test.y.numpy(), POOLED: _logits(model, one.test)} for site, one in data.items()}
     if best is not None:
         set_weights(model.module, best)
         for site, one in data.items():
-            scores[site][f"{POOLED}.best"] = _logits(model, one.test)
-    return found, scores
+            answers[site][f"{POOLED}.best"] = _logits(model, one.test)
+    return answers
 
 
 def _one_scale(task: Task, data: Sequence[UnscaledData]) -> Scale | None:
@@ -96,11 +102,12 @@ def _on_features(model: Model, data: Mapping[str, SiteData]) -> tuple[Model, dic
     if parted is None or not worthwhile(parted, next(iter(data.values())).train.x):
         return model, dict(data)
 
-    def seen(part: Examples) -> Examples:
+    def cut_off(part: Examples) -> Examples:
         return part.with_inputs(features_of(parted.body, part.x, batch_size=_BATCH))
 
     return parted.tail, {
-        site: SiteData(seen(one.train), seen(one.validation), seen(one.test), one.card) for site, one in data.items()
+        site: SiteData(cut_off(one.train), cut_off(one.validation), cut_off(one.test), one.card)
+        for site, one in data.items()
     }
 
 

@@ -9,16 +9,18 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from client.data import keep_readings
 from common.errors import StateError
 from common.host.files import check_writable
 from common.host.parents import end_with_parent
-from consilium.comparison.cells import Cell, SiteFiles, read_cell, run_cell
+from consilium.comparison.cells import Cell, run_cell
+from consilium.comparison.finished import read_cell
+from consilium.comparison.results import CellResult
+from consilium.comparison.site_files import SiteFiles
 
-Results = dict[Cell, dict[str, Any]]
-OnCell = Callable[[Cell, Mapping[str, Any], bool], None]
+Results = dict[Cell, CellResult]
+OnCell = Callable[[Cell, CellResult, bool], None]
 """`on_cell(cell, result, again)` is called for every cell as it is there; `again`: it had been run before."""
 
 
@@ -41,29 +43,30 @@ def run_cells(
         KeyboardInterrupt: Ctrl-C.
     """
     check_writable(out, what="the folder of the comparison")
-    wanted, found, same = list(cells), Results(), dict[str, list[Cell]]()
+    wanted, results, same = list(cells), Results(), dict[str, list[Cell]]()
     for cell in wanted:
         same.setdefault(cell.key(sites), []).append(cell)
 
-    def take(key: str, result: dict[str, Any], again: bool) -> None:
+    def take(key: str, result: CellResult, again: bool) -> None:
         for cell in same[key]:
-            found[cell] = result | {"label": cell.label, "seed": cell.seed, "split": cell.split, "key": key}
-            on_cell(cell, found[cell], again)
+            own = {"label": cell.label, "seed": cell.seed, "split": cell.split, "key": key}
+            results[cell] = result.model_copy(update=own)
+            on_cell(cell, results[cell], again)
 
     todo = dict[Cell, str]()
     for key, twins in same.items():
-        if (known := read_cell(key, out)) is not None:
-            take(key, known, True)
+        if (finished := read_cell(key, out)) is not None:
+            take(key, finished, True)
         else:
             todo[twins[0]] = key
     for cell, result in _run(todo, sites, out, jobs=min(jobs, len(todo))):
         take(todo[cell], result, False)
-    return {cell: found[cell] for cell in wanted}
+    return {cell: results[cell] for cell in wanted}
 
 
 def _run(
     todo: Mapping[Cell, str], sites: Mapping[str, SiteFiles], out: Path, *, jobs: int
-) -> Iterable[tuple[Cell, dict[str, Any]]]:
+) -> Iterable[tuple[Cell, CellResult]]:
     if jobs <= 1:
         before = logging.root.manager.disable
         logging.disable(logging.ERROR)  # a cell's error is in its result
@@ -78,7 +81,7 @@ def _run(
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin)
     try:
-        running: dict[Future[dict[str, Any]], Cell] = {
+        running: dict[Future[CellResult], Cell] = {
             pool.submit(run_cell, cell, sites, out, key): cell for cell, key in todo.items()
         }
         for future in as_completed(running):

@@ -24,12 +24,12 @@ from client.data import Examples, read_site
 from common.seeds import seed_for
 from common.study.load import load_site
 from common.study.study import StudyConfig
-from common.weights.arrays import Array
+from consilium.comparison.results import Outcome, SiteOutcome, Validation
 
 USUAL: Final = "usual"
 FOLDS = 5
 PENALTIES = tuple(10.0**power for power in range(-2, 5))
-"""Of the squared coefficients of standardised columns, beside the sum of the rows' losses."""
+"""Of the squared coefficients of standardised columns, added to the sum of the rows' losses."""
 TREES = (5, 10, 20, 50, 100, 200)
 """Numbers of trees; each has 8 leaves at most, of at least 5 rows."""
 _LEAST_CHANCE = 1e-6
@@ -47,42 +47,42 @@ class Fitted:
     answers: Callable[[Floats], Floats]
 
 
-def run_usual(study: StudyConfig, settings: Mapping[str, Path]) -> tuple[dict[str, Any], dict[str, dict[str, Array]]]:
+def run_usual(study: StudyConfig, settings: Mapping[str, Path]) -> Outcome:
     """Fit the usual tools at every site on its own training rows, and answer its validation and test rows.
 
     Raises:
         ConsiliumError: a site's data cannot be used.
     """
-    found: dict[str, Any] = {"sites": {}, "rounds": [], "warnings": []}
-    scores = {}
+    sites, answers = {}, {}
     for site, path in settings.items():
         data = read_site(load_site(path), study).scaled(study.task.fixed_scale)
         fitted = fit(data.train, num_classes=len(study.task.classes), seed=seed_for(study.seed, USUAL, site))
-        found["sites"][site] = {
-            "num_train": len(data.train),
-            "num_validation": len(data.validation),
-            "num_test": len(data.test),
-            "class_counts": data.card.class_counts,
-            "tool": fitted.tool,
-            "validation": {USUAL: _measured(data.validation, fitted)} if len(data.validation) else {},
-        }
-        answers = fitted.answers(_inputs(data.test)).astype(np.float32)
-        scores[site] = {"labels": data.test.y.numpy(), USUAL: answers}
-    return found, scores
+        sites[site] = SiteOutcome(
+            num_train=len(data.train),
+            num_validation=len(data.validation),
+            num_test=len(data.test),
+            class_counts=data.card.class_counts,
+            tool=fitted.tool,
+            validation={USUAL: _measured(data.validation, fitted)} if len(data.validation) else {},
+        )
+        own = fitted.answers(_inputs(data.test)).astype(np.float32)
+        answers[site] = {"labels": data.test.y.numpy(), USUAL: own}
+    return Outcome(sites, answers)
 
 
 def _inputs(part: Examples) -> Floats:
     return part.x.numpy().astype(np.float64)
 
 
-def _measured(part: Examples, fitted: Fitted) -> dict[str, float]:
+def _measured(part: Examples, fitted: Fitted) -> Validation:
     """Return loss and accuracy as a site measures its networks: cross entropy, or squared error in the model's unit."""
     answers = fitted.answers(_inputs(part))
     y = part.y.numpy()
     if part.tolerance is not None:
         right = np.abs(answers[:, 0].astype(np.float32) - y) <= np.float32(part.tolerance)
-        return {"accuracy": float(right.mean()), "loss": float(_losses(answers, y).mean())}
-    return {"accuracy": float((answers.argmax(axis=1) == y).mean()), "loss": float(_losses(answers, y).mean())}
+    else:
+        right = answers.argmax(axis=1) == y
+    return Validation(accuracy=float(right.mean()), loss=float(_losses(answers, y).mean()))
 
 
 def fit(train: Examples, *, num_classes: int, seed: int) -> Fitted:
@@ -155,7 +155,7 @@ def _linear(train: tuple[Floats, Labels], to: Floats, options: Sequence[float], 
         elif len(set(y.tolist())) == 1:
             yield _of_one_class(int(y[0]), len(to), num_classes)
         else:
-            with warnings.catch_warnings():  # slow to converge where classes are separable: near enough all the same
+            with warnings.catch_warnings():  # slow to converge where classes are separable; the answers are the same
                 warnings.simplefilter("ignore", ConvergenceWarning)
                 model = LogisticRegression(C=1 / penalty, max_iter=300).fit(scaled, y)
             yield _log(model.predict_proba(asked), model.classes_, num_classes)

@@ -9,15 +9,12 @@ from typing import Any
 
 from common.errors import ConfigError
 from common.study.load import parse_study
-from common.study.methods import MethodConfig
+from common.study.methods import MethodConfig, MethodSettings
 from common.study.ranges import variants
 from common.study.strategies import StrategyConfig
 from common.study.study import StudyConfig
 from common.study.training import TrainingConfig
 from common.study.weightings import WeightingConfig
-
-OWN_STRATEGY = ("scaffold", "feddyn", "per_fedavg", "reptile")
-"""Methods that are one half of a whole: their strategy has the same name."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +90,11 @@ def kinds(union: object) -> list[str]:
     return [variant.model_fields["kind"].default for variant in variants(union)]
 
 
+def method_settings(kind: str) -> type[MethodSettings] | None:
+    """Return the class of a method's settings; None where there is no such method."""
+    return next((one for one in variants(MethodConfig) if one.model_fields["kind"].default == kind), None)
+
+
 def fit_to_method(values: dict[str, Any], spec: Spec, *, keep_rate: bool = False) -> str:
     """Name a method in a study's settings, and change what it asks of the rest: plain SGD, its strategy, BatchNorm.
 
@@ -106,33 +108,34 @@ def fit_to_method(values: dict[str, Any], spec: Spec, *, keep_rate: bool = False
         A note on what changed in the training; empty if nothing did.
     """
     values["method"] = spec.values
-    method = next((one for one in variants(MethodConfig) if one.model_fields["kind"].default == spec.kind), None)
-    note = ""
-    if method is not None and method.plain_sgd:
+    method, note = method_settings(spec.kind), ""
+    if method is None:
+        return note
+    if method.plain_sgd:
         values["training"], note = _plain_sgd(values["training"], keep_rate=keep_rate)
-    if spec.kind in OWN_STRATEGY:
-        values["strategy"] = {"kind": spec.kind}
-    if spec.kind == "fedbn":
+    if method.own_strategy is not None:
+        values["strategy"] = {"kind": method.own_strategy}
+    if method.local_batch_norm:
         values["model"] = {**values["model"], "batch_norm": "local"}
     return note
 
 
 def _plain_sgd(training: dict[str, Any], *, keep_rate: bool) -> tuple[dict[str, Any], str]:
-    """Return settings of plain SGD, with the same effective step unless the rate is kept, and what is to be said."""
+    """Return settings of plain SGD, with the same effective step unless the rate is kept, and a note on changes."""
     before = TrainingConfig.model_validate(training)
     after = {**training, "optimiser": "sgd", "momentum": 0.0, "weight_decay": 0.0}
-    said = []
+    notes = []
     if before.optimiser != "sgd":
-        said.append(f"the rate {before.learning_rate:g} was for {before.optimiser.capitalize()}: try --learning-rates")
+        notes.append(f"the rate {before.learning_rate:g} was for {before.optimiser.capitalize()}: try --learning-rates")
     elif before.momentum and keep_rate:
-        said.append(f"without momentum {before.momentum:g}, rate kept: {before.learning_rate:g}")
+        notes.append(f"without momentum {before.momentum:g}, rate kept: {before.learning_rate:g}")
     elif before.momentum:
         after["learning_rate"] = float(f"{before.learning_rate / (1 - before.momentum):.6g}")
         old, new = before.learning_rate, after["learning_rate"]
-        said.append(f"step matched: {old:g} with momentum {before.momentum:g} -> {new:g}")
+        notes.append(f"step matched: {old:g} with momentum {before.momentum:g} -> {new:g}")
     if before.weight_decay:
-        said.append(f"without weight decay {before.weight_decay:g}")
-    return after, f"plain SGD, {', '.join(said)}" if said else ""
+        notes.append(f"without weight decay {before.weight_decay:g}")
+    return after, f"plain SGD, {', '.join(notes)}" if notes else ""
 
 
 def vary(
@@ -152,17 +155,18 @@ def vary(
         keep_rate: methods of plain SGD train at the study's learning rate, although that is for momentum.
     """
     base = study.model_dump(mode="json", exclude_none=True)
-    seen = set[str]()
+    labels = set[str]()
     axes: list[Sequence[Any]] = [methods, strategies or [None], weightings or [None], learning_rates or [None]]
     for method, strategy, weighting, rate in product(*axes):
-        own = method.kind in OWN_STRATEGY
+        settings = method_settings(method.kind)
+        own = settings is not None and settings.own_strategy is not None
         parts = [method.label, "" if own or strategy is None else strategy.label]
         parts += ["" if weighting is None else "x".join(factor.label for factor in weighting)]
         parts += ["" if rate is None else f"lr {rate:g}"]
         label = " + ".join(filter(None, parts))
-        if label in seen:
+        if label in labels:
             continue
-        seen.add(label)
+        labels.add(label)
         values = json.loads(json.dumps(base))
         if strategy is not None:
             values["strategy"] = strategy.values

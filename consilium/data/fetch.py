@@ -17,7 +17,8 @@ import numpy.typing as npt
 from common.data.npz import Array
 from common.errors import ConfigError, DataError
 from consilium.data.download import Progress, PublicFile, bring
-from consilium.data.pool import PART, read_images, read_table, sha256_of, write_images
+from consilium.data.files import write_images
+from consilium.data.pool import PART, read_images, read_table, sha256_of
 
 POOL = "pool.npz"
 DOWNLOADS = "downloads"
@@ -62,7 +63,7 @@ def fetch(
 
     Raises:
         ConfigError: there is no such data set, or a package is missing here that it needs.
-        DataError: a file cannot be had or is not the one that is expected.
+        DataError: a file cannot be downloaded or is not the expected one.
         StateError: `to` cannot be written.
     """
     known = SOURCES if sources is None else sources
@@ -108,7 +109,7 @@ def _make_digits(files: Path, to: Path) -> str:
 def _make_cifar10(files: Path, to: Path) -> str:
     names = [*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin"]
     wanted = {f"cifar-10-batches-bin/{name}": place for place, name in enumerate(names)}
-    found: dict[int, Array] = {}
+    batches: dict[int, Array] = {}
     path = files / "cifar-10-binary.tar.gz"
     try:
         with tarfile.open(path, "r:gz") as archive:
@@ -116,14 +117,14 @@ def _make_cifar10(files: Path, to: Path) -> str:
             for member in archive:
                 stream = archive.extractfile(member) if member.name in wanted else None
                 if stream is not None:
-                    found[wanted[member.name]] = _cifar_records(stream.read(min(member.size, _MAX_UNPACKED)))
+                    batches[wanted[member.name]] = _cifar_records(stream.read(min(member.size, _MAX_UNPACKED)))
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise DataError(f"'{path}' cannot be unpacked") from error
-    if len(found) < len(names):
-        raise DataError(f"'{path}' has {len(found)} of its {len(names)} batches")
-    records = np.concatenate([found[place] for place in range(len(names))])
+    if len(batches) < len(names):
+        raise DataError(f"'{path}' has {len(batches)} of its {len(names)} batches")
+    records = np.concatenate([batches[place] for place in range(len(names))])
     x = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    test = np.arange(len(x)) >= len(x) - len(found[len(names) - 1])
+    test = np.arange(len(x)) >= len(x) - len(batches[len(names) - 1])
     return _keep(to, x, records[:, 0], _CIFAR_CLASSES, _official(int(test.sum())), test=test)
 
 
@@ -181,7 +182,8 @@ def _idx_array(file: BinaryIO | gzip.GzipFile, path: Path) -> Array:
 
 
 def _make_heart(files: Path, to: Path) -> str:
-    from consilium.data.federation import check_free, class_counts, federation_texts, write_federation
+    from consilium.data.division import class_counts
+    from consilium.data.files import check_free, federation_texts, write_federation
     from consilium.data.sources import heart_disease_hospitals
 
     check_free(to)

@@ -20,7 +20,7 @@ Counts = npt.NDArray[np.int64]
 Partition = tuple[Rows, ...]
 
 DRAWS = 1000
-"""So often a division is drawn anew until every site has the least number of examples."""
+"""How often a division is drawn at most until every site has the least number of examples."""
 
 
 def by_dirichlet(y: Rows, *, sites: int, alpha: float, min_examples: int, seed: int) -> Partition:
@@ -42,7 +42,7 @@ def by_dirichlet(y: Rows, *, sites: int, alpha: float, min_examples: int, seed: 
         min_examples: the whole division is drawn anew until every site has so many.
 
     Raises:
-        ConfigError: alpha is not in range, or no such division is found.
+        ConfigError: alpha is not in range, or no such division comes up.
     """
     _check(len(y), sites=sites, min_examples=min_examples)
     _check_alpha(alpha)
@@ -99,7 +99,7 @@ def by_quantity(count: int, *, sites: int, alpha: float, min_examples: int, seed
     https://arxiv.org/abs/2102.02079.
 
     Raises:
-        ConfigError: alpha is not in range, or no such division is found.
+        ConfigError: alpha is not in range, or no such division comes up.
     """
     _check(count, sites=sites, min_examples=min_examples)
     _check_alpha(alpha)

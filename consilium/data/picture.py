@@ -2,24 +2,15 @@
 
 import io
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_STYLE: Any = {
-    "svg.hashsalt": "consilium",
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
-_INK, _SOFT = "#2f6f8f", "#d9dee2"
 _MOST_NUMBERS = 120
-"""So many numbers can be written beside the bubbles and still be read."""
+"""How many numbers can be written next to the bubbles and still be read."""
 
 
 def federation_svg(counts: Mapping[str, Mapping[str, int]]) -> bytes:
@@ -39,8 +30,10 @@ def federation_png(counts: Mapping[str, Mapping[str, int]]) -> bytes:
 def _drawn(counts: Mapping[str, Mapping[str, int]], kind: Literal["svg", "png"]) -> bytes:
     import matplotlib
 
+    from consilium.findings.charts import LIGHT, style
+
     file = io.BytesIO()
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(style(LIGHT, size=8)):
         figure = _figure(counts)
         figure.savefig(file, format=kind, dpi=110, metadata={"Date": None} if kind == "svg" else None)
     return file.getvalue()
@@ -49,6 +42,8 @@ def _drawn(counts: Mapping[str, Mapping[str, int]], kind: Literal["svg", "png"])
 def _figure(counts: Mapping[str, Mapping[str, int]]) -> "Figure":
     from matplotlib.figure import Figure
 
+    from consilium.findings.charts import LIGHT
+
     sites, classes = list(counts), list(next(iter(counts.values())))
     held = np.array([list(of.values()) for of in counts.values()], dtype=np.float64)
     # Inches: room for each site and class, within what a page can show.
@@ -56,13 +51,14 @@ def _figure(counts: Mapping[str, Mapping[str, int]]) -> "Figure":
     bars = 1.1
     figure = Figure(figsize=(across + 1.4, down + bars + 1.5), facecolor="white", layout="constrained")
     top, field = figure.subplots(2, 1, sharex=True, height_ratios=[bars, down])
-    top.bar(range(len(sites)), held.sum(axis=1), width=0.7, color=_INK)
+    top.bar(range(len(sites)), held.sum(axis=1), width=0.7, color=LIGHT["global"])
     top.set_ylabel("examples")
     top.tick_params(axis="x", length=0, labelbottom=False)
     top.set_title(f"{len(sites)} sites, {len(classes)} classes, {int(held.sum())} examples", loc="left", fontsize=9)
     site, label = np.nonzero(held)
     cell = 72 * min(across / len(sites), down / len(classes), 0.4)
-    field.scatter(site, label, s=(0.92 * cell) ** 2 * held[site, label] / held.max(), color=_INK, linewidths=0)
+    area = (0.92 * cell) ** 2 * held[site, label] / held.max()
+    field.scatter(site, label, s=area, color=LIGHT["global"], linewidths=0)
     if held.size <= _MOST_NUMBERS and across / len(sites) >= 0.55:
         for x, y in zip(site, label, strict=True):
             field.annotate(f"{int(held[x, y])}", (x, y), (cell / 2 + 1, 0), textcoords="offset points", va="center")
@@ -75,7 +71,7 @@ def _figure(counts: Mapping[str, Mapping[str, int]]) -> "Figure":
     )
     step = -(-len(classes) // 60)
     field.set_yticks(range(0, len(classes), step), [_plain(name) for name in classes[::step]])
-    field.grid(color=_SOFT, linewidth=0.5)
+    field.grid()
     field.set_axisbelow(True)
     field.set_xlabel(f"area of a dot: examples of a class at a site, the largest is {int(held.max())}", loc="left")
     return figure

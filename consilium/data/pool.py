@@ -1,9 +1,8 @@
 """A pool: all examples of a study in one place, before they are divided among sites."""
 
 import hashlib
-import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,9 +13,7 @@ import numpy.typing as npt
 from common.data.groups import Copies, Values, codes_of, copies_of_pictures, copies_of_rows
 from common.data.npz import Array, array_names, channels_last, read_npz
 from common.data.tables import MISSING, csv_records, parquet_records
-from common.errors import ConfigError, DataError
-from common.host.files import write_atomically
-from common.host.text import clean, is_clean
+from common.errors import ConfigError, DataError, clean, is_clean
 from common.study.names import MAX_CLASS_NAME
 
 Labels = npt.NDArray[np.int64]
@@ -103,10 +100,10 @@ class TablePool:
             ConfigError: there is no such column.
             DataError: a row has no value in it.
         """
-        found = self.column(group)
-        if gaps := found.count(""):
+        patients = self.column(group)
+        if gaps := patients.count(""):
             raise DataError(f"{gaps} rows have no value in column '{group}', so it is not known whose they are")
-        return found
+        return patients
 
 
 def is_missing(cell: str) -> bool:
@@ -199,9 +196,9 @@ def _pooled(path: Path, names: frozenset[str], *, who: str) -> tuple[Array, Arra
     layouts += [(part, f"x_{part}", f"y_{part}") for part in _PARTS]
     parts = [layout for layout in layouts if layout[1] in names]
     if "x" in names or not parts:
-        told = [name for name in (PART, _IS_TEST) if name in names][:1]
-        held = read_npz(path, ["x", "y", *told], who=who)
-        return held["x"], held["y"], _official(held[told[0]], told[0], len(held["x"]), who=who) if told else None
+        marks = [name for name in (PART, _IS_TEST) if name in names][:1]
+        held = read_npz(path, ["x", "y", *marks], who=who)
+        return held["x"], held["y"], _official(held[marks[0]], marks[0], len(held["x"]), who=who) if marks else None
     held = read_npz(path, [name for _, *both in parts for name in both], who=who)
     images, labels = [held[name] for _, name, _ in parts], [held[name] for *_, name in parts]
     if len({(image.shape[1:], image.dtype) for image in images}) > 1:
@@ -286,26 +283,6 @@ def in_order(texts: set[str]) -> tuple[str, ...]:
 def site_slug(text: str) -> str:
     """Return a site name made of any text: lower case, '-' for what a name may not hold, '' if nothing is left."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:63]
-
-
-def write_images(path: Path, x: Array, y: Labels, classes: tuple[str, ...], **more: Array) -> None:
-    """Write `.npz` with `x`, `y`, `classes` and more arrays, atomically; the same bytes for the same arrays.
-
-    Raises:
-        StateError: the file cannot be written.
-    """
-    write_npz(path, {"x": x, "y": y, "classes": np.array(classes), **more})
-
-
-def write_npz(path: Path, arrays: Mapping[str, Array]) -> None:
-    """Write named arrays, packed, atomically.
-
-    Raises:
-        StateError: the file cannot be written.
-    """
-    file = io.BytesIO()
-    np.savez_compressed(file, **arrays)  # type: ignore[arg-type] # none is called allow_pickle
-    write_atomically(path, [file.getbuffer()])
 
 
 def sha256_of(path: Path) -> str:

@@ -20,18 +20,9 @@ from common.errors import DataError
 from common.host.files import write_atomically
 from common.seeds import seed_for
 from common.study.task import CategoryColumn, Column, ImageTask, NumberColumn, TableTask
+from consilium.data.federation import Federation
 
 Pixels = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Federation:
-    """Sites with a data folder each, and the task that fits all of them."""
-
-    task: ImageTask | TableTask
-    folders: Mapping[str, Path]
-    data_kind: Literal["images", "table"]
-    title: str
 
 
 # --- digits ----------------------------------------------------------------------------------------

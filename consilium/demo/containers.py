@@ -1,7 +1,7 @@
 """The steps of the containers of `docker compose up`: prepare once, run the studies, show the page.
 
 The same hospitals and studies as `consilium demo` (`scenario.py`); each step is a container of its own,
-and what they share are volumes: `/server` (the server's home with its socket), `/exchange` (the plan), `/runs` and
+and what they share are volumes: `/server` (the server's home with its socket), `/exchange` (the studies), `/runs` and
 one volume per hospital, which only `init` and that hospital ever mount.
 """
 
@@ -11,32 +11,35 @@ import os
 import secrets
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from common.errors import ConfigError
 from common.host.files import write_atomically
-from common.host.identity import read_signing_request
+from common.host.signing_requests import read_signing_request
 from common.study.study import StudyConfig
+from consilium.demo.options import DemoOptions
 from consilium.demo.scenario import (
-    DemoOptions,
-    Plan,
+    Studies,
     certify,
     make_federation,
-    make_plan,
     make_sites,
+    make_studies,
     run_studies,
     weights_file,
 )
-from consilium.toml import toml_value
 from server.operations.home import ServerHome
 from server.wire.registry import Registry
+
+if TYPE_CHECKING:
+    from consilium.report.report import Report
 
 SERVER, EXCHANGE, HOSPITALS, PUBLIC = Path("/server"), Path("/exchange"), Path("/hospitals"), Path("/public")
 GRAFANA_PASSWORD = Path("/grafana-secret/admin-password")
 ADDRESS = "server:9092"
-_METRICS = 'metrics_address = "{name}-metrics:9095"\n'
+METRICS = "{site}-metrics:9095"
+"""Where each hospital offers its metrics."""
 
 
 def prepare(console: Console) -> None:
@@ -45,7 +48,7 @@ def prepare(console: Console) -> None:
     Raises:
         StateError: a volume cannot be written.
     """
-    done = EXCHANGE / "plan.json"
+    done = EXCHANGE / "studies.json"
     if done.exists():
         console.print("everything has been prepared before")
         return
@@ -54,51 +57,46 @@ def prepare(console: Console) -> None:
     options = DemoOptions(cache=Path("/tmp/cache"))
     federation = make_federation(options, HOSPITALS)
     weights = weights_file(options, federation, console)
-    plan = make_plan(options, federation, weights)
-    sites = make_sites(HOSPITALS, federation, ADDRESS, weights, extra=_METRICS)
+    studies = make_studies(options, federation, weights)
+    sites = make_sites(HOSPITALS, federation, ADDRESS, weights, metrics=METRICS)
     registry = Registry(SERVER)  # the server is not started before this step is done
     certify(sites, home, lambda request, name: registry.approve(read_signing_request(request), name=name))
-    for name, settings in sites.items():
-        # A hospital sees its volume as /site, so what stands below it must be relative.
-        data = federation.folders[name].relative_to(settings.parent)
-        before, after = (toml_value(str(path)) for path in (federation.folders[name], data))
-        text = settings.read_text(encoding="utf-8").replace(before, after)
-        write_atomically(settings, text.encode(), mode=0o600)
     password = os.environ.get("GRAFANA_ADMIN_PASSWORD") or secrets.token_urlsafe(18)
     write_atomically(GRAFANA_PASSWORD, password.encode())  # Grafana runs as another user
-    studies = {"": plan.main, **plan.others}
     content = {
-        "title": plan.title,
-        "studies": {label: study.model_dump(mode="json") for label, study in studies.items()},
+        "title": studies.title,
+        "studies": {
+            label: study.model_dump(mode="json") for label, study in {"": studies.main, **studies.others}.items()
+        },
     }
-    _publish("index.html", _waiting_page(plan.title).encode())
+    _publish("index.html", _waiting_page(studies.title).encode())
     write_atomically(done, json.dumps(content).encode())
     console.print(f"prepared {', '.join(sites)}")
 
 
-def run(console: Console, runs: Path) -> dict[str, Any]:
+def run(console: Console, runs: Path) -> "Report":
     """Run the studies and publish the report as `/public/index.html`; return the report.
 
     Raises:
         ConsiliumError: what ended a run.
     """
-    plan = _read_plan()
+    studies = _read_studies()
     folder = runs / time.strftime("%Y%m%d-%H%M%S-digits")
-    report = run_studies(plan, ServerHome(SERVER), folder, console)
+    report = run_studies(studies, ServerHome(SERVER), folder, console)
     for name in ("report.json", "rounds.csv"):
         _publish(name, (folder / name).read_bytes())
     _publish("index.html", (folder / "report.html").read_bytes())
     return report
 
 
-def _read_plan() -> Plan:
+def _read_studies() -> Studies:
     try:
-        content = json.loads((EXCHANGE / "plan.json").read_text(encoding="utf-8"))
+        content = json.loads((EXCHANGE / "studies.json").read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError("nothing has been prepared; is this running inside 'docker compose up'?") from error
     studies = {label: StudyConfig.model_validate(values) for label, values in content["studies"].items()}
     main = studies.pop("")
-    return Plan(main, studies, content["title"])
+    return Studies(main, studies, content["title"])
 
 
 def _publish(name: str, content: bytes) -> None:

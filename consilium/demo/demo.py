@@ -8,30 +8,33 @@ import _thread
 import shutil
 import threading
 import time
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from common.errors import ConsiliumError
 from common.host.files import check_writable, write_atomically
 from common.host.ports import free_port
+from common.study.load import study_text
+from consilium.demo.options import DemoOptions
 from consilium.demo.processes import Processes, ended, running_server, running_sites, wait_for_server
 from consilium.demo.scenario import (
-    DemoOptions,
     certify,
     make_federation,
-    make_plan,
     make_sites,
+    make_studies,
     run_studies,
     weights_file,
 )
 from consilium.running.run import new_run_folder
-from consilium.toml import study_text
 from server.operations.home import ServerHome
 from server.wire.submission import Control
 
+if TYPE_CHECKING:
+    from consilium.report.report import Report
 
-def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
+
+def run_demo(options: DemoOptions, console: Console) -> "Report":
     """Run the demo and return the report; every process it started has ended when this returns or raises.
 
     Raises:
@@ -54,16 +57,16 @@ def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
     console.print(f"run folder: {folder}", highlight=False)
     with running_server(home, address, folder) as server:
         weights = weights_file(options, federation, console)
-        plan = make_plan(options, federation, weights)
+        studies = make_studies(options, federation, weights)
         sites = make_sites(folder / "hospitals", federation, address, weights)
-        write_atomically(folder / "hospitals" / "study.toml", study_text(plan.main).encode())
+        write_atomically(folder / "hospitals" / "study.toml", study_text(studies.main).encode())
         wait_for_server(home, server, folder)
         with Control(home) as control:
             certify(sites, home, lambda request, name: control.approve(request, name=name))
         with running_sites(sites) as processes:
             processes["the server"] = (server, folder / "server" / "server.log")
             with _Guard(processes):
-                report = run_studies(plan, home, folder, console)
+                report = run_studies(studies, home, folder, console)
     console.print(f"everything took {time.monotonic() - began:.0f} s; all processes have ended", highlight=False)
     return report
 

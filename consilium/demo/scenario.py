@@ -1,71 +1,54 @@
-"""What the demos run, with processes (`demo.py`) or containers (`compose.py`): hospitals, studies, reports."""
+"""What the demos run, with processes (`demo.py`) or containers (`containers.py`): hospitals, studies, reports."""
 
 import hashlib
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from common.errors import ConfigError
 from common.host.files import write_atomically
-from common.host.identity import make_signing_request, make_site_key
-from common.study.load import parse_study
+from common.host.keys import make_site_key
+from common.host.signing_requests import make_signing_request
+from common.study.load import parse_study, write_site
 from common.study.methods import FedPerMethod
 from common.study.strategies import FedAvgStrategy
 from common.study.study import StudyConfig
 from common.study.task import ImageTask, TableTask
 from common.study.training import ModelConfig
 from consilium.comparison.variants import Spec, fit_to_method
+from consilium.data.federation import Federation
+from consilium.demo.options import DemoOptions
 from consilium.running.live_view import View
 from consilium.running.run import run_study, save_report
-from consilium.toml import toml_value
 from server.operations.home import ServerHome
 
 if TYPE_CHECKING:
-    from consilium.data.sources import Federation
+    from consilium.report.report import Report
 
 BACKBONE = "printed-characters.safetensors"
 
 
 @dataclass(frozen=True)
-class DemoOptions:
-    """What a person may choose."""
-
-    data: Literal["digits", "heart-disease", "images"] = "digits"
-    data_dir: Path | None = None
-    runs: Path = Path("runs")
-    cache: Path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "consilium"
-    rounds: int | None = None
-    method: str | None = None
-    strategy: str | None = None
-    weighting: str | None = None
-    model: str | None = None
-    pretrained: Path | None = None
-    seed: int = 42
-    compare: bool = True
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The main study, and studies that the report sets beside it (label -> study)."""
+class Studies:
+    """The main study, and the studies that the report compares it with (label -> study)."""
 
     main: StudyConfig
     others: Mapping[str, StudyConfig]
     title: str
 
 
-def make_federation(options: DemoOptions, folder: Path) -> "Federation":
+def make_federation(options: DemoOptions, folder: Path) -> Federation:
     """Return the hospitals that the options name; where data must be written, it is below `folder`.
 
     Raises:
         ConfigError: no `--data-dir` where one is needed.
         DataError: the data is not there or not as it should be.
     """
-    # Only here, because the server's image, which runs the plan, has no scikit-learn.
+    # Only here, because the server's image, which runs the studies, has no scikit-learn.
     from consilium.data.sources import digits_hospitals, heart_disease_hospitals, image_folder_hospitals
 
     if options.data == "digits":
@@ -77,7 +60,7 @@ def make_federation(options: DemoOptions, folder: Path) -> "Federation":
     return image_folder_hospitals(options.data_dir)
 
 
-def weights_file(options: DemoOptions, federation: "Federation", console: Console) -> Path | None:
+def weights_file(options: DemoOptions, federation: Federation, console: Console) -> Path | None:
     """Return the pretrained weights: the user's file, or for the digits the backbone of the source task."""
     if options.pretrained is not None:
         if not options.pretrained.is_file():
@@ -95,8 +78,8 @@ def weights_file(options: DemoOptions, federation: "Federation", console: Consol
     return pretrain_backbone(path, size=task.size, mean=task.mean[0], std=task.std[0])
 
 
-def make_plan(options: DemoOptions, federation: "Federation", weights: Path | None) -> Plan:
-    """Return the studies to run: the main one, and those that the report sets beside it.
+def make_studies(options: DemoOptions, federation: Federation, weights: Path | None) -> Studies:
+    """Return the studies to run: the main one, and those that the report compares it with.
 
     Raises:
         ConfigError: options that make no valid study.
@@ -134,7 +117,7 @@ def make_plan(options: DemoOptions, federation: "Federation", weights: Path | No
         if main.model.pretrained is not None:
             model = main.model.model_copy(update={"pretrained": None})
             others["random initial weights"] = _varied(main, "random", model=model)
-    return Plan(main, others, federation.title)
+    return Studies(main, others, federation.title)
 
 
 def _varied(study: StudyConfig, suffix: str, **changes: Any) -> StudyConfig:
@@ -159,16 +142,13 @@ def _settings(task: ImageTask | TableTask) -> dict[str, Any]:
     return {**common, "rounds": 12, "model": model, "training": training, "split": {"test": 0.3}}
 
 
-# --- files and runs ---------------------------------------------------------------------------------
-
-
 def make_sites(
-    folder: Path, federation: "Federation", address: str, weights: Path | None, *, extra: str = ""
+    folder: Path, federation: Federation, address: str, weights: Path | None, *, metrics: str | None = None
 ) -> dict[str, Path]:
     """Make each hospital's folder: key, signing request, weights, `site.toml`; return the settings files by name.
 
     Args:
-        extra: more lines for every `site.toml`; `{name}` stands for the hospital's name.
+        metrics: address of every hospital's metrics; `{site}` stands for the hospital's name.
     """
     sites = {}
     for name, data in federation.folders.items():
@@ -180,24 +160,20 @@ def make_sites(
         (site / "weights").mkdir(exist_ok=True)
         if weights is not None:
             shutil.copyfile(weights, site / "weights" / weights.name)
-        (site / "site.toml").write_text(
-            f"""\
-name = "{name}"
-server = "{address}"
-ca_certificate = "ca.pem"
-private_key = "site.key"
-state_dir = "state"
-weights_dir = "weights"
-share_class_counts = true   # the demo's data is public; the report shows who holds what
-share_error_details = true
-{extra.format(name=name)}
-[data]
-kind = "{federation.data_kind}"
-path = {toml_value(_path_of(data, site))}
-""",
-            encoding="utf-8",
-        )
         sites[name] = site / "site.toml"
+        values = {
+            "name": name,
+            "server": address,
+            "ca_certificate": "ca.pem",
+            "private_key": "site.key",
+            "state_dir": "state",
+            "weights_dir": "weights",
+            "share_class_counts": True,  # the demo's data is public; the report shows who holds what
+            "share_error_details": True,
+            "metrics_address": None if metrics is None else metrics.format(site=name),
+            "data": {"kind": federation.data_kind, "path": _path_of(data, site)},
+        }
+        write_site(sites[name], values)
     return sites
 
 
@@ -220,18 +196,12 @@ def _path_of(data: Path, site: Path) -> str:
     return str(resolved.relative_to(folder) if resolved.is_relative_to(folder) else resolved)
 
 
-def run_studies(plan: Plan, home: ServerHome, folder: Path, console: Console) -> dict[str, Any]:
-    """Run a plan's studies one after the other on a running server, write the report and return it."""
-    result = run_study(plan.main, home, folder, View(console, title=plan.main.name))
-    comparisons = []
-    for label, study in plan.others.items():
+def run_studies(studies: Studies, home: ServerHome, folder: Path, console: Console) -> "Report":
+    """Run studies one after the other on a running server, write the report and return it."""
+    result = run_study(studies.main, home, folder, View(console, title=studies.main.name))
+    others = {}
+    for label, study in studies.others.items():
         view = View(console, title=f"for comparison, {label}")
-        comparisons.append(
-            {
-                "label": label,
-                "result": run_study(
-                    study, home, folder / "comparisons" / f"{folder.name}-{study.name.rpartition('-')[2]}", view
-                ),
-            }
-        )
-    return save_report(folder, result, comparisons)
+        name = f"{folder.name}-{study.name.rpartition('-')[2]}"
+        others[label] = run_study(study, home, folder / "comparisons" / name, view)
+    return save_report(folder, result, others)

@@ -6,21 +6,12 @@ of that randomness: the two models at hand are compared, over redraws of test pa
 patients are redrawn too. Sites are the ones of the study: they are not redrawn.
 """
 
-from common.data.patients import LEAST_PATIENTS, Patients
+from common.protocol.patients import LEAST_PATIENTS, Patients
 from consilium.findings.counts import ACCURACIES, DIFFERENCE, MEASURES, Findings, Measures, findings_of
 from consilium.findings.evidence import Evidence, redrawn
-from consilium.findings.intervals import (
-    ALPHA,
-    LEAST_SPLITS,
-    LEVEL,
-    Interval,
-    interval_of,
-    over_sites,
-    over_splits,
-    paired,
-    share_of,
-)
-from consilium.findings.words import ESTIMAND, Verdict, holm, sentence, verdict
+from consilium.findings.interval import ALPHA, LEVEL, Interval
+from consilium.findings.intervals import LEAST_SPLITS, interval_of, over_sites, over_splits, paired, share_of
+from consilium.findings.verdict import ESTIMAND, Verdict, holm, sentence, verdict
 
 __all__ = [
     "ACCURACIES",

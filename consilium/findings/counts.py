@@ -1,14 +1,15 @@
-"""The findings of one run, from the counts that its sites told: per model and of what joining changes."""
+"""The findings of one run, from the counts of its sites: per model, and of what joining changes."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from common.data.patients import Patients
-from common.protocol import TestCounts
+from common.protocol.counts import TestCounts
+from common.protocol.patients import Patients
 from consilium.findings.evidence import Evidence
-from consilium.findings.intervals import Interval, Kind, interval_of, over_sites
-from consilium.findings.words import Verdict, holm, verdict
+from consilium.findings.interval import Interval
+from consilium.findings.intervals import Kind, interval_of, over_sites
+from consilium.findings.verdict import Verdict, holm, verdict
 
 ACCURACIES = ("majority", "local", "global", "personal")
 DIFFERENCE = "personal_minus_local"
@@ -69,15 +70,15 @@ def _evidence(counts: TestCounts, name: str) -> Evidence | None:
         if counts.pairs is None:
             return None
         single = Patients.single(counts.num_test, counts.pairs[2], counts.pairs[1])
-        told = None if counts.patients is None else counts.patients.difference
+        of_patients = None if counts.patients is None else counts.patients.difference
     else:
         field = "global_" if name == "global" else name
         right = getattr(counts, field)
         if right is None:
             return None
         single = Patients.single(counts.num_test, right, 0)
-        told = None if counts.patients is None else getattr(counts.patients, field)
-    return Evidence.of_patients(told or single)
+        of_patients = None if counts.patients is None else getattr(counts.patients, field)
+    return Evidence.of_patients(of_patients or single)
 
 
 def _over(evidence: Mapping[str, Evidence | None], weights: Mapping[str, float], kind: Kind) -> Interval | None:
@@ -88,6 +89,6 @@ def _over(evidence: Mapping[str, Evidence | None], weights: Mapping[str, float],
     return over_sites(known, [weights[site] for site in evidence], kind=kind)
 
 
-def _worst(found: list[Interval | None]) -> Interval | None:
-    values = [math.nan if one is None else one.value for one in found]
+def _worst(each: list[Interval | None]) -> Interval | None:
+    values = [math.nan if one is None else one.value for one in each]
     return None if not values or any(map(math.isnan, values)) else Interval(min(values))

@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from common.data.patients import Patients
+from common.protocol.patients import Patients
 from common.seeds import seed_for
 
 Floats = NDArray[np.float64]

@@ -1,358 +1,205 @@
-"""The page of one run's report, and the report's files."""
+"""The page of one run's report: charts and tables for its template, `report.html.j2`."""
 
-import json
 import re
-from collections.abc import Mapping, Sequence
-from html import escape
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any
 
+from markupsafe import Markup
 from matplotlib.axes import Axes
 
-from common.host.files import write_atomically
-from consilium.findings import ACCURACIES, ESTIMAND, LEAST_PATIENTS, MEASURES
-from consilium.findings.html import (
-    COLOURS,
-    DASH,
-    INK,
-    Json,
-    chart,
-    figure,
-    html_head,
-    last_known,
-    legend,
-    limits_of,
-    line_chart,
-    scroll,
-    settings_rows,
-    whole_page,
-)
-from consilium.report.report import (
-    CURVES,
-    TITLES,
-    cell_of,
-    effect,
-    measured_rounds,
-    metric_of,
-    rounds_csv,
-    score_of,
-    signals_of,
-    sites_of,
-    summary_rows,
-    titles_of,
-)
+from common.results import RoundRecord
+from consilium.findings import ACCURACIES, DIFFERENCE, ESTIMAND, LEAST_PATIENTS, MEASURES, Measures
+from consilium.findings.charts import COLOURS, chart, last_known, limits_of, line_chart
+from consilium.findings.decimals import DASH, bounds, counted, number, point
+from consilium.findings.pages import flattened, render
+from consilium.report.curves import CURVES, mean_curves, measured_rounds, metric_of, signals_of
+from consilium.report.report import TITLES, Report, Run
 
 _RUN_STYLES = ("personal", "local", "global")
+MOST_NOTES, MOST_ROUNDS = 20, 12
+"""So many notes, or rounds of one reason, are listed."""
 
 
-def write_report(folder: Path, report: Json) -> None:
-    """Write `report.json`, `rounds.csv` and `report.html` into `folder`, each atomically.
+def render_page(report: Report) -> str:
+    """Return the report as one page that opens offline: no script, no request, light and dark."""
+    run = report.run
+    return render(
+        "consilium.report",
+        "report.html.j2",
+        {
+            "name": run.result.study.name,
+            "facts": _facts(run),
+            "lead": _lead(run),
+            "headlines": [(run.verdict(site), text) for site, text in report.headlines.items()],
+            "warnings": report.warnings,
+            "run": run,
+            "runs": [run, *report.others] if report.others else [],
+            "measures": [(name, name == DIFFERENCE) for name in MEASURES],
+            "run_legend": list(zip(_RUN_STYLES, (each.label for each in (run, *report.others)), strict=False)),
+            "run_figures": _run_figures([run, *report.others]) if report.others else [],
+            "site_cards": _site_cards(run),
+            "weights": _weights(run),
+            "signals": signals_of(run.rounds),
+            "notes": _notes(run.rounds),
+            "took_part": [(site, *_took_part(run.rounds, site)) for site in run.result.study.sites],
+            "settings": _settings(run),
+            "estimand": ESTIMAND,
+            "least_patients": LEAST_PATIENTS,
+        },
+    )
 
-    Raises:
-        StateError: the folder cannot be written.
-        ValueError: the report holds a number that is not finite.
-    """
-    text = json.dumps(report, indent=2, allow_nan=False, ensure_ascii=False)
-    write_atomically(folder / "report.json", f"{text}\n".encode())
-    write_atomically(folder / "rounds.csv", rounds_csv(report).encode())
-    write_atomically(folder / "report.html", render_html(report).encode())
+
+def _facts(run: Run) -> list[str]:
+    result = run.result
+    megabytes = sum(record.bytes_up + record.bytes_down for record in run.rounds) / 1e6
+    return [
+        re.sub(r"^(\d{4}-\d\d-\d\d)T(\d\d:\d\d).*(Z|\+00:00)$", r"\1 \2 UTC", result.started),
+        counted(len(result.study.sites), "site"),
+        counted(len(run.rounds), "round"),
+        f"{result.seconds:,.0f} seconds",
+        f"{megabytes:,.1f} MB exchanged",
+        f"method {result.study.method.kind}",
+        f"run {result.run}",
+    ]
 
 
-def _bars(report: Json, site: str, values: Json) -> str:
+def _lead(run: Run) -> str:
+    kinds = [run.verdict(site) for site in run.sites]
+    lead = f"Of {counted(len(kinds), 'site')}, joining clearly helps {kinds.count('helps')} and clearly hurts "
+    lead += f"{kinds.count('hurts')}."
+    if few := kinds.count("too_few"):
+        lead += f" {few} {'has' if few == 1 else 'have'} fewer than {LEAST_PATIENTS} test patients."
+    return lead
+
+
+# --- charts ----------------------------------------------------------------------------------------
+
+
+def _bars(run: Run, site: str, measures: Measures) -> Markup:
     """Chart a site's test accuracy: one bar per model, its interval as a line."""
-    names = [name for name in ACCURACIES if values["metrics"][name] is not None]
-    titles = titles_of(report)
+    models = {name: one for name in ACCURACIES if (one := measures[name]) is not None}
+    titles = run.titles
 
     def draw(axes: Axes) -> None:
-        for row, name in enumerate(names):
-            value, bounds = values["metrics"][name], values["intervals"][name]
-            axes.barh(row, value, height=0.62, color=COLOURS[f"var(--{name})"])
-            axes.plot(bounds, [row, row], color=COLOURS["var(--card)"], linewidth=3.4, solid_capstyle="butt")
-            axes.plot(bounds, [row, row], color=INK, linewidth=1.3, marker="|", markersize=6)
-            axes.text(1.03, row, f"{value:.2f}", va="center", transform=axes.get_yaxis_transform())
-        axes.set_yticks(range(len(names)), [titles[name] for name in names])
+        for row, (name, one) in enumerate(models.items()):
+            axes.barh(row, one.value, height=0.62, color=COLOURS[name])
+            if one.bounds is not None:
+                axes.plot(one.bounds, [row, row], color=COLOURS["card"], linewidth=3.4, solid_capstyle="butt")
+                axes.plot(one.bounds, [row, row], color=COLOURS["ink"], linewidth=1.3, marker="|", markersize=6)
+            axes.text(1.03, row, number(one.value), va="center", transform=axes.get_yaxis_transform())
+        axes.set_yticks(range(len(models)), [titles[name] for name in models])
         axes.tick_params(axis="y", length=0)
         axes.invert_yaxis()
         axes.set_xlim(0, 1)
         axes.grid(axis="x")
         axes.set_axisbelow(True)
 
-    numbers = ", ".join(f"{titles[name]} {' '.join(cell_of(values, name))}" for name in names)
-    return chart(f"Test {score_of(report)} at {site}: {numbers}", draw)
+    numbers = ", ".join(f"{titles[name]} {point(one)} {bounds(one)}".strip() for name, one in models.items())
+    return chart(f"Test {run.score} at {site}: {numbers}", draw)
 
 
-_CONSTANTS = {
-    "majority class": "Always answering the site's most frequent class: what a model must beat.",
-    "training mean": "Always answering the mean of the site's training labels: what a model must beat.",
-}
-_TERMS = """<div><dt>Local only</dt><dd>A model trained at this site alone, without joining.</dd></div>
-<div><dt>Global</dt><dd>The one shared model of all sites. A dash: this method has none.</dd></div>
-<div><dt>Personal</dt><dd>The model this site serves after joining.</dd></div>
-<div><dt>Personal - local</dt><dd>What joining changes at this site, on the same test examples.</dd></div>
-<div><dt>Worst site</dt><dd>The lowest value of each column; columns may name different sites.</dd></div>
-"""
-
-_METHOD = f"""<p>Personal - local is {ESTIMAND}. A run is one training of both models, so here it is about the two
-models at hand, and how much training varies is not in it: <code>consilium compare --seeds</code> shows that.</p>
-<p>Every site read its test split once, after the last round, and returned only counts: how many examples, and how many
-each model got right; where patients have several examples, sums over patients too. A share has Jeffreys' interval
-(Brown, Cai and DasGupta, 2001). The difference looks at the patients that one model gets right and the other does not:
-it is called clear only if both the exact test of these (McNemar, mid-p) and the score interval of Tango (1998) say so;
-where patients have several examples, t intervals over patients take the place of Tango's. Below {LEAST_PATIENTS} test
-patients (of equal size) there is no interval of a difference, and nothing is said.</p>
-<p>An interval stands alone: of 20 sites without any effect, about one is expected to look clear by chance. The
-sentences and the first line count all sites of this page (Holm, 1979): that any of them is wrong has a chance of 5 %.
-Over sites, patients are independent and the sites are these: another federation is not in the interval. The worst site
-has none.</p>
-<p>How often these intervals are right was measured: <code>benchmarks/results/coverage.csv</code> of the source.</p>"""
-
-_VERDICTS = {
-    "helps": "Helps",
-    "hurts": "Hurts",
-    "unclear": "No clear effect",
-    "too_few": "Too little to tell",
-    "unknown": "Nothing to compare",
-}
-
-
-def render_html(report: Json) -> str:
-    """Return the report as one page that opens offline: no script, no request, light and dark."""
-    sections = [
-        _page_header(report),
-        _page_headlines(report),
-        _page_warnings(report),
-        _page_results(report),
-        _page_comparisons(report),
-        _page_sites(report),
-        _page_weights(report),
-        _page_rounds(report),
-        f'<h2>How the intervals were made</h2><div class="card">{_METHOD}</div>',
-        _page_settings(report),
-    ]
-    name = report.get("study", {}).get("name", "study")
-    return whole_page(str(name), "\n".join(filter(None, sections)))
-
-
-def _page_header(report: Json) -> str:
-    rounds, study = report["rounds"], report.get("study", {})
-    megabytes = sum(each.get("bytes_up", 0) + each.get("bytes_down", 0) for each in rounds) / 1e6
-    facts = [
-        re.sub(r"^(\d{4}-\d\d-\d\d)T(\d\d:\d\d).*(Z|\+00:00)$", r"\1 \2 UTC", str(report.get("started", ""))),
-        f"{len(sites_of(report))} sites",
-        f"{len(rounds)} rounds",
-        f"{report.get('seconds', 0):,.0f} seconds",
-        f"{megabytes:,.1f} MB exchanged",
-        f"method {study.get('method', {}).get('kind', DASH)}",
-        f"run {report.get('run', DASH)}",
-    ]
-    line = " \N{MIDDLE DOT} ".join(escape(fact) for fact in facts if fact)
-    return (
-        f'<p class="soft">Federated study report</p>\n<h1>{escape(str(study.get("name", "study")))}</h1>\n'
-        f'<p class="soft">{line}</p>'
-    )
-
-
-def _page_headlines(report: Json) -> str:
-    found = [effect(values) for values in report["sites"].values()]
-    lead = (
-        f"Of {len(found)} sites, joining clearly helps {found.count('helps')} and clearly hurts {found.count('hurts')}."
-    )
-    few = found.count("too_few")
-    lead += f" {few} {'has' if few == 1 else 'have'} fewer than {LEAST_PATIENTS} test patients." if few else ""
-    items = [
-        f'<li class="{kind}"><b>{_VERDICTS[kind]}</b>{escape(sentence.replace(" -> ", " → "))}</li>'
-        for kind, sentence in zip(found, report["headlines"], strict=True)
-    ]
-    body = "\n".join(items)
-    return f'<h2>Does joining help?</h2>\n<p class="lead">{lead}</p>\n<ul class="headlines">\n{body}\n</ul>'
-
-
-def _page_warnings(report: Json) -> str:
-    items = "".join(f"<li>{escape(str(text))}</li>" for text in report.get("warnings", ()))
-    return f'<h2>Warnings</h2>\n<div class="card warning"><ul>{items}</ul></div>' if items else ""
-
-
-def _page_results(report: Json) -> str:
-    sites = [_html_row(site, _examples(values), values) for site, values in report["sites"].items()]
-    over = [_html_row(label, examples, values) for label, examples, values in summary_rows(report)]
-    head = html_head(("site", "examples", *titles_of(report).values()))
-    table = (
-        f"<caption>Test {escape(score_of(report))} at each site, with its 95 % interval</caption>"
-        f'{head}<tbody>{"".join(sites)}</tbody><tbody class="over">{"".join(over)}</tbody>'
-    )
-    return f"<h2>Results</h2>\n{scroll('Results per site', table)}\n{_terms(report)}"
-
-
-def _terms(report: Json) -> str:
-    constant = titles_of(report)["majority"]
-    first = f"<div><dt>{constant.capitalize()}</dt><dd>{_CONSTANTS[constant]}</dd></div>"
-    return f'<dl class="terms notes">\n{first}\n{_TERMS}</dl>'
-
-
-def _examples(values: Json) -> str:
-    num_test = (values.get("test") or {}).get("num_test")
-    total = values.get("num_examples")
-    small = "" if num_test is None else f"<small>{num_test:,} to test</small>"
-    return f"{DASH if total is None else f'{total:,}'}{small}"
-
-
-def _html_row(label: str, examples: str | None, values: Json) -> str:
-    cells = [] if examples is None else [f"<td>{examples}</td>"]
-    for name in MEASURES:
-        point, interval = cell_of(values, name)
-        cells.append(f"<td>{point}<small>{interval}</small></td>" if point else f"<td>{DASH}</td>")
-    return f'<tr><th scope="row">{escape(label)}</th>{"".join(cells)}</tr>\n'
-
-
-def _page_comparisons(report: Json) -> str:
-    if not report["comparisons"]:
-        return ""
-    pretrained = report.get("study", {}).get("model", {}).get("pretrained")
-    own = {**report, "label": f"this study ({'pretrained' if pretrained else 'random start'})"}
-    runs: list[Json] = [own, *report["comparisons"]]
-    bodies = "".join(f"<tbody>{_run_rows(run)}</tbody>" for run in runs)
-    table = f"<caption>Over the sites, per run</caption>{html_head(('run', *titles_of(report).values()))}{bodies}"
-    return f"<h2>Compared with other runs</h2>\n{scroll('Comparison of runs', table)}\n{_comparison_charts(runs)}"
-
-
-def _run_rows(run: Json) -> str:
-    return "".join(_html_row(f"{run['label']}: {label}", None, values) for label, _, values in summary_rows(run))
-
-
-def _comparison_charts(runs: Sequence[Json]) -> str:
-    shown = runs[: len(_RUN_STYLES)]
+def _run_figures(runs: list[Run]) -> list[tuple[str, Markup]]:
+    """Return the charts of several runs: mean validation accuracy of the personal and of the global model."""
+    shown = {style: mean_curves(run.rounds) for style, run in zip(_RUN_STYLES, runs, strict=False)}
     names = [f"{model}.accuracy" for model in ("personal", "global")]
-    limits = limits_of((value for run in shown for name in names for value in run["curves"][name]), accuracy=True)
+    limits = limits_of((value for curves in shown.values() for name in names for value in curves[name]), accuracy=True)
     figures = []
     for name in names:
-        if all(value is None for run in shown for value in run["curves"][name]):
+        if all(value is None for curves in shown.values() for value in curves[name]):
             continue
-        rounds = max((run["curves"]["round"] for run in shown), key=len)
+        rounds = max((curves["round"] for curves in shown.values()), key=len)
         series = [
-            (style, [*run["curves"][name], *[None] * (len(rounds) - len(run["curves"][name]))])
-            for style, run in zip(_RUN_STYLES, shown, strict=False)
+            (style, [*curves[name], *[None] * (len(rounds) - len(curves[name]))]) for style, curves in shown.items()
         ]
-        caption = f"Mean validation {score_of(runs[0])} over the sites, {name.split('.')[0]} model"
-        labels = ", ".join(f"{run['label']}: last {last_known(run['curves'][name])}" for run in shown)
-        figures.append(figure(caption, line_chart(f"{caption}. {labels}", rounds, series, limits)))
-    if not figures:
-        return ""
-    labels = legend((style, run["label"]) for style, run in zip(_RUN_STYLES, shown, strict=False))
-    return f'<div class="card">{labels}<div class="charts">{"".join(figures)}</div></div>'
+        caption = f"Mean validation {runs[0].score} over the sites, {name.split('.')[0]} model"
+        labels = ", ".join(
+            f"{run.label}: last {last_known(curves[name])}" for run, curves in zip(runs, shown.values(), strict=False)
+        )
+        drawn = line_chart(f"{caption}. {labels}", [int(one or 0) for one in rounds], series, limits)
+        figures.append((caption, drawn))
+    return figures
 
 
-def _page_sites(report: Json) -> str:
-    numbers = {
+def _site_cards(run: Run) -> list[dict[str, Any]]:
+    """Return per site its name, the legend of its curves, and its charts; every site has the same scale."""
+    measured = measured_rounds(run.rounds)
+    limits = {
         kind: limits_of(
-            (
-                metric_of(each, site, f"{model}.{kind}")
-                for each in report["rounds"]
-                for site in report["sites"]
-                for model in CURVES
-            ),
+            (metric_of(each, site, f"{model}.{kind}") for each in run.rounds for site in run.sites for model in CURVES),
             accuracy=kind == "accuracy",
         )
         for kind in ("accuracy", "loss")
     }
-    cards = "\n".join(_site_card(report, site, values, numbers) for site, values in report["sites"].items())
-    note = (
-        "Curves are on each site's validation split, with the same scale at every site. Global: the model as it "
-        "arrived in that round, before training; personal and local: after training in that round. Horizontal lines "
-        "on the bars are 95 % intervals."
-    )
-    return f'<h2>Site by site</h2>\n<p class="soft">{note}</p>\n{cards}'
+    cards = []
+    for site in run.sites:
+        measures, figures, drawn = run.measures(site), [], dict[str, str]()
+        if measures["personal"] is not None:
+            figures.append((f"Test {run.score}", _bars(run, site, measures)))
+        for kind in ("accuracy", "loss"):
+            curves = {model: [metric_of(each, site, f"{model}.{kind}") for each in measured] for model in CURVES}
+            known = {model: curve for model, curve in curves.items() if any(value is not None for value in curve)}
+            if known:
+                drawn |= {model: TITLES[model] for model in known}
+                caption = f"Validation {run.score if kind == 'accuracy' else kind} per round"
+                last = ", ".join(f"{TITLES[model]} last {last_known(curve)}" for model, curve in known.items())
+                rounds = [record.round for record in measured]
+                svg = line_chart(f"{caption} at {site}: {last}", rounds, list(known.items()), limits[kind])
+                figures.append((caption, svg))
+        cards.append({"site": site, "legend": list(drawn.items()), "figures": figures})
+    return cards
 
 
-def _site_card(report: Json, site: str, values: Json, limits: Mapping[str, tuple[float, float]]) -> str:
-    measured = measured_rounds(report)
-    rounds = [each["round"] for each in measured]
-    figures = []
-    if values["metrics"]["personal"] is not None:
-        figures.append(figure(f"Test {score_of(report)}", _bars(report, site, values)))
-    drawn: list[str] = []
-    for kind in ("accuracy", "loss"):
-        curves = {model: [metric_of(each, site, f"{model}.{kind}") for each in measured] for model in CURVES}
-        series = [(model, curve) for model, curve in curves.items() if any(value is not None for value in curve)]
-        if series:
-            drawn = [*drawn, *(model for model, _ in series if model not in drawn)]
-            last = ", ".join(f"{TITLES[model]} last {last_known(curve)}" for model, curve in series)
-            caption = f"Validation {score_of(report) if kind == 'accuracy' else kind} per round"
-            figures.append(figure(caption, line_chart(f"{caption} at {site}: {last}", rounds, series, limits[kind])))
-    labels = legend((model, TITLES[model]) for model in drawn)
-    if not drawn:
-        labels = '<p class="soft">This site reported no validation numbers: there are no curves.</p>'
-    return (
-        f'<section class="card"><h3>{escape(site)}</h3>{labels}<div class="charts">{"".join(figures)}</div></section>'
-    )
+# --- tables ----------------------------------------------------------------------------------------
 
 
-def _page_weights(report: Json) -> str:
+def _weights(run: Run) -> list[tuple[str, list[str]]]:
     """Return how much each site counted: its share over the rounds, and what it was made from in the last one."""
-    signals = signals_of(report)
-    rows: list[str] = []
-    notes: list[str] = []
-    for site in sites_of(report):
-        facts = [each["sites"][site] for each in report["rounds"] if "weight" in each.get("sites", {}).get(site, {})]
-        shares = [float(values["weight"]) for values in facts]
-        shown = (shares[0], min(shares), max(shares), shares[-1]) if shares else ()
-        texts = [f"{100 * share:.1f} %" for share in shown]
-        told = facts[-1].get("signals", {}) if facts else {}
-        texts += [f"{told[name]:.4g}" if name in told else DASH for name in signals]
-        cells = "".join(f"<td>{text}</td>" for text in texts or [DASH] * (4 + len(signals)))
-        rows.append(f'<tr><th scope="row">{escape(site)}</th>{cells}</tr>\n')
-    for each in report["rounds"]:
-        notes.extend(f"<li>Round {each['round']}: {escape(str(note))}</li>" for note in each.get("notes", ()))
-    head = html_head(("site", "first round", "lowest", "highest", "last round", *signals))
-    caption = "Share of each site's update in the new global weights, and what the last one was made from"
-    told_notes = notes[:20] + ([f"<li>and {len(notes) - 20} more</li>"] if len(notes) > 20 else [])
-    warning = f'<div class="card warning"><ul>{"".join(told_notes)}</ul></div>' if told_notes else ""
-    body = f"<caption>{caption}</caption>{head}<tbody>{''.join(rows)}</tbody>"
-    return f"<h2>How much each site counted</h2>\n{scroll('Weights per site', body)}\n{warning}"
-
-
-def _page_rounds(report: Json) -> str:
-    """Return who took part: per site the rounds asked and accepted, and every refusal with its reason."""
+    signals = signals_of(run.rounds)
     rows = []
-    for site in sites_of(report):
-        asked = [each for each in report["rounds"] if site in each.get("asked", ())]
-        accepted = [each for each in asked if site in each.get("accepted", ())]
-        silent = [each["round"] for each in asked if site not in each.get("answered", ())]
-        reasons: dict[str, list[int]] = {}
-        for each in report["rounds"]:
-            if site in each.get("rejected", {}):
-                reasons.setdefault(str(each["rejected"][site]), []).append(each["round"])
-        rejected = "; ".join(f"{reason}: {_rounds_text(rounds)}" for reason, rounds in sorted(reasons.items()))
-        rows.append(
-            f'<tr><th scope="row">{escape(site)}</th><td>{len(asked)}</td><td>{len(accepted)}</td>'
-            f'<td class="text">{escape(rejected) or DASH}</td>'
-            f'<td class="text">{_rounds_text(silent) or DASH}</td></tr>\n'
-        )
-    titles = ("site", "rounds asked", "updates accepted", "updates rejected", "no answer")
-    table = f"{html_head(titles, text=titles[3:])}<tbody>{''.join(rows)}</tbody>"
-    return f"<h2>Who took part</h2>\n{scroll('Rounds per site', table)}"
+    for site in run.result.study.sites:
+        own = [record.sites[site] for record in run.rounds if site in record.sites]
+        shares = [each.weight for each in own if each.weight is not None]
+        texts = [DASH] * (4 + len(signals))
+        if shares:
+            last = next(each for each in reversed(own) if each.weight is not None).signals
+            texts = [f"{100 * share:.1f} %" for share in (shares[0], min(shares), max(shares), shares[-1])]
+            texts += [f"{last[name]:.4g}" if name in last else DASH for name in signals]
+        rows.append((site, texts))
+    return rows
 
 
-def _rounds_text(rounds: Sequence[int]) -> str:
+def _notes(rounds: tuple[RoundRecord, ...]) -> list[str]:
+    notes = [f"Round {record.round}: {note}" for record in rounds for note in record.notes]
+    return notes[:MOST_NOTES] + ([f"and {len(notes) - MOST_NOTES} more"] if len(notes) > MOST_NOTES else [])
+
+
+def _took_part(rounds: tuple[RoundRecord, ...], site: str) -> tuple[int, int, str, str]:
+    """Return in how many rounds a site was asked and accepted, every refusal with its reason, and its silent rounds."""
+    asked = [record for record in rounds if site in record.asked]
+    reasons: dict[str, list[int]] = {}
+    for record in rounds:
+        if site in record.rejected:
+            reasons.setdefault(record.rejected[site], []).append(record.round)
+    rejected = "; ".join(f"{reason}: {_rounds_text(numbers)}" for reason, numbers in sorted(reasons.items()))
+    silent = _rounds_text([record.round for record in asked if site not in record.answered])
+    return len(asked), sum(site in record.accepted for record in asked), rejected or DASH, silent or DASH
+
+
+def _rounds_text(rounds: list[int]) -> str:
     if not rounds:
         return ""
-    shown = ", ".join(str(number) for number in rounds[:12])
-    more = f" and {len(rounds) - 12} more" if len(rounds) > 12 else ""
+    shown = ", ".join(map(str, rounds[:MOST_ROUNDS]))
+    more = f" and {len(rounds) - MOST_ROUNDS} more" if len(rounds) > MOST_ROUNDS else ""
     return f"round{'s' if len(rounds) > 1 else ''} {shown}{more}"
 
 
-def _page_settings(report: Json) -> str:
-    run = {key: report[key] for key in ("run", "seed", "transport", "tls", "started", "seconds") if key in report}
-    data = {
-        site: {
-            key: values[key]
-            for key in ("num_train", "num_validation", "num_test", "classes", "class_counts")
-            if key in values
-        }
-        for site, values in report["sites"].items()
+def _settings(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
+    result = run.result
+    facts = {"num_train", "num_validation", "num_test", "classes", "class_counts"}
+    tables: Mapping[str, Any] = {
+        "Study": result.study.model_dump(mode="json"),
+        "Run": result.model_dump(mode="json", include={"run", "seed", "transport", "tls", "started", "seconds"}),
+        "Data": {site: of.model_dump(mode="json", include=facts) for site, of in run.sites.items()},
+        "Versions": result.versions.model_dump(mode="json"),
     }
-    tables = {"Study": report.get("study", {}), "Run": run, "Data": data, "Versions": report.get("versions", {})}
-    blocks = [
-        f'<details class="card"><summary>{title}</summary><div class="scroll" role="region" tabindex="0" '
-        f'aria-label="{title}"><table><tbody>{settings_rows(values)}</tbody></table></div></details>'
-        for title, values in tables.items()
-    ]
-    return "<h2>Settings</h2>\n" + "\n".join(blocks)
+    return [(title, list(flattened(values))) for title, values in tables.items()]

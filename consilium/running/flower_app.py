@@ -7,32 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import ConfigError
-from common.flower.app import FlowerApp, override, read_app
+from common.events.run import APP_EVENTS, MessagesAsked, RunEvent, RunFinished, RunSubmitted
+from common.flower.app import FlowerApp, read_app
+from common.flower.config import override
 from common.host.files import check_writable, write_atomically
-from consilium.running.run import follow_events, new_run_folder
+from consilium.running.follow import follow_events
+from consilium.running.options import AppOptions
+from consilium.running.run import new_run_folder
 from server.operations.home import ServerHome
 from server.study.run_folder import RunFolder
 from server.wire.submission import Control
 
 CONTENT, LOG = "app.bin", "run.log"
 """Files of a run's folder: the app in one piece, and what the ServerApp printed."""
-
-
-@dataclass(frozen=True)
-class AppOptions:
-    """What a person may choose.
-
-    Args:
-        sites: names with commas between; None for all that attend.
-        run_config: `k=v k2="x"`, settings of the app in this run.
-        most_mb: the largest reply of a site; None for 16 MB, or four times what was sent to it.
-    """
-
-    app: Path
-    runs: Path
-    sites: str | None = None
-    run_config: str = ""
-    most_mb: int | None = None
 
 
 @dataclass(frozen=True)
@@ -62,7 +49,7 @@ def submit_app(options: AppOptions, home: ServerHome) -> Submitted:
         folder.mkdir(mode=0o700, parents=True)
         write_atomically(folder / CONTENT, app.content, mode=0o600)
         records = RunFolder(folder)
-        records.log("submitted", run=folder.name, app=app.name)
+        records.log(RunSubmitted(run=folder.name, app=app.name))
         job: dict[str, Any] = {"folder": str(folder.resolve()), "app": app.digest, "config": config, "sites": sites}
         if options.most_mb is not None:
             job["most_bytes"] = 1_000_000 * options.most_mb
@@ -92,11 +79,11 @@ def follow_app(folder: Path, home: ServerHome, say: Callable[[str], None]) -> No
         ConsiliumError: what ended the run, or that the server is gone for good.
         KeyboardInterrupt: Ctrl-C; the run goes on.
     """
-    follow_events(RunFolder(folder), 0, _Lines(say), home)
+    follow_events(RunFolder(folder), _Lines(say), home, vocabulary=APP_EVENTS)
 
 
 class _Lines:
-    """Shows events as lines; a run that hears from nobody says so once."""
+    """Shows events as lines; a run in which nothing happens says so once."""
 
     _QUIET_SECONDS = 10.0
 
@@ -104,22 +91,21 @@ class _Lines:
         self._say, self._quiet_since = say, time.monotonic()
         self._problems: set[str] = set()
 
-    def show(self, event: dict[str, Any]) -> None:
+    def show(self, event: RunEvent) -> None:
         """Say one event."""
         self._quiet_since = time.monotonic()
-        match event["event"]:
-            case "asked":
-                group = f" of round {event['group']}" if event["group"] else ""
+        match event:
+            case MessagesAsked():
+                group = f" of round {event.group}" if event.group else ""
                 self._say(
-                    f"{event['type']}{group}: {event['answered']} of {event['messages']} answered "
-                    f"in {event['seconds']:.2f} s"
+                    f"{event.type}{group}: {event.answered} of {event.messages} answered in {event.seconds:.2f} s"
                 )
-                for problem in event["problems"]:
+                for problem in event.problems:
                     if problem not in self._problems:  # once, and not in each round
                         self._problems.add(problem)
                         self._say(f"  {problem}")
-            case "finished":
-                self._say(f"finished after {event['seconds']:.1f} s")
+            case RunFinished():
+                self._say(f"finished after {event.seconds:.1f} s")
 
     def tick(self) -> None:
         """Say that nothing happens, when that is so for a while."""

@@ -16,8 +16,11 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import app as client_app
+from common.results import RunResult
+from common.study.load import write_site
 from common.study.study import StudyConfig
 from server.app import app as server_app
+from server.study.run_folder import RunFolder
 
 Answering = Callable[[Message], Message]
 Deliver = Callable[[str, Message, Answering], Message | None]
@@ -78,12 +81,12 @@ class InProcessGrid(Grid):
             if message is None:
                 continue
             name, path = self._sites[message.metadata.dst_node_id]
-            reply = self._deliver(name, message, lambda item, path=path: _answer(item, path))  # type: ignore[misc]
+            reply = self._deliver(name, message, lambda item, path=path: _answer(item, path))  # type: ignore[misc]  # mypy infers no lambda with a default
             if reply is not None:
                 yield reply
 
     def forget(self, message_ids: Iterable[str]) -> None:
-        """Drop messages that nobody waits for any more."""
+        """Drop messages that are no longer waited for."""
         for identifier in message_ids:
             self._pending.pop(identifier, None)
 
@@ -106,10 +109,23 @@ def _answer(message: Message, path: Path) -> Message:
         return Message(Error(code=0, reason=f"{type(error)}:<'{error}'>"), reply_to=message)
 
 
+def write_local_site(folder: Path, data: Mapping[str, Any], **settings: Any) -> Path:
+    """Write `site.toml` for a site that is named like its folder and runs in this process; return the file.
+
+    Args:
+        data: its `[data]`; paths are relative to `folder`.
+        settings: further ones.
+    """
+    unused = {"server": "localhost:1", "ca_certificate": "none", "private_key": "none"}
+    path = folder / "site.toml"
+    write_site(path, {"name": folder.name, **unused, "state_dir": "state", "device": "cpu", **settings, "data": data})
+    return path
+
+
 def run_in_process(
     study: StudyConfig, sites: Mapping[str, Path], folder: Path, *, deliver: Deliver = deliver_always
-) -> None:
-    """Run a study on sites given by their `site.toml`, writing the run's files into `folder`.
+) -> RunResult:
+    """Run a study on sites given by their `site.toml`, write the run's files into `folder`, and return its result.
 
     Raises:
         ConsiliumError: what ended the run.
@@ -127,3 +143,4 @@ def run_in_process(
         },
     )
     server_app(InProcessGrid(sites, deliver=deliver), context)
+    return RunResult.model_validate_json(RunFolder(folder).result.read_bytes())

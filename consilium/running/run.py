@@ -1,22 +1,21 @@
-"""Submit a study to a running server, follow its event log, and write the report."""
+"""Submit a study to a running server, follow it, and write the report."""
 
-import json
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
-from common.errors import ConnectionRefused, RunFailed, error_named
-from common.events import Follower
+from common.events.run import RunSubmitted
+from common.results import RunResult
 from common.study.study import StudyConfig
+from consilium.running.follow import follow_events
 from consilium.running.live_view import View
 from server.operations.home import ServerHome
 from server.study.run_folder import RunFolder
 from server.wire.submission import Control
 
-POLL_SECONDS, STATUS_SECONDS, MAX_UNANSWERED = 0.05, 3.0, 20
-"""A server that is started again within a minute is waited for: its runs go on by themselves."""
+if TYPE_CHECKING:
+    from consilium.report.report import Report
 
 
 def new_run_folder(runs: Path, name: str) -> Path:
@@ -30,8 +29,8 @@ def new_run_folder(runs: Path, name: str) -> Path:
     return folder
 
 
-def run_study(study: StudyConfig, home: ServerHome, folder: Path, view: View) -> dict[str, Any]:
-    """Run a study on a running server, follow it, and return its result (the content of `result.json`).
+def run_study(study: StudyConfig, home: ServerHome, folder: Path, view: View) -> RunResult:
+    """Run a study on a running server, follow it, and return its result.
 
     Args:
         folder: where the server writes; with a checkpoint in it, the run continues from there.
@@ -40,8 +39,8 @@ def run_study(study: StudyConfig, home: ServerHome, folder: Path, view: View) ->
         ConsiliumError: what ended the run.
         KeyboardInterrupt: Ctrl-C; the run goes on at the server.
     """
-    seen = submit_study(study, home, folder)
-    return follow_run(home, folder, view, seen=seen)
+    earlier = submit_study(study, home, folder)
+    return follow_run(home, folder, view, skip=earlier)
 
 
 def submit_study(study: StudyConfig, home: ServerHome, folder: Path) -> int:
@@ -52,18 +51,18 @@ def submit_study(study: StudyConfig, home: ServerHome, folder: Path) -> int:
         ConnectionRefused: no server runs.
     """
     records = RunFolder(folder)
-    seen = len(records.read_events())
+    earlier = len(records.read_events())
     with Control(home) as control:
-        records.log("submitted", run=folder.name, study=study.name)
+        records.log(RunSubmitted(run=folder.name, study=study.name))
         control.submit(study, folder=folder)
-    return seen
+    return earlier
 
 
-def follow_run(home: ServerHome, folder: Path, view: View, *, seen: int = 0) -> dict[str, Any]:
+def follow_run(home: ServerHome, folder: Path, view: View, *, skip: int = 0) -> RunResult:
     """Show the events of a run until it ends, and return its result.
 
     Args:
-        seen: how many events are passed over.
+        skip: how many events are not shown, from the first.
 
     Raises:
         ConsiliumError: what ended the run, or that the server is gone for good.
@@ -71,94 +70,19 @@ def follow_run(home: ServerHome, folder: Path, view: View, *, seen: int = 0) -> 
     """
     records = RunFolder(folder)
     with view:
-        follow_events(records, seen, view, home)
-    result: dict[str, Any] = json.loads(records.result.read_text(encoding="utf-8"))
-    return result
+        follow_events(records, view, home, skip=skip)
+    return RunResult.model_validate_json(records.result.read_bytes())
 
 
-class Shows(Protocol):
-    """What shows the events of a run."""
-
-    def show(self, event: dict[str, Any]) -> None:
-        """Take in one event."""
-        ...
-
-    def tick(self) -> None:
-        """Be called again and again, events or not."""
-        ...
-
-
-def follow_events(records: RunFolder, seen: int, view: Shows, home: ServerHome) -> None:
-    """Show the events of a run until it ends.
+def save_report(folder: Path, result: RunResult, others: Mapping[str, RunResult] | None = None) -> "Report":
+    """Write `report.json`, `report.html` and `rounds.csv` into a run folder and return the report.
 
     Args:
-        seen: how many events are passed over.
-
-    Raises:
-        ConsiliumError: what ended the run, or that the server is gone for good.
+        others: runs that the report compares this one with, by their labels.
     """
-    log, asked, unanswered = Follower(records.events), time.monotonic(), 0
-    passed_over = seen
-    while True:
-        events = log.new()
-        resumed = max((place for place, event in enumerate(events) if event["event"] == "submitted"), default=0)
-        for place, event in enumerate(events[passed_over:], start=passed_over):
-            view.show(event)
-            if place < resumed:
-                continue  # the end of an attempt that was resumed since is not the run's
-            match event["event"]:
-                case "finished":
-                    return
-                case "failed":
-                    raise error_named(event["error"], event["message"])
-                case "stopped":
-                    raise RunFailed(_stopped(records))
-        passed_over = max(0, passed_over - len(events))
-        if not events and time.monotonic() - asked > STATUS_SECONDS:
-            asked = time.monotonic()
-            try:
-                _check_runs(records, home)
-                unanswered = 0
-            except ConnectionRefused:
-                unanswered += 1
-                if unanswered == MAX_UNANSWERED:
-                    raise
-        view.tick()
-        time.sleep(POLL_SECONDS)
-
-
-def _stopped(records: RunFolder) -> str:
-    mend = (
-        f"'consilium run STUDY.toml --resume {records.path}' continues it"
-        if records.checkpoint.is_file()
-        else "it left no checkpoint to continue from, so a new run is needed"
-    )
-    return f"run '{records.path.name}' was stopped; {mend}"
-
-
-def _check_runs(records: RunFolder, home: ServerHome) -> None:
-    """Check that the server still has this run going on.
-
-    Raises:
-        RunFailed: it ended without a word in its log.
-        ConnectionRefused: the server does not answer.
-    """
-    with Control(home) as control:
-        entry = next((entry for entry in control.runs() if entry.name == records.path.name), None)
-    if entry is None or (entry.state == "failed" and not _has_ended(records)):
-        detail = entry.detail if entry is not None else "it is not known there"
-        raise RunFailed(f"the server's run ended without a result: {detail}")
-
-
-def _has_ended(records: RunFolder) -> bool:
-    return bool((events := records.read_events()) and events[-1]["event"] in ("finished", "failed", "stopped"))
-
-
-def save_report(folder: Path, result: dict[str, Any], comparisons: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
-    """Write `report.json`, `report.html` and `rounds.csv` into a run folder and return the report."""
-    from consilium.report.page import write_report
+    from consilium.report.files import write_report
     from consilium.report.report import build_report
 
-    report = build_report(result, comparisons)
+    report = build_report(result, others)
     write_report(folder, report)
     return report

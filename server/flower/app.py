@@ -12,10 +12,12 @@ from flwr.serverapp import ServerApp
 from flwr.supercore.logger import update_console_handler
 from flwr.supercore.task_identity import TaskIdentity
 
-from common.errors import ConfigError, ConsiliumError, RunFailed, StateError
-from common.flower.app import FlowerApp, load_component, unpack_app, write_app
-from common.flower.orders import SERVER_NODE, run_number
-from common.host.text import clean
+from common.errors import ConfigError, ConsiliumError, RunFailed, StateError, clean
+from common.events.log import EventLog
+from common.events.run import APP_EVENTS, AppStarted, RunFailure, RunFinished
+from common.flower.app import FlowerApp, unpack_app, write_app
+from common.flower.code import load_component
+from common.protocol.flower_orders import SERVER_NODE, run_number
 from server.flower.grid import FlowerGrid, Mission
 from server.study.run_folder import RunFolder
 from server.wire.outbox import Outbox, Signer
@@ -37,24 +39,23 @@ def run_app(link: RunLink, payloads: Path, signer: Signer, job: dict[str, Any]) 
         ConsiliumError: what ended it; the last event says the same.
         SystemExit: the server has ended.
     """
-    records, began = RunFolder(Path(job["folder"])), time.monotonic()
+    folder, began = RunFolder(Path(job["folder"])), time.monotonic()
+    records = EventLog(folder.events)
     try:
-        if any(event["event"] == "started" for event in records.read_events()):
+        if any(isinstance(event, AppStarted) for event in records.read(APP_EVENTS)):
             raise RunFailed("it was cut off, and what the app had done by then is not known here; start it again")
-        app = _app(records.path, job["app"])
-        _print_to(records.path / LOG)
-        records.log("started", app=app.name, digest=app.digest, sites=job.get("sites"), config=dict(job["config"]))
-        _run(link, payloads, signer, job, app, records)
+        app = _app(folder.path, job["app"])
+        _print_to(folder.path / LOG)
+        records.log(AppStarted(app=app.name, digest=app.digest, sites=job.get("sites"), config=dict(job["config"])))
+        _run(link, payloads, signer, job, app, folder)
     except ConsiliumError as error:
         log.error("run failed error=%s message=%s", type(error).__name__, error)
-        records.log("failed", error=type(error).__name__, message=clean(str(error)))
+        records.log(RunFailure(error=type(error).__name__, message=clean(str(error))))
         raise
-    records.log("finished", seconds=round(time.monotonic() - began, 3))
+    records.log(RunFinished(seconds=round(time.monotonic() - began, 3)))
 
 
-def _run(
-    link: RunLink, payloads: Path, signer: Signer, job: dict[str, Any], app: FlowerApp, records: RunFolder
-) -> None:
+def _run(link: RunLink, payloads: Path, signer: Signer, job: dict[str, Any], app: FlowerApp, folder: RunFolder) -> None:
     """Load the ServerApp and call it.
 
     Raises:
@@ -63,14 +64,14 @@ def _run(
     """
     sites = frozenset(job["sites"]) if job.get("sites") else None
     mission = Mission(signer.run, app.digest, app.content, job["config"], sites, job.get("most_bytes"))
-    grid = FlowerGrid(link, Outbox(payloads, signer), mission, records.log)
+    grid = FlowerGrid(link, Outbox(payloads, signer), mission, EventLog(folder.events).log)
     number = run_number(signer.run)
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, number, SERVER_NODE
     context = Context(number, SERVER_NODE, {}, RecordDict(), dict(job["config"]))
-    (records.path / FILES).mkdir(exist_ok=True)
-    os.chdir(records.path / FILES)  # for what the app writes without saying where
+    (folder.path / FILES).mkdir(exist_ok=True)
+    os.chdir(folder.path / FILES)  # for what the app writes without saying where
     try:
-        component = load_component(records.path / CODE, app.components["serverapp"])
+        component = load_component(folder.path / CODE, app.components["serverapp"])
         if not isinstance(component, ServerApp):
             raise ConfigError(f"'{app.components['serverapp']}' is a {type(component).__name__}, expected a ServerApp")
         component(grid, context)

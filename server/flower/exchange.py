@@ -7,37 +7,13 @@ from typing import Protocol, runtime_checkable
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 
-from common.errors import ProtocolError
-from common.host.text import clean
-from common.protocol import PLAN_RECORD, REPLY_GRACE_SECONDS, Plan
+from common.errors import ProtocolError, clean
+from common.flower.message import PLAN_RECORD, pack, unpack
+from common.protocol.plans import REPLY_GRACE_SECONDS, Plan
 from server.study.exchange import NOTHING, Answer, answer_of
 
 PAUSE_SECONDS = 0.02
 """The least time between two requests for replies that bring none."""
-
-
-def pack(text: str, payload: bytes | None) -> RecordDict:
-    """Return the content of a message: the JSON text, and the payload beside it."""
-    config = ConfigRecord({"json": text})
-    if payload is not None:
-        config["payload"] = payload
-    return RecordDict({PLAN_RECORD: config})
-
-
-def unpack(records: RecordDict) -> tuple[str, bytes | None]:
-    """Return the JSON text and the payload of a message.
-
-    Raises:
-        ProtocolError: records other than `pack` makes.
-    """
-    config = records.config_records.get(PLAN_RECORD)
-    text = config.get("json") if config is not None else None
-    if config is None or not isinstance(text, str):
-        raise ProtocolError(f"message has records {sorted(records)}, expected '{PLAN_RECORD}' with a JSON text")
-    payload = config.get("payload")
-    if payload is not None and not isinstance(payload, bytes):
-        raise ProtocolError(f"payload is {type(payload).__name__}, expected bytes")
-    return text, payload
 
 
 @runtime_checkable
@@ -93,7 +69,7 @@ class GridExchange:
             text, content = plan.model_dump_json(), instead.get(site, payload)
             bytes_down[site] = len(text) + len(content or b"")
             messages[site] = Message(
-                pack(text, content),
+                RecordDict({PLAN_RECORD: ConfigRecord(dict(pack(text, content)))}),
                 dst_node_id=nodes[site],
                 message_type="train",
                 ttl=timeout_seconds + REPLY_GRACE_SECONDS,
@@ -133,7 +109,7 @@ def _answer(site: str, message: Message, bytes_down: int) -> Answer:
         detail = reason if f"site '{site}'" in reason else f"site '{site}' failed: {reason}"
         return Answer(site, problem="crash", detail=detail, bytes_down=bytes_down)
     try:
-        text, payload = unpack(message.content)
+        text, payload = unpack(message.content.config_records)
     except ProtocolError as error:
         return Answer(site, problem="protocol", detail=str(error), bytes_down=bytes_down)
     return answer_of(site, text, payload, bytes_down=bytes_down)

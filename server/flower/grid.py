@@ -22,11 +22,11 @@ from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-from common.errors import ConfigError, ProtocolError
-from common.flower.app import Config
-from common.flower.orders import CodeOrder, MessageOrder, node_number, parse_flower_reply, run_number
-from common.host.text import clean
-from common.protocol import FailureReply
+from common.errors import ConfigError, ProtocolError, clean
+from common.events.run import MessagesAsked
+from common.flower.config import Config
+from common.protocol.flower_orders import CodeOrder, MessageOrder, node_number, parse_flower_reply, run_number
+from common.protocol.replies import FailureReply
 from common.wire import wire_pb2 as pb
 from server.wire.outbox import Outbox, Parcel
 from server.wire.run_link import RunLink
@@ -39,7 +39,7 @@ LOOK_SECONDS = 5.0
 """How often is looked who is gone, while no reply comes."""
 CODE_SECONDS = 24 * 3600.0
 
-Note = Callable[..., None]
+Note = Callable[[MessagesAsked], None]
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class FlowerGrid(Grid):
     """The Grid of one run of an app.
 
     Args:
-        note: called with the name of an event and its fields.
+        note: called with what was asked and answered.
     """
 
     def __init__(self, link: RunLink, outbox: Outbox, mission: Mission, note: Note) -> None:
@@ -229,13 +229,14 @@ class FlowerGrid(Grid):
         problems += [f"site '{site}' did not answer in time" for site in late]
         message_type, group = kinds[0]
         self._note(
-            "asked",
-            type=message_type,
-            group=clean(group, 80),
-            messages=count,
-            answered=sum(reply.has_content() for reply in replies),
-            seconds=round(seconds, 4),
-            problems=problems[:20],
+            MessagesAsked(
+                type=message_type,
+                group=clean(group, 80),
+                messages=count,
+                answered=sum(reply.has_content() for reply in replies),
+                seconds=round(seconds, 4),
+                problems=tuple(problems[:20]),
+            )
         )
 
     def _forget(self, message_ids: Collection[str]) -> list[str]:

@@ -19,7 +19,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from common.errors import ConfigError, StateError
 from common.host.files import write_atomically
-from common.host.identity import PRIVATE, PUBLIC, common_name
+from common.host.keys import PRIVATE, PUBLIC
+from common.host.signing_requests import common_name
 
 DAYS_CA, DAYS_SERVER, DAYS_SITE = 3650, 825, 90
 DAYS_BEFORE = 7

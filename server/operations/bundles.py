@@ -5,8 +5,8 @@ from pathlib import Path
 
 import common
 from common.errors import ConfigError
-from common.host.bundle import Bundle, ServerVersions
-from common.host.identity import certificate_hosts, read_certificate
+from common.host.certificates import certificate_hosts, read_certificate
+from common.study.bundle import Bundle, ServerVersions
 from common.study.load import load_study
 from server.operations.home import ServerHome
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from common.errors import ConnectionRefused, StateError
 from common.host.files import write_atomically
-from common.host.identity import make_study_key
+from common.host.study_key import make_study_key
 from server.operations.authority import make_server_identity
 
 

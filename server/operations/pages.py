@@ -10,11 +10,13 @@ from cryptography.x509 import load_pem_x509_certificate
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
-from common.events import EventLog, Follower
+from common.errors import StateError
+from common.events.log import EventLog, Follower
+from common.events.run import STUDY_EVENTS, ServerStarted
 from common.host.background import repeating
 from common.host.http_pages import Page, serving, text_page
 from server.operations.home import ServerHome
-from server.operations.metrics import ServerMetrics
+from server.operations.metrics import JournalMetrics, LiveMetrics
 
 FOLLOW_SECONDS = 0.5
 
@@ -46,7 +48,7 @@ def exporting(home: ServerHome, address: str, *, state: Connections) -> Iterator
     exporter = _Exporter(home, state)
     routes = {"/metrics": exporter.metrics, "/healthz": exporter.healthz, "/readyz": exporter.readyz}
     with serving(address, routes) as url:
-        EventLog(home.journal).log("server_started")
+        EventLog(home.journal).log(ServerStarted())
         with repeating(exporter.follow, seconds=FOLLOW_SECONDS, name="metrics-journal"):
             yield url
 
@@ -59,21 +61,22 @@ class _Exporter:
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
-        self._metrics = ServerMetrics(self._registry)
-        self._journal = Follower(home.journal)
+        self._metrics, self._live = JournalMetrics(self._registry), LiveMetrics(self._registry)
+        self._journal = Follower(home.journal, STUDY_EVENTS)
         self._lock = threading.Lock()  # no scrape sees half of an event
 
     def follow(self) -> None:
-        """Take in what is new in the journal."""
-        problem: Exception | None = None
-        for event in self._journal.new():
-            try:
-                with self._lock:
-                    self._metrics.take(event)
-            except (AttributeError, KeyError, TypeError, ValueError) as error:
-                problem = error  # an event of another release; those after it still count
-        if problem is not None:
-            raise problem
+        """Take in what is new in the journal.
+
+        Raises:
+            StateError: an event is of another release; those after it count all the same.
+        """
+        problems: list[StateError] = []
+        for event in self._journal.new(problems.append):
+            with self._lock:
+                self._metrics.take(event)
+        if problems:
+            raise problems[-1]
 
     def metrics(self) -> Page:
         """Return all metrics in Prometheus' text format."""
@@ -81,10 +84,10 @@ class _Exporter:
         sites, uploads = self._state.connections(), self._state.uploads()
         certificate = load_pem_x509_certificate(self._home.certificate.read_bytes())
         with self._lock:
-            self._metrics.see_certificate(certificate.not_valid_after_utc.timestamp())
-            self._metrics.see_sites(sites)
-            self._metrics.see_uploads(*uploads)
-            self._metrics.see_disk(free=disk.free, size=disk.total)
+            self._live.see_certificate(certificate.not_valid_after_utc.timestamp())
+            self._live.see_sites(sites)
+            self._live.see_uploads(*uploads)
+            self._live.see_disk(free=disk.free, size=disk.total)
             return 200, CONTENT_TYPE_PLAIN_0_0_4, generate_latest(self._registry)
 
     def healthz(self) -> Page:

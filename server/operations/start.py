@@ -20,9 +20,9 @@ import grpc
 
 from common.errors import ConfigError, PortInUse
 from common.host.files import only_one
-from common.host.identity import read_signing_request
 from common.host.memory import share_memory
 from common.host.ports import check_port_free
+from common.host.signing_requests import read_signing_request
 from common.wire.limits import CONNECT_SECONDS, MAX_WIRE_BYTES, PING_OPTIONS, PING_SECONDS, REVOKED
 from server.operations.home import ServerAddress, ServerHome
 from server.operations.pages import exporting

@@ -42,20 +42,16 @@ STRATEGIES: Mapping[str, type[Strategy]] = {
 
 
 def build_strategy(config: StrategyConfig, *, rounds: int, num_sites: int, learning_rate: float) -> Strategy:
-    """Return the strategy that a study names, with its settings.
+    """Return the strategy that a study names, with its settings and the facts of the study that it takes.
 
     Args:
         rounds: how many the study plans, for what changes over them (Reptile's step).
         num_sites: how many sites the study names (SCAFFOLD's control variate and FedDyn's drift are over all of them).
         learning_rate: the sites' own, for a strategy whose setting of that name is left open (q-FedAvg).
     """
+    facts = {"rounds": rounds, "num_sites": num_sites, "learning_rate": learning_rate}
     settings = config.model_dump(exclude={"kind"})
-    if config.kind == "reptile":
-        settings["rounds"] = rounds
-    if config.kind in ("scaffold", "feddyn"):
-        settings["num_sites"] = num_sites
-    if config.kind == "qfedavg" and settings["learning_rate"] is None:
-        settings["learning_rate"] = learning_rate
+    settings |= {name: facts[name] for name in config.takes if settings.get(name) is None}
     return STRATEGIES[config.kind](**settings)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.weights.arithmetic import add_scaled, weighted_mean
-from common.weights.arrays import Array, Weights, block, is_float, spec, under
+from common.weights.arrays import Array, Spec, Weights, block, is_float, spec, under
 
 Floats = npt.NDArray[np.float64]
 
@@ -48,6 +48,7 @@ class ServerState:
         memory: arrays that a strategy keeps (momentum); empty for most.
         along: arrays that travel to the sites beside the weights, under a prefix (control variates, candidates).
         weighting: what the weighting keeps: numbers under `what/site`.
+        shares: how much each site of the last round counted in it, summing to 1.
         held: with a downlink codec, the weights as the sites of the last round have them.
         link: what the downlink codec keeps.
         holders: who has `held`.
@@ -61,6 +62,7 @@ class ServerState:
     memory: Mapping[str, Array] = field(default_factory=dict)
     along: Mapping[str, Array] = field(default_factory=dict)
     weighting: Mapping[str, float] = field(default_factory=dict)
+    shares: Mapping[str, float] = field(default_factory=dict)
     held: Weights = field(default_factory=dict)
     link: Mapping[str, Array] = field(default_factory=dict)
     holders: frozenset[str] = frozenset()
@@ -152,7 +154,7 @@ class _Part(Mapping[str, Array]):
     def block(self, name: str, start: int, stop: int, *, into: Array | None = None) -> Array:
         return block(self._weights, name, start, stop, into=into)
 
-    def spec(self, name: str) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
+    def spec(self, name: str) -> Spec:
         return spec(self._weights, name)
 
     def keys(self) -> KeysView[str]:

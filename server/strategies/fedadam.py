@@ -23,10 +23,10 @@ from server.strategies.contract import ServerState, Step, Update, adaptive_init,
 class FedAdam:
     """Adam with decays `beta1`, `beta2` in [0, 1); `tau` > 0 bounds how far small updates are scaled up."""
 
-    learning_rate: float = 0.1
-    beta1: float = 0.9
-    beta2: float = 0.99
-    tau: float = 1e-3
+    learning_rate: float
+    beta1: float
+    beta2: float
+    tau: float
 
     def init(self, weights: Weights, buffers: frozenset[str] = frozenset()) -> ServerState:
         """Return the state before round 1."""

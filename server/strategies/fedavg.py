@@ -21,7 +21,7 @@ from server.strategies.contract import ServerState, Step, Update, by_site
 class FedAvg:
     """Weighted mean; keeps no memory."""
 
-    learning_rate: float = 1.0
+    learning_rate: float
 
     def init(self, weights: Weights, buffers: frozenset[str] = frozenset()) -> ServerState:
         """Return the state before round 1."""

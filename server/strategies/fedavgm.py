@@ -24,8 +24,8 @@ from server.strategies.contract import ServerState, Step, Update, by_site, fille
 class FedAvgM:
     """Weighted mean with `momentum` in [0, 1); 0 is FedAvg."""
 
-    learning_rate: float = 1.0
-    momentum: float = 0.9
+    learning_rate: float
+    momentum: float
 
     def init(self, weights: Weights, buffers: frozenset[str] = frozenset()) -> ServerState:
         """Return the state before round 1, at rest."""

@@ -29,7 +29,7 @@ KEPT = "drift/"
 class FedDyn:
     """Unweighted mean, and the sum of what `num_sites` sites moved by."""
 
-    num_sites: int = 1
+    num_sites: int
 
     def init(self, weights: Weights, buffers: frozenset[str] = frozenset()) -> ServerState:
         """Return the state before round 1, with a drift of zero."""

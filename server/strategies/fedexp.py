@@ -26,7 +26,7 @@ from server.strategies.contract import SERVED, ServerState, Step, Update, by_sit
 class FedExP:
     """Weighted mean with a step of its own; `epsilon` > 0, in squared units of the weights."""
 
-    epsilon: float = 1e-3
+    epsilon: float
 
     def init(self, weights: Weights, buffers: frozenset[str] = frozenset()) -> ServerState:
         """Return the state before round 1, which serves the initial weights."""

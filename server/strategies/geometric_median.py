@@ -27,8 +27,8 @@ from server.strategies.contract import ServerState, Step, Update, by_site, gram,
 class GeometricMedian:
     """Smoothed Weiszfeld: at most `iterations` >= 1; distances below `smoothing` > 0 count as that."""
 
-    iterations: int = 32
-    smoothing: float = 1e-6
+    iterations: int
+    smoothing: float
 
     def init(self, weights: Weights, buffers: frozenset[str] = frozenset()) -> ServerState:
         """Return the state before round 1."""

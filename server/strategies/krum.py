@@ -25,8 +25,8 @@ from server.strategies.contract import ServerState, Step, Update, by_site, gram,
 class Krum:
     """Unweighted mean of the `keep` most central updates, safe from up to `attackers` sites."""
 
-    attackers: int = 1
-    keep: int = 1
+    attackers: int
+    keep: int
 
     def init(self, weights: Weights, buffers: frozenset[str] = frozenset()) -> ServerState:
         """Return the state before round 1."""

@@ -31,7 +31,7 @@ class QFedAvg:
     """Mean weighted by loss to the power `q` >= 0; `learning_rate` > 0 is the one that the sites train with."""
 
     learning_rate: float
-    q: float = 0.1
+    q: float
 
     def init(self, weights: Weights, buffers: frozenset[str] = frozenset()) -> ServerState:
         """Return the state before round 1."""

@@ -22,9 +22,9 @@ from server.strategies.contract import ServerState, Step, Update, by_site, mean_
 class Reptile:
     """Weighted mean times `step` in (0, 1], which shrinks from round to round of `rounds` if `anneal`."""
 
-    step: float = 1.0
-    anneal: bool = True
-    rounds: int = 1
+    step: float
+    anneal: bool
+    rounds: int
 
     def init(self, weights: Weights, buffers: frozenset[str] = frozenset()) -> ServerState:
         """Return the state before round 1."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from common.protocol import CONTROL
+from common.protocol.plans import CONTROL
 from common.weights.arithmetic import add_scaled
 from common.weights.arrays import Weights, with_prefix
 from server.strategies.contract import ServerState, Step, Update, by_site, mean_delta
@@ -26,8 +26,8 @@ from server.strategies.contract import ServerState, Step, Update, by_site, mean_
 class Scaffold:
     """Weighted mean, and the mean of all `num_sites` sites' control variates."""
 
-    learning_rate: float = 1.0
-    num_sites: int = 1
+    learning_rate: float
+    num_sites: int
 
     def init(self, weights: Weights, buffers: frozenset[str] = frozenset()) -> ServerState:
         """Return the state before round 1, with control variates of zero."""

@@ -22,7 +22,7 @@ from server.strategies.contract import ServerState, Step, Update, by_site, middl
 class TrimmedMean:
     """Coordinate-wise mean without the `trim` >= 0 lowest and the `trim` highest values."""
 
-    trim: int = 1
+    trim: int
 
     def init(self, weights: Weights, buffers: frozenset[str] = frozenset()) -> ServerState:
         """Return the state before round 1."""

@@ -10,11 +10,13 @@ from safetensors import SafetensorError, safe_open
 
 from common.codecs import form_of
 from common.codecs.container import parts
-from common.errors import StateError
+from common.errors import StateError, clean
 from common.host.files import write_atomically
-from common.host.text import clean
 from common.weights.arrays import Array, Weights, bytes_view, under
 from server.strategies.contract import ServerState
+
+LAYOUT = "2"
+"""Of the file; a release with another one cannot read it."""
 
 
 def save_checkpoint(path: Path, state: ServerState, *, run: str, study_digest: str) -> None:
@@ -25,8 +27,8 @@ def save_checkpoint(path: Path, state: ServerState, *, run: str, study_digest: s
     """
     arrays = {f"{part}/{name}": array for part, items in _parts(state).items() for name, array in items.items()}
     names = {"buffers": json.dumps(sorted(state.buffers)), "holders": json.dumps(sorted(state.holders))}
-    names |= {part: json.dumps(dict(numbers), sort_keys=True) for part, numbers in _counted(state).items()}
-    notes = {"run": run, "round": str(state.round), "study_digest": study_digest, **names}
+    names |= {part: json.dumps(dict(numbers), sort_keys=True) for part, numbers in _per_site(state).items()}
+    notes = {"layout": LAYOUT, "run": run, "round": str(state.round), "study_digest": study_digest, **names}
     notes["crc32"] = _sum_of(arrays, notes)
     write_atomically(path, parts(arrays, form_of(arrays), notes=notes))
 
@@ -35,9 +37,14 @@ def load_checkpoint(path: Path, *, study_digest: str) -> ServerState:
     """Read a ServerState back.
 
     Raises:
-        StateError: no such file, a damaged file, or one that belongs to other study settings.
+        StateError: no such file, a damaged file, or one of another release or of other study settings.
     """
     notes, arrays = _read(path)
+    if notes.get("layout") != LAYOUT:
+        raise StateError(
+            f"checkpoint '{path}' was written by another release of consilium: finish the run with that release, or "
+            "start a new run"
+        )
     if notes.get("study_digest") != study_digest:
         raise StateError(
             f"checkpoint '{path}' belongs to run '{notes.get('run')}' with other study settings; "
@@ -52,6 +59,7 @@ def load_checkpoint(path: Path, *, study_digest: str) -> ServerState:
         held=under(arrays, "held/"),
         link=under(arrays, "link/"),
         holders=frozenset(json.loads(notes["holders"])),
+        shares=json.loads(notes["shares"]),
         asked=json.loads(notes["asked"]),
         accepted=json.loads(notes["accepted"]),
         weighting={name: float(value) for name, value in under(arrays, "weighting/").items()},
@@ -91,8 +99,8 @@ def save_weights(path: Path, weights: Weights, notes: Mapping[str, object]) -> N
     write_atomically(path, parts(weights, form_of(weights), notes=text))
 
 
-def _counted(state: ServerState) -> dict[str, Mapping[str, int]]:
-    return {"asked": state.asked, "accepted": state.accepted}
+def _per_site(state: ServerState) -> dict[str, Mapping[str, float]]:
+    return {"asked": state.asked, "accepted": state.accepted, "shares": state.shares}
 
 
 def _parts(state: ServerState) -> dict[str, Weights]:

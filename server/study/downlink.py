@@ -6,7 +6,7 @@ sites of a round train from the same weights. What coding lost is in the next di
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from common.codecs import Identity, build_chain
 from common.seeds import seed_for
@@ -32,6 +32,10 @@ class Sending:
     differences: Mapping[str, bytes] = field(default_factory=dict)
     memory: Mapping[str, Array] = field(default_factory=dict)
     nmse: float = 0.0
+
+    def without_payloads(self) -> "Sending":
+        """Return all but the payloads."""
+        return replace(self, full=b"", differences={})
 
 
 def send(config: StudyConfig, state: ServerState) -> Sending:

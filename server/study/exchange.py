@@ -7,9 +7,10 @@ from types import MappingProxyType
 from typing import IO, Protocol
 
 from common.codecs import Payload
-from common.errors import ProtocolError
-from common.host.text import clean
-from common.protocol import Plan, Reply, parse_reply
+from common.errors import ProtocolError, clean
+from common.protocol.parse import parse_reply
+from common.protocol.plans import Plan
+from common.protocol.replies import Reply
 
 
 @dataclass(frozen=True)

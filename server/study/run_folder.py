@@ -2,13 +2,13 @@
 
 import json
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from common.events import EventLog, stamp
+from common.events.log import EventLog
+from common.events.run import STUDY_EVENTS, RunEvent
 from common.host.files import write_atomically
+from common.results import RunResult
 
 JOURNAL_VARIABLE = "CONSILIUM_JOURNAL"
 """Where the server's own event log is: every run's events, for the metrics of the long-lived process."""
@@ -55,7 +55,7 @@ class RunFolder:
 
     @property
     def scale(self) -> Path:
-        """By what the inputs are scaled, where that was settled in the handshake."""
+        """By what the inputs are scaled, where the study leaves that to the handshake."""
         return self.path / "scale.json"
 
     @property
@@ -63,30 +63,29 @@ class RunFolder:
         """What the report is made from."""
         return self.path / "result.json"
 
-    def log(self, event: str, **fields: Any) -> None:
+    def log(self, event: RunEvent) -> None:
         """Append one event to the run's log, where it is on the disk when this returns, and to the journal.
 
         Raises:
             StateError: the folder is unwritable or the disk is full.
         """
-        self._take(event, fields)
+        self._take(event)
         self._write(durable=True)
 
-    def note(self, event: str, **fields: Any) -> None:
+    def note(self, event: RunEvent) -> None:
         """Append one event of many: it is in the log within moments, and on the disk with the next one that is logged.
 
         Raises:
             StateError: the folder is unwritable or the disk is full.
         """
-        self._take(event, fields)
+        self._take(event)
         if time.monotonic() - self._gathered.written > NOTES_SECONDS:
             self._write(durable=False)
 
-    def _take(self, event: str, fields: Mapping[str, Any]) -> None:
-        stamped, content = stamp(event), json.dumps(fields, allow_nan=False)
-        self._gathered.lines.append(EventLog(self.events).line(stamped, content))
+    def _take(self, event: RunEvent) -> None:
+        self._gathered.lines.append(EventLog(self.events).line(event))
         if self.journal is not None:
-            self._gathered.journal.append(self.journal.line(stamped, content))
+            self._gathered.journal.append(self.journal.line(event))
 
     def _write(self, *, durable: bool) -> None:
         EventLog(self.events).append(self._gathered.lines, durable=durable)
@@ -96,11 +95,16 @@ class RunFolder:
             self._gathered.journal.clear()
         self._gathered.written = time.monotonic()
 
-    def read_events(self) -> list[dict[str, Any]]:
-        """Return all whole events of the run so far."""
-        return EventLog(self.events).read()
+    def read_events(self) -> list[RunEvent]:
+        """Return all whole events of a study's run so far.
 
-    def save_result(self, result: dict[str, Any]) -> None:
+        Raises:
+            StateError: a known event lacks a field, or has a wrong one.
+        """
+        return EventLog(self.events).read(STUDY_EVENTS)
+
+    def save_result(self, result: RunResult) -> None:
         """Write `result.json`, a line for each of its entries: of many sites and rounds it is long."""
-        lines = (f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in result.items())
+        content = result.model_dump(mode="json")
+        lines = (f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in content.items())
         write_atomically(self.result, ("{\n" + ",\n".join(lines) + "\n}\n").encode())

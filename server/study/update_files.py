@@ -1,6 +1,6 @@
 """The deltas of one round on disk, so that the server's memory does not grow with the number of sites.
 
-A kept delta is a mapping that reads an array from the file each time it is asked for, or a block of it.
+A stored delta is a mapping that reads an array from the file each time it is asked for, or a block of it.
 Sites answer in any order and strategies read in the order of names, as often as they need to.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 from common.codecs import Form
 from common.codecs.container import offsets
 from common.errors import StateError
-from common.weights.arrays import Array, Weights, bytes_view
+from common.weights.arrays import Array, Spec, Weights, bytes_view
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class _Place:
         return int(np.prod(self.shape, dtype=np.int64))
 
 
-class Kept(Mapping[str, Array]):
+class StoredArrays(Mapping[str, Array]):
     """One site's arrays in a spool; every access to an array reads it from the file, names need no reading.
 
     Raises:
@@ -65,10 +65,10 @@ class Kept(Mapping[str, Array]):
         """
         place = self._places[name]
         first, last = min(start, place.size), min(stop, place.size)
-        found = np.empty(last - first, place.dtype) if into is None else into[: last - first]
-        return self._read(place.offset + first * place.dtype.itemsize, found)
+        part = np.empty(last - first, place.dtype) if into is None else into[: last - first]
+        return self._read(place.offset + first * place.dtype.itemsize, part)
 
-    def spec(self, name: str) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
+    def spec(self, name: str) -> Spec:
         """Return an array's shape and dtype, reading nothing."""
         place = self._places[name]
         return place.shape, place.dtype
@@ -104,7 +104,7 @@ class Spool:
         self._end = 0
         self._adopted: list[IO[bytes]] = []
 
-    def keep(self, weights: Weights) -> Kept:
+    def keep(self, weights: Weights) -> StoredArrays:
         """Write arrays to the file and return where they can be read.
 
         Raises:
@@ -120,9 +120,9 @@ class Spool:
                 self._end += done
         except OSError as error:
             raise StateError(f"cannot write the round's updates to disk: {error.strerror or error}") from error
-        return Kept(self._file, places)
+        return StoredArrays(self._file, places)
 
-    def adopt(self, file: IO[bytes], form: Form, names: Mapping[str, str]) -> Kept:
+    def adopt(self, file: IO[bytes], form: Form, names: Mapping[str, str]) -> StoredArrays:
         """Take arrays where they lie in the file of a payload, which is closed with the spool; nothing is copied.
 
         Args:
@@ -131,7 +131,7 @@ class Spool:
         """
         self._adopted.append(file)
         starts = offsets(form)
-        return Kept(file, {name: _Place(starts[there], *form[there]) for name, there in names.items()})
+        return StoredArrays(file, {name: _Place(starts[there], *form[there]) for name, there in names.items()})
 
     def __enter__(self) -> "Spool":
         return self

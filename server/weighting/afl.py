@@ -29,7 +29,7 @@ from server.weighting.contract import Evidence, PerSite, Reading, recall, rememb
 class Afl:
     """Projected gradient ascent at `learning_rate`."""
 
-    learning_rate: float = 0.1
+    learning_rate: float
 
     def read(self, evidence: Evidence, memory: Mapping[str, float]) -> Reading:
         """Return every site's lambda after the step, >= 0; 0 for a site that is served well enough."""

@@ -33,9 +33,9 @@ LIMIT = 5.0
 class Auto:
     """Simultaneous perturbation of the log-weights by `perturbation`, steps of `learning_rate` on `objective`."""
 
-    objective: Literal["mean", "worst"] = "mean"
-    learning_rate: float = 1.0
-    perturbation: float = 0.3
+    objective: Literal["mean", "worst"]
+    learning_rate: float
+    perturbation: float
 
     def read(self, evidence: Evidence, memory: Mapping[str, float]) -> Reading:
         """Return the exponential of every site's log-weight, and two candidates around it.

@@ -34,7 +34,7 @@ class Evidence:
         updates: the accepted updates, in the order of site names, at least one.
         round: this round, from 1.
         rounds: how many the study plans.
-        class_counts: training examples per class at each site that told them, of this round or not.
+        class_counts: training examples per class at each site that shares them, of this round or not.
         optimised: names of the trained floating-point arrays: what a direction is measured over.
         seed: of this round's own chance.
     """
@@ -70,7 +70,7 @@ class Evidence:
         """Return every site's examples per class, at least one example each.
 
         Raises:
-            SignalMissing: names the sites that did not tell them, or of which noise left nothing.
+            SignalMissing: names the sites that do not share them, or of which noise left nothing.
         """
         if missing := [site for site in self.sites if not sum(self.class_counts.get(site, {}).values())]:
             raise SignalMissing(f"class counts are missing or all 0 from {', '.join(missing)}")
@@ -149,9 +149,9 @@ class Weighting:
     """
 
     factors: tuple[tuple[str, Factor, float], ...]
-    smoothing: float = 0.0
-    minimum: float = 0.0
-    maximum: float = 1.0
+    smoothing: float
+    minimum: float
+    maximum: float
 
     def weigh(self, evidence: Evidence, memory: Mapping[str, float]) -> Weighed:
         """Return the shares of one round; pure.
@@ -262,13 +262,13 @@ def remember(what: str, values: PerSite) -> dict[str, float]:
 
 
 def _signals(sites: Sequence[str], readings: Mapping[str, Reading]) -> dict[str, dict[str, float]]:
-    found: dict[str, dict[str, float]] = {site: {} for site in sites}
+    signals: dict[str, dict[str, float]] = {site: {} for site in sites}
     for kind, reading in readings.items():
         for name, values in {"factor": reading.values, **reading.signals}.items():
             for site in sites:
                 if math.isfinite(value := values.get(site, math.nan)):
-                    found[site][f"{kind}.{name}"] = value
-    return found
+                    signals[site][f"{kind}.{name}"] = value
+    return signals
 
 
 def _under(memory: Mapping[str, float], prefix: str) -> dict[str, float]:

@@ -8,7 +8,7 @@ the idea; the definition is ours)
     js:       value_k = exp(-JS(q_k, qbar)),                   rare: exp(+JS(q_k, qbar))
     entropy:  value_k = H(q_k) / log C  (1 if C = 1),          rare: exp(-H(q_k) / log C)
 
-with q_k the site's label distribution (the class counts it told, divided by their sum), qbar that of this round's
+with q_k the site's label distribution (the class counts it shares, divided by their sum), qbar that of this round's
 sites together (the sums of their counts), C the number of classes that these sites hold, natural logarithms and
 JS(q, p) = KL(q || m) / 2 + KL(p || m) / 2 with m = (q + p) / 2. `favour` = "typical" gives less weight to sites
 with rare labels, which may be those one wants to learn from; "rare" gives them more. A site with a single class has
@@ -32,14 +32,14 @@ Distribution = npt.NDArray[np.float64]
 class Divergence:
     """Divergence or entropy by `measure`, in favour of the typical or the rare."""
 
-    measure: Literal["kl", "js", "entropy"] = "kl"
-    favour: Literal["typical", "rare"] = "typical"
+    measure: Literal["kl", "js", "entropy"]
+    favour: Literal["typical", "rare"]
 
     def read(self, evidence: Evidence, memory: Mapping[str, float]) -> Reading:
         """Return every site's value, >= 0."""
-        told = evidence.counts()
-        classes = sorted({name for counts in told.values() for name, count in counts.items() if count})
-        counts = {site: np.array([own.get(name, 0) for name in classes], np.float64) for site, own in told.items()}
+        shared = evidence.counts()
+        classes = sorted({name for counts in shared.values() for name, count in counts.items() if count})
+        counts = {site: np.array([own.get(name, 0) for name in classes], np.float64) for site, own in shared.items()}
         pooled = np.sum(list(counts.values()), axis=0)
         measured = {site: self._measured(own / own.sum(), pooled / pooled.sum()) for site, own in counts.items()}
         values = {site: self._value(number) for site, number in measured.items()}

@@ -29,7 +29,7 @@ ROUNDING = 1e-12
 class FedAdp:
     """Gompertz function of the angle, `alpha` steep and high."""
 
-    alpha: float = 5.0
+    alpha: float
 
     def read(self, evidence: Evidence, memory: Mapping[str, float]) -> Reading:
         """Return every site's value in (0, 1], 1 for the smallest mean angle."""
@@ -62,6 +62,6 @@ def _angles(evidence: Evidence) -> dict[str, float]:
             inner[update.site] += float(np.vdot(own, mean))
             square[update.site] += float(np.vdot(own, own))
     lengths = {site: math.sqrt(value) * math.sqrt(mean_square) for site, value in square.items()}
-    found = {site: length > ROUNDING * square[site] for site, length in lengths.items()}  # else the mean is 0
-    cosines = {site: inner[site] / lengths[site] if found[site] else 0.0 for site in lengths}
+    known = {site: length > ROUNDING * square[site] for site, length in lengths.items()}  # else the mean is 0
+    cosines = {site: inner[site] / lengths[site] if known[site] else 0.0 for site in lengths}
     return {site: math.acos(min(1.0, max(-1.0, cosine))) for site, cosine in cosines.items()}

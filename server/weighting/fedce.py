@@ -30,7 +30,7 @@ EPSILON, ROUNDING = 1e-6, 1e-12
 class FedCe:
     """Novelty and error, added or multiplied as `mode` says."""
 
-    mode: Literal["plus", "times"] = "plus"
+    mode: Literal["plus", "times"]
 
     def read(self, evidence: Evidence, memory: Mapping[str, float]) -> Reading:
         """Return every site's contribution, > 0."""
@@ -70,5 +70,5 @@ def _cosines_to_others(evidence: Evidence, shares: PerSite) -> dict[str, float]:
             square[update.site] += float(np.vdot(own, own))
             rest_square[update.site] += float(np.vdot(rest, rest))
     lengths = {site: math.sqrt(square[site]) * math.sqrt(rest_square[site]) for site in square}
-    found = {site: length > ROUNDING * square[site] for site, length in lengths.items()}  # else the rest is 0
-    return {site: max(-1.0, min(1.0, inner[site] / lengths[site])) if found[site] else 0.0 for site in lengths}
+    known = {site: length > ROUNDING * square[site] for site, length in lengths.items()}  # else the rest is 0
+    return {site: max(-1.0, min(1.0, inner[site] / lengths[site])) if known[site] else 0.0 for site in lengths}

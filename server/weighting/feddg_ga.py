@@ -26,7 +26,7 @@ ROUNDING = 1e-12
 class FedDgGa:
     """Adjustment by at most `step` in the first rounds, by less and less towards the last."""
 
-    step: float = 0.2
+    step: float
 
     def read(self, evidence: Evidence, memory: Mapping[str, float]) -> Reading:
         """Return every site's `a`, adjusted by the gaps of the round before."""

@@ -6,9 +6,9 @@ https://arxiv.org/abs/2305.19229
     value_k = max(0, n_k / n - a * d_k + b),        d_k = metric(q_k, u)
 
 with n_k = `Update.num_examples`, n their sum over this round's sites, q_k the site's label distribution (the class
-counts it told, divided by their sum) and u the global one. As in the paper and its authors' code, u is not the
+counts it shares, divided by their sum) and u the global one. As in the paper and its authors' code, u is not the
 sites' pooled distribution but the one that the global model should serve: uniform over the classes of the study,
-which are all that any site told of. Metrics: `kl` = sum q log(q / u), then divided by the sum over this round's
+which are all that any site has. Metrics: `kl` = sum q log(q / u), then divided by the sum over this round's
 sites (0 if that is 0); `l1`, `l2` = norms of q - u; `cosine` = 1 - cos(q, u). The size is in the value already. If
 no value is left above 0, the round is weighted by size (`base`). Keeps no memory.
 """
@@ -26,15 +26,15 @@ from server.weighting.contract import Evidence, PerSite, Reading, normalised
 class FedDisco:
     """Discrepancy by `metric`, times `a`; `b` is added to every site."""
 
-    a: float = 0.5
-    b: float = 0.1
-    metric: Literal["kl", "l1", "l2", "cosine"] = "kl"
+    a: float
+    b: float
+    metric: Literal["kl", "l1", "l2", "cosine"]
 
     def read(self, evidence: Evidence, memory: Mapping[str, float]) -> Reading:
         """Return every site's value, >= 0."""
         counts, parts = evidence.counts(), normalised(evidence.sizes)
         classes = sorted(set().union(*evidence.class_counts.values()))
-        distances = {site: self._distance([told.get(name, 0) for name in classes]) for site, told in counts.items()}
+        distances = {site: self._distance([own.get(name, 0) for name in classes]) for site, own in counts.items()}
         if self.metric == "kl":
             distances = _relative(distances)
         values = {site: max(0.0, parts[site] - self.a * distances[site] + self.b) for site in evidence.sites}

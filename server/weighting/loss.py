@@ -21,7 +21,7 @@ from server.weighting.contract import Evidence, Reading
 class Loss:
     """Softmax of the negative loss at `temperature`."""
 
-    temperature: float = 1.0
+    temperature: float
 
     def read(self, evidence: Evidence, memory: Mapping[str, float]) -> Reading:
         """Return every site's value in [0, 1], 1 for the lowest loss."""

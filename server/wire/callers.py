@@ -12,7 +12,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from common.errors import ConsiliumError, StateError
-from common.host.identity import read_certificate
+from common.host.certificates import read_certificate
 from common.wire.limits import EXPIRED, REVOKED
 from server.wire.registry import Registry
 from server.wire.streams import Peer

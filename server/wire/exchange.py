@@ -4,8 +4,8 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from common.host.text import clean
-from common.protocol import REPLY_GRACE_SECONDS, Plan
+from common.errors import clean
+from common.protocol.plans import REPLY_GRACE_SECONDS, Plan
 from common.wire import wire_pb2 as pb
 from common.wire.limits import SMALL_PAYLOAD_BYTES
 from server.study.exchange import NOTHING, Answer, answer_of

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import EXIT_CODES, ConfigError, StateError
-from common.events import EventLog
+from common.events.log import EventLog
+from common.events.run import RunFailure, RunStopped
 from common.host.files import write_atomically
 from common.host.parents import exit_code
 from server.wire.run_port import RunPort
@@ -140,8 +141,8 @@ class Runs:
             raise ConfigError(f"there is no run '{name}' going on; 'consilium runs' lists them")
         self._note(replace(entry, state=STOPPED, ended=time.time()))
         with contextlib.suppress(StateError):
-            EventLog(entry.folder / "events.jsonl").log("stopped")
-            EventLog(self._journal, {"study": entry.title, "run": name}).log("stopped")
+            EventLog(entry.folder / "events.jsonl").log(RunStopped())
+            EventLog(self._journal, {"study": entry.title, "run": name}).log(RunStopped())
         if (child := self._children.get(name)) is not None:
             await _end(child.process)
         if (followed := self._followed.get(name)) is not None:  # so that a run of this name can begin anew
@@ -206,7 +207,7 @@ class Runs:
             EventLog(self._journal, {"study": entry.title, "run": entry.name}),
         ):
             with contextlib.suppress(StateError):
-                events.log("failed", error="RunFailed", message=detail)
+                events.log(RunFailure(error="RunFailed", message=detail))
 
     async def _once(self, entry: RunEntry) -> int:
         """Have one process run it; return its exit code, negative for the signal that killed it."""

@@ -15,14 +15,13 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from common import __version__
-from common.errors import ConsiliumError, StateError
-from common.host.identity import read_authorities
-from common.host.text import clean
+from common.errors import ConsiliumError, StateError, clean
+from common.host.certificates import read_authorities
+from common.study.limits import MAX_TEXT_BYTES
 from common.wire import wire_pb2 as pb
 from common.wire.limits import (
     EXPIRED,
     HELLO_SECONDS,
-    MAX_TEXT_BYTES,
     SERVICE,
     SMALL_PAYLOAD_BYTES,
     STOPPING,

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from common.errors import StateError
-from common.host.text import clean
+from common.errors import StateError, clean
 
 Seconds = float
 

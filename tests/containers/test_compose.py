@@ -24,6 +24,7 @@ HOSPITALS = ("berlin", "lyon", "porto")
 
 
 def why_not() -> str | None:
+    """Return why these tests cannot run here; None where they can."""
     if shutil.which("docker") is None or shutil.which("docker-compose") is None:
         return "no docker or docker-compose on this machine"
     if subprocess.run(["docker", "info"], capture_output=True, check=False).returncode != 0:
@@ -43,12 +44,15 @@ pytestmark = [
 
 @dataclass(frozen=True)
 class Federation:
+    """A federation in containers, with what was measured while it started."""
+
     project: str
     ports: dict[str, int]
     first_point_seconds: float
     page_seconds: float
 
     def compose(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        """Run docker-compose on it."""
         return compose(self.project, self.ports, *arguments)
 
     def inside(self, service: str, code: str) -> str:
@@ -71,10 +75,12 @@ class Federation:
         return found
 
     def page(self, name: str = "") -> str:
+        """Return a page of its results."""
         return fetch(f"http://127.0.0.1:{self.ports['RESULTS_PORT']}/{name}")
 
 
 def compose(project: str, ports: dict[str, int], *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run docker-compose on a project."""
     files = ("-f", str(ROOT / "docker-compose.yml"), "-f", str(ROOT / "tests" / "compose.no-grafana.yml"))
     return subprocess.run(
         ["docker-compose", "--project-name", project, *files, *arguments],
@@ -87,18 +93,21 @@ def compose(project: str, ports: dict[str, int], *arguments: str) -> "subprocess
 
 
 def fetch(url: str) -> str:
+    """Return what is at an address."""
     with urllib.request.urlopen(url, timeout=5) as response:
         content: bytes = response.read()
         return content.decode()
 
 
 def query(port: int, expression: str) -> list[dict[str, Any]]:
-    url = f"http://127.0.0.1:{port}/api/v1/query?query={urllib.request.quote(expression)}"  # type: ignore[attr-defined]
+    """Return the series of a query to Prometheus."""
+    url = f"http://127.0.0.1:{port}/api/v1/query?query={urllib.request.quote(expression)}"  # type: ignore[attr-defined]  # quote is there, unlisted
     found: list[dict[str, Any]] = json.loads(fetch(url))["data"]["result"]
     return found
 
 
 def wait_for(what: str, check: Any, seconds: float) -> None:
+    """Wait until a check holds."""
     deadline = time.monotonic() + seconds
     while True:
         try:
@@ -112,6 +121,7 @@ def wait_for(what: str, check: Any, seconds: float) -> None:
 
 @pytest.fixture(scope="module")
 def federation() -> Iterator[Federation]:
+    """Start a federation in containers, and take it down at the end."""
     project = f"consilium-test-{uuid.uuid4().hex[:8]}"
     ports = {"RESULTS_PORT": free_port(), "PROMETHEUS_PORT": free_port()}
     began = time.monotonic()
@@ -206,7 +216,7 @@ def test_site_that_is_not_who_it_says_is_refused(federation: Federation, change:
     """A site with a foreign certificate, and one that trusts another authority, say so and wait."""
     code = f"""
 import pathlib, shutil, subprocess, sys
-from common.host.identity import read_private_key
+from common.host.keys import read_private_key
 from cryptography.hazmat.primitives.serialization import Encoding
 from server.operations.authority import make_server_identity, sign_site_certificate
 folder, other = pathlib.Path('/tmp/{change}'), pathlib.Path('/tmp/other-{change}')

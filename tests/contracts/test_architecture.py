@@ -1,17 +1,28 @@
 """The import rules and a few bans, read from the source: what a diagram would only promise."""
 
 import ast
+import functools
 import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 from paths import ROOT
 
 PACKAGES = ("common", "server", "client", "consilium")
+DOMAIN = (
+    *("common/study", "common/codecs", "common/weights", "common/data"),
+    *("server/study", "server/strategies", "server/weighting"),
+    *("client/site", "client/training", "client/methods", "client/models", "client/data"),
+)
+"""What is computed, and from what; it knows nothing of what carries it from process to process."""
+CARRIERS = ("wire", "process", "operations", "flower")
+"""Folders, in any package, of what carries the domain."""
+
 ALGORITHMS = ("server/strategies", "server/weighting", "client/methods")
 """Folders with one algorithm per file beside `contract.py` and a registry in `__init__.py`; each may be missing."""
 
@@ -30,7 +41,8 @@ FLWR = {
 """Every module that imports flwr: apps, grids, and what makes messages of orders."""
 
 
-def sources(*folders: str) -> dict[str, ast.Module]:
+@functools.cache
+def sources(*folders: str) -> Mapping[str, ast.Module]:
     """Return the parsed modules below some folders by their path from the root, as `server/app.py`."""
     return {
         path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8"))
@@ -39,14 +51,17 @@ def sources(*folders: str) -> dict[str, ast.Module]:
     }
 
 
-def imports(tree: ast.Module) -> Iterator[str]:
-    """Yield the dotted names that a module imports anywhere, `from a import b` as `a` and as `a.b`."""
+@functools.cache
+def imports(tree: ast.Module) -> frozenset[str]:
+    """Return the dotted names that a module imports anywhere, `from a import b` as `a` and as `a.b`."""
+    names = set[str]()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "relative imports hide what depends on what"
-            yield from (node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names))
+            names |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return frozenset(names)
 
 
 def importers(name: str, *folders: str) -> set[str]:
@@ -93,6 +108,48 @@ def test_server_and_client_never_import_each_other(package: str, other: str) -> 
 def test_flwr_is_imported_in_the_listed_modules_and_no_others() -> None:
     """Rule 3, both ways: a module that no longer needs flwr leaves the list."""
     assert importers("flwr", *PACKAGES) == FLWR
+
+
+@pytest.mark.parametrize("carrier", [f"{package}.{folder}" for package in PACKAGES for folder in CARRIERS])
+def test_the_domain_knows_no_carrier(carrier: str) -> None:
+    """Rule 7: study, site and the algorithms can be read, tested and moved without wire, processes and operations."""
+    assert set() == importers(carrier, *DOMAIN)
+
+
+def test_the_domain_is_where_rule_7_looks() -> None:
+    """Every folder that rule 7 names has modules, and so has every carrier in some package."""
+    assert all(sources(folder) for folder in DOMAIN)
+    assert set(CARRIERS) == {folder for folder in CARRIERS if any(sources(f"{one}/{folder}") for one in PACKAGES)}
+
+
+def test_no_imports_go_round() -> None:
+    """Nor do imports inside functions, or for types alone: what is below is understood without what is above."""
+    done = subprocess.run([sys.executable, "benchmarks/house.py"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert 0 == done.returncode, done.stdout + done.stderr
+    assert "No circle of imports" in done.stdout
+
+
+def test_circles_and_wrong_layers_are_found(tmp_path: Path) -> None:
+    """A checkout with a circle of three modules, one that imports upwards, and a domain that knows its carrier."""
+    files = {
+        "common/a.py": "def f():\n    import common.b",
+        "common/b.py": "from common import c",
+        "common/c.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from common.a import f",
+        "client/x.py": "import server.study.run",
+        "server/study/run.py": "from server.wire.calls import call",
+        "server/wire/calls.py": "call = 1",
+    }
+    for path, text in files.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text, encoding="utf-8")
+    command = [sys.executable, "benchmarks/house.py", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    wrong = [
+        "a circle: common.a -> common.b -> common.c -> common.a",
+        "client.x imports server.study.run: packages import downwards only",
+        "server.study.run imports server.wire.calls: the domain knows no carrier",
+    ]
+    assert (1, wrong) == (done.returncode, done.stdout.splitlines()[-3:]), done.stderr
 
 
 def test_nothing_of_flowers_runtime_is_left() -> None:
@@ -166,7 +223,7 @@ def test_the_process_that_talks_to_the_server_is_small() -> None:
 def test_dividing_a_pool_needs_no_torch() -> None:
     """A coordinator does it where the server runs: neither torch nor scikit-learn is there."""
     code = (
-        "import sys; import consilium.data.federation, consilium.data.fetch, consilium.data.picture; "
+        "import sys; import consilium.data.split, consilium.data.fetch, consilium.data.picture; "
         "print([name for name in ('torch', 'sklearn', 'client') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
@@ -227,7 +284,7 @@ def test_server_image_has_what_it_imports() -> None:
     """The server's list of packages is inside the project's, and what its image runs imports none that is not on it."""
     listed = set((ROOT / "docker" / "server-requirements.txt").read_text(encoding="utf-8").split("\n"))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    needed = {re.match(r"[a-z-]+", one)[0] for one in project["dependencies"]}  # type: ignore[index]
+    needed = {re.match(r"[a-z0-9_-]+", one)[0] for one in project["dependencies"]}  # type: ignore[index]  # each begins with a name
     assert set() == {name for name in listed if name and not name.startswith("#")} - needed
     absent = sorted(
         {"scikit-learn": "sklearn"}.get(name, name) for name in needed - listed - {"pillow"}
@@ -245,3 +302,31 @@ def test_server_image_has_what_it_imports() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert 0 == done.returncode, done.stderr
+
+
+def test_every_exemption_has_its_reason() -> None:
+    """Behind each `type: ignore` and `noqa` stands why, and which error it is about."""
+    exempt = re.compile(r"# (?:type: ignore|noqa)\b")
+    reasoned = re.compile(r"# (?:type: ignore\[[a-z, -]+\] +# |noqa: [A-Z0-9, ]+ +[#(]? ?)[^\s#(]")
+    lines = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for folder in (*PACKAGES, "tests", "benchmarks", "dashboards", "examples", "docs")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        if exempt.search(line)
+        and not reasoned.search(line)
+        and path.name not in ("test_architecture.py", "wire_pb2.py")
+    ]
+    assert [] == lines, "\n".join(lines)
+
+
+def test_what_is_imported_is_declared() -> None:
+    """A package that another one happens to bring goes away with it: all that we import is in pyproject.toml."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["parquet"]]
+    declared = {re.split(r"[^\w-]", one, maxsplit=1)[0].replace("_", "-").lower() for one in wanted}
+    imported = {name.split(".")[0] for tree in sources(*PACKAGES).values() for name in imports(tree)}
+    brought_by = packages_distributions()
+    others = imported - sys.stdlib_module_names - {*PACKAGES, "_typeshed"}
+    unknown = {name for name in others if not declared & {of.replace("_", "-").lower() for of in brought_by[name]}}
+    assert set() == unknown

@@ -5,9 +5,9 @@ The stages' own numbers are in test_codec_numbers.
 
 import ast
 import dataclasses
+import functools
 import sys
 import tracemalloc
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,11 @@ from hypothesis.extra import numpy as hnp
 from pydantic import TypeAdapter, ValidationError
 from safetensors.numpy import load, save
 
-from common.codecs import CODECS, ByteStage, Chain, Encoded, Identity, Stage, build_chain, form_of
+from common.codecs import CODECS, ByteStage, Chain, Identity, Stage, build_chain, form_of
 from common.codecs.base import bytes_of
 from common.codecs.container import container_bytes, pack
 from common.codecs.identity import Unchanged
-from common.errors import ProtocolError, StateError, UpdateRejected
-from common.host.text import is_clean
+from common.errors import ProtocolError, StateError, UpdateRejected, is_clean
 from common.study.codecs import CodecConfig
 from common.study.ranges import variants
 from common.weights.arithmetic import subtract
@@ -51,6 +50,7 @@ WHOLE = {"identity": Identity}
 
 @pytest.fixture(params=sorted(WHOLE))
 def codec(request: pytest.FixtureRequest) -> Identity:
+    """Return every codec of whole weights in turn."""
     return WHOLE[request.param]()
 
 
@@ -179,7 +179,7 @@ def test_identity_is_exact_bit_for_bit(weights: dict[str, Array]) -> None:
 
 # --- stages and chains -----------------------------------------------------------------------------
 
-MODEL: dict[str, Array] = {
+MODEL: dict[str, Any] = {
     "conv.weight": np.linspace(-1e-3, 2e-3, 8 * 4 * 9, dtype=np.float32).reshape(8, 4, 3, 3),
     "head.weight": np.cos(np.arange(60.0)).reshape(6, 10),
     "half.weight": np.sin(np.arange(30.0)).reshape(5, 6).astype(np.float16),
@@ -191,7 +191,7 @@ MODEL: dict[str, Array] = {
     "bn.count": np.array(2**62 + 1),
     "token": np.array([[-3, 2**31 - 1]], dtype=np.int32),
 }
-HELD: dict[str, Array] = {
+HELD: dict[str, Any] = {
     name: (array * 0 + np.asarray(0.75 if array.dtype.kind == "f" else 7)).astype(array.dtype)
     for name, array in MODEL.items()
 }
@@ -226,10 +226,12 @@ KINDS = {variant.model_fields["kind"].default: variant for variant in variants(C
 
 
 def chain(name: str, *, exact: frozenset[str] = frozenset()) -> Chain:
+    """Return a chain of codecs by its name above."""
     return build_chain(CONFIGS.validate_python(CHAINS[name]), exact=exact)
 
 
 def array_stage(kind: str) -> Stage:
+    """Return the only stage of a chain, which codes arrays."""
     (stage,) = chain(kind).stages
     assert not isinstance(stage, ByteStage)
     return stage
@@ -274,16 +276,16 @@ def test_every_stage_has_its_settings_and_the_reverse() -> None:
 
 @each_kind
 def test_stage_is_a_frozen_dataclass_whose_fields_are_its_settings(kind: str) -> None:
-    """A variant's keys, but for `kind`, are its class's fields, with the same defaults; what a study sets arrives."""
-    cls = CODECS[kind]
+    """A variant's keys, but for `kind`, are its class's fields, without a second default; what a study sets arrives."""
+    cls, settings = CODECS[kind], KINDS[kind]().model_dump(exclude={"kind"})
     assert dataclasses.is_dataclass(cls)
-    assert KINDS[kind]().model_dump(exclude={"kind"}) == {
-        field.name: field.default for field in dataclasses.fields(cls)
-    }
-    assert build_chain([KINDS[kind]()]) == Chain((cls(),))
+    stage = cls(**settings)
+    assert settings == dataclasses.asdict(stage)
+    assert build_chain([KINDS[kind]()]) == Chain((stage,))
     for field in dataclasses.fields(cls):
+        assert field.default is dataclasses.MISSING
         with pytest.raises(dataclasses.FrozenInstanceError):
-            setattr(cls(), field.name, 1)
+            setattr(stage, field.name, 1)
 
 
 @pytest.mark.parametrize(
@@ -414,7 +416,7 @@ def test_lossless_chain_is_exact_bit_for_bit(name: str, model: dict[str, Array],
 def test_lossless_chain_gives_the_delta_of_today(name: str) -> None:
     """The server computes from the weights what a site computed itself: `after - before` in the arrays' dtype."""
     chance = np.random.default_rng(5)
-    before: dict[str, Array] = {"w": chance.normal(size=500).astype(np.float32), "n": np.array(4)}
+    before: dict[str, Any] = {"w": chance.normal(size=500).astype(np.float32), "n": np.array(4)}
     after: dict[str, Array] = {"w": before["w"] + chance.normal(size=500).astype(np.float32) / 100, "n": np.array(9)}
     codec = chain(name)
     assert bits(subtract(after, before)) == bits(codec.decode(codec.encode(after, before, seed=0).payload, before))
@@ -586,14 +588,14 @@ def test_values_that_a_stage_cannot_hold_are_refused_by_the_sender(name: str) ->
 
 def test_difference_too_large_for_its_dtype_is_refused() -> None:
     """2e38 - -2e38 is infinite in float32."""
-    one: dict[str, Array] = {"w": np.full(3, 2e38, np.float32)}
+    one: dict[str, Any] = {"w": np.full(3, 2e38, np.float32)}
     with pytest.raises(UpdateRejected, match="has 3 NaN or infinite"):
         chain("int8").encode(one, {"w": -one["w"]}, seed=0)
 
 
 def test_sum_too_large_for_its_dtype_is_refused() -> None:
     """The sender may be honest about its difference, and the receiver's weights overflow all the same."""
-    one: dict[str, Array] = {"w": np.full(3, 2e38, np.float32)}
+    one: dict[str, Any] = {"w": np.full(3, 2e38, np.float32)}
     with pytest.raises(ProtocolError, match="weights after the difference: array 'w' has 1 NaN or infinite"):
         chain("top_k").advance(one, chain("top_k").encode(one, seed=0).payload)
 
@@ -605,7 +607,7 @@ def test_weights_of_another_form_than_the_reference_are_refused(name: str) -> No
     with pytest.raises(UpdateRejected, match=r"array 'scale' has shape \(\), expected \(2, 1\)"):
         chain(name).encode(AFTER, other, seed=0)
     with pytest.raises(ProtocolError):
-        chain(name).decode(PAYLOADS[name].payload, HELD | {"more": np.zeros(1)})
+        chain(name).decode(payload_of(name), HELD | {"more": np.zeros(1)})
 
 
 def test_memory_of_other_arrays_is_refused() -> None:
@@ -628,7 +630,10 @@ def test_names_and_dtypes_that_cannot_travel_are_refused() -> None:
 # --- chains: bytes from outside --------------------------------------------------------------------
 
 
-PAYLOADS: Mapping[str, Encoded] = {name: chain(name).encode(AFTER, HELD, seed=1) for name in CHAINS}
+@functools.cache
+def payload_of(name: str) -> bytes:
+    """Return what a chain makes of the model."""
+    return chain(name).encode(AFTER, HELD, seed=1).payload
 
 
 def decodes_or_refuses(codec: Chain, payload: bytes) -> None:
@@ -646,7 +651,7 @@ def decodes_or_refuses(codec: Chain, payload: bytes) -> None:
 @given(data=st.data())
 def test_damaged_payload_is_refused_or_of_the_right_form(name: str, data: st.DataObject) -> None:
     """Bytes changed anywhere, also in the arrays' own: scales, positions and exponents become anything."""
-    content = bytearray(PAYLOADS[name].payload)
+    content = bytearray(payload_of(name))
     for _ in range(data.draw(st.integers(1, 3))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     decodes_or_refuses(chain(name), bytes(content))
@@ -670,7 +675,7 @@ def test_arbitrary_contents_are_refused_or_of_the_right_form(name: str, seed: in
 @each_chain
 def test_cut_or_extended_payload_is_refused(name: str) -> None:
     """Every proper beginning, and any byte more."""
-    codec, whole = chain(name), PAYLOADS[name].payload
+    codec, whole = chain(name), payload_of(name)
     for wrong in (*(whole[:n] for n in range(0, len(whole), 37)), whole[:-1], whole + b"\0", whole + whole):
         with pytest.raises(ProtocolError, match=f"payload of {len(wrong)} bytes"):
             codec.decode(wrong, HELD)
@@ -749,7 +754,7 @@ def test_bomb_is_refused_before_it_is_expanded() -> None:
 @each_chain
 def test_decoding_takes_a_small_multiple_of_the_model(name: str) -> None:
     """At most 12 times the model's 4 MB, with all float64 on the way, and nothing for a payload that is too long."""
-    like: dict[str, Array] = {"w": np.ones((1000, 1000), np.float32), "b": np.ones(1000, np.float32)}
+    like: dict[str, Any] = {"w": np.ones((1000, 1000), np.float32), "b": np.ones(1000, np.float32)}
     codec, size = chain(name), 4 * 1001_000
     payload = codec.encode({n: array * 0.5 for n, array in like.items()}, like, seed=0).payload
     assert peak_of(codec, payload, like, refused=False) < 12 * size

@@ -9,7 +9,10 @@ from pydantic import TypeAdapter
 
 from common.errors import ConfigError
 from common.study.load import load_site
+from common.study.methods import MethodConfig
+from common.study.ranges import variants
 from common.study.rules import RULES, problems
+from common.study.strategies import StrategyConfig
 from common.study.study import StudyConfig
 from consilium.running.in_process import run_in_process
 
@@ -164,6 +167,15 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"weighting": {"factors": [{"kind": "fedce"}]}, "strategy": {"kind": "fedavg", "learning_rate": 0.5}},
         "weighting 'fedce' takes a site's update out of the global weights again",
     ),
+    "control variates with a difference": (
+        {
+            "method": {"kind": "scaffold"},
+            "strategy": {"kind": "scaffold"},
+            "training": PLAIN,
+            "downlink": [{"kind": "int8"}],
+        },
+        "send arrays along with the weights",
+    ),
     "candidates beside a difference": (
         {"downlink": [{"kind": "int8"}], "weighting": {"factors": [{"kind": "auto"}]}},
         "send arrays along with the weights",
@@ -229,6 +241,29 @@ def test_legal_study_has_no_problem(make_study: MakeStudy) -> None:
         assert [] == problems(make_study(**settings))
 
 
+def test_what_a_method_declares_of_its_strategy_holds(make_study: MakeStudy) -> None:
+    """A method has a strategy of its own where one has its name, but for FedAvg; two halves of a whole say so both."""
+    strategies = {kind_of(one): one for one in variants(StrategyConfig)}
+    for method in variants(MethodConfig):
+        own = method.own_strategy
+        assert own == (kind_of(method) if kind_of(method) in strategies.keys() - {"fedavg"} else None), method
+        if own is None:
+            assert not method.matched, method
+            continue
+        assert method.matched == strategies[own].matched, method
+        training = PLAIN if method.plain_sgd else {"epochs": 1}
+        study = make_study(method={"kind": kind_of(method)}, strategy={"kind": own}, training=training)
+        assert [] == problems(study)
+    halves = {kind for kind, strategy in strategies.items() if strategy.matched}
+    assert halves == {kind_of(method) for method in variants(MethodConfig) if method.matched}
+    assert all(strategies[kind].travels <= strategies[kind].matched for kind in strategies)
+
+
+def kind_of(settings: type[Any]) -> str:
+    """Return the name of an algorithm by the class of its settings."""
+    return str(settings.model_fields["kind"].default)
+
+
 def test_class_counts_that_a_site_keeps_stop_the_study(
     tmp_path: Path, make_sites: MakeSites, make_study: MakeStudy
 ) -> None:
@@ -238,7 +273,7 @@ def test_class_counts_that_a_site_keeps_stop_the_study(
     sites["lyon"].write_text(text.replace("share_class_counts = true", "share_class_counts = false"), encoding="utf-8")
     study = make_study(weighting={"factors": [{"kind": "divergence"}]})
     with pytest.raises(
-        ConfigError, match=r"site 'lyon' does not tell its class counts.*'divergence'.*share_class_counts"
+        ConfigError, match=r"site 'lyon' does not share its class counts.*'divergence'.*share_class_counts"
     ):
         run_in_process(study, sites, tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoint.safetensors").exists()

@@ -69,6 +69,7 @@ def evidence(updates: Iterable[Update] | None = None, number: int = 1, **changes
 
 
 def rounds() -> list[Evidence]:
+    """Return the evidence of some rounds, in which not every site takes part."""
     return [evidence([update(site, number) for site in sites.split()], number) for number, sites in ROUNDS]
 
 
@@ -89,6 +90,7 @@ def frozen(given: Evidence) -> tuple[Any, ...]:
 
 
 def sites_in(memory: Mapping[str, float]) -> set[str]:
+    """Return the sites that a memory is about."""
     return {name.rpartition("/")[2] for name in memory}
 
 
@@ -102,12 +104,13 @@ def test_registry_holds_every_kind_of_the_settings_in_their_order() -> None:
 
 @every_factor
 def test_factor_is_a_frozen_dataclass_of_its_settings(kind: str) -> None:
-    """Fields are the keys of study.toml but `kind` and `exponent`, with the same defaults; nothing can be set."""
+    """Fields are the keys of study.toml but `kind` and `exponent`, where the defaults are; nothing can be set."""
     cls: Any = WEIGHTINGS[kind]
     values = TypeAdapter(FactorConfig).validate_python({"kind": kind}).model_dump(exclude={"kind", "exponent"})
-    assert values == dataclasses.asdict(cls())
+    assert values == dataclasses.asdict(cls(**values))
+    assert {dataclasses.MISSING} >= {field.default for field in dataclasses.fields(cls)}
     with pytest.raises((dataclasses.FrozenInstanceError, TypeError)):
-        cls().memory = {}
+        cls(**values).memory = {}
 
 
 @every_factor
@@ -331,6 +334,9 @@ def test_shares_are_the_product_of_factors() -> None:
     """Sizes 1000, 500, 200 times 0.5, 2, 5 to the power 2 are 250, 2000, 5000 of 7250."""
     weighting = Weighting(
         (("size", WEIGHTINGS["size"](), 1.0), ("given", Given({"a": 0.5, "b": 2.0, "c": 5.0}), 2.0)),
+        smoothing=0.0,
+        minimum=0.0,
+        maximum=1.0,
     )
     expected = {"a": 250 / 7250, "b": 2000 / 7250, "c": 5000 / 7250}
     assert pytest.approx(expected, abs=1e-15) == dict(weighting.weigh(three(), {}).shares)
@@ -338,7 +344,12 @@ def test_shares_are_the_product_of_factors() -> None:
 
 def test_factor_of_zero_to_the_power_zero_is_no_factor() -> None:
     """Exponent 0 switches a factor off, at sites with the value 0 too."""
-    weighting = Weighting((("size", WEIGHTINGS["size"](), 1.0), ("given", Given({"a": 0.0, "b": 1.0, "c": 7.0}), 0.0)))
+    weighting = Weighting(
+        (("size", WEIGHTINGS["size"](), 1.0), ("given", Given({"a": 0.0, "b": 1.0, "c": 7.0}), 0.0)),
+        smoothing=0.0,
+        minimum=0.0,
+        maximum=1.0,
+    )
     assert {"a": 1000 / 1700, "b": 500 / 1700, "c": 200 / 1700} == dict(weighting.weigh(three(), {}).shares)
 
 
@@ -373,7 +384,9 @@ def test_weights_of_sites_do_not_depend_on_who_answered_first() -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -0.5])
 def test_factor_that_is_no_number_weighs_the_round_by_size(bad: float) -> None:
     """The note names the factor and the site; the bad value is not among the signals that are finite."""
-    weighed = Weighting((("given", Given({"a": 1.0, "b": bad, "c": 1.0}), 1.0),)).weigh(three(), {"given/x": 1.0})
+    weighed = Weighting(
+        (("given", Given({"a": 1.0, "b": bad, "c": 1.0}), 1.0),), smoothing=0.0, minimum=0.0, maximum=1.0
+    ).weigh(three(), {"given/x": 1.0})
     assert {"a": 1000 / 1700, "b": 500 / 1700, "c": 200 / 1700} == dict(weighed.shares)
     assert ("weighted by size: factor 'given' is not a number >= 0 at b",) == weighed.notes
     assert all(math.isfinite(value) for signals in weighed.signals.values() for value in signals.values())
@@ -384,7 +397,9 @@ def test_factor_that_is_no_number_weighs_the_round_by_size(bad: float) -> None:
 )
 def test_product_that_is_no_weight_weighs_the_round_by_size(value: float, exponent: float, what: str) -> None:
     """All 0 leaves nothing to divide by, an overflow nothing to divide; neither ends the run."""
-    weighting = Weighting((("given", Given(dict.fromkeys("abc", value)), exponent),))
+    weighting = Weighting(
+        (("given", Given(dict.fromkeys("abc", value)), exponent),), smoothing=0.0, minimum=0.0, maximum=1.0
+    )
     weighed = weighting.weigh(three(), {})
     assert {"a": 1000 / 1700, "b": 500 / 1700, "c": 200 / 1700} == dict(weighed.shares)
     assert (f"weighted by size: the product of given is {what}",) == weighed.notes
@@ -393,7 +408,7 @@ def test_product_that_is_no_weight_weighs_the_round_by_size(value: float, expone
 def test_candidate_that_is_no_weight_weighs_the_round_by_size() -> None:
     """Candidates go the way of the shares: none is sent that was not weighed."""
     nothing = Given(dict.fromkeys("abc", 1.0), {"candidate-a": dict.fromkeys("abc", 0.0)})
-    weighed = Weighting((("given", nothing, 1.0),)).weigh(three(), {})
+    weighed = Weighting((("given", nothing, 1.0),), smoothing=0.0, minimum=0.0, maximum=1.0).weigh(three(), {})
     assert ({}, 1) == (dict(weighed.candidates), len(weighed.notes))
 
 
@@ -401,14 +416,16 @@ def test_fallback_by_one_factor_teaches_no_other() -> None:
     """`auto` is read before `loss` finds its metric missing: its memory must not speak of candidates never sent."""
     config = WeightingConfig.model_validate({"factors": [{"kind": "auto"}, {"kind": "loss"}]})
     lean = [update(site, metrics={}) for site in SIZES]
-    weighed = build_weighting(config).weigh(evidence(lean), {"share/rome": 0.1})
-    assert {"share/rome": 0.1} == dict(weighed.memory)
+    weighed = build_weighting(config).weigh(evidence(lean), {"afl/lambda/rome": 0.1})
+    assert {"afl/lambda/rome": 0.1} == dict(weighed.memory)
     assert {"auto.factor", "auto.beta", "auto.sign"} == set(weighed.signals["rome"])
 
 
 def test_fallback_keeps_to_the_bounds() -> None:
     """A maximum is a promise to the sites: 10/17 becomes 0.5, and 5/17 and 2/17 share the rest as 5 to 2."""
-    weighed = Weighting((("given", Given(dict.fromkeys("abc", 0.0)), 1.0),), maximum=0.5).weigh(three(), {})
+    weighed = Weighting(
+        (("given", Given(dict.fromkeys("abc", 0.0)), 1.0),), maximum=0.5, smoothing=0.0, minimum=0.0
+    ).weigh(three(), {})
     assert pytest.approx({"a": 0.5, "b": 2.5 / 7, "c": 1 / 7}, abs=1e-12) == dict(weighed.shares)
 
 
@@ -416,7 +433,8 @@ def test_fallback_keeps_to_the_bounds() -> None:
 
 
 def smoothing(values: Mapping[str, float], memory: Mapping[str, float]) -> Weighed:
-    weighting = Weighting((("given", Given(values), 1.0),), smoothing=0.75)
+    """Return what a weighting that remembers three quarters makes of given factors."""
+    weighting = Weighting((("given", Given(values), 1.0),), smoothing=0.75, minimum=0.0, maximum=1.0)
     return weighting.weigh(three(**dict.fromkeys(values, 10)), memory)
 
 
@@ -539,7 +557,9 @@ def test_candidates_are_weighed_as_the_shares_are() -> None:
     and c share 0.55 as 1.25 to 0.375.
     """
     tried = Given(dict.fromkeys("abc", 1.0), {"candidate-a": {"a": 1.0, "b": 4.0, "c": 5.0}})
-    weighting = Weighting((("size", WEIGHTINGS["size"](), 1.0), ("given", tried, 1.0)), smoothing=0.5, maximum=0.45)
+    weighting = Weighting(
+        (("size", WEIGHTINGS["size"](), 1.0), ("given", tried, 1.0)), smoothing=0.5, maximum=0.45, minimum=0.0
+    )
     weighed = weighting.weigh(three(), {"smoothed/a": 2.0, "smoothed/b": 1.0, "smoothed/c": 0.0})
     expected = {"a": 0.45, "b": 0.55 * 1.25 / 1.625, "c": 0.55 * 0.375 / 1.625}
     assert pytest.approx(expected, abs=1e-12) == dict(weighed.candidates["candidate-a"])

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -18,14 +19,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from wires import Echo, Proxy, attending, connected, make_home, make_place, run, serving, text_of, until
 
 from client.process.supervisor import Parcel, WorkerFailed
-from client.wire import channel
+from client.wire import channel, desk
 from client.wire import connection as site_side
 from client.wire.channel import NotWelcome, attend
 from client.wire.connection import Connection
 from client.wire.place import Place
+from client.wire.tasks import MAX_TASKS
 from common.errors import ConfigError, ConnectionRefused
-from common.host.identity import read_study_key
 from common.host.ports import free_port
+from common.host.study_key import read_study_key
 from common.wire import wire_pb2 as pb
 from common.wire.envelope import Order, sign_order
 from common.wire.limits import SERVICE
@@ -176,8 +178,9 @@ def test_pauses_grow_vary_and_stay_below_half_a_minute(monkeypatch: pytest.Monke
     async def sleep(seconds: float) -> None:
         slept.append(seconds)
 
-    monkeypatch.setattr(site_side.asyncio, "sleep", sleep)
-    place = Place("berlin", "localhost:1", *[tmp_path / name for name in ("ca", "pem", "key", "pub", "toml", "log")])
+    monkeypatch.setattr("client.wire.connection.asyncio.sleep", sleep)
+    files: Any = (tmp_path / name for name in ("ca", "pem", "key", "pub", "toml", "log"))
+    place = Place("berlin", "localhost:1", *files)
     random.seed(0)
 
     async def check() -> None:
@@ -304,7 +307,7 @@ class Liar:
         self.answers, self.pieces, self.calls = answers, pieces or [], 0
         self.got: list[pb.FromSite] = []
 
-    async def attend(self, _: object, context: grpc.aio.ServicerContext) -> None:
+    async def attend(self, _: object, context: "grpc.aio.ServicerContext[Any, Any]") -> None:
         """Send the answers, then listen."""
         self.calls += 1
         await context.read()
@@ -313,7 +316,7 @@ class Liar:
         while (content := await context.read()) is not grpc.aio.EOF:
             self.got.append(pb.FromSite.FromString(content))
 
-    async def fetch(self, _: bytes, context: grpc.aio.ServicerContext) -> None:
+    async def fetch(self, _: bytes, context: "grpc.aio.ServicerContext[Any, Any]") -> None:
         """Send the pieces."""
         for piece in self.pieces:
             await context.write(piece)
@@ -322,7 +325,7 @@ class Liar:
     async def serve(self, home: ServerHome, port: int) -> AsyncIterator[None]:
         """Listen with the study's certificate until the block ends."""
         server = grpc.aio.server()
-        calls = {
+        calls: dict[str, Any] = {
             "Attend": grpc.stream_stream_rpc_method_handler(self.attend),
             "Fetch": grpc.unary_stream_rpc_method_handler(self.fetch),
         }
@@ -338,7 +341,8 @@ class Liar:
             await server.stop(0)
 
 
-def from_server(**message: object) -> bytes:
+def from_server(**message: Any) -> bytes:
+    """Return a message of the server as bytes."""
     return pb.FromServer(**message).SerializeToString()
 
 
@@ -423,7 +427,7 @@ def test_large_payload_that_the_study_has_not_signed_is_not_fetched(tmp_path: Pa
             task = pb.Task(id=b"1", order=order, payload_size=80 * 10**9, seconds=60)
             liar = Liar([WELCOME, from_server(task=task)], [b"never asked for"])
             async with liar.serve(home, port), connected(place, Echo()):
-                await until(lambda liar=liar: liar.got)
+                await until(liar.got.__len__)
                 assert sentence in liar.got[0].reply.problem
 
     run(check())
@@ -442,7 +446,7 @@ def test_many_orders_are_all_answered_and_few_at_a_time(tmp_path: Path) -> None:
                     bench.ask("berlin", order=b"%d" % number)
                 await until(lambda: worker.orders)
                 await asyncio.sleep(0.2)
-                assert TASKS_AT_A_SITE == 1 + len(connection._waiting)
+                assert TASKS_AT_A_SITE == 1 + len(connection._tasks.waiting)
                 worker.go.set()
                 answers = [await bench.run.one() for _ in range(200)]
                 assert [b"%d" % number for number in range(200)] == [answer["text"] for answer in answers]
@@ -475,7 +479,7 @@ def test_site_keeps_no_more_orders_than_it_should(tmp_path: Path, caplog: pytest
         worker.go.clear()
         async with Liar([WELCOME, *tasks]).serve(home, port), connected(place, worker) as connection:
             await until(lambda: "order refused" in caplog.text)
-            assert site_side.MAX_TASKS >= len(connection._waiting)
+            assert MAX_TASKS >= len(connection._tasks.waiting)
 
     run(check())
 
@@ -489,7 +493,7 @@ def test_missing_files_are_sentences(tmp_path: Path) -> None:
 
 def test_withdrawn_order_frees_the_site_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that was stopped does not keep a site at work for the rest of its time."""
-    monkeypatch.setattr(site_side, "WITHDRAWN_SECONDS", 0.2, raising=True)
+    monkeypatch.setattr(desk, "WITHDRAWN_SECONDS", 0.2, raising=True)
 
     async def check() -> None:
         async with serving(tmp_path) as bench:

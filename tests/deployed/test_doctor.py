@@ -20,13 +20,27 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from client.operations import doctor
+from client.operations.doctor import machine, network
+from client.operations.doctor.credentials import (
+    check_authorities,
+    check_certificate,
+    check_identity,
+    check_key,
+    check_study_key,
+)
+from client.operations.doctor.data import check_data, check_weights
+from client.operations.doctor.examine import examine, exit_code
+from client.operations.doctor.finding import Finding, failed, warned
+from client.operations.doctor.machine import check_disk, check_gpu, check_memory, check_state
+from client.operations.doctor.network import check_dns, check_greeting, check_proxy, check_tcp, check_tls, clock_finding
+from client.operations.doctor.settings import check_study, check_versions
 from client.operations.site_folder import BUNDLE, SiteFolder, init_site
-from client.site.site import versions
+from client.site.versions import versions
 from common.errors import ConfigError, ConnectionRefused, DataError, HandshakeMismatch, ModelError, StateError
-from common.host.bundle import Bundle, ServerVersions
-from common.host.identity import make_site_key, make_study_key, read_private_key
+from common.host.keys import make_site_key, read_private_key
 from common.host.ports import free_port
+from common.host.study_key import make_study_key
+from common.study.bundle import Bundle, ServerVersions
 from common.study.load import load_site
 from common.study.site import SiteConfig
 from server.operations.authority import add_authority, make_server_identity, sign_site_certificate
@@ -43,10 +57,12 @@ def config(tmp_path: Path) -> SiteConfig:
 
 
 def changed(config: SiteConfig, **changes: object) -> SiteConfig:
+    """Return a site's settings with some replaced."""
     return config.model_copy(update=changes)
 
 
-def seen(found: doctor.Finding) -> tuple[str, str, type[Exception] | None]:
+def seen(found: Finding) -> tuple[str, str, type[Exception] | None]:
+    """Return what of a finding is compared."""
     return found.name, found.status, found.error
 
 
@@ -78,6 +94,7 @@ def listening(handle: Callable[[socket.socket], None]) -> Iterator[int]:
 
 
 def tls_server(certificate: Path, key: Path) -> AbstractContextManager[int]:
+    """Serve TLS handshakes with a certificate on a free port."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
 
@@ -90,6 +107,7 @@ def tls_server(certificate: Path, key: Path) -> AbstractContextManager[int]:
 
 @pytest.fixture(scope="module")
 def identity(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the authority and the certificate of a server."""
     folder = tmp_path_factory.mktemp("identity")
     make_server_identity(folder, hosts=["localhost", "127.0.0.1"])
     return folder
@@ -122,8 +140,9 @@ def certificate_lasting(identity: Path, path: Path, *, start: timedelta, end: ti
     return path / "server.pem", path / "server.key"
 
 
-def tls(config: SiteConfig, identity: Path, port: int, *, host: str = "localhost") -> doctor.Finding:
-    return doctor.check_tls(changed(config, server=f"{host}:{port}", ca_certificate=identity / "ca.pem"))
+def tls(config: SiteConfig, identity: Path, port: int, *, host: str = "localhost") -> Finding:
+    """Check TLS of a port against the authority."""
+    return check_tls(changed(config, server=f"{host}:{port}", ca_certificate=identity / "ca.pem"))
 
 
 def test_tls_of_the_right_server_passes(config: SiteConfig, identity: Path) -> None:
@@ -218,30 +237,30 @@ def test_tls_asks_for_the_renewal_of_an_authority_that_is_used(config: SiteConfi
 
 def test_dns_passes_for_a_name_and_for_an_address(config: SiteConfig) -> None:
     """Says what a name leads to."""
-    assert "127.0.0.1" in doctor.check_dns(changed(config, server="localhost:1")).message
-    assert "PASS" == doctor.check_dns(changed(config, server="10.0.0.5:1")).status
+    assert "127.0.0.1" in check_dns(changed(config, server="localhost:1")).message
+    assert "PASS" == check_dns(changed(config, server="10.0.0.5:1")).status
 
 
 @pytest.mark.parametrize("host", ["study.invalid", "a" * 64 + ".example"])
 def test_dns_fails_for_a_name_that_does_not_exist(host: str, config: SiteConfig) -> None:
     """`.invalid` is reserved never to exist; a label of 64 letters is none."""
-    found = doctor.check_dns(changed(config, server=f"{host}:9092"))
+    found = check_dns(changed(config, server=f"{host}:9092"))
     assert ("dns", "FAIL", ConnectionRefused) == seen(found)
 
 
 def test_tcp_tells_an_open_port_from_a_closed_one(config: SiteConfig) -> None:
     """A closed port names itself and who to ask."""
     with listening(lambda connection: None) as port:
-        assert "PASS" == doctor.check_tcp(changed(config, server=f"127.0.0.1:{port}")).status
+        assert "PASS" == check_tcp(changed(config, server=f"127.0.0.1:{port}")).status
     closed = free_port()
-    found = doctor.check_tcp(changed(config, server=f"127.0.0.1:{closed}"))
+    found = check_tcp(changed(config, server=f"127.0.0.1:{closed}"))
     assert ("tcp", "FAIL", ConnectionRefused) == seen(found)
     assert str(closed) in found.fix
 
 
 def test_tcp_fails_where_packets_are_dropped(config: SiteConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full backlog drops packets as a firewall does: the wait is bounded and the port is named."""
-    monkeypatch.setattr(doctor, "CONNECT_SECONDS", 0.3)
+    monkeypatch.setattr(network, "CONNECT_SECONDS", 0.3)
     with socket.socket() as full, contextlib.ExitStack() as stack:
         full.bind(("127.0.0.1", 0))
         full.listen(0)
@@ -250,7 +269,7 @@ def test_tcp_fails_where_packets_are_dropped(config: SiteConfig, monkeypatch: py
             filler = stack.enter_context(socket.socket())
             filler.setblocking(False)
             filler.connect_ex(("127.0.0.1", port))
-        found = doctor.check_tcp(changed(config, server=f"127.0.0.1:{port}"))
+        found = check_tcp(changed(config, server=f"127.0.0.1:{port}"))
     assert ("tcp", "FAIL", ConnectionRefused) == seen(found)
     assert "allow outbound TCP" in found.fix
 
@@ -267,7 +286,7 @@ def test_tcp_fails_where_packets_are_dropped(config: SiteConfig, monkeypatch: py
 )
 def test_proxy_settings_are_seen(environment: dict[str, str], status: str, config: SiteConfig) -> None:
     """gRPC goes through a proxy that these variables name, unless the host is exempt."""
-    found = doctor.check_proxy(changed(config, server="study.example.org:9092"), environment)
+    found = check_proxy(changed(config, server="study.example.org:9092"), environment)
     assert status == found.status
 
 
@@ -276,12 +295,12 @@ def test_what_needs_the_server_is_skipped_without_one(joined: SiteConfig) -> Non
     config = joined
     path = config.private_key.parent / "site.toml"
     path.write_text(path.read_text().replace("localhost:1", f"localhost:{free_port()}"))
-    found = {finding.name: finding.status for finding in doctor.examine(path)}
+    found = {finding.name: finding.status for finding in examine(path)}
     assert ["tcp"] == [name for name, status in found.items() if status == "FAIL"]
     assert {"tls", "clock", "approved"} < {name for name, status in found.items() if status == "SKIP"}
     assert {"certificate", "study key", "authority"} < {name for name, status in found.items() if status == "PASS"}
     assert {"key", "data", "state"} < {name for name, status in found.items() if status == "PASS"}
-    assert ConnectionRefused.exit_code == doctor.exit_code(doctor.examine(path))
+    assert ConnectionRefused.exit_code == exit_code(examine(path))
 
 
 # --- files ------------------------------------------------------------------------------------------
@@ -290,29 +309,29 @@ def test_what_needs_the_server_is_skipped_without_one(joined: SiteConfig) -> Non
 def test_settings_that_are_wrong_fail_and_the_machine_is_still_looked_at(tmp_path: Path) -> None:
     """One wrong key does not hide the rest."""
     (tmp_path / "site.toml").write_text("nome = 1")
-    findings = doctor.examine(tmp_path / "site.toml")
+    findings = examine(tmp_path / "site.toml")
     assert ("settings", "FAIL", ConfigError) == seen(findings[0])
-    assert ConfigError.exit_code == doctor.exit_code(findings)
+    assert ConfigError.exit_code == exit_code(findings)
     assert "memory" in [found.name for found in findings if found.status in ("PASS", "WARN")]
 
 
 def test_every_check_is_told_in_both_cases(config: SiteConfig, tmp_path: Path) -> None:
     """With and without usable settings the same lines come, so that nobody looks for one that is missing."""
-    good = doctor.examine(config.private_key.parent / "site.toml")
-    bad = doctor.examine(tmp_path / "none.toml")
+    good = examine(config.private_key.parent / "site.toml")
+    bad = examine(tmp_path / "none.toml")
     assert {found.name for found in good} - {"gpu"} == {found.name for found in bad}
 
 
 def test_exit_code_is_that_of_the_first_failure() -> None:
     """Warnings and what was skipped do not count."""
-    findings = [doctor.warned("a", ""), doctor.failed("b", "", "", DataError), doctor.failed("c", "", "", ConfigError)]
-    assert 4 == doctor.exit_code(findings)
-    assert 0 == doctor.exit_code(findings[:1])
+    findings = [warned("a", ""), failed("b", "", "", DataError), failed("c", "", "", ConfigError)]
+    assert 4 == exit_code(findings)
+    assert 0 == exit_code(findings[:1])
 
 
 def test_key_of_its_owner_passes_and_shows_its_fingerprint(config: SiteConfig) -> None:
     """The line can be read out to the coordinator."""
-    key, found = doctor.check_key(config)
+    key, found = check_key(config)
     assert key is not None
     assert "PASS" == found.status
     assert "SHA256:" in found.message
@@ -322,7 +341,7 @@ def test_key_of_its_owner_passes_and_shows_its_fingerprint(config: SiteConfig) -
 def test_key_that_others_can_read_fails(mode: int, config: SiteConfig) -> None:
     """Group or world: the fix is the command."""
     config.private_key.chmod(mode)
-    found = doctor.check_key(config)[1]
+    found = check_key(config)[1]
     assert ("key", "FAIL", ConfigError) == seen(found)
     assert "chmod 600" in found.fix
 
@@ -333,7 +352,7 @@ def test_key_that_is_missing_or_damaged_fails(content: str | None, config: SiteC
     config.private_key.unlink()
     if content is not None:
         config.private_key.write_text(content)
-    key, found = doctor.check_key(config)
+    key, found = check_key(config)
     assert key is None
     assert ("key", "FAIL", ConfigError) == seen(found)
 
@@ -352,20 +371,22 @@ def joined(config: SiteConfig, identity: Path) -> SiteConfig:
 def write_certificate(
     config: SiteConfig, identity: Path, key: ec.EllipticCurvePublicKey, *, name: str, days: float = 90
 ) -> None:
+    """Write a site's certificate, signed by the server's authority."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("server.operations.authority.DAYS_SITE", days)
         certificate = sign_site_certificate(identity, key, name=name)
     config.certificate.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
 
-def found_named(findings: list[doctor.Finding], name: str) -> doctor.Finding:
+def found_named(findings: list[Finding], name: str) -> Finding:
+    """Return the only finding of this name."""
     (found,) = (finding for finding in findings if finding.name == name)
     return found
 
 
 def test_identity_of_a_joined_site_passes(joined: SiteConfig) -> None:
     """Key, certificate, study key and authority, with the days that are left."""
-    findings = doctor.check_identity(joined)
+    findings = check_identity(joined)
     assert ["PASS"] * 4 == [found.status for found in findings], findings
     assert "89 more days" in found_named(findings, "certificate").message
     assert "one is trusted" == found_named(findings, "authority").message
@@ -375,12 +396,12 @@ def test_site_before_its_bundle_is_told_what_to_send(config: SiteConfig) -> None
     """The request; and where that is missing as well, how to begin again. What it trusts comes with the bundle."""
     config.ca_certificate.write_text("")
     key = read_private_key(config.private_key)
-    found = doctor.check_certificate(config, key)
+    found = check_certificate(config, key)
     assert ("certificate", "FAIL", ConfigError) == seen(found)
     assert "site.csr' to the coordinator" in found.fix
     (config.private_key.parent / "site.csr").unlink()
-    assert "consilium site init" in doctor.check_certificate(config, key).fix
-    assert ("study key", "FAIL", ConfigError) == seen(doctor.check_study_key(config))
+    assert "consilium site init" in check_certificate(config, key).fix
+    assert ("study key", "FAIL", ConfigError) == seen(check_study_key(config))
 
 
 @pytest.mark.parametrize(
@@ -397,7 +418,7 @@ def test_certificate_dates_are_looked_at(
     """A site that runs renews long before; what has ended needs a bundle."""
     key = read_private_key(joined.private_key)
     write_certificate(joined, identity, key.public_key(), name="berlin", days=days)
-    found = doctor.check_certificate(joined, key)
+    found = check_certificate(joined, key)
     assert status == found.status, found
     assert words in found.message
     assert fix in found.fix
@@ -415,27 +436,27 @@ def test_certificate_that_is_not_this_sites_fails(joined: SiteConfig, identity: 
         (tmp_path / "other", key.public_key(), "berlin", "none of the study's authorities"),
     ):
         write_certificate(joined, folder, public, name=name)
-        found = doctor.check_certificate(joined, key)
+        found = check_certificate(joined, key)
         assert ("certificate", "FAIL", ConfigError) == seen(found)
         assert words in found.message
         assert "consilium site accept" in found.fix
     joined.certificate.write_text("text")
-    assert "not a certificate" in doctor.check_certificate(joined, key).message
+    assert "not a certificate" in check_certificate(joined, key).message
     joined.certificate.unlink()
     joined.certificate.mkdir()
-    assert "FAIL" == doctor.check_certificate(joined, key).status
+    assert "FAIL" == check_certificate(joined, key).status
 
 
 def test_study_key_that_is_another_kind_fails(joined: SiteConfig) -> None:
     """Without it no plan can be obeyed."""
     joined.study_key.write_bytes(joined.private_key.with_name("site.key.pub").read_bytes())
-    assert ("study key", "FAIL", ConfigError) == seen(doctor.check_study_key(joined))
+    assert ("study key", "FAIL", ConfigError) == seen(check_study_key(joined))
 
 
 def test_two_authorities_are_a_replacement_under_way(joined: SiteConfig) -> None:
     """That is in order, and said."""
     joined.ca_certificate.write_bytes(joined.ca_certificate.read_bytes() * 2)
-    found = doctor.check_authorities(joined)
+    found = check_authorities(joined)
     assert ("authority", "PASS", None) == seen(found)
     assert "2 are trusted: the coordinator is replacing" in found.message
 
@@ -445,7 +466,7 @@ def test_authority_that_is_missing_or_something_else_fails(content: str | None, 
     """The bundle was not accepted; what needs it is skipped."""
     if content is not None:
         config.ca_certificate.write_text(content)
-    findings = doctor.check_identity(config)
+    findings = check_identity(config)
     found = found_named(findings, "authority")
     assert ("authority", "FAIL", ConfigError) == seen(found)
     assert "consilium site accept" in found.fix
@@ -464,7 +485,7 @@ def test_authority_that_is_missing_or_something_else_fails(content: str | None, 
 )
 def test_clock_that_is_off_keeps_nobody_out(ahead: float, status: str, words: str) -> None:
     """The number is said; beyond a day the dates of certificates come near."""
-    found = doctor.clock_finding(ahead)
+    found = clock_finding(ahead)
     assert ("clock", status, None) == seen(found)
     assert words in found.message
 
@@ -473,7 +494,7 @@ def test_server_that_does_not_answer_as_ours_is_a_finding(joined: SiteConfig) ->
     """No server, or another program: a sentence and no exception."""
     with listening(lambda connection: connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")) as port:
         for number in (port, free_port()):
-            clock, approved = doctor.check_greeting(changed(joined, server=f"localhost:{number}"))
+            clock, approved = check_greeting(changed(joined, server=f"localhost:{number}"))
             assert "SKIP" == clock.status
             assert ("approved", "FAIL", ConnectionRefused) == seen(approved)
             assert "SHA256:" in approved.fix
@@ -483,33 +504,33 @@ def test_study_that_does_not_list_the_site_is_warned_about(config: SiteConfig, t
     """A site outside the list is never asked; a broken study fails; none is skipped."""
     path = tmp_path / "study.toml"
     path.write_text('name = "x"\nsites = ["lyon"]\n[task]\nkind = "images"\nclasses = ["a", "b"]\n')
-    assert "WARN" == doctor.check_study(path, config)[1].status
+    assert "WARN" == check_study(path, config)[1].status
     path.write_text(path.read_text().replace("lyon", "berlin"))
-    assert "PASS" == doctor.check_study(path, config)[1].status
+    assert "PASS" == check_study(path, config)[1].status
     path.write_text("name = 1")
-    assert ("study", "FAIL", ConfigError) == seen(doctor.check_study(path, config)[1])
-    assert "SKIP" == doctor.check_study(None, config)[1].status
+    assert ("study", "FAIL", ConfigError) == seen(check_study(path, config)[1])
+    assert "SKIP" == check_study(None, config)[1].status
 
 
 def test_versions_are_compared_with_the_servers(tmp_path: Path) -> None:
     """Another consilium or flwr at the server fails as the handshake would; without a bundle it is skipped."""
     path = tmp_path / BUNDLE
-    assert "SKIP" == doctor.check_versions(path).status
+    assert "SKIP" == check_versions(path).status
     own = versions()
     told = {"site": "berlin", "fingerprint": "x", "server": "a:1", "study_key": "-----BEGIN PUBLIC KEY-----"}
     told |= dict.fromkeys(("ca_certificate", "certificate"), "-----BEGIN CERTIFICATE-----")
     for flwr, expected in ((own.flwr, "PASS"), ("1.40.0", "FAIL")):
         bundle = Bundle.model_validate(told | {"versions": ServerVersions(consilium=own.consilium, flwr=flwr)})
         path.write_bytes(bundle.to_json())
-        assert expected == doctor.check_versions(path).status
-    assert HandshakeMismatch is doctor.check_versions(path).error
+        assert expected == check_versions(path).status
+    assert HandshakeMismatch is check_versions(path).error
     path.write_text("{}")
-    assert ("versions", "FAIL", ConfigError) == seen(doctor.check_versions(path))
+    assert ("versions", "FAIL", ConfigError) == seen(check_versions(path))
 
 
 def test_data_passes_with_counts(config: SiteConfig, make_study: MakeStudy) -> None:
     """Examples per class are shown, whatever the settings share."""
-    found = doctor.check_data(config, make_study(split={"test": 0.3}))
+    found = check_data(config, make_study(split={"test": 0.3}))
     assert "PASS" == found.status, found
     assert "40 examples (no " in found.message
     assert "shown here only" in found.message
@@ -517,7 +538,7 @@ def test_data_passes_with_counts(config: SiteConfig, make_study: MakeStudy) -> N
 
 def test_too_few_test_examples_are_said_before_training(config: SiteConfig, make_study: MakeStudy) -> None:
     """8 of 40: the hospital learns beforehand that nothing will be said of it."""
-    found = doctor.check_data(config, make_study())
+    found = check_data(config, make_study())
     assert "WARN" == found.status
     assert "only 8 for the test, so nothing will be said" in found.message
 
@@ -526,7 +547,7 @@ def test_bad_row_fails_with_its_place(config: SiteConfig, make_study: MakeStudy)
     """File and line, never the value."""
     with (config.data.path / "rows.csv").open("a") as file:
         file.write("1,secret,no\n")
-    found = doctor.check_data(config, make_study())
+    found = check_data(config, make_study())
     assert ("data", "FAIL", DataError) == seen(found)
     assert "line 42" in found.message
     assert "secret" not in found.message
@@ -535,22 +556,22 @@ def test_bad_row_fails_with_its_place(config: SiteConfig, make_study: MakeStudy)
 def test_missing_data_fails_with_and_without_a_study(config: SiteConfig, make_study: MakeStudy) -> None:
     """An empty folder too."""
     (config.data.path / "rows.csv").unlink()
-    assert ("data", "FAIL", DataError) == seen(doctor.check_data(config, None))
+    assert ("data", "FAIL", DataError) == seen(check_data(config, None))
     config.data.path.rmdir()
     for study in (None, make_study()):
-        assert ("data", "FAIL", DataError) == seen(doctor.check_data(config, study))
+        assert ("data", "FAIL", DataError) == seen(check_data(config, study))
 
 
 def test_data_of_another_kind_fails(config: SiteConfig, make_study: MakeStudy) -> None:
     """Images for a study about tables is a matter of settings."""
     task = {"kind": "images", "classes": ["no", "yes"]}
-    assert ("data", "FAIL", ConfigError) == seen(doctor.check_data(config, make_study(task=task)))
+    assert ("data", "FAIL", ConfigError) == seen(check_data(config, make_study(task=task)))
 
 
 def test_class_without_examples_is_warned_about(config: SiteConfig, make_study: MakeStudy) -> None:
     """It can be so, or a folder is misnamed."""
     task = make_study().task.model_dump() | {"classes": ["no", "yes", "perhaps"]}
-    found = doctor.check_data(config, make_study(task=task))
+    found = check_data(config, make_study(task=task))
     assert "WARN" == found.status
     assert "perhaps" in found.message
 
@@ -561,9 +582,9 @@ def test_weights_file_is_looked_for_and_compared(config: SiteConfig, make_study:
     content = safetensors.torch.save({"a": torch.zeros(2)})
     right = hashlib.sha256(content).hexdigest()
 
-    def check(sha256: str | None) -> doctor.Finding:
+    def check(sha256: str | None) -> Finding:
         model = {"name": "mlp", "pretrained": {"file": "w.safetensors", "sha256": sha256}}
-        return doctor.check_weights(config, make_study(model=model))
+        return check_weights(config, make_study(model=model))
 
     assert ("weights", "FAIL", ModelError) == seen(check(right))
     (config.weights_dir / "w.safetensors").write_bytes(content)
@@ -572,8 +593,8 @@ def test_weights_file_is_looked_for_and_compared(config: SiteConfig, make_study:
     found = check("0" * 64)
     assert ("weights", "FAIL", ModelError) == seen(found)
     assert "the study pins" in found.message
-    assert "SKIP" == doctor.check_weights(config, make_study()).status
-    assert "SKIP" == doctor.check_weights(config, None).status
+    assert "SKIP" == check_weights(config, make_study()).status
+    assert "SKIP" == check_weights(config, None).status
 
 
 def test_weights_by_name_are_not_fetched(
@@ -582,9 +603,9 @@ def test_weights_by_name_are_not_fetched(
     """Missing ones are a warning with the address to open; unknown ones fail."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
 
-    def check(weights: str) -> doctor.Finding:
+    def check(weights: str) -> Finding:
         task = {"kind": "images", "classes": ["a", "b"]}
-        return doctor.check_weights(
+        return check_weights(
             config, make_study(task=task, model={"name": "resnet18", "pretrained": {"weights": weights}})
         )
 
@@ -600,16 +621,16 @@ def test_weights_by_name_are_not_fetched(
 
 def test_state_folder_that_is_a_file_fails(config: SiteConfig, tmp_path: Path) -> None:
     """As any place that cannot be written."""
-    assert "PASS" == doctor.check_state(config).status
+    assert "PASS" == check_state(config).status
     (tmp_path / "file").touch()
-    assert ("state", "FAIL", StateError) == seen(doctor.check_state(changed(config, state_dir=tmp_path / "file" / "s")))
+    assert ("state", "FAIL", StateError) == seen(check_state(changed(config, state_dir=tmp_path / "file" / "s")))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
 def test_state_folder_without_permission_fails(config: SiteConfig) -> None:
     """A folder of another user."""
     config.state_dir.chmod(0o500)
-    assert ("state", "FAIL", StateError) == seen(doctor.check_state(config))
+    assert ("state", "FAIL", StateError) == seen(check_state(config))
 
 
 @pytest.mark.parametrize(("least", "good", "status"), [(0, 0, "PASS"), (0, 1e18, "WARN"), (1e18, 1e18, "FAIL")])
@@ -617,26 +638,26 @@ def test_disk_space_is_measured(
     least: float, good: float, status: str, config: SiteConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the nearest folder that exists."""
-    monkeypatch.setattr(doctor, "MIN_DISK", least)
-    monkeypatch.setattr(doctor, "GOOD_DISK", good)
-    assert status == doctor.check_disk(changed(config, state_dir=config.state_dir / "a" / "b")).status
+    monkeypatch.setattr(machine, "MIN_DISK", least)
+    monkeypatch.setattr(machine, "GOOD_DISK", good)
+    assert status == check_disk(changed(config, state_dir=config.state_dir / "a" / "b")).status
 
 
 def test_memory_counts_a_containers_limit(tmp_path: Path) -> None:
     """The smaller of what is free and what the container may use."""
     meminfo, limit = tmp_path / "meminfo", tmp_path / "max"
-    assert "SKIP" == doctor.check_memory(meminfo, limit).status
+    assert "SKIP" == check_memory(meminfo, limit).status
     meminfo.write_text("MemTotal:  9000000 kB\nMemAvailable:  8000000 kB\n")
-    assert "8.2 GB" in doctor.check_memory(meminfo, limit).message
+    assert "8.2 GB" in check_memory(meminfo, limit).message
     limit.write_text("max\n")
-    assert "PASS" == doctor.check_memory(meminfo, limit).status
+    assert "PASS" == check_memory(meminfo, limit).status
     limit.write_text("500000000\n")
-    assert "WARN" == doctor.check_memory(meminfo, limit).status
+    assert "WARN" == check_memory(meminfo, limit).status
 
 
 def test_gpu_is_needed_only_where_it_is_asked_for(config: SiteConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """`auto` is content with the processor, `cuda` is not."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "PASS" == doctor.check_gpu(changed(config, device="auto")).status
-    assert "PASS" == doctor.check_gpu(changed(config, device="cpu")).status
-    assert ("gpu", "FAIL", ModelError) == seen(doctor.check_gpu(changed(config, device="cuda")))
+    assert "PASS" == check_gpu(changed(config, device="auto")).status
+    assert "PASS" == check_gpu(changed(config, device="cpu")).status
+    assert ("gpu", "FAIL", ModelError) == seen(check_gpu(changed(config, device="cuda")))

@@ -14,11 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from processes import until
 
-from common.host.identity import make_signing_request, make_site_key
+from common.host.keys import make_site_key
 from common.host.ports import free_port
+from common.host.signing_requests import make_signing_request
 from common.study.load import load_study
-from consilium.comparison.cells import find_sites, make_cell, run_cell
+from common.study.load import write_site as write_settings
+from consilium.comparison.cells import make_cell, run_cell
+from consilium.comparison.site_files import find_sites
 
 pytestmark = pytest.mark.e2e
 
@@ -27,6 +31,7 @@ MARK = "CONSILIUM_TEST_MARK"
 
 
 def environment(mark: str) -> dict[str, str]:
+    """Return an environment with a mark by which its processes are recognised."""
     return {**os.environ, MARK: mark, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
@@ -43,6 +48,7 @@ def left_behind(mark: str) -> list[str]:
 
 
 def wait_until_none_is_left(mark: str, seconds: float = 15) -> list[str]:
+    """Return the processes that are still there after some seconds."""
     deadline = time.monotonic() + seconds
     while (running := left_behind(mark)) and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -50,6 +56,7 @@ def wait_until_none_is_left(mark: str, seconds: float = 15) -> list[str]:
 
 
 def run(*arguments: str, seconds: float = 120) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
     return subprocess.run(
         [*COMMAND, *arguments],
         env=environment("none"),
@@ -63,17 +70,21 @@ def run(*arguments: str, seconds: float = 120) -> subprocess.CompletedProcess[st
 
 @dataclass(frozen=True)
 class Demo:
+    """What a demonstration has left."""
+
     folder: Path
     output: str
     left: list[str]
 
     @property
     def report(self) -> dict[str, object]:
+        """Return its report."""
         content: dict[str, object] = json.loads((self.folder / "report.json").read_text())
         return content
 
 
 def run_demo(runs: Path) -> Demo:
+    """Run a demonstration of two rounds."""
     mark = uuid.uuid4().hex
     done = subprocess.run(
         [*COMMAND, "demo", "--rounds", "2", "--no-compare", "--runs", str(runs)],
@@ -91,6 +102,7 @@ def run_demo(runs: Path) -> Demo:
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    """Run one demonstration for several tests."""
     return run_demo(tmp_path_factory.mktemp("first"))
 
 
@@ -137,7 +149,7 @@ def test_demo_leaves_a_study_with_which_methods_can_be_compared(demo: Demo, tmp_
     for name, site in sites.items():
         for model in ("personal", "local", "global", "majority"):
             count = site["test"]["global_" if model == "global" else model]
-            assert found["sites"][name]["metrics"][model]["accuracy"] == pytest.approx(count / site["test"]["num_test"])
+            assert found.sites[name].metrics[model]["accuracy"] == pytest.approx(count / site["test"]["num_test"])
 
 
 def test_demo_leaves_no_process_behind(demo: Demo) -> None:
@@ -160,6 +172,7 @@ def test_demo_keeps_personal_weights_in_their_own_hospital(demo: Demo) -> None:
     assert {("hospitals", name, "state") for name in ("berlin", "lyon", "porto")} == personal
 
 
+@pytest.mark.nightly
 def test_demo_with_the_same_seed_gives_the_same_weights(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> None:
     """A second run from the same seed ends with the same bytes."""
     again = run_demo(tmp_path_factory.mktemp("second"))
@@ -195,6 +208,8 @@ def test_demo_that_is_stopped_leaves_no_process_behind(number: signal.Signals, t
 
 @dataclass(frozen=True)
 class Server:
+    """A server that runs as a process."""
+
     home: Path
     address: str
     metrics: str
@@ -202,6 +217,7 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Start a server for all tests of this file."""
     folder = tmp_path_factory.mktemp("server")
     found = Server(folder / "home", f"localhost:{free_port()}", f"127.0.0.1:{free_port()}")
     listening = found.address.replace("localhost", "127.0.0.1")
@@ -213,11 +229,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
             stdout=log,
             stderr=subprocess.STDOUT,
         )
-    deadline = time.monotonic() + 60
-    while not (found.home / "server.json").exists():
-        assert process.poll() is None, (folder / "server.log").read_text()
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until(lambda: process.poll() is not None or (found.home / "server.json").exists())
+    assert process.poll() is None, (folder / "server.log").read_text()
     yield found
     process.terminate()
     assert 0 == process.wait(timeout=30)
@@ -230,14 +243,14 @@ def write_site(folder: Path, server: str, home: Path) -> Path:
     make_signing_request(folder / "site.key", name="berlin")
     for name in ("ca.pem", "study.pub"):
         (folder / name).write_bytes((home / name).read_bytes())
-    (folder / "site.toml").write_text(
-        f'name = "berlin"\nserver = "{server}"\nca_certificate = "ca.pem"\nprivate_key = "site.key"\n'
-        'state_dir = "state"\n[data]\nkind = "images"\npath = "data"\n'
-    )
+    values = {"name": "berlin", "server": server, "ca_certificate": "ca.pem", "private_key": "site.key"}
+    data = {"kind": "images", "path": "data"}
+    write_settings(folder / "site.toml", values | {"state_dir": "state", "data": data})
     return folder / "site.toml"
 
 
 def write_study(path: Path, **values: object) -> Path:
+    """Write a study.toml with some settings."""
     lines = {"name": "demo", "sites": ["berlin"], "join_timeout_seconds": 2.0} | values
     text = "\n".join(f"{key} = {json.dumps(value)}" for key, value in lines.items())
     path.write_text(f'{text}\n[task]\nkind = "images"\nclasses = ["a", "b"]\n')
@@ -314,10 +327,8 @@ def page(url: str) -> tuple[int, str]:
 
 
 def wait_for_line(url: str, line: str, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while line not in page(url)[1].splitlines():
-        assert time.monotonic() < deadline, page(url)
-        time.sleep(0.2)
+    """Wait until a page has a line."""
+    until(lambda: line in page(url)[1].splitlines(), seconds)
 
 
 def test_monitoring_sees_a_site_come_and_go(server: Server, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import socket
 import struct
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,8 +15,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-import deployed
 import numpy as np
+import processes
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
@@ -28,8 +27,13 @@ from paths import ROOT
 from client.flower.approved import approvals, approve, check_approved, code_of, keep_code, withdraw
 from client.operations.site_folder import SiteFolder, accept_bundle, init_site
 from common.errors import ConfigError, ProtocolError, RunFailed
-from common.flower.app import MAX_FILES, FlowerApp, load_component, override, read_app, unload, unpack_app, write_app
-from common.flower.orders import (
+from common.events.log import EventLog
+from common.events.run import APP_EVENTS, AppStarted, MessagesAsked
+from common.flower.app import FlowerApp, read_app, unpack_app, write_app
+from common.flower.code import load_component, unload
+from common.flower.config import override
+from common.flower.files import MAX_FILES
+from common.protocol.flower_orders import (
     CodeOrder,
     FlowerReply,
     node_number,
@@ -373,7 +377,7 @@ class Wire:
     def __init__(self, folder: Path, *, sites: frozenset[str] | None = None) -> None:
         self.socket, self._theirs = socket.socketpair()
         self.socket.settimeout(10)
-        self._frames, self.events = Frames(), list[tuple[str, dict[str, object]]]()
+        self._frames, self.events = Frames(), list[MessagesAsked]()
         self.signer = Signer("run", Ed25519PrivateKey.generate(), Numbers(folder / "orders"))
         self.key, self.link = self.signer.key.public_key(), RunLink(self._theirs)
         mission = Mission("run", "0" * 64, b"code", {"rounds": 1}, sites)
@@ -381,7 +385,7 @@ class Wire:
             self.link,
             Outbox(folder, self.signer),
             mission,
-            lambda name, **fields: self.events.append((name, fields)),
+            self.events.append,
         )
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run_number("run"), 1
 
@@ -393,20 +397,24 @@ class Wire:
         self._theirs.close()
 
     def attend(self, *sites: str) -> None:
+        """Say that sites have come."""
         self.socket.sendall(framed(pb.ToRun(came=pb.Sites(names=sites)).SerializeToString()))
 
     def asked(self) -> list[pb.Outgoing]:
+        """Return the next tasks that the run sends."""
         frames: list[bytes] = []
         while not frames:
             frames = list(self._frames.feed(self.socket.recv(2**20)))
         return [task for frame in frames for task in pb.FromRun.FromString(frame).ask.tasks]
 
     def answer(self, task: pb.Outgoing, payload: bytes = b"", text: str | None = None, **fields: str) -> None:
+        """Answer a task as a site."""
         reply = FlowerReply(run="run", site=task.site, seconds=0.1).model_dump_json() if text is None else text
-        answer = pb.Answer(task=task.id, text=reply.encode(), payload=payload, **fields)  # type: ignore[arg-type]
+        answer = pb.Answer(task=task.id, text=reply.encode(), payload=payload, **fields)  # type: ignore[arg-type]  # fields are texts
         self.socket.sendall(framed(pb.ToRun(answer=answer).SerializeToString()))
 
     def messages(self, content: RecordDict | None = None) -> list[Message]:
+        """Return a message to each node."""
         return [Message(content or RecordDict(), node, "train") for node in self.grid.get_node_ids()]
 
 
@@ -434,7 +442,7 @@ def test_grid_sends_the_code_once_and_returns_all_replies(tmp_path: Path) -> Non
             assert [1, 1] == [reply.content["m"]["a"] for reply in replies]
             assert {node_number("berlin"), node_number("munich")} == {reply.metadata.src_node_id for reply in replies}
             assert [] == [*tmp_path.glob("sent-*")]
-            assert {"messages": 2, "answered": 2}.items() <= wire.events[-1][1].items()
+            assert (2, 2) == (wire.events[-1].messages, wire.events[-1].answered)
 
 
 def _npy(shape: str, size: int = 8) -> Array:
@@ -451,20 +459,20 @@ def _npy(shape: str, size: int = 8) -> Array:
     ("payload", "text", "problem"),
     [
         (b"\xff" * 100, None, "sent what are no records of Flower"),
-        (
-            _bytes(RecordDict({"a": ArrayRecord({"x": _npy("(1000000000000,)")})})),
-            None,
-            "expected 8000000000000",
-        ),
-        (_bytes(RecordDict({"a": ArrayRecord({"x": _npy("(-1,)")})})), None, "array 'x' has"),
-        (_bytes(RecordDict({"a": ArrayRecord({"x": Array("f", (1,), "numpy.ndarray", b"")})})), None, "no header"),
+        (_npy("(1000000000000,)"), None, "expected 8000000000000"),
+        (_npy("(-1,)"), None, "array 'x' has"),
+        (Array("f", (1,), "numpy.ndarray", b""), None, "no header"),
         (b"", "{}", "kind"),
         (b"", "[" * 100_000, "kind|JSON"),
         (b"", '{"kind":"flower","run":"run","site":"paris","seconds":1}', "says that it is from site 'paris'"),
     ],
 )
-def test_hostile_reply_is_an_error_of_that_site(payload: bytes, text: str | None, problem: str, tmp_path: Path) -> None:
+def test_hostile_reply_is_an_error_of_that_site(
+    payload: bytes | Array, text: str | None, problem: str, tmp_path: Path
+) -> None:
     """A strategy of Flower leaves out replies that are errors; the run goes on, and the event names the site."""
+    if isinstance(payload, Array):
+        payload = _bytes(RecordDict({"a": ArrayRecord({"x": payload})}))
     with Wire(tmp_path) as wire:
         wire.attend("berlin")
         with ThreadPoolExecutor() as pool:
@@ -482,7 +490,7 @@ def test_site_that_is_late_or_gone_is_not_waited_for(tmp_path: Path, monkeypatch
     with Wire(tmp_path) as wire:
         wire.attend("berlin")
         assert [] == wire.grid.send_and_receive(wire.messages(), timeout=0.2)
-        assert ["site 'berlin' did not answer in time"] == wire.events[-1][1]["problems"]
+        assert ("site 'berlin' did not answer in time",) == wire.events[-1].problems
         monkeypatch.setattr(flower_grid, "GONE_SECONDS", 0.2)
         monkeypatch.setattr(flower_grid, "LOOK_SECONDS", 0.1)
         messages = wire.messages()
@@ -515,11 +523,11 @@ def test_several_threads_wait_for_their_own_replies(tmp_path: Path) -> None:
 
 def test_run_that_was_cut_off_does_not_begin_again(tmp_path: Path) -> None:
     """What an app had done cannot be known, and its sites' states have gone on: a sentence, and no second beginning."""
-    records = RunFolder(tmp_path)
-    records.log("started")
+    records = EventLog(RunFolder(tmp_path).events)
+    records.log(AppStarted(app="app", digest="0" * 64, sites=None, config={}))
     with Wire(tmp_path) as wire, pytest.raises(RunFailed, match="was cut off"):
         run_app(wire.link, tmp_path, wire.signer, {"folder": str(tmp_path), "app": "0" * 64, "config": {}})
-    assert ["started", "failed"] == [event["event"] for event in records.read_events()]
+    assert ["started", "failed"] == [event.name for event in records.read(APP_EVENTS)]
 
 
 # --- deployed -----------------------------------------------------------------------------------------
@@ -530,13 +538,13 @@ class Federation:
     """A running server with two running sites."""
 
     folder: Path
-    server: deployed.Server
+    server: processes.Server
     sites: dict[str, SiteFolder]
 
     def run(self, app: Path, *options: str) -> subprocess.CompletedProcess[str]:
         """Run an app to its end."""
         home = ("--home", str(self.server.home.path), "--runs", str(self.folder / "runs"))
-        return deployed.run("flower", "run", str(app), *home, *options, cwd=self.folder)
+        return processes.run("flower", "run", str(app), *home, *options, cwd=self.folder)
 
     def newest(self, name: str) -> Path:
         """Return the folder of the newest run of an app."""
@@ -545,12 +553,12 @@ class Federation:
     def approve(self, app: Path) -> str:
         """Approve an app at both sites by the command line, and return its digest."""
         for site in self.sites.values():
-            done = deployed.run("site", "approve-app", str(app), "--folder", str(site.path), cwd=self.folder)
+            done = processes.run("site", "approve-app", str(app), "--folder", str(site.path), cwd=self.folder)
             assert 0 == done.returncode, done.stderr
         return read_app(app).digest
 
 
-def _join(server: deployed.Server, path: Path, name: str) -> SiteFolder:
+def _join(server: processes.Server, path: Path, name: str) -> SiteFolder:
     folder = SiteFolder(path / name)
     init_site(folder, name=name, server=server.address, kind="table")
     with Control(server.home) as control:
@@ -558,31 +566,29 @@ def _join(server: deployed.Server, path: Path, name: str) -> SiteFolder:
     bundle = make_bundle(server.home, certificate, name=name, address=server.address)
     (path / f"{name}.json").write_bytes(bundle.to_json())
     accept_bundle(folder, path / f"{name}.json")
-    deployed.write_patients(folder.path / "data", 0.0)
+    processes.write_patients(folder.path / "data", 0.0)
     return folder
 
 
 @contextmanager
-def _running(sites: dict[str, SiteFolder], server: deployed.Server) -> Iterator[None]:
-    processes = [deployed.start_site(site.settings, site.path / "site.log") for site in sites.values()]
+def _running(sites: dict[str, SiteFolder], server: processes.Server) -> Iterator[None]:
+    running = [processes.start_site(site.settings, site.path / "site.log") for site in sites.values()]
     try:
-        deadline = time.monotonic() + 60
         with Control(server.home) as control:
-            while set(control.sites().values()) != {"online"}:
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
+            processes.until(lambda: set(control.sites().values()) == {"online"})
         yield
     finally:
-        for process in processes:
+        for process in running:
             process.terminate()
-        for process in processes:
+        for process in running:
             process.wait(timeout=20)
 
 
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    """Start a server and two sites for all apps."""
     folder = tmp_path_factory.mktemp("flower")
-    with deployed.running_server(folder) as server:
+    with processes.running_server(folder) as server:
         sites = {name: _join(server, folder, name) for name in ("berlin", "munich")}
         settings = sites["berlin"].settings
         settings.write_text(settings.read_text() + "\n[flower]\npartition-id = 0\n")
@@ -603,10 +609,7 @@ def _worker_of(site: SiteFolder) -> int:
 
 
 def _wait_for_another(site: SiteFolder, killed: int) -> None:
-    deadline = time.monotonic() + 60
-    while _worker_of(site) in (0, killed):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    processes.until(lambda: _worker_of(site) not in (0, killed))
 
 
 @pytest.mark.e2e
@@ -669,23 +672,16 @@ def test_state_goes_on_where_the_worker_was_killed(federation: Federation, tmp_p
     done = federation.run(app, "--detach")
     assert 0 == done.returncode, done.stderr
     folder = federation.newest("counting")
-    _wait_for(folder / "files" / "counts")
+    processes.until((folder / "files" / "counts").exists)
     killed = _worker_of(federation.sites["berlin"])
     os.kill(killed, signal.SIGKILL)
     _wait_for_another(federation.sites["berlin"], killed)
     (folder / "files" / "go").touch()
-    done = deployed.run("follow", str(folder), "--home", str(federation.server.home.path), cwd=federation.folder)
+    done = processes.run("follow", str(folder), "--home", str(federation.server.home.path), cwd=federation.folder)
     assert 0 == done.returncode, done.stderr + (folder / "run.log").read_text()
     assert ["1 1", "2 2"] == (folder / "files" / "counts").read_text().splitlines()
     state = federation.sites["berlin"].path / "state" / "flower_apps" / folder.name / "state.bin"
     assert 0o600 == state.stat().st_mode & 0o777
-
-
-def _wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 60
-    while not path.exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 @pytest.mark.e2e
@@ -727,6 +723,7 @@ from flwr.common import ndarrays_to_parameters
 from flwr.server import ServerApp, ServerAppComponents, ServerConfig
 from flwr.server.strategy import FedAvg
 import numpy as np
+import processes
 
 def server_fn(context):
     start = ndarrays_to_parameters([np.zeros(3)])

@@ -1,5 +1,6 @@
 """Metrics: from hand-written logs to exact values, and from real runs over real HTTP."""
 
+import json
 import os
 import re
 import shutil
@@ -9,56 +10,62 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import pytest
 from conftest import SIZES, MakeSites, MakeStudy
-from deployed import join, running_server, start_site
 from flwr.app import Error, Message
 from paths import ROOT
+from processes import join, running_server, start_site, until
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 import common
-from client.app import _epochs
 from client.flower.message import plan_of
 from client.operations import pages as site_exporter
 from client.operations.metrics import SiteMetrics
+from client.site.journal import epochs_of
 from common.errors import ConfigError, PortInUse
-from common.events import EventLog
+from common.events.log import Event, EventLog, Vocabulary
+from common.events.run import STUDY_EVENTS, RunEvent
+from common.events.site import SITE_EVENTS
 from common.host.background import repeating
 from common.host.http_pages import MAX_REQUESTS, serving, text_page
 from common.host.ports import free_port
-from common.protocol import RoundPlan
+from common.protocol.plans import RoundPlan
 from common.study.load import load_site
 from common.study.training import TrainingConfig
 from consilium.running.in_process import Answering, run_in_process
 from server.operations import pages as server_exporter
 from server.operations.home import ServerHome
-from server.operations.metrics import REASONS, STATES, ServerMetrics
-from server.study.run import check_update
+from server.operations.metrics import REASONS, STATES, JournalMetrics, LiveMetrics
+from server.study.check import check_update
 from server.study.run_folder import JOURNAL_VARIABLE
 
-DOCS = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+DOCS = (ROOT / "docs" / "coordinator" / "metrics.md").read_text(encoding="utf-8")
 DAY = 1767225600.0
 """2026-01-01T00:00:00 UTC."""
 
 Events = list[dict[str, Any]]
+E = TypeVar("E", bound=Event)
 Values = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
 def at(second: int, event: str, **fields: Any) -> dict[str, Any]:
+    """Return an event at a second of the test's minute."""
     return {"time": f"2026-01-01T00:00:{second:02d}+00:00", "event": event, **fields}
 
 
 def of_run(run: str, events: Iterable[dict[str, Any]], study: str = "heart") -> Events:
+    """Return events as those of a run."""
     return [event | {"study": study, "run": run} for event in events]
 
 
 def started(second: int = 0, **changes: Any) -> dict[str, Any]:
+    """Return the event of a run that begins."""
     values = {"rounds": 5, "sites": ["berlin", "lyon"], "quorum": 1}
     return at(second, "started", **values, method="fine_tune", strategy="fedavg", codec="identity", **changes)
 
@@ -67,6 +74,7 @@ SIGNALS = {"size.examples": 30.0, "size.factor": 30.0}
 
 
 def round_event(kind: str = "round", **changes: Any) -> dict[str, Any]:
+    """Return the event of a round."""
     values: dict[str, Any] = {
         "round": 1,
         "asked": ["berlin", "lyon"],
@@ -97,18 +105,19 @@ JOURNAL = of_run(
         at(1, "waiting", online=["berlin"]),
         at(2, "warning", message="class 'x' occurs only at site 'lyon'"),
         at(3, "agreed", sites={}),
-        at(10, "asked", round=1, sites=["berlin", "lyon"]),
+        at(10, "asked", round=1, sites=["berlin", "lyon"], quorum=1),
         at(15, "answered", round=1, site="berlin", metrics=MEASURED),
         at(16, "weighting", round=1, message="weighted by size: update.loss is missing from berlin"),
         at(18, "rejected", round=1, site="lyon", reason="not_finite", message="..."),
         round_event(),
         at(21, "checkpoint", round=1),
-        at(22, "asked", round=2, sites=["berlin", "lyon"]),
+        at(22, "asked", round=2, sites=["berlin", "lyon"], quorum=1),
     ],
 )
 
 
 def label(name: str, **labels: str) -> tuple[str, frozenset[tuple[str, str]]]:
+    """Return a series' name and labels."""
     return f"consilium_{name}", frozenset(labels.items())
 
 
@@ -116,16 +125,32 @@ SEEN = {"berlin": (True, DAY + 50, DAY + 900), "lyon": (False, DAY + 40, DAY + 8
 """Of each approved site: connected, when last, when its certificate ends."""
 
 
+def line(event: Mapping[str, Any]) -> bytes:
+    """An event as a line of a log."""
+    return json.dumps(event).encode()
+
+
+def records(events: Iterable[Mapping[str, Any]], vocabulary: Vocabulary[E]) -> list[E]:
+    """The records of events, as a reader of the log has them: unknown ones are passed over."""
+    known = (vocabulary.read(line(event), where="the test") for event in events)
+    return [event for event in known if event is not None]
+
+
 def server_text(events: Iterable[Mapping[str, Any]]) -> str:
     """What the server exports after these events, with its own process."""
+    return journal_text(records(events, STUDY_EVENTS))
+
+
+def journal_text(events: Iterable[RunEvent]) -> str:
+    """What the server exports after these records, with its own process."""
     registry = CollectorRegistry()
-    metrics = ServerMetrics(registry)
+    metrics, live = JournalMetrics(registry), LiveMetrics(registry)
     for event in events:
         metrics.take(event)
-    metrics.see_sites(SEEN)
-    metrics.see_uploads(4, 2)
-    metrics.see_certificate(DAY + 1000)
-    metrics.see_disk(free=300, size=1000)
+    live.see_sites(SEEN)
+    live.see_uploads(4, 2)
+    live.see_certificate(DAY + 1000)
+    live.see_disk(free=300, size=1000)
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     return generate_latest(registry).decode()
@@ -142,10 +167,12 @@ def values(text: str) -> Values:
 
 
 def shown(events: Iterable[Mapping[str, Any]]) -> Values:
+    """Return the values that the server shows after these events."""
     return values(server_text(events))
 
 
 def state(found: Values, study: str = "heart") -> str:
+    """Return the only state in which a study is shown."""
     (only,) = (name for name in STATES if found[label("study_state", study=study, state=name)] == 1)
     return only
 
@@ -226,13 +253,10 @@ def test_server_metrics_after_a_restart_are_the_same(tmp_path: Path) -> None:
     events = [*JOURNAL, *of_run("run-2", [started(30), at(31, "agreed", sites={}), round_event(), round_event()])]
     assert shown(events) == shown(list(events))
     log = EventLog(tmp_path / "journal.jsonl")
-    for event in events:
-        log.log(**{key: value for key, value in event.items() if key != "time"})
+    for event in records(events, STUDY_EVENTS):
+        log.log(event)
     for _ in range(2):
-        read = shown(log.read())
-        assert {key: value for key, value in shown(events).items() if "timestamp" not in key[0]} == {
-            key: value for key, value in read.items() if "timestamp" not in key[0]
-        }
+        assert shown(events) == values(journal_text(log.read(STUDY_EVENTS)))
 
 
 def test_phases_of_rounds_sum_to_the_total() -> None:
@@ -247,14 +271,18 @@ def test_phases_of_rounds_sum_to_the_total() -> None:
 @pytest.mark.parametrize("reason", sorted(REASONS))
 def test_rejected_updates_are_counted_by_reason(reason: str) -> None:
     """Each known reason is a series of its own."""
-    found = shown([*JOURNAL, *of_run("run-1", [at(30, "rejected", round=2, site="berlin", reason=reason)])])
+    found = shown(
+        [*JOURNAL, *of_run("run-1", [at(30, "rejected", round=2, site="berlin", reason=reason, message="...")])]
+    )
     assert 1 == found[label("updates_rejected_total", study="heart", site="berlin", reason=reason)]
     assert 1 == found[label("updates_total", study="heart", site="berlin", outcome="rejected")]
 
 
 def test_unknown_reasons_are_one_series() -> None:
     """Whatever is new is `other`, so that nothing unbounded becomes a label."""
-    rejected = [at(30, "rejected", round=2, site="berlin", reason=f"new-{number}") for number in range(3)]
+    rejected = [
+        at(30, "rejected", round=2, site="berlin", reason=f"new-{number}", message="...") for number in range(3)
+    ]
     found = shown([*JOURNAL, *of_run("run-1", rejected)])
     assert 3 == found[label("updates_rejected_total", study="heart", site="berlin", reason="other")]
     assert not [key for key in found if "new-0" in str(key)]
@@ -334,8 +362,8 @@ def test_new_run_starts_gauges_anew_and_counts_on() -> None:
     """Nothing of the run before is shown, except in counters."""
     found = shown([*JOURNAL, *of_run("run-2", [started(50)])])
     expected = shown(of_run("run-2", [started(50)]))
-    counted = ("rounds_total", "round_seconds", "updates_total", "updates_rejected_total", "transfer_bytes_total")
-    counted = (*counted, "weighting_fallbacks_total")
+    updates = ("updates_total", "updates_rejected_total", "weighting_fallbacks_total")
+    counted = ("rounds_total", "round_seconds", "transfer_bytes_total", *updates)
     for key, value in found.items():
         if any(key[0].startswith(f"consilium_{name}") for name in counted):
             assert shown(JOURNAL)[key] == value, key
@@ -372,7 +400,7 @@ def test_late_events_of_an_older_run_count_but_show_nothing() -> None:
 def test_sites_that_are_no_longer_approved_disappear() -> None:
     """A revoked site leaves no series, a certificate that was renewed shows its new end."""
     registry = CollectorRegistry()
-    metrics = ServerMetrics(registry)
+    metrics = LiveMetrics(registry)
     metrics.see_sites({"berlin": (True, DAY, DAY + 10), "lyon": (True, DAY, DAY + 10)})
     metrics.see_sites({"berlin": (False, DAY, DAY + 90)})
     found = values(generate_latest(registry).decode())
@@ -392,11 +420,16 @@ def test_label_values_are_escaped() -> None:
 
 
 def answered(second: int, kind: str, **fields: Any) -> dict[str, Any]:
-    basic = {"seconds": 2.0, "bytes_up": 10, "bytes_down": 0, "codec": "identity", "epochs": None}
+    """Return the event of a site that has answered."""
+    basic = {"seconds": 2.0, "bytes_up": 10, "bytes_down": 0, "codec": "identity", "epochs": None, "pid": 4711}
     return at(second, "answered", site="berlin", kind=kind, **basic | fields)
 
 
-CARD = {"num_train": 30, "num_validation": 5, "num_test": 9, "num_examples": 44}
+CARD = {
+    **{"num_train": 30, "num_validation": 5, "num_test": 9, "num_examples": 44},
+    **{"num_skipped": 0, "classes": ["no", "yes"], "schema_digest": "0" * 64},
+}
+TESTED = {"num_test": 9, "majority": 5, "personal": 7}
 SITE_LOG = of_run(
     "run-1",
     [
@@ -406,15 +439,16 @@ SITE_LOG = of_run(
         answered(4, "round", round=2, num_examples=30, epochs=0.5, bytes_down=20, metrics={"global.loss": 0.4}),
         at(5, "failed", kind="round", error="UpdateRejected", message="..."),
         at(6, "failed", kind="round", error="RuntimeError", message="..."),
-        answered(7, "finish", round=2, test={}, metrics={"personal.loss": 99.0, "global.loss": 99.0}),
+        answered(7, "finish", round=2, test=TESTED),
     ],
 )
 
 
 def site_text(events: Iterable[Mapping[str, Any]]) -> str:
+    """Return what a site exports after these events."""
     registry = CollectorRegistry()
     metrics = SiteMetrics(registry, site="berlin")
-    for event in events:
+    for event in records(events, SITE_EVENTS):
         metrics.take(event)
     metrics.see_gpus([2**30, None, 0])
     metrics.see_disk(free=300, size=1000)
@@ -465,8 +499,8 @@ def test_new_run_at_a_site_starts_its_losses_anew() -> None:
 
 def test_epochs_of_a_round_given_in_steps() -> None:
     """10 batches of 6 are 2 passes over 30 examples."""
-    assert 3 == _epochs(TrainingConfig(epochs=3), 30)
-    assert 2.0 == _epochs(TrainingConfig(steps=10, batch_size=6), 30)
+    assert 3 == epochs_of(TrainingConfig(epochs=3), 30)
+    assert 2.0 == epochs_of(TrainingConfig(steps=10, batch_size=6), 30)
 
 
 # --- both: the documentation, and Prometheus' rules --------------------------------------------------
@@ -482,12 +516,18 @@ def documented(heading: str) -> dict[str, tuple[str, frozenset[str], str]]:
     }
 
 
-TEXTS = pytest.mark.parametrize(
-    ("heading", "text"), [("Server", server_text(JOURNAL)), ("Site", site_text(SITE_LOG))], ids=["server", "site"]
-)
+@pytest.fixture(params=["Server", "Site"])
+def heading(request: pytest.FixtureRequest) -> str:
+    """Return whose metrics: a heading of the documentation."""
+    return str(request.param)
 
 
-@TEXTS
+@pytest.fixture
+def text(heading: str) -> str:
+    """Return what the server, or a site, exports."""
+    return server_text(JOURNAL) if heading == "Server" else site_text(SITE_LOG)
+
+
 def test_exported_are_exactly_the_metrics_of_the_documentation(heading: str, text: str) -> None:
     """Name, type and labels; beyond them only those of the process and of Python."""
     table, found = documented(heading), {}
@@ -505,7 +545,6 @@ def test_exported_are_exactly_the_metrics_of_the_documentation(heading: str, tex
     assert "process_cpu_seconds_total" in text and "python_info" in text
 
 
-@TEXTS
 def test_names_follow_the_rules_of_prometheus(heading: str, text: str) -> None:
     """Counters end in `_total` and nothing else does; no unit but base units; `promtool` agrees where it is."""
     for name, (kind, _, _) in documented(heading).items():
@@ -520,6 +559,7 @@ def test_names_follow_the_rules_of_prometheus(heading: str, text: str) -> None:
 
 
 def get(url: str, method: str = "GET") -> tuple[int, str]:
+    """Return status and content of a page."""
     try:
         with urllib.request.urlopen(urllib.request.Request(url, method=method), timeout=10) as answer:
             return answer.status, answer.read().decode()
@@ -528,14 +568,8 @@ def get(url: str, method: str = "GET") -> tuple[int, str]:
             return error.code, error.read().decode()
 
 
-def until(condition: Callable[[], bool], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def broken() -> tuple[int, str, bytes]:
+    """Fail, as a page may."""
     raise RuntimeError("secret")
 
 
@@ -649,12 +683,15 @@ class Process:
     sites: Mapping[str, tuple[bool, float | None, float]] = field(default_factory=dict)
 
     def connections(self) -> Mapping[str, tuple[bool, float | None, float]]:
+        """Return the sites."""
         return self.sites
 
     def uploads(self) -> tuple[int, int]:
+        """Return that nothing is uploaded."""
         return 0, 0
 
     def is_ready(self) -> bool:
+        """Tell whether it is ready."""
         return self.ready
 
 
@@ -715,10 +752,8 @@ def test_server_exporter_goes_on_after_an_event_it_cannot_read(tmp_path: Path) -
     """One of another release lacks a field: those after it still count."""
     home = ServerHome(tmp_path)
     home.prepare(["localhost"])
-    journal = EventLog(home.journal, {"study": "heart", "run": "run-1"})
-    journal.log("round")
-    for event in JOURNAL[:4]:
-        journal.log(**{key: value for key, value in event.items() if key not in ("time", "study", "run")})
+    broken = {"event": "round", "time": JOURNAL[0]["time"], "study": "heart", "run": "run-1"}
+    home.journal.write_bytes(b"".join(line(event) + b"\n" for event in (broken, *JOURNAL[:4])))
     with server_exporter.exporting(home, "127.0.0.1:0", state=Process()) as url:
         until(lambda: label("study_rounds", study="heart") in values(get(f"{url}/metrics")[1]))
         until(lambda: state(values(get(f"{url}/metrics")[1])) == "stopped")  # the server is a new one
@@ -754,7 +789,8 @@ def test_pages_of_real_processes_show_who_is_connected(tmp_path: Path) -> None:
         try:
             until(lambda: _answers(at_site) and get(f"{at_site}/readyz")[0] == 200, seconds=30)
             now = told()
-            assert (1, pytest.approx(time.time(), abs=5)) == (now[online], now[seen])
+            assert 1 == now[online]
+            assert pytest.approx(time.time(), abs=5) == now[seen]
             ends = now[label("site_certificate_expiry_timestamp_seconds", site="berlin")]
             assert time.time() + 89 * 86400 < ends < time.time() + 91 * 86400
             assert (0, 0) == tuple(now[label("uploads", state=each)] for each in ("active", "waiting"))

@@ -16,23 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from client.app import answer_order, answer_plan, forget_sites
+from client.site.site import Site
 from client.wire.orders import LEDGER, MOST_KNOWN_RUNS, Orders
 from common.errors import ConfigError, ProtocolError, StateError
-from common.protocol import (
-    FailureReply,
-    FinishPlan,
-    FinishReply,
-    HandshakePlan,
-    HandshakeReply,
-    InitialWeightsPlan,
-    InitialWeightsReply,
-    Plan,
-    RoundPlan,
-    RoundReply,
-    parse_reply,
-    study_digest,
-)
+from common.protocol.parse import parse_reply
+from common.protocol.plans import FinishPlan, HandshakePlan, InitialWeightsPlan, Plan, RoundPlan, study_digest
+from common.protocol.replies import FailureReply, FinishReply, HandshakeReply, InitialWeightsReply, RoundReply
 from common.study.load import load_site, parse_study
+from common.study.site import SiteConfig
 from common.study.study import StudyConfig
 from common.wire.envelope import Order, payload_digest, sign_order
 
@@ -52,6 +43,7 @@ def ledger(folder: Path, *, max_runs: int = 20, site: str = "berlin") -> Orders:
 
 
 def order_of(plan: Plan, number: int, payload: bytes | None = None) -> Order:
+    """Return an order with a plan."""
     return Order(
         number=number,
         run=plan.run,
@@ -64,18 +56,22 @@ def order_of(plan: Plan, number: int, payload: bytes | None = None) -> Order:
 
 
 def signed(plan: Plan, number: int, payload: bytes | None = None, *, key: Ed25519PrivateKey = KEY) -> bytes:
+    """Return a signed order with a plan."""
     return sign_order(order_of(plan, number, payload), key)
 
 
 def handshake(study: StudyConfig = STUDY, run: str = "run-1") -> HandshakePlan:
+    """Return the plan of a handshake."""
     return HandshakePlan(study=study, run=run, site=study.sites[0])
 
 
 def round_plan(number: int, study: StudyConfig = STUDY, run: str = "run-1") -> RoundPlan:
+    """Return the plan of a round."""
     return RoundPlan(study=study_digest(study), run=run, site="berlin", round=number, asked=number)
 
 
 def finish(number: int = 5) -> FinishPlan:
+    """Return the plan of a finish."""
     return FinishPlan(study=study_digest(STUDY), **RUN, round=number, asked=number)
 
 
@@ -98,6 +94,7 @@ def after(folder: Path, *plans: Plan) -> Orders:
 
 
 def refused_when_opened(folder: Path, content: bytes, payload: bytes | None = None) -> str:
+    """Return the sentence with which an order is refused after a handshake."""
     with pytest.raises(ProtocolError) as caught:
         after(folder, handshake()).open(content, payload)
     return str(caught.value)
@@ -117,27 +114,35 @@ def test_order_that_was_signed_for_this_site_is_opened(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "payload", "sentence"),
     [
-        (signed(round_plan(1), 2, key=STRANGER), None, "not signed with the study's key"),
-        (b"no order", None, "no order"),
-        (signed(round_plan(1), 1), None, "order 1 of run 'run-1' was answered already: expected a number above 1"),
-        (signed(round_plan(1), 2, b"weights"), None, "came with a payload of 0 bytes, signed are 7"),
-        (signed(round_plan(1), 2), b"weights", "came with a payload of 7 bytes, signed are 0"),
-        (signed(round_plan(1), 2, b"weights"), b"weighty", "another payload than the one that was signed"),
-        (signed(round_plan(1), 2), b"", "another payload than the one that was signed"),
+        (lambda: signed(round_plan(1), 2, key=STRANGER), None, "not signed with the study's key"),
+        (lambda: b"no order", None, "no order"),
         (
-            sign_order(replace(order_of(round_plan(1), 2), site="lyon"), KEY),
+            lambda: signed(round_plan(1), 1),
+            None,
+            "order 1 of run 'run-1' was answered already: expected a number above 1",
+        ),
+        (lambda: signed(round_plan(1), 2, b"weights"), None, "came with a payload of 0 bytes, signed are 7"),
+        (lambda: signed(round_plan(1), 2), b"weights", "came with a payload of 7 bytes, signed are 0"),
+        (lambda: signed(round_plan(1), 2, b"weights"), b"weighty", "another payload than the one that was signed"),
+        (lambda: signed(round_plan(1), 2), b"", "another payload than the one that was signed"),
+        (
+            lambda: sign_order(replace(order_of(round_plan(1), 2), site="lyon"), KEY),
             None,
             "this order is for site 'lyon', this is site 'berlin'",
         ),
-        (sign_order(replace(order_of(round_plan(1), 2), run="../../x"), KEY), None, "name of the run in an order"),
+        (
+            lambda: sign_order(replace(order_of(round_plan(1), 2), run="../../x"), KEY),
+            None,
+            "name of the run in an order",
+        ),
     ],
     ids=["forged", "noise", "replay", "payload lost", "payload added", "payload swapped", "empty", "site", "path"],
 )
 def test_order_that_is_not_to_be_obeyed_is_refused_before_its_plan_is_read(
-    content: bytes, payload: bytes | None, sentence: str, tmp_path: Path
+    content: Callable[[], bytes], payload: bytes | None, sentence: str, tmp_path: Path
 ) -> None:
     """Each with its own sentence."""
-    assert sentence in refused_when_opened(tmp_path, content, payload)
+    assert sentence in refused_when_opened(tmp_path, content(), payload)
 
 
 def test_every_changed_byte_of_an_order_is_noticed(tmp_path: Path) -> None:
@@ -183,7 +188,7 @@ def test_every_run_and_kind_of_order_is_counted(tmp_path: Path) -> None:
 def test_whole_run_is_obeyed_by_a_worker_that_is_restarted_before_every_plan(tmp_path: Path) -> None:
     """Handshake, initial weights, every round, the end; rounds in which a site was not asked are left out."""
     initial = InitialWeightsPlan(study=study_digest(STUDY), **RUN)
-    plans = [handshake(), initial, round_plan(1), round_plan(3), round_plan(5), finish()]
+    plans: list[Plan] = [handshake(), initial, round_plan(1), round_plan(3), round_plan(5), finish()]
     for number, plan in enumerate(plans, start=1):
         obey(ledger(tmp_path), plan, number)
 
@@ -191,7 +196,8 @@ def test_whole_run_is_obeyed_by_a_worker_that_is_restarted_before_every_plan(tmp
 def test_server_that_resumed_asks_again(tmp_path: Path) -> None:
     """From its checkpoint: the handshake, the last round that was answered, and in the end the test counts."""
     orders = after(tmp_path, handshake(), round_plan(1), round_plan(2), handshake(), round_plan(2), round_plan(5))
-    for number, plan in enumerate([finish(), handshake(), finish()], start=7):
+    again: list[Plan] = [finish(), handshake(), finish()]
+    for number, plan in enumerate(again, start=7):
         obey(orders, plan, number)
 
 
@@ -332,8 +338,8 @@ def test_plans_name_no_other_site_and_stay_small(make_study: MakeStudy) -> None:
     task = {"kind": "table", "classes": ["no", "yes"], "label": "ill", "columns": columns}
     study = make_study(sites=names, task=task, quorum=800, min_sites=900)
     view = study.seen_by(names[7])
-    who = {"run": "r" * 100, "site": names[7]}
-    later = {"study": study_digest(view), **who}
+    who: dict[str, Any] = {"run": "r" * 100, "site": names[7]}
+    later: dict[str, Any] = {"study": study_digest(view), **who}
     plans = [
         HandshakePlan(study=view, **who),
         InitialWeightsPlan(**later),
@@ -402,7 +408,7 @@ class Server:
 
     def __init__(self, path: Path, study: StudyConfig, run: str = "run-1") -> None:
         self.path, self.number, self.view = path, 0, study.seen_by("berlin")
-        self.who = {"study": study_digest(self.view), "run": run, "site": "berlin"}
+        self.who: dict[str, Any] = {"study": study_digest(self.view), "run": run, "site": "berlin"}
 
     def send(self, plan: Plan, payload: bytes | None = None) -> tuple[Any, bytes | None]:
         """Return the reply and its payload."""
@@ -439,10 +445,14 @@ def test_data_and_model_stay_in_memory_from_order_to_order(
     site: Path, make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One run builds the site once; a second run of the same study builds it again at its handshake, and only then."""
-    from client.app import Site
+    built: list[SiteConfig] = []
+    servers = [Server(site, make_study(), run=name) for name in ("run-1", "run-2")]
 
-    built, servers = [], [Server(site, make_study(), run=name) for name in ("run-1", "run-2")]
-    monkeypatch.setattr("client.app.Site", lambda *a: built.append(1) or Site(*a))
+    def counting(config: SiteConfig, study: StudyConfig) -> Site:
+        built.append(config)
+        return Site(config, study)
+
+    monkeypatch.setattr("client.app.Site", counting)
     for runs, server in enumerate(servers, start=1):
         server.shake_hands()
         weights = server.initial()
@@ -472,8 +482,8 @@ def test_what_is_refused_changes_nothing_at_the_site(site: Path, make_study: Mak
     assert isinstance(parse_reply(answer_order(site, genuine, weights)[0], site="berlin"), RoundReply)
     state = load_site(site).state_dir
     Server(site, study, run="run-2").shake_hands()
-    other = {**server.who, "study": study_digest(make_study(rounds=3).seen_by("berlin"))}
-    elsewhere = {**server.who, "site": "lyon"}
+    other: dict[str, Any] = {**server.who, "study": study_digest(make_study(rounds=3).seen_by("berlin"))}
+    elsewhere: dict[str, Any] = {**server.who, "site": "lyon"}
     unknown = HandshakePlan(study=server.view, run="run-3", site="berlin")
     before = {path: path.read_bytes() for path in state.rglob("*") if path.is_file()}
     for content, sentence in (

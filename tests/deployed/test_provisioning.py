@@ -5,15 +5,16 @@ import shutil
 import signal
 import stat
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from deployed import (
+from paths import ROOT
+from processes import (
     COMMAND,
     ENVIRONMENT,
     Server,
@@ -23,14 +24,15 @@ from deployed import (
     run,
     running_server,
     start_site,
+    until,
     write,
     write_patients,
 )
-from paths import ROOT
 from typer.testing import CliRunner
 
 from client.data import READERS
-from client.operations import doctor
+from client.operations.doctor.credentials import check_authorities
+from client.operations.doctor.network import check_greeting
 from client.operations.site_folder import (
     SiteFolder,
     accept_bundle,
@@ -41,19 +43,11 @@ from client.operations.site_folder import (
 )
 from client.wire.probe import greet
 from common.errors import ConfigError, ConnectionRefused, StateError
-from common.host.bundle import Bundle, ServerVersions, read_bundle
-from common.host.identity import (
-    fingerprint,
-    fingerprint_of_certificate,
-    make_signing_request,
-    make_site_key,
-    read_certificate,
-    read_private_key,
-    read_public_key,
-    read_signing_request,
-    request_path,
-)
+from common.host.certificates import fingerprint_of_certificate, read_certificate
+from common.host.keys import fingerprint, make_site_key, read_private_key, read_public_key
 from common.host.ports import free_port
+from common.host.signing_requests import make_signing_request, read_signing_request, request_path
+from common.study.bundle import Bundle, ServerVersions, read_bundle
 from common.study.load import load_site
 from consilium.commands.main import app
 from server.operations.authority import sign_site_certificate
@@ -202,30 +196,35 @@ def test_accept_takes_over_certificates_address_keys_and_study(joining: Joining,
     assert "name = 'x'\n" == folder.study.read_text()
 
 
-def expired(joining: Joining) -> dict[str, object]:
+def expired(joining: Joining) -> dict[str, Any]:
+    """Return a bundle's values with a certificate that has expired."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("server.operations.authority.DAYS_SITE", -1)
         return {"certificate": joining.bundle().certificate}
 
 
-def of_another_study(joining: Joining) -> dict[str, object]:
+def of_another_study(joining: Joining) -> dict[str, Any]:
+    """Return a bundle's values with a certificate that another study's authority signed."""
     other = make_home(joining.home.path / "other")
     return {"certificate": signed(other, joining.folder.path / "site.csr").decode()}
 
 
-def of_another_key(joining: Joining) -> dict[str, object]:
+def of_another_key(joining: Joining) -> dict[str, Any]:
+    """Return a bundle's values with a certificate of another key."""
     make_site_key(joining.home.path / "other.key", comment="berlin")
     request = make_signing_request(joining.home.path / "other.key", name="berlin")
     return {"certificate": signed(joining.home, request).decode()}
 
 
-def of_another_name(joining: Joining) -> dict[str, object]:
+def of_another_name(joining: Joining) -> dict[str, Any]:
+    """Return a bundle's values with a certificate of another site."""
     key = read_private_key(joining.folder.path / "site.key").public_key()
     certificate = sign_site_certificate(joining.home.path, key, name="lyon")
     return {"certificate": certificate.public_bytes(serialization.Encoding.PEM).decode()}
 
 
-def without_a_study_key(joining: Joining) -> dict[str, object]:
+def without_a_study_key(joining: Joining) -> dict[str, Any]:
+    """Return a bundle's values with a study's key of a kind that signs no orders."""
     key = ec.generate_private_key(ec.SECP256R1()).public_key()
     form = (serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     return {"study_key": key.public_bytes(*form).decode()}
@@ -246,7 +245,7 @@ def without_a_study_key(joining: Joining) -> dict[str, object]:
     ],
 )
 def test_accept_refuses_a_bundle_that_would_not_let_this_site_in(
-    changes: Callable[[Joining], dict[str, object]], words: str, joining: Joining, tmp_path: Path
+    changes: Callable[[Joining], dict[str, Any]], words: str, joining: Joining, tmp_path: Path
 ) -> None:
     """Another name or key, a certificate that is over or another's, no study key: nothing is written."""
     bundle = joining.bundle(**changes(joining))
@@ -439,11 +438,13 @@ def test_compose_file_is_accepted_with_the_example_settings() -> None:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Start a server for all tests of this file."""
     with running_server(tmp_path_factory.mktemp("server")) as found:
         yield found
 
 
 def status(server: Server, name: str) -> str | None:
+    """Return what the server says of a site."""
     with Control(server.home) as control:
         return control.sites().get(name)
 
@@ -483,7 +484,7 @@ def test_four_commands_bring_a_site_in(server: Server, tmp_path: Path) -> None:
 @pytest.mark.e2e
 def test_site_joins_a_running_study_with_four_commands_and_another_leaves(server: Server, tmp_path: Path) -> None:
     """The late one takes part from the next round, the early one is stopped, and the run goes on to its end."""
-    text = doses_study("doses", rounds=150, sites='["early", "late"]', min_sites=1, quorum=1, round_timeout_seconds=60)
+    text = doses_study("doses", rounds=100, sites='["early", "late"]', min_sites=1, quorum=1, round_timeout_seconds=60)
     (tmp_path / "study.toml").write_text(text)
     home = ["--home", str(server.home.path)]
     early = SiteFolder(tmp_path / "early")
@@ -505,7 +506,7 @@ def test_site_joins_a_running_study_with_four_commands_and_another_leaves(server
     assert coordinator.stdout is not None
     try:
         with coordinator.stdout as output:
-            assert any("round 1/150" in line for line in output)
+            assert any("round 1/100" in line for line in output)
             # The four commands of the late site, with the coordinator's one in between.
             named = ["--name", "late"]
             assert (
@@ -526,13 +527,14 @@ def test_site_joins_a_running_study_with_four_commands_and_another_leaves(server
             assert "finished after" in output.read()
         assert 0 == coordinator.wait(timeout=60)
     finally:
-        for process in [*sites, coordinator]:
+        running: list[subprocess.Popen[Any]] = [*sites, coordinator]
+        for process in running:
             if process.poll() is None:
                 process.terminate()
                 process.wait(timeout=30)
     (report,) = (tmp_path / "runs").glob("*/report.json")
     content = json.loads(report.read_text())
-    assert 150 == len(content["rounds"])
+    assert 100 == len(content["rounds"])
     assert ["late"] == content["rounds"][-1]["accepted"]
     assert {"early": "gone"} == content["rounds"][-1]["rejected"]
     assert {"early"} == {site for site, facts in content["sites"].items() if facts["test"] is None}
@@ -547,10 +549,7 @@ def test_running_site_is_put_out_when_its_key_is_revoked(server: Server, tmp_pat
             [*COMMAND, "site", "start", str(folder.settings)], env=ENVIRONMENT, stdout=log, stderr=subprocess.STDOUT
         )
     try:
-        deadline = time.monotonic() + 60
-        while status(server, "revoked") != "online" and time.monotonic() < deadline:
-            time.sleep(0.2)
-        time.sleep(1)
+        until(lambda: status(server, "revoked") == "online")
         done = run("server", "revoke", "revoked", "--home", str(server.home.path), cwd=tmp_path)
         assert 0 == done.returncode, done.stderr
         assert 6 == site.wait(timeout=20)
@@ -653,16 +652,16 @@ def test_doctor_asks_the_server_without_taking_part(server: Server, tmp_path: Pa
     """It may ask while the site runs: the status stays; name, key and clock are told, and a revocation is."""
     folder = join(server, tmp_path, "asking")
     config = load_site(folder.settings)
-    clock, approved = doctor.check_greeting(config)
+    clock, approved = check_greeting(config)
     assert ("PASS", "PASS") == (clock.status, approved.status), (clock, approved)
     assert "which does not matter" in clock.message
     assert "registered" == status(server, "asking")
-    approved = doctor.check_greeting(config.model_copy(update={"name": "other"}))[1]
+    approved = check_greeting(config.model_copy(update={"name": "other"}))[1]
     assert ("FAIL", ConnectionRefused) == (approved.status, approved.error)
     assert "knows this key as site 'asking'" in approved.message
     with Control(server.home) as control:
         control.revoke("asking")
-    clock, approved = doctor.check_greeting(config)
+    clock, approved = check_greeting(config)
     assert ("SKIP", "FAIL", ConnectionRefused) == (clock.status, approved.status, approved.error)
     assert "revoked" in approved.message
 
@@ -686,7 +685,7 @@ def test_authority_is_replaced_with_an_overlap(tmp_path: Path) -> None:
         old = tmp_path / "old.pem"
         shutil.copy(config.certificate, old)
         accept_bundle(folder, tmp_path / "again.json")
-        assert "2 are trusted" in doctor.check_authorities(config).message
+        assert "2 are trusted" in check_authorities(config).message
         for certificate in (config.certificate, old):
             assert "berlin" == greet(config, certificate=certificate).site
         retired = run("server", "retire-ca", *home, cwd=tmp_path)

@@ -5,19 +5,20 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-from deployed import COMMAND, ENVIRONMENT, Server, doses_study, join, start_site, write_patients
+from processes import COMMAND, ENVIRONMENT, Server, doses_study, join, start_site, until, write_patients
 from safetensors.numpy import load_file
 
 from client.operations.site_folder import SiteFolder
 from common.errors import RunFailed
+from common.events.run import RunEvent, RunFailure, RunFinished, RunResumed, RunStopped, RunSubmitted
 from common.host.ports import free_port
-from consilium.running.run import follow_events
+from consilium.running.follow import follow_events
 from server.operations.home import ServerHome
 from server.study.run_folder import RunFolder
 from server.wire.runs import RunEntry, _load
@@ -33,15 +34,6 @@ def children(process: int) -> list[int]:
     found: list[int] = []
     for task in Path(f"/proc/{process}/task").iterdir():
         found += map(int, (task / "children").read_text().split())
-    return found
-
-
-def until(holds: Callable[[], Any], seconds: float = 30) -> Any:
-    """Wait until something holds, and return it."""
-    deadline = time.monotonic() + seconds
-    while not (found := holds()):
-        assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.02)
     return found
 
 
@@ -107,6 +99,7 @@ class Place:
 
 
 def cmdline(process: int) -> bytes:
+    """Return the command line of a process; nothing where it has ended."""
     try:
         return Path(f"/proc/{process}/cmdline").read_bytes()
     except OSError:
@@ -114,6 +107,7 @@ def cmdline(process: int) -> bytes:
 
 
 def events(folder: Path, kind: str) -> list[dict[str, Any]]:
+    """Return the events of a kind that are written whole."""
     try:
         lines = (folder / "events.jsonl").read_text().splitlines(keepends=True)
     except OSError:
@@ -123,6 +117,7 @@ def events(folder: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def weights(folder: Path) -> dict[str, list[float]]:
+    """Return a run's final weights."""
     return {name: array.tolist() for name, array in load_file(folder / "global.safetensors").items()}
 
 
@@ -169,14 +164,15 @@ def test_closed_terminal_and_ctrl_c_leave_a_run_going_on(place: Place, undisturb
     """SIGHUP and SIGINT end the command that follows, which says how to follow again; nothing else."""
     (place.folder / "left.toml").write_text(doses_study("left", rounds=6, steps=400, round_timeout_seconds=60, seed=3))
     command = place.command("run", "left.toml", "--home", "home", "--runs", "left")
-    folder = until(lambda: next(iter((place.folder / "left").glob("*-left")), None))
+    (folder,) = until(lambda: list((place.folder / "left").glob("*-left")))
     until(lambda: len(events(folder, "round")) >= 1)
     command.send_signal(signal.SIGHUP)
     output, _ = command.communicate(timeout=30)
     assert 130 == command.returncode, output
     assert "goes on at the server; follow it again with 'consilium follow" in output.replace("\n", " ")
     again = place.command("follow", str(folder), "--home", "home")
-    time.sleep(0.5)
+    assert again.stdout is not None
+    assert again.stdout.readline()  # it follows
     again.send_signal(signal.SIGINT)
     again.communicate(timeout=30)
     until(lambda: events(folder, "finished"), 60)
@@ -188,24 +184,25 @@ def test_closed_terminal_and_ctrl_c_leave_a_run_going_on(place: Place, undisturb
 
 def test_follower_of_a_resumed_run_passes_over_the_end_of_the_first_attempt(tmp_path: Path) -> None:
     """Stopped, submitted again, finished: followed from the beginning, it has finished."""
-    shown: list[str] = []
+    shown: list[RunEvent] = []
 
     class Quiet:
-        def show(self, event: dict[str, Any]) -> None:
-            shown.append(event["event"])
+        def show(self, event: RunEvent) -> None:
+            shown.append(event)
 
         def tick(self) -> None: ...
 
     records = RunFolder(tmp_path / "run")
-    kinds = ["submitted", "started", "stopped", "submitted", "started", "finished"]
-    for kind in kinds:
-        records.log(kind)
-    follow_events(records, 0, Quiet(), ServerHome(tmp_path))
-    assert kinds == shown
-    records.log("submitted")
-    records.log("failed", error="RunFailed", message="the third attempt")
+    submitted, finished = RunSubmitted(run="run", study="hearts"), RunFinished(seconds=1.0)
+    attempts = [submitted, RunResumed(round=1), RunStopped(), submitted, RunResumed(round=2), finished]
+    for event in attempts:
+        records.log(event)
+    follow_events(records, Quiet(), ServerHome(tmp_path))
+    assert [event.name for event in attempts] == [event.name for event in shown]
+    records.log(submitted)
+    records.log(RunFailure(error="RunFailed", message="the third attempt"))
     with pytest.raises(RunFailed, match="the third attempt"):
-        follow_events(records, 0, Quiet(), ServerHome(tmp_path))
+        follow_events(records, Quiet(), ServerHome(tmp_path))
 
 
 def test_stopped_run_stays_stopped_and_can_be_resumed(place: Place) -> None:
@@ -263,13 +260,13 @@ def test_run_that_dies_again_and_again_has_failed_with_a_sentence(place: Place) 
     """Three times without a new checkpoint; whoever follows it is told, and the site takes the next run."""
     folder = place.submit("dying", rounds=2, steps=ENDLESS)
     follower = place.command("follow", str(folder), "--home", "home")
-    for _ in range(3):
-        until(lambda: events(folder, "asked") and place.run_processes())
+    until(lambda: events(folder, "asked"))
+
+    def has_failed() -> bool:
         place.kill_runs()
-        time.sleep(0.3)
-        if place.entry(folder).state != "running":
-            break
-    until(lambda: place.entry(folder).state == "failed" or place.kill_runs())
+        return place.entry(folder).state == "failed"
+
+    until(has_failed)
     (failed,) = events(folder, "failed")
     assert "RunFailed" == failed["error"]
     assert "signal SIGKILL, 3 times in a row without a new checkpoint" in failed["message"]

@@ -9,10 +9,10 @@ import grpc
 import pytest
 from wires import Echo, Proxy, attending, connected, run, serving, until
 
-from client.wire import connection as site_side
+from client.wire.channel import NotWelcome, attend
 from client.wire.place import Place
 from client.wire.probe import greet
-from common.host.identity import read_authorities, read_certificate
+from common.host.certificates import read_authorities, read_certificate
 from common.study.site import SiteConfig, TableData
 from common.wire import wire_pb2 as pb
 from server.operations import authority
@@ -64,7 +64,7 @@ def test_small_reply_is_sent_again_when_the_connection_breaks_under_it(tmp_path:
                 worker.go.set()
                 assert "" == (await bench.run.one(30))["problem"]
                 assert [b"order"] == worker.orders
-                await until(lambda: not connection._sent or connection.is_connected)
+                await until(lambda: not connection._tasks.sent or connection.is_connected)
             await proxy.stop()
 
     run(check())
@@ -177,7 +177,8 @@ class Queue:
 
     @staticmethod
     def task(site: str) -> Task:
-        return Task(site.encode(), site, None, b"", b"", None, 0, 0.0, 0, Path("none"))  # type: ignore[arg-type]
+        """Return a task for a site."""
+        return Task(site.encode(), site, None, b"", b"", None, 0, 0.0, 0, Path("none"))  # type: ignore[arg-type]  # no run asked for it
 
 
 def test_turn_that_nobody_uses_goes_to_the_next_and_is_given_up_at_the_fourth() -> None:
@@ -319,8 +320,8 @@ def test_revoked_while_connected_ends_everything_within_a_second(tmp_path: Path)
             answer = await bench.run.one(1)
             assert ("gone", "site 'berlin' was revoked") == (answer["problem"], answer["detail"])
             assert bench.run.answers.empty() and not task.incoming.exists()
-            with pytest.raises(site_side.NotWelcome) as refused:
-                await site_side.attend(site.place, tasks=[])
+            with pytest.raises(NotWelcome) as refused:
+                await attend(site.place, tasks=[])
             assert "revoked" == refused.value.reason
 
     run(check())

@@ -11,16 +11,19 @@ import warnings
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
-from deployed import running_server
+from cryptography.hazmat.primitives import serialization
+from processes import running_server
 from wires import HOSTS, Bench, Raw, attending, connected, make_home, make_place, open_channel, run, serving, until
 
 from client.wire.channel import NotWelcome, attend
 from client.wire.place import Place
 from common.errors import ConnectionRefused
-from common.host.identity import read_private_key, read_signing_request
+from common.host.keys import read_private_key
+from common.host.signing_requests import read_signing_request
 from common.wire import wire_pb2 as pb
 from common.wire.limits import MAX_WIRE_BYTES, SERVICE
 from server.operations import authority
@@ -52,6 +55,7 @@ def attacked(folder: Path, attack: Attack) -> None:
 
 
 def strikes(bench: Bench, site: str = "mallory") -> int:
+    """Return a site's strikes; -1 where it does not attend."""
     stream = bench.wire.streams.get(site)
     return stream.strikes if stream is not None else -1
 
@@ -257,7 +261,7 @@ def test_announced_and_never_sent_loses_its_turn_four_times_and_is_named(
             await mallory.send(reply=pb.Reply(task=task.id, payload_size=10**6))
         bench.place("lyon")
         task = bench.ask("lyon")
-        async with attending(bench.wire and Place(**{**vars(mallory.place), **_files(bench, "lyon")})) as lyon:
+        async with attending(Place(**{**vars(mallory.place), **_files(bench, "lyon")})) as lyon:
             await lyon.offer(task.id, 1000)
             await lyon.delivered(task.id, b"x" * 1000)
             answers = [await bench.run.one() for _ in range(7)]
@@ -461,7 +465,7 @@ def _self_signed(place: Place, folder: Path) -> None:
     other.mkdir()
     authority.make_server_identity(other, hosts=HOSTS)
     certificate = authority.sign_site_certificate(other, read_private_key(place.key).public_key(), name=place.name)
-    place.certificate.write_bytes(certificate.public_bytes(authority.serialization.Encoding.PEM))
+    place.certificate.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
 
 def test_strangers_end_in_the_handshake_and_the_named_hospital_stays(tmp_path: Path) -> None:
@@ -484,7 +488,7 @@ def test_strangers_end_in_the_handshake_and_the_named_hospital_stays(tmp_path: P
             )
             plain = grpc.aio.insecure_channel(f"localhost:{bench.port}")
             for nameless in (channel, plain):
-                call = nameless.stream_stream(f"/{SERVICE}/Attend")(timeout=3)
+                call: Any = nameless.stream_stream(f"/{SERVICE}/Attend")(timeout=3)
                 assert await call.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
                 await nameless.close()
             assert bench.wire.streams.get("berlin") is stream
@@ -501,7 +505,7 @@ def test_key_that_was_signed_but_is_in_no_register_is_refused(tmp_path: Path) ->
             thief = make_place(tmp_path / "thief", "berlin", bench.home, port=bench.port)
             key = read_signing_request(thief.key.parent / "site.csr").key
             certificate = authority.sign_site_certificate(bench.home.path, key, name="berlin")
-            thief.certificate.write_bytes(certificate.public_bytes(authority.serialization.Encoding.PEM))
+            thief.certificate.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
             with pytest.raises(NotWelcome) as refused:
                 await attend(thief, tasks=[])
             assert "unknown" == refused.value.reason
@@ -532,9 +536,9 @@ def test_old_tls_is_refused(tmp_path: Path) -> None:
             key = tmp_path / "plain.key"
             key.write_bytes(
                 read_private_key(place.key).private_bytes(
-                    authority.serialization.Encoding.PEM,
-                    authority.serialization.PrivateFormat.PKCS8,
-                    authority.serialization.NoEncryption(),
+                    serialization.Encoding.PEM,
+                    serialization.PrivateFormat.PKCS8,
+                    serialization.NoEncryption(),
                 )
             )
 
@@ -570,7 +574,7 @@ def _memory(process: int) -> float:
 
 
 def _threads(process: int) -> int:
-    return len(os.listdir(f"/proc/{process}/task"))  # noqa: PTH208
+    return len(os.listdir(f"/proc/{process}/task"))  # noqa: PTH208  # counted, not used as paths
 
 
 @pytest.mark.e2e

@@ -1,4 +1,4 @@
-"""Prometheus rules, alerts and Grafana dashboards: valid, in agreement with docs/metrics.md, and with data in them."""
+"""Prometheus rules, alerts and Grafana dashboards: valid, as docs/coordinator/metrics.md says, with data in them."""
 
 import json
 import re
@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+import yaml  # type: ignore[import-untyped]  # its stubs are a package of their own
 from fake_exporters import PROCESS, SITES, STUDY, VALUES, documented
 from paths import ROOT
-from prometheus_queries import GRAFANA, queries, result_of, run_all
+from prometheus_queries import GRAFANA, result_of, run_all
 
 from common.host.ports import free_port
+from dashboards import queries
 
 PROMETHEUS = ROOT / "docker" / "prometheus"
 OF_A_TARGET = {"job", "instance", "site"}
@@ -27,10 +28,12 @@ TOKEN = re.compile(r'"[^"]*"|\d[\w.]*|[a-zA-Z_:][\w:]*|=~|!~|!=|\S')
 
 
 def read_yaml(path: Path) -> Any:
+    """Return what a YAML file says."""
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 def rules(name: str) -> list[dict[str, Any]]:
+    """Return the rules of a file, of all groups."""
     return [rule for group in read_yaml(PROMETHEUS / name)["groups"] for rule in group["rules"]]
 
 
@@ -64,6 +67,7 @@ def known_metrics() -> dict[str, set[str]]:
 
 
 def between(tokens: list[str], start: int, closing: str) -> list[str]:
+    """Return the tokens up to a closing one."""
     return tokens[start : tokens.index(closing, start)]
 
 
@@ -124,6 +128,7 @@ def problems(expr: str) -> list[str]:
 
 
 def test_the_fake_exporters_have_every_documented_metric() -> None:
+    """What the dashboards are drawn from lacks nothing but the histogram's own series."""
     histograms = {"consilium_round_seconds"}
     assert {metric.name for metric in documented()} - histograms == set(VALUES)
 
@@ -139,12 +144,14 @@ def test_the_fake_exporters_have_every_documented_metric() -> None:
     ],
 )
 def test_the_check_of_expressions_finds_what_does_not_exist(expr: str, problem: str | None) -> None:
+    """The check below would notice a wrong name or label."""
     found = problems(expr)
     assert (problem is None and not found) or (problem is not None and problem in found[0])
 
 
 @pytest.mark.parametrize("expr", EXPRESSIONS)
 def test_every_expression_names_documented_metrics_and_labels(expr: str) -> None:
+    """Of dashboards, rules and alerts."""
     assert [] == problems(expr)
 
 
@@ -152,6 +159,7 @@ def test_every_expression_names_documented_metrics_and_labels(expr: str) -> None
 
 
 def boards() -> dict[str, dict[str, Any]]:
+    """Return all dashboards by name."""
     return {name: queries.read_dashboard(name) for name in queries.NAMES}
 
 
@@ -177,6 +185,7 @@ def test_dashboards_can_be_provisioned() -> None:
 
 @pytest.mark.parametrize("name", queries.NAMES)
 def test_every_panel_says_what_it_shows(name: str) -> None:
+    """A title of its own and a description for each."""
     board = queries.read_dashboard(name)
     titles = [panel["title"] for panel in queries.panels_of(board)]
     assert len(set(titles)) == len(titles)
@@ -194,6 +203,7 @@ def test_every_panel_says_what_it_shows(name: str) -> None:
 
 @pytest.mark.parametrize("name", queries.NAMES)
 def test_panels_fill_the_grid_without_overlap(name: str) -> None:
+    """No panel lies on another or beyond the edge."""
     taken: set[tuple[int, int]] = set()
     for panel in queries.read_dashboard(name)["panels"]:
         place = panel["gridPos"]
@@ -209,6 +219,7 @@ def test_panels_fill_the_grid_without_overlap(name: str) -> None:
 
 
 def test_grafana_finds_prometheus_and_the_dashboards() -> None:
+    """Provisioning names the address and the folder that the containers have."""
     (source,) = read_yaml(GRAFANA / "provisioning" / "datasources" / "prometheus.yml")["datasources"]
     assert ("prometheus", "http://prometheus:9090", True) == (source["uid"], source["url"], source["isDefault"])
     assert not source["editable"]
@@ -220,6 +231,7 @@ def test_grafana_finds_prometheus_and_the_dashboards() -> None:
 
 
 def test_every_alert_says_who_what_and_what_to_do() -> None:
+    """A severity, and annotations that name the site or study."""
     for alert in ALERTS:
         assert alert["labels"]["severity"] in {"critical", "warning", "info"}
         assert alert["annotations"].keys() == {"summary", "description"}
@@ -241,6 +253,7 @@ def test_every_alert_is_tested_both_ways() -> None:
     ["check config prometheus.yml", "check rules rules.yml alerts.yml", "test rules alerts_test.yml"],
 )
 def test_promtool_accepts(command: str) -> None:
+    """Prometheus' own tool accepts rules, alerts and their tests."""
     done = subprocess.run(["promtool", *command.split()], cwd=PROMETHEUS, capture_output=True, text=True, check=False)
     assert 0 == done.returncode, done.stdout + done.stderr
 
@@ -265,6 +278,7 @@ def scrape_fake(port: int, folder: Path) -> Path:
 
 
 def wait_until(holds: Callable[[], bool], *, seconds: float) -> None:
+    """Wait until something holds; an error on the way is no answer yet."""
     deadline = time.monotonic() + seconds
     while True:
         try:
@@ -309,6 +323,7 @@ def base_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def test_every_query_has_data(base_url: str) -> None:
+    """No panel is empty while the fake exporters run."""
     empty = [outcome for outcome in run_all(base_url, study=STUDY, site="berlin") if outcome.num_series == 0]
     assert [] == empty
 
@@ -322,6 +337,7 @@ def test_every_series_can_be_named(base_url: str) -> None:
 
 
 def test_every_column_of_a_table_comes(base_url: str) -> None:
+    """A table shows all columns that it orders."""
     for name in queries.NAMES:
         for panel in queries.panels_of(queries.read_dashboard(name)):
             if panel["type"] != "table":
@@ -335,6 +351,7 @@ def test_every_column_of_a_table_comes(base_url: str) -> None:
 
 
 def test_recorded_series_have_the_labels_of_their_level(base_url: str) -> None:
+    """A recorded series has the labels that its name says."""
     for name in RECORDED:
         found = queries.series(base_url, name)
         assert found, name
@@ -344,6 +361,7 @@ def test_recorded_series_have_the_labels_of_their_level(base_url: str) -> None:
 
 
 def test_every_rule_is_evaluated_without_error(base_url: str) -> None:
+    """Prometheus has loaded all rules and alerts, and each is healthy."""
     found = [rule for group in queries.ask(base_url, "rules")["groups"] for rule in group["rules"]]
     assert len(RECORDED) + len(ALERTS) == len(found)
     assert {("ok", "")} == {(rule["health"], rule.get("lastError", "")) for rule in found}
@@ -352,12 +370,14 @@ def test_every_rule_is_evaluated_without_error(base_url: str) -> None:
 
 
 def test_a_site_is_named_by_the_scrape_target_alone(base_url: str) -> None:
+    """No exported label fights with the target's own."""
     found = queries.series(base_url, "consilium_node_info")
     assert set(SITES) == {series["metric"]["site"] for series in found}
     assert not any("exported_site" in series["metric"] for series in found)
 
 
 def test_variables_of_the_dashboards_have_values(base_url: str) -> None:
+    """Each list of a dashboard's choices has entries."""
     for board in boards().values():
         for variable in board["templating"]["list"]:
             match = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["definition"])
@@ -368,6 +388,7 @@ def test_variables_of_the_dashboards_have_values(base_url: str) -> None:
 
 
 def test_dashboards_can_be_drawn(base_url: str, tmp_path: Path) -> None:
+    """The command writes a picture of each dashboard."""
     command = [sys.executable, "-m", "dashboards.draw", base_url, "--study", STUDY, "--site", "berlin"]
     subprocess.run([*command, "--out", str(tmp_path), "--minutes", "1"], check=True, cwd=ROOT)
     assert {f"{name}.png" for name in queries.NAMES} == {path.name for path in tmp_path.iterdir()}

@@ -25,14 +25,19 @@ from typer.testing import CliRunner
 
 from client.data import Examples, load_data
 from client.methods import build_method
-from client.models import Model, build_model, get_weights, set_weights
-from client.site.site import divide
-from client.training.local_work import Evaluation, LocalWork, batches, evaluate, train
+from client.models import Model, build_model, divide, get_weights, set_weights
+from client.training.evaluation import Evaluation, evaluate
+from client.training.loop import train
+from client.training.work import LocalWork, batches
 from common.errors import ConfigError, ConsiliumError, ModelError
 from common.seeds import seed_for
 from common.study.load import load_site, load_study
 from common.study.training import ModelConfig
-from consilium.adaptation.adapt import _notes, _numbers, _rate_of, _with_headlines, adapt_site, draw, follow, stops
+from consilium.adaptation.adapt import adapt_site, rate_of
+from consilium.adaptation.picture import draw
+from consilium.adaptation.result import Adaptation, Measured
+from consilium.adaptation.starts import notes_of
+from consilium.adaptation.steps import follow, stops
 from consilium.commands.main import app, main
 from consilium.running.in_process import run_in_process
 
@@ -101,6 +106,11 @@ def built(site: Path, run: Path | None = None) -> tuple[Model, Any]:
     seed = seed_for(study.seed, "initial weights")
     model = build_model(study.model, input_shape=(2,), num_outputs=1, weights_dir=config.weights_dir, seed=seed)
     return model, data
+
+
+def adapted(site: Path, **settings: Any) -> dict[str, Any]:
+    """Return the content of `adapt.json` for one site."""
+    return adapt_site(site, **settings).as_json()
 
 
 def initial_weights(site: Path) -> Path:
@@ -192,7 +202,7 @@ def test_follow_five_steps_and_fifteen_more_are_twenty_steps() -> None:
     optimiser = torch.optim.SGD(model.module.parameters(), lr=0.1, weight_decay=0.01)
     for x, y in list(batches(work))[5:]:
         optimiser.zero_grad()
-        functional.binary_cross_entropy_with_logits(model.module(x)[:, 0], y.float()).backward()
+        torch.autograd.backward(functional.binary_cross_entropy_with_logits(model.module(x)[:, 0], y.float()))
         optimiser.step()
     expected = get_weights(model.module)
     follow(model, start, work, examples, who="federated")
@@ -227,7 +237,7 @@ def test_adapt_counts_are_those_of_steps_done_by_hand(
     """w <- w - 0.1 (gradient + 0.01 w), batch after batch, on the study's initial weights under the shared ones."""
     site = new_site(text)
     weights = federated(site)
-    result = adapt_site(site, weights_file=weights, steps=20)
+    result = adapted(site, weights_file=weights, steps=20)
     shared = load_file(weights)
     assert (text == FEDPER) == shared.keys().isdisjoint(HEAD)
     for name, start in (("federated", shared), ("random", {})):
@@ -240,7 +250,7 @@ def test_adapt_counts_are_those_of_steps_done_by_hand(
                 gradients = torch.autograd.grad(loss_by_hand(model, Examples(*batch))[1], parameters)
                 with torch.no_grad():
                     for parameter, gradient in zip(parameters, gradients, strict=True):
-                        parameter -= 0.1 * (gradient + 0.01 * parameter)
+                        parameter.sub_(0.1 * (gradient + 0.01 * parameter))
             if step in (0, 1, 5, 20):
                 logits, loss = loss_by_hand(model, data.test)
                 right.append(sum(bool(z > 0) == bool(y) for z, y in zip(logits, data.test.y, strict=True)))
@@ -254,7 +264,7 @@ def test_adapt_tells_what_it_did(new_site: MakeSite, federated: Callable[[Path],
     """Site, study, rate, counts of examples, and the weights' digest."""
     site = new_site()
     weights = federated(site)
-    result = adapt_site(site, weights_file=weights, steps=3)
+    result = adapted(site, weights_file=weights, steps=3)
     expected = {"site": "wien", "study": "quick", "method": "fedavg", "steps": 3, "stops": [0, 1, 3], "seed": 42}
     expected |= {"learning_rate": 0.1, "learning_rate_from": "training.learning_rate", "weight_decay": 0.01}
     expected |= {"batch_size": 8, "num_test": 24, "num_train": 30, "notes": []}
@@ -264,7 +274,7 @@ def test_adapt_tells_what_it_did(new_site: MakeSite, federated: Callable[[Path],
         "round": 3,
     }
     assert expected == {key: result[key] for key in expected}
-    given = adapt_site(site, weights_file=weights, steps=0, learning_rate=0.5)
+    given = adapted(site, weights_file=weights, steps=0, learning_rate=0.5)
     assert (0.5, "--learning-rate") == (given["learning_rate"], given["learning_rate_from"])
 
 
@@ -275,7 +285,7 @@ def test_adapt_takes_the_majority_class_from_the_training_examples(new_site: Mak
     (site.parent / "data.csv").write_text("\n".join(["a,b,ill", *rows]) + "\n")
     _, data = built(site)
     assert ([5, 6], [5, 4]) == tuple(np.bincount(part.y.numpy()).tolist() for part in (data.train, data.test))
-    assert 4 == adapt_site(site, weights_file=initial_weights(site), steps=0)["majority"]
+    assert 4 == adapted(site, weights_file=initial_weights(site), steps=0)["majority"]
 
 
 def test_adapt_is_the_same_twice_and_leaves_nothing_behind(
@@ -285,7 +295,7 @@ def test_adapt_is_the_same_twice_and_leaves_nothing_behind(
     site = new_site()
     weights = federated(site)
     before = sorted(site.parent.rglob("*"))
-    first, again, other = (adapt_site(site, weights_file=weights, steps=6, seed=seed) for seed in (None, None, 1))
+    first, again, other = (adapted(site, weights_file=weights, steps=6, seed=seed) for seed in (None, None, 1))
     assert first == again
     assert before == sorted(site.parent.rglob("*"))
     ours, theirs = (result["starts"]["federated"]["loss"] for result in (first, other))
@@ -296,7 +306,7 @@ def test_adapt_is_the_same_twice_and_leaves_nothing_behind(
 def test_adapt_gives_every_start_the_same_examples_in_the_same_order(new_site: MakeSite) -> None:
     """A federated start that holds the initial weights cannot be told from the random one, at no stop."""
     site = new_site()
-    result = adapt_site(site, weights_file=initial_weights(site), steps=50)
+    result = adapted(site, weights_file=initial_weights(site), steps=50)
     assert ["federated", "random"] == list(result["starts"])
     assert result["starts"]["random"] == result["starts"]["federated"]
     assert {0.0} == {row["difference"] for row in result["comparisons"]["random"]}
@@ -308,15 +318,16 @@ def test_adapt_measures_pretrained_weights_where_the_study_has_them(new_site: Ma
     site = new_site(PRETRAINED)
     model, _ = built(plain)
     (site.parent / "weights").mkdir()
+    initial: dict[str, Any] = get_weights(model.module)
     save_file(
-        {name: array if name in HEAD else array + 0.5 for name, array in get_weights(model.module).items()},
+        {name: array if name in HEAD else array + 0.5 for name, array in initial.items()},
         site.parent / "weights" / "backbone.safetensors",
     )
-    result = adapt_site(site, weights_file=initial_weights(site), steps=5)
+    result = adapted(site, weights_file=initial_weights(site), steps=5)
     assert ["federated", "pretrained", "random"] == list(result["starts"])
     assert result["starts"]["pretrained"] == result["starts"]["federated"]
     assert result["starts"]["pretrained"]["loss"] != result["starts"]["random"]["loss"]
-    alone = adapt_site(plain, weights_file=initial_weights(plain), steps=5)
+    alone = adapted(plain, weights_file=initial_weights(plain), steps=5)
     assert alone["starts"]["random"] == result["starts"]["random"]
     assert "the pretrained start on" in result["headlines"][0]
 
@@ -325,8 +336,8 @@ def test_adapt_tells_that_a_personal_head_starts_fresh(new_site: MakeSite) -> No
     """fedper's weights file has no head; nothing is said where everything is shared."""
     site, plain = new_site(FEDPER), new_site(under="plain")
     note = "the head starts fresh: this study keeps it personal, so no weights file holds it"
-    assert [note] == adapt_site(site, weights_file=initial_weights(site), steps=0)["notes"]
-    assert [] == adapt_site(plain, weights_file=initial_weights(plain), steps=0)["notes"]
+    assert [note] == adapted(site, weights_file=initial_weights(site), steps=0)["notes"]
+    assert [] == adapted(plain, weights_file=initial_weights(plain), steps=0)["notes"]
 
 
 @pytest.mark.parametrize(
@@ -343,7 +354,7 @@ def test_notes_name_local_batch_norm_and_what_is_not_trained(
     """BatchNorm that stays at each site, and frozen parts, which a random start never mends."""
     config = ModelConfig.model_validate(changes)
     model = build_model(config, input_shape=(1, 8, 8), num_outputs=1, weights_dir=None, seed=0)
-    (note,) = _notes(model, divide(model, build_method(make_study().method)))
+    (note,) = notes_of(model, divide(model, build_method(make_study().method)))
     assert note.startswith(expected)
 
 
@@ -363,7 +374,7 @@ def test_learning_rate_is_the_studys_own_for_local_steps(
 ) -> None:
     """The method's rate of adaptation where it has one, else that of training; and which of the two is told."""
     training = {"epochs": 1, "learning_rate": 0.1, "momentum": 0.0}
-    assert expected == _rate_of(make_study(method=method, training=training))
+    assert expected == rate_of(make_study(method=method, training=training))
 
 
 # --- numbers and sentences -------------------------------------------------------------------------
@@ -377,8 +388,11 @@ def flags(right: int, wrong: int) -> Evaluation:
 
 def of_counts(federated: int, random: int, *, at: int = 5) -> dict[str, Any]:
     """Return the numbers of one stop at which the starts are right on so many of 50, overlapping fully."""
-    seen = {"federated": [flags(federated, 50 - federated)], "random": [flags(random, 50 - random)]}
-    return _with_headlines({"num_test": 50, "majority": 30, "constant": "most frequent class", **_numbers(seen, [at])})
+    evaluations = {"federated": [flags(federated, 50 - federated)], "random": [flags(random, 50 - random)]}
+    facts: dict[str, Any] = dict.fromkeys(("site", "study", "method", "learning_rate_from"), "any")
+    facts |= dict.fromkeys(("steps", "learning_rate", "weight_decay", "batch_size", "seed", "num_train"), 1)
+    facts |= {"num_test": 50, "majority": 30, "constant": "most frequent class", "score": "accuracy", "notes": []}
+    return Adaptation(weights={}, measured=Measured.of(evaluations, [at]), **facts).as_json()
 
 
 @pytest.mark.parametrize("right", [0, 29, 50])
@@ -405,7 +419,7 @@ def test_comparison_is_paired_and_counts_from_the_federated_start() -> None:
         (41, 29, "right on 41 of 50 test examples, the random start on 29 (federated clearly ahead: +0.24, 95 % int"),
         (29, 41, "right on 29 of 50 test examples, the random start on 41 (federated clearly behind: -0.24, 95 % int"),
         (41, 40, "right on 41 of 50 test examples, the random start on 40 (no clear difference: +0.02, 95 % int"),
-        (50, 50, "right on 50 of 50 test examples, the random start on 50 (no clear difference: +0.00, 95 % int"),
+        (50, 50, "right on 50 of 50 test examples, the random start on 50 (no clear difference: 0.00, 95 % int"),
     ],
 )
 def test_headline_claims_no_more_than_the_paired_interval(federated: int, random: int, expected: str) -> None:
@@ -439,7 +453,7 @@ def test_command_prints_a_plain_table_and_writes_both_files(
     done, again = (command("--weights", weights, "--steps", 50, "--out", tmp_path / out, site) for out in "ab")
     assert (0, 0) == (done.exit_code, again.exit_code), done.output
     result = json.loads((tmp_path / "a" / "adapt.json").read_text())
-    assert adapt_site(site, weights_file=weights, steps=50) == result
+    assert adapted(site, weights_file=weights, steps=50) == result
     lines = done.output.splitlines()
     head = next(index for index, line in enumerate(lines) if line.split() == ["steps", "federated", "random"])
     rows = [line.split()[:4] for line in lines[head + 2 : head + 7]]
@@ -505,7 +519,7 @@ def test_weights_that_do_not_fit_are_named(changes: dict[str, Any], sentence: st
     path = initial_weights(site)
     save_file(changed(load_file(path), **changes), path)
     with pytest.raises(ModelError, match=f"^weights file '{path}': .*{sentence}"):
-        adapt_site(site, weights_file=path)
+        adapted(site, weights_file=path)
 
 
 def test_weights_that_are_no_file_of_a_run_are_named(new_site: MakeSite) -> None:
@@ -518,17 +532,17 @@ def test_weights_that_are_no_file_of_a_run_are_named(new_site: MakeSite) -> None
         (site, r"site\.toml': is not a safetensors file like a run's global\.safetensors"),
     ):
         with pytest.raises(ModelError, match=sentence):
-            adapt_site(site, weights_file=wrong)
+            adapted(site, weights_file=wrong)
     half = path.with_name("half.safetensors")
     torch_file({"a": torch.zeros(2, dtype=torch.bfloat16)}, half)
     with pytest.raises(ModelError, match="is not a safetensors file"):  # of arrays that NumPy has
-        adapt_site(site, weights_file=half)
+        adapted(site, weights_file=half)
     save_file(load_file(path), path, metadata={"consilium": json.dumps({"study": "other", "round": 3})})
     with pytest.raises(ModelError, match=r"is of study 'other', the study\.toml is of 'quick'"):
-        adapt_site(site, weights_file=path)
+        adapted(site, weights_file=path)
     for strange in ("no json", "[" * 100_000, "[1]"):
         save_file(load_file(path), path, metadata={"consilium": strange})
-        assert adapt_site(site, weights_file=path, steps=0)["weights"]["round"] is None
+        assert adapted(site, weights_file=path, steps=0)["weights"]["round"] is None
 
 
 @pytest.mark.parametrize(
@@ -547,18 +561,18 @@ def test_wrong_arguments_are_sentences(
     """What was given and what was expected."""
     site = new_site()
     with pytest.raises(error, match=f"^{sentence}"):
-        adapt_site(site, weights_file=initial_weights(site), **arguments)
+        adapted(site, weights_file=initial_weights(site), **arguments)
 
 
 def test_missing_settings_and_studies_are_named(new_site: MakeSite, tmp_path: Path) -> None:
-    """No site.toml; no study.toml beside it and none given."""
+    """No site.toml; no study.toml next to it and none given."""
     site = new_site()
     weights = initial_weights(site)
     with pytest.raises(ConfigError, match=r"cannot read '.*none\.toml'"):
-        adapt_site(tmp_path / "none.toml", weights_file=weights)
+        adapted(tmp_path / "none.toml", weights_file=weights)
     study = site.with_name("study.toml").rename(tmp_path / "elsewhere.toml")
-    with pytest.raises(ConfigError, match=r"there is no study\.toml beside '.*site\.toml': give --study"):
-        adapt_site(site, weights_file=weights)
+    with pytest.raises(ConfigError, match=r"there is no study\.toml next to '.*site\.toml': give --study"):
+        adapted(site, weights_file=weights)
     assert 0 == command("--weights", weights, "--study", study, "--steps", 0, site).exit_code
 
 
@@ -576,7 +590,7 @@ def test_studies_that_cannot_be_measured_are_refused(
     site = new_site(study)
     save_file({"weight": np.zeros(1)}, tmp_path / "any.safetensors")
     with pytest.raises(error, match=sentence):
-        adapt_site(site, weights_file=tmp_path / "any.safetensors")
+        adapted(site, weights_file=tmp_path / "any.safetensors")
 
 
 def test_command_ends_with_the_errors_exit_code(

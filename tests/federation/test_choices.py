@@ -14,41 +14,36 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from common.errors import ConfigError
+from common.results import RoundRecord, SiteRound
 from common.study.methods import FineTuneMethod
 from common.study.study import StudyConfig
-from consilium.comparison.cells import Cell, last_measured, make_cell
-from consilium.comparison.compare import CELLS, budget_of, compare, local_budgets, make_choices, make_variants
+from consilium.comparison.cells import Cell, make_cell
+from consilium.comparison.choices import Candidate, Choices, choose, choose_each
+from consilium.comparison.compare import compare
+from consilium.comparison.comparison import Comparison
 from consilium.comparison.evaluation import ClassScores, NumberScores
 from consilium.comparison.evidence import averaged, evidence_of, minus
-from consilium.comparison.summary import (
-    ALONE_OWN,
-    FEDAVG,
-    LOCAL,
-    OWN,
-    USUAL_TOOLS,
-    Candidate,
-    Choices,
-    Comparison,
-    Place,
-    Row,
-    choose,
-    choose_each,
-    make_rows,
-    rows_tested_per_trained,
-    shares_text,
-)
-from consilium.comparison.tables import Report
+from consilium.comparison.plan import budget_of, local_budgets, make_choices
+from consilium.comparison.progress import CELLS
+from consilium.comparison.report import Report
+from consilium.comparison.results import CellResult, Kind, SiteOutcome, Validation, last_measured
+from consilium.comparison.rows import ALONE_OWN, FEDAVG, LOCAL, OWN, USUAL_TOOLS, Place, Row, shares_text
+from consilium.comparison.studies import make_variants
+from consilium.comparison.summary import rows_tested_per_trained
+from consilium.comparison.table import make_rows
 from consilium.findings import LEAST_PATIENTS, Evidence, interval_of, over_splits
-from consilium.findings.contradiction import contradiction
+from consilium.findings.contradiction import contradiction, contradiction_of_errors
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
+    """Return a folder with both sites' data."""
     return write_sites(tmp_path / "federation")
 
 
 @pytest.fixture
 def study(make_study: MakeStudy) -> StudyConfig:
+    """Return a quick study of them."""
     return make_study(**SETTINGS)
 
 
@@ -61,9 +56,12 @@ def comparison(study: StudyConfig, seen: Seen) -> Comparison:
     results = {}
     for (label, split, seed), of_sites in seen.items():
         cell = Cell(label, study.model_dump_json(), seed, split)
-        told = {site: {"personal": {"accuracy": value, "loss": 1.0}} for site, value in of_sites.items()}
-        sites = {site: {"validation": told.get(site, {}), "num_test": 20, "num_train": 50} for site in SIZES}
-        results[cell] = {"sites": sites, "key": f"{label}{split}{seed}", "rounds": []}
+        measured = {site: {"personal": Validation(accuracy=value, loss=1.0)} for site, value in of_sites.items()}
+        sites = {
+            site: SiteOutcome(validation=measured.get(site, {}), num_test=20, num_train=50, num_validation=30)
+            for site in SIZES
+        }
+        results[cell] = CellResult(sites=sites, key=f"{label}{split}{seed}")
     return Comparison(results, Path(), study.task, study.sites)
 
 
@@ -105,17 +103,17 @@ def test_each_site_chooses_by_its_own_rows_in_every_split_and_seed(study: StudyC
 def test_a_choice_reads_what_each_site_measured_last() -> None:
     """Not the first measured round, nor only the last cohort: a site that was not asked again counts as it was."""
 
-    def told(value: float) -> dict[str, Any]:
-        return {"metrics": {"personal.accuracy": value, "personal.loss": 1 - value, "train.loss": 3.0}}
+    def measured(value: float) -> SiteRound:
+        metrics = {"personal.accuracy": value, "personal.loss": 1 - value, "train.loss": 3.0}
+        return SiteRound(num_examples=1, seconds=1.0, metrics=metrics)
 
-    rounds = [
-        {"sites": {"berlin": told(0.1), "lyon": told(0.2)}},
-        {"sites": {"berlin": told(0.3)}},
-        {"sites": {"berlin": {"metrics": {"train.loss": 1.0}}}},  # a round in which nothing was measured
-    ]
-    found = last_measured(rounds)
-    assert found["berlin"]["personal"]["accuracy"] == 0.3
-    assert found["lyon"]["personal"] == {"accuracy": 0.2, "loss": 0.8}
+    nothing = SiteRound(num_examples=1, seconds=1.0, metrics={"train.loss": 1.0})
+    of_sites = [{"berlin": measured(0.1), "lyon": measured(0.2)}, {"berlin": measured(0.3)}, {"berlin": nothing}]
+    last = last_measured(
+        [RoundRecord(round=place, asked=("berlin",), sites=of) for place, of in enumerate(of_sites, 1)]
+    )
+    assert last["berlin"]["personal"].accuracy == 0.3
+    assert last["lyon"]["personal"] == Validation(accuracy=0.2, loss=0.8)
 
 
 @pytest.mark.parametrize("fraction", [1.0, 0.5])
@@ -160,7 +158,7 @@ def test_every_budget_is_a_candidate_that_stays_alone(study: StudyConfig, folder
 
 def test_alone_is_chosen_among_every_budget_and_the_usual_tools(study: StudyConfig) -> None:
     """Local-only with fine-tuning's budget is best at one site, the usual tools at the other; joining is none."""
-    cells = {
+    cells: dict[tuple[str, Kind], dict[str, tuple[float, float]]] = {
         ("fedavg", "federated"): {"personal": (0.95, 0.1), "local": (0.5, 0.5)},
         ("fine_tune", "federated"): {"personal": (0.6, 0.99), "local": (0.9, 0.6)},
         (USUAL_TOOLS, "usual"): {"usual": (0.8, 0.7)},
@@ -168,10 +166,12 @@ def test_alone_is_chosen_among_every_budget_and_the_usual_tools(study: StudyConf
     results = {}
     for (label, kind), models in cells.items():
         sites = {
-            site: {"validation": {model: {"accuracy": seen[place], "loss": 1.0} for model, seen in models.items()}}
+            site: SiteOutcome(
+                validation={model: Validation(accuracy=shares[place], loss=1.0) for model, shares in models.items()}
+            )
             for place, site in enumerate(SIZES)
         }
-        results[Cell(label, "", 0, 0, kind)] = {"sites": sites, "key": ""}  # type: ignore[arg-type]
+        results[Cell(label, "", 0, 0, kind)] = CellResult(sites=sites)  # any kind will do
     found = Comparison(results, Path(), study.task, study.sites)
     tuned = study.model_copy(update={"method": FineTuneMethod(epochs=60)})
     studies = {"fedavg": study, "fine_tune": tuned}
@@ -213,12 +213,14 @@ def turn(site: Path) -> None:
 
 
 def line_of(report: Report, name: str) -> Any:
+    """Return the report's line of a model."""
     line = report.line(name)
     assert line is not None
     return line
 
 
 def value(line: Any) -> float:
+    """Return a line's mean over sites."""
     return float(line.numbers.over["mean"].value)
 
 
@@ -254,7 +256,7 @@ def test_a_site_that_would_stay_alone_is_not_told_that_joining_hurts(make_study:
 
 def test_contradiction_needs_less_than_the_constant_answer_and_far_less_than_alone() -> None:
     """Against the binomial tail by hand: level 0.01 over the number of sites, and 0.2 below both."""
-    facts = {"num_test": 40, "majority": 22.0, "local": 34.0, "num_sites": 4}
+    facts: dict[str, Any] = {"num_test": 40, "majority": 22.0, "local": 34.0, "num_sites": 4}
     limit = next(k for k in range(40, 0, -1) if stats.binom.cdf(k, 40, 22 / 40) < 0.01 / 4)
     assert limit <= 22 - 8
     found = contradiction("va", everyone=float(limit), **facts)
@@ -262,6 +264,42 @@ def test_contradiction_needs_less_than_the_constant_answer_and_far_less_than_alo
     assert contradiction("va", everyone=float(limit + 1), **facts) is None
     assert contradiction("va", everyone=float(limit), **facts | {"num_sites": 4000}) is None
     assert contradiction("va", everyone=float(limit), **facts | {"local": limit + 7.0}) is None
+
+
+def test_contradiction_of_numbers_needs_errors_apart_from_a_constant() -> None:
+    """Of labels with the wrong sign the global model is off twice the signal; of shifted labels by a constant alone."""
+    signal = np.random.default_rng(0).normal(0, 2, 40)
+    noise = np.random.default_rng(1).normal(0, 0.5, 40)
+    label = -signal + noise
+    errors = {"constant": label.mean() - label, "local": -signal - label, "num_sites": 4}
+    text = contradiction_of_errors("va", everyone=signal - label, **errors)
+    assert text is not None and "'va' contradicts the others" in text and "other sign" in text
+    shifted = signal + 50 + noise
+    errors = {"constant": shifted.mean() - shifted, "local": signal + 50 - shifted, "num_sites": 4}
+    assert contradiction_of_errors("va", everyone=signal - shifted, **errors) is None
+    assert contradiction_of_errors("va", everyone=errors["constant"], **errors) is None
+
+
+def test_site_whose_numbers_have_the_wrong_sign_is_asked_about(make_study: MakeStudy, tmp_path: Path) -> None:
+    """Three sites, a label that is a number, and one of them has it the other way round."""
+    sites = [f"s{number}" for number in range(3)]
+    for number, name in enumerate(sites):
+        (tmp_path / "f" / name / "data").mkdir(parents=True)
+        generator = np.random.default_rng(number)
+        x = generator.normal(size=(150, 2))
+        dose = (x @ [1.5, -1.0] + generator.normal(scale=0.3, size=150)) * (-1 if number == 2 else 1)
+        lines = [f"{a!r},{b!r},{label!r}" for (a, b), label in zip(x.tolist(), dose.tolist(), strict=True)]
+        (tmp_path / "f" / name / "data" / "data.csv").write_text("\n".join(["a,b,dose", *lines]))
+    columns = {"a": {"kind": "number"}, "b": {"kind": "number"}}
+    task = {"kind": "table", "label": "dose", "columns": columns}
+    task |= {"regression": {"center": 0.0, "scale": 1.0, "tolerance": 0.5}}
+    training = {"epochs": 2, "learning_rate": 0.05}
+    study = make_study(**SETTINGS | {"sites": sites, "rounds": 10, "training": training, "task": task})
+    report = compare(options(tmp_path / "f", study, tmp_path / "out"), console())
+    (text,) = [one for one in report.problems if "contradicts" in one]
+    assert text.startswith(
+        "Site 's2' contradicts the others: on its test rows, apart from a constant, the model of all"
+    )
 
 
 # --- numbers of rows -----------------------------------------------------------------------------------
@@ -293,8 +331,6 @@ def test_ratio_counts_what_was_trained_on(study: StudyConfig) -> None:
     """20 test rows for 50 trained on, at each of two sites; how many validation rows there are is not asked."""
     found = comparison(study, {("a", 0, 0): {"berlin": 0.5}})
     cell = next(iter(found.results))
-    for site in SIZES:
-        found.results[cell]["sites"][site]["num_validation"] = 30
     row = Row("a", {0: [{site: Place(cell, "personal") for site in SIZES}]})
     assert rows_tested_per_trained(found, row, [0]) == pytest.approx(20 / 50)
 
@@ -325,7 +361,7 @@ def test_rows_of_choices_leave_out_a_split_whose_choice_failed(study: StudyConfi
     found = comparison(study, seen)
     for split in (0, 1):
         cell = Cell("fedavg, refitted", study.model_dump_json(), 0, split)
-        found.results[cell] = {"sites": {}, "key": "", **({"error": "no"} if split else {})}
+        found.results[cell] = CellResult(error="no" if split else None)
     chosen = Candidate("fedavg")
     choices = Choices(
         joined={0: chosen, 1: chosen}, alone={0: chosen, 1: chosen}, refitted=True, num_joined=1, num_alone=1
@@ -352,6 +388,7 @@ def test_shares_are_of_splits_seeds_and_sites() -> None:
 
 
 def scores_of(y: NDArray[np.int64], right: NDArray[np.bool_]) -> ClassScores:
+    """Return the scores of answers that are right or wrong."""
     return ClassScores.of_logits(y, np.where((y == 1) == right, 1.0, -1.0)[:, None])
 
 
@@ -384,7 +421,7 @@ def test_metric_that_is_no_mean_is_drawn_over_patients_the_same_for_both() -> No
     scores = ClassScores.of_logits(np.tile(y, 4), np.tile(logits, (4, 1)))
     copied = evidence_of([scores], "auroc", groups=groups, seed=1, who="a")
     assert once is not None and copied is not None and once.draws is not None and copied.draws is not None
-    assert not minus(once, once).draws.any()  # type: ignore[union-attr]
+    assert not minus(once, once).draws.any()  # type: ignore[union-attr]  # there are draws
     assert copied.draws.std() == pytest.approx(once.draws.std(), rel=0.2)
     apart = evidence_of([scores], "auroc", groups=None, seed=1, who="a")
     assert apart is not None and apart.draws is not None

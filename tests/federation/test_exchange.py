@@ -11,8 +11,8 @@ import pytest
 from wires import Echo, connected, run, serving, until
 
 from client.process.supervisor import Parcel
-from common.host.identity import read_study_key
-from common.protocol import CODEC_VERSION, PROTOCOL_VERSION, InitialWeightsPlan
+from common.host.study_key import read_study_key
+from common.protocol.plans import CODEC_VERSION, PROTOCOL_VERSION, InitialWeightsPlan
 from common.wire import wire_pb2 as pb
 from common.wire.envelope import open_order
 from server.study.exchange import Answer
@@ -157,7 +157,7 @@ def test_orders_are_signed_for_one_site_each_with_numbers_that_grow(tmp_path: Pa
                     seen.append((order.number, order.site))
                 ask(tasks)
 
-            bench.exchange._link.ask = noted  # type: ignore[method-assign,assignment]
+            bench.exchange._link.ask = noted  # type: ignore[method-assign,assignment]  # to see what is asked
             for _ in range(2):
                 await bench.ask(SITES[:3], payload=None)
             assert sorted(seen) == seen and 6 == len({number for number, _ in seen})

@@ -14,17 +14,18 @@ import client.app
 import client.data.kept
 from client.app import forget_sites
 from client.data import keep_readings, read_data
+from client.data.whole import read_whole
 from client.models import build_model, cut
 from client.site.memory import has_room
 from client.site.site import Site
 from client.site.state_folder import StateFolder
 from common.study.site import TableData
-from common.study.task import TableTask
+from common.study.task import NumberColumn, TableTask
 from common.study.training import ModelConfig, SplitConfig
 from consilium.comparison.compare import compare
 from consilium.running.in_process import run_in_process
 
-TASK = TableTask(classes=("no", "yes"), label="ill", columns={"a": {"kind": "number"}, "b": {"kind": "number"}})
+TASK = TableTask(classes=("no", "yes"), label="ill", columns={"a": NumberColumn(), "b": NumberColumn()})
 MANY = {f"site-{number:02}": 24 for number in range(client.app.LEAST_WARM + 6)}
 
 
@@ -53,7 +54,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def read(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Return the paths that are read, as they are."""
     paths: list[Path] = []
-    real: Callable[..., Any] = client.data.read_whole
+    real: Callable[..., Any] = read_whole
 
     def noting(reader: Any, config: Any, *rest: Any, **named: Any) -> Any:
         paths.append(config.path)

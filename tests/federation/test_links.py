@@ -12,9 +12,10 @@ from safetensors.numpy import load_file
 
 from client.app import _warm
 from client.flower.message import plan_of
+from client.site.kept import Kept
 from common.codecs import CODECS, build_chain
 from common.errors import ConfigError
-from common.protocol import RoundPlan, study_digest
+from common.protocol.plans import RoundPlan, study_digest
 from common.study.study import StudyConfig
 from consilium.running.in_process import Answering, run_in_process
 from server.study.checkpoint import load_checkpoint
@@ -25,15 +26,18 @@ EXACT = [{"kind": "integer_delta"}, {"kind": "zstd"}]
 
 
 def result_of(folder: Path) -> dict[str, Any]:
+    """Return a run's result."""
     found: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     return found
 
 
 def weights_of(folder: Path) -> dict[str, Any]:
+    """Return a run's final weights."""
     return load_file(folder / "global.safetensors")
 
 
 def run(study: StudyConfig, sites: dict[str, Path], folder: Path, **options: Any) -> dict[str, Any]:
+    """Run a federation and return its result."""
     run_in_process(study, sites, folder, **options)
     return result_of(folder)
 
@@ -149,9 +153,10 @@ def test_all_sites_of_a_round_train_from_the_same_weights(
     state = load_checkpoint(tmp_path / "run" / "checkpoint.safetensors", study_digest=study_digest(study))
     assert frozenset(sites) == state.holders
     for path in sites.values():
-        kept = load_file(path.parent / "state" / "quick" / "run" / "round-000003.safetensors")
-        for name, array in state.held.items():
-            np.testing.assert_array_equal(array, kept[f"held/{name}"])
+        arrays = load_file(path.parent / "state" / "quick" / "run" / "round-000003.safetensors")
+        held = Kept.from_arrays(arrays).held
+        assert held is not None and 3 == held.round
+        np.testing.assert_equal(dict(state.held), dict(held.weights))
     assert any(not np.array_equal(array, state.weights[name]) for name, array in state.held.items())
 
 

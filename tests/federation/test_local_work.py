@@ -13,22 +13,27 @@ from torch import nn
 from client.data import Examples, SiteData
 from client.models import Model, build_model, cut, features_of, get_weights
 from client.site.feature_cache import FeatureCache
-from client.training.local_work import LocalWork, full_gradient, gradient, loss_of, train
-from common.protocol import DataCard
+from client.training.evaluation import loss_of
+from client.training.loop import full_gradient, gradient, train
+from client.training.work import LocalWork
+from common.protocol.cards import DataCard
 from common.study.training import ModelConfig
 
 
 def built(name: str, shape: tuple[int, ...], **settings: Any) -> Model:
+    """Return a model as a site builds it."""
     config = ModelConfig.model_validate({"name": name, **settings})
     return build_model(config, input_shape=shape, num_outputs=3, weights_dir=None, seed=1)
 
 
 def examples(shape: tuple[int, ...], count: int = 20, seed: int = 0) -> Examples:
+    """Return random examples of three classes."""
     generator = torch.Generator().manual_seed(seed)
     return Examples(torch.rand(count, *shape, generator=generator), torch.randint(0, 3, (count,), generator=generator))
 
 
 def work_on(data: Examples, **settings: Any) -> LocalWork:
+    """Return local work on examples; keyword arguments replace settings."""
     values: dict[str, Any] = {
         "examples": data,
         "batch_size": 6,
@@ -45,10 +50,13 @@ def work_on(data: Examples, **settings: Any) -> LocalWork:
 
 
 def split_data(shape: tuple[int, ...]) -> SiteData:
+    """Return a site's data with random parts."""
     card = DataCard(
         num_examples=40, num_train=20, num_validation=10, num_test=10, num_skipped=0, classes=(), schema_digest=""
     )
-    parts = {name: examples(shape, n, seed) for seed, (name, n) in enumerate([("train", 20), ("validation", 10)])}
+    parts: dict[str, Any] = {
+        name: examples(shape, n, seed) for seed, (name, n) in enumerate([("train", 20), ("validation", 10)])
+    }
     return SiteData(**parts, test=examples(shape, 10, 7), card=card)
 
 
@@ -65,6 +73,7 @@ FROZEN = [
 def test_tail_on_features_trains_as_the_whole_model_does(
     name: str, shape: tuple[int, ...], part: str, of_features: tuple[int, ...]
 ) -> None:
+    """Bit for bit, from the features that the frozen part gives."""
     whole, parted = built(name, shape, trainable=part), cut(built(name, shape, trainable=part))
     assert parted is not None
     data = examples(shape)
@@ -76,8 +85,9 @@ def test_tail_on_features_trains_as_the_whole_model_does(
     loss = train(whole, work_on(data))
     on_features = train(parted.tail, work_on(Examples(seen, data.y)))
     assert on_features == pytest.approx(loss, rel=1e-4)
-    after = get_weights(whole.module, parted.tail.names)
-    for key, array in get_weights(parted.tail.module).items():
+    after: dict[str, Any] = get_weights(whole.module, parted.tail.names)
+    tail: dict[str, Any] = get_weights(parted.tail.module)
+    for key, array in tail.items():
         np.testing.assert_allclose(array, after[key], rtol=1e-3, atol=1e-5)
 
 
@@ -89,6 +99,7 @@ class Chancy(nn.Module):
         self.first, self.drop, self.head, self._how = nn.Linear(4, 4), nn.Dropout(0.5), nn.Linear(4, 3), how
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Answer, with dropout where the test wants it."""
         hidden = self.first(x)
         if self._how == "layer":
             hidden = self.drop(hidden)
@@ -102,6 +113,7 @@ class Chancy(nn.Module):
 
 @pytest.mark.parametrize(("how", "expected"), [("layer", "behind first"), ("function", None), ("values", None)])
 def test_chance_is_never_cached(how: str, expected: str | None) -> None:
+    """A frozen part that draws at random is no part to cache."""
     model = chancy(how)
     parted = cut(model)
     assert (parted is None) == (expected is None)
@@ -112,6 +124,7 @@ def test_chance_is_never_cached(how: str, expected: str | None) -> None:
 
 
 def test_two_ways_around_the_frozen_part_join_in_it() -> None:
+    """What both inputs pass is cut behind the place where they join."""
     parted = cut(chancy("two inputs"))
     assert parted is not None
     assert [name for name, _ in parted.tail.module.named_parameters()] == ["head.weight", "head.bias"]
@@ -131,16 +144,19 @@ def test_features_are_not_written_into_by_what_is_behind_the_cut() -> None:
 
 
 def chancy(how: str) -> Model:
+    """Return a model whose frozen part has chance in it, in some way."""
     module, head = Chancy(how), frozenset({"head.weight", "head.bias"})
     return Model(module, head, frozenset(), head, tuple(module.state_dict()), "average")
 
 
 @pytest.mark.parametrize(("name", "part"), [("small_cnn", "all"), ("linear", "head"), ("mlp", "last_block")])
 def test_nothing_frozen_in_front_is_left_as_it_is(name: str, part: str) -> None:
+    """Then there is nothing to cache."""
     assert cut(built(name, (1, 8, 8), trainable=part)) is None
 
 
 def test_features_are_kept_and_belong_to_data_and_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other data or another backbone have features of their own."""
     monkeypatch.setattr("client.site.feature_cache.LEAST_SECONDS", 0.0)
     data, shape = split_data((1, 8, 8)), (1, 8, 8)
     _, first = FeatureCache(tmp_path, "a").apply(built("small_cnn", shape, trainable="head"), data)
@@ -150,10 +166,13 @@ def test_features_are_kept_and_belong_to_data_and_backbone(tmp_path: Path, monke
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("computed again")
 
-    computed, compute = [], features_of
-    monkeypatch.setattr(
-        "client.site.feature_cache.features_of", lambda *a, **k: computed.append(len(a[1])) or compute(*a, **k)
-    )
+    computed: list[int] = []
+
+    def counting(*args: Any, **options: Any) -> Any:
+        computed.append(len(args[1]))
+        return features_of(*args, **options)
+
+    monkeypatch.setattr("client.site.feature_cache.features_of", counting)
     _, again = FeatureCache(tmp_path, "a").apply(built("small_cnn", shape, trainable="head"), data)
     assert computed == [1]  # only the one example that tells the size
     assert torch.equal(again.train.x, first.train.x)
@@ -170,6 +189,7 @@ def test_features_are_kept_and_belong_to_data_and_backbone(tmp_path: Path, monke
 
 
 def test_features_much_larger_than_the_examples_are_not_kept(tmp_path: Path) -> None:
+    """The disk of a site is not filled for speed."""
     data = split_data((5,))
     model = built("mlp", (5,), trainable="head", hidden=[64])
     assert FeatureCache(tmp_path, "a").apply(model, data) == (model, data)
@@ -180,6 +200,7 @@ def test_features_much_larger_than_the_examples_are_not_kept(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("micro", [1, 2, 5, 6, 100])
 def test_gradient_in_pieces_is_the_gradient(micro: int) -> None:
+    """The mean over a batch does not depend on its pieces."""
     model, data = built("mlp", (5,)), examples((5,), 11)
     at = list(model.module.parameters())
     loss = loss_of(model.module(data.x), data.y)
@@ -191,6 +212,7 @@ def test_gradient_in_pieces_is_the_gradient(micro: int) -> None:
 
 
 def test_pieces_bound_the_examples_in_one_pass() -> None:
+    """No pass has more examples than the study allows."""
     model, data, sizes = built("mlp", (5,)), examples((5,), 12), list[int]()
     model.module.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
     train(model, work_on(data, batch_size=12, epochs=1, micro_batch_size=4))
@@ -198,6 +220,7 @@ def test_pieces_bound_the_examples_in_one_pass() -> None:
 
 
 def test_without_pieces_training_is_bit_for_bit_plain_training() -> None:
+    """The loop adds nothing of its own."""
     data = examples((1, 8, 8))
     first, second = built("small_cnn", (1, 8, 8)), built("small_cnn", (1, 8, 8))
     train(first, work_on(data, weight_decay=0.01))
@@ -207,6 +230,7 @@ def test_without_pieces_training_is_bit_for_bit_plain_training() -> None:
 
 
 def test_unused_parameter_has_no_gradient_and_does_not_decay() -> None:
+    """Weight decay is for what is trained."""
     data = examples((5,))
     spare = nn.Parameter(torch.ones(2))
     module = nn.Sequential(nn.Linear(5, 3))
@@ -223,6 +247,7 @@ def test_unused_parameter_has_no_gradient_and_does_not_decay() -> None:
 
 
 def test_bfloat16_computes_in_half_and_keeps_float32() -> None:
+    """Weights stay float32 while the passes are bfloat16."""
     model, data, seen = built("mlp", (5,)), examples((5,)), list[torch.dtype]()
     model.module.get_submodule("head").register_forward_hook(lambda _, __, out: seen.append(out.dtype))
     half = work_on(data, precision="bfloat16")

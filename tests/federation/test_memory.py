@@ -12,15 +12,17 @@ from flwr.app import Error, Message
 from safetensors.numpy import load_file
 
 from client.app import _warm, forget_sites
-from client.flower.message import plan_of, unpack
+from client.flower.message import content_of, plan_of
 from client.methods import METHODS
+from client.site.kept import Kept
 from common.codecs import CODECS, Identity
 from common.errors import ProtocolError
-from common.protocol import FinishPlan, Plan, RoundPlan, parse_plan, study_digest
+from common.flower.message import unpack
+from common.protocol.parse import parse_plan
+from common.protocol.plans import FinishPlan, Plan, RoundPlan, study_digest
 from common.study.study import StudyConfig
 from common.weights.arrays import Array, under
 from consilium.running.in_process import Answering, Deliver, deliver_always, run_in_process
-from server.flower.exchange import pack
 from server.strategies import ServerState
 from server.study.checkpoint import load_checkpoint
 
@@ -40,10 +42,10 @@ def lost(message: Message, answering: Answering) -> Message:
 
 def rejected(message: Message, answering: Answering) -> Message:
     """The reply came, with one number in it that is none."""
-    text, content = unpack(answering(message).content)
+    text, content = unpack(answering(message).content.config_records)
     arrays = {name: array.copy() for name, array in Identity().decode(content or b"").items()}
     next(iter(arrays.values())).reshape(-1)[0] = np.nan
-    return Message(pack(text, Identity().encode(arrays)), reply_to=message)
+    return Message(content_of(text, Identity().encode(arrays)), reply_to=message)
 
 
 def with_faults(faults: Mapping[tuple[int, str], Fault], deliver: Deliver = deliver_always) -> Deliver:
@@ -58,19 +60,23 @@ def with_faults(faults: Mapping[tuple[int, str], Fault], deliver: Deliver = deli
 
 
 def run(study: StudyConfig, sites: Mapping[str, Path], folder: Path, deliver: Deliver = deliver_always) -> Any:
+    """Run a federation and return its result."""
     run_in_process(study, sites, folder, deliver=deliver)
     return json.loads((folder / "result.json").read_text())
 
 
 def state_of(study: StudyConfig, folder: Path) -> ServerState:
+    """Return the server's state from a run's checkpoint."""
     return load_checkpoint(folder / "checkpoint.safetensors", study_digest=study_digest(study))
 
 
-def kept_by(path: Path, number: int) -> dict[str, Array]:
-    return load_file(path.parent / "state" / "quick" / "run" / f"round-{number:06d}.safetensors")
+def kept_by(path: Path, number: int) -> Kept:
+    """Return what a site keeps after a round."""
+    return Kept.from_arrays(load_file(path.parent / "state" / "quick" / "run" / f"round-{number:06d}.safetensors"))
 
 
 def flat(arrays: Mapping[str, Array]) -> Any:
+    """Return arrays as one vector."""
     return np.concatenate([arrays[name].reshape(-1).astype(np.float64) for name in sorted(arrays)])
 
 
@@ -120,7 +126,7 @@ def test_scaffold_comes_to_rest_at_the_same_point_whatever_was_lost(
     assert len(faults) == sum(len(item["rejected"]) for item in result["rounds"])
     assert result["rounds"][-1]["update_norm"] < 1e-6
     np.testing.assert_allclose(rest, flat(load_file(tmp_path / "run" / "global.safetensors")), rtol=0, atol=1e-5)
-    own = [under(kept_by(path, ROUNDS), "method/control/") for path in sites.values()]
+    own = [under(kept_by(path, ROUNDS).method, "control/") for path in sites.values()]
     c = under(state_of(study, tmp_path / "run").along, "control/")
     np.testing.assert_allclose(np.mean([flat(each) for each in own], axis=0), flat(c), rtol=0, atol=1e-6)
     assert np.abs(flat(own[0])).max() > 0.01
@@ -167,6 +173,7 @@ FAULTS = {(2, "lyon"), (3, "lyon"), (3, "porto"), (5, "porto"), (6, "berlin")}
 
 
 def named(settings: dict[str, Any]) -> str:
+    """Return a case's name."""
     return str(settings["method"]["kind"] if "method" in settings else settings["uplink"][0]["kind"])
 
 
@@ -197,7 +204,7 @@ def test_reply_that_does_not_count_leaves_no_trace(
         result = run(study, sites, folder, with_faults(dict.fromkeys(FAULTS, fault)))
         served = [(path.parent / "state" / "quick" / "run" / "personal.safetensors") for path in sites.values()]
         ends.append((seen_in(result), (folder / "global.safetensors").read_bytes(), [load_file(p) for p in served]))
-    np.testing.assert_equal(*ends)
+    np.testing.assert_equal(ends[0], ends[1])
 
 
 def test_rejected_reply_leaves_no_trace_either(tmp_path: Path, make_sites: MakeSites, make_study: MakeStudy) -> None:

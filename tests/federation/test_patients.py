@@ -18,12 +18,12 @@ from pydantic import ValidationError
 
 from client.data import Examples, SiteData, UnscaledData, load_data, read_data
 from client.data.split import split_rows
-from client.operations.doctor import check_data
+from client.operations.doctor.data import check_data
 from common.data.groups import copies_of_rows, groups_of, joined
-from common.data.patterns import file_pattern
 from common.errors import ConfigError, ConsiliumError, DataError, HandshakeMismatch
-from common.protocol import DataCard
+from common.protocol.cards import DataCard
 from common.study.load import load_site
+from common.study.patterns import file_pattern
 from common.study.site import ArraysData, DataConfig, ImageFolderData, TableData
 from common.study.task import ImageTask, NumberColumn, TableTask
 from common.study.training import SplitConfig
@@ -37,14 +37,17 @@ needs_public = pytest.mark.skipif(not PUBLIC.is_dir(), reason="the public tables
 
 
 def read(config: DataConfig, task: Any = TASK, **split: Any) -> UnscaledData:
+    """Return a site's data, not scaled."""
     return read_data(config, task, SplitConfig(**split), site="lyon", min_examples=2)
 
 
 def load(config: DataConfig, task: Any = TASK, **split: Any) -> SiteData:
+    """Return a site's data."""
     return load_data(config, task, SplitConfig(**split), site="lyon", min_examples=2)
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """Write a file and return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
@@ -64,7 +67,8 @@ def rows(count: int, *, seed: int = 0, **more: Any) -> list[dict[str, Any]]:
 
 
 def parts_of(data: UnscaledData) -> tuple[list[int], list[int], list[int]]:
-    return tuple(sorted(part.tolist()) for part in (data.parts.train, data.parts.validation, data.parts.test))  # type: ignore[return-value]
+    """Return the rows of training, validation and test."""
+    return tuple(sorted(part.tolist()) for part in (data.parts.train, data.parts.validation, data.parts.test))  # type: ignore[return-value]  # three parts
 
 
 def on_one_side(data: UnscaledData, names: list[Any]) -> bool:
@@ -193,10 +197,12 @@ def test_whole_record_counts_in_parquet_too(tmp_path: Path) -> None:
 
 
 def pictures(count: int, *, seed: int = 0) -> np.ndarray:
+    """Return random pictures."""
     return np.random.default_rng(seed).integers(0, 256, (count, 4, 4), dtype=np.uint8)
 
 
 def save(folder: Path, names: list[str], x: np.ndarray) -> Path:
+    """Save pictures under names."""
     for name, picture in zip(names, x, strict=True):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(folder / name)
@@ -385,6 +391,7 @@ WORDS = ("train", "Training", "val", "validation", "dev", "test", "TEST")
 
 
 def word(number: int) -> str:
+    """Return a word for a part."""
     return WORDS[number % 7]
 
 
@@ -449,6 +456,7 @@ def test_folders_and_arrays_say_what_a_picture_is_for(tmp_path: Path) -> None:
 
 
 def index(*lines: tuple[Any, str]) -> list[dict[str, Any]]:
+    """Return the rows of an index file."""
     return [{"row": row, "part": part} for row, part in lines]
 
 
@@ -648,6 +656,7 @@ def test_name_of_the_common_test_set_leads_out_of_no_folder() -> None:
 
 
 def sites_with(tmp_path: Path, tests: list[list[dict[str, Any]]]) -> dict[str, Path]:
+    """Write three sites with test rows of their own."""
     found = {}
     for number, (name, test) in enumerate(zip(("berlin", "lyon", "porto"), tests, strict=True)):
         write(tmp_path / name / "data" / "own.csv", rows(40, seed=number))

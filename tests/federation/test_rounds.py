@@ -1,6 +1,7 @@
-"""Handshake, rounds and finish against scripted sites: every fault is rejected by name, nothing is replaced."""
+"""Rounds against scripted sites: every fault is rejected by name, nothing is replaced."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -8,258 +9,39 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pydantic import ValidationError
 from scripted import (
-    CARD,
     CODEC,
     INITIAL,
     NUM_EXAMPLES,
     SITES,
+    STAMP,
     VERSIONS,
     Alter,
     ScriptedExchange,
-    Stopped,
-    card_with,
+    assert_close,
+    completed,
     delta_with,
     events,
+    expected_weights,
     failure,
     final_weights,
+    log_of,
     make_study,
     problem,
     reply_with,
     run,
-    run_with_late,
     trained,
 )
 
-import common
 from common.errors import (
     CohortTooSmall,
-    ConsiliumError,
-    DataError,
-    HandshakeMismatch,
-    ModelError,
-    ProtocolError,
-    SitesMissing,
-    StateError,
     UpdateRejected,
 )
-from common.protocol import (
-    DataCard,
-    InitialWeightsReply,
-    RoundPlan,
-    RoundReply,
-    Versions,
-)
-from common.study.task import ImageTask
-from common.weights.arrays import Array, Weights, digest
+from common.protocol.plans import RoundPlan
+from common.protocol.replies import InitialWeightsReply, RoundReply
 from server.study.checkpoint import load_checkpoint
 from server.study.exchange import Answer
-from server.study.run import run_study
 from server.study.run_folder import RunFolder
-
-# --- handshake -------------------------------------------------------------------------------------
-
-
-def test_missing_sites_end_the_run_by_name(tmp_path: Path) -> None:
-    """Who is missing, who came, and how long was waited; nobody is asked anything."""
-    exchange = ScriptedExchange(online=frozenset({"madrid", "stranger"}))
-    sentence = r"after 0\.15 s these sites of study 'hearts' .*: berlin, paris; connected: madrid$"
-    with pytest.raises(SitesMissing, match=sentence):
-        run_study(make_study(tmp_path, exchange), transport={})
-    assert [] == exchange.asked
-    assert [["madrid"]] == [event["online"] for event in events(tmp_path, "waiting")]
-
-
-def test_no_sites_at_all_end_the_run(tmp_path: Path) -> None:
-    """Nobody came is said in words."""
-    with pytest.raises(SitesMissing, match=r"connected: none$"):
-        run_study(make_study(tmp_path, ScriptedExchange(online=frozenset())), transport={})
-
-
-@pytest.mark.parametrize(
-    ("alter", "line"),
-    [
-        (
-            reply_with(versions=Versions(**{**VERSIONS, "torch": "2.8.0"})),
-            "  torch version: berlin has 2.9.0, madrid has 2.8.0, paris has 2.9.0",
-        ),
-        (
-            reply_with(versions=Versions(**{**VERSIONS, "python": "3.12"})),
-            "  python version: berlin has 3.11, madrid has 3.12, paris has 3.11",
-        ),
-        (
-            card_with(schema_digest="0" * 64),
-            f"  data schema: berlin has {CARD.schema_digest[:12]}, madrid has 000000000000, "
-            f"paris has {CARD.schema_digest[:12]}",
-        ),
-        (
-            reply_with(initial_digest="f" * 64),
-            f"  initial weights: berlin has {digest(INITIAL)[:12]}, madrid has ffffffffffff, "
-            f"paris has {digest(INITIAL)[:12]}",
-        ),
-        (
-            reply_with(shared_digest="e" * 64),
-            f"  shared initial weights: berlin has {digest(INITIAL)[:12]}, madrid has eeeeeeeeeeee, "
-            f"paris has {digest(INITIAL)[:12]}",
-        ),
-    ],
-    ids=["torch", "python", "schema", "initial weights", "shared"],
-)
-def test_sites_that_differ_are_told_in_a_table(tmp_path: Path, alter: Alter, line: str) -> None:
-    """One line per difference, with every site's value; what is equal is not listed; nothing is trained."""
-    with pytest.raises(HandshakeMismatch) as caught:
-        run(tmp_path, {("handshake", 0, "madrid"): alter})
-    assert line == str(caught.value).split("\n", 1)[1]
-    assert [] == events(tmp_path, "asked")
-
-
-def test_every_difference_has_its_line(tmp_path: Path) -> None:
-    """Two differences at two sites are two lines."""
-    script = {
-        ("handshake", 0, "madrid"): reply_with(initial_digest="f" * 64),
-        ("handshake", 0, "paris"): card_with(schema_digest="0" * 64),
-    }
-    with pytest.raises(HandshakeMismatch) as caught:
-        run(tmp_path, script)
-    assert ["  data schema", "  initial weights"] == [line.split(":")[0] for line in str(caught.value).split("\n")[1:]]
-
-
-def test_sites_of_another_version_than_the_server_are_told(tmp_path: Path) -> None:
-    """All sites alike is not enough: the server's own version stands in the line."""
-    old = reply_with(versions=Versions(**{**VERSIONS, "consilium": "0.0.1"}))
-    with pytest.raises(HandshakeMismatch, match=f"paris has 0.0.1, server has {common.__version__}"):
-        run(tmp_path, {("handshake", 0, site): old for site in SITES})
-
-
-@pytest.mark.parametrize(
-    ("error", "cls"),
-    [
-        ("DataError", DataError),
-        ("ModelError", ModelError),
-        ("StateError", StateError),
-        ("UpdateRejected", UpdateRejected),
-        ("KeyError", ConsiliumError),
-    ],
-)
-def test_site_that_cannot_take_part_ends_the_run_with_its_own_error(
-    tmp_path: Path, error: str, cls: type[ConsiliumError]
-) -> None:
-    """The class (so the exit code) is the site's, and its name stands in front of its sentence."""
-    with pytest.raises(cls) as caught:
-        run(tmp_path, {("handshake", 0, "madrid"): failure(error, "no images")})
-    assert (cls, "site 'madrid': no images") == (type(caught.value), str(caught.value))
-
-
-def test_site_is_named_once(tmp_path: Path) -> None:
-    """A sentence that begins with the site's name is not given another."""
-    with pytest.raises(DataError, match=r"^site 'madrid': no images$"):
-        run(tmp_path, {("handshake", 0, "madrid"): failure("DataError", "site 'madrid': no images")})
-
-
-@pytest.mark.parametrize("kind", ["timeout", "crash", "gone", "protocol"])
-def test_site_that_does_not_shake_hands_is_named(tmp_path: Path, kind: str) -> None:
-    """A study does not begin without one of its sites."""
-    with pytest.raises(HandshakeMismatch, match=f"site 'paris' did not answer the handshake: {kind}: it was night"):
-        run(tmp_path, {("handshake", 0, "paris"): problem(kind, "it was night")})
-
-
-@pytest.mark.parametrize(
-    ("alter", "cls", "sentence"),
-    [
-        (
-            delta_with(body__weight=INITIAL["body.weight"] + 1),
-            HandshakeMismatch,
-            "site 'berlin' sent initial weights other",
-        ),
-        (lambda answer: replace(answer, payload=None), ProtocolError, "^site 'berlin': payload of 0 bytes"),
-        (delta_with(bn__count=None), HandshakeMismatch, "site 'berlin' sent initial weights other than"),
-        (reply_with(run="run-0"), ProtocolError, "site 'berlin' answered for run 'run-0', expected 'run-1'"),
-        (lambda answer: replace(answer, payload=b"x"), ProtocolError, "^site 'berlin': payload of 1 bytes"),
-        (
-            delta_with(body__weight=np.full((2, 3), np.nan, np.float32)),
-            HandshakeMismatch,
-            "site 'berlin' sent initial weights other than",
-        ),
-        (failure("ModelError", "weights gone"), ModelError, "^site 'berlin': weights gone$"),
-        (problem("crash", "out of memory"), HandshakeMismatch, "site 'berlin' did not answer .*: out of memory"),
-        (
-            lambda answer: replace(answer, reply=RoundReply(**STAMP, round=1, num_examples=1, metrics={})),
-            ProtocolError,
-            "site 'berlin' answered RoundReply, expected InitialWeightsReply",
-        ),
-    ],
-    ids=["altered", "no payload", "array missing", "another run", "garbage", "NaN", "failure", "crash", "another kind"],
-)
-def test_initial_weights_that_are_not_those_agreed_on_end_the_run(
-    tmp_path: Path, alter: Alter, cls: type[ConsiliumError], sentence: str
-) -> None:
-    """They come from the first site by name, which is named in the sentence."""
-    with pytest.raises(cls, match=sentence):
-        run(tmp_path, {("initial_weights", 0, "berlin"): alter})
-
-
-STAMP: dict[str, Any] = {"run": "run-1", "site": "berlin", "pid": 1, "seconds": 0.1}
-
-
-def test_class_of_one_site_and_skipped_rows_are_warned_of(tmp_path: Path) -> None:
-    """Both are allowed, so the run goes on; result and event log hold the sentences."""
-    script = {
-        ("handshake", 0, "madrid"): card_with(classes=("no", "rare", "yes")),
-        ("handshake", 0, "paris"): card_with(num_skipped=4),
-    }
-    task = ImageTask(classes=("no", "rare", "yes"))
-    warnings = run(tmp_path, script, rounds=1, task=task)["warnings"]
-    assert [
-        "class 'rare' occurs only at site 'madrid'; no other site can learn to recognise it from its own data",
-        "site 'paris' skipped 4 unusable rows or files",
-    ] == warnings
-    assert warnings == [event["message"] for event in events(tmp_path, "warning")]
-
-
-@pytest.mark.parametrize("change", [{"classes": ("no", "other")}, {"class_counts": {"no": 3, "other": 1}}])
-def test_classes_outside_the_study_end_the_run(tmp_path: Path, change: dict[str, Any]) -> None:
-    """A site cannot add classes to what the others are weighed by."""
-    with pytest.raises(ProtocolError, match="site 'madrid' tells of classes that the study does not have: other"):
-        run(tmp_path, {("handshake", 0, "madrid"): card_with(**change)})
-
-
-@pytest.mark.parametrize("change", [{"num_train": 10**400}, {"class_counts": {"no": -2}}, {"num_examples": -1}])
-def test_counts_that_cannot_be_are_no_card(change: dict[str, Any]) -> None:
-    """Numbers that no sum could hold, or below 0, are refused where the reply is read."""
-    with pytest.raises(ValidationError):
-        DataCard.model_validate(CARD.model_dump() | change)
-
-
-def test_only_site_of_a_study_is_not_warned_of_its_classes(tmp_path: Path) -> None:
-    """With one site every class is lonely, which is no news."""
-    assert [] == run(tmp_path, sites=("berlin",), rounds=1)["warnings"]
-
-
-# --- rounds ----------------------------------------------------------------------------------------
-
-
-def expected_weights(rounds: Mapping[int, tuple[str, ...]] | int) -> dict[str, Array]:
-    """Work out FedAvg over honest deltas in plain float64 arithmetic: round number -> sites that count."""
-    plan = dict.fromkeys(range(1, rounds + 1), SITES) if isinstance(rounds, int) else rounds
-    weights = dict(INITIAL)
-    for number in sorted(plan):
-        total = sum(NUM_EXAMPLES[site] for site in plan[number])
-        mean = sum(
-            NUM_EXAMPLES[site] / total * trained(site, weights)["body.weight"].astype(np.float64)
-            for site in plan[number]
-        )
-        weights = {
-            "body.weight": (weights["body.weight"] + mean).astype(np.float32),
-            "bn.count": weights["bn.count"] + 3,
-        }
-    return weights
-
-
-def assert_close(expected: Weights, seen: Weights) -> None:
-    assert expected.keys() == seen.keys()
-    assert expected["bn.count"] == seen["bn.count"]
-    np.testing.assert_allclose(expected["body.weight"], seen["body.weight"], rtol=1e-6)
 
 
 def test_honest_run_gives_the_weights_of_fedavg(tmp_path: Path) -> None:
@@ -271,6 +53,7 @@ def test_honest_run_gives_the_weights_of_fedavg(tmp_path: Path) -> None:
         assert {site: NUM_EXAMPLES[site] / 1700 for site in SITES} == {
             site: facts["weight"] for site, facts in record["sites"].items()
         }
+        assert 0 < record["aggregation_seconds"] and 0 < record["update_norm"]
     assert [1, 2, 3] == [record["round"] for record in result["rounds"]]
 
 
@@ -288,7 +71,7 @@ def test_events_tell_the_whole_run_in_order(tmp_path: Path) -> None:
     run(tmp_path, rounds=1)
     one_round = ["asked", *["answered"] * 3, "round", "checkpoint"]
     expected = ["started", "waiting", "agreed", *one_round, "finishing", "finished"]
-    assert expected == [event["event"] for event in RunFolder(tmp_path).read_events()]
+    assert expected == [event["event"] for event in log_of(tmp_path)]
 
 
 def test_bytes_are_counted_for_all_answers(tmp_path: Path) -> None:
@@ -301,6 +84,7 @@ def test_bytes_are_counted_for_all_answers(tmp_path: Path) -> None:
 
 
 NAN = np.array([[1, np.nan, 2], [np.inf, 3, 4]], np.float32)
+
 FAULTS: dict[str, tuple[Alter, str, str]] = {
     "NaN": (delta_with(body__weight=NAN), "not_finite", "array 'body.weight' has 2 NaN or infinite of 6 values"),
     "wrong shape": (
@@ -357,6 +141,7 @@ FAULTS: dict[str, tuple[Alter, str, str]] = {
     "gone": (problem("gone", "is not connected"), "gone", "is not connected"),
     "protocol": (problem("protocol", "reply is not JSON"), "protocol", "reply is not JSON"),
 }
+
 SILENT = {"timeout", "crash", "gone", "protocol"}
 
 
@@ -419,11 +204,26 @@ def test_missing_signal_is_weighted_by_size_and_said(tmp_path: Path) -> None:
 def test_plan_tells_a_site_its_share_in_the_weights_it_gets(tmp_path: Path) -> None:
     """0 in round 1 and after a round without it; its weight of the round before otherwise."""
     exchange = ScriptedExchange({("round", 2, "madrid"): problem("timeout", "did not answer")})
-    run_study(make_study(tmp_path, exchange, quorum=2), transport={})
+    completed(make_study(tmp_path, exchange, quorum=2))
     shares = {(plan.round, plan.site): plan.share for plan in exchange.asked if isinstance(plan, RoundPlan)}
     assert {0.0} == {shares[1, site] for site in SITES}
     assert (1000 / 1700, 500 / 1700) == (shares[2, "berlin"], shares[2, "madrid"])
     assert (1000 / 1200, 0.0) == (shares[3, "berlin"], shares[3, "madrid"])
+
+
+def test_candidates_travel_with_the_weights_of_the_round(tmp_path: Path) -> None:
+    """After round 1 of `auto`: what mixtures in proportion to exp(+-0.3 sign) would have made of the same updates."""
+    run(tmp_path, rounds=1, weighting={"factors": [{"kind": "auto"}]})
+    state = load_checkpoint(RunFolder(tmp_path).checkpoint, study_digest="d1")
+    deltas: dict[str, Any] = {site: trained(site, INITIAL)["body.weight"] for site in SITES}
+    along: Mapping[str, Any] = state.along
+    names = {f"candidate-{which}/{name}" for which in "ab" for name in INITIAL}
+    assert names == along.keys()
+    for which, step in (("a", 0.3), ("b", -0.3)):
+        odds = {site: math.exp(step * state.weighting[f"auto/sign/{site}"]) for site in SITES}
+        mean = sum(odds[site] / sum(odds.values()) * deltas[site] for site in SITES)
+        expected: Any = np.asarray(INITIAL["body.weight"] + mean, dtype=np.float32)
+        np.testing.assert_allclose(along[f"candidate-{which}/body.weight"], expected, rtol=1e-6)
 
 
 def test_nothing_of_the_spool_is_left(tmp_path: Path) -> None:
@@ -479,153 +279,10 @@ def test_sum_that_the_dtype_cannot_hold_ends_the_run(tmp_path: Path) -> None:
 def test_only_the_cohort_is_asked(tmp_path: Path) -> None:
     """A third of three sites is one per round; its share is 1, and its quorum is one."""
     exchange = ScriptedExchange()
-    result = run_study(make_study(tmp_path, exchange, cohort_fraction=0.3, rounds=12), transport={})
+    result = completed(make_study(tmp_path, exchange, cohort_fraction=0.3, rounds=12))
     for record in result["rounds"]:
         (site,) = record["asked"]
         assert {site: 1.0} == {name: facts["weight"] for name, facts in record["sites"].items()}
     asked = [plan.site for plan in exchange.asked if isinstance(plan, RoundPlan)]
     assert [record["asked"][0] for record in result["rounds"]] == asked
     assert set(SITES) == set(asked)
-
-
-# --- checkpoint and resume -------------------------------------------------------------------------
-
-
-def test_checkpoint_is_written_after_every_round(tmp_path: Path) -> None:
-    """When round n is asked, the state after round n - 1 is on disk."""
-    for number in (2, 3):
-        with pytest.raises(Stopped):
-            run_study(make_study(tmp_path / str(number), ScriptedExchange(stop_in_round=number)), transport={})
-        checkpoint = RunFolder(tmp_path / str(number)).checkpoint
-        assert_close(expected_weights(number - 1), load_checkpoint(checkpoint, study_digest="d1").weights)
-
-
-@pytest.mark.parametrize("stop_in_round", [1, 2, 3, 4])
-def test_run_that_was_stopped_goes_on_as_if_it_never_had_been(tmp_path: Path, stop_in_round: int) -> None:
-    """The final weights are those of an uninterrupted run bit for bit, and every round is in the result once."""
-    whole = run(tmp_path / "whole", rounds=4)
-    with pytest.raises(Stopped):
-        run_study(make_study(tmp_path / "cut", ScriptedExchange(stop_in_round=stop_in_round), rounds=4), transport={})
-    exchange = ScriptedExchange()
-    resumed = run_study(make_study(tmp_path / "cut", exchange, rounds=4), transport={})
-    assert digest(final_weights(tmp_path / "whole")) == digest(final_weights(tmp_path / "cut"))
-    assert [1, 2, 3, 4] == [record["round"] for record in resumed["rounds"]]
-    again = sorted({plan.round for plan in exchange.asked if isinstance(plan, RoundPlan)})
-    assert list(range(stop_in_round, 5)) == again
-    for one, other in zip(whole["rounds"], resumed["rounds"], strict=True):
-        for key in ("asked", "answered", "accepted", "rejected", "sites", "update_norm", "bytes_up", "bytes_down"):
-            assert json.dumps(one[key], sort_keys=True) == json.dumps(other[key], sort_keys=True)
-        assert one.keys() == other.keys()
-
-
-def test_round_that_was_logged_but_not_checkpointed_is_in_the_result_once(tmp_path: Path) -> None:
-    """Stopped between the two writes, the round is asked again, and the later record counts."""
-    with pytest.raises(Stopped):
-        run_study(make_study(tmp_path, ScriptedExchange(stop_in_round=3)), transport={})
-    last = events(tmp_path, "round")[-1]
-    RunFolder(tmp_path).log("round", **{**_without(last, "time", "event"), "round": 3, "asked": ["nobody"]})
-    with pytest.raises(Stopped):  # stopped once more, now as it resumes
-        run_study(make_study(tmp_path, ScriptedExchange(stop_in_round=3)), transport={})
-    result = run(tmp_path)
-    assert [(1, list(SITES)), (2, list(SITES)), (3, list(SITES))] == [
-        (record["round"], list(record["asked"])) for record in result["rounds"]
-    ]
-    assert_close(expected_weights(3), final_weights(tmp_path))
-
-
-def _without(event: Mapping[str, Any], *keys: str) -> dict[str, Any]:
-    return {key: value for key, value in event.items() if key not in keys}
-
-
-def test_run_that_had_finished_its_rounds_only_finishes_again(tmp_path: Path) -> None:
-    """Stopped while test results came in, no round is trained twice."""
-
-    def stop(answer: Answer) -> Answer:
-        raise Stopped
-
-    with pytest.raises(Stopped):
-        run(tmp_path, {("finish", 3, "paris"): stop})
-    exchange = ScriptedExchange()
-    result = run_study(make_study(tmp_path, exchange), transport={})
-    assert not any(isinstance(plan, RoundPlan) for plan in exchange.asked)
-    assert [1, 2, 3] == [record["round"] for record in result["rounds"]]
-
-
-def test_run_of_other_settings_is_not_continued(tmp_path: Path) -> None:
-    """The digest of the study stands in the checkpoint."""
-    run(tmp_path)
-    other = replace(make_study(tmp_path, ScriptedExchange()), digest="d2")
-    with pytest.raises(StateError, match="belongs to run 'run-1' with other study settings"):
-        run_study(other, transport={})
-
-
-# --- finish ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("alter", "sentence"),
-    [
-        (problem("timeout", "did not answer within 600 s"), "did not answer within 600 s"),
-        (failure("StateError", "personal state is damaged"), "personal state is damaged"),
-        (reply_with(round=2), "an unexpected answer"),
-        (reply_with(run="run-0"), "an unexpected answer"),
-    ],
-    ids=["timeout", "failure", "another round", "another run"],
-)
-def test_site_without_test_results_has_no_row(tmp_path: Path, alter: Alter, sentence: str) -> None:
-    """With a quorum of 2 the report is made without it, and the log says why; without one the run ends."""
-    script = {("finish", 3, "madrid"): alter}
-    result = run(tmp_path / "quorum", script, quorum=2)
-    assert {"madrid"} == {site for site, facts in result["sites"].items() if facts["test"] is None}
-    (event,) = events(tmp_path / "quorum", "rejected")
-    assert ("madrid", "finish", sentence) == (event["site"], event["reason"], event["message"])
-    with pytest.raises(CohortTooSmall, match=f"only 2 of 3 sites reported test results; madrid: {sentence}"):
-        run(tmp_path / "all", script)
-
-
-def test_every_site_is_finished_also_those_outside_the_last_cohort(tmp_path: Path) -> None:
-    """With one site per round, all three still report their test split, on the final weights."""
-    assert set(SITES) == set(run(tmp_path, cohort_fraction=0.3)["sites"])
-
-
-# --- sites that come later -------------------------------------------------------------------------
-
-
-def test_site_that_comes_later_takes_part_from_the_next_round(tmp_path: Path) -> None:
-    """Two sites are enough to start; the third shakes hands when it comes, and starts from the global weights."""
-    result = run_with_late(tmp_path, {})
-    two, three = ["berlin", "madrid"], ["berlin", "madrid", "paris"]
-    assert [two, two, three, three] == [record["accepted"] for record in result["rounds"]]
-    assert [(3, "paris", 240)] == [
-        (event["round"], event["site"], event["num_examples"]) for event in events(tmp_path, "joined")
-    ]
-    assert three == sorted(result["sites"])
-    late = ("berlin", "madrid")
-    expected = expected_weights({1: late, 2: late, 3: SITES, 4: SITES})
-    np.testing.assert_array_equal(expected["body.weight"], final_weights(tmp_path)["body.weight"])
-
-
-def test_site_that_comes_later_and_differs_is_refused_by_name(tmp_path: Path) -> None:
-    """The others go on without it; it is not asked again."""
-    result = run_with_late(tmp_path, {("handshake", 0, "paris"): card_with(schema_digest="0" * 64)})
-    assert [["berlin", "madrid"]] * 4 == [record["accepted"] for record in result["rounds"]]
-    (event,) = events(tmp_path, "rejected")
-    assert ("paris", "handshake", 3) == (event["site"], event["reason"], event["round"])
-    assert "data schema: berlin has" in event["message"]
-
-
-def test_fewer_sites_than_needed_to_start_end_the_run(tmp_path: Path) -> None:
-    """min_sites counts: two of three are not enough where three must be there."""
-    with pytest.raises(SitesMissing, match="paris; connected: berlin, madrid"):
-        run_with_late(tmp_path, {}, min_sites=3)
-
-
-def test_site_that_leaves_does_not_stop_the_others(tmp_path: Path) -> None:
-    """With a quorum of two, the third may go; it is named in every round, and has no row at the end."""
-    script: dict[tuple[str, int, str], Alter] = {
-        ("round", number, "paris"): problem("gone", "is not connected") for number in (2, 3)
-    }
-    script["finish", 3, "paris"] = problem("gone", "is not connected")
-    result = run(tmp_path, script, quorum=2)
-    assert [{}, {"paris": "gone"}, {"paris": "gone"}] == [record["rejected"] for record in result["rounds"]]
-    assert {"paris"} == {site for site, facts in result["sites"].items() if facts["test"] is None}

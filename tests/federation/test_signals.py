@@ -12,12 +12,15 @@ from conftest import PLAIN_SGD, MakeSites, MakeStudy, scaled_site
 from safetensors.numpy import load_file
 
 from client.data import Examples
-from client.models import set_weights
-from client.site.site import Site, leave_one_out
-from client.training.local_work import LocalWork, evaluate
+from client.site.baseline import train_alone
+from client.site.signals import leave_one_out
+from client.site.site import Site
+from client.training.evaluation import evaluate
+from client.training.work import LocalWork
 from common.codecs import Identity
 from common.errors import ProtocolError, UpdateRejected
-from common.protocol import InitialWeightsPlan, RoundPlan, RoundReply, study_digest
+from common.protocol.plans import InitialWeightsPlan, RoundPlan, study_digest
+from common.protocol.replies import RoundReply
 from common.study.study import StudyConfig
 from common.weights.arrays import Array
 from consilium.running.in_process import run_in_process
@@ -30,10 +33,12 @@ EXTRA = {
 
 
 def weighted(kind: str) -> dict[str, Any]:
+    """Return settings of a study with a weighting."""
     return {"weighting": {"factors": [{"kind": kind}]}, "split": {"validation": 0.3}}
 
 
 def site_of(make_sites: MakeSites, study: StudyConfig, *, under: str = "sites") -> tuple[Site, dict[str, Array]]:
+    """Return a site and its initial weights."""
     site = scaled_site(make_sites({"berlin": 40}, under=under)["berlin"], study)
     payload = site.answer(InitialWeightsPlan(study=study_digest(study), run="run", site="berlin"), None)[1]
     assert payload is not None
@@ -41,7 +46,8 @@ def site_of(make_sites: MakeSites, study: StudyConfig, *, under: str = "sites") 
 
 
 def do_round(site: Site, study: StudyConfig, number: int, arrays: dict[str, Array], share: float = 0.0) -> Any:
-    past = {"accepted": number - 1 or None, "asked": number}
+    """Have a site do a round."""
+    past: dict[str, Any] = {"accepted": number - 1 or None, "asked": number}
     plan = RoundPlan(study=study_digest(study), run="run", site="berlin", round=number, share=share, **past)
     reply, content = site.answer(plan, Identity().encode(arrays))
     assert isinstance(reply, RoundReply) and content is not None
@@ -49,6 +55,7 @@ def do_round(site: Site, study: StudyConfig, number: int, arrays: dict[str, Arra
 
 
 def rounds_of(folder: Path) -> list[dict[str, Any]]:
+    """Return the rounds of a run's result."""
     found: list[dict[str, Any]] = json.loads((folder / "result.json").read_text(encoding="utf-8"))["rounds"]
     return found
 
@@ -88,14 +95,14 @@ def test_losses_are_those_of_the_weights_received_and_of_the_weights_sent(
         metrics, delta = do_round(site, study, 1, arrays)
 
         def loss(weights: dict[str, Array], on: Examples, site: Site = site) -> float:
-            set_weights(site._model.module, weights)
-            return evaluate(site._model.module, on).loss
+            with site.learner.holding(weights) as module:
+                return evaluate(module, on).loss
 
         after = {name: arrays[name] + delta[name] for name in arrays}
         expected = {
-            "received.loss": loss(arrays, site._data.validation),
-            "update.loss": loss(after, site._data.validation),
-            "start.loss": loss(arrays, site._data.train),
+            "received.loss": loss(arrays, site.learner.data.validation),
+            "update.loss": loss(after, site.learner.data.validation),
+            "start.loss": loss(arrays, site.learner.data.train),
         }
         for name in names:
             assert expected[name] == pytest.approx(metrics[name], abs=1e-6)
@@ -106,7 +113,7 @@ def test_leave_one_out_is_the_mean_of_the_others() -> None:
     a, b, c = (np.array([value, -value]) for value in (4.0, 2.0, 7.0))
     whole = {"w": 0.5 * a + 0.3 * b + 0.2 * c, "count": np.array(5)}
     without = leave_one_out(whole, {"w": a, "count": np.array(1)}, 0.5)
-    np.testing.assert_allclose((0.3 * b + 0.2 * c) / 0.5, without["w"])
+    np.testing.assert_allclose((0.3 * b + 0.2 * c) / 0.5, without["w"].astype(np.float64))
     assert 5 == without["count"]
     for share in (0.0, 1.0):
         np.testing.assert_array_equal(whole["w"], leave_one_out(whole, {}, share)["w"])
@@ -118,11 +125,12 @@ def test_without_error_is_that_of_the_others_model(make_sites: MakeSites, make_s
     site, arrays = site_of(make_sites, study)
     _, delta = do_round(site, study, 1, arrays)
     own = {name: arrays[name] + delta[name] for name in arrays}
-    received = {name: (arrays[name] + 0.1).astype(arrays[name].dtype) for name in arrays}
+    received = {name: (array.astype(np.float64) + 0.1).astype(array.dtype) for name, array in arrays.items()}
     metrics, _ = do_round(site, study, 2, received, share=0.25)
     others = {name: ((received[name].astype(np.float64) - 0.25 * own[name]) / 0.75).astype(np.float32) for name in own}
-    set_weights(site._model.module, others)
-    assert 1 - evaluate(site._model.module, site._data.validation).accuracy == pytest.approx(metrics["without.error"])
+    with site.learner.holding(others) as module:
+        error = 1 - evaluate(module, site.learner.data.validation).accuracy
+    assert error == pytest.approx(metrics["without.error"])
 
 
 def test_without_error_needs_the_last_update(make_sites: MakeSites, make_study: MakeStudy) -> None:
@@ -170,11 +178,10 @@ def test_site_checks_what_comes_along(make_sites: MakeSites, make_study: MakeStu
 
 
 def test_plain_study_sends_nothing_along(tmp_path: Path, make_sites: MakeSites, make_study: MakeStudy) -> None:
-    """The checkpoint of FedAvg by size holds the weights and the shares, and no further array."""
+    """The checkpoint of FedAvg by size holds the weights, and no further array."""
     run_in_process(make_study(), make_sites(), tmp_path / "run")
     names = set(load_file(tmp_path / "run" / "checkpoint.safetensors"))
-    assert {"weights", "weighting"} == {name.split("/")[0] for name in names}
-    assert {"share"} == {name.split("/")[1] for name in names if name.startswith("weighting/")}
+    assert {"weights"} == {name.split("/")[0] for name in names}
 
 
 def test_auditor_recomputes_every_share_from_rounds_csv(
@@ -183,8 +190,7 @@ def test_auditor_recomputes_every_share_from_rounds_csv(
     """share = size.factor ** .5 * loss.factor ** 2 over the sum of the round's sites: nothing else is needed."""
     factors = [{"kind": "size", "exponent": 0.5}, {"kind": "loss", "exponent": 2.0}]
     study = make_study(weighting={"factors": factors}, split={"validation": 0.3})
-    run_in_process(study, make_sites(), tmp_path / "run")
-    save_report(tmp_path / "run", json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8")))
+    save_report(tmp_path / "run", run_in_process(study, make_sites(), tmp_path / "run"))
     table = pd.read_csv(tmp_path / "run" / "rounds.csv")
     product = table["size.factor"] ** 0.5 * table["loss.factor"] ** 2
     shares = product / product.groupby(table["round"]).transform("sum")
@@ -201,14 +207,13 @@ def test_site_that_missed_many_rounds_catches_up_over_several(
     """
     study, ends = make_study(rounds=12), []
     for under, first, part in (("always", 1, 0.25), ("late", 9, 0.0)):
-        monkeypatch.setattr("client.site.site.CATCH_UP_PART", part)
+        monkeypatch.setattr("client.site.round.CATCH_UP_PART", part)
         site, arrays = site_of(make_sites, study, under=under)
         for number in range(first, 13):
             do_round(site, study, number, arrays)
-        kept = site._state(RoundPlan(study=study_digest(study), run="run", site="berlin", round=12, asked=12)).load(12)
+        kept = site._folder(RoundPlan(study=study_digest(study), run="run", site="berlin", round=12, asked=12)).load(12)
         assert kept is not None
-        assert {"always": 12, "late": 4}[under] == int(kept["local_rounds"])
-        work = site._work(12)
-        ends.append(site._train_alone(kept, rounds=12, serving_after=work)[0])
+        assert {"always": 12, "late": 4}[under] == kept.alone.rounds
+        ends.append(train_alone(site.learner, kept.alone, rounds=12).weights)
     for name, array in ends[0].items():
         np.testing.assert_array_equal(array, ends[1][name])

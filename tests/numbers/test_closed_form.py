@@ -10,7 +10,9 @@ from client.data import Examples
 from client.models import build_model
 from client.models.small import FlatLinear
 from client.training.closed_form import is_linear, linear_gradient
-from client.training.local_work import LocalWork, loss_of, train
+from client.training.evaluation import loss_of
+from client.training.loop import train
+from client.training.work import LocalWork
 from common.study.training import ModelConfig
 
 
@@ -48,9 +50,9 @@ def test_training_is_the_same_with_and_without_the_formula(number: bool, monkeyp
     x = torch.randn(41, 5, generator=generator)
     examples = Examples(x, x[:, 0] - x[:, 1] if number else (x[:, 0] > 0).long(), 0.5 if number else None)
     settings = {"optimiser": "sgd", "learning_rate": 0.1, "momentum": 0.9, "weight_decay": 0.01, "steps": None}
-    work = LocalWork(examples=examples, validation=examples, batch_size=8, seed=1, epochs=3, **settings)  # type: ignore[arg-type]
+    work = LocalWork(examples=examples, validation=examples, batch_size=8, seed=1, epochs=3, **settings)  # type: ignore[arg-type]  # any settings
     by_formula = trained()
-    monkeypatch.setattr("client.training.local_work.is_linear", lambda *_: False)
+    monkeypatch.setattr("client.training.loop.is_linear", lambda *_: False)
     for expected, found in zip(trained(), by_formula, strict=True):
         assert torch.equal(expected, found)
 

@@ -17,6 +17,7 @@ def binary() -> ClassScores:
 
 
 def test_two_classes_by_hand() -> None:
+    """4 ill and 6 healthy: every metric from the definition."""
     found = binary().measure_all()
     pairs = [(a, b) for a in (0.9, 0.8, 0.6, 0.3) for b in (0.7, 0.55, 0.4, 0.2, 0.1, 0.05)]
     assert found["accuracy"] == pytest.approx(7 / 10)
@@ -32,6 +33,7 @@ def test_two_classes_by_hand() -> None:
 
 
 def test_calibration_error_is_the_gap_between_confidence_and_accuracy_per_bin() -> None:
+    """Weighted by how many are in a bin."""
     scores = binary()
     confidence, right = scores.probabilities.max(axis=1), scores.predicted == scores.y
     bins = np.ceil(confidence * CALIBRATION_BINS - 1e-9).astype(int)
@@ -42,6 +44,7 @@ def test_calibration_error_is_the_gap_between_confidence_and_accuracy_per_bin() 
 
 
 def test_more_classes_are_means_over_the_classes() -> None:
+    """Macro numbers are the mean of one class against the rest."""
     generator = np.random.default_rng(0)
     y = np.array([0, 1, 2] * 7)
     scores = ClassScores.of_logits(y, generator.normal(size=(21, 3)))
@@ -69,11 +72,13 @@ def test_more_classes_are_means_over_the_classes() -> None:
     ],
 )
 def test_one_class_leaves_undefined_what_needs_two(y: list[int], undefined: set[str]) -> None:
+    """Undefined is not 0."""
     scores = ClassScores.of_logits(np.array(y), np.array([[0.5], [-1.0], [2.0]]))
     assert {name for name, value in scores.measure_all().items() if value is None} == undefined
 
 
 def test_class_that_is_missing_leaves_macro_numbers_undefined() -> None:
+    """A mean over fewer classes would be another number."""
     scores = ClassScores.of_logits(np.array([0, 1, 0, 1]), np.eye(3)[[0, 1, 2, 0]])
     assert scores.measure("auroc") is None
     assert scores.measure("sensitivity") is None
@@ -82,18 +87,21 @@ def test_class_that_is_missing_leaves_macro_numbers_undefined() -> None:
 
 
 def test_one_logit_is_the_second_class() -> None:
+    """Its probability is the logistic function of the logit."""
     scores = ClassScores.of_logits(np.array([0, 1]), np.array([[-2.0], [3.0]]))
     np.testing.assert_allclose(scores.probabilities[:, 1], 1 / (1 + np.exp([2.0, -3.0])))
     assert scores.predicted.tolist() == [0, 1]
 
 
 def test_majority_answers_one_class_with_certainty() -> None:
+    """So its accuracy is that class's part."""
     scores = ClassScores.of_majority(np.array([0, 1, 1]), 1, 3)
     assert scores.measure("accuracy") == pytest.approx(2 / 3)
     assert scores.measure("brier") == pytest.approx(1 / 3)
 
 
 def test_unknown_metric_is_refused() -> None:
+    """By its name."""
     with pytest.raises(ValueError, match="no metric 'roc'"):
         binary().measure("roc")
 
@@ -107,6 +115,7 @@ def test_unknown_metric_is_refused() -> None:
 def test_every_number_is_between_0_and_1_or_undefined(
     logits: "np.ndarray[tuple[int, int], np.dtype[np.float32]]", data: st.DataObject
 ) -> None:
+    """Whatever the logits and the labels."""
     classes = max(2, logits.shape[1])
     y = data.draw(hnp.arrays(np.int64, len(logits), elements=st.integers(0, classes - 1)))
     for name in ClassScores.METRICS:

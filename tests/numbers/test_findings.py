@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from scipy import optimize, stats
 
-from common import protocol
-from common.data.patients import Patients
+from common.protocol import counts as protocol
+from common.protocol.patients import Patients
 from consilium.findings import (
     DIFFERENCE,
     LEAST_PATIENTS,
@@ -528,9 +528,9 @@ def test_counts_of_a_run_and_rows_of_a_comparison_agree_to_the_last_digit(groupe
     for name, kind in (("local", "share"), ("personal", "share"), (DIFFERENCE, "difference")):
         evidence = [of[name] for of in rows.values()]
         for site, one in zip(run, evidence, strict=True):
-            assert found.sites[site][name] == interval_of(one, kind=kind)  # type: ignore[arg-type]
-        assert found.mean[name] == over_sites(evidence, [1.0] * 3, kind=kind)  # type: ignore[arg-type]
-        assert found.weighted_mean[name] == over_sites(evidence, [60, 35, 12], kind=kind)  # type: ignore[arg-type]
+            assert found.sites[site][name] == interval_of(one, kind=kind)  # type: ignore[arg-type]  # all kinds are tried
+        assert found.mean[name] == over_sites(evidence, [1.0] * 3, kind=kind)  # type: ignore[arg-type]  # all kinds are tried
+        assert found.weighted_mean[name] == over_sites(evidence, [60, 35, 12], kind=kind)  # type: ignore[arg-type]  # all kinds are tried
 
 
 def test_findings_of_a_run_over_its_sites() -> None:
@@ -538,8 +538,8 @@ def test_findings_of_a_run_over_its_sites() -> None:
     ones, zeros = np.ones(10, dtype=np.int64), np.zeros(30, dtype=np.int64)
     found = findings_of({"berlin": told(ones, ones, None), "lyon": told(zeros, 1 - zeros, None)})
     assert [0.5, 0.25, Interval(0.0)] == [
-        found.mean["local"].value,  # type: ignore[union-attr]
-        found.weighted_mean["local"].value,  # type: ignore[union-attr]
+        found.mean["local"].value,  # type: ignore[union-attr]  # it was measured
+        found.weighted_mean["local"].value,  # type: ignore[union-attr]  # it was measured
         found.worst["local"],
     ]
     assert found.mean["global"] is None

@@ -15,33 +15,33 @@ import pytest
 import torch
 from conftest import MakeSites, MakeStudy, method_settings
 from flwr.app import Error, Message
+from local_training import SHAPES, Vector, batched, built, flat, gradient, result, unflat, work
 from safetensors.numpy import load_file
 from torch import nn
 
 from client.data import Examples
 from client.flower.message import plan_of
-from client.methods import Method, Outcome, extended
 from client.methods.fedavg import FedAvg
 from client.methods.feddbe import KNOWN, MEAN, SHIFT, FedDbe
 from client.methods.feddyn import FedDyn
 from client.methods.fedprox import FedProx
 from client.methods.local import Local
 from client.methods.mr_mtl import MrMtl
-from client.models import Model, Shifted, build_model, cut, get_weights, set_weights
-from client.site.site import divide
-from client.training.local_work import LocalWork, batches, evaluate, train
+from client.models import Model, Shifted, cut, divide, get_weights, set_weights
+from client.site.kept import Kept
+from client.training.evaluation import evaluate
+from client.training.loop import train
+from client.training.work import LocalWork, batches
 from common.errors import ModelError
-from common.protocol import RoundPlan, study_digest
+from common.protocol.plans import RoundPlan, study_digest
 from common.study.load import load_study
-from common.study.training import ModelConfig
-from common.weights.arrays import Array, Weights, under, with_prefix
+from common.weights.arrays import Array, under, with_prefix
 from consilium.adaptation.adapt import adapt_site
 from consilium.running.in_process import Answering, run_in_process
 from server.strategies import Update
 from server.strategies.feddyn import FedDyn as FedDynServer
 from server.study.checkpoint import load_checkpoint
 
-Point = npt.NDArray[np.float64]
 TASK = {
     "kind": "table",
     "classes": ["no", "yes"],
@@ -51,53 +51,9 @@ TASK = {
 }
 """The conftest's tables, with a scale that does not depend on which sites take part."""
 SERVED_FILE = "personal.safetensors"
-SHAPES = {"linear": (3,), "mlp": (3,), "mlp_bn": (3,), "small_cnn": (1, 8, 8)}
 every_model = pytest.mark.parametrize("name", sorted(SHAPES))
 with_features = pytest.mark.parametrize("name", ["mlp", "mlp_bn", "small_cnn"])
 with_batch_norm = pytest.mark.parametrize("name", ["mlp_bn", "small_cnn"])
-
-
-def built(name: str = "linear", *, method: Method | None = None, seed: int = 1, **settings: Any) -> Model:
-    config = ModelConfig.model_validate({"name": name, "hidden": (5,), **settings})
-    model = build_model(config, input_shape=SHAPES[name], num_outputs=1, weights_dir=None, seed=seed)
-    return model if method is None else extended(method, model, SHAPES[name])
-
-
-def work(name: str = "linear", *, data: int = 3, **changes: Any) -> LocalWork:
-    """Return work of 12 examples; by default one batch of all, so that a step is a step down the whole gradient."""
-    generator = torch.Generator().manual_seed(data)
-    x = torch.randn(12, *SHAPES[name], generator=generator)
-    y = (x.flatten(1).mean(dim=1) + 0.5 * torch.randn(12, generator=generator) > 0).long()
-    settings: dict[str, Any] = {"batch_size": 12, "seed": 11, "optimiser": "sgd", "learning_rate": 0.5}
-    settings |= {"momentum": 0.0, "weight_decay": 0.0, "epochs": 1, "steps": None}
-    return LocalWork(**({"examples": Examples(x, y), "validation": Examples(x[:0], y[:0])} | settings | changes))
-
-
-def batched(name: str, **changes: Any) -> LocalWork:
-    """Return work of several batches with momentum: where order, momentum and BatchNorm matter."""
-    return work(name, **({"batch_size": 5, "epochs": 2, "momentum": 0.9, "learning_rate": 0.1} | changes))
-
-
-def result(
-    method: Method, model: Model, task: LocalWork, memory: Weights | None = None
-) -> tuple[Outcome, dict[str, Any]]:
-    outcome = method.train(model, memory or {}, task)
-    return outcome, get_weights(model.module)
-
-
-def point(weights: Weights) -> Point:
-    return np.concatenate([weights["weight"][0], weights["bias"]]).astype(np.float64)
-
-
-def arrays(where: Point) -> dict[str, Array]:
-    values = where.astype(np.float32)
-    return {"weight": values[None, :3], "bias": values[3:]}
-
-
-def gradient(where: Point, task: LocalWork) -> Point:
-    x, y = task.examples.x.double().numpy(), task.examples.y.double().numpy()
-    rows = np.hstack([x, np.ones((len(x), 1))])
-    return np.asarray(rows.T @ (1 / (1 + np.exp(-(rows @ where))) - y) / len(y))
 
 
 def unlike(seed: int, **changes: Any) -> LocalWork:
@@ -118,13 +74,13 @@ def test_feddyn_adds_the_pull_and_takes_its_gradient_away() -> None:
     """
     model, task, alpha, lr = built(), work(epochs=3), 0.7, 0.5
     g = np.array([0.3, -0.2, 0.1, 0.05])
-    w = point(get_weights(model.module))
+    w = flat(get_weights(model.module))
     t = w
     for _ in range(3):
         t = t - lr * (gradient(t, task) - g + alpha * (t - w))
-    outcome, after = result(FedDyn(alpha=alpha), model, task, with_prefix(arrays(g), "gradient/"))
-    np.testing.assert_allclose(t, point(after), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(g - alpha * (t - w), point(under(outcome.memory, "gradient/")), rtol=1e-4, atol=1e-6)
+    outcome, after = result(FedDyn(alpha=alpha), model, task, with_prefix(unflat(g), "gradient/"))
+    np.testing.assert_allclose(t, flat(after), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(g - alpha * (t - w), flat(under(outcome.memory, "gradient/")), rtol=1e-4, atol=1e-6)
     assert {} == dict(outcome.control)
 
 
@@ -142,14 +98,14 @@ def test_feddyn_solved_exactly_keeps_the_gradient_of_where_it_ended() -> None:
     """At rest F'(t) - g + alpha (t - w) = 0, so that g+ = g - alpha (t - w) = F'(t)."""
     model, task = built(), work(epochs=400)
     outcome, after = result(FedDyn(alpha=0.5), model, task)
-    at = gradient(point(after), task)
-    np.testing.assert_allclose(at, point(under(outcome.memory, "gradient/")), atol=1e-5)
+    at = gradient(flat(after), task)
+    np.testing.assert_allclose(at, flat(under(outcome.memory, "gradient/")), atol=1e-5)
     assert np.abs(at).max() > 0.02
 
 
 def feddyn_on_paper(
-    w: Point, tasks: list[LocalWork], cohorts: list[list[int]], *, steps: int, rate: float, alpha: float
-) -> tuple[Point, list[Point]]:
+    w: Vector, tasks: list[LocalWork], cohorts: list[list[int]], *, steps: int, rate: float, alpha: float
+) -> tuple[Vector, list[Vector]]:
     """Return server weights and the sites' gradients by algorithm 1 of the paper, in plain NumPy."""
     h, g = np.zeros(4), [np.zeros(4) for _ in tasks]
     for cohort in cohorts:
@@ -166,11 +122,11 @@ def feddyn_on_paper(
 
 
 def feddyn_here(
-    w: Point, tasks: list[LocalWork], cohorts: list[list[int]], *, alpha: float
-) -> tuple[Point, list[dict[str, Array]]]:
+    w: Vector, tasks: list[LocalWork], cohorts: list[list[int]], *, alpha: float
+) -> tuple[Vector, list[dict[str, Array]]]:
     """Return the same by the two halves of this project."""
     server, memories = FedDynServer(num_sites=len(tasks)), [dict[str, Array]() for _ in tasks]
-    state = server.init(arrays(w))
+    state = server.init(unflat(w))
     for cohort in cohorts:
         updates = []
         for k in cohort:
@@ -180,19 +136,19 @@ def feddyn_here(
             memories[k] = dict(outcome.memory)
             updates.append(Update(str(k), {n: after[n] - state.weights[n] for n in after}, 12, {}))
         state = server.apply(state, updates, {}).state
-    return point(state.weights), memories
+    return flat(state.weights), memories
 
 
 def test_feddyn_follows_the_algorithm_of_the_paper() -> None:
     """Three sites, five rounds, two of them without a site, three local steps: server and sites, to 1e-5."""
     tasks = [unlike(seed, epochs=3) for seed in (1, 2, 3)]
     cohorts = [[0, 1, 2], [0, 1], [0, 1, 2], [1, 2], [0, 1, 2]]
-    start = point(get_weights(built().module))
+    start = flat(get_weights(built().module))
     expected, own = feddyn_on_paper(start, tasks, cohorts, steps=3, rate=0.5, alpha=0.4)
     w, memories = feddyn_here(start, tasks, cohorts, alpha=0.4)
     np.testing.assert_allclose(expected, w, atol=2e-5)
     for g, memory in zip(own, memories, strict=True):
-        np.testing.assert_allclose(g, point(under(memory, "gradient/")), atol=2e-5)
+        np.testing.assert_allclose(g, flat(under(memory, "gradient/")), atol=2e-5)
     assert np.abs(w - start).max() > 0.1
 
 
@@ -202,15 +158,15 @@ def test_feddyn_ends_where_the_mean_of_all_gradients_is_nothing() -> None:
     That point is the best one for all sites together, which many local steps alone do not find.
     """
     tasks = [unlike(seed, epochs=10) for seed in (1, 2, 3)]
-    w, _ = feddyn_here(point(get_weights(built().module)), tasks, [[0, 1, 2]] * 150, alpha=0.5)
+    w, _ = feddyn_here(flat(get_weights(built().module)), tasks, [[0, 1, 2]] * 150, alpha=0.5)
     assert np.abs(np.mean([gradient(w, task) for task in tasks], axis=0)).max() < 1e-4
-    w = point(get_weights(built().module))
+    w = flat(get_weights(built().module))
     for _ in range(150):
         ends = []
         for task in tasks:
             model = built()
-            set_weights(model.module, arrays(w))
-            ends.append(point(result(FedAvg(), model, task)[1]))
+            set_weights(model.module, unflat(w))
+            ends.append(flat(result(FedAvg(), model, task)[1]))
         w = np.mean(ends, axis=0)
     assert np.abs(np.mean([gradient(w, task) for task in tasks], axis=0)).max() > 1e-2
 
@@ -220,7 +176,7 @@ def test_feddyn_regularises_what_is_shared_and_trained(name: str) -> None:
     """BatchNorm that stays at the site is trained without a pull and has no g; running statistics never have one."""
     for policy in ("local", "average"):
         model = built(name, batch_norm=policy)
-        controlled = divide(model, FedDyn()).shared & model.trainable
+        controlled = divide(model, FedDyn(alpha=0.1)).shared & model.trainable
         outcome, after = result(FedDyn(alpha=2.0), model, batched(name))
         assert controlled == under(outcome.memory, "gradient/").keys()
         for key in controlled:
@@ -239,14 +195,14 @@ def test_feddyn_regularises_what_is_shared_and_trained(name: str) -> None:
 def test_mr_mtl_steps_from_its_own_model_towards_the_mean() -> None:
     """By hand, from v and not from w: v <- v - lr (g(v) + lam (v - w)), two steps; v is sent, kept and served."""
     model, task, lam, lr = built(), work(epochs=2), 0.7, 0.5
-    w, v = point(get_weights(model.module)), np.array([0.5, -0.4, 0.3, 0.2])
+    w, v = flat(get_weights(model.module)), np.array([0.5, -0.4, 0.3, 0.2])
     expected = v
     for _ in range(2):
         expected = expected - lr * (gradient(expected, task) + lam * (expected - w))
-    outcome, after = result(MrMtl(lam=lam), model, task, with_prefix(arrays(v), "v/"))
-    np.testing.assert_allclose(expected, point(after), rtol=1e-5, atol=1e-6)
+    outcome, after = result(MrMtl(lam=lam), model, task, with_prefix(unflat(v), "v/"))
+    np.testing.assert_allclose(expected, flat(after), rtol=1e-5, atol=1e-6)
     np.testing.assert_equal(dict(after), under(outcome.memory, "v/"))
-    set_weights(model.module, arrays(w))
+    set_weights(model.module, unflat(w))
     np.testing.assert_equal(dict(after), get_weights(MrMtl(lam=lam).personalise(model, outcome.memory, task)))
 
 
@@ -274,9 +230,9 @@ def test_mr_mtl_without_a_pull_is_local_training(name: str) -> None:
 def test_mr_mtl_with_a_strong_pull_is_near_the_mean() -> None:
     """At rest v - w = -g(v) / lam: at most max |g| / lam apart, wherever v began."""
     model, task = built(), work(epochs=100, learning_rate=0.04)
-    w = point(get_weights(model.module))
-    memory = with_prefix(arrays(w + 1), "v/")
-    v = point(result(MrMtl(lam=20.0), model, task, memory)[1])
+    w = flat(get_weights(model.module))
+    memory = with_prefix(unflat(w + 1), "v/")
+    v = flat(result(MrMtl(lam=20.0), model, task, memory)[1])
     np.testing.assert_allclose(-gradient(v, task) / 20.0, v - w, atol=1e-5)
     assert np.abs(v - w).max() < 0.05
 
@@ -287,15 +243,15 @@ def test_mr_mtl_mean_is_the_fixed_point_of_the_joint_problem() -> None:
     That is the minimum of sum F_k(v_k) + lam / 2 sum |v_k - mean v|**2, whose gradients sum to 0 over the sites.
     """
     tasks, lam = [unlike(seed, epochs=10) for seed in (1, 2, 3)], 1.0
-    w, memories = point(get_weights(built().module)), [dict[str, Array]() for _ in tasks]
+    w, memories = flat(get_weights(built().module)), [dict[str, Array]() for _ in tasks]
     for _ in range(200):
         own = []
         for k, task in enumerate(tasks):
             model = built()
-            set_weights(model.module, arrays(w))
+            set_weights(model.module, unflat(w))
             outcome, after = result(MrMtl(lam=lam), model, task, memories[k])
             memories[k] = dict(outcome.memory)
-            own.append(point(after))
+            own.append(flat(after))
         w = np.mean(own, axis=0)
     for v, task in zip(own, tasks, strict=True):
         np.testing.assert_allclose(-lam * (v - w), gradient(v, task), atol=1e-4)
@@ -316,6 +272,7 @@ def test_mr_mtl_pulls_no_batch_norm_of_the_sites_own(name: str) -> None:
 
 
 def parameters(name: str) -> dict[str, Any]:
+    """Return the trained parameters of a model."""
     model = built(name)
     return get_weights(model.module, model.trainable)
 
@@ -332,7 +289,7 @@ def known(model: Model, mean: npt.ArrayLike) -> Model:
 @with_features
 def test_feddbe_trains_the_first_round_as_fedavg_does(name: str) -> None:
     """Without gbar every bit of weights and loss is FedAvg's, and the shift stays 0."""
-    method, task = FedDbe(kappa=3.0), batched(name)
+    method, task = FedDbe(kappa=3.0, mu=1.0), batched(name)
     (outcome, after), (plain, expected) = (
         result(method, built(name, method=method), task),
         result(FedAvg(), built(name), task),
@@ -345,7 +302,7 @@ def test_feddbe_trains_the_first_round_as_fedavg_does(name: str) -> None:
 @pytest.mark.parametrize("mu", [1.0, 0.25])
 def test_feddbe_tells_the_running_mean_of_its_features(mu: float) -> None:
     """With a backbone that is not trained: rbar <- (1 - mu) rbar + mu mean(B) over the batches, from 0."""
-    method, task = FedDbe(mu=mu), batched("mlp")
+    method, task = FedDbe(mu=mu, kappa=1.0), batched("mlp")
     model = built("mlp", method=method, trainable="head")
     expected = np.zeros(5)
     for x, _ in batches(task):
@@ -359,7 +316,7 @@ def test_feddbe_tells_the_running_mean_of_its_features(mu: float) -> None:
 
 def test_feddbe_keeps_the_mean_of_round_1() -> None:
     """In later rounds a site sends the gbar that it received: its delta is 0, whatever its own features are."""
-    method = FedDbe()
+    method = FedDbe(kappa=1.0, mu=1.0)
     model = known(built("mlp", method=method), np.linspace(-1, 1, 5))
     _, after = result(method, model, batched("mlp"))
     np.testing.assert_equal(np.linspace(-1, 1, 5).astype(np.float32), after[MEAN])
@@ -397,7 +354,7 @@ def test_feddbe_steps_by_hand() -> None:
     np.testing.assert_allclose(a_b, after["backbone.layer1.0.bias"], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(b, after["head.weight"][0], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(c, after["head.bias"][0], rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(m, outcome.memory[SHIFT], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(m, outcome.memory[SHIFT].astype(np.float64), rtol=1e-4, atol=1e-6)
     assert np.mean(losses) == pytest.approx(outcome.loss, rel=1e-5)
 
 
@@ -405,7 +362,7 @@ def test_feddbe_with_a_strong_pull_holds_the_features_mean() -> None:
     """kappa = 200 over many steps: the batch's mean features end near gbar; without a pull they leave it."""
     apart = []
     for kappa in (0.0, 200.0):
-        method = FedDbe(kappa=kappa)
+        method = FedDbe(kappa=kappa, mu=1.0)
         model = built("mlp", method=method)
         task = work("mlp", epochs=300, learning_rate=0.05)
         _, first = result(method, model, replace(task, epochs=1, learning_rate=1e-9))
@@ -421,7 +378,7 @@ def test_feddbe_with_a_strong_pull_holds_the_features_mean() -> None:
 @with_features
 def test_feddbe_serves_the_model_with_its_shift(name: str) -> None:
     """The head answers to features + m; with m = 0 the logits are the received model's, bit for bit."""
-    method, task = FedDbe(), work(name)
+    method, task = FedDbe(kappa=1.0, mu=1.0), work(name)
     model = built(name, method=method)
     plain = evaluate(model.module, task.examples).logits
     assert torch.equal(plain, evaluate(method.personalise(model, {}, task), task.examples).logits)
@@ -429,7 +386,7 @@ def test_feddbe_serves_the_model_with_its_shift(name: str) -> None:
     shift = np.linspace(0.5, 1.0, width).astype(np.float32)
     served = method.personalise(model, {SHIFT: shift}, task)
     moved = evaluate(served, task.examples).logits
-    held = get_weights(model.module)
+    held: dict[str, Any] = get_weights(model.module)
     np.testing.assert_allclose((plain.numpy() + held["head.weight"] @ shift), moved.numpy(), rtol=1e-4, atol=1e-5)
     kept = get_weights(served)
     assert {SHIFT} == {key for key in kept if not key.startswith("model.")}
@@ -439,21 +396,22 @@ def test_feddbe_serves_the_model_with_its_shift(name: str) -> None:
 
 def test_shift_of_maps_is_per_channel() -> None:
     """A head that is given maps `(D, H, W)`: each channel moves by one number, and features are their means."""
-    module = nn.Sequential(nn.Identity(), nn.Conv2d(2, 1, 1, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    convolution = nn.Conv2d(2, 1, 1, bias=False)
+    module = nn.Sequential(nn.Identity(), convolution, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     names = ("1.weight",)
     maps = Model(module, frozenset(names), frozenset(), frozenset(names), names, "average")
     x = torch.arange(16.0).reshape(1, 2, 2, 4)
     shifted = Shifted(maps, torch.tensor([1.0, -2.0]))
     with torch.no_grad():
         logits, features = shifted.see(x)
-    weight = module[1].weight.detach().flatten()
+    weight = convolution.weight.detach().flatten()
     assert [3.5, 11.5] == features[0].tolist()
     assert float(logits) == pytest.approx(float(weight[0] * 4.5 + weight[1] * 9.5), rel=1e-5)
 
 
 def test_feddbe_buffers_are_shared_and_never_optimised() -> None:
     """They leave the site with the weights, as buffers; local-only training leaves them as they are."""
-    method = FedDbe()
+    method = FedDbe(kappa=1.0, mu=1.0)
     model = built("mlp", method=method)
     assert {MEAN, KNOWN} == model.extra == divide(model, method).shared - model.trainable
     train(model, batched("mlp"))
@@ -478,17 +436,18 @@ def test_feddbe_leaves_what_a_site_trains_alone_as_it_is(
 
 def test_feddbe_buffers_outlive_the_cut_behind_a_frozen_backbone() -> None:
     """A site that computes a frozen backbone's features once has the same buffers in what is left."""
-    method = FedDbe()
+    method = FedDbe(kappa=1.0, mu=1.0)
     model = built("small_cnn", method=method, trainable="head")
     parted = cut(model)
     assert parted is not None
     assert {MEAN, KNOWN} == parted.tail.extra <= set(parted.tail.names)
     assert {*model.head, MEAN, KNOWN} == divide(parted.tail, method).shared
     _, after = result(method, parted.tail, replace(work("small_cnn"), examples=features(parted.body)))
-    assert (1, 64) == (int(after[KNOWN]), np.count_nonzero(after[MEAN]) + np.count_nonzero(after[MEAN] == 0))
+    assert (1, 64) == (int(after[KNOWN]), int(np.count_nonzero(after[MEAN]) + np.count_nonzero(after[MEAN] == 0)))
 
 
 def features(body: nn.Module) -> Examples:
+    """Return the examples behind a backbone."""
     task = work("small_cnn")
     body.eval()
     with torch.no_grad():
@@ -548,7 +507,7 @@ def test_feddbe_weights_can_be_adapted_elsewhere(tmp_path: Path, make_sites: Mak
     study_file.write_text(STUDY.format(trainable=trainable), encoding="utf-8")
     run_in_process(load_study(study_file), {site: sites[site] for site in ("berlin", "lyon")}, folder)
     file = folder / "global.safetensors"
-    found = adapt_site(sites["porto"], weights_file=file, study_file=study_file, steps=1)
+    found = adapt_site(sites["porto"], weights_file=file, study_file=study_file, steps=1).as_json()
     assert {"federated", "random"} == set(found["starts"])
     assert {MEAN, KNOWN} <= load_file(file).keys()
 
@@ -556,7 +515,7 @@ def test_feddbe_weights_can_be_adapted_elsewhere(tmp_path: Path, make_sites: Mak
 def test_feddbe_of_a_model_without_features_is_refused() -> None:
     """The head of `linear` is given the inputs: their mean must not leave the site."""
     with pytest.raises(ModelError, match="'feddbe' shifts the features before the head"):
-        divide(built(method=FedDbe()), FedDbe())
+        divide(built(method=FedDbe(kappa=1.0, mu=1.0)), FedDbe(kappa=1.0, mu=1.0))
 
 
 # --- FedDyn in a federation ------------------------------------------------------------------------
@@ -588,17 +547,18 @@ def test_feddyn_comes_to_rest_where_scaffold_does_whatever_was_lost(
             return reply
 
         run_in_process(study, sites, tmp_path / name / "run", deliver=deliver)
-        ends.append(point(load_file(tmp_path / name / "run" / "global.safetensors")))
+        ends.append(flat(load_file(tmp_path / name / "run" / "global.safetensors")))
         if kind == "feddyn":
             state = load_checkpoint(
                 tmp_path / name / "run" / "checkpoint.safetensors", study_digest=study_digest(study)
             )
             folders = [path.parent / "state" / "quick" / "run" for path in sites.values()]
             kept = [
-                point(under(load_file(folder / "round-000160.safetensors"), "method/gradient/")) for folder in folders
+                flat(under(Kept.from_arrays(load_file(folder / "round-000160.safetensors")).method, "gradient/"))
+                for folder in folders
             ]
             np.testing.assert_allclose(
-                -np.mean(kept, axis=0) / 0.1, point(under(state.memory, "drift/")), rtol=0, atol=1e-4
+                -np.mean(kept, axis=0) / 0.1, flat(under(state.memory, "drift/")), rtol=0, atol=1e-4
             )
             assert max(float(np.abs(g).max()) for g in kept) > 0.01
     np.testing.assert_allclose(ends[0], ends[1], rtol=0, atol=1e-4)

@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
-import torch
 from conftest import MakeSites, MakeStudy, scaled_site
+from local_training import SHAPES, Vector, batched, built, flat, gradient, loss_at, result, unflat, work
 
 from client.data import Examples
-from client.methods import Method, Outcome
 from client.methods.ditto import Ditto
 from client.methods.fedavg import FedAvg
 from client.methods.fedbabu import FedBabu
@@ -25,69 +23,20 @@ from client.methods.fedprox import FedProx
 from client.methods.fedrep import FedRep
 from client.methods.lg_fedavg import LgFedAvg
 from client.methods.scaffold import Scaffold
-from client.models import Model, build_model, get_weights, set_weights
-from client.site.site import Site, divide
-from client.training.local_work import LocalWork, evaluate, train
+from client.models import divide, get_weights, set_weights
+from client.site.site import Site
+from client.training.evaluation import evaluate
+from client.training.loop import train
+from client.training.work import LocalWork
 from common.codecs import Identity
 from common.errors import ModelError
-from common.protocol import InitialWeightsPlan, RoundPlan, RoundReply, study_digest
+from common.protocol.plans import InitialWeightsPlan, RoundPlan, study_digest
+from common.protocol.replies import RoundReply
 from common.seeds import seed_for
-from common.study.training import ModelConfig
 from common.weights.arrays import Array, Weights, under, with_prefix
 
-Point = npt.NDArray[np.float64]
-SHAPES = {"linear": (3,), "mlp": (3,), "mlp_bn": (3,), "small_cnn": (1, 8, 8)}
 with_batch_norm = pytest.mark.parametrize("name", ["mlp_bn", "small_cnn"])
 every_model = pytest.mark.parametrize("name", sorted(SHAPES))
-
-
-def built(name: str = "linear", *, seed: int = 1, **settings: Any) -> Model:
-    config = ModelConfig.model_validate({"name": name, "hidden": (5,), **settings})
-    return build_model(config, input_shape=SHAPES[name], num_outputs=1, weights_dir=None, seed=seed)
-
-
-def work(name: str = "linear", *, data: int = 3, **changes: Any) -> LocalWork:
-    """Return work of 12 examples; by default one batch of all, so that a step is a step down the whole gradient."""
-    generator = torch.Generator().manual_seed(data)
-    x = torch.randn(12, *SHAPES[name], generator=generator)
-    y = (x.flatten(1).mean(dim=1) + 0.5 * torch.randn(12, generator=generator) > 0).long()
-    settings: dict[str, Any] = {"batch_size": 12, "seed": 11, "optimiser": "sgd", "learning_rate": 0.5}
-    settings |= {"momentum": 0.0, "weight_decay": 0.0, "epochs": 1, "steps": None}
-    return LocalWork(**({"examples": Examples(x, y), "validation": Examples(x[:0], y[:0])} | settings | changes))
-
-
-def batched(name: str, **changes: Any) -> LocalWork:
-    """Return work of several batches with momentum: where order, momentum and BatchNorm matter."""
-    return work(name, **({"batch_size": 5, "epochs": 2, "momentum": 0.9, "learning_rate": 0.1} | changes))
-
-
-def result(method: Method, model: Model, task: LocalWork, memory: Weights | None = None) -> tuple[Outcome, Weights]:
-    outcome = method.train(model, memory or {}, task)
-    return outcome, get_weights(model.module)
-
-
-def point(weights: Weights) -> Point:
-    return np.concatenate([weights["weight"][0], weights["bias"]]).astype(np.float64)
-
-
-def arrays(where: Point) -> dict[str, Array]:
-    values = where.astype(np.float32)
-    return {"weight": values[None, :3], "bias": values[3:]}
-
-
-def rows_of(task: LocalWork) -> tuple[Point, Point]:
-    x, y = task.examples.x.double().numpy(), task.examples.y.double().numpy()
-    return np.hstack([x, np.ones((len(x), 1))]), y
-
-
-def gradient(where: Point, task: LocalWork) -> Point:
-    rows, y = rows_of(task)
-    return np.asarray(rows.T @ (1 / (1 + np.exp(-(rows @ where))) - y) / len(y))
-
-
-def loss_at(where: Point, task: LocalWork) -> float:
-    rows, y = rows_of(task)
-    return float(np.mean(np.logaddexp(0, rows @ where) - y * (rows @ where)))
 
 
 # --- FedProx ---------------------------------------------------------------------------------------
@@ -96,12 +45,12 @@ def loss_at(where: Point, task: LocalWork) -> float:
 def test_fedprox_steps_are_pulled_towards_the_weights_received() -> None:
     """By hand: w1 = w0 - lr g(w0), for nothing pulls at the start; then w(i+1) = wi - lr (g(wi) + mu (wi - w0))."""
     model, task, mu, lr = built(), work(epochs=3), 0.7, 0.5
-    w0 = point(get_weights(model.module))
+    w0 = flat(get_weights(model.module))
     w1 = w0 - lr * gradient(w0, task)
     w2 = w1 - lr * (gradient(w1, task) + mu * (w1 - w0))
     w3 = w2 - lr * (gradient(w2, task) + mu * (w2 - w0))
     _, after = result(FedProx(mu=mu), model, task)
-    np.testing.assert_allclose(w3, point(after), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(w3, flat(after), rtol=1e-5, atol=1e-6)
 
 
 @every_model
@@ -128,8 +77,8 @@ def test_fedprox_with_a_strong_pull_stays_near_the_weights_received() -> None:
     away = []
     for method in (FedProx(mu=20.0), FedAvg()):
         model, task = built(), work(epochs=100, learning_rate=0.04)
-        w0 = point(get_weights(model.module))
-        w = point(result(method, model, task)[1])
+        w0 = flat(get_weights(model.module))
+        w = flat(result(method, model, task)[1])
         away.append(float(np.abs(w - w0).max()))
         if isinstance(method, FedProx):
             np.testing.assert_allclose(-gradient(w, task) / 20.0, w - w0, atol=1e-5)
@@ -155,12 +104,12 @@ def test_scaffold_takes_the_first_round_as_fedavg_does(name: str) -> None:
 def test_scaffold_control_variate_is_the_mean_of_the_gradients() -> None:
     """By hand, from c = c_k = 0: after three steps from w0, c_k+ = (w0 - w3) / (3 lr) = (g(w0) + g(w1) + g(w2)) / 3."""
     model, task, lr = built(), work(epochs=3), 0.5
-    w0 = point(get_weights(model.module))
+    w0 = flat(get_weights(model.module))
     w1 = w0 - lr * gradient(w0, task)
     w2 = w1 - lr * gradient(w1, task)
     mean = (gradient(w0, task) + gradient(w1, task) + gradient(w2, task)) / 3
     outcome, _ = result(Scaffold(), model, task)
-    np.testing.assert_allclose(mean, point(outcome.control), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(mean, flat(outcome.control), rtol=1e-4, atol=1e-6)
     np.testing.assert_equal(dict(outcome.control), under(outcome.memory, "control/"))
 
 
@@ -168,15 +117,15 @@ def test_scaffold_adds_the_servers_variate_and_takes_its_own_away() -> None:
     """By hand, two steps w <- w - lr (g(w) - c_k + c), then c_k+ = c_k - c + (w0 - w2) / (2 lr); c_k+ - c_k is sent."""
     model, lr = built(), 0.5
     c, c_k = np.array([0.3, -0.2, 0.1, 0.05]), np.array([-0.1, 0.4, 0.2, -0.3])
-    task = work(epochs=2, control=arrays(c))
-    w0 = point(get_weights(model.module))
+    task = work(epochs=2, control=unflat(c))
+    w0 = flat(get_weights(model.module))
     w1 = w0 - lr * (gradient(w0, task) - c_k + c)
     w2 = w1 - lr * (gradient(w1, task) - c_k + c)
     new = c_k - c + (w0 - w2) / (2 * lr)
-    outcome, after = result(Scaffold(), model, task, with_prefix(arrays(c_k), "control/"))
-    np.testing.assert_allclose(w2, point(after), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(new, point(under(outcome.memory, "control/")), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(new - c_k, point(outcome.control), rtol=1e-5, atol=1e-6)
+    outcome, after = result(Scaffold(), model, task, with_prefix(unflat(c_k), "control/"))
+    np.testing.assert_allclose(w2, flat(after), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(new, flat(under(outcome.memory, "control/")), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(new - c_k, flat(outcome.control), rtol=1e-5, atol=1e-6)
 
 
 def test_scaffold_stands_still_where_all_sites_together_do() -> None:
@@ -186,23 +135,23 @@ def test_scaffold_stands_still_where_all_sites_together_do() -> None:
     """
     task = work(epochs=4)
     for labels in (task.examples.y, 1 - task.examples.y):
-        mine = replace(task, examples=Examples(task.examples.x, labels), control=arrays(np.zeros(4)))
+        mine = replace(task, examples=Examples(task.examples.x, labels), control=unflat(np.zeros(4)))
         own = gradient(np.zeros(4), mine)
         model = built()
-        set_weights(model.module, arrays(np.zeros(4)))
-        outcome, after = result(Scaffold(), model, mine, with_prefix(arrays(own), "control/"))
-        np.testing.assert_allclose(np.zeros(4), point(after), atol=1e-6)
-        np.testing.assert_allclose(np.zeros(4), point(outcome.control), atol=1e-6)
+        set_weights(model.module, unflat(np.zeros(4)))
+        outcome, after = result(Scaffold(), model, mine, with_prefix(unflat(own), "control/"))
+        np.testing.assert_allclose(np.zeros(4), flat(after), atol=1e-6)
+        np.testing.assert_allclose(np.zeros(4), flat(outcome.control), atol=1e-6)
         assert np.abs(own).max() > 0.05
 
 
 def test_scaffold_leaves_alone_what_the_server_sends_no_variate_for() -> None:
     """By hand, one step with c for the weights only: they take g + c, the intercept takes g and gets no variate."""
     model, lr, c = built(), 0.5, np.array([0.3, -0.2, 0.1, 0.0])
-    task = work(control={"weight": arrays(c)["weight"]})
-    w0 = point(get_weights(model.module))
+    task = work(control={"weight": unflat(c)["weight"]})
+    w0 = flat(get_weights(model.module))
     outcome, after = result(Scaffold(), model, task)
-    np.testing.assert_allclose(w0 - lr * (gradient(w0, task) + c), point(after), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(w0 - lr * (gradient(w0, task) + c), flat(after), rtol=1e-5, atol=1e-6)
     assert {"weight"} == outcome.control.keys()
     np.testing.assert_allclose(gradient(w0, task)[:3], outcome.control["weight"][0], rtol=1e-4, atol=1e-6)
 
@@ -223,8 +172,8 @@ def test_scaffold_controls_what_is_shared_and_trained(name: str) -> None:
 
 
 def scaffold_on_paper(
-    x: Point, tasks: list[LocalWork], cohorts: list[list[int]], *, steps: int, rate: float
-) -> tuple[Point, Point]:
+    x: Vector, tasks: list[LocalWork], cohorts: list[list[int]], *, steps: int, rate: float
+) -> tuple[Vector, Vector]:
     """Return server weights and control variate by algorithm 1 of the paper with option II, in plain NumPy."""
     c, own = np.zeros(4), [np.zeros(4) for _ in tasks]
     for cohort in cohorts:
@@ -246,17 +195,17 @@ def test_scaffold_follows_the_algorithm_of_the_paper() -> None:
     """Three sites, four rounds of which one without the third site, three local steps, a server in NumPy: to 1e-5."""
     tasks = [work(data=number, epochs=3) for number in (1, 2, 3)]
     cohorts = [[0, 1, 2], [0, 1], [0, 1, 2], [1, 2]]
-    start = point(get_weights(built().module))
+    start = flat(get_weights(built().module))
     x, c, memories = start, np.zeros(4), [dict[str, Array]() for _ in tasks]
     for cohort in cohorts:
         deltas, changes = [], []
         for i in cohort:
             model = built()
-            set_weights(model.module, arrays(x))
-            outcome, after = result(Scaffold(), model, replace(tasks[i], control=arrays(c)), memories[i])
+            set_weights(model.module, unflat(x))
+            outcome, after = result(Scaffold(), model, replace(tasks[i], control=unflat(c)), memories[i])
             memories[i] = dict(outcome.memory)
-            deltas.append(point(after) - x)
-            changes.append(point(outcome.control))
+            deltas.append(flat(after) - x)
+            changes.append(flat(outcome.control))
         x, c = x + np.mean(deltas, axis=0), c + np.sum(changes, axis=0) / len(tasks)
     expected = scaffold_on_paper(start, tasks, cohorts, steps=3, rate=0.5)
     np.testing.assert_allclose(expected[0], x, atol=1e-5)
@@ -274,12 +223,12 @@ def test_fedrep_trains_the_head_and_then_the_backbone() -> None:
     """
     model, task, lr = built(), work(), 0.5
     head, backbone = np.array([0, 0, 0, 1]), np.array([1, 1, 1, 0])
-    w0 = point(get_weights(model.module))
+    w0 = flat(get_weights(model.module))
     w1 = w0 - lr * head * gradient(w0, task)
     w2 = w1 - lr * head * gradient(w1, task)
     w3 = w2 - lr * backbone * gradient(w2, task)
     outcome, after = result(FedRep(head_epochs=2), model, task)
-    np.testing.assert_allclose(w3, point(after), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(w3, flat(after), rtol=1e-5, atol=1e-6)
     assert np.mean([loss_at(w, task) for w in (w0, w1, w2)]) == pytest.approx(outcome.loss, rel=1e-5)
 
 
@@ -309,7 +258,11 @@ def test_fedrep_budget_counts_the_batches_of_both_phases(amount: dict[str, int |
 def test_fedrep_and_fedbabu_share_the_names_outside_the_head(name: str) -> None:
     """Backbone shared, head personal, as with FedPer."""
     model = built(name)
-    assert set(model.names) - model.head == FedRep().shared(model) == FedBabu().shared(model)
+    assert (
+        set(model.names) - model.head
+        == FedRep(head_epochs=10).shared(model)
+        == FedBabu(epochs=5, optimiser="sgd", learning_rate=0.01, layers="all").shared(model)
+    )
 
 
 # --- LG-FedAvg -------------------------------------------------------------------------------------
@@ -340,7 +293,7 @@ def test_fedbabu_trains_all_but_the_head(name: str) -> None:
     """The head keeps its bits, the rest is what training it under that head gives."""
     model, expected = built(name), built(name)
     initial = get_weights(model.module, model.head)
-    outcome, after = result(FedBabu(), model, batched(name))
+    outcome, after = result(FedBabu(epochs=5, optimiser="sgd", learning_rate=0.01, layers="all"), model, batched(name))
     loss = train(expected, batched(name), names=frozenset(model.names) - model.head)
     np.testing.assert_equal((loss, get_weights(expected.module)), (outcome.loss, after))
     np.testing.assert_equal(initial, {key: after[key] for key in model.head})
@@ -350,7 +303,7 @@ def test_fedbabu_trains_all_but_the_head(name: str) -> None:
 @pytest.mark.parametrize("layers", ["all", "head"])
 def test_fedbabu_serves_a_fine_tuned_copy(name: str, layers: Any) -> None:
     """`epochs` passes at `learning_rate` in their own order; with `layers = "head"` the backbone stays as it is."""
-    method, task = FedBabu(epochs=3, learning_rate=0.02, layers=layers), batched(name)
+    method, task = FedBabu(epochs=3, learning_rate=0.02, layers=layers, optimiser="sgd"), batched(name)
     served, expected = built(name), built(name)
     method.personalise(served, {}, task)
     tuning = method.budget(task).before_serving
@@ -403,12 +356,12 @@ def test_ditto_sends_what_fedavg_sends(name: str) -> None:
 def test_ditto_personal_model_is_pulled_towards_the_weights_received() -> None:
     """By hand, v <- v - lr (g(v) + lam (v - w)), three steps from the v kept; w is received, not w after training."""
     model, task, lr, lam = built(), work(epochs=3), 0.5, 0.6
-    w, v = point(get_weights(model.module)), np.array([0.4, -0.8, 1.2, 0.1])
-    memory = with_prefix(arrays(v), "v/")
+    w, v = flat(get_weights(model.module)), np.array([0.4, -0.8, 1.2, 0.1])
+    memory = with_prefix(unflat(v), "v/")
     for _ in range(3):
         v = v - lr * (gradient(v, task) + lam * (v - w))
     outcome, _ = result(Ditto(lam=lam), model, task, memory)
-    np.testing.assert_allclose(v, point(under(outcome.memory, "v/")), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(v, flat(under(outcome.memory, "v/")), rtol=1e-5, atol=1e-6)
 
 
 @every_model
@@ -428,9 +381,9 @@ def test_ditto_rests_where_the_pull_balances_the_gradient() -> None:
     away = []
     for lam in (0.5, 20.0):
         model, task = built(), work(epochs=150, learning_rate=0.04 if lam > 1 else 1.0)
-        w = point(get_weights(model.module))
+        w = flat(get_weights(model.module))
         outcome, _ = result(Ditto(lam=lam), model, task)
-        v = point(under(outcome.memory, "v/"))
+        v = flat(under(outcome.memory, "v/"))
         np.testing.assert_allclose(w - gradient(v, task) / lam, v, atol=1e-5)
         away.append(float(np.abs(v - w).max()))
     assert away[1] < 0.05 < 0.2 < away[0]
@@ -442,12 +395,12 @@ def test_ditto_serves_the_personal_model(name: str, policy: str) -> None:
     """The memory is all of the model that moves, and is what is served; before a round, the weights received are."""
     model = built(name, batch_norm=policy)
     before = get_weights(model.module)
-    Ditto().personalise(model, {}, batched(name))
+    Ditto(lam=1.0).personalise(model, {}, batched(name))
     np.testing.assert_equal(before, get_weights(model.module))
-    outcome, after = result(Ditto(), model, batched(name))
+    outcome, after = result(Ditto(lam=1.0), model, batched(name))
     kept = under(outcome.memory, "v/")
     assert model.moving == kept.keys()
-    Ditto().personalise(model, outcome.memory, batched(name))
+    Ditto(lam=1.0).personalise(model, outcome.memory, batched(name))
     served = get_weights(model.module)
     np.testing.assert_equal({**after, **kept}, served)
     assert any(not np.array_equal(after[key], served[key]) for key in model.trainable)
@@ -457,20 +410,24 @@ def test_ditto_serves_the_personal_model(name: str, policy: str) -> None:
 
 
 def table_site(path: Path, make_study: MakeStudy, name: str, method: dict[str, Any]) -> Site:
+    """Return a site with a table in a study of a method."""
     model = {"name": "mlp_bn", "hidden": [5], "batch_norm": "local" if method["kind"] == "fedbn" else "average"}
     return scaled_site(path, make_study(sites=[name], model=model, method=method))
 
 
 def do_round(site: Site, name: str, number: int, weights: Weights) -> tuple[RoundReply, dict[str, Array]]:
     """Do a round and return the reply, and the personal arrays that the site keeps after it."""
-    past = {"accepted": number - 1 or None, "asked": number}
+    past: dict[str, Any] = {"accepted": number - 1 or None, "asked": number}
     plan = RoundPlan(study=study_digest(site._study), run="run", site=name, round=number, **past)
     reply, _ = site.answer(plan, Identity().encode(weights))
     assert isinstance(reply, RoundReply)
-    return reply, under(site._state(plan).load(number) or {}, "personal/")
+    kept = site._folder(plan).load(number)
+    assert kept is not None
+    return reply, dict(kept.personal)
 
 
-def initial(site: Site, name: str) -> dict[str, Array]:
+def initial(site: Site, name: str) -> dict[str, Any]:
+    """Return the initial weights that a site sends."""
     _, payload = site.answer(InitialWeightsPlan(study=study_digest(site._study), run="run", site=name), None)
     assert payload is not None
     return Identity().decode(payload)
@@ -486,9 +443,9 @@ def test_site_serves_what_it_received_with_its_own_part(
     do_round(site, "berlin", 1, weights)
     received = {key: (array + 0.1).astype(array.dtype) for key, array in weights.items()}
     reply, own = do_round(site, "berlin", 2, received)
-    assert divide(site._model, site._method).personal == own.keys()
-    set_weights(site._model.module, {**received, **own})
-    assert evaluate(site._model.module, site._data.validation).loss == reply.metrics["personal.loss"]
+    assert divide(site.learner.model, site.learner.method).personal == own.keys()
+    with site.learner.holding(received, own) as module:
+        assert evaluate(module, site.learner.data.validation).loss == reply.metrics["personal.loss"]
 
 
 def test_fedbabu_head_is_the_same_at_all_sites_in_all_rounds(make_sites: MakeSites, make_study: MakeStudy) -> None:
@@ -497,10 +454,10 @@ def test_fedbabu_head_is_the_same_at_all_sites_in_all_rounds(make_sites: MakeSit
     for name, path in make_sites({"berlin": 40, "lyon": 30}).items():
         site = table_site(path, make_study, name, {"kind": "fedbabu"})
         weights = initial(site, name)
-        first = get_weights(site._model.module, site._model.head)
+        first = get_weights(site.learner.model.module, site.learner.model.head)
         for number in (1, 2):
             reply, own = do_round(site, name, number, weights)
             np.testing.assert_equal(first, own)
             assert np.isfinite(reply.metrics["personal.loss"])
         heads.append(first)
-    np.testing.assert_equal(*heads)
+    np.testing.assert_equal(heads[0], heads[1])

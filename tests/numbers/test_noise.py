@@ -19,6 +19,7 @@ KEY = bytes(range(KEY_BYTES))
 
 
 def key(number: int) -> bytes:
+    """Return a key made of a number."""
     return number.to_bytes(KEY_BYTES, "big")
 
 

@@ -7,11 +7,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from pydantic import TypeAdapter
 
-from common.protocol import CONTROL
+from common.protocol.plans import CONTROL
 from common.study.signals import EFFECTIVE_STEPS, START_LOSS
+from common.study.strategies import StrategyConfig
+from common.weights.arithmetic import add_scaled
 from common.weights.arrays import Array
-from server.strategies import STRATEGIES, ServerState, Step, Strategy, Update
+from server.strategies import STRATEGIES, ServerState, Step, Strategy, Update, build_strategy
 from server.strategies.contract import blocks, gram, middle_mean
 from server.strategies.fedadagrad import FedAdagrad
 from server.strategies.fedadam import FedAdam
@@ -65,11 +68,12 @@ def moved(strategy: Strategy, *rounds: Sequence[Update], shares: Sequence[float]
     state, seen = begun(strategy), []
     for updates in rounds:
         state = strategy.apply(state, updates, shared(updates, *shares)).state
-        seen.append(float(state.weights["w"]))  # type: ignore[arg-type]
+        seen.append(float(state.weights["w"]))
     return seen
 
 
 def exactly(*values: float) -> Any:
+    """Return what equals these values but for rounding."""
     return pytest.approx(list(values), rel=1e-13)
 
 
@@ -100,6 +104,7 @@ EQUAL = dict.fromkeys(UNEQUAL, 0.2)
 
 
 def stepped(strategy: Strategy, shares: Mapping[str, float], updates: Sequence[Update] | None = None) -> Step:
+    """Return a strategy's first step."""
     return strategy.apply(strategy.init(FORM, BUFFERS), mixed(1) if updates is None else updates, shares)
 
 
@@ -111,31 +116,35 @@ def test_fedavg_gives_the_numbers_worked_out_by_hand() -> None:
 
     mean = (1000 * 17 + 500 * (-34) + 200 * 8.5) / 1700 = (17000 - 17000 + 1700) / 1700 = 1, so w = 10 + 1 = 11.
     """
-    assert exactly(11) == moved(FedAvg(), sent(17, -34, 8.5), shares=[1000 / 1700, 500 / 1700, 200 / 1700])
+    assert exactly(11) == moved(
+        FedAvg(learning_rate=1.0), sent(17, -34, 8.5), shares=[1000 / 1700, 500 / 1700, 200 / 1700]
+    )
 
 
 def test_fedavg_of_trained_weights_is_their_weighted_mean() -> None:
     """McMahan's form: w(t+1) = sum (n_k / n) w_k(t+1); with equal shares 0.5 * 3 + 0.5 * 9 = 6, whatever w(t) was."""
     for start in (0.0, 2.0, -4.0):
         updates = sent(3.0 - start, 9.0 - start)
-        state = FedAvg().init({"w": np.array([start])})
+        state = FedAvg(learning_rate=1.0).init({"w": np.array([start])})
         updates = [replace(u, delta={"w": u.delta["w"].reshape(1)}) for u in updates]
-        assert 6.0 == FedAvg().apply(state, updates, shared(updates)).state.weights["w"][0]
+        assert 6.0 == FedAvg(learning_rate=1.0).apply(state, updates, shared(updates)).state.weights["w"][0]
 
 
 def test_fedavg_of_one_site_is_its_own_weights() -> None:
     """A single site trains alone: weights + delta, share 1."""
     start, change = np.array([1.0, 2.0], np.float32), np.array([0.5, -0.25], np.float32)
-    step = FedAvg().apply(FedAvg().init({"w": start}), [Update("berlin", {"w": change}, 12, {})], {"berlin": 1.0})
+    step = FedAvg(learning_rate=1.0).apply(
+        FedAvg(learning_rate=1.0).init({"w": start}), [Update("berlin", {"w": change}, 12, {})], {"berlin": 1.0}
+    )
     assert ([1.5, 1.75], {"berlin": 1.0}) == (step.state.weights["w"].tolist(), dict(step.shares))
 
 
 def test_fedavg_rounds_counters() -> None:
     """A BatchNorm counter at 7 with deltas 3 (share 2/3) and 6 (1/3): 7 + 4 = 11, an int64."""
-    start = FedAvg().init({"count": np.array(7)})
+    start = FedAvg(learning_rate=1.0).init({"count": np.array(7)})
     updates = [Update("a", {"count": np.array(3)}, 20, {}), Update("b", {"count": np.array(6)}, 10, {})]
-    count = FedAvg().apply(start, updates, {"a": 2 / 3, "b": 1 / 3}).state.weights["count"]
-    assert (11, np.dtype(np.int64), ()) == (count, count.dtype, count.shape)
+    count = FedAvg(learning_rate=1.0).apply(start, updates, {"a": 2 / 3, "b": 1 / 3}).state.weights["count"]
+    assert (11, np.dtype(np.int64), ()) == (int(count), count.dtype, count.shape)
 
 
 def test_fedavg_learning_rate_scales_the_trained_arrays_alone() -> None:
@@ -144,12 +153,12 @@ def test_fedavg_learning_rate_scales_the_trained_arrays_alone() -> None:
     updates = [Update(s, {"w": np.array(v), "bn.mean": np.array(v)}, 1, {}) for s, v in (("a", 3.0), ("b", 5.0))]
     state = FedAvg(learning_rate=0.5).init(weights, frozenset({"bn.mean"}))
     after = FedAvg(learning_rate=0.5).apply(state, updates, {"a": 0.5, "b": 0.5}).state.weights
-    assert (12.0, 14.0) == (after["w"], after["bn.mean"])
+    assert (12.0, 14.0) == (float(after["w"]), float(after["bn.mean"]))
 
 
 def test_fedavg_keeps_no_memory() -> None:
     """A checkpoint of FedAvg is the weights and the round."""
-    step = stepped(FedAvg(), EQUAL)
+    step = stepped(FedAvg(learning_rate=1.0), EQUAL)
     assert ({}, {}) == (dict(step.state.memory), dict(step.state.along))
 
 
@@ -158,13 +167,18 @@ def test_fedavg_keeps_no_memory() -> None:
 
 @pytest.mark.parametrize(
     "strategy",
-    [FedAvgM(momentum=0.0), Scaffold(num_sites=5), Reptile(anneal=False), Reptile(rounds=9)],
+    [
+        FedAvgM(momentum=0.0, learning_rate=1.0),
+        Scaffold(num_sites=5, learning_rate=1.0),
+        Reptile(anneal=False, step=1.0, rounds=1),
+        Reptile(rounds=9, step=1.0, anneal=True),
+    ],
     ids=["fedavgm-momentum-0", "scaffold-weights", "reptile-step-1", "reptile-round-1"],
 )
 def test_strategy_in_its_plain_case_is_fedavg(strategy: Strategy) -> None:
     """Bit for bit, with unequal shares, over floats, running statistics and counters."""
     updates = [replace(u, control={"body": u.delta["body"], "head": u.delta["head"]}) for u in mixed(1)]
-    same_weights(stepped(FedAvg(), UNEQUAL), stepped(strategy, UNEQUAL, updates))
+    same_weights(stepped(FedAvg(learning_rate=1.0), UNEQUAL), stepped(strategy, UNEQUAL, updates))
 
 
 @pytest.mark.parametrize(
@@ -173,7 +187,7 @@ def test_strategy_in_its_plain_case_is_fedavg(strategy: Strategy) -> None:
 def test_unweighted_strategy_in_its_plain_case_is_fedavg_with_equal_shares(strategy: Strategy) -> None:
     """Bit for bit, whatever shares are given; the step tells equal ones."""
     step = stepped(strategy, UNEQUAL)
-    same_weights(stepped(FedAvg(), EQUAL), step)
+    same_weights(stepped(FedAvg(learning_rate=1.0), EQUAL), step)
     assert EQUAL == dict(step.shares)
 
 
@@ -184,29 +198,34 @@ def test_unweighted_strategy_in_its_plain_case_is_fedavg_with_equal_shares(strat
 )
 def test_strategy_that_divides_otherwise_is_close_to_fedavg(strategy: Strategy, shares: dict[str, float]) -> None:
     """Equal steps, or nothing trimmed: FedAvg but for the last bits of a float32."""
-    step, expected = stepped(strategy, UNEQUAL), stepped(FedAvg(), shares)
+    step, expected = stepped(strategy, UNEQUAL), stepped(FedAvg(learning_rate=1.0), shares)
+    weights: Mapping[str, Any] = step.state.weights
     for name, array in expected.state.weights.items():
-        np.testing.assert_allclose(step.state.weights[name], array, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(weights[name], array.astype(np.float64), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(8))
-@pytest.mark.parametrize("strategy", [Krum(attackers=0, keep=3), GeometricMedian()], ids=["krum", "geometric_median"])
+@pytest.mark.parametrize(
+    "strategy",
+    [Krum(attackers=0, keep=3), GeometricMedian(iterations=32, smoothing=1e-06)],
+    ids=["krum", "geometric_median"],
+)
 def test_strategy_that_sets_shares_is_fedavg_with_these(strategy: Strategy, seed: int) -> None:
     """Bit for bit: all arrays move by the mean that the step's shares give, summed in the order of site names."""
     step = stepped(strategy, UNEQUAL, mixed(seed))
-    same_weights(stepped(FedAvg(), step.shares, mixed(seed)), step)
+    same_weights(stepped(FedAvg(learning_rate=1.0), step.shares, mixed(seed)), step)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in STRATEGIES if kind not in ("trimmed_mean", "krum")])
 def test_strategy_of_one_site_takes_its_buffers_whole(kind: str) -> None:
     """A single site's share is 1, and its running variance and counter are the server's."""
-    cls: Any = STRATEGIES[kind]
-    strategy = cls(learning_rate=0.1) if kind == "qfedavg" else cls()
+    config: StrategyConfig = TypeAdapter(StrategyConfig).validate_python({"kind": kind})
+    strategy = build_strategy(config, rounds=1, num_sites=1, learning_rate=0.1)
     update = replace(mixed(3)[0], control={"body": FORM["body"], "head": FORM["head"]})
     step = strategy.apply(strategy.init(FORM, BUFFERS), [update], {"site-0": 1.0})
     assert {"site-0": 1.0} == dict(step.shares)
     for name in BUFFERS:
-        np.testing.assert_equal(FORM[name] + update.delta[name], step.state.weights[name])
+        np.testing.assert_equal(add_scaled(FORM, update.delta)[name], step.state.weights[name])
 
 
 # --- FedAvgM ---------------------------------------------------------------------------------------
@@ -225,11 +244,16 @@ def test_fedavgm_gives_the_numbers_worked_out_by_hand() -> None:
 
 def test_fedavgm_remembers_the_velocity_in_float64() -> None:
     """v = 0.9 * 2 - 1 = 0.8 after the two rounds above, for a float32 array as well."""
-    state = FedAvgM().init({"w": np.zeros(1, np.float32)})
+    state = FedAvgM(learning_rate=1.0, momentum=0.9).init({"w": np.zeros(1, np.float32)})
     for value in (2, -1):
-        state = FedAvgM().apply(state, [Update("a", {"w": np.full(1, value, np.float32)}, 1, {})], {"a": 1.0}).state
+        state = (
+            FedAvgM(learning_rate=1.0, momentum=0.9)
+            .apply(state, [Update("a", {"w": np.full(1, value, np.float32)}, 1, {})], {"a": 1.0})
+            .state
+        )
     assert {"momentum/w"} == set(state.memory)
-    assert (np.float64, exactly(0.8)) == (state.memory["momentum/w"].dtype, state.memory["momentum/w"].tolist())
+    assert np.float64 == state.memory["momentum/w"].dtype
+    assert exactly(0.8) == state.memory["momentum/w"].tolist()
 
 
 # --- FedExP ----------------------------------------------------------------------------------------
@@ -248,9 +272,12 @@ def test_fedexp_of_equal_updates_is_fedavg() -> None:
     """The step of sites that agree is max(1, 1/2) = 1, whatever the size of the updates: FedAvg's bits."""
     for scale in (1e-3, 1.0, 1e3):
         updates = [
-            replace(u, delta={n: (a * scale).astype(a.dtype) for n, a in mixed(1)[0].delta.items()}) for u in mixed(1)
+            replace(u, delta={n: (a.astype(np.float64) * scale).astype(a.dtype) for n, a in mixed(1)[0].delta.items()})
+            for u in mixed(1)
         ]
-        same_weights(stepped(FedAvg(), UNEQUAL, updates), stepped(FedExP(), UNEQUAL, updates))
+        same_weights(
+            stepped(FedAvg(learning_rate=1.0), UNEQUAL, updates), stepped(FedExP(epsilon=0.001), UNEQUAL, updates)
+        )
 
 
 def test_fedexp_of_updates_at_right_angles_steps_half_their_number() -> None:
@@ -268,13 +295,13 @@ def test_fedexp_of_updates_at_right_angles_steps_half_their_number() -> None:
 
 def test_fedexp_serves_the_mean_of_the_last_two_iterates() -> None:
     """Deltas 4, then 2, then -1, of one site: w = 14, 16, 15, and served are 14 (the first), 15 and 15.5."""
-    strategy = FedExP()
+    strategy = FedExP(epsilon=0.001)
     state, served = begun(strategy), []
     assert 10 == state.served["w"]
     for value in (4, 2, -1):
         state = strategy.apply(state, sent(value), {"a": 1.0}).state
         served.append(float(state.served["w"]))
-    assert (exactly(14, 15, 15.5), 15.0) == (served, state.weights["w"])
+    assert (exactly(14, 15, 15.5), 15.0) == (served, float(state.weights["w"]))
 
 
 def test_fedexp_looks_at_trained_arrays_alone() -> None:
@@ -283,17 +310,17 @@ def test_fedexp_looks_at_trained_arrays_alone() -> None:
     updates = [
         replace(u, delta={**u.delta, "bn.mean": np.array(v)}) for u, v in zip(sent(2, 2), (900.0, -700.0), strict=True)
     ]
-    strategy = FedExP()
+    strategy = FedExP(epsilon=0.001)
     state = strategy.init(weights, frozenset({"bn.mean"}))
     for _ in range(2):
         state = strategy.apply(state, updates, {"a": 0.5, "b": 0.5}).state
-    assert (14.0, 200.0) == (state.weights["w"], state.weights["bn.mean"])
+    assert (14.0, 200.0) == (float(state.weights["w"]), float(state.weights["bn.mean"]))
     assert {"w": 13.0, "bn.mean": 200.0} == dict(state.served)
 
 
 def test_other_strategies_serve_their_weights() -> None:
     """What the run ends with is the weights, where a strategy does not say otherwise."""
-    state = stepped(FedAvgM(), EQUAL).state
+    state = stepped(FedAvgM(learning_rate=1.0, momentum=0.9), EQUAL).state
     np.testing.assert_equal(dict(state.weights), dict(state.served))
 
 
@@ -308,13 +335,13 @@ def test_feddyn_gives_the_numbers_worked_out_by_hand() -> None:
     """
     rounds = [sent(3, 5), sent(-2, 0)]
     assert exactly(16, 16.5) == moved(FedDyn(num_sites=4), *rounds, shares=[0.9, 0.1])
-    assert {"a": 0.5, "b": 0.5} == dict(FedDyn().apply(begun(FedDyn()), sent(1, 2), {}).shares)
+    assert {"a": 0.5, "b": 0.5} == dict(FedDyn(num_sites=1).apply(begun(FedDyn(num_sites=1)), sent(1, 2), {}).shares)
 
 
 def test_feddyn_stays_where_the_sites_stay() -> None:
     """Deltas that cancel leave no drift: w and h are as they were, however large the deltas."""
-    state = FedDyn(num_sites=2).apply(begun(FedDyn()), sent(50, -50), {}).state
-    assert (10.0, 0.0) == (state.weights["w"], state.memory["drift/w"])
+    state = FedDyn(num_sites=2).apply(begun(FedDyn(num_sites=1)), sent(50, -50), {}).state
+    assert (10.0, 0.0) == (float(state.weights["w"]), float(state.memory["drift/w"]))
 
 
 # --- FedAdam, FedYogi, FedAdagrad ------------------------------------------------------------------
@@ -355,7 +382,13 @@ def test_fedadagrad_gives_the_numbers_worked_out_by_hand(beta1: float, expected:
 
 
 @pytest.mark.parametrize(
-    "strategy", [FedAdam(tau=0.5), FedYogi(tau=0.5), FedAdagrad(tau=0.5)], ids=lambda strategy: type(strategy).__name__
+    "strategy",
+    [
+        FedAdam(tau=0.5, learning_rate=0.1, beta1=0.9, beta2=0.99),
+        FedYogi(tau=0.5, learning_rate=0.01, beta1=0.9, beta2=0.99),
+        FedAdagrad(tau=0.5, learning_rate=0.1, beta1=0.0),
+    ],
+    ids=lambda strategy: type(strategy).__name__,
 )
 def test_adaptive_memory_starts_at_0_and_tau_squared(strategy: Strategy) -> None:
     """m = 0, v = tau**2 = 0.25 in float64 for every trained float, nothing for buffers and counters."""
@@ -367,7 +400,15 @@ def test_adaptive_memory_starts_at_0_and_tau_squared(strategy: Strategy) -> None
     assert {np.dtype(np.float64)} == {array.dtype for array in memory.values()}
 
 
-@pytest.mark.parametrize("strategy", [FedAdam(), FedYogi(), FedAdagrad()], ids=lambda strategy: type(strategy).__name__)
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        FedAdam(learning_rate=0.1, beta1=0.9, beta2=0.99, tau=0.001),
+        FedYogi(learning_rate=0.01, beta1=0.9, beta2=0.99, tau=0.001),
+        FedAdagrad(learning_rate=0.1, beta1=0.0, tau=0.001),
+    ],
+    ids=lambda strategy: type(strategy).__name__,
+)
 def test_adaptive_step_is_bounded_whatever_the_update(strategy: Any) -> None:
     """|m| / (sqrt(v) + tau) <= (1 - beta1) * d / sqrt((1 - beta2) * d**2): no delta, however large, moves w far.
 
@@ -420,7 +461,7 @@ def test_qfedavg_of_any_losses_is_a_number(q: float, losses: tuple[float, float]
     """No division by a loss of 0, no overflow of a power: w stays between where it was and the farthest site."""
     strategy = QFedAvg(q=q, learning_rate=0.01)
     step = strategy.apply(begun(strategy), sent(1, 2, metrics={START_LOSS: losses}), {})
-    assert 10 <= step.state.weights["w"] <= 12
+    assert 10 <= float(step.state.weights["w"]) <= 12
     assert pytest.approx(1) == sum(step.shares.values())
     if losses == (0, 0):
         assert {"a": 0.5, "b": 0.5} == dict(step.shares)
@@ -428,7 +469,7 @@ def test_qfedavg_of_any_losses_is_a_number(q: float, losses: tuple[float, float]
 
 def test_qfedavg_refuses_a_negative_loss() -> None:
     """No power of it would be a number; the message names the site."""
-    strategy = QFedAvg(learning_rate=0.1)
+    strategy = QFedAvg(learning_rate=0.1, q=0.1)
     with pytest.raises(ValueError, match=r"site 'b' sent start\.loss -1, expected >= 0"):
         strategy.apply(begun(strategy), sent(1, 2, metrics={START_LOSS: [1, -1]}), {})
 
@@ -437,11 +478,13 @@ Site = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
 
 
 def least_squares(site: Site, w: npt.NDArray[np.float64]) -> float:
+    """Return a site's loss."""
     x, y = site
     return float(np.mean((x @ w - y) ** 2) / 2)
 
 
 def gradient_steps(site: Site, w: npt.NDArray[np.float64], rate: float, steps: int) -> npt.NDArray[np.float64]:
+    """Return where some steps of gradient descent lead at a site."""
     x, y = site
     for _ in range(steps):
         w = w - rate * x.T @ (x @ w - y) / len(y)
@@ -480,7 +523,7 @@ def test_qfedavg_agrees_with_a_transcription_of_the_papers_algorithm(q: float) -
         ]
         state = strategy.apply(state, updates, {}).state
         expected = qfedavg_of_the_paper(expected, sites, q=q, rate=rate, steps=steps)
-        np.testing.assert_allclose(state.weights["w"], expected, rtol=1e-5, atol=0)  # type: ignore[arg-type]
+        np.testing.assert_allclose(state.weights["w"], expected, rtol=1e-5, atol=0)  # type: ignore[arg-type]  # these are floats
     assert sum(least_squares(site, expected) for site in sites) < sum(least_squares(s, np.zeros(3)) for s in sites)
 
 
@@ -488,6 +531,7 @@ def test_qfedavg_agrees_with_a_transcription_of_the_papers_algorithm(q: float) -
 
 
 def with_control(updates: Sequence[Update], *controls: float) -> list[Update]:
+    """Return the updates with changes of a control variate."""
     return [replace(u, control={"w": np.array(value)}) for u, value in zip(updates, controls, strict=True)]
 
 
@@ -502,27 +546,28 @@ def test_scaffold_gives_the_numbers_worked_out_by_hand() -> None:
     for deltas, controls in (((2.0, 4.0), (2.0, 6.0)), ((-3.0, 1.0), (-4.0, 1.0))):
         updates = with_control(sent(*deltas), *controls)
         state = strategy.apply(state, updates, shared(updates)).state
-        seen.append((float(state.weights["w"]), float(state.along[CONTROL + "w"])))  # type: ignore[arg-type]
+        seen.append((float(state.weights["w"]), float(state.along[CONTROL + "w"])))
     assert [(11.5, 2.0), (11.0, 1.25)] == seen
 
 
 def test_scaffold_control_is_a_mean_over_all_sites_whatever_the_shares() -> None:
     """Shares 0.9 and 0.1 move w by 0.9 * 2 + 0.1 * 4 = 2.2; c by (2 + 6) / 2 = 4 all the same."""
-    strategy = Scaffold(num_sites=2)
+    strategy = Scaffold(num_sites=2, learning_rate=1.0)
     state = strategy.apply(begun(strategy), with_control(sent(2, 4), 2, 6), {"a": 0.9, "b": 0.1}).state
-    assert (pytest.approx(12.2), 4.0) == (state.weights["w"], state.along[CONTROL + "w"])
+    assert pytest.approx(12.2) == float(state.weights["w"])
+    assert 4.0 == float(state.along[CONTROL + "w"])
 
 
 def test_scaffold_control_starts_at_zero_for_trained_floats_in_their_own_dtype() -> None:
     """None for running statistics and counters: their gradients do not exist."""
-    along = Scaffold().init(FORM, BUFFERS).along
+    along = Scaffold(learning_rate=1.0, num_sites=1).init(FORM, BUFFERS).along
     np.testing.assert_equal(dict(along), {CONTROL + name: np.zeros_like(FORM[name]) for name in ("body", "head")})
     assert {"control/body": np.float32, "control/head": np.float64} == {name: a.dtype for name, a in along.items()}
 
 
 def test_scaffold_sends_along_nothing_but_the_control() -> None:
     """What else travelled in the round (candidate weights) is not carried on."""
-    strategy = Scaffold()
+    strategy = Scaffold(learning_rate=1.0, num_sites=1)
     state = begun(strategy)
     state = replace(state, along={**state.along, "candidate-a/w": np.array(3.0)})
     assert {CONTROL + "w"} == set(strategy.apply(state, with_control(sent(1), 1), {"a": 1.0}).state.along)
@@ -539,7 +584,7 @@ def test_fednova_gives_the_numbers_worked_out_by_hand() -> None:
     """
     updates = sent(2, 4, metrics={EFFECTIVE_STEPS: [1, 4]})
     assert exactly(14.0625) == moved(FedNova(), updates, shares=[0.25, 0.75])
-    assert exactly(13.5) == moved(FedAvg(), updates, shares=[0.25, 0.75])
+    assert exactly(13.5) == moved(FedAvg(learning_rate=1.0), updates, shares=[0.25, 0.75])
 
 
 def test_fednova_lets_no_site_lead_by_stepping_more() -> None:
@@ -571,9 +616,9 @@ def test_fednova_refuses_a_site_without_steps() -> None:
 def test_reptile_step_shrinks_to_0_over_the_rounds() -> None:
     """step 0.8 of 4 rounds: 0.8, 0.6, 0.4, 0.2 of a mean of 5, so w = 14, 17, 19, 20; more rounds change nothing."""
     rounds = [sent(4, 6)] * 6
-    assert exactly(14, 17, 19, 20, 20, 20) == moved(Reptile(step=0.8, rounds=4), *rounds)
+    assert exactly(14, 17, 19, 20, 20, 20) == moved(Reptile(step=0.8, rounds=4, anneal=True), *rounds)
     assert exactly(14, 17, 19, 20, 20, 20) == moved(
-        Reptile(step=0.8, rounds=4), *([sent(2, 6)] * 6), shares=[0.25, 0.75]
+        Reptile(step=0.8, rounds=4, anneal=True), *([sent(2, 6)] * 6), shares=[0.25, 0.75]
     )
 
 
@@ -596,13 +641,13 @@ def test_per_fedavg_is_the_plain_mean() -> None:
 def test_median_of_an_odd_number_is_the_middle_value() -> None:
     """Of 1, 100 and 2 it is 2, c's alone."""
     step = Median().apply(begun(Median()), sent(1, 100, 2), {})
-    assert (12.0, {"a": 0.0, "b": 0.0, "c": 1.0}) == (step.state.weights["w"], dict(step.shares))
+    assert (12.0, {"a": 0.0, "b": 0.0, "c": 1.0}) == (float(step.state.weights["w"]), dict(step.shares))
 
 
 def test_median_of_an_even_number_is_the_mean_of_the_middle_two() -> None:
     """Of 1, 100, 2 and 4 it is (2 + 4) / 2 = 3, half c's and half d's."""
     step = Median().apply(begun(Median()), sent(1, 100, 2, 4), {})
-    assert (13.0, {"a": 0.0, "b": 0.0, "c": 0.5, "d": 0.5}) == (step.state.weights["w"], dict(step.shares))
+    assert (13.0, {"a": 0.0, "b": 0.0, "c": 0.5, "d": 0.5}) == (float(step.state.weights["w"]), dict(step.shares))
 
 
 def test_median_is_taken_coordinate_by_coordinate() -> None:
@@ -624,7 +669,7 @@ def test_median_of_counters_is_rounded_to_the_nearest(deltas: Sequence[int], exp
     """From 7: 4.5 is rounded to 4 and 5.5 to 6, the even neighbours; -3 is exact."""
     updates = [Update(site, {"n": np.array(value)}, 1, {}) for site, value in zip("abcd", deltas, strict=False)]
     count = Median().apply(Median().init({"n": np.array(7)}), updates, {}).state.weights["n"]
-    assert (expected, np.dtype(np.int64)) == (count, count.dtype)
+    assert (expected, np.dtype(np.int64)) == (int(count), count.dtype)
 
 
 def test_median_of_nothing_has_equal_shares() -> None:
@@ -636,14 +681,14 @@ def test_median_of_nothing_has_equal_shares() -> None:
 
 def test_trimmed_mean_gives_the_numbers_worked_out_by_hand() -> None:
     """Of 6, 1000, 1, 2 and 4 without the lowest and highest: (6 + 2 + 4) / 3 = 4, a third each of a, d and e."""
-    step = TrimmedMean(trim=1).apply(begun(TrimmedMean()), sent(6, 1000, 1, 2, 4), {})
+    step = TrimmedMean(trim=1).apply(begun(TrimmedMean(trim=1)), sent(6, 1000, 1, 2, 4), {})
     assert pytest.approx(14, rel=1e-13) == step.state.weights["w"]
     assert pytest.approx({"a": 1 / 3, "b": 0, "c": 0, "d": 1 / 3, "e": 1 / 3}) == dict(step.shares)
 
 
 def test_trimmed_mean_trims_each_coordinate_for_itself() -> None:
     """(1, 7), (2, 8) and (3, -9) with trim 1 leave 2 of b and 7 of a: half of the shares each."""
-    step = TrimmedMean(trim=1).apply(begun(TrimmedMean(), 2), sent([1, 7], [2, 8], [3, -9]), {})
+    step = TrimmedMean(trim=1).apply(begun(TrimmedMean(trim=1), 2), sent([1, 7], [2, 8], [3, -9]), {})
     assert ([12, 17], {"a": 0.5, "b": 0.5, "c": 0.0}) == (step.state.weights["w"].tolist(), dict(step.shares))
 
 
@@ -656,14 +701,14 @@ def test_trimmed_mean_rounds_counters() -> None:
     """From 0: of 1, 2, 5 and 90 the middle two, 3.5, are rounded to 4; of 1, 2, 4, 6 and 90 the middle three to 4."""
     for values, expected in (((1, 2, 5, 90), 4), ((1, 2, 4, 6, 90), 4), ((1, 2, 3, 6, 90), 4)):
         updates = [Update(site, {"n": np.array(v)}, 1, {}) for site, v in zip("abcde", values, strict=False)]
-        step = TrimmedMean().apply(TrimmedMean().init({"n": np.array(0)}), updates, {})
+        step = TrimmedMean(trim=1).apply(TrimmedMean(trim=1).init({"n": np.array(0)}), updates, {})
         assert expected == step.state.weights["n"]
 
 
 def test_trimmed_mean_with_too_few_updates_says_how_many_it_needs() -> None:
     """4 updates are not enough to trim 2 at each end."""
     with pytest.raises(ValueError, match="trim 2 needs at least 5 updates, got 4"):
-        TrimmedMean(trim=2).apply(begun(TrimmedMean()), sent(1, 2, 3, 4), {})
+        TrimmedMean(trim=2).apply(begun(TrimmedMean(trim=1)), sent(1, 2, 3, 4), {})
 
 
 # --- Krum ------------------------------------------------------------------------------------------
@@ -684,7 +729,7 @@ def test_krum_gives_the_numbers_worked_out_by_hand(keep: int, expected: float, k
 
 def test_krum_sums_squares() -> None:
     """0, 0.1, 3, 5 and 7: squares b: 0.01 + 8.41 = 8.42, d: 4 + 4 = 8, so d; distances would take b, 3 against 4."""
-    assert exactly(15) == moved(Krum(), sent(0, 0.1, 3, 5, 7))
+    assert exactly(15) == moved(Krum(attackers=1, keep=1), sent(0, 0.1, 3, 5, 7))
 
 
 def test_krum_takes_the_first_of_equal_scores() -> None:
@@ -692,10 +737,10 @@ def test_krum_takes_the_first_of_equal_scores() -> None:
 
     Of 61 sites, 31 with 0 and 30 with 5, those with 0 have equal scores: the first two are sites 0 and 2.
     """
-    assert exactly(11) == moved(Krum(), sent(0, 1, 3, 4, 100))
-    assert exactly(13) == moved(Krum(), sent(0, 3, 1, 4, 100))
+    assert exactly(11) == moved(Krum(attackers=1, keep=1), sent(0, 1, 3, 4, 100))
+    assert exactly(13) == moved(Krum(attackers=1, keep=1), sent(0, 3, 1, 4, 100))
     many = [Update(f"site-{k:02}", {"w": np.array(k % 2 * 5.0)}, 1, {}) for k in range(61)]
-    shares = Krum(keep=2).apply(begun(Krum()), many, {}).shares
+    shares = Krum(keep=2, attackers=1).apply(begun(Krum(attackers=1, keep=1)), many, {}).shares
     assert ["site-00", "site-02"] == [site for site, share in shares.items() if share]
 
 
@@ -704,7 +749,7 @@ def test_krum_of_attackers_is_one_of_the_others() -> None:
     honest = [1.0, 1.1, 0.9, 1.05, 0.95]
     for place in range(6):
         deltas = [*honest[:place], 1e6, 1e6, *honest[place:]]
-        strategy = Krum(attackers=2)
+        strategy = Krum(attackers=2, keep=1)
         shares = strategy.apply(begun(strategy), sent(*deltas), {}).shares
         assert 0 == shares["abcdefg"[place]] == shares["abcdefg"[place + 1]]
 
@@ -714,8 +759,12 @@ def test_krum_measures_distance_over_trained_arrays_only() -> None:
     weights = {"w": np.array(10.0), "bn.mean": np.array(0.0)}
     updates = sent(0, 1, 3, 4.5, 100)
     updates = [replace(u, delta={**u.delta, "bn.mean": np.array(999.0 * (u.site == "b"))}) for u in updates]
-    after = Krum().apply(Krum().init(weights, frozenset({"bn.mean"})), updates, {}).state.weights
-    assert (11.0, 999.0) == (after["w"], after["bn.mean"])
+    after = (
+        Krum(attackers=1, keep=1)
+        .apply(Krum(attackers=1, keep=1).init(weights, frozenset({"bn.mean"})), updates, {})
+        .state.weights
+    )
+    assert (11.0, 999.0) == (float(after["w"]), float(after["bn.mean"]))
 
 
 @pytest.mark.parametrize(("attackers", "keep", "least"), [(1, 1, 5), (2, 1, 7), (0, 1, 3), (1, 4, 7)])
@@ -736,7 +785,7 @@ def test_geometric_median_gives_the_numbers_worked_out_by_hand(iterations: int, 
 
     Again: distances 0.6, 0.6, 2.4, so b ~ 4 : 4 : 1 and z = 3 / 9.
     """
-    assert exactly(expected) == moved(GeometricMedian(iterations=iterations), sent(0, 0, 3))
+    assert exactly(expected) == moved(GeometricMedian(iterations=iterations, smoothing=1e-06), sent(0, 0, 3))
 
 
 def test_geometric_median_weighs_by_the_shares_given_and_smooths() -> None:
@@ -753,18 +802,22 @@ def test_geometric_median_weighs_by_the_shares_given_and_smooths() -> None:
 
 def test_geometric_median_of_one_site_is_its_own_delta() -> None:
     """Distance 0 to itself; exactly."""
-    assert [14.5] == moved(GeometricMedian(), sent(4.5))
+    assert [14.5] == moved(GeometricMedian(iterations=32, smoothing=1e-06), sent(4.5))
 
 
 def test_geometric_median_of_equal_deltas_is_that_delta_with_the_shares_given() -> None:
     """All distances are smoothed alike."""
-    step = stepped(GeometricMedian(), UNEQUAL, [replace(u, delta=mixed(1)[0].delta) for u in mixed(1)])
+    step = stepped(
+        GeometricMedian(iterations=32, smoothing=1e-06),
+        UNEQUAL,
+        [replace(u, delta=mixed(1)[0].delta) for u in mixed(1)],
+    )
     assert pytest.approx(UNEQUAL) == dict(step.shares)
 
 
 def test_geometric_median_is_where_the_pulls_balance() -> None:
     """At the least sum of distances the weighted unit vectors towards the deltas sum to 0; over both trained arrays."""
-    strategy, updates = GeometricMedian(iterations=1000), mixed(4)
+    strategy, updates = GeometricMedian(iterations=1000, smoothing=1e-06), mixed(4)
     state = strategy.init(FORM, BUFFERS)
     shares = {"site-0": 0.3, "site-1": 0.1, "site-2": 0.2, "site-3": 0.25, "site-4": 0.15}
 
@@ -780,7 +833,7 @@ def test_geometric_median_is_where_the_pulls_balance() -> None:
 
 def test_geometric_median_stays_with_the_majority() -> None:
     """Two of five sites send a million times the delta: the step stays near 1 where the mean is 400000."""
-    w = moved(GeometricMedian(iterations=200), sent(1.0, 1e6, 0.9, 1.1, 1e6))[0]
+    w = moved(GeometricMedian(iterations=200, smoothing=1e-06), sent(1.0, 1e6, 0.9, 1.1, 1e6))[0]
     assert pytest.approx(11, abs=0.2) == w
 
 

@@ -32,6 +32,7 @@ BLOCKS = ("median", "trimmed_mean", "krum", "geometric_median")
 
 
 def delta(site: int) -> dict[str, Array]:
+    """Return a site's update of a large model."""
     generator = np.random.default_rng(site)
     noise = generator.standard_normal(256_000, np.float32)
     return {
@@ -58,6 +59,7 @@ def spooled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Update]]:
 
 
 def built(kind: str, sites: int) -> Strategy:
+    """Return a strategy that such a number of sites suffices for."""
     changes = {"trimmed_mean": {"trim": 1}, "krum": {"attackers": 0, "keep": min(sites - 2, 10)}}.get(kind, {})
     config = TypeAdapter(StrategyConfig).validate_python({"kind": kind, **changes})
     return build_strategy(config, rounds=10, num_sites=sites, learning_rate=0.1)
@@ -93,9 +95,9 @@ def test_median_of_many_blocks_is_that_of_the_whole(spooled: list[Update]) -> No
     """Eight blocks of the large array give what NumPy gives at once; counters 0 to 31 have the median 15.5, so 16."""
     after = applied("median", spooled)[0].state.weights
     expected: Any = np.median(np.stack([update.delta["body.weight"][:20] for update in spooled]), axis=0)
-    np.testing.assert_allclose(after["body.weight"][:20], expected, rtol=1e-6)  # type: ignore[arg-type]
+    np.testing.assert_allclose(after["body.weight"][:20], expected, rtol=1e-6)  # type: ignore[arg-type]  # these are floats
     last: Any = np.median(np.stack([update.delta["body.weight"][-20:] for update in spooled]), axis=0)
-    np.testing.assert_allclose(after["body.weight"][-20:], last, rtol=1e-6)  # type: ignore[arg-type]
+    np.testing.assert_allclose(after["body.weight"][-20:], last, rtol=1e-6)  # type: ignore[arg-type]  # these are floats
     assert 16 == after["bn.count"]
 
 

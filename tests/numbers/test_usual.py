@@ -1,6 +1,7 @@
 """What a site would do alone with usual tools, against closed forms and plain scikit-learn."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,13 +17,15 @@ from consilium.comparison.usual import FOLDS, PENALTIES, USUAL, assign_folds, fi
 Floats = NDArray[np.float64]
 
 
-def examples(x: Floats, y: Floats, *, number: bool, groups: NDArray[np.int64] | None = None) -> Examples:
+def examples(x: Floats, y: NDArray[Any], *, number: bool, groups: NDArray[np.int64] | None = None) -> Examples:
+    """Return examples of numbers or classes, of patients where groups are given."""
     labels = torch.from_numpy(y).to(torch.float32 if number else torch.int64)
     of = None if groups is None else torch.from_numpy(groups)
     return Examples(torch.from_numpy(x).to(torch.float32), labels, 0.5 if number else None, of)
 
 
 def standardised(x: Floats, like: Floats) -> Floats:
+    """Return inputs by the mean and deviation of others."""
     return np.asarray((x - like.mean(axis=0)) / like.std(axis=0))
 
 
@@ -131,6 +134,7 @@ def test_constant_column_and_single_rows_of_a_class_are_no_failure() -> None:
 
 @pytest.fixture
 def study(make_study: MakeStudy) -> StudyConfig:
+    """Return a study with a part for validation."""
     return make_study(sites=["berlin", "lyon"], split={"test": 0.3, "validation": 0.2})
 
 
@@ -139,14 +143,14 @@ def test_sites_answer_their_test_rows_and_measure_their_validation_rows(study: S
     settings = {name: write_site(tmp_path / name, name) for name in study.sites}
     for seed, name in enumerate(study.sites):
         write_table(tmp_path / name / "data.csv", rows=60, seed=seed)
-    found, scores = run_usual(study, settings)
-    alone, alone_scores = run_usual(study, {"lyon": settings["lyon"]})
-    assert found["sites"]["lyon"] == alone["sites"]["lyon"]
-    np.testing.assert_array_equal(scores["lyon"][USUAL], alone_scores["lyon"][USUAL])
-    for name, facts in found["sites"].items():
-        right = scores[name][USUAL].argmax(axis=1) == scores[name]["labels"]
-        assert len(right) == facts["num_test"] == 18
+    outcome = run_usual(study, settings)
+    alone = run_usual(study, {"lyon": settings["lyon"]})
+    assert outcome.sites["lyon"] == alone.sites["lyon"]
+    np.testing.assert_array_equal(outcome.answers["lyon"][USUAL], alone.answers["lyon"][USUAL])
+    for name, facts in outcome.sites.items():
+        right = outcome.answers[name][USUAL].argmax(axis=1) == outcome.answers[name]["labels"]
+        assert len(right) == facts.num_test == 18
         assert right.mean() > 0.7
-        seen = facts["validation"][USUAL]
-        assert 0 < seen["loss"] < 0.7 and seen["accuracy"] > 0.6
-        assert round(seen["accuracy"] * facts["num_validation"], 6) % 1 == 0
+        measured = facts.validation[USUAL]
+        assert 0 < measured.loss < 0.7 and measured.accuracy > 0.6
+        assert round(measured.accuracy * facts.num_validation, 6) % 1 == 0

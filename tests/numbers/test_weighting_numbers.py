@@ -56,7 +56,8 @@ def counted(counts: Mapping[str, Mapping[str, int]], sizes: Mapping[str, int] | 
 
 
 def only(factor: Factor) -> Weighting:
-    return Weighting((("factor", factor, 1.0),))
+    """Return a weighting of one factor."""
+    return Weighting((("factor", factor, 1.0),), smoothing=0.0, minimum=0.0, maximum=1.0)
 
 
 # --- loss ------------------------------------------------------------------------------------------
@@ -71,7 +72,7 @@ def test_loss_halves_a_weight_per_temperature_times_ln_2() -> None:
 
 def test_loss_counts_differences_only() -> None:
     """The same differences high up, where a plain softmax would be 0 / 0, give the same weights."""
-    values = Loss().read(told(update_loss=[5000.0, 5000.5]), {}).values
+    values = Loss(temperature=1.0).read(told(update_loss=[5000.0, 5000.5]), {}).values
     assert pytest.approx({"a": 1.0, "b": math.exp(-0.5)}, abs=1e-12) == dict(values)
 
 
@@ -93,12 +94,12 @@ def test_feddg_ga_gives_the_numbers_worked_out_by_hand() -> None:
     a = 0.45, 0.25, 0.15, 0.15. Round 3: gaps of round 2 0, 0.2, 0.1, 0.1, deviations -0.1, 0.1, 0, 0, step
     0.2 * (1 - 1 / 10) = 0.18: a = 0.27, 0.43, 0.15, 0.15.
     """
-    first = FedDgGa().read(told(1, received_loss=[2.0, 1.0, 3.0, 4.0], update_loss=[0.5] * 4), {})
+    first = FedDgGa(step=0.2).read(told(1, received_loss=[2.0, 1.0, 3.0, 4.0], update_loss=[0.5] * 4), {})
     assert dict.fromkeys("abcd", 0.25) == dict(first.values)
-    second = FedDgGa().read(told(2, received_loss=[0.9, 0.7, 0.6, 0.6], update_loss=[0.4] * 4), first.memory)
+    second = FedDgGa(step=0.2).read(told(2, received_loss=[0.9, 0.7, 0.6, 0.6], update_loss=[0.4] * 4), first.memory)
     assert pytest.approx({"a": 0.45, "b": 0.25, "c": 0.15, "d": 0.15}, abs=1e-12) == dict(second.values)
     assert pytest.approx({"a": 0.4, "b": 0.2, "c": 0.1, "d": 0.1}, abs=1e-12) == dict(second.signals["gap"])
-    third = FedDgGa().read(told(3, received_loss=[0.4, 0.6, 0.5, 0.5], update_loss=[0.4] * 4), second.memory)
+    third = FedDgGa(step=0.2).read(told(3, received_loss=[0.4, 0.6, 0.5, 0.5], update_loss=[0.4] * 4), second.memory)
     assert pytest.approx({"a": 0.27, "b": 0.43, "c": 0.15, "d": 0.15}, abs=1e-12) == dict(third.values)
 
 
@@ -111,8 +112,8 @@ def test_feddg_ga_clips_before_it_normalises() -> None:
 
 def test_feddg_ga_changes_nothing_while_all_gaps_are_equal() -> None:
     """Nor where they differ by rounding alone: the largest deviation is never blown up to a whole step."""
-    first = FedDgGa().read(told(1, received_loss=[1.0] * 3, update_loss=[0.1, 0.2, 0.3]), {})
-    second = FedDgGa().read(told(2, received_loss=[0.2, 0.3, 0.1 + 0.3], update_loss=[0.1] * 3), first.memory)
+    first = FedDgGa(step=0.2).read(told(1, received_loss=[1.0] * 3, update_loss=[0.1, 0.2, 0.3]), {})
+    second = FedDgGa(step=0.2).read(told(2, received_loss=[0.2, 0.3, 0.1 + 0.3], update_loss=[0.1] * 3), first.memory)
     assert 1 < len(set(second.signals["gap"].values())), "the case is about rounding"
     assert dict.fromkeys("abc", 1 / 3) == dict(second.values)
 
@@ -122,11 +123,11 @@ def test_feddg_ga_leaves_a_site_alone_that_was_not_in_the_round_before() -> None
 
     Had b's loss of round 1 been taken, its gap 0.9 - 0.5 would have moved b too.
     """
-    memory = FedDgGa().read(told(1, received_loss=[1.0] * 3, update_loss=[0.5] * 3), {}).memory
+    memory = FedDgGa(step=0.2).read(told(1, received_loss=[1.0] * 3, update_loss=[0.5] * 3), {}).memory
     two = told(2, received_loss=[0.6, 9.0, 0.6], update_loss=[0.5, 9.0, 0.5])
-    memory = FedDgGa().read(Evidence([two.updates[0], two.updates[2]], 2, 10), memory).memory
+    memory = FedDgGa(step=0.2).read(Evidence([two.updates[0], two.updates[2]], 2, 10), memory).memory
     assert (0.5, 1.0) == (memory["update_loss/b"], memory["round/b"])
-    third = FedDgGa().read(told(3, received_loss=[0.5, 0.9, 0.9], update_loss=[0.5] * 3), memory)
+    third = FedDgGa(step=0.2).read(told(3, received_loss=[0.5, 0.9, 0.9], update_loss=[0.5] * 3), memory)
     assert {"a", "c"} == set(third.signals["gap"])
     assert pytest.approx({"a": 1 / 3 - 0.18, "b": 1 / 3, "c": 1 / 3 + 0.18}, abs=1e-12) == dict(third.values)
 
@@ -134,7 +135,7 @@ def test_feddg_ga_leaves_a_site_alone_that_was_not_in_the_round_before() -> None
 def test_feddg_ga_lets_a_late_joiner_in_with_the_mean() -> None:
     """a = 0.7, b = 0.3; c enters with their mean 0.5, so all of them over 1.5."""
     memory = {"a/a": 0.7, "a/b": 0.3}
-    reading = FedDgGa().read(told(5, received_loss=[1.0] * 3, update_loss=[1.0] * 3), memory)
+    reading = FedDgGa(step=0.2).read(told(5, received_loss=[1.0] * 3, update_loss=[1.0] * 3), memory)
     assert pytest.approx({"a": 7 / 15, "b": 3 / 15, "c": 5 / 15}, abs=1e-12) == dict(reading.values)
 
 
@@ -155,7 +156,7 @@ def test_feddg_ga_agrees_with_a_transcription_of_the_paper() -> None:
     for number in range(rounds):
         received = after_mean[number - 1] if number else np.ones(sites)
         losses = told(number + 1, rounds, received_loss=received.tolist(), update_loss=after_training[number].tolist())
-        reading = FedDgGa().read(losses, memory)
+        reading = FedDgGa(step=0.2).read(losses, memory)
         assert pytest.approx(expected[number], abs=1e-12) == list(reading.values.values())
         memory = reading.memory
 
@@ -172,11 +173,15 @@ def test_fedadp_gives_the_numbers_worked_out_by_hand() -> None:
     given_now = pointing({"a": (2.0, 0.0), "b": (0.0, 2.0)})
     sized = [Update(u.site, u.delta, size, {}) for u, size in zip(given_now.updates, (30, 10), strict=True)]
     given_now = Evidence(sized, 1, 10, optimised=("w",))
-    reading = FedAdp().read(given_now, {})
+    reading = FedAdp(alpha=5.0).read(given_now, {})
     assert pytest.approx({"a": math.atan(1 / 3), "b": math.atan(3)}, abs=1e-12) == dict(reading.signals["angle"])
     assert pytest.approx({"a": 1.0, "b": 0.023535}, abs=1e-6) == dict(reading.values)
 
-    shares = Weighting((("size", Size(), 1.0), ("fedadp", FedAdp(), 1.0))).weigh(given_now, {}).shares
+    shares = (
+        Weighting((("size", Size(), 1.0), ("fedadp", FedAdp(alpha=5.0), 1.0)), smoothing=0.0, minimum=0.0, maximum=1.0)
+        .weigh(given_now, {})
+        .shares
+    )
     height = {site: 5 * (1 - math.exp(-math.exp(-5 * (x - 1)))) for site, x in reading.signals["angle"].items()}
     papers = {"a": 30 * math.exp(height["a"]), "b": 10 * math.exp(height["b"])}  # n_k exp(f(theta_k))
     assert pytest.approx(papers["a"] / sum(papers.values()), abs=1e-12) == shares["a"]
@@ -187,12 +192,12 @@ def test_fedadp_smooths_over_the_rounds_a_site_took_part_in() -> None:
 
     a: pi / 4 in round 1, alone 0 in round 2: pi / 8.
     """
-    first = FedAdp().read(pointing({"a": (1.0, 0.0), "b": (0.0, 1.0)}), {})
+    first = FedAdp(alpha=5.0).read(pointing({"a": (1.0, 0.0), "b": (0.0, 1.0)}), {})
     assert pytest.approx({"a": math.pi / 4, "b": math.pi / 4}, abs=1e-12) == dict(first.signals["mean_angle"])
-    second = FedAdp().read(pointing({"a": (0.0, 3.0)}, 2), first.memory)
+    second = FedAdp(alpha=5.0).read(pointing({"a": (0.0, 3.0)}, 2), first.memory)
     assert pytest.approx({"a": math.pi / 8}, abs=1e-7) == dict(second.signals["mean_angle"])
     assert pytest.approx((math.pi / 4, 1), abs=1e-12) == (second.memory["angle/b"], second.memory["count/b"])
-    third = FedAdp().read(pointing({"b": (5.0, 0.0)}, 3), second.memory)
+    third = FedAdp(alpha=5.0).read(pointing({"b": (5.0, 0.0)}, 3), second.memory)
     assert pytest.approx({"b": math.pi / 8}, abs=1e-7) == dict(third.signals["mean_angle"])
     assert pytest.approx((math.pi / 8, 2), abs=1e-7) == (third.memory["angle/a"], third.memory["count/a"])
 
@@ -201,7 +206,7 @@ def test_fedadp_mean_angle_is_the_mean_of_three() -> None:
     """Angles 0, pi / 4 and again 0: (0 + pi / 4 + 0) / 3, which an average of averages would not give."""
     memory: Mapping[str, float] = {}
     for number, other in enumerate([(1.0, 0.0), (0.0, 1.0), (1.0, 0.0)], start=1):
-        reading = FedAdp().read(pointing({"a": (1.0, 0.0), "b": other}, number), memory)
+        reading = FedAdp(alpha=5.0).read(pointing({"a": (1.0, 0.0), "b": other}, number), memory)
         memory = reading.memory
     assert pytest.approx(math.pi / 12, abs=1e-7) == reading.signals["mean_angle"]["a"]
 
@@ -220,7 +225,7 @@ def test_fedadp_mean_angle_is_the_mean_of_three() -> None:
 )
 def test_fedadp_angle_without_a_direction_is_a_right_one(deltas: dict[str, Any], angles: dict[str, float]) -> None:
     """Nothing is divided by 0; and however short, a direction is one."""
-    assert pytest.approx(angles, abs=1e-7) == dict(FedAdp().read(pointing(deltas), {}).signals["angle"])
+    assert pytest.approx(angles, abs=1e-7) == dict(FedAdp(alpha=5.0).read(pointing(deltas), {}).signals["angle"])
 
 
 @pytest.mark.parametrize("alpha", [1e-6, 5.0, 800.0, 1e6])
@@ -247,10 +252,10 @@ def test_fedce_gives_the_numbers_worked_out_by_hand() -> None:
     round 1 0.420566; of b to (0.6, 0.3), cosine 0.447214 again; of c to (0.3, 0.4), cosine 0.7 / (sqrt(2) * 0.5) =
     0.989949, mean 0.994975. Novelty 0.579434, 0.552786, 0.005025 of 1.137245.
     """
-    first = FedCe().read(pointing(CORNERS, error=ERRORS), {})
+    first = FedCe(mode="plus").read(pointing(CORNERS, error=ERRORS), {})
     assert pytest.approx({"a": 5**-0.5, "b": 5**-0.5, "c": 1.0}, abs=1e-12) == dict(first.signals["cosine"])
     assert pytest.approx({"a": 0.6, "b": 0.8, "c": 0.6}, abs=1e-5) == dict(first.values)
-    second = FedCe().read(pointing(CORNERS, 2, error=ERRORS), first.memory)
+    second = FedCe(mode="plus").read(pointing(CORNERS, 2, error=ERRORS), first.memory)
     assert pytest.approx({"a": 0.393919, "b": 0.447214, "c": 0.989949}, abs=1e-5) == dict(second.signals["cosine"])
     assert pytest.approx({"a": 0.579434, "b": 0.552786, "c": 0.005025}, abs=1e-5) == dict(second.signals["novelty"])
     expected = {"a": 0.579434 / 1.137245 + 0.1, "b": 0.552786 / 1.137245 + 0.3, "c": 0.005025 / 1.137245 + 0.6}
@@ -270,9 +275,9 @@ def test_fedce_waits_for_a_site_that_is_away_and_gives_a_new_one_the_mean() -> N
     The others of d point to 0.9 (1, 0) + 1.2 (0, 1), cosine 0.9 / 1.5 = 0.6; of a to 1.2 (0, 1) + (1, 0), cosine
     1 / sqrt(2.44) = 0.640184. c keeps its cosine 1 of one round and its p.
     """
-    first = FedCe().read(pointing(CORNERS, error=ERRORS), {})
+    first = FedCe(mode="plus").read(pointing(CORNERS, error=ERRORS), {})
     later = {"a": CORNERS["a"], "b": CORNERS["b"], "d": (1.0, 0.0)}
-    second = FedCe().read(pointing(later, 2, error=ERRORS), first.memory)
+    second = FedCe(mode="plus").read(pointing(later, 2, error=ERRORS), first.memory)
     assert pytest.approx({"a": 0.640184, "b": 0.0, "d": 0.6}, abs=1e-5) == dict(second.signals["cosine"])
     assert pytest.approx((0.9, 1.0, 1.0), abs=1e-5) == tuple(
         second.memory[f"{what}/c"] for what in ("coefficient", "cosine", "count")
@@ -284,7 +289,7 @@ def test_fedce_mean_cosine_is_the_mean_of_three() -> None:
     """Cosines 1, 0, 1 are 2/3 together."""
     memory: Mapping[str, float] = {}
     for number, other in enumerate([(1.0, 0.0), (0.0, 1.0), (1.0, 0.0)], start=1):
-        memory = FedCe().read(pointing({"a": (1.0, 0.0), "b": other}, number), memory).memory
+        memory = FedCe(mode="plus").read(pointing({"a": (1.0, 0.0), "b": other}, number), memory).memory
     assert pytest.approx((2 / 3, 3), abs=1e-12) == (memory["cosine/a"], memory["count/a"])
 
 
@@ -301,14 +306,14 @@ def test_fedce_mean_cosine_is_the_mean_of_three() -> None:
 )
 def test_fedce_without_others_is_novel(deltas: dict[str, Any]) -> None:
     """There is nothing to have a cosine with: it is 0, the novelty 1."""
-    reading = FedCe().read(pointing(deltas), {})
+    reading = FedCe(mode="plus").read(pointing(deltas), {})
     assert pytest.approx((0.0, 1.0), abs=1e-9) == (reading.signals["cosine"]["a"], reading.signals["novelty"]["a"])
 
 
 def test_fedce_of_equal_directions_and_no_errors_is_uniform() -> None:
     """All novelties and errors 0: the 1e-6 makes both halves uniform, in either mode."""
     same = pointing(dict.fromkeys("abcd", (1.0, 2.0)), error=dict.fromkeys("abcd", 0.0))
-    assert pytest.approx(dict.fromkeys("abcd", 0.5), abs=1e-9) == dict(FedCe().read(same, {}).values)
+    assert pytest.approx(dict.fromkeys("abcd", 0.5), abs=1e-9) == dict(FedCe(mode="plus").read(same, {}).values)
     assert pytest.approx(dict.fromkeys("abcd", 0.25), abs=1e-9) == dict(FedCe(mode="times").read(same, {}).values)
 
 
@@ -330,7 +335,7 @@ def test_feddisco_gives_the_numbers_worked_out_by_hand(metric: Any, divergence: 
     KL ln 2 and 0, divided by their sum 1 and 0; L1 1/2 + 1/2; L2 sqrt(1/4 + 1/4); cosine 1 - 1 / sqrt(2).
     Values 0.5 - 0.5 d + 0.1.
     """
-    reading = FedDisco(metric=metric).read(counted({"a": {"ill": 10}, "b": {"healthy": 5, "ill": 5}}), {})
+    reading = FedDisco(metric=metric, a=0.5, b=0.1).read(counted({"a": {"ill": 10}, "b": {"healthy": 5, "ill": 5}}), {})
     assert pytest.approx(divergence, abs=1e-12) == tuple(reading.signals["divergence"].values())
     assert pytest.approx(values, abs=1e-12) == tuple(reading.values.values())
 
@@ -338,34 +343,40 @@ def test_feddisco_gives_the_numbers_worked_out_by_hand(metric: Any, divergence: 
 def test_feddisco_compares_with_the_uniform_not_with_the_pooled_distribution() -> None:
     """Both sites hold 3 to 1, as all do together, yet each is 0.25 + 0.25 away from (1/2, 1/2)."""
     counts = {"a": {"healthy": 30, "ill": 10}, "b": {"healthy": 3, "ill": 1}}
-    assert {"a": 0.5, "b": 0.5} == dict(FedDisco(metric="l1").read(counted(counts), {}).signals["divergence"])
+    assert {"a": 0.5, "b": 0.5} == dict(
+        FedDisco(metric="l1", a=0.5, b=0.1).read(counted(counts), {}).signals["divergence"]
+    )
 
 
 def test_feddisco_classes_are_those_of_all_sites() -> None:
     """A class that only a site of another round holds is one that the model must know: ln 3 - ln 2 = ln 1.5 away."""
     counts = {"a": {"healthy": 5, "ill": 5}, "b": {"healthy": 4}, "away": {"unclear": 2}}
-    distances = FedDisco().read(counted(counts, {"a": 10, "b": 4}), {}).signals["divergence"]
+    distances = FedDisco(a=0.5, b=0.1, metric="kl").read(counted(counts, {"a": 10, "b": 4}), {}).signals["divergence"]
     assert pytest.approx(math.log(1.5) / (math.log(1.5) + math.log(3)), abs=1e-12) == distances["a"]
 
 
 def test_feddisco_of_ideal_sites_is_size() -> None:
     """All divergences 0 (their sum too): values n_k / n + b, and with b = 0 exactly the size shares."""
     counts = {"a": {"healthy": 15, "ill": 15}, "b": {"healthy": 5, "ill": 5}}
-    assert pytest.approx({"a": 0.85, "b": 0.35}, abs=1e-12) == dict(FedDisco().read(counted(counts), {}).values)
-    assert {"a": 0.75, "b": 0.25} == dict(only(FedDisco(b=0.0)).weigh(counted(counts), {}).shares)
+    assert pytest.approx({"a": 0.85, "b": 0.35}, abs=1e-12) == dict(
+        FedDisco(a=0.5, b=0.1, metric="kl").read(counted(counts), {}).values
+    )
+    assert {"a": 0.75, "b": 0.25} == dict(only(FedDisco(b=0.0, a=0.5, metric="kl")).weigh(counted(counts), {}).shares)
 
 
 def test_feddisco_takes_the_size_from_the_updates() -> None:
     """Noise on the counts changes the distribution only: 30 and 10 examples are 3/4 and 1/4, whatever was told."""
-    reading = FedDisco(a=0.0, b=0.0).read(counted({"a": {"ill": 2}, "b": {"ill": 90}}, {"a": 30, "b": 10}), {})
+    reading = FedDisco(a=0.0, b=0.0, metric="kl").read(
+        counted({"a": {"ill": 2}, "b": {"ill": 90}}, {"a": 30, "b": 10}), {}
+    )
     assert {"a": 0.75, "b": 0.25} == dict(reading.values)
 
 
 def test_feddisco_with_no_value_left_is_weighted_by_size() -> None:
     """a = 9, b = 0: 0.5 - 9 * 0.5 < 0 at both sites; a note says so, and nothing is divided by 0."""
     given_now = counted({"a": {"ill": 10}, "b": {"healthy": 10}})
-    assert {"a": 0.0, "b": 0.0} == dict(FedDisco(a=9.0, b=0.0).read(given_now, {}).values)
-    weighed = only(FedDisco(a=9.0, b=0.0)).weigh(given_now, {})
+    assert {"a": 0.0, "b": 0.0} == dict(FedDisco(a=9.0, b=0.0, metric="kl").read(given_now, {}).values)
+    weighed = only(FedDisco(a=9.0, b=0.0, metric="kl")).weigh(given_now, {})
     assert {"a": 0.5, "b": 0.5} == dict(weighed.shares)
     assert ("weighted by size: the product of factor is 0 at every site",) == weighed.notes
 
@@ -404,7 +415,7 @@ def test_feddisco_agrees_with_a_transcription_over_three_rounds() -> None:
     data = [(generator.normal(size=(n, 4)), generator.normal(size=n)) for n in counts.sum(axis=1)]
     expected_weights, expected_models = transcribed_feddisco(data, counts, 3, 0.5, 0.1)
 
-    strategy, names = FedAvg(), "abcd"
+    strategy, names = FedAvg(learning_rate=1.0), "abcd"
     told_counts = {
         site: {f"class-{i}": int(n) for i, n in enumerate(row)} for site, row in zip(names, counts, strict=True)
     }
@@ -415,10 +426,14 @@ def test_feddisco_agrees_with_a_transcription_over_three_rounds() -> None:
             Update(site, {"w": local_steps(x, y, start) - start}, len(y), {})
             for site, (x, y) in zip(names, data, strict=True)
         ]
-        shares = only(FedDisco()).weigh(Evidence(updates, number + 1, 3, class_counts=told_counts), {}).shares
+        shares = (
+            only(FedDisco(a=0.5, b=0.1, metric="kl"))
+            .weigh(Evidence(updates, number + 1, 3, class_counts=told_counts), {})
+            .shares
+        )
         state = strategy.apply(state, updates, shares).state
         np.testing.assert_allclose(list(shares.values()), expected_weights[number], atol=1e-5, rtol=0)
-        np.testing.assert_allclose(state.weights["w"], expected_models[number], atol=1e-5, rtol=0)
+        np.testing.assert_allclose(state.weights["w"].astype(np.float64), expected_models[number], atol=1e-5, rtol=0)
 
 
 # --- divergence ------------------------------------------------------------------------------------
@@ -454,7 +469,9 @@ def test_divergence_compares_with_the_pooled_counts() -> None:
 
     KL = 3/4 ln(5/4) + 1/4 ln(5/8) and ln(5/2): the larger site is the more typical.
     """
-    reading = Divergence().read(counted({"a": {"healthy": 30, "ill": 10}, "b": {"ill": 10}}), {})
+    reading = Divergence(measure="kl", favour="typical").read(
+        counted({"a": {"healthy": 30, "ill": 10}, "b": {"ill": 10}}), {}
+    )
     expected = {"a": 0.75 * math.log(1.25) + 0.25 * math.log(0.625), "b": math.log(2.5)}
     assert pytest.approx(expected, abs=1e-12) == dict(reading.signals["kl"])
 
@@ -462,14 +479,14 @@ def test_divergence_compares_with_the_pooled_counts() -> None:
 def test_divergence_entropy_is_relative_to_the_classes_of_the_round() -> None:
     """Three classes between the sites: two equal ones are ln 2 of ln 3; a class that nobody holds is none."""
     counts = {"a": {"x": 5, "y": 5, "z": 0, "nobody": 0}, "b": {"z": 4}}
-    values = Divergence(measure="entropy").read(counted(counts), {}).values
+    values = Divergence(measure="entropy", favour="typical").read(counted(counts), {}).values
     assert pytest.approx({"a": LN2 / math.log(3), "b": 0.0}, abs=1e-12) == dict(values)
 
 
 @pytest.mark.parametrize("measure", ["kl", "js", "entropy"])
 def test_divergence_of_a_single_class_is_1(measure: Any) -> None:
     """All sites hold the same label: nothing diverges, and log C = 0 divides nothing."""
-    reading = Divergence(measure=measure).read(counted({"a": {"ill": 3}, "b": {"ill": 9}}), {})
+    reading = Divergence(measure=measure, favour="typical").read(counted({"a": {"ill": 3}, "b": {"ill": 9}}), {})
     assert {"a": 1.0, "b": 1.0} == dict(reading.values)
 
 
@@ -496,9 +513,9 @@ def test_project_simplex_is_the_nearest_point(values: list[float]) -> None:
 
 def test_afl_gives_the_numbers_worked_out_by_hand() -> None:
     """Rate 0.1, losses 1 and 0.5 (mean 0.75), from 1/2 each: 0.525, 0.475. Then losses 10 and 0: 1.025 and -0.025."""
-    first = Afl().read(told(received_loss=[1.0, 0.5]), {})
+    first = Afl(learning_rate=0.1).read(told(received_loss=[1.0, 0.5]), {})
     assert pytest.approx({"a": 0.525, "b": 0.475}, abs=1e-12) == dict(first.values)
-    second = Afl().read(told(2, received_loss=[10.0, 0.0]), first.memory)
+    second = Afl(learning_rate=0.1).read(told(2, received_loss=[10.0, 0.0]), first.memory)
     assert pytest.approx({"a": 1.0, "b": 0.0}, abs=1e-12) == dict(second.values)
 
 
@@ -509,20 +526,22 @@ def test_afl_step_of_all_sites_is_the_published_one() -> None:
     expected = project_simplex(
         {site: memory[f"lambda/{site}"] + 0.1 * f for site, f in zip("abc", losses, strict=True)}
     )
-    assert pytest.approx(expected, abs=1e-12) == dict(Afl().read(told(received_loss=losses), memory).values)
+    assert pytest.approx(expected, abs=1e-12) == dict(
+        Afl(learning_rate=0.1).read(told(received_loss=losses), memory).values
+    )
 
 
 def test_afl_site_that_is_away_keeps_its_weight() -> None:
     """c is away: a and b, with losses 3 and 1, move by 0.1 and -0.1 between them, and c's share waits for it."""
     memory = {"lambda/a": 0.3, "lambda/b": 0.3, "lambda/c": 0.4}
-    reading = Afl().read(told(received_loss=[3.0, 1.0]), memory)
+    reading = Afl(learning_rate=0.1).read(told(received_loss=[3.0, 1.0]), memory)
     assert pytest.approx({"a": 0.4, "b": 0.2}, abs=1e-12) == dict(reading.values)
     assert pytest.approx(0.4, abs=1e-12) == reading.memory["lambda/c"]
 
 
 def test_afl_late_joiner_enters_with_its_part() -> None:
     """Two of four are new: each enters with 1/4, the others keep half of 0.6 and 0.4. All losses are equal."""
-    reading = Afl().read(told(received_loss=[1.0] * 4), {"lambda/a": 0.6, "lambda/b": 0.4})
+    reading = Afl(learning_rate=0.1).read(told(received_loss=[1.0] * 4), {"lambda/a": 0.6, "lambda/b": 0.4})
     assert pytest.approx({"a": 0.3, "b": 0.2, "c": 0.25, "d": 0.25}, abs=1e-12) == dict(reading.values)
 
 
@@ -534,7 +553,7 @@ def test_afl_finds_the_mixture_that_serves_the_worst_site_best() -> None:
     centres, memory, w = np.array([0.0, 0.0, 1.0]), dict[str, float](), 1 / 3
     for number in range(1, 301):
         losses = (w - centres) ** 2 / 2
-        reading = Afl().read(told(number, 300, received_loss=losses.tolist()), memory)
+        reading = Afl(learning_rate=0.1).read(told(number, 300, received_loss=losses.tolist()), memory)
         w, memory = float(np.dot(list(reading.values.values()), centres)), dict(reading.memory)
     assert pytest.approx(0.5, abs=1e-6) == w
     assert pytest.approx(0.5, abs=1e-6) == reading.values["c"]
@@ -545,7 +564,8 @@ def test_afl_finds_the_mixture_that_serves_the_worst_site_best() -> None:
 
 def started(sites: int = 3, seed: int = 1, **settings: Any) -> tuple[Auto, Reading]:
     """The factor and its first round."""
-    factor = Auto(**settings)
+    values: dict[str, Any] = {"objective": "mean", "learning_rate": 1.0, "perturbation": 0.3}
+    factor = Auto(**values | settings)
     return factor, factor.read(told(seed=seed, received_loss=[1.0] * sites), {})
 
 
@@ -621,7 +641,9 @@ def test_auto_keeps_log_weights_within_5() -> None:
 
 def test_auto_late_joiner_enters_with_the_mean() -> None:
     """Known: 1 and 0.5, so 0.75."""
-    reading = Auto().read(told(received_loss=[1.0] * 3), {"beta/a": 1.0, "beta/b": 0.5})
+    reading = Auto(objective="mean", learning_rate=1.0, perturbation=0.3).read(
+        told(received_loss=[1.0] * 3), {"beta/a": 1.0, "beta/b": 0.5}
+    )
     assert pytest.approx(math.exp(0.75), abs=1e-12) == reading.values["c"]
 
 
@@ -639,7 +661,11 @@ def test_auto_finds_a_better_mixture(objective: Any) -> None:
 
     After 150 rounds of comparing candidates on these losses the mixture serves the sites with less than 0.02.
     """
-    ends, memory, factor = np.array([0.0, 1.0, 6.0]), dict[str, float](), Auto(objective=objective)
+    ends, memory, factor = (
+        np.array([0.0, 1.0, 6.0]),
+        dict[str, float](),
+        Auto(objective=objective, learning_rate=1.0, perturbation=0.3),
+    )
 
     def loss(weights: PerSite) -> float:
         shares = np.array(list(weights.values())) / sum(weights.values())

@@ -28,20 +28,24 @@ LABELS = np.arange(N) // (N // 2)
 
 
 def pixels(*shape: int, seed: int = 0) -> npz.Array:
+    """Return random pixels."""
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
 def written(path: Path, **arrays: Any) -> Path:
+    """Write an .npz file of pictures; keyword arguments replace its arrays."""
     np.savez_compressed(path, **({"x": pixels(N, 8, 8), "y": LABELS} | arrays))
     return path
 
 
 def load(path: Path, task: ImageTask = TASK, *, max_skipped: int = 0, split: SplitConfig = WHOLE) -> SiteData:
+    """Return a site's data of an .npz file."""
     config = ArraysData(path=path, max_skipped=max_skipped)
     return load_data(config, task, split, site="berlin", min_examples=2)
 
 
 def error_of(path: Path, task: ImageTask = TASK, *, max_skipped: int = 0) -> str:
+    """Return the sentence with which the data are refused."""
     with pytest.raises(DataError) as caught:
         load(path, task, max_skipped=max_skipped)
     return str(caught.value)

@@ -42,28 +42,33 @@ def image_folder(path: Path, *, each: int = 10, mode: str = "L") -> Path:
 
 
 def load_images(path: Path, task: ImageTask = IMAGES, *, max_skipped: int = 0, **options: Any) -> SiteData:
+    """Return a site's data of a folder of pictures."""
     config = ImageFolderData(path=path, max_skipped=max_skipped)
     return load_data(config, task, options.pop("split", SplitConfig()), site="berlin", min_examples=2, **options)
 
 
 def table_file(path: Path, rows: list[str], *, header: str = HEADER) -> Path:
+    """Write a table of these rows."""
     path.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
     return path
 
 
 def load_table(path: Path, task: TableTask = TABLE, *, max_skipped: int = 0, **options: Any) -> SiteData:
+    """Return a site's data of a table."""
     config = TableData(path=path, max_skipped=max_skipped)
     options.setdefault("min_examples", 2)
     return load_data(config, task, options.pop("split", SplitConfig()), site="lyon", **options)
 
 
 def error_of(call: Any, *args: Any, **options: Any) -> str:
+    """Return the sentence with which the data are refused."""
     with pytest.raises(DataError) as caught:
         call(*args, **options)
     return str(caught.value)
 
 
 def equal(one: SiteData, other: SiteData) -> bool:
+    """Tell whether two sites' data are equal: their cards, and each part bit for bit."""
     parts = [(getattr(one, part), getattr(other, part)) for part in ("train", "validation", "test")]
     return one.card == other.card and all(torch.equal(a.x, b.x) and torch.equal(a.y, b.y) for a, b in parts)
 
@@ -522,6 +527,7 @@ def test_split_of_heart_disease_is_that_of_flamby(tmp_path: Path) -> None:
 
 
 def test_another_validation_seed_draws_other_validation_rows_and_keeps_the_test_rows() -> None:
+    """So that splits differ in one thing only."""
     labels = np.array([0, 1] * 50)
     first, second = (
         split_rows(labels, SplitConfig(test=0.3, validation=0.3, seed=5, validation_seed=seed)) for seed in (0, 1)

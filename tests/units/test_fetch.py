@@ -98,12 +98,14 @@ def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
 
 
 def error_of(file: PublicFile, folder: Path, **options: Any) -> str:
+    """Return the sentence with which a file is refused."""
     with pytest.raises(DataError) as caught:
         bring(file, folder, **options)
     return str(caught.value)
 
 
 def held(folder: Path) -> list[str]:
+    """Return the names of what is in a folder."""
     return sorted(path.name for path in folder.iterdir())
 
 
@@ -125,7 +127,7 @@ def test_download_goes_on_where_it_was_cut_short(home: Home, tmp_path: Path) -> 
     home.cut_at = 300_000
     message = error_of(file, tmp_path)
     assert f"{file.address}: the file was cut short, 300000 of 700000 bytes came; " in message
-    assert message.endswith("run the command again to go on from there") and ["a.bin.part"] == held(tmp_path)
+    assert message.endswith("run the command again to continue from there") and ["a.bin.part"] == held(tmp_path)
     home.cut_at = None
     assert CONTENT == bring(file, tmp_path).read_bytes()
     assert [None, "bytes=300000-"] == home.asked and ["a.bin"] == held(tmp_path)
@@ -160,14 +162,14 @@ def test_corrupted_file_is_named_and_not_kept(home: Home, tmp_path: Path, at: in
     file = home.file()
     home.files["a.bin"] = CONTENT[:at] + bytes([CONTENT[at] ^ 1]) + CONTENT[at + 1 :]
     message = error_of(file, tmp_path)
-    assert message.startswith(f"{file.address} is not the file that is expected: its MD5 is not {file.md5}")
+    assert message.startswith(f"{file.address} is not the expected file: its MD5 is not {file.md5}")
     assert [] == held(tmp_path)
 
 
 def test_corrupted_beginning_from_an_earlier_call_is_found(home: Home, tmp_path: Path) -> None:
     """The checksum is of the whole file, and the call after that starts anew."""
     (tmp_path / "a.bin.part").write_bytes(bytes(1000))
-    assert "is not the file that is expected" in error_of(home.file(), tmp_path)
+    assert "is not the expected file" in error_of(home.file(), tmp_path)
     assert CONTENT == bring(home.file(), tmp_path).read_bytes()
 
 
@@ -203,7 +205,7 @@ def test_silent_server_is_left_and_the_part_is_kept(home: Home, tmp_path: Path) 
     home.pause_after = 5000
     file = home.file()
     message = error_of(file, tmp_path, timeout=0.2)
-    assert f"{file.address}: the server was silent for 0.2 s; run the command again to go on from there" == message
+    assert f"{file.address}: the server was silent for 0.2 s; run the command again to continue from there" == message
     assert CONTENT[:5000] == (tmp_path / "a.bin.part").read_bytes()
 
 
@@ -227,7 +229,7 @@ def test_files_of_a_folder_are_checked_like_those_of_the_network(tmp_path: Path)
     file = PublicFile("a.bin", "http://127.0.0.1:9/a.bin", hashlib.md5(CONTENT).hexdigest())
     assert f"'{source}' has no file 'a.bin', which is needed" == error_of(file, tmp_path / "to", source=source)
     (source / "a.bin").write_bytes(CONTENT[:-1])
-    assert f"'{source / 'a.bin'}' is not the file that is expected" in error_of(file, tmp_path / "to", source=source)
+    assert f"'{source / 'a.bin'}' is not the expected file" in error_of(file, tmp_path / "to", source=source)
     assert [] == held(tmp_path / "to")
     (source / "a.bin").write_bytes(CONTENT)
     assert CONTENT == bring(file, tmp_path / "to", source=source).read_bytes()
@@ -244,6 +246,7 @@ def with_files(home: Home, name: str, files: dict[str, bytes]) -> dict[str, Sour
 
 
 def images(count: int, *shape: int) -> np.ndarray:
+    """Return random images."""
     return np.random.default_rng(count).integers(0, 256, (count, *shape), dtype=np.uint8)
 
 
@@ -271,6 +274,7 @@ def test_cifar10_pool_has_all_batches_in_order(home: Home, tmp_path: Path) -> No
 
 
 def idx(array: np.ndarray) -> bytes:
+    """Return an array in the format of MNIST's files."""
     head = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
     return gzip.compress(head + array.astype(np.uint8).tobytes())
 
@@ -301,7 +305,7 @@ def test_unusable_idx_file_is_a_sentence(home: Home, tmp_path: Path, content: by
 def test_pneumoniamnist_pool_has_all_three_parts(home: Home, tmp_path: Path) -> None:
     """MedMNIST's labels have shape (N, 1); the parts follow each other."""
     parts = {"train": 5, "val": 3, "test": 4}
-    arrays = {f"{part}_images": images(count, 28, 28) for part, count in parts.items()}
+    arrays: dict[str, Any] = {f"{part}_images": images(count, 28, 28) for part, count in parts.items()}
     arrays |= {f"{part}_labels": np.arange(count, dtype=np.uint8)[:, None] % 2 for part, count in parts.items()}
     file = io.BytesIO()
     np.savez(file, **arrays)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -24,6 +25,7 @@ from scripted import (
     Alter,
     ScriptedExchange,
     card_with,
+    completed,
     events,
     make_study,
     problem,
@@ -33,17 +35,19 @@ from scripted import (
 )
 
 from client.data import load_data
-from common.errors import ConsiliumError, DataError, HandshakeMismatch, ProtocolError, StateError, UpdateRejected
-from common.host.text import clean, is_clean
-from common.protocol import (
-    DataCard,
-    FailureReply,
-    FinishReply,
-    HandshakeReply,
-    RoundReply,
-    parse_plan,
-    parse_reply,
+from common.errors import (
+    ConsiliumError,
+    DataError,
+    HandshakeMismatch,
+    ProtocolError,
+    StateError,
+    UpdateRejected,
+    clean,
+    is_clean,
 )
+from common.protocol.cards import DataCard
+from common.protocol.parse import parse_plan, parse_reply
+from common.protocol.replies import FailureReply, FinishReply, HandshakeReply, RoundReply
 from common.study.signals import CLASS_COUNTS, LIMITS
 from common.study.site import ArraysData, ImageFolderData, TableData
 from common.study.strategies import StrategyConfig
@@ -54,7 +58,6 @@ from common.weights.checks import check_names
 from consilium.running.live_view import View
 from server.strategies import ServerState
 from server.study.checkpoint import load_checkpoint, save_checkpoint
-from server.study.run import run_study
 from server.study.run_folder import RunFolder
 
 ESCAPES = "\x1b[2J\x1b[1;1Hround 3/3 done\r\n\x9b31m\u202egnp.exe\u2028\x7f\x00"
@@ -151,6 +154,7 @@ def test_escape_codes_in_the_handshake_never_reach_the_terminal(tmp_path: Path) 
 
 
 def replace_reply(reply: Any) -> Alter:
+    """Replace the reply by any text."""
     return lambda answer: replace(answer, reply=whole(reply), payload=None)
 
 
@@ -258,7 +262,7 @@ def test_of_two_sites_one_may_be_a_thousand_times_larger(tmp_path: Path) -> None
         }
         exchange = ScriptedExchange(script, online=frozenset(SITES[:2]))
         with pytest.raises(ConsiliumError):
-            run_study(replace(study, exchange=exchange), transport={})
+            completed(replace(study, exchange=exchange))
         assert warnings == len(events(folder, "warning"))
 
 
@@ -295,6 +299,7 @@ def test_reply_counts_what_its_handshake_told(tmp_path: Path) -> None:
 
 
 def round_reply(**changes: Any) -> str:
+    """Return a reply of a round as JSON, with some values replaced."""
     good = RoundReply(**STAMP, round=1, num_examples=10, metrics={"global.loss": 0.5})
     return json.dumps(json.loads(good.model_dump_json()) | changes)
 
@@ -302,7 +307,7 @@ def round_reply(**changes: Any) -> str:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"metrics": {f"m{n}": 0.1 for n in range(15_000)}}, "metrics: .* at most 100 items"),
+        ({"metrics": {f"m{n}": 0.1 for n in range(15_000)}}, "metrics: .* at most 100 entries"),
         ({"metrics": {"m" * 101: 0.1}}, "metrics"),
         ({"metrics": {"": 0.1}}, "metrics"),
         ({"metrics": {"a b": 0.1}}, "metrics"),
@@ -330,7 +335,7 @@ def test_handshake_out_of_bounds_is_rejected(changes: dict[str, Any]) -> None:
     """Names of buffers and digests are what they are called."""
     digests = {"initial_digest": "ab", "shared_digest": "ab"}
     versions = dict.fromkeys(("consilium", "flwr", "torch", "torchvision", "python"), "1")
-    good = HandshakeReply(**STAMP, versions=versions, card=CARD, shared_buffers=("bn.mean",), **digests)  # type: ignore[arg-type]
+    good = HandshakeReply(**STAMP, versions=versions, card=CARD, shared_buffers=("bn.mean",), **digests)  # type: ignore[arg-type]  # pydantic reads dictionaries
     values = json.loads(good.model_dump_json())
     assert parse_reply(json.dumps(values), site="berlin")
     for wrong in (changes, {"versions": versions | {"flwr": ESCAPES}}):
@@ -388,11 +393,12 @@ def png(width: int, height: int, *, extra: bytes = b"", rows: int | None = None,
 
 
 def load_folder(folder: Path, **settings: Any) -> Any:
+    """Return a site's data of a folder of pictures."""
     return load_data(ImageFolderData(path=folder, **settings), TASK, SplitConfig(), site="berlin", min_examples=2)
 
 
-READING = """
-import resource, sys
+READER = """
+import json, os, resource, sys
 from pathlib import Path
 from common.study.load import parse_site
 from common.study.task import ImageTask
@@ -400,35 +406,57 @@ from common.study.training import SplitConfig
 from common.errors import DataError
 from client.data import load_data
 task = ImageTask(classes=("no", "yes"), size=4, channels=1)
-data = parse_site({"name": "berlin", "server": "a:1", "ca_certificate": "a", "private_key": "a", "state_dir": "a",
-                   "data": {"kind": sys.argv[1], "path": sys.argv[2]}}, source="test").data
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-try:
-    load_data(data, task, SplitConfig(), site="berlin", min_examples=2)
-except DataError as error:
-    print(error)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+values = {"name": "berlin", "server": "a:1", "ca_certificate": "a", "private_key": "a", "state_dir": "a"}
+for line in sys.stdin:
+    kind, path = json.loads(line)
+    if (child := os.fork()) == 0:
+        data = parse_site(values | {"data": {"kind": kind, "path": path}}, source="test").data
+        before, sentence = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, ""
+        try:
+            load_data(data, task, SplitConfig(), site="berlin", min_examples=2)
+        except DataError as error:
+            sentence = str(error)
+        megabytes = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
+        print(json.dumps([sentence, megabytes]), flush=True)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
 """
 
+ReadApart = Callable[[str, Path], tuple[str, int]]
 
-def read_apart(kind: str, path: Path) -> tuple[str, int]:
-    """Return the sentence of reading some data in a process of its own, and the megabytes that it took."""
-    done = subprocess.run(
-        [sys.executable, "-c", READING, kind, str(path)],
+
+@pytest.fixture(scope="module")
+def read_apart() -> Iterator[ReadApart]:
+    """Return a function that reads data in a process of its own: the sentence of it, and the megabytes that it took.
+
+    The processes are copies of one that has imported what reading needs, which takes most of the time.
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", READER],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
-        timeout=120,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (8 * 2**30, 8 * 2**30)),
-    )
-    assert 0 == done.returncode, done.stderr[-2000:]
-    *sentence, megabytes = done.stdout.splitlines()
-    return "\n".join(sentence), int(megabytes)
+    ) as process:
+        orders, answers = process.stdin, process.stdout
+        assert orders is not None and answers is not None
+
+        def read(kind: str, path: Path) -> tuple[str, int]:
+            print(json.dumps([kind, str(path)]), file=orders, flush=True)
+            sentence, megabytes = json.loads(answers.readline())
+            return sentence, megabytes
+
+        yield read
+        orders.close()
+        assert 0 == process.wait(timeout=60)
 
 
 @pytest.mark.parametrize("side", [8_000, 12_000, 21_000, 30_000])
-def test_picture_that_unpacks_to_gigabytes_is_refused_before_it_does(tmp_path: Path, side: int) -> None:
+def test_picture_that_unpacks_to_gigabytes_is_refused_before_it_does(
+    tmp_path: Path, read_apart: ReadApart, side: int
+) -> None:
     """Below, between and beyond where Pillow warns and refuses; the picture is named, and memory hardly grows."""
     (tmp_path / "no").mkdir()
     content = png(side, side, rows=None if side < 21_000 else 10)
@@ -439,7 +467,7 @@ def test_picture_that_unpacks_to_gigabytes_is_refused_before_it_does(tmp_path: P
     assert megabytes < 60
 
 
-def test_picture_with_a_text_that_unpacks_to_gigabytes_is_refused(tmp_path: Path) -> None:
+def test_picture_with_a_text_that_unpacks_to_gigabytes_is_refused(tmp_path: Path, read_apart: ReadApart) -> None:
     """200 chunks of text that are a megabyte each."""
     content = b"Comment\0\0" + zlib.compress(bytes(1_000_000))
     text = len(content).to_bytes(4, "big") + b"zTXt" + content + zlib.crc32(b"zTXt" + content).to_bytes(4, "big")
@@ -463,11 +491,12 @@ def test_bombs_among_pictures_are_skipped_as_other_unusable_files_are(tmp_path: 
 
 
 def npy(header: str, content: bytes = b"") -> bytes:
+    """Return an .npy file with any header."""
     text = header.encode().ljust(118 - 1) + b"\n"
     return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + content
 
 
-def test_arrays_that_declare_more_than_there_is_are_refused(tmp_path: Path) -> None:
+def test_arrays_that_declare_more_than_there_is_are_refused(tmp_path: Path, read_apart: ReadApart) -> None:
     """Lengths in the archive, shapes in the arrays, arrays of nothing, and images too small to be true."""
     several = {
         "shape.npz": {"x": npy("{'descr': '|u1', 'fortran_order': False, 'shape': (100000, 99, 99)}", bytes(9))},
@@ -503,7 +532,7 @@ def test_images_of_one_pixel_do_not_become_gigabytes(tmp_path: Path) -> None:
         load_data(ArraysData(path=tmp_path / "d.npz"), task, SplitConfig(), site="berlin", min_examples=2)
 
 
-TABLE = TableTask(classes=("no", "yes"), label="ill", columns={"a": {"kind": "number"}})  # type: ignore[dict-item]
+TABLE = TableTask(classes=("no", "yes"), label="ill", columns={"a": {"kind": "number"}})  # type: ignore[dict-item]  # pydantic reads dictionaries
 
 
 def test_table_of_gigabytes_is_refused(tmp_path: Path) -> None:
@@ -530,8 +559,9 @@ def test_parquet_file_of_a_few_kilobytes_does_not_become_millions_of_rows(tmp_pa
 
 
 def saved(folder: Path) -> Path:
+    """Save a checkpoint and return its path."""
     path = folder / "checkpoint.safetensors"
-    state = ServerState(2, INITIAL, frozenset({"bn.count"}), weighting={"share/berlin": 0.5})
+    state = ServerState(2, INITIAL, frozenset({"bn.count"}), shares={"berlin": 0.5})
     save_checkpoint(path, state, run="run-1", study_digest="d1")
     return path
 
@@ -589,20 +619,20 @@ def poisoned(tmp_path: Path) -> Path:
 SCRIPT = str(Path(sys.executable).parent / "consilium")
 
 
-@pytest.mark.parametrize("arguments", [["list"], ["--version"]], ids=lambda value: value[0])
 @pytest.mark.parametrize(
     "command",
-    [[sys.executable, "-m", "consilium"], [sys.executable, "-P", "-m", "consilium"], [SCRIPT]],
-    ids=["module", "safe path", "script"],
+    [
+        [sys.executable, "-m", "consilium", "list"],  # imports all there is
+        [sys.executable, "-m", "consilium", "--version"],
+        [sys.executable, "-P", "-m", "consilium", "--version"],
+        [SCRIPT, "--version"],
+    ],
+    ids=["list", "module", "safe path", "script"],
 )
-def test_nothing_is_imported_from_the_working_directory(
-    poisoned: Path, command: list[str], arguments: list[str]
-) -> None:
+def test_nothing_is_imported_from_the_working_directory(poisoned: Path, command: list[str]) -> None:
     """A user's `common.py` or `server/` is a file like any other."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(
-        [*command, *arguments], cwd=poisoned, env=environment, capture_output=True, text=True, timeout=120
-    )
+    done = subprocess.run(command, cwd=poisoned, env=environment, capture_output=True, text=True, timeout=120)
     assert 0 == done.returncode, done.stderr[-2000:]
 
 
@@ -615,7 +645,7 @@ if __name__ == "__main__":
     from concurrent.futures import ProcessPoolExecutor
     runner.run_cell = runner.read_cell
     try:
-        list(runner._run({"a": "b", "c": "d"}, {}, Path("."), jobs=2))
+        list(runner._run({"a": "b"}, {}, Path("."), jobs=2))
     except TypeError as error:
         print("a child answered:", error)
 """

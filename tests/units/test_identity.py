@@ -28,26 +28,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import ConfigError, StateError
-from common.host.identity import (
-    MAX_PEM_BYTES,
-    SITE_NAME,
+from common.host.certificates import (
     certificate_hosts,
     check_site_certificate,
-    fingerprint,
     fingerprint_of_certificate,
-    make_signing_request,
-    make_site_key,
-    make_study_key,
     read_authorities,
     read_certificate,
-    read_private_key,
-    read_public_key,
+)
+from common.host.keys import MAX_PEM_BYTES, fingerprint, make_site_key, read_private_key, read_public_key
+from common.host.signing_requests import (
+    SITE_NAME,
+    make_signing_request,
     read_signing_request,
-    read_study_key,
-    read_study_public,
     request_path,
     signing_request,
 )
+from common.host.study_key import make_study_key, read_study_key, read_study_public
 from common.study.site import SiteConfig
 from server.operations.authority import (
     DAYS_BEFORE,
@@ -74,10 +70,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def certificate(path: Path) -> x509.Certificate:
+    """Return a certificate from a file."""
     return x509.load_pem_x509_certificate(path.read_bytes())
 
 
 def pem(found: x509.Certificate) -> bytes:
+    """Return a certificate in PEM."""
     return found.public_bytes(Encoding.PEM)
 
 
@@ -223,6 +221,7 @@ def test_request_with_another_kind_of_key_is_refused() -> None:
 
 
 def tlv(tag: int, content: bytes) -> bytes:
+    """Return a value of ASN.1 in DER: tag, length, content."""
     length = bytes([len(content)]) if len(content) < 128 else bytes([0x81, len(content)])
     return bytes([tag]) + length + content
 
@@ -311,6 +310,7 @@ def test_names_are_those_of_the_settings() -> None:
 
 
 def site_key() -> ec.EllipticCurvePrivateKey:
+    """Return a new key of a site."""
     return ec.generate_private_key(P256)
 
 
@@ -379,7 +379,7 @@ def test_what_is_no_certificate_is_refused_with_a_sentence(content: bytes) -> No
     """Wherever one is read."""
     for read in (fingerprint_of_certificate, read_certificate, read_authorities):
         with pytest.raises(ConfigError, match="not a certificate"):
-            read(content)  # type: ignore[operator]
+            read(content)
 
 
 # --- the authority and the server's certificate -----------------------------------------------------
@@ -471,6 +471,7 @@ def test_host_that_no_certificate_can_name_is_refused(tmp_path: Path) -> None:
 
 
 def trusted(folder: Path) -> list[x509.Certificate]:
+    """Return the authorities that a folder trusts."""
     return read_authorities((folder / "ca.pem").read_bytes())
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from client.data import Examples
 from client.models import Model, build_model, get_weights, load_pretrained, set_weights, train_mode
-from client.training.local_work import evaluate
+from client.training.evaluation import evaluate
 from common.errors import ModelError
 from common.study.training import ModelConfig, PretrainedConfig
 
@@ -71,10 +71,10 @@ def equal(expected: dict[str, Any], seen: dict[str, Any]) -> bool:
 )
 def test_build_depends_on_the_seed_alone(name: str, shape: tuple[int, ...]) -> None:
     """Equal seeds give equal weights, another seed gives others, and the global generators stay where they were."""
-    before = (torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate())  # type: ignore[index]
+    before = (torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate())  # type: ignore[index]  # a tuple unless asked otherwise
     first, again, other = (get_weights(build(name, shape, seed=seed).module) for seed in (1, 1, 2))
     assert torch.equal(before[0], torch.get_rng_state())
-    assert before[1:] == (np.random.get_state()[1].tolist(), random.getstate())  # type: ignore[index]
+    assert before[1:] == (np.random.get_state()[1].tolist(), random.getstate())  # type: ignore[index]  # a tuple unless asked otherwise
     assert equal(first, again)
     assert not equal(first, other)
 
@@ -253,13 +253,13 @@ def test_mlp_bn_is_an_mlp_with_batch_norm_after_every_linear_layer() -> None:
     linears = {"backbone.layer1.linear.weight", "backbone.layer2.linear.weight", "head.weight", "head.bias"}
     assert norms | linears == set(model.names)
     generator = np.random.default_rng(0)
-    weights = {
+    weights: dict[str, Any] = {
         name: array if name.endswith("tracked") else generator.uniform(0.5, 1.5, array.shape).astype(np.float32)
         for name, array in get_weights(model.module).items()
     }
     set_weights(model.module, weights)
     x = generator.normal(size=(6, *ROW)).astype(np.float32)
-    expected = x
+    expected: Any = x
     for layer in ("backbone.layer1", "backbone.layer2"):
         weight, bias, mean, variance = (weights[f"{layer}.norm.{name}"] for name in NORM_ARRAYS[:4])
         expected = expected @ weights[f"{layer}.linear.weight"].T
@@ -528,7 +528,7 @@ def test_pretrained_real_squeezenet_loads_strictly() -> None:
 FRESH = """
 import sys
 from client.models import build_model
-from common.study.config import ModelConfig
+from common.study.training import ModelConfig
 build_model(ModelConfig(name="linear"), input_shape=(3,), num_outputs=1, weights_dir=None, seed=0)
 assert "torchvision" not in sys.modules, "a table study must not need torchvision"
 import client.models.vision as vision
@@ -573,6 +573,7 @@ def test_resnet20_computes_what_its_published_weights_were_trained_for(tmp_path:
 
 
 def test_squeezenet_averages_before_its_last_convolution_and_computes_the_same() -> None:
+    """A 1 x 1 convolution and a mean commute."""
     model = build("squeezenet1_0", (3, 64, 64), outputs=10)
     x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     model.module.eval()

@@ -19,8 +19,8 @@ from client.flower.message import plan_of
 from client.site.readings import NO_PART_OF_WHAT_IS_EVALUATED, READINGS, Readings
 from client.site.state_folder import TEST_SCORES, StateFolder
 from common.errors import CohortTooSmall, ProtocolError, StateError
-from common.protocol import RoundPlan
-from common.protocol import TestCounts as Counts
+from common.protocol.counts import TestCounts as Counts
+from common.protocol.plans import RoundPlan
 from common.study.load import load_site
 from common.study.study import StudyConfig
 from consilium.running.in_process import Answering, run_in_process
@@ -30,6 +30,7 @@ A, B, C = ("a" * 64, "b" * 64, "c" * 64)
 
 
 def of(path: Path, study: StudyConfig, *, data: str = "d") -> Readings:
+    """Return the readings of a site."""
     return Readings.of(load_site(path), study, data=data)
 
 
@@ -146,6 +147,7 @@ def test_damaged_readings_stop_the_site_and_are_kept(content: str, berlin: Path,
 
 
 def run(study: StudyConfig, sites: Mapping[str, Path], folder: Path) -> Any:
+    """Run a federation and return its result."""
     run_in_process(study, sites, folder)
     return json.loads((folder / "result.json").read_text())
 

@@ -9,15 +9,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from common.errors import ConfigError, ProtocolError, StateError
-from common.host.identity import (
-    SigningRequest,
+from common.host.certificates import (
     check_site_certificate,
     fingerprint_of_certificate,
     read_authorities,
     read_certificate,
-    read_signing_request,
-    signing_request,
 )
+from common.host.signing_requests import SigningRequest, read_signing_request, signing_request
 from server.operations.authority import make_server_identity, read_authority
 from server.wire.registry import Registry
 

@@ -5,21 +5,29 @@ import io
 import json
 import math
 import re
+import tomllib
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from jinja2 import UndefinedError
+from paths import ROOT
+from pydantic import ValidationError
 from rich.console import Console
 
-from common.errors import ProtocolError, StateError
-from consilium.report.page import render_html, write_report
-from consilium.report.report import ROUND_COLUMNS, build_report, print_table
+from common.errors import StateError
+from common.results import RunResult
+from consilium.findings.pages import render
+from consilium.report.files import ROUND_COLUMNS, write_report
+from consilium.report.page import render_page
+from consilium.report.report import Report, build_report
+from consilium.report.terminal import print_report
 
 NASTY = "<script>alert('x')</script>"
 
 
-def site(pairs: tuple[int, int, int, int], *, majority: int, global_: int | None) -> dict[str, Any]:
+def site_values(pairs: tuple[int, int, int, int], *, majority: int, global_: int | None) -> dict[str, Any]:
     """Return one site of a result, as the server writes it."""
     both, only_local, only_personal, _ = pairs
     test = {
@@ -36,13 +44,14 @@ def site(pairs: tuple[int, int, int, int], *, majority: int, global_: int | None
         "num_train": 3 * sum(pairs),
         "num_validation": sum(pairs),
         "num_test": sum(pairs),
+        "num_skipped": 0,
         "classes": ["benign", NASTY],
         "class_counts": None,
         "test": test,
     }
 
 
-def round_(number: int, *, shift: float = 0.0) -> dict[str, Any]:
+def round_values(number: int, *, shift: float = 0.0) -> dict[str, Any]:
     """Return one round: lyon is rejected in round 2, porto never has validation numbers."""
     metrics = {
         "global.loss": 1.0 / number,
@@ -74,8 +83,8 @@ def round_(number: int, *, shift: float = 0.0) -> dict[str, Any]:
     }
 
 
-def result(*, has_global: bool = True, shift: float = 0.0) -> dict[str, Any]:
-    """Return a finished study of three sites: joining helps berlin, hurts porto, is unclear at lyon."""
+def values_of_result(*, has_global: bool = True, shift: float = 0.0) -> dict[str, Any]:
+    """Return `result.json` of three sites: joining helps berlin, hurts porto, is unclear at lyon."""
     return {
         "schema": 1,
         "run": "run-1",
@@ -84,6 +93,7 @@ def result(*, has_global: bool = True, shift: float = 0.0) -> dict[str, Any]:
             "sites": ["porto", "berlin", "lyon"],
             "seed": 42,
             "rounds": 3,
+            "task": {"kind": "images", "classes": ["benign", NASTY], "size": 28},
             "method": {"kind": "fine_tune"},
             "model": {"name": "small_cnn", "pretrained": {"file": NASTY}},
         },
@@ -92,21 +102,32 @@ def result(*, has_global: bool = True, shift: float = 0.0) -> dict[str, Any]:
         "tls": True,
         "started": "2026-11-20T09:40:00Z",
         "seconds": 93.1,
-        "versions": {"consilium": "0.1.0"},
+        "versions": dict.fromkeys(("consilium", "flwr", "torch", "torchvision", "python"), "0.1.0"),
         "warnings": [f"a file was skipped: {NASTY}"],
-        "rounds": [round_(number, shift=shift) for number in (1, 2, 3)],
+        "scale": {"by": "study"},
+        "rounds": [round_values(number, shift=shift) for number in (1, 2, 3)],
         "sites": {
-            "berlin": site((175, 3, 17, 5), majority=40, global_=170 if has_global else None),
-            "lyon": site((90, 6, 8, 16), majority=50, global_=92 if has_global else None),
-            "porto": site((62, 12, 2, 4), majority=30, global_=60 if has_global else None),
+            "berlin": site_values((175, 3, 17, 5), majority=40, global_=170 if has_global else None),
+            "lyon": site_values((90, 6, 8, 16), majority=50, global_=92 if has_global else None),
+            "porto": site_values((62, 12, 2, 4), majority=30, global_=60 if has_global else None),
         },
     }
 
 
-def table_of(report: dict[str, Any], width: int) -> str:
+def result(values: dict[str, Any] | None = None, *, shift: float = 0.0) -> RunResult:
+    """Return a finished run's result; what is wrong in its values is refused, as in a real one."""
+    return RunResult.model_validate(values_of_result(shift=shift) if values is None else values)
+
+
+def json_of(values: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return what `report.json` holds of a result."""
+    return build_report(result(values)).as_json()
+
+
+def table_of(report: Report, width: int) -> str:
     """Return what is printed to a file of that width."""
     file = io.StringIO()
-    print_table(report, Console(file=file, width=width))
+    print_report(report, Console(file=file, width=width))
     return file.getvalue()
 
 
@@ -141,7 +162,7 @@ class Page(HTMLParser):
 
 def test_report_holds_proportions_differences_and_intervals() -> None:
     """berlin: 40, 178, 170 and 192 of 200; the difference is 17 - 3 pairs of 200: McNemar's z is 14 / sqrt(20)."""
-    berlin = build_report(result())["sites"]["berlin"]
+    berlin = json_of()["sites"]["berlin"]
     assert berlin["metrics"] == {"majority": 0.2, "local": 0.89, "global": 0.85, "personal": 0.96}
     assert berlin["personal_minus_local"] == pytest.approx(0.07)
     assert berlin["p"] == pytest.approx(math.erfc(14 / math.sqrt(40)))
@@ -154,7 +175,7 @@ def test_report_holds_proportions_differences_and_intervals() -> None:
 
 def test_summary_is_the_mean_the_weighted_mean_and_the_worst_site() -> None:
     """local: 178 of 200, 96 of 120, 74 of 80; the worst difference is porto's, and has no interval."""
-    summary = build_report(result())["summary"]
+    summary = json_of()["summary"]
     assert summary["mean"]["metrics"]["local"] == pytest.approx((0.89 + 0.8 + 0.925) / 3)
     assert summary["weighted_mean"]["metrics"]["local"] == pytest.approx((178 + 96 + 74) / 400)
     assert summary["worst"]["metrics"]["local"] == pytest.approx(0.8)
@@ -165,15 +186,17 @@ def test_summary_is_the_mean_the_weighted_mean_and_the_worst_site() -> None:
 def test_report_keeps_everything_else_and_its_input() -> None:
     """The result's own keys pass through, sites come in the study's order, the input is untouched."""
     given = result()
-    report = build_report(given)
+    report, values = build_report(given).as_json(), given.model_dump(mode="json")
     assert given == result()
-    assert {key: given[key] for key in given if key != "sites"} == {key: report[key] for key in given if key != "sites"}
+    assert {key: values[key] for key in values if key != "sites"} == {
+        key: report[key] for key in values if key != "sites"
+    }
     assert list(report["sites"]) == ["porto", "berlin", "lyon"]
 
 
 def test_headlines_say_helps_hurts_or_no_clear_effect() -> None:
     """One sentence per site; clear only if the interval excludes 0, also once the three sites are counted."""
-    porto, berlin, lyon = build_report(result())["headlines"]
+    porto, berlin, lyon = json_of()["headlines"]
     assert berlin == "Joining helps berlin: 0.89 -> 0.96 (+0.07, 95 % interval +0.03 to +0.12)."
     assert lyon.startswith("Joining shows no clear effect at lyon: 0.80 -> 0.82 (+0.02, 95 % interval -0.0")
     assert porto.startswith("Joining hurts porto: ")
@@ -181,27 +204,28 @@ def test_headlines_say_helps_hurts_or_no_clear_effect() -> None:
 
 def test_verdict_that_is_clear_alone_is_not_clear_among_many_sites() -> None:
     """15 against 5 pairs: mid-p 0.027, and 0.053 after Holm (two of three are left after porto's); the page says it."""
-    given = result()
-    given["sites"]["berlin"] = site((175, 5, 15, 5), majority=40, global_=170)
-    report = build_report(given)
-    berlin = report["sites"]["berlin"]
+    given = values_of_result()
+    given["sites"]["berlin"] = site_values((175, 5, 15, 5), majority=40, global_=170)
+    report = build_report(result(given))
+    berlin = report.as_json()["sites"]["berlin"]
     assert berlin["p"] < 0.05 < berlin["p_adjusted"] < 0.06
-    assert report["headlines"][1].startswith("Joining shows no clear effect at berlin: 0.90 -> 0.95 (+0.05, 95 %")
-    assert report["headlines"][1].endswith("not clear once all sites are counted).")
-    assert "Of 3 sites, joining clearly helps 0 and clearly hurts 1." in render_html(report)
+    assert report.headlines["berlin"].startswith("Joining shows no clear effect at berlin: 0.90 -> 0.95 (+0.05, 95 %")
+    assert report.headlines["berlin"].endswith("not clear once all sites are counted).")
+    assert "Of 3 sites, joining clearly helps 0 and clearly hurts 1." in render_page(report)
 
 
 def test_site_with_few_test_patients_has_no_sentence_about_joining() -> None:
     """Nine test examples, all better: no interval and no verdict; the page says how many such sites there are."""
-    given = result()
-    given["sites"]["lyon"] = site((0, 0, 9, 0), majority=4, global_=9)
-    report = build_report(given)
-    assert report["sites"]["lyon"]["verdict"] == "too_few"
-    assert report["sites"]["lyon"]["intervals"]["personal_minus_local"] is None
-    assert report["headlines"][2] == (
+    given = values_of_result()
+    given["sites"]["lyon"] = site_values((0, 0, 9, 0), majority=4, global_=9)
+    report = build_report(result(given))
+    lyon = report.as_json()["sites"]["lyon"]
+    assert lyon["verdict"] == "too_few"
+    assert lyon["intervals"]["personal_minus_local"] is None
+    assert report.headlines["lyon"] == (
         "Too little to tell what joining does at lyon: 0.00 -> 1.00 (no interval: fewer than 10 test patients)."
     )
-    text = Page(render_html(report)).text
+    text = Page(render_page(report)).text
     assert "1 has fewer than 10 test patients." in text
     assert "Too little to tell" in text
     assert "lyon" in table_of(report, 80)
@@ -209,18 +233,18 @@ def test_site_with_few_test_patients_has_no_sentence_about_joining() -> None:
 
 def test_site_whose_data_contradict_the_others_is_warned_about() -> None:
     """The model of all sites is right on 5 of 200, the most frequent class on 120, the site's own model on 180."""
-    given = result()
-    given["sites"]["berlin"] = site((0, 180, 5, 15), majority=120, global_=5)
-    report = build_report(given)
-    assert len(report["warnings"]) == len(given["warnings"]) + 1
-    assert "'berlin' contradicts the others" in report["warnings"][-1]
+    given = values_of_result()
+    given["sites"]["berlin"] = site_values((0, 180, 5, 15), majority=120, global_=5)
+    report = build_report(result(given))
+    assert len(report.warnings) == len(given["warnings"]) + 1
+    assert "'berlin' contradicts the others" in report.warnings[-1]
 
 
 def test_headline_of_a_clear_effect_never_prints_a_bound_of_zero() -> None:
     """6 of 1000 pairs for joining, none against: the low bound is above 0, and said with enough digits."""
-    given = result()
-    given["sites"] = {"berlin": site((900, 0, 6, 94), majority=500, global_=900)}
-    report = build_report(given)
+    given = values_of_result()
+    given["sites"] = {"berlin": site_values((900, 0, 6, 94), majority=500, global_=900)}
+    report = json_of(given)
     low = report["sites"]["berlin"]["intervals"]["personal_minus_local"][0]
     assert 0 < low < 0.005
     assert f"interval +{low:.3f} to" in report["headlines"][0]
@@ -228,10 +252,11 @@ def test_headline_of_a_clear_effect_never_prints_a_bound_of_zero() -> None:
 
 def test_no_global_model_is_none_in_json_and_a_dash_in_the_tables() -> None:
     """A method without a global model gives None everywhere; no number stands in for it."""
-    report = build_report(result(has_global=False))
-    every = [*report["sites"].values(), *(report["summary"][name] for name in ("mean", "weighted_mean", "worst"))]
-    assert all(values["metrics"]["global"] is None and values["intervals"]["global"] is None for values in every)
-    assert "<td>\N{EN DASH}</td>" in render_html(report)
+    report = build_report(result(values_of_result(has_global=False)))
+    values = report.as_json()
+    every = [*values["sites"].values(), *(values["summary"][name] for name in ("mean", "weighted_mean", "worst"))]
+    assert all(each["metrics"]["global"] is None and each["intervals"]["global"] is None for each in every)
+    assert "<td>\N{EN DASH}</td>" in render_page(report)
     for width in (80, 140):
         berlin = next(line for line in table_of(report, width).splitlines() if line.startswith("berlin"))
         assert "\N{EN DASH}" in berlin
@@ -239,27 +264,27 @@ def test_no_global_model_is_none_in_json_and_a_dash_in_the_tables() -> None:
 
 def test_site_without_a_test_result_is_named_and_not_averaged() -> None:
     """A site that never answered the last plan has dashes, and the mean says over how many sites it is."""
-    given = result()
+    given = values_of_result()
     given["sites"]["lyon"]["test"] = None
-    report = build_report(given)
-    assert "There is no test result from lyon." in report["headlines"]
-    assert report["summary"]["num_sites"] == 2
+    report = build_report(result(given))
+    assert report.headlines["lyon"] == "There is no test result from lyon."
+    assert report.as_json()["summary"]["num_sites"] == 2
     assert "mean of 2" in table_of(report, 140)
-    assert "Nothing to compare" in render_html(report)
+    assert "Nothing to compare" in render_page(report)
 
 
 def test_counts_that_cannot_be_are_refused() -> None:
-    """Pairs that contradict the totals, or a field that is wrong, name the site."""
+    """Pairs that contradict the totals, or a field that is wrong: the error names the site."""
     for key, value in (("personal", 3), ("num_test", "many")):
-        given = result()
+        given = values_of_result()
         given["sites"]["lyon"]["test"][key] = value
-        with pytest.raises(ProtocolError, match="site 'lyon'"):
-            build_report(given)
+        with pytest.raises(ValidationError, match=r"sites\.lyon\.test"):
+            result(given)
 
 
 def test_comparisons_have_their_own_numbers_and_curves() -> None:
     """Another run gets the same form; a curve is the mean over the sites that have the metric."""
-    report = build_report(result(), [{"label": "random start", "result": result(shift=-0.2)}])
+    report = build_report(result(), {"random start": result(shift=-0.2)}).as_json()
     (other,) = report["comparisons"]
     assert other["label"] == "random start"
     assert other["summary"] == report["summary"]
@@ -269,17 +294,18 @@ def test_comparisons_have_their_own_numbers_and_curves() -> None:
 
 
 def test_rounds_in_which_nobody_measured_are_no_gaps_in_a_curve() -> None:
-    given = result()
+    """A round without measurements is left out of the curves, not of the rounds."""
+    given = values_of_result()
     for values in given["rounds"][1]["sites"].values():
         values["metrics"] = {"train.loss": 0.7}
-    report = build_report(given)
+    report = json_of(given)
     assert report["curves"]["round"] == [1, 3]
     assert None not in report["curves"]["global.accuracy"]
     assert len(report["rounds"]) == 3
     for each in given["rounds"]:
         for values in each["sites"].values():
             values["metrics"] = {}
-    assert build_report(given)["curves"]["round"] == [1, 2, 3]
+    assert json_of(given)["curves"]["round"] == [1, 2, 3]
 
 
 # --- the files -------------------------------------------------------------------------------------
@@ -287,16 +313,16 @@ def test_rounds_in_which_nobody_measured_are_no_gaps_in_a_curve() -> None:
 
 def test_write_report_round_trips_json(tmp_path: Path) -> None:
     """report.json is the report."""
-    report = build_report(result(), [{"label": "random start", "result": result()}])
+    report = build_report(result(), {"random start": result()})
     write_report(tmp_path / "new", report)
-    assert json.loads((tmp_path / "new" / "report.json").read_text(encoding="utf-8")) == report
+    assert json.loads((tmp_path / "new" / "report.json").read_text(encoding="utf-8")) == report.as_json()
     assert {"report.json", "rounds.csv", "report.html"} == {path.name for path in (tmp_path / "new").iterdir()}
 
 
 def test_write_report_refuses_a_number_that_is_not_finite(tmp_path: Path) -> None:
     """NaN is not JSON: nothing is written."""
     with pytest.raises(ValueError, match="JSON"):
-        write_report(tmp_path, build_report(result() | {"seconds": float("nan")}))
+        write_report(tmp_path, build_report(result().model_copy(update={"seconds": float("nan")})))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -329,7 +355,7 @@ def test_rounds_csv_has_one_row_per_round_and_site(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def html() -> str:
     """Return the page of a study with a comparison."""
-    return render_html(build_report(result(), [{"label": f"random {NASTY}", "result": result(shift=-0.2)}]))
+    return render_page(build_report(result(), {f"random {NASTY}": result(shift=-0.2)}))
 
 
 def test_page_loads_nothing(html: str) -> None:
@@ -385,14 +411,29 @@ def test_charts_take_the_colours_of_the_page(html: str) -> None:
 
 def test_page_is_the_same_every_time(html: str) -> None:
     """No date, no random name: the same result gives the same bytes."""
-    assert html == render_html(build_report(result(), [{"label": f"random {NASTY}", "result": result(shift=-0.2)}]))
+    assert html == render_page(build_report(result(), {f"random {NASTY}": result(shift=-0.2)}))
 
 
 def test_page_of_a_study_without_rounds_or_sites_still_opens() -> None:
     """The thinnest result there can be."""
-    report = build_report({"seed": 1, "sites": {}})
-    assert "<h1>study</h1>" in render_html(report)
+    report = build_report(result(values_of_result() | {"rounds": [], "sites": {}, "warnings": []}))
+    assert "<h1>demo</h1>" in render_page(report)
     assert "site" in table_of(report, 80)
+
+
+def test_template_that_lacks_a_value_is_an_error() -> None:
+    """No page with a hole in it: what a template names must be given."""
+    with pytest.raises(UndefinedError, match="'name' is undefined"):
+        render("consilium.report", "report.html.j2", {})
+
+
+def test_templates_are_data_of_their_packages() -> None:
+    """Every template lies in a package that pyproject.toml ships with its data."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    shipped = set(project["tool"]["setuptools"]["package-data"])
+    folders = {path.parent.parent for path in ROOT.glob("consilium/**/templates/*")}
+    assert {"consilium.findings", "consilium.report", "consilium.comparison"} == shipped
+    assert {".".join(folder.relative_to(ROOT).parts) for folder in folders} == shipped
 
 
 # --- the terminal ----------------------------------------------------------------------------------
@@ -408,7 +449,7 @@ def test_table_fits_and_shows_numbers_and_sentences(width: int) -> None:
     assert "…" not in text
     for expected in ("[0.84, 0.93]", "[-0.22, -0.04]", "+0.07", "worst"):
         assert expected in table
-    assert report["headlines"] == text.strip().splitlines()[-3:]
+    assert list(report.headlines.values()) == text.strip().splitlines()[-3:]
 
 
 def test_wide_table_has_number_and_interval_on_one_line() -> None:

@@ -6,6 +6,7 @@ import math
 import os
 import stat
 from collections import Counter
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from safetensors import safe_open
 from safetensors.numpy import save_file
+from scripted import ScriptedExchange, make_study
 
 from common.errors import StateError
+from common.events.run import RoundFinished, RunFinished, RunResumed, RunStarted, RunWarning
 from common.host.files import check_writable, write_atomically
+from common.results import RunResult
 from common.seeds import seed_for
 from common.study.study import StudyConfig
 from common.study.task import ImageTask
@@ -25,6 +30,7 @@ from common.weights.arrays import Array, digest
 from server.strategies import ServerState
 from server.study.checkpoint import load_checkpoint, save_checkpoint, save_weights
 from server.study.cohort import choose_cohort
+from server.study.run import run_study
 from server.study.run_folder import RunFolder
 
 SITES = ("berlin", "lyon", "madrid", "paris", "rome")
@@ -61,6 +67,7 @@ def blocked(path: Path) -> Path:
 
 
 def cohort_study(num_sites: int, fraction: float) -> StudyConfig:
+    """Return a study that asks a fraction of many sites."""
     sites = tuple(f"site-{number:03d}" for number in range(num_sites))
     return StudyConfig(name="cohort", sites=sites, task=ImageTask(classes=("a", "b")), cohort_fraction=fraction)
 
@@ -116,7 +123,7 @@ def test_cohort_depends_on_seed_and_round() -> None:
 
 
 def test_seed_is_the_same_on_every_machine() -> None:
-    """The first 31 bits of `printf '42\\x1fround\\x1f3\\x1fberlin' | sha256sum`."""
+    r"""The first 31 bits of `printf '42\x1fround\x1f3\x1fberlin' | sha256sum`."""
     assert 0x7C07A2BF >> 1 == seed_for(42, "round", 3, "berlin")
 
 
@@ -192,6 +199,7 @@ def test_unwritable_folder_is_told_with_what_it_is_for(tmp_path: Path) -> None:
 
 
 def bits(state: ServerState) -> tuple[int, str, str]:
+    """Return all there is to compare of a state."""
     return state.round, digest(state.weights), digest(state.memory)
 
 
@@ -199,6 +207,40 @@ def test_checkpoint_comes_back_bit_for_bit(tmp_path: Path) -> None:
     """Round, weights and memory: float32, float64, int64 beyond 2**53, 0-d, empty, and names with slashes."""
     save_checkpoint(tmp_path / "c", STATE, run="run-1", study_digest="abc")
     assert bits(STATE) == bits(load_checkpoint(tmp_path / "c", study_digest="abc"))
+
+
+def test_checkpoint_holds_every_field_of_the_state(tmp_path: Path) -> None:
+    """Nothing that passes from round to round is lost at a restart: each field of the state comes back equal."""
+    one: dict[str, Array] = {"w": np.arange(3.0)}
+    state = ServerState(
+        round=7,
+        weights=one,
+        buffers=frozenset({"w"}),
+        memory=one,
+        along={"control/w": np.ones(2)},
+        weighting={"afl/lambda/berlin": 1 / 3},
+        shares={"berlin": 2 / 3, "rome": 1 / 3},
+        held=one,
+        link=one,
+        holders=frozenset({"rome"}),
+        asked={"berlin": 7},
+        accepted={"berlin": 6},
+    )
+    save_checkpoint(tmp_path / "c", state, run="run-1", study_digest="abc")
+    loaded = load_checkpoint(tmp_path / "c", study_digest="abc")
+    for field in fields(ServerState):
+        expected = getattr(state, field.name)
+        assert expected, f"{field.name} is empty here, so nothing is tested"
+        np.testing.assert_equal(getattr(loaded, field.name), expected, field.name)
+
+
+def test_checkpoint_of_another_layout_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that another release began is finished by that release: what it kept may be missing here."""
+    monkeypatch.setattr("server.study.checkpoint.LAYOUT", "1")
+    save_checkpoint(tmp_path / "c", STATE, run="run-1", study_digest="abc")
+    monkeypatch.undo()
+    with pytest.raises(StateError, match="was written by another release of consilium"):
+        load_checkpoint(tmp_path / "c", study_digest="abc")
 
 
 def test_checkpoint_keeps_only_the_last_state(tmp_path: Path) -> None:
@@ -278,27 +320,33 @@ def test_final_weights_are_the_same_file_every_time(tmp_path: Path) -> None:
 # --- records ---------------------------------------------------------------------------------------
 
 
+STARTED = RunStarted(rounds=1, sites=(), quorum=1, method="fedavg", strategy="fedavg", codec="identity")
+ROUND = RoundFinished(round=1, asked=("berlin",), seconds=0.5)
+
+
 def names(folder: RunFolder) -> list[str]:
-    return [event["event"] for event in folder.read_events()]
+    """Return what a run's log calls its events."""
+    return [event.name for event in folder.read_events()]
 
 
 def test_events_are_appended_and_read_back(tmp_path: Path) -> None:
     """In the order written, with a time in UTC and the fields given, also non-ASCII and line breaks."""
     folder = RunFolder(tmp_path / "run")
     assert [] == folder.read_events()
-    folder.log("started", sites=["köln", "two\nlines\u2028three"])
-    folder.log("round", round=1, seconds=0.5)
+    folder.log(RunWarning(message="köln: two\nlines\u2028three"))
+    folder.log(ROUND)
     first, second = folder.read_events()
-    assert ("started", ["köln", "two\nlines\u2028three"]) == (first["event"], first["sites"])
-    assert ("round", 1, 0.5) == (second["event"], second["round"], second["seconds"])
-    assert first["time"] <= second["time"] and first["time"].endswith("+00:00")
+    assert isinstance(first, RunWarning) and first.message == "köln: two\nlines\u2028three"
+    assert ROUND == second
+    lines = folder.events.read_text(encoding="utf-8").splitlines()
+    assert 2 == len(lines) and all(json.loads(line)["time"].endswith("+00:00") for line in lines)
 
 
 def test_events_are_read_without_an_unfinished_last_line(tmp_path: Path) -> None:
     """Whoever reads while the server writes sees whole events, and the rest at the next reading."""
     folder = RunFolder(tmp_path)
-    folder.log("started")
-    folder.log("round", round=1)
+    folder.log(STARTED)
+    folder.log(ROUND)
     whole = folder.events.read_bytes()
     start = whole.index(b"\n") + 1
     for length in range(start, len(whole)):
@@ -311,37 +359,42 @@ def test_events_are_read_without_an_unfinished_last_line(tmp_path: Path) -> None
 def test_events_go_on_after_a_line_that_a_crash_cut_off(tmp_path: Path) -> None:
     """A run that is resumed appends to the log of the crashed one; the cut line swallows no event and stops nobody."""
     folder = RunFolder(tmp_path)
-    folder.log("started")
-    folder.log("round", round=1)
+    folder.log(STARTED)
+    folder.log(ROUND)
     folder.events.write_bytes(folder.events.read_bytes()[:-9])
-    folder.log("resumed", round=0)
-    folder.log("round", round=1)
+    folder.log(RunResumed(round=0))
+    folder.log(ROUND)
     assert ["started", "resumed", "round"] == names(folder)
 
 
 def test_event_in_an_unwritable_folder_is_a_state_error(tmp_path: Path) -> None:
     """The audit trail is not optional."""
     with pytest.raises(StateError, match=r"cannot write '.*events\.jsonl'"):
-        RunFolder(blocked(tmp_path / "file")).log("started")
+        RunFolder(blocked(tmp_path / "file")).log(STARTED)
 
 
 @pytest.mark.usefixtures("full_disk")
 def test_event_on_a_full_disk_is_a_state_error(tmp_path: Path) -> None:
     """The same for a disk without space."""
     with pytest.raises(StateError, match="No space left"):
-        RunFolder(tmp_path).log("started")
+        RunFolder(tmp_path).log(STARTED)
 
 
 def test_event_with_a_number_that_is_none_is_refused(tmp_path: Path) -> None:
     """NaN is not JSON: a reader in another language would stumble over it."""
+    with pytest.raises(ValidationError, match="finite number"):
+        RunFinished(seconds=float("nan"))
     with pytest.raises(ValueError, match="JSON"):
-        RunFolder(tmp_path).log("round", loss=float("nan"))
+        RunFolder(tmp_path).log(RunFinished.model_construct(seconds=float("nan")))
     assert [] == RunFolder(tmp_path).read_events()
 
 
 def test_result_is_replaced_whole(tmp_path: Path) -> None:
     """result.json is valid JSON at every moment."""
     folder = RunFolder(tmp_path / "run")
-    for result in ({"rounds": [1, 2, 3]}, {"rounds": []}):
+    exchange = ScriptedExchange()
+    first = run_study(make_study(tmp_path / "run", exchange, rounds=2), transport="scripted", tls=False)
+    for result in (first, first.model_copy(update={"rounds": ()})):
         folder.save_result(result)
-        assert result == json.loads(folder.result.read_text())
+        assert result == RunResult.model_validate_json(folder.result.read_text(encoding="utf-8"))
+        assert result.model_dump(mode="json") == json.loads(folder.result.read_text(encoding="utf-8"))

@@ -11,48 +11,60 @@ import pytest
 from conftest import MakeStudy
 from safetensors.numpy import load_file
 
+from client.site.kept import Alone, Kept
 from client.site.state_folder import StateFolder, study_of
 from common.errors import ProtocolError, StateError
-from common.protocol import study_digest
+from common.host.files import write_atomically
+from common.protocol.plans import study_digest
 from common.weights.arrays import Array
 
 
 def folder(root: Path, *, site: str = "berlin", run: str = "run-1") -> StateFolder:
+    """Return the state folder of a site."""
     found = StateFolder.of(root / "state", study="study", run=run, site=site)
     found.check()
     return found
 
 
-def state(value: float) -> dict[str, Array]:
-    return {
-        "personal/head.weight": np.full((2, 3), value, dtype=np.float32),
-        "personal/norm.num_batches_tracked": np.array(int(value)),
-        "local/empty": np.zeros((0, 4), dtype=np.float64),
-        "method/transposed": np.arange(6, dtype=np.float16).reshape(2, 3).T,
-    }
+def state(value: float) -> Kept:
+    """Return what a site keeps, made of one value."""
+    head = np.full((2, 3), value, dtype=np.float32)
+    return Kept(
+        personal={"head.weight": head, "norm.num_batches_tracked": np.array(int(value))},
+        method={"transposed": np.arange(6, dtype=np.float16).reshape(2, 3).T},
+        alone=Alone({"empty": np.zeros((0, 4), dtype=np.float64)}, rounds=int(value)),
+    )
+
+
+def arrays_of(kept: Kept | None) -> dict[str, Array]:
+    """Return what is kept as arrays."""
+    assert kept is not None
+    return kept.to_arrays()
 
 
 def round_files(kept: StateFolder) -> list[str]:
+    """Return the names of the rounds' files."""
     return sorted(path.name for path in kept.path.glob("round-*"))
 
 
 def no_space(_: int) -> None:
+    """Fail as a full disk does."""
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_state_round_trip_keeps_names_values_shapes_and_dtypes(tmp_path: Path) -> None:
     """Scalars, empty and non-contiguous arrays included; another object reads it back."""
-    assert {} == folder(tmp_path).load(None)
+    assert {} == arrays_of(folder(tmp_path).load(None))
     folder(tmp_path).save(state(4.0), round_number=1, accepted=None)
-    seen = folder(tmp_path).load(1)
-    assert seen is not None
-    np.testing.assert_equal(state(4.0), seen)
-    assert {name: (array.dtype, array.shape) for name, array in state(4.0).items()} == {
+    seen = arrays_of(folder(tmp_path).load(1))
+    np.testing.assert_equal(arrays_of(state(4.0)), seen)
+    assert {name: (array.dtype, array.shape) for name, array in arrays_of(state(4.0)).items()} == {
         name: (array.dtype, array.shape) for name, array in seen.items()
     }
 
 
 def save(kept: StateFolder, number: int, after: int | None, value: float | None = None) -> None:
+    """Save a state of a round."""
     kept.save(state(number if value is None else value), round_number=number, accepted=after)
 
 
@@ -62,9 +74,9 @@ def test_state_of_a_round_asked_again_is_the_one_it_started_from(tmp_path: Path)
     save(kept, 1, None)
     for _ in range(3):
         save(kept, 2, 1)
-        np.testing.assert_equal(state(1.0), kept.load(1))
-    np.testing.assert_equal(state(2.0), kept.load(2))
-    assert {} == kept.load(None)
+        np.testing.assert_equal(arrays_of(state(1.0)), arrays_of(kept.load(1)))
+    np.testing.assert_equal(arrays_of(state(2.0)), arrays_of(kept.load(2)))
+    assert {} == arrays_of(kept.load(None))
 
 
 def test_state_after_the_last_accepted_round_is_kept_through_any_that_did_not_count(tmp_path: Path) -> None:
@@ -75,7 +87,7 @@ def test_state_after_the_last_accepted_round_is_kept_through_any_that_did_not_co
     for number in range(3, 8):
         save(kept, number, 2)
         assert ["round-000002.safetensors", f"round-{number:06d}.safetensors"] == round_files(kept)
-        np.testing.assert_equal(state(2.0), kept.load(2))
+        np.testing.assert_equal(arrays_of(state(2.0)), arrays_of(kept.load(2)))
     assert kept.load(5) is None
     save(kept, 8, 7)
     assert ["round-000007.safetensors", "round-000008.safetensors"] == round_files(kept)
@@ -96,7 +108,7 @@ def test_state_of_later_rounds_is_dropped_when_a_run_goes_back(tmp_path: Path) -
         save(kept, number, after)
     save(kept, 3, 2, 30.0)
     assert ["round-000002.safetensors", "round-000003.safetensors"] == round_files(kept)
-    np.testing.assert_equal(state(30.0), kept.load(3))
+    np.testing.assert_equal(arrays_of(state(30.0)), arrays_of(kept.load(3)))
     assert kept.load(5) is None
 
 
@@ -110,7 +122,7 @@ def test_state_files_are_readable_by_their_owner_only(tmp_path: Path) -> None:
     """Personal weights are patients' data: mode 0600 for rounds, manifest and served model."""
     kept = folder(tmp_path)
     kept.save(state(1.0), round_number=1, accepted=None)
-    kept.save_served(state(1.0), {"study": "study"})
+    kept.save_served(arrays_of(state(1.0)), {"study": "study"})
     modes = {path.name: oct(stat.S_IMODE(path.stat().st_mode)) for path in kept.path.iterdir()}
     names = ("manifest.json", "personal.safetensors", "round-000001.safetensors")
     assert dict.fromkeys(names, "0o600") == modes
@@ -118,8 +130,8 @@ def test_state_files_are_readable_by_their_owner_only(tmp_path: Path) -> None:
 
 def test_state_of_the_served_model_is_a_plain_safetensors_file(tmp_path: Path) -> None:
     """Anyone at the site can load it without consilium."""
-    path = folder(tmp_path).save_served(state(3.0), {"study": "study", "run": "run-1"})
-    np.testing.assert_equal(state(3.0), load_file(path))
+    path = folder(tmp_path).save_served(arrays_of(state(3.0)), {"study": "study", "run": "run-1"})
+    np.testing.assert_equal(arrays_of(state(3.0)), load_file(path))
 
 
 @pytest.mark.parametrize("damage", [lambda old: old[:-1], lambda old: old[:-1] + b"!", lambda _: b""])
@@ -128,7 +140,7 @@ def test_state_that_is_damaged_is_refused(tmp_path: Path, damage: object) -> Non
     kept = folder(tmp_path)
     kept.save(state(1.0), round_number=1, accepted=None)
     file = kept.path / "round-000001.safetensors"
-    file.write_bytes(damage(file.read_bytes()))  # type: ignore[operator]
+    file.write_bytes(damage(file.read_bytes()))  # type: ignore[operator]  # from bytes to bytes
     with pytest.raises(StateError, match=r"site 'berlin': .*round-000001.safetensors' is damaged"):
         kept.load(1)
 
@@ -186,10 +198,25 @@ def test_state_before_a_write_that_failed_stays_readable(
     with pytest.raises(StateError, match=r"cannot write '.*': No space left on device"):
         save(kept, 3, 2)
     monkeypatch.undo()
-    np.testing.assert_equal(state(2.0), folder(tmp_path).load(2))
+    np.testing.assert_equal(arrays_of(state(2.0)), arrays_of(folder(tmp_path).load(2)))
     assert [] == [path.name for path in kept.path.iterdir() if path.name.endswith(".tmp")]
     save(folder(tmp_path), 3, 2)
-    np.testing.assert_equal(state(3.0), folder(tmp_path).load(3))
+    np.testing.assert_equal(arrays_of(state(3.0)), arrays_of(folder(tmp_path).load(3)))
+
+
+def test_file_is_on_the_disk_before_it_has_its_name_and_the_folder_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a power cut leaves the old file or the new one: forced to the disk are the file, then its folder."""
+    forced: list[tuple[bool, bytes]] = []
+
+    def note(descriptor: int) -> None:
+        forced.append((stat.S_ISDIR(os.fstat(descriptor).st_mode), (tmp_path / "x").read_bytes()))
+
+    (tmp_path / "x").write_bytes(b"old")
+    monkeypatch.setattr(os, "fsync", note)
+    write_atomically(tmp_path / "x", b"new")
+    assert [(False, b"old"), (True, b"new")] == forced
 
 
 def test_state_folder_that_cannot_be_written_is_told_at_once(tmp_path: Path) -> None:
@@ -217,12 +244,10 @@ def test_state_in_memory_is_not_read_again(tmp_path: Path) -> None:
     known = {kept.save(first, round_number=1, accepted=None): first}
     known[kept.save(second, round_number=2, accepted=1)] = second
     (kept.path / "round-000002.safetensors").write_bytes(b"damaged")
-    seen = kept.load(2, known=known) or {}
-    assert second.keys() == seen.keys()
-    assert all(second[name] is array for name, array in seen.items())
+    assert second is kept.load(2, known=known)
     with pytest.raises(StateError, match="is damaged"):
         kept.load(2)
-    assert all((first[name] == array).all() for name, array in (kept.load(1) or {"": None}).items())
+    np.testing.assert_equal(arrays_of(first), arrays_of(kept.load(1)))
 
 
 # --- the study that a run began with ---------------------------------------------------------------

@@ -11,7 +11,8 @@ from client.data import load_data
 from common.errors import DataError
 from common.study.site import ImageFolderData, TableData
 from common.study.training import SplitConfig
-from consilium.data.sources import Federation, digits_hospitals, heart_disease_hospitals, image_folder_hospitals
+from consilium.data.federation import Federation
+from consilium.data.sources import digits_hospitals, heart_disease_hospitals, image_folder_hospitals
 
 HEART = SHARED / "data" / "heart_disease"
 ROW = "63.0,1.0,1.0,145.0,233.0,1.0,2.0,150.0,0.0,2.3,3.0,?,6.0,2"

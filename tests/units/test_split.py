@@ -17,14 +17,14 @@ from paths import SHARED
 from typer.testing import CliRunner
 
 from client.data import load_data
-from common.errors import ConfigError, ConsiliumError, DataError
-from common.host.text import is_clean
+from common.errors import ConfigError, ConsiliumError, DataError, is_clean
 from common.study.load import load_study
 from common.study.site import ArraysData, TableData
 from common.study.task import ImageTask, NumberColumn, TableTask
 from consilium.commands.main import app
-from consilium.data.federation import SplitOptions, federation_texts, shortages, split_pool
 from consilium.data.fetch import SOURCES, fetch
+from consilium.data.files import federation_texts, shortages
+from consilium.data.options import SplitOptions
 from consilium.data.partition import (
     Partition,
     as_seen_by,
@@ -42,6 +42,7 @@ from consilium.data.partition import (
 )
 from consilium.data.picture import federation_svg
 from consilium.data.pool import read_images, read_pool, site_slug
+from consilium.data.split import split_pool
 from consilium.running.in_process import run_in_process
 
 HEART = SHARED / "data" / "heart_disease"
@@ -61,7 +62,7 @@ LABELS = np.repeat(np.arange(5), [400, 300, 200, 60, 40])
 def mixes(y: np.ndarray, parts: Partition) -> np.ndarray:
     """Frequencies of labels at each site."""
     counts = np.stack([np.bincount(y[rows], minlength=int(y.max()) + 1) for rows in parts]).astype(float)
-    return counts / counts.sum(axis=1, keepdims=True)
+    return np.asarray(counts / counts.sum(axis=1, keepdims=True))
 
 
 # --- the rules -------------------------------------------------------------------------------------
@@ -105,6 +106,7 @@ def test_dirichlet_of_large_alpha_gives_every_site_the_mix_of_the_pool() -> None
 
 
 def test_dirichlet_of_small_alpha_gives_each_label_to_one_site() -> None:
+    """As alpha goes to 0, a draw is one corner of the simplex."""
     y = np.repeat(np.arange(40), 50)
     parts = by_dirichlet(y, sites=4, alpha=0.005, min_examples=1, seed=3)
     counts = np.stack([np.bincount(y[rows], minlength=40) for rows in parts])
@@ -187,10 +189,12 @@ def test_value_of_a_column_is_a_site() -> None:
 
 
 def least(**options: Any) -> dict[str, Any]:
+    """Return settings with which a division by Dirichlet works, with some replaced."""
     return {"sites": 4, "alpha": 1.0, "min_examples": 20, "seed": 0} | options
 
 
 def few(**options: Any) -> dict[str, Any]:
+    """Return settings with which a division by quantity works, with some replaced."""
     return {"sites": 4, "min_examples": 1, "seed": 0} | options
 
 

@@ -35,6 +35,7 @@ ARRAYS: dict[str, Array] = {
 
 
 def same(expected: Weights, seen: Weights) -> bool:
+    """Tell whether weights are equal bit for bit."""
     return list(expected) == list(seen) and all(
         (array.dtype, array.shape, array.tobytes()) == (seen[name].dtype, seen[name].shape, seen[name].tobytes())
         for name, array in expected.items()
@@ -79,7 +80,7 @@ def test_kept_arrays_take_part_in_arithmetic(tmp_path: Path) -> None:
         kept = [spool.keep(weights) for weights in plain]
         check_like(kept[0], plain[1], who="kept")
         assert same(weighted_mean(plain, [1, 2]), weighted_mean(kept, [1, 2]))
-        assert (norm(plain[0]), dot(*plain, ["w"])) == (norm(kept[0]), dot(*kept, ["w"]))
+        assert (norm(plain[0]), dot(plain[0], plain[1], ["w"])) == (norm(kept[0]), dot(kept[0], kept[1], ["w"]))
 
 
 def test_names_are_known_without_reading(tmp_path: Path) -> None:

@@ -50,10 +50,12 @@ async def started(folder: Path, monkeypatch: pytest.MonkeyPatch, program: str = 
 
 
 async def asked(worker: Worker, order: bytes, payload: bytes = b"", *, seconds: float = 20) -> Parcel:
+    """Return a worker's answer."""
     return await worker.answer(Parcel(order, payload), seconds=seconds)
 
 
 async def process_id(worker: Worker) -> int:
+    """Return the id of a worker's process."""
     return int((await asked(worker, b"who")).content)
 
 
@@ -198,8 +200,8 @@ def test_deaths_with_an_order_do_not_stop_a_site(tmp_path: Path, monkeypatch: py
             for _ in range(5):
                 with pytest.raises(WorkerFailed):
                     await asked(worker, b"die")
-            await asyncio.sleep(0.3)
-            assert (False, True) == (worker.gave_up.is_set(), worker.is_alive())
+            await until(worker.is_alive)
+            assert not worker.gave_up.is_set()
 
     asyncio.run(check())
 

@@ -60,6 +60,7 @@ def rows(count: int = 40, *, missing: float = 0.0, seed: int = 0) -> list[Row]:
 
 
 def to_csv(path: Path, table: list[Row]) -> Path:
+    """Write a table as .csv."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(table[0])
@@ -68,6 +69,7 @@ def to_csv(path: Path, table: list[Row]) -> Path:
 
 
 def to_parquet(path: Path, table: list[Row], **types: Any) -> Path:
+    """Write a table as .parquet."""
     arrow = pa.Table.from_pylist(table)
     for name, kind in types.items():
         place = arrow.schema.get_field_index(name)
@@ -77,17 +79,20 @@ def to_parquet(path: Path, table: list[Row], **types: Any) -> Path:
 
 
 def load(path: Path, task: TableTask = TASK, *, max_skipped: int = 0, split: SplitConfig | None = None) -> SiteData:
+    """Return a site's data of a table."""
     config = TableData(path=path, max_skipped=max_skipped)
     return load_data(config, task, split or SplitConfig(), site="lyon", min_examples=2)
 
 
 def error_of(path: Path, task: TableTask = TASK, **options: Any) -> str:
+    """Return the sentence with which the data are refused."""
     with pytest.raises(DataError) as caught:
         load(path, task, **options)
     return str(caught.value)
 
 
 def equal(one: SiteData, other: SiteData) -> bool:
+    """Tell whether two sites' data are equal: their cards, and each part bit for bit."""
     parts = [(getattr(one, part), getattr(other, part)) for part in ("train", "validation", "test")]
     return one.card == other.card and all(torch.equal(a.x, b.x) and torch.equal(a.y, b.y) for a, b in parts)
 

@@ -1,7 +1,9 @@
 """The training and evaluation loops: what a batch holds, what a step does, and what stays as it was."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,16 +14,9 @@ from torch import Tensor, nn
 
 from client.data import Examples
 from client.models import Model, build_model, get_weights
-from client.training.local_work import (
-    EVALUATION_BATCH,
-    LocalWork,
-    batches,
-    evaluate,
-    loss_of,
-    predictions,
-    proximal,
-    train,
-)
+from client.training.evaluation import EVALUATION_BATCH, evaluate, loss_of, predictions
+from client.training.loop import proximal, train
+from client.training.work import LocalWork, batches
 from common.study.training import ModelConfig
 
 
@@ -34,6 +29,7 @@ def examples(count: int, *, shape: tuple[int, ...] = (3,), classes: int = 2, see
 
 
 def work(data: Examples, **changes: object) -> LocalWork:
+    """Return local work on these examples; keyword arguments replace settings."""
     base = LocalWork(
         examples=data,
         batch_size=4,
@@ -46,15 +42,17 @@ def work(data: Examples, **changes: object) -> LocalWork:
         steps=None,
         validation=data,
     )
-    return replace(base, **changes)  # type: ignore[arg-type]
+    return replace(base, **changes)  # type: ignore[arg-type]  # any settings
 
 
 def seen(task: LocalWork) -> list[list[int]]:
+    """Return the rows of each batch."""
     return [[int(row) for row in x.view(len(x), -1)[:, 0]] for x, _ in batches(task)]
 
 
 def built(name: str, shape: tuple[int, ...] = (3,), outputs: int = 1, **settings: object) -> Model:
-    config = ModelConfig(name=name, hidden=(5,), **settings)  # type: ignore[arg-type]
+    """Return a model as a site builds it."""
+    config = ModelConfig(name=name, hidden=(5,), **settings)  # type: ignore[arg-type]  # any settings
     return build_model(config, input_shape=shape, num_outputs=outputs, weights_dir=None, seed=1)
 
 
@@ -133,7 +131,7 @@ def test_train_one_step_is_the_hand_derived_update() -> None:
     error = 1 / (1 + np.exp(-(x @ w[0] + b[0]))) - y
     loss = float(np.mean(np.logaddexp(0, x @ w[0] + b[0]) - y * (x @ w[0] + b[0])))
     returned = train(model, work(data, batch_size=10, momentum=0.0, learning_rate=0.25))
-    after = get_weights(model.module)
+    after: dict[str, Any] = get_weights(model.module)
     np.testing.assert_allclose(w[0] - 0.25 * (error[:, None] * x).mean(axis=0), after["weight"][0], rtol=1e-5)
     np.testing.assert_allclose(b - 0.25 * error.mean(), after["bias"], rtol=1e-5)
     assert loss == pytest.approx(returned, rel=1e-5)
@@ -158,7 +156,7 @@ def test_train_weight_decay_and_momentum_are_those_of_sgd() -> None:
 def test_train_first_step_of_adam_moves_every_weight_by_the_learning_rate() -> None:
     """Adam's first step is lr * g / (|g| + eps): the sign of the gradient times the learning rate."""
     model, data = built("linear"), examples(8)
-    before = get_weights(model.module)
+    before: dict[str, Any] = get_weights(model.module)
     train(model, work(data, batch_size=8, optimiser="adam", learning_rate=0.01))
     moved = [np.abs(array - before[name]) for name, array in get_weights(model.module).items()]
     np.testing.assert_allclose(0.01, np.concatenate([array.ravel() for array in moved]), rtol=1e-3)
@@ -191,7 +189,8 @@ def test_train_correction_is_added_to_the_gradient() -> None:
     task = work(data, batch_size=6, learning_rate=0.25)
     train(plain, task)
     train(corrected, task, correction=lambda name, p: torch.full_like(p, 2.0 if name == "bias" else 0.0))
-    one, other = get_weights(plain.module), get_weights(corrected.module)
+    one: dict[str, Any] = get_weights(plain.module)
+    other: dict[str, Any] = get_weights(corrected.module)
     np.testing.assert_allclose(one["bias"] - 0.5, other["bias"], rtol=1e-5)
     np.testing.assert_array_equal(one["weight"], other["weight"])
 
@@ -204,7 +203,7 @@ def test_proximal_is_strength_times_the_way_from_the_anchor() -> None:
     with torch.no_grad():
         for name, parameter in parameters.items():
             assert not bool(pull(name, parameter).any())
-            parameter += 0.5
+            parameter.add_(0.5)
             np.testing.assert_allclose(np.full(parameter.shape, 1.5), pull(name, parameter), rtol=1e-6)
 
 
@@ -217,6 +216,7 @@ def test_train_of_nothing_changes_nothing() -> None:
 
 
 def with_dropout() -> Model:
+    """Return a model that draws at random while it trains."""
     layers = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.Linear(8, 1))
     with torch.no_grad():
         for parameter in layers.parameters():
@@ -226,25 +226,25 @@ def with_dropout() -> Model:
 
 
 @pytest.mark.parametrize("make", [lambda: built("mlp"), with_dropout], ids=["mlp", "dropout"])
-def test_train_is_a_function_of_its_seed(make: object) -> None:
+def test_train_is_a_function_of_its_seed(make: Callable[[], Model]) -> None:
     """Same model, same work: same bits and same loss, wherever the global generator stands."""
     results = []
     for noise in (1, 2):
         torch.manual_seed(noise)
-        model = make()  # type: ignore[operator]
+        model = make()
         results.append((train(model, work(examples(20), epochs=2)), get_weights(model.module)))
-    np.testing.assert_equal(*results)
+    np.testing.assert_equal(results[0], results[1])
 
 
 @pytest.mark.parametrize("make", [lambda: built("mlp"), with_dropout], ids=["mlp", "dropout"])
-def test_train_leaves_the_global_generators_alone(make: object) -> None:
+def test_train_leaves_the_global_generators_alone(make: Callable[[], Model]) -> None:
     """Neither torch's nor NumPy's global generator is read or moved."""
-    model = make()  # type: ignore[operator]
-    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    model = make()
+    before = torch.get_rng_state(), np.random.get_state(legacy=False)["state"]["key"].copy()
     train(model, work(examples(20)))
     evaluate(model.module, examples(20))
     assert torch.equal(before[0], torch.get_rng_state())
-    np.testing.assert_array_equal(before[1], np.random.get_state()[1])
+    np.testing.assert_array_equal(before[1], np.random.get_state(legacy=False)["state"]["key"])
 
 
 # --- evaluate --------------------------------------------------------------------------------------

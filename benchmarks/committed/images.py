@@ -1,0 +1,89 @@
+"""The results of images: chest X-rays, CIFAR-10 and digits."""
+
+import hashlib
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+
+from committed.result import SITES, Changes, Result, changed, divided, put_weights
+from common.study.study import StudyConfig
+from consilium.data.options import SplitOptions
+from consilium.demo.options import DemoOptions
+from consilium.demo.scenario import make_federation, make_studies, weights_file
+
+
+def pneumonia(data: Path, folder: Path, *, alpha: float) -> StudyConfig:
+    """Return PneumoniaMNIST at five sites by Dirichlet per label."""
+    pool = data / "medmnist" / "pneumoniamnist_4708_524_624.npz"
+    return divided(pool, folder, SplitOptions("dirichlet", sites=5, alpha=alpha), {"rounds": 8, "evaluate_every": 4})
+
+
+_CIFAR10 = {"rounds": 10, "evaluate_every": 10, "training": {"learning_rate": 0.02}}
+_SQUEEZENET = "squeezenet1_0_imagenet_deepcompressed.pt"
+
+
+def cifar10(data: Path, folder: Path, *, alpha: float, changes: Changes) -> StudyConfig:
+    """Return 12,000 images of CIFAR-10 at twenty sites by Dirichlet per label."""
+    options = SplitOptions("dirichlet", sites=20, alpha=alpha, min_examples=60)
+    return divided(data / "cifar10" / "cifar10_subset_10k_2k.npz", folder, options, {**_CIFAR10, **changes})
+
+
+def cifar10_squeezenet(data: Path, folder: Path, *, alpha: float) -> StudyConfig:
+    """Return the same sites with SqueezeNet 1.0 from ImageNet, frozen but for its head, int8 in both directions."""
+    study = cifar10(data, folder, alpha=alpha, changes={})
+    weights = put_weights(folder, data / "pretrained" / _SQUEEZENET)
+    codec = [{"kind": "int8"}]
+    # What these weights were trained on: 0..255 minus the mean of each colour.
+    pixels = {"size": 96, "pixel_max": 255.0, "mean": [123.0, 117.0, 104.0], "std": [1.0]}
+    task = study.task.model_dump(mode="json", exclude_none=True) | pixels
+    pretrained = {"file": weights.name, "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
+    model = {"name": "squeezenet1_0", "trainable": "head", "pretrained": pretrained}
+    return changed(study, {"task": task, "model": model, "uplink": codec, "downlink": codec})
+
+
+def digits(_data: Path, folder: Path) -> StudyConfig:
+    """Return the study that `consilium demo` leaves: three hospitals whose scanners differ."""
+    options = DemoOptions(cache=folder / "cache")
+    federation = make_federation(options, folder)
+    found = weights_file(options, federation, Console(stderr=True))
+    assert found is not None
+    return make_studies(options, federation, put_weights(folder, found)).main
+
+
+_CIFAR10_OPTIONS = {"methods": "fine_tune,ditto,apfl", "seeds": "5"}
+IMAGES: dict[str, Result] = {
+    **{
+        f"pneumonia-{alpha:g}": Result(
+            f"PneumoniaMNIST, five sites by Dirichlet({alpha:g}), small_cnn from random weights, 5 seeds",
+            partial(pneumonia, alpha=alpha),
+            {"methods": "fine_tune,fedper", "seeds": "5"},
+        )
+        for alpha in (0.1, 0.5, 5)
+    },
+    **{
+        f"cifar10-squeezenet-{alpha:g}": Result(
+            f"CIFAR-10, twenty sites by Dirichlet({alpha:g}), SqueezeNet pretrained and frozen, 5 seeds",
+            partial(cifar10_squeezenet, alpha=alpha),
+            {**_CIFAR10_OPTIONS, "weights-dir": f"{SITES}/weights"},
+        )
+        for alpha in (0.1, 0.5, 5)
+    },
+    **{
+        f"cifar10-small-cnn-{alpha:g}": Result(
+            f"CIFAR-10, twenty sites by Dirichlet({alpha:g}), small_cnn from random weights, 5 seeds",
+            partial(cifar10, alpha=alpha, changes={}),
+            _CIFAR10_OPTIONS,
+        )
+        for alpha in (0.1, 0.5, 5)
+    },
+    "digits": Result(
+        "three hospitals whose scanners differ, small_cnn pretrained on printed characters, 11 methods, 5 seeds",
+        digits,
+        {
+            "methods": "fine_tune,fedprox,fedper,fedrep,lg_fedavg,fedbabu,fedbn,ditto,apfl,fedala,local",
+            "seeds": "5",
+            "weights-dir": f"{SITES}/weights",
+        },
+    ),
+}

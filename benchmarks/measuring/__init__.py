@@ -1,0 +1,1 @@
+"""What the benchmarks of speed are made of: deployments to measure, what is read of processes, the table."""

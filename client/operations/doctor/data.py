@@ -1,0 +1,95 @@
+"""Data, the scale of the inputs, and pretrained weights."""
+
+from pathlib import Path
+
+from client.data import read_site
+from client.models.pretrained import cached_weights, check_weights_file
+from client.operations.doctor.finding import Finding, failed, passed, skipped, warned
+from common.errors import ConfigError, ConsiliumError, DataError, ModelError
+from common.protocol.patients import LEAST_PATIENTS
+from common.study.site import SiteConfig
+from common.study.study import StudyConfig
+
+
+def check_data(config: SiteConfig, study: StudyConfig | None) -> Finding:
+    """Read the data as the study will; without a study only see that there is something."""
+    if study is None:
+        return _look_for_data(config.data.path)
+    try:
+        data = read_site(config, study).scaled(study.task.fixed_scale)  # class counts are shown here only
+    except ConsiliumError as error:
+        fix = "correct the data or [data] in site.toml; data.max_skipped allows some unusable files or rows"
+        return failed("data", str(error), fix, type(error))
+    card = data.card
+    counts = ", ".join(f"{name} {count}" for name, count in (card.class_counts or {}).items())
+    patients = "" if card.num_groups is None else f" of {card.num_groups} patients"
+    common = f", {card.num_test} of them the common test set" if card.test_digest else ""
+    text = (
+        f"{card.num_examples} examples{patients}{f' ({counts})' if counts else ''}{common}, {card.num_skipped} "
+        "skipped; shown here only"
+    )
+    missing = sorted(set(study.task.classes) - set(card.classes))
+    if missing:
+        return warned("data", f"{text}; no example of {', '.join(missing)}", "see whether this is so at this hospital")
+    if (few := card.num_test) < LEAST_PATIENTS:
+        fix = f"{LEAST_PATIENTS} and more are needed: give more data, or ask the coordinator for a larger split.test"
+        return warned("data", f"{text}; only {few} for the test, so nothing will be said of whether joining helps", fix)
+    if data.notes:
+        fix = "see why rows or files are there more than once, and whether whose they are can be told (split.group)"
+        return warned("data", f"{text}; {'; '.join(data.notes)}", fix)
+    return passed("data", text)
+
+
+def check_scale(config: SiteConfig, study: StudyConfig | None) -> Finding:
+    """Say by what the inputs will be scaled, and which numbers leave this site for that."""
+    if study is None:
+        return skipped("scale", "no study known yet")
+    task, needed = study.task, study.task.scale == "federation"
+    if not task.agrees_on_scale:
+        if task.scale == "site":
+            fix = (
+                "every site's inputs are centred on its own patients, which takes out what tells sick from healthy "
+                "where one is more frequent than elsewhere: ask the coordinator for task.scale = 'federation'"
+            )
+            return warned("scale", "by this site's own training rows (task.scale = 'site'); nothing leaves for it", fix)
+        return passed("scale", "by fixed numbers of the study; nothing leaves for it")
+    sums = (
+        f"count, sum and sum of squares of {task.scaled_values}, over the training examples (share_scale in site.toml)"
+    )
+    if config.share_scale:
+        return passed("scale", f"by that of all sites; leaves this site, once a run: {sums}")
+    if needed:
+        fix = "set share_scale = true in site.toml, or ask the coordinator for another task.scale"
+        return failed("scale", f"task.scale = 'federation' needs the {sums}, which is false", fix, ConfigError)
+    fix = "set share_scale = true, or every site of the study is scaled by its own training rows"
+    return warned("scale", f"this site keeps to itself the {sums}, which is false", fix)
+
+
+def _look_for_data(path: Path) -> Finding:
+    try:
+        present = path.is_file() or any(path.iterdir())
+    except OSError as error:
+        fix = "set data.path in site.toml to where the data lies, readable for this user"
+        return failed("data", f"data path '{path}': {error.strerror or error}", fix, DataError)
+    if not present:
+        return failed("data", f"data folder '{path}' is empty", "put the data there, or correct data.path", DataError)
+    return passed("data", f"'{path}' is there; it is read once a study is known")
+
+
+def check_weights(config: SiteConfig, study: StudyConfig | None) -> Finding:
+    """See that the pretrained weights a study starts from are here, and are the right ones."""
+    wanted = study.model.pretrained if study is not None else None
+    if study is None or wanted is None:
+        return skipped("weights", "no study known yet" if study is None else "the study starts from no weights file")
+    try:
+        if wanted.file is not None:
+            path = check_weights_file(wanted, weights_dir=config.weights_dir)
+            pinned = "its sha256 is the one in the study" if wanted.sha256 else "the study pins no sha256"
+            return passed("weights", f"'{path.name}': {pinned}")
+        path, url = cached_weights(study.model.name, str(wanted.weights))
+    except ModelError as error:
+        fix = "ask the coordinator for this file and put it into weights_dir of site.toml"
+        return failed("weights", str(error), fix, ModelError)
+    if path.is_file():
+        return passed("weights", f"'{path.name}' is here")
+    return warned("weights", f"'{path.name}' is fetched from {url} at the start", "allow that, or put the file there")

@@ -1,0 +1,57 @@
+"""All checks of a site in one list."""
+
+import os
+from pathlib import Path
+
+from client.operations.doctor.credentials import check_identity
+from client.operations.doctor.data import check_data, check_scale, check_weights
+from client.operations.doctor.finding import Finding, skipped
+from client.operations.doctor.machine import check_disk, check_gpu, check_memory, check_state
+from client.operations.doctor.network import check_network
+from client.operations.doctor.settings import check_settings, check_study, check_versions
+from client.operations.site_folder import BUNDLE, STUDY
+from common.study.site import SiteConfig
+from common.study.study import StudyConfig
+
+NEED_SETTINGS = (
+    *("key", "certificate", "study key", "authority"),
+    *("proxy", "dns", "tcp", "tls", "clock", "approved"),
+    *("data", "scale", "weights", "state", "disk"),
+)
+"""Checks of which one line each is in the list, even where the settings cannot be read."""
+
+
+def examine(path: Path, *, study: Path | None = None) -> list[Finding]:
+    """Make every check of the site described by a `site.toml`.
+
+    Args:
+        study: the study to check the data with; by default the accepted one, in the settings' folder.
+    """
+    study = study or (path.parent / STUDY if (path.parent / STUDY).is_file() else None)
+    config, about_settings = check_settings(path)
+    plan, about_study = check_study(study, config)
+    findings = [about_settings, about_study, check_versions(path.parent / BUNDLE)]
+    if config is None:
+        findings += [skipped(name, "needs the settings") for name in NEED_SETTINGS]
+    else:
+        findings += _check_site(config, plan)
+    return [*findings, check_memory()]
+
+
+def _check_site(config: SiteConfig, study: StudyConfig | None) -> list[Finding]:
+    identity = check_identity(config)
+    return [
+        *identity,
+        *check_network(config, identity, os.environ),
+        check_data(config, study),
+        check_scale(config, study),
+        check_weights(config, study),
+        check_state(config),
+        check_disk(config),
+        check_gpu(config),
+    ]
+
+
+def exit_code(findings: list[Finding]) -> int:
+    """Return the exit code of the first failure, 0 where there is none."""
+    return next((finding.error.exit_code for finding in findings if finding.error is not None), 0)

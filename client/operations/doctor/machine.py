@@ -1,0 +1,65 @@
+"""The machine: disk, memory, GPU."""
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+from client.operations.doctor.finding import Finding, failed, passed, skipped, warned
+from common.errors import ModelError, StateError
+from common.host.files import check_writable
+from common.study.site import SiteConfig
+
+MIN_DISK, GOOD_DISK, GOOD_MEMORY = 200e6, 2e9, 1.5e9
+"""Bytes: below the first nothing can be kept; below the others a study may not fit."""
+
+
+def check_state(config: SiteConfig) -> Finding:
+    """Write a file where personal models will be kept."""
+    try:
+        check_writable(config.state_dir, what="state_dir")
+    except StateError as error:
+        fix = f"let the user that runs consilium (uid {os.getuid()}) own it, or correct state_dir in site.toml"
+        return failed("state", str(error), fix, StateError)
+    return passed("state", f"'{config.state_dir}' can be written")
+
+
+def check_disk(config: SiteConfig) -> Finding:
+    """See how much the disk of the state folder has left."""
+    there = next(folder for folder in (config.state_dir, *config.state_dir.parents) if folder.exists())
+    free = shutil.disk_usage(there).free
+    text = f"{free / 1e9:.1f} GB free for personal models"
+    if free < MIN_DISK:
+        return failed("disk", text, "free some space, or move state_dir to another disk", StateError)
+    if free < GOOD_DISK:
+        return warned("disk", text, f"{GOOD_DISK / 1e9:.0f} GB are enough for most studies")
+    return passed("disk", text)
+
+
+def check_memory(meminfo: Path = Path("/proc/meminfo"), limit: Path = Path("/sys/fs/cgroup/memory.max")) -> Finding:
+    """See how much memory is available, a container's limit included."""
+    try:
+        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        free = 1024 * int(fields["MemAvailable"].split()[0])
+    except (OSError, KeyError, ValueError):
+        return skipped("memory", "this system does not say how much is available")
+    with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit
+        free = min(free, int(limit.read_text()))
+    text = f"{free / 1e9:.1f} GB available"
+    if free < GOOD_MEMORY:
+        return warned("memory", text, f"{GOOD_MEMORY / 1e9:g} GB and what the data needs should be there")
+    return passed("memory", text)
+
+
+def check_gpu(config: SiteConfig) -> Finding:
+    """See what training would run on."""
+    if config.device == "cpu":
+        return passed("gpu", "not used: device is 'cpu'")
+    if torch.cuda.is_available():
+        return passed("gpu", torch.cuda.get_device_name())
+    if config.device == "cuda":
+        fix = "install the GPU's driver and a torch that fits it, or set device to 'auto'"
+        return failed("gpu", "device is 'cuda', but torch finds no GPU", fix, ModelError)
+    return passed("gpu", "none; training runs on the processor")

@@ -1,0 +1,131 @@
+"""The end of a study at a site: the test split is read once, and what this site serves is written to its disk."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from client.data import Examples
+from client.site.baseline import serving_alone, train_alone
+from client.site.kept import Best, Kept
+from client.site.learner import Learner, check_metrics
+from client.site.readings import Readings
+from client.site.received import Received
+from client.site.state_folder import StateFolder
+from client.training.evaluation import Evaluation, evaluate
+from common.errors import ProtocolError
+from common.protocol.counts import PatientCounts, TestCounts
+from common.protocol.patients import Patients
+from common.protocol.plans import FinishPlan
+from common.weights.arrays import Array, Weights, digest
+
+
+@dataclass(frozen=True, eq=False)
+class TestReading:
+    """Every model's answers to the test examples, by the model's name, and all arrays of the one that is served."""
+
+    __test__ = False  # not a test of pytest's
+
+    evaluations: Mapping[str, Evaluation]
+    best: Mapping[str, Evaluation]
+    served: Weights
+
+
+def read_test_once(
+    learner: Learner, folder: StateFolder, readings: Readings, plan: FinishPlan, received: Received, kept: Kept
+) -> TestCounts:
+    """Read the test split, once: constant answer, local-only, global and served model on it.
+
+    Raises:
+        ProtocolError: it was read with other final weights, as often as this site's settings allow, or there is none.
+        UpdateRejected: a model answers with numbers that are not finite.
+    """
+    test = learner.data.test
+    if not len(test):
+        raise ProtocolError(f"site '{learner.site}' has no test examples: split.test is 0")
+    weights = _digest(received, kept)
+    earlier = readings.check(weights=weights, round_number=plan.round)
+    reading = _read(learner, plan, received, kept)
+    folder.save_served(reading.served, _notes(learner, plan))
+    folder.save_scores(_scores(learner, reading))
+    counts = earlier or _counts(_right(learner, reading), test.groups)
+    readings.note(counts, run=plan.run, weights=weights, round_number=plan.round)
+    # Only now: that a loss is not finite says something of the test split too.
+    check_metrics({f"{model}.loss": evaluation.loss for model, evaluation in reading.evaluations.items()})
+    folder.save_counts(counts, round_number=plan.round)
+    return counts
+
+
+def _digest(received: Received, kept: Kept) -> str:
+    """Return the digest of all that decides what this site serves."""
+    return digest({**received.weights, **Kept(personal=kept.personal, method=kept.method).to_arrays()})
+
+
+def _read(learner: Learner, plan: FinishPlan, received: Received, kept: Kept) -> TestReading:
+    test, work = learner.data.test, learner.work(plan.round + 1)
+    evaluations = dict[str, Evaluation]()
+    with learner.holding(received.weights, kept.personal) as module:
+        if not learner.names.personal:
+            evaluations["global"] = evaluate(module, test)
+        served = learner.method.personalise(learner.model, kept.method, work)
+        evaluations["personal"] = evaluate(served, test)
+        whole = learner.whole(served)
+    if learner.study.local_baseline:
+        alone = train_alone(learner, kept.alone, rounds=plan.asked)
+        with serving_alone(learner, alone, work) as module:
+            evaluations["local"] = evaluate(module, test)
+    models = {"personal": kept.best, "local": kept.best_alone}
+    best = {model: _evaluated(learner, best, test) for model, best in models.items() if best and best.weights}
+    return TestReading(evaluations, best, whole)
+
+
+def _evaluated(learner: Learner, best: Best, test: Examples) -> Evaluation:
+    with learner.holding(best.weights) as module:
+        return evaluate(module, test)
+
+
+def _scores(learner: Learner, reading: TestReading) -> dict[str, Array]:
+    """Return every model's logits, with the labels: for this site alone."""
+    test, constant = learner.data.test, learner.data.train.constant()
+    scores = {"labels": test.y.cpu().numpy(), "majority": constant.cpu().numpy()}
+    scores |= {model: evaluation.logits.numpy() for model, evaluation in reading.evaluations.items()}
+    scores |= {f"{model}.best": evaluation.logits.numpy() for model, evaluation in reading.best.items()}
+    return scores | ({} if test.groups is None else {"groups": test.groups.numpy()})
+
+
+def _right(learner: Learner, reading: TestReading) -> dict[str, Tensor]:
+    """Return which test examples each model has right, by its name in `TestCounts`."""
+    right = {"majority": learner.data.test.right(learner.data.train.constant())}
+    fields = {"personal": "personal", "local": "local", "global": "global_"}
+    return right | {fields[model]: evaluation.right for model, evaluation in reading.evaluations.items()}
+
+
+def _notes(learner: Learner, plan: FinishPlan) -> dict[str, str]:
+    """Return what a user of the served model must know: names, order, units and scale of its inputs."""
+    task = learner.study.task.model_dump_json(exclude_none=True)
+    scale = {} if learner.scale is None else {"scale": learner.scale.model_dump_json()}
+    return {"study": learner.study.name, "run": plan.run, "task": task, **scale}
+
+
+def _counts(right: Mapping[str, Tensor], groups: Tensor | None) -> TestCounts:
+    """Return how many answers of each model are right, and sums over patients where one has several rows.
+
+    Args:
+        right: per model of `TestCounts`, which of the test rows it has right `(N,)`.
+        groups: the patient of each row `(N,)`; None: every row is one.
+    """
+    rows = {name: of.cpu().numpy().astype(np.int64) for name, of in right.items()}
+    local, personal = rows.get("local"), rows["personal"]
+    counts: dict[str, Any] = {name: int(of.sum()) for name, of in rows.items()}
+    if local is not None:
+        both = int((local & personal).sum())
+        only_local, only_personal = counts["local"] - both, counts["personal"] - both
+        counts["pairs"] = (both, only_local, only_personal, len(local) - both - only_local - only_personal)
+    if groups is not None and len(torch.unique(groups)) < len(groups):
+        differing = {} if local is None else {"difference": personal - local}
+        sums = {name: Patients.of_rows(of, groups.numpy()) for name, of in (rows | differing).items()}
+        counts["patients"] = PatientCounts(**sums)
+    return TestCounts(num_test=len(personal), **counts)

@@ -1,0 +1,103 @@
+"""Before the first round: a site's data as read, its model as built, and what it says of both in the handshake."""
+
+from dataclasses import dataclass
+
+from client.data import UnscaledData, noise_key, noisy_counts, read_site
+from client.methods import Method, extended
+from client.models import Model, build_model, divide, get_weights
+from common.errors import ProtocolError
+from common.protocol.cards import DataCard
+from common.seeds import seed_for
+from common.study.scale import Scale
+from common.study.site import SiteConfig
+from common.study.study import StudyConfig
+from common.study.task import Task
+from common.weights.arrays import Weights, digest
+
+
+@dataclass(frozen=True, eq=False)
+class Facts:
+    """What a site says of its data and of its initial weights.
+
+    Args:
+        data_digest: of the examples in their splits; it stays at the site.
+        initial_digest: of all initial weights.
+        shared: the initial weights that leave the site, in the order of their names.
+        shared_digest: of these.
+        buffers: names of those that gradients do not move.
+    """
+
+    card: DataCard
+    data_digest: str
+    initial_digest: str
+    shared: Weights
+    shared_digest: str
+    buffers: frozenset[str]
+
+
+@dataclass(frozen=True, eq=False)
+class Origin:
+    """A site's data before it is scaled, and the whole model that the study begins with."""
+
+    data: UnscaledData
+    model: Model
+    initial: Weights
+    facts: Facts
+
+
+def read_origin(config: SiteConfig, study: StudyConfig, method: Method) -> Origin:
+    """Read the data and build the model.
+
+    Raises:
+        DataError: the data is missing, corrupt or too small.
+        ModelError: the model or its pretrained weights do not fit.
+    """
+    data = read_site(config, study, share_class_counts=config.share_class_counts)
+    built = build_model(
+        study.model,
+        input_shape=data.input_shape,
+        num_outputs=study.task.num_outputs,
+        weights_dir=config.weights_dir,
+        seed=seed_for(study.seed, "initial weights"),
+    )
+    model = extended(method, built, data.input_shape)
+    initial, names = get_weights(model.module), divide(model, method)
+    shared = {name: initial[name] for name in sorted(names.shared)}
+    facts = Facts(
+        card=_card(config, study, data),
+        data_digest=data.digest,
+        initial_digest=digest(initial),
+        shared=shared,
+        shared_digest=digest(shared),
+        buffers=names.shared - model.trainable,
+    )
+    return Origin(data, model, initial, facts)
+
+
+def _card(config: SiteConfig, study: StudyConfig, data: UnscaledData) -> DataCard:
+    """Return the card of the data with what the site's settings let it say, and noise where they ask for it."""
+    card = data.card
+    if study.task.agrees_on_scale and config.share_scale:
+        card = card.model_copy(update={"moments": data.moments()})
+    if config.class_counts_epsilon is not None and card.class_counts is not None:
+        key = noise_key(config.state_dir, site=config.name)
+        counts = noisy_counts(card.class_counts, study.task.classes, config.class_counts_epsilon, key=key)
+        card = card.model_copy(update={"class_counts": counts})
+    return card
+
+
+def check_scale(scale: Scale | None, task: Task, *, site: str) -> None:
+    """Check a scale from the server.
+
+    Raises:
+        ProtocolError: the study leaves none to the handshake, or it is not one of this study's columns.
+    """
+    who = f"site '{site}'"
+    if not task.agrees_on_scale:
+        raise ProtocolError(f"{who}: the server sent a scale, but this study leaves none to the handshake")
+    if scale is None and task.scale == "federation":
+        raise ProtocolError(f"{who}: the server sent no scale, but the study says task.scale = 'federation'")
+    if scale is not None and len(scale.mean) != len(task.scaled_columns):
+        raise ProtocolError(
+            f"{who}: the server sent a scale of {len(scale.mean)} columns, expected one of {len(task.scaled_columns)}"
+        )

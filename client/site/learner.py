@@ -1,0 +1,104 @@
+"""What a site learns with in a study: its method, its model and its data, with the inputs scaled."""
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import nn
+
+from client.data import SiteData
+from client.methods import Method
+from client.models import Model, Names, get_weights, set_weights
+from client.training.evaluation import evaluate
+from client.training.work import LocalWork
+from common.errors import UpdateRejected
+from common.seeds import seed_for
+from common.study.scale import Scale
+from common.study.study import StudyConfig
+from common.weights.arrays import Array, Weights, with_prefix
+
+
+@dataclass(frozen=True, eq=False)
+class Learner:
+    """A study's method, model and data at one site; of no round: what a round holds is an argument.
+
+    Args:
+        site: the site's name.
+        model: the part of the study's model that can change; what its module holds counts inside `holding` only.
+        names: how the model's arrays are divided.
+        initial: every array of `model` before the first round.
+        frozen: arrays of the backbone in front of `model`, where that was cut off.
+        scale: by what the inputs were scaled.
+        micro_batch_size: the site's limit of examples at a time.
+    """
+
+    site: str
+    study: StudyConfig
+    method: Method
+    model: Model
+    names: Names
+    initial: Weights
+    frozen: Weights
+    data: SiteData
+    scale: Scale | None
+    micro_batch_size: int | None
+
+    @property
+    def shared(self) -> dict[str, Array]:
+        """The initial weights that leave the site, in the order of their names."""
+        return {name: self.initial[name] for name in sorted(self.names.shared)}
+
+    @property
+    def buffers(self) -> frozenset[str]:
+        """Shared arrays that gradients do not move; no lossy codec touches them."""
+        return self.names.shared - self.model.trainable
+
+    @contextmanager
+    def holding(self, *parts: Weights) -> Iterator[nn.Module]:
+        """Give the model's module with the initial weights, and each of `parts` over them.
+
+        Law: what the module held before has no part in it, so that the order of such blocks does not matter.
+        """
+        merged = dict(self.initial)
+        for part in parts:
+            merged.update(part)
+        set_weights(self.model.module, merged)
+        yield self.model.module
+
+    def work(self, round_number: int, *, control: Weights | None = None) -> LocalWork:
+        """Return the local training of a round."""
+        return LocalWork(
+            examples=self.data.train,
+            seed=seed_for(self.study.seed, "training", round_number, self.site),
+            validation=self.data.validation,
+            control=control or {},
+            micro_batch_size=self.micro_batch_size,
+            **self.study.training.model_dump(),
+        )
+
+    def measures_in(self, round_number: int) -> bool:
+        """Say whether models are measured in a round."""
+        return round_number % self.study.evaluate_every == 0 or round_number == self.study.rounds
+
+    def measured(self, model: str, module: nn.Module) -> dict[str, float]:
+        """Return loss and accuracy of a module on the validation examples as metrics of `model`; none without these."""
+        if not len(self.data.validation):
+            return {}
+        evaluation = evaluate(module, self.data.validation)
+        return {f"{model}.loss": evaluation.loss, f"{model}.accuracy": evaluation.accuracy}
+
+    def whole(self, served: nn.Module) -> dict[str, Array]:
+        """Return all arrays of a module that is served, the frozen backbone's too: a file of use without this site."""
+        prefix = next((name for name, part in served.named_modules() if part is self.model.module), "")
+        return get_weights(served) | with_prefix(self.frozen, f"{prefix}." if prefix else "")
+
+
+def check_metrics(metrics: Mapping[str, float]) -> None:
+    """Refuse to report NaN or infinity; what was kept from the round before stays in force.
+
+    Raises:
+        UpdateRejected: a number is not finite.
+    """
+    if bad := sorted(name for name, value in metrics.items() if not math.isfinite(value)):
+        raise UpdateRejected("not_finite", f"{', '.join(bad)}: not a finite number; training has diverged")

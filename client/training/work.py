@@ -1,0 +1,113 @@
+"""How much a site trains, on what and how, and the batches that follow from it; seeded."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from client.data import Examples
+from common.weights.arrays import Weights
+
+
+@dataclass(frozen=True)
+class LocalWork:
+    """How much to train, on what, and how.
+
+    Args:
+        seed: fixes the order of examples; a generator of its own, never the global one.
+        epochs, steps: exactly one is set: passes over the examples, or batches.
+        validation: the site's validation examples, for selection only; may be empty.
+        control: the control variate that the server sent along (SCAFFOLD); empty otherwise.
+        precision: of the forward and backward pass; weights, gradients and steps are float32.
+        micro_batch_size: at most so many examples at a time; a batch's gradient is the sum over its pieces.
+    """
+
+    examples: Examples
+    batch_size: int
+    seed: int
+    optimiser: Literal["sgd", "adam"]
+    learning_rate: float
+    momentum: float
+    weight_decay: float
+    epochs: int | None
+    steps: int | None
+    validation: Examples
+    control: Weights = field(default_factory=dict)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    micro_batch_size: int | None = None
+
+    def tuned(
+        self,
+        *,
+        epochs: int,
+        learning_rate: float,
+        seed: int,
+        steps: int | None = None,
+        optimiser: Literal["sgd", "adam"] | None = None,
+    ) -> "LocalWork":
+        """Return the same work with another amount, rate and order, and another optimiser if one is named.
+
+        SGD keeps the momentum of a work that is SGD and has none otherwise: the rate of one is none of the other.
+
+        Args:
+            steps: batches in place of `epochs`.
+        """
+        momentum = self.momentum if optimiser is None or (optimiser, self.optimiser) == ("sgd", "sgd") else 0.0
+        return replace(
+            self,
+            epochs=None if steps is not None else epochs,
+            steps=steps,
+            learning_rate=learning_rate,
+            seed=seed,
+            optimiser=optimiser or self.optimiser,
+            momentum=momentum,
+        )
+
+    @property
+    def num_steps(self) -> int:
+        """How many batches `batches` yields."""
+        if self.steps is not None:
+            return self.steps
+        assert self.epochs is not None
+        return self.epochs * len(chunks_of(torch.arange(len(self.examples)), self.batch_size))
+
+    @property
+    def effective_steps(self) -> float:
+        """The sum of how often each step's gradient enters the update (Wang 2020, FedNova, section 4): SGD only.
+
+        Without momentum the number of steps; with momentum m the gradient of step i of n enters
+        `(1 - m**(n - i)) / (1 - m)` times, i = 0 .. n - 1.
+        """
+        count, momentum = self.num_steps, self.momentum
+        return sum((1 - momentum ** (count - i)) / (1 - momentum) for i in range(count))
+
+
+def batches(work: LocalWork) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield shuffled batches; no example is dropped, and no batch but an only one has a single example.
+
+    (BatchNorm cannot train on a single example, so a lone last one joins the batch before it.)
+    """
+    generator = torch.Generator().manual_seed(work.seed)
+    done = 0
+    while True:
+        order = torch.randperm(len(work.examples), generator=generator).to(work.examples.y.device)
+        chunks = chunks_of(order, work.batch_size)
+        for chunk in chunks:
+            if work.steps is not None and done == work.steps:
+                return
+            done += 1
+            yield work.examples.x[chunk], work.examples.y[chunk]
+        if work.steps is None:
+            assert work.epochs is not None
+            if done >= work.epochs * len(chunks):
+                return
+
+
+def chunks_of(order: Tensor, batch_size: int) -> list[Tensor]:
+    """Return pieces of `batch_size` rows; a lone last row joins the piece before it, as BatchNorm needs two."""
+    chunks = list(torch.split(order, batch_size))
+    if len(chunks) > 1 and len(chunks[-1]) == 1 and batch_size > 1:
+        chunks[-2:] = [torch.cat(chunks[-2:])]
+    return chunks

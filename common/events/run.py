@@ -1,0 +1,224 @@
+"""What happens in a run, as records: of a study (the server's journal holds those of all runs), and of a Flower app."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, ClassVar, Self
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+
+from common.errors import StateError
+from common.events.log import Vocabulary
+from common.results import RoundRecord, SiteFacts
+from common.study.sentences import describe
+
+
+class RunEvent(BaseModel):
+    """Something that happened in a run: immutable, no NaN; study and run are labels of the server's journal."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+    name: ClassVar[str]
+    for_the_record: ClassVar[bool] = False
+    """Whether no program reads it: it is there for people."""
+    time: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
+    study: str | None = Field(default=None, exclude_if=lambda study: study is None)
+    run: str | None = Field(default=None, exclude_if=lambda run: run is None)
+
+    def values(self) -> dict[str, Any]:
+        """Return its own fields as JSON has them, without the time."""
+        return self.model_dump(mode="json", exclude={"time"})
+
+    @classmethod
+    def read(cls, content: Mapping[str, Any], *, where: str) -> Self:
+        """Return the event in a line of a log; fields that are not known here are passed over.
+
+        Raises:
+            StateError: a field is missing or wrong; names `where`.
+        """
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            raise StateError(describe(error, where)) from error
+
+
+class ServerStarted(RunEvent):
+    """The server began; whatever ran before it does not."""
+
+    name = "server_started"
+
+
+class RunSubmitted(RunEvent):
+    """A person asked for the run, or for its continuation; of a `study` or an `app`."""
+
+    name = "submitted"
+    app: str | None = Field(default=None, exclude_if=lambda app: app is None)
+
+
+class RunStarted(RunEvent):
+    """The run's process read the study."""
+
+    name = "started"
+    rounds: int
+    sites: tuple[str, ...]
+    quorum: int
+    method: str
+    strategy: str
+    codec: str
+
+
+class SitesOnline(RunEvent):
+    """Other sites than before are connected, before the first round."""
+
+    name = "waiting"
+    online: tuple[str, ...]
+
+
+class RunWarning(RunEvent):
+    """Something that a person should know, and that does not end the run."""
+
+    name = "warning"
+    message: str
+
+
+class SitesAgreed(RunEvent):
+    """The sites have the same versions, data schema and initial weights."""
+
+    name = "agreed"
+    sites: dict[str, SiteFacts]
+
+
+class RunResumed(RunEvent):
+    """The run goes on from its checkpoint, after this round."""
+
+    name = "resumed"
+    round: int
+
+
+class SiteJoined(SiteFacts, RunEvent):
+    """A site that came late takes part from this round on."""
+
+    model_config = ConfigDict(extra="ignore")
+    name = "joined"
+    round: int
+    site: str
+
+
+class RoundAsked(RunEvent):
+    """The cohort of a round was asked."""
+
+    name = "asked"
+    round: int
+    sites: tuple[str, ...]
+    quorum: int
+
+
+class UpdateAccepted(RunEvent):
+    """A site's update was decoded and checked, and counts."""
+
+    name = "answered"
+    round: int
+    site: str
+    metrics: dict[str, float]
+
+
+class AnswerRejected(RunEvent):
+    """A site's answer cannot be used: in the handshake of a newcomer, in a round, or at the finish."""
+
+    name = "rejected"
+    round: int
+    site: str
+    reason: str
+    """Short and bounded, e.g. `timeout`."""
+    message: str
+
+
+class WeightingFallback(RunEvent):
+    """The round was not weighted as the study says."""
+
+    name = "weighting"
+    round: int
+    message: str
+
+
+class RoundFinished(RoundRecord, RunEvent):
+    """A round's updates were applied."""
+
+    model_config = ConfigDict(extra="ignore")
+    name = "round"
+
+
+class RoundFailed(RoundRecord, RunEvent):
+    """A round had too few usable updates."""
+
+    model_config = ConfigDict(extra="ignore")
+    name = "round_failed"
+
+
+class CheckpointSaved(RunEvent):
+    """The state after a round is on the disk."""
+
+    name = "checkpoint"
+    round: int
+
+
+class FinishAsked(RunEvent):
+    """All sites were asked to read their test split."""
+
+    name = "finishing"
+    round: int
+    sites: tuple[str, ...]
+
+
+class RunFinished(RunEvent):
+    """The run ended with its result."""
+
+    name = "finished"
+    seconds: float
+
+
+class RunFailure(RunEvent):
+    """The run ended without a result."""
+
+    name = "failed"
+    error: str
+    """A class of `common/errors.py`."""
+    message: str
+
+
+class RunStopped(RunEvent):
+    """A person ended the run."""
+
+    name = "stopped"
+
+
+class AppStarted(RunEvent):
+    """The ServerApp of a Flower app was called."""
+
+    name = "started"
+    app: str
+    digest: str
+    sites: tuple[str, ...] | None
+    """None: every approved site."""
+    config: dict[str, Any]
+
+
+class MessagesAsked(RunEvent):
+    """A ServerApp sent messages, and has the replies that came."""
+
+    name = "asked"
+    type: str
+    group: str
+    messages: int
+    answered: int
+    seconds: float
+    problems: tuple[str, ...]
+
+
+STUDY_EVENTS = Vocabulary[RunEvent](
+    *(ServerStarted, RunSubmitted, RunStarted, SitesOnline, RunWarning, SitesAgreed, RunResumed, SiteJoined),
+    *(RoundAsked, UpdateAccepted, AnswerRejected, WeightingFallback, RoundFinished, RoundFailed, CheckpointSaved),
+    *(FinishAsked, RunFinished, RunFailure, RunStopped),
+)
+"""Of the log of a study's run, and of the server's journal."""
+
+APP_EVENTS = Vocabulary[RunEvent](RunSubmitted, AppStarted, MessagesAsked, RunFinished, RunFailure, RunStopped)
+"""Of the log of a Flower app's run."""

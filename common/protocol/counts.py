@@ -1,0 +1,75 @@
+"""What a site counts on its test split: enough to recompute every interval, and no example."""
+
+from pydantic import Field, model_validator
+
+from common.protocol.cards import Count
+from common.protocol.patients import Patients
+from common.study.record import Record
+
+
+class PatientCounts(Record):
+    """Sums over the patients of the test split: of right answers per model, and of personal minus local."""
+
+    majority: Patients
+    local: Patients | None = None
+    global_: Patients | None = None
+    personal: Patients
+    difference: Patients | None = None
+
+
+class TestCounts(Record):
+    """How many test examples each model got right; enough to recompute every interval.
+
+    `pairs` counts the examples by (local right, personal right): both, only local, only personal,
+    neither. Both it and `local` are None in a study without the local-only baseline. `patients` are
+    sums over patients, None where every example is a patient's only one. Counts and sums only: no
+    example, no score.
+    """
+
+    num_test: Count = Field(ge=1)
+    majority: Count
+    local: Count | None = None
+    global_: Count | None = None
+    personal: Count
+    pairs: tuple[Count, Count, Count, Count] | None = None
+    patients: PatientCounts | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> "TestCounts":
+        if (self.pairs is None) != (self.local is None):
+            raise ValueError("pairs and local are told together, or neither of them")
+        if self.pairs is not None:
+            both, only_local, only_personal, _ = self.pairs
+            seen = (sum(self.pairs), both + only_local, both + only_personal)
+            expected = (self.num_test, self.local, self.personal)
+            if seen != expected:
+                raise ValueError(
+                    f"pairs {self.pairs} give {seen} (tested, local right, personal right), expected {expected}"
+                )
+        if max(self.majority, self.global_ or 0, self.personal) > self.num_test:
+            raise ValueError(f"more right than the {self.num_test} tested: {self.majority}, {self.global_}")
+        if self.patients is not None:
+            self._check_patients(self.patients)
+        return self
+
+    def _check_patients(self, of: PatientCounts) -> None:
+        """Refuse sums over patients that are not of these counts."""
+        gained = None if self.pairs is None else self.pairs[2] - self.pairs[1]
+        expected = {"majority": self.majority, "local": self.local, "global_": self.global_, "personal": self.personal}
+        first = of.majority
+        for name, total in (expected | {"difference": gained}).items():
+            sums: Patients | None = getattr(of, name)
+            if (sums is None) != (total is None):
+                raise ValueError(f"sums over patients of '{name}' without its counts, or counts without sums")
+            if sums is None:
+                continue
+            sizes = (sums.num, sums.rows, sums.sizes, sums.fourths)
+            known = (first.num, self.num_test, first.sizes, first.fourths)
+            if sizes != known or sums.total != total or (name != "difference" and (sums.worse or sums.moved != total)):
+                raise ValueError(f"sums over patients of '{name}' are not of these counts: {sums}, expected {total}")
+        if self.pairs is not None and of.difference is not None:
+            _, only_local, only_personal, _ = self.pairs
+            of_patients = of.difference.better, of.difference.worse, of.difference.moved
+            of_rows = only_personal, only_local, only_local + only_personal
+            if any(one > most for one, most in zip(of_patients, of_rows, strict=True)):
+                raise ValueError(f"patients better, worse and moved {of_patients}, expected at most {of_rows}")

@@ -1,0 +1,125 @@
+"""What the server asks of a site: plans, each JSON and, where it carries weights, one payload (bytes of a codec)."""
+
+import hashlib
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from common.study.names import Sha256, SiteName
+from common.study.record import Record
+from common.study.scale import Scale
+from common.study.study import StudyConfig
+
+PROTOCOL_VERSION = 4
+"""Of plans and replies; every change that another release could misread raises it."""
+
+CODEC_VERSION = 1
+"""Of the bytes of payloads, of every codec and of the container."""
+
+REPLY_GRACE_SECONDS = 60.0
+"""How much longer than a site may work on it a plan is kept for its reply to arrive."""
+
+CONTROL = "control/"
+"""Prefix of control variates in a payload (SCAFFOLD), both ways; names of a model hold no `/`."""
+
+RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+"""A run's name is a folder's name at server and sites, so it cannot hold a path."""
+
+
+def study_digest(study: StudyConfig) -> str:
+    """Return what names a study in a checkpoint and, as one site sees it, in a plan: the SHA-256 of its JSON."""
+    return hashlib.sha256(study.model_dump_json().encode()).hexdigest()
+
+
+class _Plan(Record):
+    protocol: Literal[4] = 4
+    codecs: Literal[1] = 1
+    run: RunName
+    site: SiteName
+
+
+class HandshakePlan(_Plan):
+    """Before round 1: who are you, what do you hold, which initial weights would you build?
+
+    `study`: the study as this site sees it; every later plan of the run names it by its digest.
+    """
+
+    kind: Literal["handshake"] = "handshake"
+    study: StudyConfig
+
+    @model_validator(mode="after")
+    def _check(self) -> "HandshakePlan":
+        if self.study.sites != (self.site,):
+            raise ValueError(f"study.sites names {len(self.study.sites)} sites, expected '{self.site}' alone")
+        return self
+
+
+class _LaterPlan(_Plan):
+    study: Sha256
+
+
+class ScalePlan(_LaterPlan):
+    """Scale the inputs of this run by these numbers, or where there are none by this site's own training rows.
+
+    Sent to every site before round 1 where the study leaves the scale to the handshake, and to whoever comes later.
+    """
+
+    kind: Literal["scale"] = "scale"
+    scale: Scale | None
+
+
+class InitialWeightsPlan(_LaterPlan):
+    """Send the initial weights whose digest all sites agreed on (asked of one site)."""
+
+    kind: Literal["initial_weights"] = "initial_weights"
+
+
+class RoundPlan(_LaterPlan):
+    """Evaluate the weights received, train, evaluate the served model, answer once.
+
+    `accepted`: the round of this site's last update that counted; None if none has. What the site kept after that
+    round is what it goes on from: a later round whose reply was lost or rejected leaves no trace.
+    `asked`: in how many rounds of the run this site was asked, this one included; so many rounds' training is what
+    its local-only model gets.
+    `share`: the part that this site's last update has in the weights sent; 0 if it is not in them.
+    `base`: the round whose weights the payload is a difference from; None for weights in full.
+    """
+
+    kind: Literal["round"] = "round"
+    round: int = Field(ge=1)
+    accepted: int | None = Field(default=None, ge=1)
+    asked: int = Field(ge=1)
+    share: float = Field(default=0.0, ge=0, le=1)
+    base: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> "RoundPlan":
+        _check_past(self.accepted, self.asked, before=self.round, rounds=self.round)
+        if self.base is not None and self.base != self.accepted:
+            raise ValueError(f"base is round {self.base}, but the last accepted round is {self.accepted}")
+        return self
+
+
+class FinishPlan(_LaterPlan):
+    """Personalise the final weights and read the test split, once; `accepted` and `asked` as in a RoundPlan."""
+
+    kind: Literal["finish"] = "finish"
+    round: int = Field(ge=0)
+    accepted: int | None = Field(default=None, ge=1)
+    asked: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> "FinishPlan":
+        _check_past(self.accepted, self.asked, before=self.round + 1, rounds=self.round)
+        return self
+
+
+def _check_past(accepted: int | None, asked: int, *, before: int, rounds: int) -> None:
+    """Refuse what cannot have been: a site asked more often than there were rounds would train without end."""
+    if accepted is not None and accepted >= before:
+        raise ValueError(f"accepted is round {accepted}, expected one before round {before}")
+    if asked > rounds:
+        raise ValueError(f"asked {asked} times in {rounds} rounds")
+
+
+Plan = Annotated[HandshakePlan | ScalePlan | InitialWeightsPlan | RoundPlan | FinishPlan, Field(discriminator="kind")]

@@ -1,0 +1,120 @@
+"""What a finished run leaves in `result.json`, as models: the server writes them, and every report reads them."""
+
+from typing import Literal
+
+from pydantic import ConfigDict, Field
+
+from common.protocol.cards import Count, Versions
+from common.protocol.counts import TestCounts
+from common.protocol.replies import HandshakeReply
+from common.study.names import ClassName, SiteName
+from common.study.record import Record
+from common.study.scale import ColumnScale
+from common.study.study import StudyConfig
+
+
+class SiteRound(Record):
+    """What the accepted update of one site brought to one round.
+
+    Args:
+        seconds: the site worked on it.
+        metrics: measured by the site: `global.loss`, `personal.accuracy`, ...
+        weight: the site's share of the round; None where the round ended before it was known.
+        signals: what that share was made from.
+    """
+
+    num_examples: int
+    seconds: float
+    metrics: dict[str, float]
+    weight: float | None = Field(default=None, exclude_if=lambda weight: weight is None)
+    signals: dict[str, float] = Field(default_factory=dict)
+
+
+class RoundRecord(Record):
+    """What happened in one round; asked contains answered contains accepted.
+
+    Args:
+        rejected: the short reason per site.
+        details: the sentence that explains it, per site.
+        update_norm: Euclidean norm of the change of the global weights.
+        downlink_nmse: squared error of the coded weights over the squared norm of their change.
+        notes: why the round was not weighted as the study says.
+    """
+
+    round: int
+    asked: tuple[SiteName, ...]
+    answered: tuple[SiteName, ...] = ()
+    accepted: tuple[SiteName, ...] = ()
+    rejected: dict[SiteName, str] = Field(default_factory=dict)
+    details: dict[SiteName, str] = Field(default_factory=dict)
+    bytes_up: int = 0
+    bytes_down: int = 0
+    seconds: float = 0.0
+    transfer_seconds: float = 0.0
+    aggregation_seconds: float = 0.0
+    update_norm: float = 0.0
+    downlink_nmse: float = 0.0
+    notes: tuple[str, ...] = ()
+    sites: dict[SiteName, SiteRound] = Field(default_factory=dict)
+
+
+class SiteFacts(Record):
+    """What the handshake told of a site, as far as it is of interest after the run; the counts are of a `DataCard`."""
+
+    pid: int
+    num_examples: Count
+    num_train: Count
+    num_validation: Count
+    num_test: Count
+    num_skipped: Count
+    classes: tuple[ClassName, ...]
+    class_counts: dict[ClassName, Count] | None = None
+    num_groups: Count | None = None
+    num_copies: Count = 0
+    num_alike: Count = 0
+    test_digest: str = ""
+
+    @classmethod
+    def of(cls, reply: HandshakeReply) -> "SiteFacts":
+        """Return the facts in a site's answer to the handshake."""
+        return cls(pid=reply.pid, **reply.card.model_dump(include=cls.model_fields.keys() - {"pid"}))
+
+
+class SiteResult(SiteFacts):
+    """A site's facts, and its counts on the test split; None where it did not report them."""
+
+    test: TestCounts | None
+
+
+class ScaleFacts(Record):
+    """By whose numbers the inputs were scaled, and by which where they are common to all sites."""
+
+    by: Literal["study", "federation", "site"]
+    columns: dict[str, ColumnScale] | None = Field(default=None, exclude_if=lambda columns: columns is None)
+
+
+class RunResult(Record):
+    """The content of `result.json`.
+
+    Args:
+        started: ISO 8601, UTC.
+        transport: what carried plans and payloads.
+        tls: whether the connections were encrypted.
+        versions: equal at all sites.
+    """
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    schema_version: Literal[1] = Field(default=1, alias="schema")
+    run: str
+    study: StudyConfig
+    seed: int
+    transport: str
+    tls: bool
+    started: str
+    seconds: float
+    versions: Versions
+    warnings: tuple[str, ...]
+    scale: ScaleFacts
+    rounds: tuple[RoundRecord, ...]
+    sites: dict[SiteName, SiteResult]

@@ -1,0 +1,58 @@
+"""The starts of an adaptation: the study's initial weights, pretrained or random, and the federated ones."""
+
+from client.data import SiteData
+from client.methods import build_method, extended
+from client.models import Model, Names, build_model, divide, get_weights
+from common.errors import ConfigError
+from common.seeds import seed_for
+from common.study.site import SiteConfig
+from common.study.study import StudyConfig
+from common.study.training import ModelConfig
+from common.weights.arrays import Weights
+from consilium.adaptation.weights_file import WeightsFile, check_weights
+
+FEDERATED, PRETRAINED, RANDOM = "federated", "pretrained", "random"
+
+
+def make_starts(
+    site: SiteConfig, study: StudyConfig, data: SiteData, file: WeightsFile
+) -> tuple[Model, dict[str, Weights]]:
+    """Return the study's model on the data's device, and the weights of each start."""
+    model = _built(study.model, site, study, data)
+    initial, shared = get_weights(model.module), divide(model, build_method(study.method)).shared
+    if not shared:
+        raise ConfigError(f"method '{study.method.kind}' shares nothing, so there is no federated start")
+    check_weights(file, {name: initial[name] for name in shared}, study=study.name)
+    starts: dict[str, Weights] = {FEDERATED: {**initial, **file.arrays}}
+    if study.model.pretrained is not None:
+        starts[PRETRAINED] = initial
+    plain = _built(study.model.model_copy(update={"pretrained": None}), site, study, data)
+    starts[RANDOM] = get_weights(plain.module)
+    model.module.to(data.train.x.device)
+    return model, starts
+
+
+def _built(config: ModelConfig, site: SiteConfig, study: StudyConfig, data: SiteData) -> Model:
+    model = build_model(
+        config,
+        input_shape=data.input_shape,
+        num_outputs=study.task.num_outputs,
+        weights_dir=site.weights_dir,
+        seed=seed_for(study.seed, "initial weights"),
+    )
+    return extended(build_method(study.method), model, data.input_shape)
+
+
+def notes_of(model: Model, names: Names) -> list[str]:
+    """Return what a reader must know of the starts: what no weights file holds, and what no step moves."""
+    parts = {
+        "the head starts fresh": names.personal & model.head,
+        "the backbone starts as in the study's initial weights": names.personal - model.head - model.batch_norm,
+        "BatchNorm starts as in the study's initial weights": names.personal & model.batch_norm,
+    }
+    notes = [
+        f"{what}: this study keeps it personal, so no weights file holds it" for what, part in parts.items() if part
+    ]
+    if {name for name, _ in model.module.named_parameters()} - model.trainable:
+        notes.append("what this study does not train stays as each start has it, in the random start at random")
+    return notes

@@ -1,0 +1,28 @@
+"""The command `consilium compare`: methods on the same data, in this machine's processes."""
+
+import typer
+
+from consilium.commands.parameters import console, examples, with_options
+from consilium.comparison.options import CompareOptions
+
+app = typer.Typer()
+
+
+@app.command(
+    epilog=examples(
+        "consilium compare study.toml --methods fedper,ditto",
+        "consilium compare study.toml --methods 'ditto:lam=0.1' --seeds 5 --out ditto",
+        "consilium compare study.toml --learning-rates 0.01,0.05 --refit",
+    )
+)
+@with_options(CompareOptions)
+def compare(options: CompareOptions) -> None:
+    """Compare methods on the same data with honest baselines, and say for each site whether joining helps it.
+
+    Runs in this machine's processes, without a server. The same command continues where it was stopped.
+    """
+    from consilium.comparison.compare import compare as run_comparison
+
+    out = console()
+    run_comparison(options, out)
+    out.print(f"report: {options.folder / 'report.html'}", highlight=False, soft_wrap=True)

@@ -1,0 +1,163 @@
+"""The commands `consilium server ...`: for the coordinator, who runs the server and approves sites."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from consilium.commands.parameters import Home, examples
+
+if TYPE_CHECKING:
+    from common.study.bundle import Bundle
+
+app = typer.Typer(help="For the coordinator: run the server, approve sites.", no_args_is_help=True)
+
+Address = Annotated[
+    str | None, typer.Option("--address", help="host:port as the site reaches the server; default: as it was started.")
+]
+SiteName = Annotated[str, typer.Option("--name", help="The site's name, as in its site.toml and the study.toml.")]
+Out = Annotated[Path | None, typer.Option(help="The bundle to write; default: NAME-bundle.json.")]
+
+
+@app.command(
+    "start",
+    epilog=examples("consilium server start", "consilium server start --address 0.0.0.0:9092 --host study.example.org"),
+)
+def start(
+    home: Home = Path("server-home"),
+    address: Annotated[str, typer.Option(help="host:port on which sites connect.")] = "0.0.0.0:9092",
+    host: Annotated[
+        list[str] | None,
+        typer.Option(help="A name or address by which sites reach the server; goes into its certificate. Repeatable."),
+    ] = None,
+    metrics: Annotated[
+        str, typer.Option(help="host:port of the pages for monitoring (/metrics, /healthz, /readyz); '' for none.")
+    ] = "127.0.0.1:9094",
+) -> None:
+    """Run the server; runs that were going on when it last ended continue. Stop it with Ctrl-C."""
+    from server.operations.home import ServerHome
+    from server.operations.start import start_server
+
+    names = list(dict.fromkeys([*(host or []), "localhost", "127.0.0.1"]))
+    start_server(ServerHome(home), address=address, hosts=names, metrics=metrics)
+
+
+@app.command(
+    "approve",
+    epilog=examples("consilium server approve site.csr --name berlin --study study.toml"),
+)
+def approve(
+    request: Annotated[Path, typer.Argument(help="The site's signing request (site.csr).")],
+    name: SiteName,
+    study: Annotated[Path | None, typer.Option(help="A study.toml, so that the site can check its data first.")] = None,
+    out: Out = None,
+    address: Address = None,
+    home: Home = Path("server-home"),
+) -> None:
+    """Let a site take part: sign a certificate for its key and name, and write the bundle to send back."""
+    from server.operations.bundles import check_handout, make_bundle
+    from server.operations.home import ServerHome
+    from server.wire.submission import Control
+
+    place = ServerHome(home)
+    check_handout(place, name=name, address=address, study=study)
+    with Control(place) as control:
+        certificate = control.approve(request, name=name)
+    _hand_out(make_bundle(place, certificate, name=name, address=address, study=study), out)
+
+
+@app.command("rotate", epilog=examples("consilium server rotate site.key.new.csr --name berlin"))
+def rotate(
+    request: Annotated[Path, typer.Argument(help="The signing request of the site's new key (site.key.new.csr).")],
+    name: SiteName,
+    out: Out = None,
+    address: Address = None,
+    home: Home = Path("server-home"),
+) -> None:
+    """Replace a site's key: approve the new one, revoke the old one."""
+    from server.operations.bundles import check_handout, make_bundle
+    from server.operations.home import ServerHome
+    from server.wire.submission import Control
+
+    place = ServerHome(home)
+    check_handout(place, name=name, address=address)
+    with Control(place) as control:
+        certificate = control.rotate(request, name=name)
+    typer.echo(f"the old key of site '{name}' is revoked")
+    _hand_out(make_bundle(place, certificate, name=name, address=address), out)
+
+
+def _hand_out(bundle: "Bundle", out: Path | None) -> None:
+    from common.host.files import write_atomically
+
+    path = out or Path(f"{bundle.site}-bundle.json")
+    write_atomically(path, bundle.to_json())
+    typer.echo(f"site '{bundle.site}' is approved to join {bundle.server}")
+    typer.echo(f"key fingerprint    {bundle.fingerprint}")
+    typer.echo(f"bundle             {path}")
+    typer.echo(f"bundle check code  {bundle.check_code()}")
+    typer.echo(
+        "next: compare both with the site over the phone (revoke the key if the fingerprint differs), "
+        "then send the bundle; it holds no secret"
+    )
+
+
+@app.command("revoke", epilog=examples("consilium server revoke berlin"))
+def revoke(name: Annotated[str, typer.Argument(help="The site's name.")], home: Home = Path("server-home")) -> None:
+    """Refuse a site's key from now on, also where it is connected; that key cannot be approved again."""
+    from server.operations.home import ServerHome
+    from server.wire.submission import Control
+
+    with Control(ServerHome(home)) as control:
+        control.revoke(name)
+    typer.echo(f"the key of site '{name}' is revoked; where it was connected, it no longer is")
+
+
+@app.command("sites", epilog=examples("consilium server sites", "consilium server sites --revoked"))
+def sites(
+    home: Home = Path("server-home"),
+    revoked: Annotated[bool, typer.Option("--revoked", help="List revoked keys too.")] = False,
+) -> None:
+    """List the approved sites: name, status, key fingerprint, since when, until when the certificate lasts."""
+    from server.operations.home import ServerHome
+    from server.wire.submission import Control
+
+    with Control(ServerHome(home)) as control:
+        approvals, status = control.approvals(), control.sites()
+    for site in sorted(approvals, key=lambda site: (site.name, site.since)):
+        if not site.revoked:
+            dates = f"{site.since[:19]}Z\t{site.ends[:10]}"
+            typer.echo(f"{site.name}\t{status.get(site.name, 'registered')}\t{site.fingerprint}\t{dates}")
+        elif revoked:
+            typer.echo(f"{site.name}\trevoked\t{site.fingerprint}\t{site.revoked[:19]}Z")
+
+
+@app.command("new-ca", epilog=examples("consilium server new-ca"))
+def new_ca(home: Home = Path("server-home")) -> None:
+    """Make a new authority that signs certificates from now on; the old one stays trusted until 'retire-ca'."""
+    from server.operations.home import ServerHome
+    from server.wire.submission import Control
+
+    with Control(ServerHome(home)) as control:
+        control.new_ca()
+    typer.echo("a new authority signs certificates from now on; the old one is trusted as well")
+    typer.echo(
+        "connected sites take it over by themselves, others at their next connection; when all have, "
+        "run 'consilium server retire-ca', which names those that have not"
+    )
+
+
+@app.command("retire-ca", epilog=examples("consilium server retire-ca", "consilium server retire-ca --force"))
+def retire_ca(
+    force: Annotated[
+        bool, typer.Option("--force", help="Leave sites behind that have no certificate of the new one yet.")
+    ] = False,
+    home: Home = Path("server-home"),
+) -> None:
+    """Trust the newest authority only; sites that have no certificate of it yet keep this from happening."""
+    from server.operations.home import ServerHome
+    from server.wire.submission import Control
+
+    with Control(ServerHome(home)) as control:
+        control.retire_ca(force=force)
+    typer.echo("the old authority is not trusted any more; the server has a certificate of the new one")

@@ -1,0 +1,208 @@
+"""The commands `consilium site ...`: for a hospital or device, which joins with its own data."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from common.errors import ConfigError
+from consilium.commands.parameters import Folder, Settings, examples
+
+app = typer.Typer(help="For a hospital or device: run the site.", no_args_is_help=True)
+
+
+@app.command(
+    "init",
+    epilog=examples(
+        "consilium site init --name berlin --server example.org:9092",
+        "consilium site init --name berlin --server example.org:9092 --kind table",
+    ),
+)
+def init(
+    name: Annotated[
+        str, typer.Option(envvar="CONSILIUM_NAME", help="The site's name, as agreed with the coordinator.")
+    ],
+    server: Annotated[
+        str, typer.Option(envvar="CONSILIUM_SERVER", help="host:port of the study's server, from the coordinator.")
+    ],
+    data: Annotated[
+        Path | None, typer.Option(envvar="CONSILIUM_DATA", help="Where the data lies; default: 'data' in the folder.")
+    ] = None,
+    kind: Annotated[
+        Literal["images", "table", "arrays"],
+        typer.Option(
+            envvar="CONSILIUM_KIND", help="A folder of images per class, .csv or .parquet files, or one .npz file."
+        ),
+    ] = "images",
+    metrics: Annotated[
+        str | None, typer.Option(envvar="CONSILIUM_METRICS", help="host:port on which to offer metrics.")
+    ] = None,
+    folder: Folder = Path("site"),
+) -> None:
+    """Make this site's folder: its key, a request to send, a site.toml to read through, and room for its state."""
+    from client.operations.site_folder import SiteFolder, init_site
+
+    key = init_site(SiteFolder(folder), name=name, server=server, kind=kind, data=data, metrics=metrics)
+    typer.echo(f"made {folder} with a new key: {key}")
+    typer.echo(
+        f"next: send {folder / 'site.csr'} to the study's coordinator, who reads this fingerprint back to you over "
+        f"the phone and sends a bundle; then run 'consilium site accept BUNDLE'. site.key itself never leaves {folder}."
+    )
+
+
+def _check_has_settings(settings: Path) -> None:
+    if not settings.is_file():
+        raise ConfigError(
+            f"there is no '{settings}'; 'consilium site init' makes it: run this command in the folder where that one "
+            "ran"
+        )
+
+
+@app.command("accept", epilog=examples("consilium site accept berlin-bundle.json"))
+def accept(
+    bundle: Annotated[Path, typer.Argument(help="The file that the coordinator sent.")],
+    folder: Folder = Path("site"),
+) -> None:
+    """Take over the coordinator's bundle: this site's certificate, the server's address, and the study."""
+    from client.operations.site_folder import SiteFolder, accept_bundle
+    from common.host.keys import fingerprint, read_private_key
+    from common.study.load import load_site
+
+    place = SiteFolder(folder)
+    _check_has_settings(place.settings)
+    accepted = accept_bundle(place, bundle)
+    holds = "this site's certificate and the study" if accepted.study is not None else "this site's certificate"
+    typer.echo(f"accepted: server {accepted.server}, {holds}")
+    typer.echo(f"bundle check code  {accepted.check_code()}")
+    own_key = read_private_key(load_site(place.settings).private_key).public_key()
+    then = (
+        "stop the site, run 'consilium site rotate-key --activate' and start it again"
+        if accepted.fingerprint != fingerprint(own_key)
+        else "run 'consilium site check'"
+    )
+    typer.echo(f"next: ask the coordinator over the phone whether the check code is the same; then {then}")
+
+
+@app.command("check", epilog=examples("consilium site check", "consilium site check site/site.toml --study study.toml"))
+def check(
+    settings: Settings = Path("site/site.toml"),
+    study: Annotated[Path | None, typer.Option(help="The study.toml; default: the accepted one.")] = None,
+) -> None:
+    """Check everything that could keep this site from taking part, and say how to mend it."""
+    from client.operations.doctor.examine import examine, exit_code
+
+    findings = examine(settings, study=study)
+    for finding in findings:
+        fix = f" -> {finding.fix}" if finding.fix else ""
+        typer.echo(f"{finding.status}  {finding.name:11} {finding.message}{fix}")
+    code = exit_code(findings)
+    failures = sum(finding.status == "FAIL" for finding in findings)
+    typer.echo(f"{failures} to mend" if failures else "next: run 'consilium site start'")
+    raise typer.Exit(code)
+
+
+@app.command("rotate-key", epilog=examples("consilium site rotate-key", "consilium site rotate-key --activate"))
+def rotate_key(
+    activate: Annotated[bool, typer.Option("--activate", help="Use the new key; it must be approved.")] = False,
+    folder: Folder = Path("site"),
+) -> None:
+    """Make a new key next to the old one; with --activate, use it once the coordinator has approved it."""
+    from client.operations.site_folder import SiteFolder, activate_new_key, make_new_key
+
+    if activate:
+        typer.echo(f"this site's key is now {activate_new_key(SiteFolder(folder))}; start the site again")
+        return
+    typer.echo(f"made a new key: {make_new_key(SiteFolder(folder))}")
+    typer.echo(
+        f"next: send {folder / 'site.key.new.csr'} to the coordinator, who reads this fingerprint back to you over the "
+        "phone, rotates, and sends a bundle; then run 'consilium site accept BUNDLE', stop the site, run "
+        "'consilium site rotate-key --activate' and start it again"
+    )
+
+
+@app.command(
+    "start", epilog=examples("consilium site start", "consilium site start site/site.toml --metrics 127.0.0.1:9095")
+)
+def start(
+    settings: Settings = Path("site/site.toml"),
+    metrics: Annotated[
+        str | None,
+        typer.Option(help="host:port of this site's pages for monitoring; default: the settings' metrics_address."),
+    ] = None,
+) -> None:
+    """Run this site until it is stopped with Ctrl-C; it answers its server's studies, and waits where that is gone."""
+    from client.node import start_site
+
+    _check_has_settings(settings)
+    start_site(settings, metrics=metrics)
+
+
+@app.command(
+    "approve-app",
+    epilog=examples(
+        "consilium site approve-app my-app",
+        "consilium site approve-app --list",
+        "consilium site approve-app --remove 3f9a1c04",
+    ),
+)
+def approve_app(
+    code: Annotated[
+        str | None,
+        typer.Argument(metavar="APP", help="The app's folder, or the digest of one whose code the coordinator sends."),
+    ] = None,
+    list_: Annotated[bool, typer.Option("--list", help="List the approved apps.")] = False,
+    remove: Annotated[
+        str | None,
+        typer.Option(help="Withdraw the approval of the app whose digest begins with this (at least 8 digits)."),
+    ] = None,
+    folder: Folder = Path("site"),
+) -> None:
+    """Let a Flower app run at this site, with all that the site's program may do; read its code first."""
+    from client.operations.site_folder import SETTINGS
+
+    if not (folder / SETTINGS).is_file():
+        raise ConfigError(f"'{folder}' is no site's folder: it has no {SETTINGS}")
+    if [code is not None, list_, remove is not None].count(True) != 1:
+        raise ConfigError("name the app's folder or digest, or use --list or --remove DIGEST")
+    if code is not None:
+        _approve(folder, code)
+    elif remove is not None:
+        _remove(folder, remove)
+    else:
+        _list(folder)
+
+
+def _approve(folder: Path, code: str) -> None:
+    from client.flower.approved import approve
+    from common.flower.app import is_digest, read_app
+
+    if is_digest(code):
+        approval = approve(folder, code)
+        typer.echo(f"approved: the app with the digest {approval.digest}; its code comes from the coordinator")
+    else:
+        app = read_app(Path(code))
+        for name, content in app.files.items():
+            typer.echo(f"  {len(content):9} bytes  {name}")
+        approval = approve(folder, app)
+        typer.echo(f"approved: {approval.name} with these {len(app.files)} files, digest {approval.digest}")
+    typer.echo(
+        "its code may now do at this site all that the site's program may, and read its data: have it read by somebody "
+        "who can judge it. Next: compare the digest with the coordinator's. The site need not be started again; "
+        f"'consilium site approve-app --remove {approval.digest[:12]}' takes it back"
+    )
+
+
+def _remove(folder: Path, prefix: str) -> None:
+    from client.flower.approved import withdraw
+    from client.operations.site_folder import SETTINGS
+    from common.study.load import load_site
+
+    digest = withdraw(folder, prefix, state_dir=load_site(folder / SETTINGS).state_dir)
+    typer.echo(f"no longer approved: {digest}")
+
+
+def _list(folder: Path) -> None:
+    from client.flower.approved import approvals
+
+    for approval in approvals(folder):
+        typer.echo(f"{approval.digest}\t{approval.name or '(digest only)'}\t{approval.since}")

@@ -1,0 +1,117 @@
+"""Which cells a comparison runs, and what validation chooses among them."""
+
+from collections.abc import Collection, Mapping, Sequence
+
+import torch
+
+from client.data import Examples
+from client.methods import build_method
+from client.training.work import LocalWork
+from common.study.study import StudyConfig
+from consilium.comparison.cells import Cell, make_cell
+from consilium.comparison.choices import Candidate, Choices, choose, choose_each, refit_label
+from consilium.comparison.comparison import Comparison
+from consilium.comparison.options import CompareOptions
+from consilium.comparison.rows import POOLED, USUAL_TOOLS
+from consilium.comparison.usual import USUAL
+from consilium.comparison.variants import Variant
+
+_SOME_ROWS = 1009
+
+
+def first_cells(variants: Sequence[Variant], budgets: Collection[Candidate], options: CompareOptions) -> list[Cell]:
+    """Return every variant, the pooled baseline and (of tables) the usual tools, on every split and seed.
+
+    Local-only training is done with the first variant of each budget.
+    """
+    base, cells = variants[0].study, []
+    with_local = {one.label for one in budgets if one.model == "local"}
+    for split in range(options.splits):
+        for seed in range(options.seeds):
+            cells += [
+                make_cell(variant.label, variant.study, seed=seed, split=split, local=variant.label in with_local)
+                for variant in variants
+            ]
+            cells.append(make_cell(POOLED, base, seed=seed, split=split, kind="pooled"))
+            if base.task.kind == "table":
+                cells.append(make_cell(USUAL_TOOLS, base, seed=seed, split=split, kind="usual"))
+    return cells
+
+
+def local_budgets(variants: Sequence[Variant]) -> dict[str, Candidate]:
+    """Return for each variant the candidate that stays alone with the same training: as many steps at the same rate.
+
+    Only joining differs between the two. Variants of one budget share it, so each budget is trained alone once.
+    """
+    of_budget: dict[object, Candidate] = {budget_of(variants[0].study): Candidate(variants[0].label, "local")}
+    for variant in variants:  # who asks for a local method has trained that budget already
+        if variant.study.method.shares_nothing:
+            of_budget.setdefault(budget_of(variant.study), Candidate(variant.label))
+    return {
+        variant.label: of_budget.setdefault(budget_of(variant.study), Candidate(variant.label, "local"))
+        for variant in variants
+    }
+
+
+def budget_of(study: StudyConfig) -> tuple[object, ...]:
+    """Return what a study's local-only baseline trains, at a site of some size: equal where it is the same training."""
+    rows = Examples(x=torch.zeros(_SOME_ROWS, 1), y=torch.zeros(_SOME_ROWS, dtype=torch.int64))
+    work = LocalWork(examples=rows, validation=rows, seed=0, **study.training.model_dump())
+    budget = build_method(study.method).budget(work)
+    parts = [part for part in (budget.per_round, budget.before_serving) if part is not None]
+    return tuple(
+        (
+            part.num_steps,
+            part.batch_size,
+            part.optimiser,
+            part.learning_rate,
+            part.momentum,
+            part.weight_decay,
+            part.precision,
+        )
+        for part in parts
+    )
+
+
+def make_choices(
+    comparison: Comparison, studies: Mapping[str, StudyConfig], budgets: Mapping[str, Candidate], own: str
+) -> Choices:
+    """Choose on validation, for all sites and each for itself, who joins and who stays alone."""
+    join = [Candidate(label) for label, study in studies.items() if not study.method.shares_nothing]
+    stay = list(dict.fromkeys(budgets.values()))
+    if comparison.cells(USUAL_TOOLS, USUAL):
+        stay.append(Candidate(USUAL_TOOLS, USUAL))
+    joined, alone = choose(comparison, join), choose(comparison, stay)
+    if not (joined and alone):
+        return Choices(same_budget=budgets[own])
+    return Choices(
+        joined=joined,
+        alone=alone,
+        own=choose_each(comparison, [*stay, *join], otherwise=joined),
+        own_alone=choose_each(comparison, stay, otherwise=alone),
+        num_joined=len(join),
+        num_alone=len(stay),
+    )
+
+
+def refits(choices: Choices, studies: Mapping[str, StudyConfig], options: CompareOptions) -> list[Cell]:
+    """Return the cells that train everything that anybody chose again, on training and validation rows."""
+    with_local = {(split, one.label) for split, one in choices.wanted() if one.model == "local"}
+    wanted = sorted({(split, one.label, one.kind) for split, one in choices.wanted()})
+    return [
+        make_cell(
+            refit_label(label),
+            without_validation(studies["fedavg"] if kind == USUAL else studies[label]),
+            seed=seed,
+            split=split,
+            kind=kind,
+            local=(split, label) in with_local,
+        )
+        for split, label, kind in wanted
+        for seed in range(options.seeds)
+    ]
+
+
+def without_validation(study: StudyConfig) -> StudyConfig:
+    """Return the study with its validation rows among the training rows; the test rows stay the same."""
+    return study.model_copy(update={"split": study.split.model_copy(update={"validation": 0.0})})

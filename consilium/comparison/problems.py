@@ -1,0 +1,85 @@
+"""What was skipped, failed, is undefined or contradicts the rest, in sentences."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from consilium.comparison.comparison import Comparison
+from consilium.comparison.evaluation import Floats, NumberScores
+from consilium.comparison.rows import FEDAVG, LOCAL, MAJORITY, MEAN, Row
+from consilium.comparison.variants import Skipped
+from consilium.findings.contradiction import contradiction, contradiction_of_errors
+
+MOST_NAMED = 4
+"""Sites that one warning names."""
+
+
+def contradictions_of(comparison: Comparison, by_name: Mapping[str, Row]) -> list[str]:
+    """Return a sentence per site whose data contradict the others', by FedAvg's model."""
+    names = (MAJORITY if comparison.task.classes else MEAN, LOCAL, FEDAVG)
+    rows = [by_name[name] for name in names if name in by_name]
+    if len(rows) < len(names):
+        return []
+    of_site = _by_classes if comparison.task.classes else _by_numbers
+    return [text for site in comparison.sites if (text := of_site(comparison, rows, site)) is not None]
+
+
+def _by_classes(comparison: Comparison, rows: Sequence[Row], site: str) -> str | None:
+    cells = [sites[site].cell for seeds in rows[1].places.values() for sites in seeds if site in sites]
+    size = comparison.facts(cells[0], site).num_test if cells else 0
+    shares = [_mean_at(comparison, row, site) for row in rows]
+    majority, local, everyone = (None if share is None else share * size for share in shares)
+    if majority is None or local is None or everyone is None:
+        return None
+    num_sites = len(comparison.sites)
+    return contradiction(site, num_test=size, majority=majority, local=local, everyone=everyone, num_sites=num_sites)
+
+
+def _mean_at(comparison: Comparison, row: Row, site: str) -> float | None:
+    seeds = [sites for seeds in row.places.values() for sites in seeds if site in sites]
+    values = [comparison.value(sites[site], site, "accuracy") for sites in seeds]
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
+def _by_numbers(comparison: Comparison, rows: Sequence[Row], site: str) -> str | None:
+    constant, local, everyone = (_errors_at(comparison, row, site) for row in rows)
+    if constant is None or local is None or everyone is None:
+        return None
+    num_sites = len(comparison.sites)
+    return contradiction_of_errors(site, constant=constant, local=local, everyone=everyone, num_sites=num_sites)
+
+
+def _errors_at(comparison: Comparison, row: Row, site: str) -> Floats | None:
+    """Return answer minus label on the site's test rows of the first split, as means over its seeds."""
+    seeds = row.places[min(row.places)]
+    scores = [comparison.scores(sites[site], site) for sites in seeds if site in sites]
+    errors = [one.predicted - one.y for one in scores if isinstance(one, NumberScores)]
+    return np.mean(errors, axis=0) if errors and len(errors) == len(seeds) else None
+
+
+def problems_of(comparison: Comparison, row: Row, skipped: Sequence[Skipped]) -> list[str]:
+    """Return what could not be run, failed, or is not defined on the test rows (looked up in the cells of one row)."""
+    problems = [f"Not run: {one.label}: {one.reason}" for one in skipped]
+    failed = Counter((cell.label, result.error) for cell, result in comparison.results.items() if result.error)
+    tried = Counter(cell.label for cell in comparison.results)
+    problems += [
+        f"Failed: {label} ({count} of {tried[label]} studies): {text}" for (label, text), count in failed.items()
+    ]
+    undefined: dict[str, set[str]] = {}
+    for cell in (cell for cells in row.cells().values() for cell in cells):
+        for site, facts in comparison.results[cell].sites.items():
+            if missing := {
+                name for name, count in zip(comparison.task.classes, facts.support, strict=True) if not count
+            }:
+                undefined.setdefault(site, set()).update(missing)
+    if undefined:
+        lacking = [f"{site} ({', '.join(sorted(missing))})" for site, missing in sorted(undefined.items())]
+        more = f" and {len(lacking) - MOST_NAMED} more sites" if len(lacking) > MOST_NAMED else ""
+        problems.append(
+            f"Test rows of some split have no example of some class at {', '.join(lacking[:MOST_NAMED])}{more}: "
+            "numbers that need every class are not defined there and shown as a dash"
+        )
+    warnings = {text for result in comparison.results.values() for text in result.warnings}
+    return problems + sorted(warnings)

@@ -1,0 +1,117 @@
+"""What a cell leaves: its result as a model, and the answers of its models on every site's test rows."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from common.results import RoundRecord
+from common.study.record import Record
+from common.weights.arrays import Array
+
+Kind = Literal["federated", "pooled", "usual"]
+"""Of a cell: a study; one model of all sites' rows; or at each site alone what usual tools do."""
+Answers = Mapping[str, Mapping[str, Array]]
+"""Per site the labels of its test rows, and each model's answers."""
+
+
+class Validation(Record):
+    """What a site measured of one model on its validation rows."""
+
+    accuracy: float
+    loss: float
+
+
+class SiteOutcome(Record):
+    """One site in a cell: its rows, what it measured on validation rows, and the metrics of each model on test rows.
+
+    Args:
+        tool: which of the usual tools it chose, in a cell of these.
+        support: test examples of each class.
+        metrics: per model; None: not defined on these rows.
+    """
+
+    num_train: int = 0
+    num_validation: int = 0
+    num_test: int = 0
+    class_counts: dict[str, int] | None = None
+    num_groups: int | None = None
+    num_copies: int = 0
+    tool: str | None = None
+    validation: dict[str, Validation] = Field(default_factory=dict)
+    support: tuple[int, ...] = ()
+    metrics: dict[str, dict[str, float | None]] = Field(default_factory=dict)
+
+
+class RoundMeans(Record):
+    """One round: validation metrics as means over the sites, the weight of each site, bytes."""
+
+    round: int
+    bytes_up: int = 0
+    bytes_down: int = 0
+    means: dict[str, float] = Field(default_factory=dict)
+    weights: dict[str, float] = Field(default_factory=dict)
+
+    @classmethod
+    def of(cls, record: RoundRecord) -> "RoundMeans":
+        """Return what a comparison keeps of a round."""
+        metrics = [of.metrics for of in record.sites.values()]
+        names = sorted({name for each in metrics for name in each})
+        return cls(
+            round=record.round,
+            bytes_up=record.bytes_up,
+            bytes_down=record.bytes_down,
+            means={name: float(np.mean([each[name] for each in metrics if name in each])) for name in names},
+            weights={site: of.weight for site, of in record.sites.items() if of.weight is not None},
+        )
+
+
+class CellResult(Record):
+    """The content of a cell's JSON file.
+
+    Args:
+        scale: by whose numbers the inputs were scaled.
+        error: why it could not be run; such a result is not written.
+        key: what the cell's files are called.
+    """
+
+    label: str = ""
+    kind: Kind = "federated"
+    seed: int = 0
+    split: int = 0
+    key: str = ""
+    error: str | None = None
+    sites: dict[str, SiteOutcome] = Field(default_factory=dict)
+    rounds: tuple[RoundMeans, ...] = ()
+    warnings: tuple[str, ...] = ()
+    scale: str = ""
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What training left, before its answers are measured."""
+
+    sites: Mapping[str, SiteOutcome]
+    answers: Answers
+    rounds: tuple[RoundMeans, ...] = ()
+    warnings: tuple[str, ...] = ()
+    scale: str = ""
+
+
+def last_measured(rounds: Iterable[RoundRecord]) -> dict[str, dict[str, Validation]]:
+    """Return what each site measured on its validation rows when it last did, by site and model.
+
+    Where not all sites are asked in every round, that is not the last round for all.
+    """
+    last: dict[str, dict[str, Validation]] = {}
+    for record in rounds:
+        for site, of in record.sites.items():
+            for model in ("global", "personal", "local"):
+                if f"{model}.loss" in of.metrics:
+                    numbers = {name: of.metrics[f"{model}.{name}"] for name in ("accuracy", "loss")}
+                    last.setdefault(site, {})[model] = Validation(**numbers)
+    return last

@@ -1,0 +1,158 @@
+"""The files of a federation: data, a study to start from, a record, and a picture."""
+
+import csv
+import io
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tomli_w
+
+import common
+from common.data.npz import Array
+from common.errors import ConfigError
+from common.host.files import write_atomically
+from common.study.load import parse_study
+from common.study.task import ImageTask, TableTask
+from consilium.data.options import MIN_EXAMPLES
+from consilium.data.pool import Labels, site_slug
+
+TEST = "test.npz"
+"""The common test set in every site's data folder."""
+
+STUDY, RECORD, PICTURE = "study.toml", "federation.toml", "federation.svg"
+
+
+def check_free(out: Path) -> None:
+    """Check that there is no federation in a folder.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    for name in (STUDY, RECORD):
+        if (out / name).exists():
+            raise ConfigError(f"'{out / name}' exists already and is not overwritten; choose another folder")
+
+
+def federation_texts(
+    study: str,
+    task: ImageTask | TableTask,
+    counts: Mapping[str, Mapping[str, int]],
+    *,
+    record: Mapping[str, Any],
+    num_unlabelled: int = 0,
+    group: str | None = None,
+) -> dict[str, str]:
+    """Return `study.toml` and `federation.toml`; the study is one that `load_study` accepts.
+
+    Args:
+        counts: examples of each class at each site.
+        record: what was divided and how.
+        group: the column or array that says whose an example is.
+
+    Raises:
+        ConfigError: no valid study comes out, e.g. because a site has a single example.
+    """
+    smallest = min(sum(of.values()) for of in counts.values())
+    text = STUDY_HEAD + tomli_w.dumps(_study(study, task, list(counts), min_examples=smallest, group=group))
+    parse_study(tomllib.loads(text), source=STUDY)
+    facts = dict(record) | {
+        "rows_without_label": num_unlabelled,
+        "consilium": common.__version__,
+        "numpy": np.__version__,
+        "examples": counts,
+    }
+    return {STUDY: text, RECORD: RECORD_HEAD + tomli_w.dumps(facts)}
+
+
+def write_federation(out: Path, texts: Mapping[str, str], counts: Mapping[str, Mapping[str, int]]) -> None:
+    """Write the study, the record and the picture.
+
+    Raises:
+        StateError: `out` cannot be written.
+    """
+    from consilium.data.picture import federation_svg
+
+    write_atomically(out / PICTURE, federation_svg(counts))
+    for name, text in texts.items():
+        write_atomically(out / name, text.encode())
+
+
+def write_table(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Write rows of text as CSV.
+
+    Raises:
+        StateError: the file cannot be written.
+    """
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    write_atomically(path, text.getvalue().encode())
+
+
+def write_images(path: Path, x: Array, y: Labels, classes: tuple[str, ...], **more: Array) -> None:
+    """Write `.npz` with `x`, `y`, `classes` and more arrays, atomically; the same bytes for the same arrays.
+
+    Raises:
+        StateError: the file cannot be written.
+    """
+    write_npz(path, {"x": x, "y": y, "classes": np.array(classes), **more})
+
+
+def write_npz(path: Path, arrays: Mapping[str, Array]) -> None:
+    """Write named arrays, packed, atomically.
+
+    Raises:
+        StateError: the file cannot be written.
+    """
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)  # type: ignore[arg-type] # none is called allow_pickle
+    write_atomically(path, [file.getbuffer()])
+
+
+def shortages(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Return a sentence for each site that lacks a class or has a single example of one."""
+    sentences = []
+    for site, of in counts.items():
+        gaps = []
+        for what, number in (("no example of", 0), ("a single example of", 1)):
+            names = [f"'{name}'" for name, count in of.items() if count == number]
+            if names:
+                few = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+                gaps.append(f"{what} {few}")
+        if gaps:
+            sentences.append(f"site '{site}' has {'; '.join(gaps)}")
+    return sentences
+
+
+STUDY_HEAD = "# A study to start from; docs/reference/study.md explains every key.\n"
+RECORD_HEAD = (
+    "# Who holds what; written by 'consilium data'. The same command on the same pool gives the same federation.\n"
+)
+
+
+def _study(
+    name: str, task: ImageTask | TableTask, sites: Sequence[str], *, min_examples: int, group: str | None
+) -> dict[str, Any]:
+    """Return the values of a study to start from."""
+    images = isinstance(task, ImageTask)
+    held_out = {} if task.test is not None else {"test": 0.2}
+    values = task.model_dump(mode="json", exclude_none=True)
+    return {
+        "name": name,
+        "sites": sites,
+        "rounds": 20,
+        "min_examples": min(MIN_EXAMPLES, min_examples),
+        "model": {"name": "small_cnn" if images else "linear"},
+        "training": {"epochs": 1, "batch_size": 32, "learning_rate": 0.02 if images else 0.05},
+        "split": held_out | {"validation": 0.15} | ({} if group is None else {"group": group}),
+        "method": {"kind": "fine_tune"},
+        "task": {key: value for key, value in values.items() if value != []},
+    }
+
+
+def study_name(path: Path, by: str) -> str:
+    """Return what a study of this pool is called, divided in this way."""
+    stem = path.stem if path.stem != "pool" else path.resolve().parent.name
+    return site_slug(f"{site_slug(stem) or 'pool'}"[:50] + f"-{by}")

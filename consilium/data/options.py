@@ -1,0 +1,120 @@
+"""Options of `consilium data split`, and which of them go together."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Annotated, Any, Literal
+
+import typer
+
+from common.errors import ConfigError
+
+By = Literal["dirichlet", "classes", "quantity", "feature", "iid", "interleaved", "column"]
+
+ALPHA, LABELS_PER_SITE, MIN_EXAMPLES = 0.5, 2, 20
+"""Defaults of the options that mean something with some of the rules only."""
+
+
+@dataclass(frozen=True)
+class SplitOptions:
+    """Options of `consilium data split`; None: the default."""
+
+    by: Annotated[
+        By,
+        typer.Option(
+            help="What differs between sites: labels, labels, sizes, devices, nothing (chance, in turn), or a column.",
+        ),
+    ]
+    sites: Annotated[int | None, typer.Option(max=1000, help="How many sites; not with --by column.")] = None
+    alpha: Annotated[
+        float | None,
+        typer.Option(help=f"dirichlet, quantity: a small alpha makes sites differ much. Default: {ALPHA}."),
+    ] = None
+    labels_per_site: Annotated[
+        int | None, typer.Option(help=f"classes: labels at each site. Default: {LABELS_PER_SITE}.")
+    ] = None
+    column: Annotated[str | None, typer.Option(help="column: the column of a table that names the site.")] = None
+    label: Annotated[str | None, typer.Option(help="Tables: the column with the class or number to learn.")] = None
+    tolerance: Annotated[
+        float | None, typer.Option(help="The label is a number; a prediction within this distance of it is right.")
+    ] = None
+    min_examples: Annotated[
+        int | None, typer.Option(help=f"Least number of examples of a site. Default: {MIN_EXAMPLES}.")
+    ] = None
+    seed: Annotated[int, typer.Option(min=0, help="The seed of everything random.")] = 42
+    group: Annotated[
+        str | None, typer.Option(help="The column or array that names the patient; a patient's rows stay at one site.")
+    ] = None
+    official_test: Annotated[
+        bool, typer.Option("--official-test", help="The pool's own test images are every site's test set.")
+    ] = False
+
+
+_USED: Mapping[By, tuple[str, ...]] = {
+    "dirichlet": ("sites", "alpha", "min_examples"),
+    "classes": ("sites", "labels_per_site", "min_examples"),
+    "quantity": ("sites", "alpha", "min_examples"),
+    "feature": ("sites", "min_examples"),
+    "iid": ("sites", "min_examples"),
+    "interleaved": ("sites", "min_examples"),
+    "column": ("column",),
+}
+"""The options that mean something with each rule, of those that do not with all."""
+
+
+def check_options(options: SplitOptions) -> None:
+    """Check that options fit each other.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    used = _USED[options.by]
+    for name in ("label", "column"):
+        if options.group is not None and options.group == getattr(options, name):
+            raise ConfigError(
+                f"--group and --{name} are both '{options.group}': --group is for the column that says which patient a "
+                "row is of"
+            )
+    for name in ("sites", "alpha", "labels_per_site", "column", "min_examples"):
+        option = "--" + name.replace("_", "-")
+        given = getattr(options, name) is not None
+        if given and name not in used:
+            raise ConfigError(f"{option} means nothing with --by {options.by}")
+        if not given and name in used and name in ("sites", "column"):
+            raise ConfigError(f"--by {options.by} needs {option}")
+
+
+def check_fit(options: SplitOptions, *, images: bool) -> None:
+    """Check that options fit a pool of images, or of rows of a table.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    if images and options.by == "column":
+        raise ConfigError("--by column is for tables; images have no columns")
+    if not images and options.by == "feature":
+        raise ConfigError("--by feature is for images: it changes how each site's device shows them")
+    if options.tolerance is None:
+        return
+    if not 0 < options.tolerance < math.inf:
+        raise ConfigError(f"--tolerance must be above 0, got {options.tolerance:g}")
+    if images:
+        raise ConfigError("--tolerance is for tables whose label is a number; images have classes")
+    if options.by in ("dirichlet", "classes"):
+        raise ConfigError(
+            f"--by {options.by} spreads classes, but with --tolerance the label is a number: divide --by quantity, "
+            "iid, interleaved or column"
+        )
+
+
+def with_defaults(options: SplitOptions) -> SplitOptions:
+    """Return options in which each default that is used is filled in."""
+    defaults = {"alpha": ALPHA, "labels_per_site": LABELS_PER_SITE, "min_examples": MIN_EXAMPLES}
+    unset = {name: default for name, default in defaults.items() if getattr(options, name) is None}
+    filled: dict[str, Any] = {name: default for name, default in unset.items() if name in _USED[options.by]}
+    return replace(options, **filled)
+
+
+def settings_of(options: SplitOptions) -> dict[str, Any]:
+    """Return options as the record of a federation has them: those that are set, and defaults that are used."""
+    return {name: value for name, value in asdict(with_defaults(options)).items() if value not in (None, False)}

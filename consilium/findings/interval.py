@@ -1,0 +1,58 @@
+"""A value with its 95 % interval and p, and the least interval that holds several."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+LEVEL = 0.95
+
+ALPHA = 0.05
+"""A p below it is clear."""
+
+SMALLEST = 1e-9
+"""Relative; below it a difference is rounding."""
+
+UPPER = (1 + LEVEL) / 2
+"""The upper of the two quantiles."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value and its 95 % interval; the bounds are None where nothing can be said.
+
+    Args:
+        p: of differences, two-sided against 0; None without bounds.
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """Return both bounds; None where there are none."""
+        return None if self.low is None or self.high is None else (self.low, self.high)
+
+    @property
+    def sign(self) -> int:
+        """Return 1 or -1 where the interval is above or below 0, otherwise 0."""
+        if self.low is None or self.high is None:
+            return 0
+        return 1 if self.low > 0 else -1 if self.high < 0 else 0
+
+
+def hull(value: float, parts: Sequence[Interval]) -> Interval:
+    """Return the least interval that holds all parts, and the largest p; no bounds if one part has none."""
+    lows, highs = [part.low for part in parts], [part.high for part in parts]
+    ps = [part.p for part in parts]
+    if any(one is None or math.isnan(one) for one in (*lows, *highs, *ps)):
+        return Interval(value)
+    return Interval(value, min(value, *lows), max(value, *highs), max(ps))  # type: ignore[type-var]  # ps are numbers where there are draws
+
+
+def within(one: Interval, least: float, most: float) -> Interval:
+    """Return the interval with its bounds cut to what is possible."""
+    if one.low is None or one.high is None:
+        return one
+    return Interval(one.value, max(one.low, least), min(one.high, most), one.p)

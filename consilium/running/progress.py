@@ -1,0 +1,135 @@
+"""How far a study's run is, read off its events, and the line that each event is worth."""
+
+import time
+from collections.abc import Mapping
+
+from common.events.run import (
+    AnswerRejected,
+    FinishAsked,
+    RoundAsked,
+    RoundFinished,
+    RunEvent,
+    RunFailure,
+    RunFinished,
+    RunResumed,
+    RunStarted,
+    RunWarning,
+    SiteJoined,
+    SitesAgreed,
+    SitesOnline,
+    UpdateAccepted,
+    WeightingFallback,
+)
+
+WAITING_SECONDS = 2.0
+"""Least time between two lines about missing sites: a thousand sites come one by one."""
+
+
+class Progress:
+    """What is known of a run: its round and phase, and each site's state and last metrics.
+
+    Args:
+        title: how lines name the run.
+    """
+
+    def __init__(self, title: str) -> None:
+        self.title, self.phase = title, "starting"
+        self.round, self.rounds = 0, 0
+        self.states: dict[str, str] = {}
+        self.metrics: dict[str, Mapping[str, float]] = {}
+        self._began = self._rounds_began = time.monotonic()
+        self._missing_said = -WAITING_SECONDS
+
+    def take(self, event: RunEvent) -> str:
+        """Take in one event and return the line about it, '' for none."""
+        match event:
+            case RunStarted() | SitesOnline() | SitesAgreed() | RunResumed() | SiteJoined():
+                return self._take_start(event)
+            case RunWarning():
+                return f"warning: {event.message}"
+            case RoundAsked():
+                self.states = {site: "training" if site in event.sites else "not asked" for site in self.states}
+            case UpdateAccepted():
+                self.states[event.site] = "answered"
+                self.metrics[event.site] = event.metrics
+            case AnswerRejected():
+                self.states[event.site] = f"rejected: {event.reason}"
+                return f"rejected: {event.message}"
+            case WeightingFallback():
+                return f"round {event.round}: {event.message}"
+            case RoundFinished():
+                return self._take_round(event)
+            case FinishAsked() | RunFinished() | RunFailure():
+                return self._take_end(event)
+        return ""
+
+    def _take_start(self, event: RunStarted | SitesOnline | SitesAgreed | RunResumed | SiteJoined) -> str:
+        match event:
+            case RunStarted():
+                self.rounds, self.phase = event.rounds, "waiting for sites"
+                self.states = dict.fromkeys(event.sites, "expected")
+                return f"{self.title}: {len(self.states)} sites, {self.rounds} rounds; waiting for the sites"
+            case SitesOnline():
+                self.states = {site: "connected" if site in event.online else "expected" for site in self.states}
+                return self._missing()
+            case SitesAgreed():
+                self.phase, self._rounds_began = "training", time.monotonic()
+                sites = ", ".join(f"{site} {facts.num_examples}" for site, facts in event.sites.items())
+                return f"{self.title}: all sites agree on data schema, versions and initial weights; examples: {sites}"
+            case RunResumed():
+                self.round = event.round
+                return f"{self.title}: continuing after round {event.round}"
+            case SiteJoined():
+                self.states[event.site] = "connected"
+                return f"{self.title}: site '{event.site}' joined with {event.num_examples} examples"
+
+    def _missing(self) -> str:
+        missing = [site for site, state in self.states.items() if state == "expected"]
+        if not missing or time.monotonic() - self._missing_said < WAITING_SECONDS:
+            return ""
+        self._missing_said = time.monotonic()
+        more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
+        return f"{self.title}: waiting for {', '.join(missing[:10])}{more}"
+
+    def _take_round(self, event: RoundFinished) -> str:
+        self.round = event.round
+        sites = "  ".join(f"{site} {_brief(facts.metrics)}" for site, facts in sorted(event.sites.items()))
+        return (
+            f"{self.title}: round {self.round}/{self.rounds}  "
+            f"answered {len(event.answered)}/{len(event.asked)}  "
+            f"{event.seconds:.1f} s  elapsed {self.elapsed:.0f} s, about {self.remaining:.0f} s left  {sites}"
+        )
+
+    def _take_end(self, event: FinishAsked | RunFinished | RunFailure) -> str:
+        match event:
+            case FinishAsked():
+                self.phase = "reading the test split, once"
+                self.states = dict.fromkeys(self.states, "testing")
+            case RunFinished():
+                self.phase = "finished"
+                self.states = dict.fromkeys(self.states, "done")
+                return f"{self.title}: finished after {event.seconds:.0f} s"
+            case RunFailure():
+                self.phase = "failed"
+        return ""
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the run is looked at."""
+        return time.monotonic() - self._began
+
+    @property
+    def remaining(self) -> float:
+        """Seconds that the rounds left will take, at the speed of those so far."""
+        done = max(self.round, 1)
+        return (time.monotonic() - self._rounds_began) / done * max(self.rounds - self.round, 0)
+
+
+def _brief(metrics: Mapping[str, float]) -> str:
+    shown = {"loss": "global.loss", "global": "global.accuracy", "personal": "personal.accuracy"}
+    if "personal.loss" in metrics and "global.loss" not in metrics:
+        shown = {"loss": "personal.loss", "personal": "personal.accuracy"}
+    texts = [f"{label} {metrics[name]:.3f}" for label, name in shown.items() if name in metrics]
+    if texts:
+        return " ".join(texts)
+    return f"train loss {metrics['train.loss']:.3f}" if "train.loss" in metrics else "train loss -"

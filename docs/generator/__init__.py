@@ -1,0 +1,1 @@
+"""What writes the pages of docs/reference: settings, algorithms, commands, events and exit codes."""

@@ -1,0 +1,61 @@
+"""What all steps of a study have in common: its settings, its algorithms, its sites and where it is written down."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from common.protocol.plans import study_digest
+from common.study.study import StudyConfig
+from server.strategies import Strategy
+from server.study.exchange import Exchange
+from server.study.handshake import Agreement
+from server.study.run_folder import RunFolder
+from server.weighting import Weighting
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything a run needs, built by the composition root.
+
+    Args:
+        digest: of the study's settings; a checkpoint of other settings is refused.
+        run: its name.
+        train_sizes: training examples per site, as announced in the handshake.
+        test_sizes: test examples per site, likewise.
+        class_counts: training examples per class, for the sites that share them.
+        site_digests: of the study as each site sees it.
+    """
+
+    config: StudyConfig
+    digest: str
+    run: str
+    exchange: Exchange
+    strategy: Strategy
+    weighting: Weighting
+    folder: RunFolder
+    train_sizes: Mapping[str, int] = field(default_factory=dict)
+    test_sizes: Mapping[str, int] = field(default_factory=dict)
+    class_counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    site_digests: Mapping[str, str] = field(default_factory=dict)
+
+    def with_sites(self, agreement: Agreement) -> "Study":
+        """Return the study with the sites of an agreement, and what they announced."""
+        cards = {site: reply.card for site, reply in agreement.replies.items()}
+        digests = {site: self.site_digests.get(site) or study_digest(self.config.seen_by(site)) for site in cards}
+        return replace(
+            self,
+            train_sizes={site: card.num_train for site, card in cards.items()},
+            test_sizes={site: card.num_test for site, card in cards.items()},
+            class_counts={site: card.class_counts for site, card in cards.items() if card.class_counts is not None},
+            site_digests=digests,
+        )
+
+    @cached_property
+    def weighting_needs(self) -> frozenset[str]:
+        """Measurements that the weighting reads; asked for at every update, and slow to derive."""
+        return self.config.weights_by.needs
+
+    @property
+    def quorum(self) -> int:
+        """How many accepted updates a round needs: as configured, else every site asked."""
+        return self.config.quorum if self.config.quorum is not None else self.config.cohort_size

@@ -1,0 +1,61 @@
+"""The end of a study: every site gets the final weights and reads its test split, once."""
+
+from common.codecs import Identity
+from common.errors import CohortTooSmall, clean
+from common.events.run import AnswerRejected, FinishAsked
+from common.protocol.counts import TestCounts
+from common.protocol.plans import FinishPlan
+from common.protocol.replies import FailureReply, FinishReply
+from server.strategies import ServerState
+from server.study.context import Study
+from server.study.exchange import Answer
+from server.study.sentences import reasons
+
+
+def finish(study: Study, state: ServerState) -> dict[str, TestCounts]:
+    """Send every site the final weights and return the counts on its test split.
+
+    Raises:
+        CohortTooSmall: a site that does not answer has no row in the report; fewer than the quorum end the run.
+    """
+    sites = sorted(study.train_sizes)
+    study.folder.log(FinishAsked(round=state.round, sites=tuple(sites)))
+    plans = {site: finish_plan(study, state, site) for site in sites}
+    payload, timeout = Identity().encode(state.served), study.config.round_timeout_seconds
+    counts: dict[str, TestCounts] = {}
+    problems: dict[str, str] = {}
+    for answer in study.exchange.ask(plans, payload=payload, timeout_seconds=timeout):
+        tested = counts_of(answer, study, round_number=state.round)
+        if isinstance(tested, TestCounts):
+            counts[answer.site] = tested
+            continue
+        problems[answer.site] = tested
+        event = AnswerRejected(round=state.round, site=answer.site, reason="finish", message=tested)
+        study.folder.log(event)
+    if len(counts) < min(study.quorum, len(sites)):
+        raise CohortTooSmall(f"only {len(counts)} of {len(sites)} sites reported test results; {reasons(problems)}")
+    return counts
+
+
+def finish_plan(study: Study, state: ServerState, site: str) -> FinishPlan:
+    """Return a site's plan for the end."""
+    return FinishPlan(
+        study=study.site_digests[site],
+        run=study.run,
+        site=site,
+        round=state.round,
+        accepted=state.accepted.get(site),
+        asked=state.asked.get(site, 0),
+    )
+
+
+def counts_of(answer: Answer, study: Study, *, round_number: int) -> TestCounts | str:
+    """Return a site's counts on its test split, or what is wrong with its answer."""
+    reply = answer.reply
+    if isinstance(reply, FailureReply):
+        return reply.message or "an unexpected answer"
+    if not isinstance(reply, FinishReply) or reply.run != study.run or reply.round != round_number:
+        return clean(answer.detail) or "an unexpected answer"
+    if reply.test.num_test > (most := study.test_sizes[answer.site]):
+        return f"site '{answer.site}' tested {reply.test.num_test} examples, announced {most}"
+    return reply.test

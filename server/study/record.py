@@ -1,0 +1,102 @@
+"""What becomes of one round, step by step, and the record that is kept of it."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from common.results import RoundRecord, SiteRound
+from server.strategies import ServerState, Update
+from server.study.downlink import Sending
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Who is asked in a round.
+
+    Args:
+        quorum: how many usable updates the round needs.
+        asked: in how many rounds each site was asked, this one included.
+        began: when the round did (`time.monotonic`).
+    """
+
+    round: int
+    sites: tuple[str, ...]
+    quorum: int
+    asked: Mapping[str, int]
+    began: float
+
+
+@dataclass
+class Intake:
+    """What came back in a round so far; the sites that answered contain those that were accepted."""
+
+    updates: list[Update] = field(default_factory=list)
+    answered: list[str] = field(default_factory=list)
+    rejected: dict[str, str] = field(default_factory=dict)
+    details: dict[str, str] = field(default_factory=dict)
+    sites: dict[str, SiteRound] = field(default_factory=dict)
+    bytes_up: int = 0
+    bytes_down: int = 0
+    transfer_seconds: float = 0.0
+    checking_seconds: float = 0.0
+
+    @property
+    def accepted(self) -> tuple[str, ...]:
+        """The sites that sent a usable update, in sorted order."""
+        return tuple(sorted(self.sites))
+
+
+@dataclass(frozen=True)
+class Aggregation:
+    """What the updates of a round came to.
+
+    Args:
+        shares: how much each site counted, summing to 1.
+        signals: what the shares were made from, per site.
+        notes: why the round was not weighted as the study says.
+        update_norm: Euclidean norm of the change of the global weights.
+    """
+
+    state: ServerState
+    shares: Mapping[str, float]
+    signals: Mapping[str, Mapping[str, float]]
+    notes: tuple[str, ...]
+    update_norm: float
+    seconds: float
+
+
+def make_record(
+    cohort: Cohort, intake: Intake, sending: Sending, aggregation: Aggregation | None = None
+) -> RoundRecord:
+    """Return what happened in a round; without an aggregation, up to where it ended."""
+    record = RoundRecord(
+        round=cohort.round,
+        asked=cohort.sites,
+        answered=tuple(sorted(intake.answered)),
+        accepted=intake.accepted,
+        rejected=intake.rejected,
+        details=intake.details,
+        bytes_up=intake.bytes_up,
+        bytes_down=intake.bytes_down,
+        seconds=round(time.monotonic() - cohort.began, 4),
+        transfer_seconds=intake.transfer_seconds,
+        aggregation_seconds=intake.checking_seconds,
+        downlink_nmse=sending.nmse,
+        sites=intake.sites,
+    )
+    return record if aggregation is None else _with_aggregation(record, aggregation)
+
+
+def _with_aggregation(record: RoundRecord, aggregation: Aggregation) -> RoundRecord:
+    weighted = {
+        site: {"weight": share, "signals": dict(aggregation.signals.get(site, {}))}
+        for site, share in aggregation.shares.items()
+    }
+    return record.model_copy(
+        update={
+            "aggregation_seconds": record.aggregation_seconds + aggregation.seconds,
+            "update_norm": aggregation.update_norm,
+            "notes": aggregation.notes,
+            "sites": {site: of.model_copy(update=weighted.get(site)) for site, of in record.sites.items()},
+        }
+    )

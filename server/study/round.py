@@ -1,0 +1,218 @@
+"""One round, in seven steps: choose who is asked, plan, ask, receive, check the quorum, aggregate, record.
+
+One exchange per round: a site evaluates the weights it receives, trains, evaluates its served model and answers once.
+An unusable update is rejected and named; too few usable ones stop the run.
+"""
+
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from common.codecs import build_chain
+from common.codecs.container import read_form
+from common.errors import CohortTooSmall, UpdateRejected
+from common.events.run import (
+    AnswerRejected,
+    RoundAsked,
+    RoundFailed,
+    UpdateAccepted,
+    WeightingFallback,
+)
+from common.protocol.plans import CONTROL, RoundPlan
+from common.results import RoundRecord, SiteRound
+from common.seeds import seed_for
+from common.weights.arithmetic import distance
+from common.weights.arrays import Array, Weights, under, with_prefix
+from common.weights.checks import check_finite
+from server.strategies import ServerState, Update
+from server.study.check import check_update
+from server.study.cohort import choose_cohort
+from server.study.context import Study
+from server.study.downlink import Sending, send
+from server.study.exchange import Answer
+from server.study.record import Aggregation, Cohort, Intake, make_record
+from server.study.sentences import reasons
+from server.study.update_files import Spool
+from server.weighting import Evidence, Weighed
+
+
+def run_round(study: Study, state: ServerState) -> tuple[ServerState, RoundRecord]:
+    """Run one round and return the new state with its record.
+
+    Raises:
+        CohortTooSmall: fewer usable updates than the quorum; names who failed and why.
+        UpdateRejected: finite updates whose sum is too large for the weights' dtype.
+    """
+    cohort = choose(study, state)
+    sending = send(study.config, state)
+    plans = make_plans(study, state, cohort, in_part=sending.differences)
+    answers = ask(study, state, plans, sending)
+    sending = sending.without_payloads()  # they are as large as the model
+    with Spool(study.folder.path) as spool:
+        intake = receive(study, state, answers, spool, held=sending.held)
+        check_quorum(study, cohort, intake, sending)
+        aggregation = aggregate(study, state, intake.updates)
+    after = remember(study, state, cohort, intake, sending, aggregation)
+    return after, make_record(cohort, intake, sending, aggregation)
+
+
+def choose(study: Study, state: ServerState) -> Cohort:
+    """Choose the sites of the next round."""
+    began, config, number = time.monotonic(), study.config, state.round + 1
+    sites = choose_cohort(study.train_sizes, seed=config.seed, round_number=number, size=config.cohort_size)
+    quorum = config.quorum or len(sites)
+    study.folder.log(RoundAsked(round=number, sites=sites, quorum=quorum))
+    asked = {**state.asked, **{site: state.asked.get(site, 0) + 1 for site in sites}}
+    return Cohort(number, sites, quorum, asked, began)
+
+
+def make_plans(study: Study, state: ServerState, cohort: Cohort, *, in_part: Collection[str]) -> dict[str, RoundPlan]:
+    """Return the plan of every site of the cohort.
+
+    Args:
+        in_part: sites that get the difference from the weights that they hold.
+    """
+    return {
+        site: RoundPlan(
+            study=study.site_digests[site],
+            run=study.run,
+            site=site,
+            round=cohort.round,
+            accepted=state.accepted.get(site),
+            asked=cohort.asked[site],
+            share=state.shares.get(site, 0.0),
+            base=state.round if site in in_part else None,
+        )
+        for site in cohort.sites
+    }
+
+
+def ask(study: Study, state: ServerState, plans: Mapping[str, RoundPlan], sending: Sending) -> Iterator[Answer]:
+    """Send the plans and yield the answers as they arrive; the wire takes in none that is longer than an update."""
+    chain = build_chain(study.config.uplink, exact=state.buffers)
+    return study.exchange.ask(
+        plans,
+        payload=sending.full,
+        instead=sending.differences,
+        timeout_seconds=study.config.round_timeout_seconds,
+        most_bytes=chain.max_bytes({**sending.held, **control_of(state)}),
+    )
+
+
+def control_of(state: ServerState) -> dict[str, Array]:
+    """Return the control variates that travel with the weights, under their prefix."""
+    return with_prefix(under(state.along, CONTROL), CONTROL)
+
+
+def receive(study: Study, state: ServerState, answers: Iterator[Answer], spool: Spool, *, held: Weights) -> Intake:
+    """Check every answer as it arrives, and put the usable updates on disk."""
+    intake = Intake()
+    for answer in answers:
+        intake.bytes_up += answer.bytes_up
+        intake.bytes_down += answer.bytes_down
+        intake.transfer_seconds += answer.transfer_seconds
+        if answer.reply is not None:
+            intake.answered.append(answer.site)
+        began = time.monotonic()
+        try:
+            update = check_update(answer, state, study, held=held)
+        except UpdateRejected as error:
+            reject(study, state, intake, answer.site, error)
+            continue
+        intake.checking_seconds += time.monotonic() - began
+        accept(study, state, intake, answer, update)
+        intake.updates.append(_on_disk(update, answer, spool, coded=bool(study.config.uplink)))
+    intake.updates.sort(key=lambda update: update.site)
+    return intake
+
+
+def accept(study: Study, state: ServerState, intake: Intake, answer: Answer, update: Update) -> None:
+    """Note a usable update."""
+    seconds, metrics = answer.reply.seconds if answer.reply is not None else 0.0, dict(update.metrics)
+    intake.sites[update.site] = SiteRound(num_examples=update.num_examples, seconds=round(seconds, 4), metrics=metrics)
+    study.folder.note(UpdateAccepted(round=state.round + 1, site=update.site, metrics=metrics))
+
+
+def reject(study: Study, state: ServerState, intake: Intake, site: str, error: UpdateRejected) -> None:
+    """Note an unusable answer, and why."""
+    intake.rejected[site], intake.details[site] = error.reason, str(error)
+    event = AnswerRejected(round=state.round + 1, site=site, reason=error.reason, message=str(error))
+    study.folder.log(event)
+
+
+def _on_disk(update: Update, answer: Answer, spool: Spool, *, coded: bool) -> Update:
+    """Return an update whose arrays are read from disk when they are asked for."""
+    if answer.file is None or answer.payload is None or coded:
+        return replace(update, delta=spool.keep(update.delta), control=spool.keep(update.control))
+    form = read_form(answer.payload)
+    control = {name: CONTROL + name for name in update.control}
+    delta = spool.adopt(answer.file, form, {name: name for name in update.delta})
+    return replace(update, delta=delta, control=spool.adopt(answer.file, form, control))
+
+
+def check_quorum(study: Study, cohort: Cohort, intake: Intake, sending: Sending) -> None:
+    """Check that enough updates are usable.
+
+    Raises:
+        CohortTooSmall: they are fewer than the quorum; names who failed and why.
+    """
+    if len(intake.updates) >= cohort.quorum:
+        return
+    study.folder.log(RoundFailed(**dict(make_record(cohort, intake, sending))))
+    usable = f"{len(intake.updates)} of {len(cohort.sites)} sites sent a usable update"
+    raise CohortTooSmall(f"round {cohort.round}: {usable}, expected {cohort.quorum}; {reasons(intake.details)}")
+
+
+def aggregate(study: Study, state: ServerState, updates: Sequence[Update]) -> Aggregation:
+    """Weigh the updates and apply them to the weights.
+
+    Raises:
+        UpdateRejected: the new weights are not finite.
+    """
+    began, number = time.monotonic(), state.round + 1
+    weighed = weigh(study, state, updates)
+    step = study.strategy.apply(state, updates, weighed.shares)
+    check_finite(step.state.weights, who=f"round {number}: the new global weights")
+    control = {name: array for name, array in step.state.along.items() if name.startswith(CONTROL)}
+    along = control | candidates(study, state, updates, weighed)
+    if weighed.notes:
+        study.folder.log(WeightingFallback(round=number, message="; ".join(weighed.notes)))
+    after = replace(step.state, along=along, weighting=weighed.memory, shares=dict(step.shares))
+    # NumPy's sums differ in their last bits with where an array lies in memory; equal runs have equal records.
+    norm = float(f"{distance(after.weights, state.weights):.12g}")
+    return Aggregation(after, after.shares, weighed.signals, weighed.notes, norm, time.monotonic() - began)
+
+
+def weigh(study: Study, state: ServerState, updates: Sequence[Update]) -> Weighed:
+    """Return how much each update counts."""
+    number = state.round + 1
+    evidence = Evidence(
+        updates,
+        round=number,
+        rounds=study.config.rounds,
+        class_counts=study.class_counts,
+        optimised=state.optimised,
+        seed=seed_for(study.config.seed, "weighting", number),
+    )
+    return study.weighting.weigh(evidence, state.weighting)
+
+
+def candidates(study: Study, state: ServerState, updates: Sequence[Update], weighed: Weighed) -> dict[str, Array]:
+    """Return the weights that other shares would give, each under its name, for the sites to compare."""
+    arrays: dict[str, Array] = {}
+    for name, shares in weighed.candidates.items():
+        weights = study.strategy.apply(state, updates, shares).state.weights
+        check_finite(weights, who=f"round {state.round + 1}: {name}")
+        arrays |= with_prefix(weights, f"{name}/")
+    return arrays
+
+
+def remember(
+    study: Study, state: ServerState, cohort: Cohort, intake: Intake, sending: Sending, aggregation: Aggregation
+) -> ServerState:
+    """Return the state after a round, with who was asked, whose update counted, and what the sites hold."""
+    accepted = {**state.accepted, **dict.fromkeys(intake.accepted, cohort.round)}
+    after = replace(aggregation.state, asked=cohort.asked, accepted=accepted)
+    if not study.config.downlink:
+        return after
+    return replace(after, held=sending.held, link=sending.memory, holders=frozenset(intake.accepted))

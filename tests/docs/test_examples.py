@@ -1,0 +1,114 @@
+"""The programs in `examples/` and the command of the committed results, each as a process of its own."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+from paths import ROOT, SHARED
+
+T = TypeVar("T")
+CIFAR10 = SHARED / "data" / "cifar10" / "cifar10_subset_10k_2k.npz"
+
+
+def printed_by(program: str, *arguments: str) -> list[str]:
+    """Run an example to its end and return the lines that it printed."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / program), *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.splitlines()
+
+
+def test_weighted_mean_of_dictionaries_is_the_one_by_hand() -> None:
+    """conv: (1000 * 1.7 + 500 * 3.4 + 200 * 8.5) / 1700 = 5100 / 1700 = 3; head: 1000 / 1700 and 500 / 1700."""
+    assert printed_by("weighted_mean.py") == [
+        "berlin: 1000 examples, share 0.5882",
+        "lyon: 500 examples, share 0.2941",
+        "porto: 200 examples, share 0.1176",
+        "conv: 3.0",
+        "head: [0.5882, 0.2941]",
+    ]
+
+
+def test_fine_tuning_of_a_module_gains_from_its_backbone_and_leaves_it_as_it_is() -> None:
+    """The new head is right more often on learned features than on random ones, and nothing else has moved."""
+    pretrained, random, backbone = printed_by("transfer_learning.py")
+    right = [float(re.search(r"images: ([\d.]+) right", line)[1]) for line in (pretrained, random)]  # type: ignore[index]  # no match: the test fails
+    assert right[0] > 0.85
+    assert right[0] > right[1] + 0.05
+    assert backbone == "backbone unchanged: yes"
+
+
+def test_meta_learning_adapts_to_every_site() -> None:
+    """After five steps on own images each of five sites is right on most test images, far above as received."""
+    lines = printed_by("meta_learning.py")
+    assert [f"site-{number}" for number in range(5)] == [line.partition(":")[0] for line in lines]
+    shares = [[float(share) for share in re.findall(r"0\.\d+|1\.0+", line)] for line in lines]
+    received, adapted = zip(*shares, strict=True)
+    assert min(adapted) > 0.7
+    assert sum(adapted) / 5 > sum(received) / 5 + 0.2
+
+
+@pytest.mark.skipif(not CIFAR10.is_file(), reason="CIFAR-10 does not lie beside the project")
+def test_resnet50_sends_its_head_alone_and_learns() -> None:
+    """A head of 2048 x 10 weights and 10 biases takes 81,960 bytes; five clients together are right above chance."""
+    lines = printed_by("resnet50_cifar10.py", str(CIFAR10))
+    assert lines[0] == "backbone: ResNet50, random weights, frozen"
+    sent = int(lines[1].split(": ")[1].split()[0].replace(",", ""))
+    assert 81_960 <= sent < 83_500
+    right, tested = map(int, re.findall(r"\d+", lines[-1])[:2])
+    assert tested == 200
+    assert right > 35  # chance is 20, with a standard deviation of 4.2
+
+
+@pytest.mark.e2e
+def test_two_parties_find_what_neither_has_and_are_told_that_the_sum_is_plain() -> None:
+    """The rows follow value = 2 aspirin - codeine + 1 with noise of 0.1: the factors of 200 rows are right to 0.05."""
+    warning, model = printed_by("two_parties.py")
+    assert "plain updates" in warning
+    factors = [float(number) for number in re.findall(r"[-+]?\d+\.\d+", model)]
+    assert factors == pytest.approx([2.0, -1.0, 1.0], abs=0.05)
+
+
+@pytest.mark.skipif(not (SHARED / "data" / "heart_disease").is_dir(), reason="the data do not lie beside the project")
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_killed_script_of_results_leaves_no_comparison_running(how: signal.Signals, tmp_path: Path) -> None:
+    """The `consilium compare` that the script started ends soon after it, however the script ends."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "results.py"), "heart-weightings", "--shared", str(SHARED)]
+    command += ["--work", str(tmp_path), "--results", str(tmp_path)]
+    started = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        comparison = wait_for(lambda: children_of(started.pid))[0]
+        started.send_signal(how)
+        started.wait(timeout=30)
+        assert wait_for(lambda: not Path(f"/proc/{comparison}").exists())
+    finally:
+        started.kill()
+        started.wait()
+
+
+def children_of(process: int) -> list[int]:
+    """Return the processes that a process has started and that run."""
+    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def wait_for(look: Callable[[], T], seconds: float = 60.0) -> T:
+    """Return what `look` returns as soon as it is something."""
+    deadline = time.monotonic() + seconds
+    while not (seen := look()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return seen

@@ -1,0 +1,92 @@
+"""A run that was stopped goes on from its checkpoint as if it never had been."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from scripted import (
+    SITES,
+    ScriptedExchange,
+    Stopped,
+    assert_close,
+    completed,
+    expected_weights,
+    final_weights,
+    make_study,
+    run,
+)
+
+from common.errors import (
+    StateError,
+)
+from common.events.run import RoundFinished
+from common.protocol.plans import RoundPlan
+from common.weights.arrays import digest
+from server.study.checkpoint import load_checkpoint
+from server.study.exchange import Answer
+from server.study.run_folder import RunFolder
+
+
+def test_checkpoint_is_written_after_every_round(tmp_path: Path) -> None:
+    """When round n is asked, the state after round n - 1 is on disk."""
+    for number in (2, 3):
+        with pytest.raises(Stopped):
+            completed(make_study(tmp_path / str(number), ScriptedExchange(stop_in_round=number)))
+        checkpoint = RunFolder(tmp_path / str(number)).checkpoint
+        assert_close(expected_weights(number - 1), load_checkpoint(checkpoint, study_digest="d1").weights)
+
+
+@pytest.mark.parametrize("stop_in_round", [1, 2, 3, 4])
+def test_run_that_was_stopped_goes_on_as_if_it_never_had_been(tmp_path: Path, stop_in_round: int) -> None:
+    """The final weights are those of an uninterrupted run bit for bit, and every round is in the result once."""
+    whole = run(tmp_path / "whole", rounds=4)
+    with pytest.raises(Stopped):
+        completed(make_study(tmp_path / "cut", ScriptedExchange(stop_in_round=stop_in_round), rounds=4))
+    exchange = ScriptedExchange()
+    resumed = completed(make_study(tmp_path / "cut", exchange, rounds=4))
+    assert digest(final_weights(tmp_path / "whole")) == digest(final_weights(tmp_path / "cut"))
+    assert [1, 2, 3, 4] == [record["round"] for record in resumed["rounds"]]
+    again = sorted({plan.round for plan in exchange.asked if isinstance(plan, RoundPlan)})
+    assert list(range(stop_in_round, 5)) == again
+    for one, other in zip(whole["rounds"], resumed["rounds"], strict=True):
+        for key in ("asked", "answered", "accepted", "rejected", "sites", "update_norm", "bytes_up", "bytes_down"):
+            assert json.dumps(one[key], sort_keys=True) == json.dumps(other[key], sort_keys=True)
+        assert one.keys() == other.keys()
+
+
+def test_round_that_was_logged_but_not_checkpointed_is_in_the_result_once(tmp_path: Path) -> None:
+    """Stopped between the two writes, the round is asked again, and the later record counts."""
+    with pytest.raises(Stopped):
+        completed(make_study(tmp_path, ScriptedExchange(stop_in_round=3)))
+    last = next(event for event in reversed(RunFolder(tmp_path).read_events()) if isinstance(event, RoundFinished))
+    RunFolder(tmp_path).log(last.model_copy(update={"round": 3, "asked": ("nobody",)}))
+    with pytest.raises(Stopped):  # stopped once more, now as it resumes
+        completed(make_study(tmp_path, ScriptedExchange(stop_in_round=3)))
+    result = run(tmp_path)
+    assert [(1, list(SITES)), (2, list(SITES)), (3, list(SITES))] == [
+        (record["round"], list(record["asked"])) for record in result["rounds"]
+    ]
+    assert_close(expected_weights(3), final_weights(tmp_path))
+
+
+def test_run_that_had_finished_its_rounds_only_finishes_again(tmp_path: Path) -> None:
+    """Stopped while test results came in, no round is trained twice."""
+
+    def stop(answer: Answer) -> Answer:
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        run(tmp_path, {("finish", 3, "paris"): stop})
+    exchange = ScriptedExchange()
+    result = completed(make_study(tmp_path, exchange))
+    assert not any(isinstance(plan, RoundPlan) for plan in exchange.asked)
+    assert [1, 2, 3] == [record["round"] for record in result["rounds"]]
+
+
+def test_run_of_other_settings_is_not_continued(tmp_path: Path) -> None:
+    """The digest of the study stands in the checkpoint."""
+    run(tmp_path)
+    other = replace(make_study(tmp_path, ScriptedExchange()), digest="d2")
+    with pytest.raises(StateError, match="belongs to run 'run-1' with other study settings"):
+        completed(other)

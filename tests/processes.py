@@ -1,0 +1,140 @@
+"""A real server and real sites for tests: processes of the command line, gRPC with certificates on loopback."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from client.operations.site_folder import SiteFolder, accept_bundle, init_site
+from common.host.ports import free_port
+from common.study.bundle import Bundle
+from server.operations.bundles import make_bundle
+from server.operations.home import ServerHome
+from server.wire.submission import Control
+
+T = TypeVar("T")
+COMMAND = [sys.executable, "-P", "-m", "consilium"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+
+def until(holds: Callable[[], T], seconds: float = 60) -> T:
+    """Wait until something holds, and return it."""
+    deadline = time.monotonic() + seconds
+    while not (value := holds()):
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.02)
+    return value
+
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    return subprocess.run(
+        [*COMMAND, *arguments], env=ENVIRONMENT, cwd=cwd, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def make_folder(path: Path, name: str = "berlin", server: str = "study.example.org:9092") -> SiteFolder:
+    """Make a site's folder, not approved yet."""
+    folder = SiteFolder(path / name)
+    init_site(folder, name=name, server=server, kind="images")
+    return folder
+
+
+def write(path: Path, bundle: Bundle) -> Path:
+    """Write a bundle into a file."""
+    path.write_bytes(bundle.to_json())
+    return path
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that runs as a process."""
+
+    home: ServerHome
+    address: str
+
+
+@contextmanager
+def running_server(folder: Path, port: int | None = None, metrics: str = "") -> Iterator[Server]:
+    """Start a server below `folder` and stop it at the end."""
+    port = port or free_port()
+    found = Server(ServerHome(folder / "home"), f"localhost:{port}")
+    command = [*COMMAND, "server", "start", "--home", str(found.home.path), "--address", f"127.0.0.1:{port}"]
+    with (folder / "server.log").open("wb") as log:
+        process = subprocess.Popen(
+            [*command, "--metrics", metrics],
+            env=ENVIRONMENT,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+
+    def is_ready() -> bool:
+        assert process.poll() is None, (folder / "server.log").read_text()
+        return (found.home.path / "server.json").exists()
+
+    until(is_ready)
+    try:
+        yield found
+    finally:
+        process.terminate()
+        code = process.wait(timeout=30)
+    assert 0 == code
+
+
+def join(server: Server, path: Path, name: str) -> SiteFolder:
+    """Make a site's folder and have it approved, in this process."""
+    folder = make_folder(path, name, server.address)
+    request = folder.path / "site.csr"
+    with Control(server.home) as control:
+        certificate = control.approve(request, name=name)
+    bundle = make_bundle(server.home, certificate, name=name, address=server.address)
+    accept_bundle(folder, write(path / f"{name}.json", bundle))
+    return folder
+
+
+def doses_study(name: str, *, rounds: int = 1, steps: int = 500, sites: str = '["berlin"]', **settings: Any) -> str:
+    """Return a study.toml of the tables that `write_patients` writes.
+
+    Args:
+        settings: more keys of the study, as TOML has them.
+    """
+    more = "\n".join(f"{key} = {value}" for key, value in settings.items())
+    return f"""
+name = "{name}"
+sites = {sites}
+rounds = {rounds}
+{more}
+
+[task]
+kind = "table"
+classes = ["no", "yes"]
+label = "ill"
+[task.columns.dose]
+kind = "number"
+
+[model]
+name = "linear"
+
+[training]
+steps = {steps}
+"""
+
+
+def write_patients(folder: Path, shift: float) -> None:
+    """Write 60 rows of a dose and an illness."""
+    rows = [f"{index % 7 + shift},{'yes' if index % 7 > 3 else 'no'}" for index in range(60)]
+    folder.mkdir(parents=True)
+    (folder / "patients.csv").write_text("\n".join(["dose,ill", *rows]) + "\n")
+
+
+def start_site(settings: Path, log: Path) -> subprocess.Popen[bytes]:
+    """Start a site as a process that writes into a log."""
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            [*COMMAND, "site", "start", str(settings)], env=ENVIRONMENT, stdout=output, stderr=subprocess.STDOUT
+        )

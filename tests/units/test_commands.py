@@ -1,0 +1,237 @@
+"""The command line as a whole: help of every command, its examples, the dataclasses behind options, wrong inputs."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import pytest
+import typer
+from typer.testing import CliRunner
+
+import common
+from consilium.commands.main import app, main
+from consilium.commands.parameters import examples, with_options
+from consilium.comparison.options import CompareOptions
+from consilium.data.options import SplitOptions
+from consilium.demo.options import DemoOptions
+from consilium.running.options import AppOptions
+
+ROOT = typer.main.get_command(app)
+
+
+def commands(group: click.Command = ROOT, path: tuple[str, ...] = ()) -> Iterator[tuple[str, click.Command]]:
+    """Yield every command and group with what is typed to call it."""
+    yield " ".join(path), group
+    if isinstance(group, click.Group):
+        for name, command in group.commands.items():
+            yield from commands(command, (*path, name))
+
+
+EVERY = dict(commands())
+SINGLE = {path: command for path, command in EVERY.items() if not isinstance(command, click.Group)}
+
+
+def invoke(*arguments: str) -> str:
+    """Return what a command that succeeds prints, on a terminal wide enough that nothing is folded."""
+    done = CliRunner().invoke(app, arguments, env={"COLUMNS": "400", "TERMINAL_WIDTH": "400"})
+    assert 0 == done.exit_code, done.output
+    return done.output
+
+
+def failure_of(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, str]:
+    """Return the exit code of the program, called with these arguments, and what it wrote to both outputs."""
+    monkeypatch.setattr(sys, "argv", ["consilium", *arguments])
+    monkeypatch.setattr("consilium.commands.main._prepare", lambda: None)
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert isinstance(caught.value.code, int)
+    return caught.value.code, "".join(capfd.readouterr())
+
+
+# --- help ------------------------------------------------------------------------------------------
+
+
+def test_every_command_is_walked() -> None:
+    """Neither a command nor a group is missed below."""
+    assert {"demo", "run", "follow", "runs", "stop", "compare", "list", "adapt", "compose"} <= SINGLE.keys()
+    assert {"server start", "site init", "site approve-app", "data split", "flower run"} <= SINGLE.keys()
+    assert 16 == sum(isinstance(param, click.Argument) for command in SINGLE.values() for param in command.params)
+
+
+@pytest.mark.parametrize("path", EVERY)
+def test_help_shows_the_text_of_every_argument_and_option(path: str) -> None:
+    """Under click 8.5, typer 0.20 shows those of options only."""
+    shown = " ".join(invoke(*path.split(), "--help").replace("│", " ").split())
+    assert EVERY[path].help
+    for param in EVERY[path].params:
+        text = getattr(param, "help", None)
+        assert text, f"{path}: {param.name} has no help"
+        assert " ".join(text.split()) in shown, f"{path}: the help of {param.name} is not shown"
+
+
+@pytest.mark.parametrize("path", EVERY)
+def test_short_option_for_help_works_everywhere(path: str) -> None:
+    """`-h` is `--help`."""
+    assert invoke(*path.split(), "--help") == invoke(*path.split(), "-h")
+
+
+@pytest.mark.parametrize("path", SINGLE)
+def test_examples_are_in_the_help_and_parse(path: str) -> None:
+    """Each is a command line of this command; a shell reads it and all its options exist."""
+    lines = [line[2:] for line in (SINGLE[path].epilog or "").split("\n") if line.startswith("$ ")]
+    shown = invoke(*path.split(), "--help")
+    assert lines, f"{path} has no examples"
+    for line in lines:
+        assert f"$ {line}" in shown and len(line) <= 76, line
+        words = shlex.split(line)
+        assert ["consilium", *path.split()] == words[: len(path.split()) + 1]
+        SINGLE[path].make_context(path, words[len(path.split()) + 1 :])
+
+
+def test_version_is_printed() -> None:
+    """`consilium --version` is the version and nothing else."""
+    assert common.__version__ == invoke("--version").strip()
+
+
+def test_start_of_the_command_line_loads_nothing_large() -> None:
+    """`consilium --help` answers at once: what a command needs is imported when it runs."""
+    large = ("torch", "numpy", "pydantic", "flwr", "grpc", "httpx", "matplotlib", "sklearn", "pandas", "cryptography")
+    code = f"import sys, consilium.commands.main; print([name for name in {large} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert "[]" == done.stdout.strip()
+
+
+def completions(shell: str, **variables: str) -> list[str]:
+    """Return what the program answers to the script of `--install-completion`."""
+    done = subprocess.run(
+        [Path(sys.executable).parent / "consilium"],
+        env={**os.environ, "_CONSILIUM_COMPLETE": f"complete_{shell}", **variables},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "" == done.stderr
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"), [("consilium si", ["site"]), ("consilium server re", ["revoke", "retire-ca"])]
+)
+def test_bash_completes_commands(typed: str, completed: list[str]) -> None:
+    """And nothing else: names of files would be wrong here."""
+    last = str(len(typed.split()) - 1)
+    assert completed == completions("bash", COMP_WORDS=typed, COMP_CWORD=last)
+
+
+@pytest.mark.parametrize("typed", ["consilium run stu", "consilium compare study.toml --out ru"])
+def test_shells_complete_paths_by_themselves(typed: str) -> None:
+    """No answer sends bash to the names of files, for which its script has `-o default`; zsh is told `_files`."""
+    words = typed.split()
+    assert [] == completions("bash", COMP_WORDS=typed, COMP_CWORD=str(len(words) - 1))
+    assert ["_files"] == completions("zsh", _TYPER_COMPLETE_ARGS=typed)
+
+
+# --- options from a dataclass ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "record"),
+    [("demo", DemoOptions), ("compare", CompareOptions), ("data split", SplitOptions), ("flower run", AppOptions)],
+)
+def test_options_are_the_fields_of_the_dataclass(path: str, record: type[Any]) -> None:
+    """Every field that has a help text is a parameter with the field's default."""
+    params = {param.name: param for param in SINGLE[path].params}
+    shared = [field for field in fields(record) if field.name in params]
+    assert len(shared) >= len(fields(record)) - 1
+    for field in shared:
+        if params[field.name].required:
+            continue
+        assert field.default == params[field.name].get_default(click.Context(SINGLE[path])), field.name
+
+
+@dataclass(frozen=True)
+class Tea:
+    """Options of a command that only this file has."""
+
+    kind: Annotated[str, typer.Argument(help="Which tea.")]
+    minutes: Annotated[int, typer.Option(min=1, help="How long.")] = 3
+    secret: int = 7
+
+
+def test_command_gets_a_record_of_what_was_typed_and_keeps_its_own_parameters() -> None:
+    """Fields without a help text keep their defaults and are no options."""
+    drunk: list[tuple[Tea, bool]] = []
+    tea = typer.Typer()
+
+    @tea.command(epilog=examples("tea green"))
+    @with_options(Tea)
+    def make(options: Tea, milk: Annotated[bool, typer.Option("--milk", help="With milk.")] = False) -> None:
+        """Make tea."""
+        drunk.append((options, milk))
+
+    assert 0 == CliRunner().invoke(tea, ["green", "--minutes", "5", "--milk"]).exit_code
+    assert [(Tea("green", 5), True)] == drunk
+    assert 0 != CliRunner().invoke(tea, ["green", "--minutes", "0"]).exit_code
+    assert 0 != CliRunner().invoke(tea, ["green", "--secret", "1"]).exit_code
+
+
+# --- wrong inputs ----------------------------------------------------------------------------------
+
+WORDS_OF_LIBRARIES = re.compile(
+    r"pydantic|Input should|validation error|Traceback|type=|\bctx\b|\^\[|\[a-z0-9|\\[dwsZA]|\$'|x[<>]=|<=x",
+    re.IGNORECASE,
+)
+"""What no person should have to read: names of libraries, their types, regular expressions, their ranges."""
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("demo --rounds 0", "--rounds: must be a whole number of at least 1, got '0'"),
+        ("demo --rounds many", "--rounds: must be a whole number of at least 1, got 'many'"),
+        ("demo --data cats", "--data: must be one of digits, heart-disease, images, got 'cats'"),
+        ("demo --data images", "--data images needs --data-dir"),
+        ("demo --colour red", "No such option '--colour'"),
+        ("demo --seed", "Option '--seed' requires an argument."),
+        ("demo cats", "Got unexpected extra argument (cats)"),
+        ("run", "Missing argument 'STUDY'."),
+        ("run gone.toml", "cannot read 'gone.toml'"),
+        ("stopp x", "No such command 'stopp'. Did you mean 'stop'?"),
+        ("compare study.toml --seeds 0", "--seeds: must be a whole number of at least 1, got '0'"),
+        ("compare study.toml --target high", "--target: must be a number, got 'high'"),
+        ("compare gone.toml", "cannot read 'gone.toml'"),
+        ("adapt", "Missing option '--weights'."),
+        ("adapt --weights w --steps 1.5", "--steps: must be a whole number, got '1.5'"),
+        ("data split pool.npz --out x --by magic", "--by: must be one of dirichlet, classes, quantity,"),
+        (
+            "data split pool.npz --out x --by iid --sites 2000",
+            "--sites: must be a whole number of at most 1000, got '2000'",
+        ),
+        ("data split pool.npz --out x --by iid", "--by iid needs --sites"),
+        ("data split pool.npz --by iid", "Missing option '--out'."),
+        ("data fetch cats --to x", "there is no public data set 'cats'; known: heart-disease,"),
+        ("site init --name Berlin! --server a:1", "must be"),
+        ("site init --name berlin --server nowhere", "must be"),
+        ("site check gone.toml", "cannot read 'gone.toml'"),
+        ("site approve-app", "'site' is no site's folder: it has no site.toml"),
+        ("flower run app --most-mb 0", "--most-mb: must be a whole number of at least 1, got '0'"),
+        ("server approve site.csr", "Missing option '--name'."),
+    ],
+)
+def test_wrong_input_is_a_sentence(
+    line: str, sentence: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It names the option, what is expected and what was given, in words of people."""
+    monkeypatch.chdir(tmp_path)
+    code, text = failure_of(capfd, monkeypatch, *shlex.split(line))
+    assert 0 != code
+    assert sentence in text
+    assert WORDS_OF_LIBRARIES.search(text) is None, text
