@@ -69,8 +69,7 @@ def parquet_records(
         DataError: pyarrow is not installed, the file is no Parquet file or damaged, or a column's type is neither
             number, boolean nor text.
     """
-    where = f"{who}: file '{file.name}'"
-    pa, pq = _pyarrow(where)
+    pa, pq = _pyarrow(where := f"{who}: file '{file.name}'")
     try:
         _check_size(file, who=who)
         with pq.ParquetFile(file) as table:

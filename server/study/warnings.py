@@ -90,10 +90,17 @@ def _classes_at_one_site(replies: Replies) -> Iterator[str]:
             )
 
 
+def _first_few(sentences: Sequence[str], what: str) -> Iterator[str]:
+    """Yield the sentences of the first few sites, and how many more sites `what`: a thousand sites fill no screen."""
+    yield from sentences[:MOST_NAMED]
+    if len(sentences) > MOST_NAMED:
+        yield f"... and {len(sentences) - MOST_NAMED} more sites {what}"
+
+
 def _unusable_rows(replies: Replies) -> Iterator[str]:
-    for site, reply in sorted(replies.items()):
-        if reply.card.num_skipped:
-            yield f"site '{site}' skipped {reply.card.num_skipped} unusable rows or files"
+    skipped = {site: reply.card.num_skipped for site, reply in sorted(replies.items()) if reply.card.num_skipped}
+    sentences = [f"site '{site}' skipped {number} unusable rows or files" for site, number in skipped.items()]
+    yield from _first_few(sentences, "skipped unusable rows or files")
 
 
 def _test_splits_read(replies: Replies) -> Iterator[str]:
@@ -119,17 +126,20 @@ def _few_test_examples(replies: Replies) -> Iterator[str]:
 
 def _equal_rows(study: StudyConfig, replies: Replies) -> Iterator[str]:
     """Yield a sentence for each site some of whose rows are equal."""
+    apart = "split.copies = 'ignore' lets them lie in training and test alike, and scores are too good by that"
+    advice = "ask the site why they are there twice" if study.split.copies == "together" else apart
+    copies, alike = [], []
     for site, reply in sorted(replies.items()):
         card, who = reply.card, f"site '{site}': {{}} of {reply.card.num_examples} examples are"
         if card.num_copies:
-            apart = "split.copies = 'ignore' lets them lie in training and test alike, and scores are too good by that"
-            advice = "ask the site why they are there twice" if study.split.copies == "together" else apart
-            yield f"{who.format(card.num_copies)} exact copies of others; {advice}"
+            copies.append(f"{who.format(card.num_copies)} exact copies of others; {advice}")
         if card.num_alike and card.num_groups is None:
-            yield (
+            alike.append(
                 f"{who.format(card.num_alike)} equal to another one, perhaps by chance, and count as different "
-                "patients': split.group can name the column that says whose a row is"
+                "patients; split.group can name the column that says whose a row is"
             )
+    yield from _first_few(copies, "have exact copies")
+    yield from _first_few(alike, "have examples that are equal, perhaps by chance")
 
 
 def _dwarfing(replies: Replies) -> Iterator[str]:

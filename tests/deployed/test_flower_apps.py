@@ -723,7 +723,6 @@ from flwr.common import ndarrays_to_parameters
 from flwr.server import ServerApp, ServerAppComponents, ServerConfig
 from flwr.server.strategy import FedAvg
 import numpy as np
-import processes
 
 def server_fn(context):
     start = ndarrays_to_parameters([np.zeros(3)])

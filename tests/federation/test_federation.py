@@ -65,7 +65,10 @@ def test_federation_learns(tmp_path: Path, make_sites: MakeSites, make_study: Ma
     assert losses[-1] < 0.8 * losses[0]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(kind, marks=() if kind in ("fedavg", "ditto") else pytest.mark.nightly) for kind in METHODS],
+)
 def test_federation_with_the_same_seed_gives_the_same_bytes(
     tmp_path: Path, make_sites: MakeSites, make_study: MakeStudy, method: str
 ) -> None:

@@ -42,9 +42,10 @@ from common.errors import (
     UpdateRejected,
 )
 from common.protocol.cards import DataCard, Versions
-from common.protocol.replies import RoundReply
+from common.protocol.replies import HandshakeReply, RoundReply
 from common.study.task import ImageTask
 from common.weights.arrays import digest
+from server.study.warnings import at_the_start
 
 # --- handshake -------------------------------------------------------------------------------------
 
@@ -200,6 +201,29 @@ def test_class_of_one_site_and_skipped_rows_are_warned_of(tmp_path: Path) -> Non
         "site 'paris' skipped 4 unusable rows or files",
     ] == warnings
     assert warnings == [event["message"] for event in events(tmp_path, "warning")]
+
+
+def test_sentences_on_many_sites_name_the_first_few(tmp_path: Path) -> None:
+    """Of 139 schools 96 have equal rows: five are named, the others counted."""
+    names = [f"school-{number}" for number in range(1, 9)]
+    reply = HandshakeReply(
+        **{**STAMP, "site": "school"},
+        versions=Versions(**VERSIONS),
+        card=CARD.model_copy(update={"num_copies": 3, "num_skipped": 2}),
+        initial_digest="0" * 64,
+        shared_digest="0" * 64,
+        shared_buffers=(),
+    )
+    config = make_study(tmp_path, ScriptedExchange()).config
+    sentences = at_the_start(config, dict.fromkeys(names, reply), None)
+    assert [f"site '{name}' skipped 2 unusable rows or files" for name in names[:5]] == list(sentences[:5])
+    assert "... and 3 more sites skipped unusable rows or files" == sentences[5]
+    copies = [line for line in sentences if "exact copies" in line]
+    assert (
+        "site 'school-1': 3 of 100 examples are exact copies of others; ask the site why they are there twice"
+        == copies[0]
+    )
+    assert ("... and 3 more sites have exact copies", 6) == (copies[-1], len(copies))
 
 
 @pytest.mark.parametrize("change", [{"classes": ("no", "other")}, {"class_counts": {"no": 3, "other": 1}}])
