@@ -35,7 +35,7 @@ app = ClientApp()
 LEAST_WARM = 64
 """How many sites one process keeps in memory in any case; more of them only while the machine has room."""
 NO_RUN = "unknown"
-"""What stands for the run in the reply to an order that names none."""
+"""The run's name in the reply to an order that names none."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class _Warm:
 _warm: dict[Path, _Warm] = {}
 """The last run's study and Site per settings file: data and model stay in memory from message to message."""
 _read_settings: dict[Path, tuple[tuple[int, int, int] | None, SiteConfig]] = {}
-"""Settings per file, with what tells that the file has changed."""
+"""Settings per file, with inode, time and size of the file when it was read, by which a change is noticed."""
 _ledgers: dict[Path, tuple[SiteConfig, Orders]] = {}
 """The ledger of orders per settings file."""
 
@@ -66,14 +66,14 @@ def answer(message: Message, context: Context) -> Message:
 def answer_order(path: Path, signed: bytes, payload: Payload | None) -> tuple[str, bytes | None]:
     """Answer an order as it came from the server: the reply's JSON and its payload.
 
-    An order that this site does not obey is answered with the sentence that says why, and only logged: a sender
+    An order that this site does not obey is answered with the reason, and goes to the program's log alone: a sender
     without the study's key must not be able to fill this site's disk.
 
     Args:
         path: the site's `site.toml`.
 
     Raises:
-        RuntimeError: anything that has no sentence; its text may go to the server.
+        RuntimeError: any error but a ConsiliumError; its text may go to the server.
     """
     config, began = _settings(path), time.monotonic()
     try:
@@ -132,13 +132,13 @@ def _obey_flower(
 
 
 def answer_plan(path: Path, plan: Plan, payload: Payload | None) -> tuple[Reply, bytes | None]:
-    """Answer one plan; a failure that has a sentence becomes a FailureReply, never a stack trace on the wire.
+    """Answer one plan; a ConsiliumError becomes a FailureReply, never a stack trace on the wire.
 
     Args:
         path: the site's `site.toml`.
 
     Raises:
-        RuntimeError: anything else; its text may go to the server.
+        RuntimeError: any other error; its text may go to the server.
     """
     config, began = _settings(path), time.monotonic()
     try:
@@ -154,7 +154,7 @@ def answer_plan(path: Path, plan: Plan, payload: Payload | None) -> tuple[Reply,
         note_failure(config, _study_of(path, plan), plan, error)
         return _failure(config, plan.run, error, began), None
     except Exception as error:
-        # Its text would go to the server, and it can hold a path or a value.
+        # The text of this error can hold a path or a value, and would go to the server.
         log.exception("plan failed unexpectedly kind=%s", plan.kind)
         note_failure(config, _study_of(path, plan), plan, error)
         raise RuntimeError(f"unexpected {type(error).__name__}; the log of site '{config.name}' says more") from None
@@ -175,7 +175,7 @@ def _settings(path: Path) -> SiteConfig:
 
 
 def _facts_of(path: Path) -> tuple[int, int, int] | None:
-    """Return what changes with a file; None if there is none: reading it then raises the error with the sentence."""
+    """Return inode, time and size, which change with a file; None for a missing one, which `load_site` reports."""
     try:
         at = path.stat()
     except OSError:
@@ -195,7 +195,7 @@ def _failure(config: SiteConfig, run: str, error: ConsiliumError, began: float) 
 
 
 def _warmed(path: Path, config: SiteConfig, plan: Plan) -> _Warm:
-    """Return the plan's study with its Site, from memory where they are there.
+    """Return the plan's study with its Site, from memory if they are there.
 
     Raises:
         ConsiliumError: another study than this site accepted or than the run began with; data or model do not fit.
@@ -212,9 +212,9 @@ def _warmed(path: Path, config: SiteConfig, plan: Plan) -> _Warm:
         site = warm.site if warm is not None and (warm.config, warm.digest) == (config, digest) else None
     check_accepted(path, study)
     _warm.pop(path, None)
-    del warm  # its data and model, before those that replace them are read
+    del warm  # frees its data and model before those that replace them are read
     if len(_warm) >= LEAST_WARM and not has_room():
-        _warm.popitem()  # the last that came: sites are asked in turn, and the oldest would always be the next
+        _warm.popitem()  # the newest: sites are asked in turn, so the oldest is needed next
     _warm[path] = _Warm(config, plan.run, study, digest, site or Site(config, study))
     return _warm[path]
 
@@ -239,7 +239,7 @@ def _disclosed(error: ConsiliumError, config: SiteConfig) -> str:
 
 
 def _study_of(path: Path, plan: Plan) -> StudyConfig | None:
-    """Return the study that a plan is of, as far as it is known here."""
+    """Return the study that a plan belongs to; None if this process does not know it."""
     if isinstance(plan, HandshakePlan):
         return plan.study
     warm = _warm.get(path)

@@ -1,4 +1,4 @@
-"""The program of a site: one small process that attends at the server, and one warm worker beside it.
+"""The program of a site: one small process that stays connected to the server, and one warm worker process.
 
 `consilium site start` reads and checks the settings and then becomes this process, which needs neither torch nor
 flwr nor the models of the settings: an idle site is small.
@@ -63,7 +63,7 @@ def _check_files(config: "SiteConfig", path: Path) -> None:
 
 
 async def run_site(place: Place) -> None:
-    """Attend and answer until cancelled.
+    """Stay connected to the server and answer orders until cancelled.
 
     Raises:
         ConnectionRefused: this site's key was revoked.

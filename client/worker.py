@@ -2,7 +2,7 @@
 
 It is started by `client.process.supervisor`, gets orders on a socket that only the two of them have, and answers
 `answer` or `error` and a reply; large payloads lie in memory that the two share. It ends when the other end is closed.
-It alone judges whether an order is one to obey: the process that talks to the server does not look into it.
+It alone decides whether an order is obeyed; the process that talks to the server only checks large payloads' orders.
 """
 
 import argparse
@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def limit_memory(megabytes: int) -> None:
-    """Let this process's data grow to `megabytes`; an allocation above fails, in place of the whole machine."""
+    """Limit this process's data to `megabytes`: an allocation beyond fails, before the whole machine does."""
     limit = megabytes * 1_000_000
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 

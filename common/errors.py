@@ -18,7 +18,7 @@
     `-- RunFailed          14   the server's run ended without a result
 
 Errors are caught only at the composition roots. A message says who, what was seen and what was
-expected; never array contents, never example data. What others wrote gets into it by way of `clean`.
+expected; never array contents, never example data. Text that others wrote enters it by way of `clean`.
 """
 
 import re
@@ -27,7 +27,7 @@ _HIDDEN = re.compile(
     "["
     "\x00-\x1f\x7f-\x9f"  # C0 with ESC and newlines, DEL, C1
     "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # marks, embeddings, overrides and isolates of direction
-    "\u2028\u2029\ufeff\ufff9-\ufffb"  # line and paragraph separators, what annotates and what is not there
+    "\u2028\u2029\ufeff\ufff9-\ufffb"  # line and paragraph separators, byte order mark and annotations
     "\ud800-\udfff\U000e0000-\U000e007f"  # halves of characters, and tags, which nothing shows
     "]"
 )
@@ -150,18 +150,18 @@ def _tree(cls: type[ConsiliumError]) -> list[type[ConsiliumError]]:
     return [cls, *(leaf for child in cls.__subclasses__() for leaf in _tree(child))]
 
 
-# --- text that somebody else wrote ------------------------------------------------------------------
+# --- text written by somebody else ------------------------------------------------------------------
 
 
 def clean(text: str, limit: int = 500) -> str:
     r"""Return text of at most `limit` characters in which control characters are written out: `\n`, `\x1b`, `\u202e`.
 
-    What is cut says how long it was. Law: `clean(clean(text, limit), limit) == clean(text, limit)`.
+    A shortened text says how long it was. Law: `clean(clean(text, limit), limit) == clean(text, limit)`.
 
     Args:
         limit: at least 40.
     """
-    # No character takes more than ten when it is written out, and what is far beyond the limit is not looked at.
+    # Text beyond the limit would be cut anyway, so it is not even searched.
     plain = _HIDDEN.sub(lambda found: _written_out(found[0]), text[: limit + 1])
     if len(plain) <= limit:
         return plain
@@ -170,7 +170,7 @@ def clean(text: str, limit: int = 500) -> str:
 
 
 def is_clean(text: str) -> bool:
-    """Tell whether text holds no control character."""
+    """Return whether text holds no control character."""
     return _HIDDEN.search(text) is None
 
 

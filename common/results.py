@@ -1,4 +1,4 @@
-"""What a finished run leaves in `result.json`, as models: the server writes them, and every report reads them."""
+"""The content of a finished run's `result.json`, as models: the server writes them, and every report reads them."""
 
 from typing import Literal
 
@@ -14,13 +14,13 @@ from common.study.study import StudyConfig
 
 
 class SiteRound(Record):
-    """What the accepted update of one site brought to one round.
+    """The accepted update of one site in one round, in numbers.
 
     Args:
-        seconds: the site worked on it.
+        seconds: the site's work on it.
         metrics: measured by the site: `global.loss`, `personal.accuracy`, ...
         weight: the site's share of the round; None where the round ended before it was known.
-        signals: what that share was made from.
+        signals: the measurements that the share was computed from.
     """
 
     num_examples: int
@@ -59,7 +59,7 @@ class RoundRecord(Record):
 
 
 class SiteFacts(Record):
-    """What the handshake told of a site, as far as it is of interest after the run; the counts are of a `DataCard`."""
+    """Facts on a site from the handshake that are of interest after the run; the counts are those of a `DataCard`."""
 
     pid: int
     num_examples: Count
@@ -87,7 +87,7 @@ class SiteResult(SiteFacts):
 
 
 class ScaleFacts(Record):
-    """By whose numbers the inputs were scaled, and by which where they are common to all sites."""
+    """Whose numbers the inputs were scaled by, and the numbers themselves where all sites have the same."""
 
     by: Literal["study", "federation", "site"]
     columns: dict[str, ColumnScale] | None = Field(default=None, exclude_if=lambda columns: columns is None)

@@ -1,4 +1,4 @@
-"""Seeds derived from what is being done, so that no random number comes from a global generator."""
+"""Seeds derived from run, round and purpose, so that no random number comes from a global generator."""
 
 import hashlib
 

@@ -1,1 +1,1 @@
-"""The coordinator: strategies, the round loop and the Flower ServerApp. Needs no torch."""
+"""The server: strategies, weightings, the round loop, and the programs that carry a study to its sites; no torch."""

@@ -64,7 +64,7 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def _exchange(grid: Grid) -> Exchange:
-    """Return what carries plans: on our wire the grid's own, else messages over the grid."""
+    """Return the exchange that carries plans: on our wire the grid's own, else one of Flower messages over the grid."""
     if isinstance(grid, WireGrid):
         return grid.exchange
     assert isinstance(grid, Messenger)

@@ -1,6 +1,6 @@
-"""The process of one run: waits as a spare, is told what to run, runs a ServerApp over the wire, and ends.
+"""The process of one run: waits as a spare, receives its job, runs a ServerApp over the wire, and ends.
 
-It alone holds the study's key, which signs what sites are asked; the process that talks to them does not.
+It alone holds the study's key, which signs orders; the process that talks to the sites does not.
 """
 
 import importlib
@@ -34,10 +34,10 @@ ORDERS = "orders"
 
 
 def run_job(link: RunLink, job: dict[str, Any]) -> None:
-    """Run what the server's process asks for.
+    """Run the job from the server's process.
 
     Raises:
-        ConsiliumError: what ended the run; its log says the same.
+        ConsiliumError: the reason why the run ended; its log says the same.
     """
     folder = Path(job["folder"])
     folder.mkdir(parents=True, exist_ok=True)

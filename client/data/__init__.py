@@ -1,4 +1,4 @@
-"""A site's own data: one reader per kind, the split, and the card that may be told about it."""
+"""A site's own data: one reader per kind, the split, and the data card, which may leave the site."""
 
 import hashlib
 import json
@@ -89,7 +89,7 @@ def load_data(
     Args:
         min_examples: fewer usable examples than this, over all splits, is an error.
         share_class_counts: put the number of examples of each class on the card.
-        scale: of each number column or channel; by default what the study fixes, else the site's own.
+        scale: of each number column or channel; by default the one that the study fixes, else the site's own.
 
     Raises:
         ConfigError: the data is of another kind than the study's task.

@@ -21,10 +21,10 @@ Pixels = npt.NDArray[np.float32]
 
 # ITU-R 601-2 luma, as Pillow takes it for 8 bits.
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
-# A little above 1 is what rounding to float16 and back leaves.
+# Rounding to float16 and back can leave a value a little above 1.
 _ABOVE_ONE = 1e-3
 MAX_BYTES = 2**36
-"""What the images of a file may take in memory, made ready: a million images of one pixel are a file of 1 MB."""
+"""Most memory for the resized images of a file: a million images of one pixel are a file of 1 MB."""
 
 
 def read_arrays(config: DataConfig, task: Task, split: SplitConfig, *, site: str) -> RawData:
@@ -84,7 +84,7 @@ def _patients(array: Array, name: str, rows: Ints, count: int, where: str) -> li
 def _parts(
     held: Mapping[str, Array], split: SplitConfig, rows: Ints, count: int, *, file: Path, site: str
 ) -> Ints | None:
-    """Return what each used image is for: by an index file, an array of words, or one that is True for test."""
+    """Return the part of each used image, by an index file, an array of words, or one that is True for test."""
     if split.parts is None:
         return None
     if (index := index_file(split.parts)) is not None:
@@ -120,7 +120,7 @@ def _file(path: Path, *, without: str | None, who: str) -> Path:
 
 
 def _check_classes(names: Array | None, classes: tuple[str, ...], *, where: str) -> None:
-    """A file that names its classes in another order would teach every label wrongly."""
+    """Refuse class names that differ from the study's: in another order, every label would be wrong."""
     if names is not None and (names.dtype.kind != "U" or tuple(names.ravel().tolist()) != classes):
         raise DataError(f"{where}: array 'classes' differs from the study's classes {list(classes)}")
 

@@ -1,4 +1,4 @@
-"""What a site's data looks like to the rest of the client, and what every reader of a kind of data must give."""
+"""The form in which the rest of the client sees a site's data, and the contract of every data reader."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -26,7 +26,7 @@ class Examples:
     """Rows of data: `x` float32 of shape `(N, ...)`, `y` of shape `(N,)`: int64 class numbers, or float32 numbers.
 
     Args:
-        tolerance: how far an answer may be from a number in `y`, in its units, to be right; None for classes.
+        tolerance: how far a correct answer may be from the number in `y`, in its units; None for classes.
         groups: int64 `(N,)`, on the CPU: rows with the same number are of one patient; None where every row is a
             patient's only one.
     """
@@ -67,8 +67,8 @@ class SiteData:
     """A site's own examples in three disjoint splits, and the card of what may be said about them.
 
     Args:
-        scale: by what the inputs were scaled; None for images that are as the study's `mean` and `std` make them.
-        notes: sentences about what is unusual in the data, for the site's own people.
+        scale: how the inputs were scaled; None for images that are as the study's `mean` and `std` make them.
+        notes: sentences about oddities of the data, for the site's own staff.
     """
 
     train: Examples
@@ -105,14 +105,14 @@ class RawData:
 
     The last `num_common` are those of the study's common test set, of SHA-256 `test_digest`. The features of a table's
     columns `features` are not scaled yet: `x` is then float64, so that the scaling loses nothing, and NaN, if there is
-    any, is still to be filled by the training rows.
+    any, is filled later, from the training rows.
 
     Args:
         copies: which of the site's own examples are copies of others.
-        patients: whose each own example is, as `split.group` says; None where it says nothing.
-        parts: what each own example is for, as `split.parts` says; None where it says nothing.
+        patients: the patient of each own example, by `split.group`; None without that setting.
+        parts: the part of each own example (training, validation, test), by `split.parts`; None without that setting.
         groups: the patient of each example `(N,)`; None where every example is a patient's only one.
-        notes: sentences about what is unusual, for the site's own people.
+        notes: sentences about oddities of the data, for the site's own staff.
     """
 
     x: Tensor

@@ -1,4 +1,4 @@
-"""Finds a site's image files: of which class each is, whose it is and what it is for, by the folders it lies in."""
+"""Finds a site's image files, and the class, the patient and the part of each by its folders and its name."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ FOLDER = "folder"
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image file and its class; whose it is and what it is for, where the study's split says that this is told."""
+    """An image file and its class; its patient and its part are None where the study's split does not ask for them."""
 
     path: Path
     label: int
@@ -26,7 +26,7 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class _Patients:
-    """Where a file says whose it is: nowhere, in its folder below the class, or in its name."""
+    """Where a file's patient is written: nowhere, in the folder below the class, or in the file's name."""
 
     folders: bool
     of: Callable[[Path], str | None]
@@ -50,8 +50,8 @@ def labelled_files(folder: Path, task: ImageTask, split: SplitConfig, *, site: s
     """Return the images below a site's folder, in the order of the study's classes and of the file names.
 
     Raises:
-        ConfigError: `split.group` or `split.parts` is none for a folder of images.
-        DataError: no folder, an unknown class or part, no image, or one of which nobody knows whose it is.
+        ConfigError: `split.group` or `split.parts` is not one for a folder of images.
+        DataError: no folder, an unknown class or part, no image, or an image whose patient cannot be known.
         OSError: a folder cannot be listed.
     """
     if not folder.is_dir():
@@ -92,7 +92,7 @@ def _patients(group: str | None, *, site: str) -> _Patients:
 def _tops(
     folder: Path, task: ImageTask, split: SplitConfig, *, site: str
 ) -> Iterator[tuple[Sequence[Path], int | None]]:
-    """Yield the folders of classes, together with what the images in them are for."""
+    """Yield the folders of classes, together with the part that their images belong to."""
     found = [sub for sub in list_folders(folder) if sub.name != task.test]
     if not found:
         raise DataError(

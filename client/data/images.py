@@ -42,9 +42,9 @@ DECODE_ERRORS = (
 )
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 MAX_PIXELS = 50_000_000
-"""An image may declare so many: 200 MB in colour. A small file can declare far more, and all would be decoded."""
+"""Most pixels that an image may declare (200 MB in colour); a small file can declare far more to be decoded."""
 MAX_FILE_BYTES = 500_000_000
-"""So large a file of an image is read."""
+"""Size of the largest image file that is read."""
 
 Pixels = npt.NDArray[np.float32]
 
@@ -126,7 +126,7 @@ def _decode(file: Path, task: ImageTask, *, name: str) -> Pixels | Bad:
 
 @contextmanager
 def _strict() -> Iterator[None]:
-    """Make an error of Pillow's warning about bombs, and keep to itself what else it says of odd files."""
+    """Turn Pillow's warning about decompression bombs into an error, and silence its other warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)

@@ -1,4 +1,4 @@
-"""Fills missing numbers and categories with what is usual among a site's own training rows.
+"""Fills missing numbers by the mean, and missing categories by the mode, of a site's own training rows.
 
 Single imputation by mean and mode, as in Little and Rubin: Statistical Analysis with Missing Data, 3rd ed., 2019,
 section 4.2.1. With T the training rows in which column j is known:
@@ -6,9 +6,9 @@ section 4.2.1. With T the training rows in which column j is known:
     number:    x_ij = mean of x_tj over t in T
     category:  x_ij = the value that is most frequent among x_tj over t in T, at a tie the first in `values`
 
-A number column that is known in no training row takes its mean over all sites, where one scale for all tells of it.
-Validation and test rows are filled, and never asked. Nothing of this leaves the site. Mean imputation shrinks the
-column's variance, so where much is missing, a row with many missing cells says little.
+A number column that is known in no training row takes its mean over all sites, where the study has one scale for all.
+Validation and test rows are filled, but never enter a mean or a mode. None of this leaves the site. Mean imputation
+shrinks the column's variance, so where much is missing, a row with many missing cells says little.
 """
 
 from collections.abc import Iterable, Mapping

@@ -8,19 +8,19 @@ from pathlib import Path
 from client.data.base import RawData
 
 MOST_BYTES = 500_000_000
-"""How much one process keeps; what does not fit is read anew."""
+"""Most memory for readings in one process; readings that do not fit are made anew."""
 Files = tuple[tuple[str, int, int], ...]
 _Kept = dict[str, tuple[Files, RawData]]
 
 _kept: ContextVar[_Kept | None] = ContextVar("kept", default=None)
-"""By what was asked for, with the files as they were; None where nothing is kept."""
+"""Readings by key, with the state of the files when they were read; None outside `keep_readings`."""
 
 
 @contextmanager
 def keep_readings() -> Iterator[None]:
-    """Within it, what is read stays in memory: a comparison reads each site's files once, not once per study.
+    """Keep readings in memory within the block: a comparison reads each site's files once, not once per study.
 
-    A site that is deployed reads its files once, and would hold them twice.
+    A deployed site reads its files only once, so that keeping them would hold everything twice.
     """
     token = _kept.set({}) if _kept.get() is None else None
     try:
@@ -33,10 +33,10 @@ def keep_readings() -> Iterator[None]:
 def read_once(key: str, paths: Sequence[Path], read: Callable[[], RawData]) -> RawData:
     """Return a reading, from memory where it was made before and no file has changed, come or gone since.
 
-    Law: what comes from memory is what `read()` would return, so nobody may write into it.
+    Law: a reading from memory equals what `read()` would return, so its arrays must not be written to.
 
     Args:
-        key: all that a reading depends on beside the files.
+        key: everything that a reading depends on apart from the files.
         paths: files, and folders with all below them.
     """
     if (kept := _kept.get()) is None:
@@ -56,7 +56,7 @@ def _num_bytes(raw: RawData) -> int:
 
 
 def _facts_of(path: Path) -> Iterator[tuple[str, int, int]]:
-    """Yield name, size and time of each file; nothing where there is none, which who reads it says in words."""
+    """Yield name, size and time of each file; nothing for a missing one, which the reader reports in a sentence."""
     try:
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
             found = file.stat()

@@ -1,15 +1,15 @@
-"""Noise on the class counts that a site tells: geometric, fixed per class and count by a key that stays here.
+"""Noise on the class counts that a site reports: geometric, fixed per class and count by a key that stays here.
 
 Ghosh, Roughgarden, Sundararajan: Universally Utility-Maximizing Privacy Mechanisms, STOC 2009,
 https://arxiv.org/abs/0811.2841 (the two-sided geometric mechanism; for counts, of sensitivity 1)
 
-    told_c = max(0, n_c + X - Y),        X, Y ~ Geometric(1 - exp(-epsilon)) - 1,        c over the study's classes
+    reported_c = max(0, n_c + X - Y),    X, Y ~ Geometric(1 - exp(-epsilon)) - 1,        c over the study's classes
 
-Adding or removing one example changes one count by 1, so the told counts alone are epsilon-differentially
-private. The number of examples is told exactly beside them: what one example's label was is then hidden by
+Adding or removing one example changes one count by 1, so the reported counts alone are epsilon-differentially
+private. The exact number of examples is reported as well: the label of one example is then protected by
 2 epsilon, since another label changes two counts. The noise of a class depends on the key, the class, its count and
-epsilon only, so asking again, or for other classes beside it, teaches nothing more; counts that have changed (more
-data, another split) are told with new noise and spend epsilon anew.
+epsilon only, so asking again, or for other classes as well, reveals nothing more; counts that have changed (more
+data, another split) are reported with new noise and spend epsilon anew.
 """
 
 import hmac

@@ -19,7 +19,7 @@ WORDS: Mapping[str, int] = MappingProxyType(
     | dict.fromkeys(("val", "valid", "validation", "dev"), VALIDATION)
     | dict.fromkeys(("test", "testing"), TEST)
 )
-"""What the parts are called, in small letters."""
+"""Names of the parts, in lower case."""
 KNOWN = "train, validation or test"
 
 
@@ -29,7 +29,7 @@ def part_of(word: str) -> int | None:
 
 
 def index_file(parts: str | None) -> str | None:
-    """Return the name of the file that says which example is for what, if `split.parts` names one."""
+    """Return the name of the file that gives each example's part, if `split.parts` names one."""
     return parts if parts is not None and parts.lower().endswith(".csv") else None
 
 
@@ -44,11 +44,11 @@ def parts_in_file(
     """Return the part of each used example, from a CSV file with the columns `key` and `part`.
 
     Args:
-        keys: what names each example that there is: its number from 0, or its path below the data folder.
+        keys: the key of every example: its number from 0, or its path below the data folder.
         used: places in `keys` of the examples that are used; each of them needs a part.
 
     Raises:
-        DataError: the file cannot be read, has no such columns, names an example that there is not, or one twice, has
+        DataError: the file cannot be read, has no such columns, names an unknown example, or one twice, has
             a word that is no part, or misses an example.
     """
     who = f"site '{site}'"

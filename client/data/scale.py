@@ -2,7 +2,7 @@
 
 With a scale given, each number column, or each channel of the images, becomes `(x - mean) / std`, and the 0 and 1 of
 categories stay as they are. A site that scales by itself takes mean and population standard deviation (0 -> 1) of its
-training rows; in a table of every feature, those of categories too, and after filling what is missing, which is the
+training rows; in a table it scales every feature, those of categories too, after filling missing cells, in the
 order of FLamby's Fed-Heart-Disease (du Terrail et al., "FLamby", 2022, https://arxiv.org/abs/2210.04620).
 """
 
@@ -30,7 +30,7 @@ Told = tuple[int, float, float]
 
 @dataclass(frozen=True, eq=False)
 class UnscaledData:
-    """A site's examples, divided but not scaled yet, and the card that may be told about them."""
+    """A site's examples, divided but not scaled yet, and their data card, which may leave the site."""
 
     site: str
     task: Task
@@ -53,8 +53,8 @@ class UnscaledData:
         """Return count, sum and sum of squares of each number column or channel over the training rows.
 
         Args:
-            least: a column with fewer known values than this, at least 1, has a count of 0; one whose sums give single
-                values away too, unless this is 1, which is for sums that stay here.
+            least: >= 1; a column with fewer known values has a count of 0, and so has one whose sums reveal single
+                values, unless `least` is 1, which is for sums that stay at the site.
         """
         rows = self.raw.x[torch.from_numpy(self.parts.train)]
         if isinstance(self.task, ImageTask):
@@ -69,7 +69,7 @@ class UnscaledData:
         )
 
     def scaled(self, scale: Scale | None) -> SiteData:
-        """Return the examples, filled and scaled. Images of a study without `task.scale` are so already.
+        """Return the examples, filled and scaled; images of a study without `task.scale` are scaled already.
 
         Args:
             scale: of each number column or channel, in the task's order; None for the site's own.
@@ -127,9 +127,9 @@ def _of_columns(rows: Tensor, features: Sequence[Feature], *, leaving: bool) -> 
 
 
 def _gives_away(values: Tensor) -> bool:
-    """Say whether all values `(N,)` but one or two are equal: two sums are then two equations for these two values.
+    """Return whether all values `(N,)` but one or two are equal: the two sums are then two equations for these two.
 
-    Of a column of 0 and 1 they tell no more than how many are 1.
+    A column of 0 and 1 is exempt: its sums reveal no more than how many are 1.
     """
     different, times = torch.unique(values, return_counts=True)
     others = len(values) - int(times.max()) if len(values) else 0

@@ -35,7 +35,7 @@ def split_rows(
 ) -> Split:
     """Divide the rows with these labels: the test part first, then validation out of what remains.
 
-    Labels are class numbers `(N,)`, or floats, by which nothing is stratified.
+    Labels `(N,)` are class numbers, by which the parts are stratified, or floats, by which they are not.
 
     Another `validation_seed` draws other validation rows, with the same test rows.
 
@@ -44,9 +44,9 @@ def split_rows(
     copy of another.
 
     Args:
-        groups: the patient of each row `(N,)`, whose rows stay together; None where every row is one of its own. The
-            parts are then as large, in rows, as whole patients allow.
-        parts: what each row is for `(N,)`; if none is for validation, that is drawn from those for training.
+        groups: the patient of each row `(N,)`, whose rows stay together, so that the sizes of the parts are as close
+            to the settings as whole patients allow; None where every row is a patient's only one.
+        parts: the part of each row `(N,)`; if none is for validation, that part is drawn from the training rows.
     """
     rows = np.arange(len(labels), dtype=np.int64)
     if parts is None:
@@ -88,9 +88,8 @@ def _divide_groups(
 ) -> tuple[Indices, Indices]:
     """Return `rows` in two parts by whole groups, stratified by the most frequent label of a group.
 
-    Class by class, groups come in a random order, and each is held out that leaves what is held out at or below its
-    share of the rows; in the end one more, if that is nearer to it. What a class has too much or too little, the next
-    one makes up for.
+    Class by class and in a random order, a group is held out if the rows held out then stay at or below their share;
+    at the end one more, if that comes closer to the share. The next class makes up for a surplus or a deficit.
     """
     names, member, sizes = np.unique(groups[rows], return_inverse=True, return_counts=True)
     if len(names) < 2:
@@ -118,7 +117,7 @@ def _divide_groups(
 
 
 def _label_of_groups(labels: Labels, member: Indices, count: int) -> Indices:
-    """Return the most frequent label of each group, the smallest of those equally frequent; 0 where it is a number."""
+    """Return the most frequent class of each group, the smallest one at a tie; 0 where labels are floats."""
     if labels.dtype.kind == "f":
         return np.zeros(count, dtype=np.int64)
     values, code = np.unique(labels, return_inverse=True)

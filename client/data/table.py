@@ -29,7 +29,7 @@ Places = Mapping[str | float, int]
 
 @dataclass(frozen=True)
 class _Row:
-    """A usable row: its place among all rows, and in `record` which value it has in each column of its file."""
+    """A usable row; `place` is its number among all rows, `record` the code of its value in each column of its file."""
 
     features: list[float]
     label: float
@@ -194,7 +194,7 @@ class _Reading:
 
 
 def _booleans(task: TableTask, name: str) -> BoolTexts:
-    """Return how a boolean is written: 1 or 0, or a study's value `true` or `false` in any case if it has such."""
+    """Return how a boolean is written: 1 or 0, or the study's own `true` and `false`, in its case, if it has them."""
     column = task.columns.get(name)
     if isinstance(column, NumberColumn):
         return {True: "1", False: "0"}
@@ -230,7 +230,7 @@ class _Encoder:
         """Return the features and the label of a row.
 
         Raises:
-            _MissingCell: a cell is missing that is not to be filled later, whatever the others hold.
+            _MissingCell: a cell is missing that is not filled later, whatever the other cells hold.
             _BadCell: a value that is not a number, not a known category or not a known class.
         """
         known = (*self._task.columns, self._task.label)
@@ -273,7 +273,7 @@ def _finite(text: str, where: str) -> float:
 
 
 def _codes(values: tuple[str, ...]) -> Places:
-    """Map each value, and the number it reads as, to its place: "1" is also met as "1.0"."""
+    """Map each value, and the number it reads as, to its place: a cell "1.0" is the value "1"."""
     codes: dict[str | float, int] = {}
     for place, value in enumerate(values):
         number = number_in(value)

@@ -1,4 +1,4 @@
-"""All examples of a site: its own with their patients, the study's common test set, and which are for what."""
+"""All examples of a site: its own with their patients, the study's common test set, and their division."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +16,11 @@ from common.study.task import ImageTask, Task
 from common.study.training import SplitConfig
 
 LEAST_TEST_PATIENTS = 2
-"""Of fewer, no spread can be told."""
+"""Fewest test patients of a site: a single one has no spread."""
 
 
 def read_whole(read: Reader, config: DataConfig, task: Task, split: SplitConfig, *, site: str) -> RawData:
-    """Read a site's own examples and say who is one patient; the rows of a common test set, if any, come last.
+    """Read a site's own examples and group them by patient; the rows of a common test set, if any, come last.
 
     Raises:
         ConfigError: the data is of another kind than the study's task.
@@ -60,8 +60,8 @@ def divide(raw: RawData, split: SplitConfig, *, site: str) -> Split:
     """Return which examples are for training, validation and test.
 
     Raises:
-        DataError: too few patients for that, or `split.parts` leaves a part empty, names test examples beside a common
-            test set, or has one patient in two parts.
+        DataError: too few patients for that, or `split.parts` leaves a part empty, names test examples although the
+            study has a common test set, or has one patient in two parts.
     """
     own, common = raw.num_own, np.arange(raw.num_own, len(raw.y))
     groups, parts = None if raw.groups is None else raw.groups[:own], raw.parts
@@ -117,7 +117,7 @@ def _joined(own: RawData, test: RawData, split: SplitConfig, *, pictures: bool, 
 
 
 def _num_shared(own: RawData, test: RawData, *, pictures: bool) -> int:
-    """Return how many own examples are in the test set too; equal rows that chance may have made do not count."""
+    """Return how many own examples are in the test set too; rows that may be equal by chance do not count."""
     x, y, count = torch.cat([own.x, test.x]).numpy(), torch.cat([own.y, test.y]).numpy(), len(own.y)
     if pictures:
         first = first_of_pictures(x)

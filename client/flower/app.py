@@ -36,9 +36,9 @@ from common.wire.envelope import Order
 log = logging.getLogger(__name__)
 
 RUNS, STATE = "flower_apps", "state.bin"
-"""Folder of the state folder with one per run, which no study can have as its name; a run's file in it."""
+"""Folder in the state folder with one folder per run (no study can have this name), and a run's file in that."""
 MAX_STATE_BYTES = 2_000_000_000
-"""How large the state of one run may become; Flower's own form of it allows no more."""
+"""Size of the largest state of one run; Flower's own encoding allows no more."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class _Loaded:
 
 @dataclass
 class _State:
-    """The state of the run that was asked for last, and the digest of what the disk has of it."""
+    """The state of the run that was asked for last, and the digest of its copy on the disk."""
 
     file: Path
     records: RecordDict
@@ -69,7 +69,7 @@ def answer_flower(
     """Obey an order of kind "flower": keep an app's code, or hand a message to its ClientApp.
 
     Args:
-        folder: the site's own, in which apps are approved.
+        folder: the site's own, in which approvals are kept.
 
     Returns:
         The reply's JSON, and the content of the app's answer.
@@ -110,7 +110,7 @@ def answer_flower(
 def _answer(config: SiteConfig, folder: Path, asked: MessageOrder, payload: bytes, file: Path) -> bytes:
     global _state
     app = _app(config, folder, asked.app)
-    state, _state = _state_of(file), None  # an app that fails in between has spoilt it
+    state, _state = _state_of(file), None  # an app that fails in between may have changed it
     context = Context(
         run_id=run_number(asked.run),
         node_id=node_number(config.name),
@@ -127,7 +127,7 @@ def _message(config: SiteConfig, asked: MessageOrder, payload: bytes) -> Message
     """Return the message as the ServerApp sent it.
 
     Raises:
-        ProtocolError: its content is none.
+        ProtocolError: the payload is not the content of a message.
     """
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run_number(asked.run), node_number(config.name)
     about = Metadata(
@@ -150,7 +150,7 @@ def _message(config: SiteConfig, asked: MessageOrder, payload: bytes) -> Message
 
 
 def _called(app: ClientApp, message: Message, context: Context, config: SiteConfig) -> Message:
-    """Return what the app answers.
+    """Return the app's answer.
 
     Raises:
         RunFailed: it raised something, or answered with an error or with no message.

@@ -15,7 +15,7 @@ from common.flower.app import FlowerApp, is_digest, read_app, unpack_app, write_
 from common.host.files import write_atomically
 
 APPS, CODE = "apps", ".flower"
-"""Folder of approvals beside the `site.toml`; folder of code that was sent, in the state folder."""
+"""Folder of approvals next to the `site.toml`; folder of code that was sent, in the state folder."""
 _LEAST_PREFIX = 8
 
 
@@ -58,7 +58,7 @@ def approvals(folder: Path) -> list[Approval]:
     """Return the approved apps, in the order of approval.
 
     Raises:
-        StateError: a note of one is damaged.
+        StateError: the file of an approval is damaged.
     """
     found = []
     for path in (folder / APPS).glob("*.json"):
@@ -70,13 +70,13 @@ def approvals(folder: Path) -> list[Approval]:
 
 
 def withdraw(folder: Path, prefix: str, *, state_dir: Path | None) -> str:
-    """Approve an app no longer, and delete its code; return its digest.
+    """Withdraw an app's approval and delete its code; return its digest.
 
     Args:
-        prefix: of the digest, as long as it is the only one.
+        prefix: first digits of the digest, enough to tell it from others.
 
     Raises:
-        ConfigError: no approved app, or several, begin so.
+        ConfigError: no approved app has such a digest, or several have.
     """
     known = [path.stem for path in (folder / APPS).glob("*.json")]
     fitting = [digest for digest in known if len(prefix) >= _LEAST_PREFIX and digest.startswith(prefix)]
@@ -96,7 +96,7 @@ def check_approved(folder: Path, digest: str, *, site: str) -> None:
     """Check that an app may be run here.
 
     Raises:
-        ConfigError: with the digest and the command that approves it.
+        ConfigError: it is not approved; names the digest and the command that approves it.
     """
     if not (is_digest(digest) and (folder / APPS / f"{digest}.json").is_file()):
         raise ConfigError(
@@ -109,7 +109,7 @@ def keep_code(folder: Path, state_dir: Path, digest: str, content: bytes) -> Non
     """Keep the code of an approved app that has come from the coordinator, if it is not here yet.
 
     Raises:
-        ConfigError: it is another app's.
+        ConfigError: the code is another app's.
     """
     if (folder / APPS / digest).is_dir() or _holds(state_dir / CODE / digest, digest):
         return

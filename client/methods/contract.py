@@ -1,4 +1,4 @@
-"""What a personalisation method is: what may leave the site, how to train, what the site serves.
+"""The contract of a personalisation method: what may leave the site, how to train, what the site serves.
 
 The site composes the rest around it: arrays that are not shared are kept in the site's state and put
 back before every round, so a method with a personal part needs no code to remember it.
@@ -17,7 +17,7 @@ from common.weights.arrays import Array, Weights
 Memory = Mapping[str, Array]
 """Arrays that a method keeps at the site from round to round; empty for most, and at the site's first round.
 
-What it is given is what it kept after the site's last update that counted: a lost or rejected reply leaves no trace.
+A method is given its memory of the site's last update that counted: a lost or rejected reply leaves no trace.
 """
 
 
@@ -26,7 +26,7 @@ class Outcome:
     """The result of a round's training, apart from the model itself.
 
     Args:
-        memory: what the method keeps at the site, whole: names that are not in it are forgotten.
+        memory: everything that the method keeps at the site; names that are not in it are forgotten.
         loss: mean training loss over the batches.
         control: the change of the site's control variate; leaves the site with the delta (SCAFFOLD only).
         metrics: numbers for the reply, e.g. `apfl.alpha`; they leave the site.
@@ -43,8 +43,8 @@ class Budget:
     """The local-only baseline's training, so that both sides of the comparison take as many gradients.
 
     Args:
-        per_round: what is trained in every round.
-        before_serving: what `personalise` trains on top, each time anew; None for nothing.
+        per_round: the training of every round.
+        before_serving: the further training by `personalise`, each time anew; None for none.
     """
 
     per_round: LocalWork
@@ -66,7 +66,7 @@ class Method(Protocol):
         ...
 
     def budget(self, work: LocalWork) -> Budget:
-        """Return the local training that this method spends on what it serves, given a round's work."""
+        """Return the local training that this method spends on the model that it serves, given a round's work."""
         ...
 
     def personalise(self, model: Model, memory: Memory, work: LocalWork) -> nn.Module:

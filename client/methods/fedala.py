@@ -11,7 +11,7 @@ round's training goes on from init: one pass a round; at the first time passes g
 of the last 10 losses is below `tolerance`, 100 at most. A site that never trained starts from what it received.
 
 A layer is a module that owns trainable parameters; the top ones are the last in the module's order. W is learned
-with layers in evaluation mode, as the mix is served: no running statistic moves, and none of the batch enters. (The
+with layers in evaluation mode, as the mix is served: running statistics stay, and those of the batch are not used. (The
 paper is silent on this. In the authors' code layers are in whatever mode the last call left them, and the statistics
 that moved are thrown away.)
 """

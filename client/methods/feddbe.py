@@ -16,7 +16,7 @@ weights. The mean over sites is that of the study's weights, so by size as in th
 What leaves a site in round 1 is therefore a mean over patients, with mu = 1 over those of the last batch.
 
 The authors train a small CNN with kappa = 50 and mu = 1. The features of maps `(D, H, W)` are shifted channel by
-channel. In pieces of `micro_batch_size` examples every piece counts as a batch for rbar. The loss told includes the
+channel. In pieces of `micro_batch_size` examples every piece counts as a batch for rbar. The reported loss includes the
 pull to gbar.
 """
 
@@ -63,7 +63,7 @@ class FedDbe:
         return frozenset(model.names)
 
     def train(self, model: Model, memory: Memory, work: LocalWork) -> Outcome:
-        """Train the model and the shift; while there is no gbar, the model alone, and tell the features' mean."""
+        """Train the model and the shift; while there is no gbar, the model alone, and report the features' mean."""
         shifted, target = _shifted(model, memory), model.module.get_buffer(MEAN)
         known, mean = bool(model.module.get_buffer(KNOWN)), torch.zeros_like(target)
 

@@ -9,7 +9,7 @@ ICLR 2021, algorithm 1, https://openreview.net/forum?id=B7v4QMR6Z9w
 
 with `w` the weights received and `g_k` the gradient that the site had when it last took part (in its memory; 0 at
 its first round). Solved exactly, the new g_k is grad F_k(theta_k): where all sites' g_k sum to 0, w stays where it is,
-however different the sites are. Nothing is sent beside theta_k - w. The norm is squared, as in the paper. BatchNorm
+however different the sites are. Only theta_k - w is sent. The norm is squared, as in the paper. BatchNorm
 that stays at the site has neither pull nor g_k.
 """
 

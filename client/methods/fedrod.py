@@ -1,4 +1,4 @@
-"""FedRoD: a shared model trained as if classes were balanced, and a personal head that adds what is usual here.
+"""FedRoD: a shared model trained as if classes were balanced, and a personal head that fits the site's own data.
 
 Chen, Chao: On Bridging Generic and Personalized Federated Learning for Image Classification, ICLR 2022, the variant
 with linear personal heads, https://arxiv.org/abs/2107.00778
@@ -32,7 +32,7 @@ from common.weights.arrays import under, with_prefix
 
 KEPT = "head_k/"
 NEVER = -1e4
-"""In place of the logarithm of no example: its exponential is 0, and no infinity meets another."""
+"""In place of the logarithm of 0 examples: its exponential is 0, and no infinity is subtracted from another."""
 
 
 @dataclass(frozen=True)

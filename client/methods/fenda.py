@@ -9,8 +9,8 @@ Learning on Heterogeneous Clinical Datasets (first called FENDA-FL), 2023, https
 A linear head on joined features is the sum of a head on each, `head_k(a, b) = A a + B b + bias`, so what is served
 is the study's model (shared, A, bias) plus a second one (own_k, B) without a bias. own_k has the form of the shared
 extractor, BatchNorm's statistics included; it starts from the weights of the site's first round, with B = 0: before
-it trained, a site answers as the model it received. A is personal as the head of `fedper`. Extractors of another
-form than the shared one, which the paper allows, a study cannot describe.
+it trained, a site answers as the model it received. A is personal as the head of `fedper`. The paper
+also allows own extractors of another form, which a study cannot describe.
 """
 
 import copy

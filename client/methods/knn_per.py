@@ -9,7 +9,7 @@ algorithm 1, https://arxiv.org/abs/2111.09360
 with k = `neighbours` and d the Euclidean distance (not squared) between what the global model's head is given
 for x and for x_i. `mix` is the paper's lambda; None tunes it on the site's validation examples.
 
-The served file holds these features of the site's training examples and their classes beside the weights:
+The served file holds these features of the site's training examples and their classes next to the weights:
 it stays at the site as the examples themselves do, and is as sensitive.
 """
 
@@ -25,7 +25,7 @@ from client.training.loop import train
 from client.training.work import LocalWork
 
 MIXES = tuple(tenth / 10 for tenth in range(11))
-"""What the tuning tries."""
+"""The mixes that the tuning tries."""
 UNTUNED = 0.5
 """The mix of a site without validation examples."""
 
@@ -50,14 +50,14 @@ class KnnPer:
         return Budget(work)
 
     def personalise(self, model: Model, memory: Memory, work: LocalWork) -> nn.Module:
-        """Return the received model with the site's training examples beside it."""
+        """Return the received model together with the features of the site's training examples."""
         served = WithNeighbours(model, work.examples.x, work.examples.y, neighbours=self.neighbours)
         served.mix.fill_(_tuned(served, work.validation) if self.mix is None else self.mix)
         return served
 
 
 def _tuned(served: WithNeighbours, validation: Examples) -> float:
-    """Return the mix of the lowest validation loss; of equals the smallest."""
+    """Return the mix of the lowest validation loss; at a tie the smallest."""
     if not len(validation):
         return UNTUNED
     near, whole = served.parts(validation.x)

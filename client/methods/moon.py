@@ -7,7 +7,7 @@ Li, He, Song: Model-Contrastive Federated Learning, CVPR 2021, algorithm 1, http
 
 with z, z_w and z_k what the head is given for x under w_k, under the weights as received, and under the weights as
 this site trained them last (in its memory). The latter two are constants, from passes in evaluation mode. The paper
-puts a projection of two layers before the head; here the study's model stays as it is, and z is what it has. At a
+puts a projection of two layers before the head; here the study's model stays as it is, and z are its features. At a
 site's first round there is no z_k, hence no term; `mu` = 0 is FedAvg, bit for bit.
 """
 
@@ -101,7 +101,7 @@ def contrast(z: Tensor, near: Tensor, far: Tensor, temperature: float) -> Tensor
 
 
 def _constant(model: Model, weights: Weights) -> nn.Module:
-    """Return a copy of the module, with `weights` in their places, that is only asked."""
+    """Return a copy of the module with `weights` in their places, in evaluation mode and not to be trained."""
     module = copy.deepcopy(model.module).requires_grad_(False).eval()
     set_weights(module, weights)
     return module

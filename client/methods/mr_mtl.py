@@ -35,7 +35,7 @@ class MrMtl:
         return frozenset(model.names)
 
     def train(self, model: Model, memory: Memory, work: LocalWork) -> Outcome:
-        """Train the site's own model, which the module holds afterwards: its distance from w is what is sent."""
+        """Train the site's own model, which the module holds afterwards; its difference from w is sent."""
         mean = anchor_of(model)
         pulled = {name: self.lam * (name not in model.own_batch_norm) for name in mean}
         set_weights(model.module, under(memory, KEPT))

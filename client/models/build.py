@@ -46,12 +46,12 @@ class Model:
 
     @property
     def own_batch_norm(self) -> frozenset[str]:
-        """What of BatchNorm never leaves the site: all of it under the policy "local"."""
+        """The arrays of BatchNorm that never leave the site: all of them under the policy "local", else none."""
         return self.batch_norm if self.batch_norm_policy == "local" else frozenset()
 
     @property
     def moving(self) -> frozenset[str]:
-        """What training may change: trainable parameters, buffers of BatchNorm in training mode, and `extra`."""
+        """Arrays that training may change: trainable parameters, buffers of BatchNorm in training mode, and `extra`."""
         buffers = self.batch_norm - frozenset(name for name, _ in self.module.named_parameters())
         live = frozenset(name for name in buffers if f"{name.rpartition('.')[0]}.weight" in self.trainable)
         return self.trainable | self.extra | (live if self.batch_norm_policy != "freeze" else frozenset())
@@ -105,7 +105,7 @@ def _build(config: ModelConfig, input_shape: tuple[int, ...], num_outputs: int) 
 
 
 def _check_input(name: str, module: nn.Module, input_shape: tuple[int, ...]) -> None:
-    """Run one empty example: some models need a certain or a least image size, and say so only here."""
+    """Run one blank example: some models need a fixed or a minimum image size, and raise an error only here."""
     module.eval()
     try:
         with torch.no_grad():

@@ -20,7 +20,7 @@ class Names:
     """How a model's arrays are divided in a study.
 
     Args:
-        moving: what training may change: trainable parameters, and buffers of layers in training mode.
+        moving: the arrays that training may change: trainable parameters, and buffers of layers in training mode.
         shared: the part of `moving` that leaves the site.
         personal: the part of `moving` that never does.
     """

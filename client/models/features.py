@@ -1,4 +1,4 @@
-"""What a model's head is given, and models that answer by it: with nearest examples, or with a second extractor."""
+"""The features that a model's head is given, and models built on them: nearest examples, or a second extractor."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -54,7 +54,7 @@ class WithNeighbours(nn.Module):
 
     with phi(x) = `features`. Takes and returns what the model does: one logit `(B, 1)`, or log-probabilities
     `(B, C)`. Its state_dict holds the model under `model.`, and `features` and `classes` of the examples and
-    the `mix` beside it: whoever has the file has traits of the examples.
+    the `mix` next to it: the file reveals traits of the examples.
 
     Args:
         model: stays the same module; must not be trained while this one is in use.
@@ -117,8 +117,8 @@ class WithNeighbours(nn.Module):
 class TwoExtractors(nn.Module):
     """The sum of two models' logits: a linear head on the features of both, joined.
 
-    Its state_dict holds the first under `model.`, the second under `own.`; what the two have in common because no
-    one trains it (a frozen backbone whose features are cached) is in the served file once, under `model.`.
+    Its state_dict holds the first under `model.`, the second under `own.`; arrays that the two share because they are
+    not trained (a frozen backbone whose features are cached) are in the served file once, under `model.`.
 
     Args:
         model, own: stay the same modules, and in the modes they are in.

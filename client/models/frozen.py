@@ -1,7 +1,7 @@
-"""Cut a model behind what training never changes, so that a frozen backbone looks at every example once.
+"""Cut a model behind its frozen part, so that a frozen backbone computes the features of every example once.
 
 The cut is found in the model's own graph (torch.fx), so it needs no list of architectures: everything that
-depends on a moving array or on chance (dropout) is the tail; what the tail is given are the features.
+depends on a moving array or on chance (dropout) is the tail; the inputs of the tail are the features.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ class Cut:
     """A model in two parts: `tail.module(body(x))` is what the whole model gives for x, in training too.
 
     Args:
-        body: nothing of it ever changes; takes examples, returns one tensor of features `(B, ...)`.
+        body: the part that never changes; takes examples, returns one tensor of features `(B, ...)`.
         tail: the rest, with the names, head and trainable arrays that the model has; its modules are the model's.
     """
 
@@ -35,11 +35,11 @@ class Cut:
 def cut(model: Model) -> Cut | None:
     """Return the model cut behind its frozen part; None where there is nothing to gain or no single place to cut."""
     if all(name in model.moving for name, _ in model.module.named_parameters()):
-        return None  # nothing is frozen: not worth a look
+        return None  # nothing is frozen
     model.module.train()  # a graph holds what `self.training` was: chance must be seen, not traced away
     try:
         graph = fx.Tracer().trace(model.module)
-    except Exception:  # a model whose forward depends on values cannot be traced, and raises what it likes
+    except Exception:  # a model whose forward depends on values cannot be traced, and may raise any error
         return None
     modules = dict(model.module.named_modules())
     live: set[fx.Node] = set()

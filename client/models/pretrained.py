@@ -118,9 +118,9 @@ def _parse(content: bytes, suffix: str, *, who: str) -> object:
         if suffix == ".safetensors":
             return safetensors.torch.load(content)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch remarks on odd pickles before it refuses them; we say so below
+            warnings.simplefilter("ignore")  # torch warns of odd pickles before refusing them; the error below says so
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # the parsers meet bytes from outside and raise many kinds
+    except Exception as error:  # on bytes from outside the parsers raise many kinds of errors
         raise ModelError(
             f"{who}: is not a plain weights file ({type(error).__name__}): it is damaged, or pickled with code, "
             "which is never run; save the state_dict alone, best as .safetensors"

@@ -10,7 +10,7 @@ from client.models.features import flattened, head_layer, watched
 class Shifted(nn.Module):
     """Answers `head(phi(x) + shift)`, with phi(x) what the model's head is given.
 
-    Its state_dict holds the model under `model.`, and the `shift` `(D,)` beside it. Maps `(D, H, W)` are shifted
+    Its state_dict holds the model under `model.`, and the `shift` `(D,)` next to it. Maps `(D, H, W)` are shifted
     channel by channel; a model that is one module (`linear`) is given shifted inputs.
 
     Args:

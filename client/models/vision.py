@@ -4,7 +4,7 @@ A torchvision wheel built for another torch or CUDA than the one installed canno
 operators, and a plain `import torchvision` then ends with `operator torchvision::nms does not exist`.
 Classification models need none of those operators. So, only when the import fails in that way, the two
 schemas that torchvision registers fake kernels for (`nms`, `qnms`) are declared, and it is imported again.
-Where the operators load, nothing is done.
+Where the operators load, nothing is changed.
 """
 
 from typing import Any

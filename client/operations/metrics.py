@@ -1,6 +1,6 @@
-"""Every metric of a site, made from the events of its own log; `docs/coordinator/metrics.md` says what each means.
+"""Every metric of a site, computed from the events of its own log; `docs/coordinator/metrics.md` explains each.
 
-The law is the server's: the values depend on the events alone, so that a restart arrives at the same ones.
+As at the server, the values depend on the events alone, so that they are the same after a restart.
 """
 
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ from common.events.site import PlanAnswered, PlanFailed, SiteEvent
 
 ERRORS = frozenset((*EXIT_CODES, "UpdateRejected"))
 
-# When a counter began says nothing here: at a restart the log is read again.
+# A counter's time of creation means nothing here: at a restart the log is read again.
 disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus_client has no types
 
 
@@ -46,7 +46,7 @@ class SiteMetrics:
         self._disk_size = gauge("disk_size_bytes", "size of that file system")
 
     def see_gpus(self, used_bytes: Iterable[int | None]) -> None:
-        """Set the memory in use per GPU, in order; None is a GPU that does not tell."""
+        """Set the memory in use per GPU, in order; None for a GPU that does not report it."""
         self._gpu.clear()
         for number, used in enumerate(used_bytes):
             if used is not None:

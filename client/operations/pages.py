@@ -57,7 +57,7 @@ class _Exporter:
         self._lock = threading.Lock()  # no scrape sees half of an event
 
     def _follow(self) -> None:
-        """Take in what is new in the log."""
+        """Take the new events of the log."""
         for event in self._log.new(_not_counted):
             self._metrics.take(event)
 

@@ -1,4 +1,4 @@
-"""A site's folder: its key, its settings, and what the coordinator's bundle adds. No private key ever leaves it."""
+"""A site's folder: its key, its settings, and the files from the coordinator's bundle. No private key leaves it."""
 
 import re
 import tomllib
@@ -101,7 +101,10 @@ def init_site(
     """
     for file in (folder.path / KEY, folder.settings):
         if file.exists():
-            raise ConfigError(f"'{file}' exists already and is not overwritten; choose another --folder")
+            raise ConfigError(
+                f"'{file}' exists already and is not overwritten: to change a setting, edit '{folder.settings}'; for "
+                "another site, choose another --folder"
+            )
     text = _TEMPLATE.format(
         name=setting("name", name),
         server=setting("server", server),
@@ -126,7 +129,7 @@ def init_site(
 
 
 def accept_bundle(folder: SiteFolder, path: Path) -> Bundle:
-    """Take over what the coordinator sent: whom to trust, this site's certificate, the server's address, the study.
+    """Take over the coordinator's bundle: whom to trust, this site's certificate, the server's address, the study.
 
     A bundle for a key that is to replace this site's key leaves the certificate of the present one in force.
 
@@ -179,7 +182,7 @@ def _check_identity(config: SiteConfig, bundle: Bundle, path: Path) -> Path:
 
 
 def make_new_key(folder: SiteFolder) -> str:
-    """Make a key that is to replace this site's key, and its signing request, beside it; return its fingerprint.
+    """Make the key that is to replace this site's key, and its signing request; return the new key's fingerprint.
 
     Raises:
         ConfigError: the settings are wrong, or a new key is waiting to be approved already.
@@ -235,7 +238,7 @@ def _certificate_for(config: SiteConfig, told: str) -> Path:
 
 
 def _put_in_place(config: SiteConfig) -> None:
-    """Replace certificate, request and key; the private key is the last, so that a crash can be made good."""
+    """Replace certificate, request and key; the private key comes last, so that a second call repairs a crash."""
     new, old = new_key(config), config.private_key
     for source, place in (
         (new_certificate(config), config.certificate),

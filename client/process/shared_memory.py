@@ -14,7 +14,7 @@ class Box:
     """A file without a name, in memory where the system has such files.
 
     Args:
-        descriptor: of a file that another process made; none makes one.
+        descriptor: of a file that another process made; None makes a new file.
     """
 
     def __init__(self, descriptor: int | None = None) -> None:

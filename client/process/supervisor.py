@@ -2,7 +2,7 @@
 
 The worker has torch, the data and the model in its memory; this process, which talks to the server, has none of
 them. They meet on a pair of sockets that nobody else can open. A worker that dies in the middle of an order closes
-its end, so that the server is told within moments, and why.
+its end, so that the server learns within moments that it died, and why.
 """
 
 import asyncio
@@ -23,9 +23,9 @@ from common.wire.frames import HEADER_BYTES, frame_length, framed
 log = logging.getLogger(__name__)
 
 EARLY_SECONDS, MAX_EARLY_DEATHS = 30.0, 3
-"""A worker that dies so soon after its start so often in a row will do so for ever."""
+"""A worker that dies this soon after its start, this often in a row, is not started again: it would go on so."""
 RETRY_SECONDS = 2.0
-"""How long to wait where no process can be started, because there are too many, say."""
+"""Wait before the next try if no process can be started, for example because there are too many."""
 ANSWER, ERROR = b"answer", b"error"
 COMMAND = (sys.executable, "-P", "-m", "client.worker")
 
@@ -81,7 +81,7 @@ class Worker:
         self.gave_up = asyncio.Event()
 
     async def start(self) -> None:
-        """Start the process, and what starts it again when it ends without an order to answer."""
+        """Start the process, and the task that starts it again when it ends without an order to answer."""
         await self._spawn()
 
     def is_alive(self) -> bool:
@@ -93,13 +93,13 @@ class Worker:
 
         Args:
             order: a large payload of it lies in `inbox`.
-            seconds: after so long the process is stopped, for nobody waits for its answer any more.
+            seconds: after this time nobody waits for the answer any more, and the process is stopped.
 
         Returns:
             The reply, with a small payload in it, or a large one in `outbox` until the next call.
 
         Raises:
-            WorkerFailed: it could not, died or was stopped; a new process is on its way.
+            WorkerFailed: the worker failed, died or was stopped; a new process is being started.
         """
         async with self._busy:
             await self._stop_watching()
@@ -125,9 +125,9 @@ class Worker:
         except (asyncio.IncompleteReadError, OSError, TimeoutError) as error:
             cause = await self._died(running, late=isinstance(error, TimeoutError))
             raise WorkerFailed(f"the site's worker process ended while it answered: {cause}") from None
-        except asyncio.CancelledError:  # its answer would be taken for that to the next order
+        except asyncio.CancelledError:  # else its answer would be taken for that to the next order
             running.process.kill()
-            running.started = -EARLY_SECONDS  # it is no early death
+            running.started = -EARLY_SECONDS  # this is not to count as an early death
             await exit_code(running.process)
             raise
 
@@ -207,7 +207,7 @@ class Worker:
                 except WorkerFailed as error:
                     log.error("%s; trying again in %g s", error, RETRY_SECONDS)
             if self._running is running:
-                running.started = time.monotonic() - EARLY_SECONDS  # it is not its death that is seen again
+                running.started = time.monotonic() - EARLY_SECONDS  # the same death is not counted as early again
                 await asyncio.sleep(RETRY_SECONDS)
 
 

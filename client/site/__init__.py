@@ -1,1 +1,1 @@
-"""A study at a site: what a round does, what is kept; it knows no carrier."""
+"""A study at a site: its rounds, and what is kept between them; imports nothing that carries messages."""

@@ -14,15 +14,15 @@ from client.training.loop import train
 from client.training.work import LocalWork
 
 CATCH_UP_PART = 0.25
-"""Which part of the time for a round may go into rounds that the local-only model has missed."""
+"""Part of the time for a round that may go into rounds that the local-only model has missed."""
 
 
 def train_alone(learner: Learner, alone: Alone, *, rounds: int, seconds: float = math.inf) -> Alone:
     """Train the local-only model for as many rounds as this site was asked in.
 
-    So both sides of the comparison have the same budget: a round without this site trains neither, and one whose
-    reply did not count is caught up. After `seconds` what is left of that waits for the next round. The order of
-    examples is that of the federated training in the first so many rounds.
+    So both sides of the comparison have the same budget: a round without this site trains neither, and a round whose
+    reply did not count is caught up. After `seconds` the rest is left for the next round. The order of examples is
+    that of the federated training in rounds 1, 2, ... of the study.
     """
     done, began = alone.rounds, time.monotonic()
     with learner.holding(alone.weights) as module:

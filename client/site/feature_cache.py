@@ -25,7 +25,7 @@ FEATURES = ".features"
 MOST_TIMES_LARGER = 4
 """Features that need more memory than this many times the examples are not kept."""
 LEAST_SECONDS = 2.0
-"""What was computed faster than this is not written to disk."""
+"""Features that were computed faster than this are not written to disk."""
 MOST_FILES = 4
 """How many sets of features a folder keeps; the oldest go."""
 _BATCH = 64
@@ -44,10 +44,10 @@ class FeatureCache:
     data: str
 
     def apply(self, model: Model, data: SiteData) -> tuple[Model, SiteData]:
-        """Return the part of a model that can change and the data as that part's inputs; both as given without a gain.
+        """Return the part of a model that can change, and the data as its inputs; both unchanged if nothing is gained.
 
         What is trained and measured stays the same up to the last bits of the features: a convolution over 64 images
-        may round otherwise than one over 32.
+        may round differently from one over 32.
         """
         parted = cut(model)
         if parted is None or not worthwhile(parted, data.train.x):

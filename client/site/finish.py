@@ -40,7 +40,7 @@ def read_test_once(
     """Read the test split, once: constant answer, local-only, global and served model on it.
 
     Raises:
-        ProtocolError: it was read with other final weights, as often as this site's settings allow, or there is none.
+        ProtocolError: there is none, or it was read with other final weights as often as this site's settings allow.
         UpdateRejected: a model answers with numbers that are not finite.
     """
     test = learner.data.test
@@ -60,7 +60,7 @@ def read_test_once(
 
 
 def _digest(received: Received, kept: Kept) -> str:
-    """Return the digest of all that decides what this site serves."""
+    """Return the digest of all arrays that determine the served model."""
     return digest({**received.weights, **Kept(personal=kept.personal, method=kept.method).to_arrays()})
 
 
@@ -97,25 +97,25 @@ def _scores(learner: Learner, reading: TestReading) -> dict[str, Array]:
 
 
 def _right(learner: Learner, reading: TestReading) -> dict[str, Tensor]:
-    """Return which test examples each model has right, by its name in `TestCounts`."""
+    """Return a mask of each model's correct answers to the test examples, by its name in `TestCounts`."""
     right = {"majority": learner.data.test.right(learner.data.train.constant())}
     fields = {"personal": "personal", "local": "local", "global": "global_"}
     return right | {fields[model]: evaluation.right for model, evaluation in reading.evaluations.items()}
 
 
 def _notes(learner: Learner, plan: FinishPlan) -> dict[str, str]:
-    """Return what a user of the served model must know: names, order, units and scale of its inputs."""
+    """Return the notes that a user of the served model needs: names, order, units and scale of its inputs."""
     task = learner.study.task.model_dump_json(exclude_none=True)
     scale = {} if learner.scale is None else {"scale": learner.scale.model_dump_json()}
     return {"study": learner.study.name, "run": plan.run, "task": task, **scale}
 
 
 def _counts(right: Mapping[str, Tensor], groups: Tensor | None) -> TestCounts:
-    """Return how many answers of each model are right, and sums over patients where one has several rows.
+    """Return how many answers of each model are correct, and sums over patients where one has several rows.
 
     Args:
-        right: per model of `TestCounts`, which of the test rows it has right `(N,)`.
-        groups: the patient of each row `(N,)`; None: every row is one.
+        right: per model of `TestCounts`, a mask `(N,)` of its correct answers to the test rows.
+        groups: the patient of each row `(N,)`; None: every row is a patient's only one.
     """
     rows = {name: of.cpu().numpy().astype(np.int64) for name, of in right.items()}
     local, personal = rows.get("local"), rows["personal"]

@@ -1,4 +1,4 @@
-"""Before the first round: a site's data as read, its model as built, and what it says of both in the handshake."""
+"""Before the first round: a site's data as read, its model as built, and what it reports of both in the handshake."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from common.weights.arrays import Weights, digest
 
 @dataclass(frozen=True, eq=False)
 class Facts:
-    """What a site says of its data and of its initial weights.
+    """What a site reports of its data and of its initial weights.
 
     Args:
         data_digest: of the examples in their splits; it stays at the site.
@@ -75,7 +75,7 @@ def read_origin(config: SiteConfig, study: StudyConfig, method: Method) -> Origi
 
 
 def _card(config: SiteConfig, study: StudyConfig, data: UnscaledData) -> DataCard:
-    """Return the card of the data with what the site's settings let it say, and noise where they ask for it."""
+    """Return the data card, with the facts that the site's settings let it share, and with noise if they ask for it."""
     card = data.card
     if study.task.agrees_on_scale and config.share_scale:
         card = card.model_copy(update={"moments": data.moments()})
@@ -90,7 +90,7 @@ def check_scale(scale: Scale | None, task: Task, *, site: str) -> None:
     """Check a scale from the server.
 
     Raises:
-        ProtocolError: the study leaves none to the handshake, or it is not one of this study's columns.
+        ProtocolError: this study has no scale from the handshake, or the scale is not one of this study's columns.
     """
     who = f"site '{site}'"
     if not task.agrees_on_scale:

@@ -11,7 +11,7 @@ from common.weights.arrays import Array, Weights, under, with_prefix
 
 @dataclass(frozen=True, eq=False)
 class Alone:
-    """The local-only model: the arrays that training moves, after so many rounds' work; empty before the first."""
+    """The local-only model: the arrays that training moves, after `rounds` rounds' work; empty before the first."""
 
     weights: Weights = field(default_factory=dict)
     rounds: int = 0
@@ -44,7 +44,7 @@ class Kept:
         method: the method's own memory.
         alone: the local-only model.
         sent: shared arrays as this site trained them last, where the study's weighting needs them.
-        residual: what the uplink's codec has not sent yet.
+        residual: the part of updates that the uplink's codec has not sent yet.
         held: what differences of the downlink are added to, where there is a downlink.
         best, best_alone: the served and the local-only model of their best rounds, where the study keeps these.
     """

@@ -21,7 +21,7 @@ from common.weights.arrays import Array, Weights, with_prefix
 
 @dataclass(frozen=True, eq=False)
 class Learner:
-    """A study's method, model and data at one site; of no round: what a round holds is an argument.
+    """A study's method, model and data at one site, the same in every round: a round's own values are arguments.
 
     Args:
         site: the site's name.
@@ -29,7 +29,7 @@ class Learner:
         names: how the model's arrays are divided.
         initial: every array of `model` before the first round.
         frozen: arrays of the backbone in front of `model`, where that was cut off.
-        scale: by what the inputs were scaled.
+        scale: how the inputs were scaled.
         micro_batch_size: the site's limit of examples at a time.
     """
 
@@ -58,7 +58,7 @@ class Learner:
     def holding(self, *parts: Weights) -> Iterator[nn.Module]:
         """Give the model's module with the initial weights, and each of `parts` over them.
 
-        Law: what the module held before has no part in it, so that the order of such blocks does not matter.
+        Law: what the module held before has no influence, so that the order of such blocks does not matter.
         """
         merged = dict(self.initial)
         for part in parts:
@@ -89,13 +89,13 @@ class Learner:
         return {f"{model}.loss": evaluation.loss, f"{model}.accuracy": evaluation.accuracy}
 
     def whole(self, served: nn.Module) -> dict[str, Array]:
-        """Return all arrays of a module that is served, the frozen backbone's too: a file of use without this site."""
+        """Return all arrays of a served module, the frozen backbone's too, so that its file is complete by itself."""
         prefix = next((name for name, part in served.named_modules() if part is self.model.module), "")
         return get_weights(served) | with_prefix(self.frozen, f"{prefix}." if prefix else "")
 
 
 def check_metrics(metrics: Mapping[str, float]) -> None:
-    """Refuse to report NaN or infinity; what was kept from the round before stays in force.
+    """Refuse to report NaN or infinity; the state of the round before stays in force.
 
     Raises:
         UpdateRejected: a number is not finite.

@@ -5,7 +5,7 @@ from pathlib import Path
 _MACHINE = Path("/proc/meminfo")
 _GROUP = Path("/sys/fs/cgroup")
 LEAST_FREE_PART = 0.25
-"""Which part of the memory stays free for what has to be there."""
+"""Part of the memory that stays free for everything else."""
 
 
 def has_room(*, machine: Path = _MACHINE, group: Path = _GROUP) -> bool:

@@ -34,12 +34,13 @@ NO_PART_OF_WHAT_IS_EVALUATED = frozenset(
         "round_timeout_seconds",
     }
 )
-"""Settings that a study can change and still ask for the same reading of a test split: what it is called, who is asked
-and how long is waited. Every other setting changes which model is learned or measured."""
+"""Settings that a study can change and still ask for the same reading of a test split: its name, its sites, how many
+of them and of their examples it takes, and its time limits. Every other setting changes which model is learned or
+measured."""
 
 
 class Reading(Record):
-    """One reading of a test split: by which run, of which weights, and what it gave."""
+    """One reading of a test split: by which run, of which weights, and its counts."""
 
     run: RunName
     time: str
@@ -71,7 +72,7 @@ class Readings:
 
     @classmethod
     def of(cls, config: SiteConfig, study: StudyConfig, *, data: str) -> "Readings":
-        """Return the readings of a site's split data, by its digest, for a study."""
+        """Return a site's readings for a study; `data` is the digest of the split data."""
         settings = study.model_dump_json(exclude=set(NO_PART_OF_WHAT_IS_EVALUATED))
         key = hashlib.sha256(f"{config.name}\n{data}\n{settings}".encode()).hexdigest()
         return cls(config.state_dir / READINGS, config.name, key, config.test_readings)
@@ -85,7 +86,7 @@ class Readings:
         return self._all().readings.get(self.key, ())
 
     def check(self, *, weights: str, round_number: int) -> TestCounts | None:
-        """Return what these weights gave in an earlier reading; None if they were not read with and may be.
+        """Return what these weights gave in an earlier reading; None if there was none and the site allows one.
 
         Raises:
             ProtocolError: the test split was read with other weights, as often as the site allows.
@@ -104,7 +105,7 @@ class Readings:
         )
 
     def note(self, counts: TestCounts, *, run: str, weights: str, round_number: int) -> None:
-        """Write a reading down, before its counts leave the site; one that is there already is kept as it is.
+        """Write a reading down, before its counts leave the site; an earlier one of the same weights stays as it is.
 
         Raises:
             StateError: the file is damaged, the folder is unwritable or the disk is full.

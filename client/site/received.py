@@ -1,4 +1,4 @@
-"""What comes from the server in a round: decoded, checked, and nothing in it that the study has no use for."""
+"""What comes from the server in a round: decoded, checked, and without arrays that the study does not use."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Received:
 
     Args:
         control: the server's control variate; empty where the strategy has none.
-        candidates: other weights that the study's weighting wants to be measured, by their name.
+        candidates: other weights that the study's weighting wants measured, by their name.
     """
 
     weights: Weights
@@ -31,7 +31,7 @@ def receive(learner: Learner, payload: Payload | None) -> Received:
     """Decode and check weights in full.
 
     Raises:
-        ProtocolError: there are none, or something that this study has no use for is along.
+        ProtocolError: there are none, or the payload has arrays that this study does not use.
         UpdateRejected: names, shapes, dtypes or numbers are wrong.
     """
     if payload is None:

@@ -35,7 +35,7 @@ class RoundResult:
 
 @dataclass(frozen=True, eq=False)
 class Round:
-    """What a site has in hand once it has received a round's weights."""
+    """What the steps of a round work on, once its weights are received."""
 
     learner: Learner
     plan: RoundPlan
@@ -61,7 +61,7 @@ class Training:
 
 @dataclass(frozen=True, eq=False)
 class Coded:
-    """An update's payload, what the codec has left out of it, and how much that is."""
+    """An update's payload, what the codec has left out of it, and metrics that say how much that is."""
 
     payload: bytes
     residual: Weights
@@ -184,5 +184,5 @@ def _encode(now: Round, training: Training) -> Coded:
 
 
 def _held(now: Round) -> Held:
-    """Return copies of the weights received: as they are they lie in the payload."""
+    """Return copies of the weights received, which are views of the payload."""
     return Held({name: array.copy() for name, array in now.received.weights.items()}, now.plan.round)

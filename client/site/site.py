@@ -1,7 +1,7 @@
 """One site in one study: its answer to every kind of plan.
 
-What a round or the end of a study does is in `round.py` and `finish.py`; here it is joined with the state folder. What
-leaves is the delta of the shared arrays and nothing else.
+The steps of a round and of the end of a study are in `round.py` and `finish.py`; this module joins them with the state
+folder. Of trained arrays, only the delta of the shared ones leaves the site.
 """
 
 import os
@@ -54,7 +54,7 @@ class Site:
 
     @property
     def learner(self) -> Learner:
-        """What this site learns with, once it is known what its inputs are scaled by."""
+        """What this site learns with, once the scale of its inputs is known."""
         if self._learner is None:
             raise ProtocolError(f"site '{self._config.name}': the scale of the inputs is not agreed on yet")
         return self._learner
@@ -124,7 +124,7 @@ class Site:
         """Return what this site learns with, scaled as was agreed on in the plan's run, also after a restart.
 
         Raises:
-            ProtocolError: the study has no such round: the local-only model gets up to so many rounds' training.
+            ProtocolError: the study has no such round; the local-only model would get the training of that many.
         """
         if plan.round > self._study.rounds:
             raise ProtocolError(

@@ -1,10 +1,10 @@
 """What a site keeps on its own disk between rounds; atomic, checked when read, never in a message.
 
-One folder per study and run: `study.json` is the study that the run began with, `scale.json` what its inputs are
-scaled by, and `manifest.json` names two rounds' safetensors files with their sha256: the last round whose update
-counted at the server, as far as this site knows, and the round after it that was answered last. Which of them holds is
-what the next plan says: a reply that was lost or rejected, and a round that is asked again (the server restarted before
-its checkpoint), leave no trace.
+One folder per study and run: `study.json` is the study that the run began with, `scale.json` the scale of its inputs,
+and `manifest.json` names two rounds' safetensors files with their sha256: the last round whose update counted at the
+server, as far as this site knows, and the round after it that was answered last. The next plan says which of the two is
+in force: a reply that was lost or rejected, and a round that is asked again (the server restarted before its
+checkpoint), leave no trace.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ TEST_SCORES = "test-scores.safetensors"
 STUDY = "study.json"
 """File of a run's folder: the study as this site saw it in the handshake."""
 SCALE = "scale.json"
-"""File of a run's folder: what its inputs are scaled by, where that was settled in the handshake."""
+"""File of a run's folder: the scale of its inputs, where the handshake settled it."""
 
 
 class _ScaleFile(Record):
@@ -84,7 +84,7 @@ class StateFolder:
 
         Args:
             round_number: the round of this site's last update that counted, None before the first.
-            known: what is still in memory, by the sha256 that `save` returned; it is not read again.
+            known: states still in memory, by the sha256 that `save` returned; these are not read again.
 
         Raises:
             StateError: the state is there, but damaged or of another site, or the data changed since.
@@ -106,7 +106,7 @@ class StateFolder:
             raise StateError(f"site '{self.site}': cannot read '{path}': {error}") from error
 
     def save(self, state: Kept, *, round_number: int, accepted: int | None) -> str:
-        """Write what is kept after a round and return its sha256; a crash leaves what was kept before in force.
+        """Write what is kept after a round and return its sha256; after a crash the state before it is still in force.
 
         Args:
             accepted: the round that this one went on from; its state is kept, that of every other round is not.
@@ -132,7 +132,7 @@ class StateFolder:
         return sha.hexdigest()
 
     def save_scale(self, scale: Scale | None) -> None:
-        """Keep what the inputs are scaled by in this run; None: this site's own training rows.
+        """Keep the scale of this run's inputs; None: by this site's own training rows.
 
         Raises:
             ProtocolError: the run has trained with another scale.
@@ -147,7 +147,7 @@ class StateFolder:
         write_atomically(path, _ScaleFile(scale=scale).model_dump_json().encode(), mode=_PRIVATE)
 
     def load_scale(self) -> Scale | None:
-        """Return what the inputs are scaled by in this run; None: this site's own training rows.
+        """Return the scale of this run's inputs; None: by this site's own training rows.
 
         Raises:
             ProtocolError: none was agreed on.
@@ -165,12 +165,12 @@ class StateFolder:
             raise StateError(f"site '{self.site}': {describe(error, str(path))}") from error
 
     def save_counts(self, counts: TestCounts, *, round_number: int) -> None:
-        """Keep what the test split gave, so that it is read once however often the end is asked for."""
+        """Keep the counts on the test split, so that it is read once however often a finish is asked for."""
         content = json.dumps({"round": round_number, "test": counts.model_dump()}).encode()
         write_atomically(self.path / "test.json", content, mode=_PRIVATE)
 
     def load_counts(self, round_number: int) -> TestCounts | None:
-        """Return what was kept for the end of this run, None if it has not been asked for.
+        """Return the counts kept at this run's finish, None if there was none.
 
         Raises:
             StateError: it is there, but damaged, or the data changed since.
@@ -250,7 +250,7 @@ def study_of(root: Path, *, run: str, digest: str, site: str) -> StudyConfig:
     Args:
         root: the site's `state_dir`.
         run: a valid name; it becomes part of a path.
-        digest: what the plan says of the study.
+        digest: of the study, as the plan gives it.
 
     Raises:
         ProtocolError: the run had no handshake here, or its study was another one.

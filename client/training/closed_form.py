@@ -1,4 +1,4 @@
-"""The gradient of a linear model by its formula: of so small a model autograd takes three times as long."""
+"""The gradient of a linear model by its formula: for so small a model autograd takes three times as long."""
 
 from collections.abc import Sequence
 from typing import Any, TypeGuard
@@ -11,7 +11,7 @@ from client.models.small import FlatLinear
 
 
 def is_linear(forward: Any, at: Sequence[Tensor]) -> TypeGuard[FlatLinear]:
-    """Say whether `forward` is a linear model of one output, as it is, and all of `at` are its own parameters."""
+    """Return whether `forward` is a plain linear model of one output, and all of `at` are its own parameters."""
     return (
         type(forward) is FlatLinear
         and forward.out_features == 1

@@ -30,7 +30,7 @@ def predictions(logits: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Mean loss, accuracy in [0, 1], which examples were right `(N,)`, and the outputs `(N, outputs)`; on the CPU."""
+    """Mean loss, accuracy in [0, 1], a mask `(N,)` of correct answers, and outputs `(N, outputs)`; on the CPU."""
 
     loss: float
     accuracy: float

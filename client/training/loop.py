@@ -18,7 +18,7 @@ Correction = Callable[[str, nn.Parameter], Tensor]
 """`correction(name, parameter)` is added to the parameter's gradient before each step."""
 
 Forward = Callable[[Tensor], Any]
-"""`forward(x)` answers a batch: with logits `(B, outputs)`, or with what a loss of its own is made for."""
+"""`forward(x)` answers a batch: with logits `(B, outputs)`, or with whatever the `loss` given along takes."""
 
 Loss = Callable[[Any, Tensor], Tensor]
 """`loss(answer, y)` is the mean loss of a batch, given what `forward` answered."""
@@ -38,7 +38,7 @@ def train(
 
     Args:
         names: parameters that may change, default `model.trainable`.
-        correction: what is added to each parameter's gradient (a proximal term, a control variate).
+        correction: a term added to each parameter's gradient (proximal, a control variate).
         forward: answers a batch in place of the module itself.
         loss: is minimised in place of `loss_of`, given what `forward` answers.
         extra: parameters outside the module that are trained with it, by names that it does not have.

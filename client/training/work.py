@@ -21,7 +21,7 @@ class LocalWork:
         validation: the site's validation examples, for selection only; may be empty.
         control: the control variate that the server sent along (SCAFFOLD); empty otherwise.
         precision: of the forward and backward pass; weights, gradients and steps are float32.
-        micro_batch_size: at most so many examples at a time; a batch's gradient is the sum over its pieces.
+        micro_batch_size: most examples at a time; a batch's gradient is the sum over its pieces.
     """
 
     examples: Examples
@@ -49,7 +49,7 @@ class LocalWork:
     ) -> "LocalWork":
         """Return the same work with another amount, rate and order, and another optimiser if one is named.
 
-        SGD keeps the momentum of a work that is SGD and has none otherwise: the rate of one is none of the other.
+        Tuned SGD keeps the momentum only of work that is SGD itself: Adam's settings say nothing of it.
 
         Args:
             steps: batches in place of `epochs`.

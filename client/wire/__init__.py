@@ -1,1 +1,1 @@
-"""What carries a study at a hospital: the stream to the coordinator, and the orders that this site obeys."""
+"""A site's side of the wire: the stream to the server, and the ledger of the orders that this site obeys."""

@@ -1,4 +1,4 @@
-"""A site's certificate: when to ask for a new one, and what is kept of what the server sends."""
+"""A site's certificate: when to ask for a new one, and how one from the server is checked and kept."""
 
 import logging
 from datetime import UTC, datetime
@@ -13,7 +13,7 @@ from common.host.signing_requests import signing_request
 log = logging.getLogger(__name__)
 
 RENEWAL_PART = 1 / 3
-"""Which part of a certificate's life may be left before a new one is asked for."""
+"""A new certificate is asked for when less than this part of the old one's life is left."""
 
 
 def request_if_due(place: Place) -> bytes | None:
@@ -31,7 +31,7 @@ def request_if_due(place: Place) -> bytes | None:
 
 
 def keep_renewed(place: Place, certificate: bytes, authorities: bytes) -> None:
-    """Keep a new certificate and the authorities (PEM) that are to be trusted from now on, after a look at both."""
+    """Check a new certificate and the authorities (PEM) to be trusted from now on, and keep both if they are good."""
     try:
         key = read_private_key(place.key).public_key()
         read_authorities(authorities)

@@ -39,7 +39,7 @@ OPTIONS = list(
 
 
 class NotWelcome(Exception):
-    """The server answered, and does not let this site attend.
+    """The server answered, and does not accept this site.
 
     Args:
         reason: short: `revoked`, `unknown`, `expired`, `version`, `replaced`, ...
@@ -52,7 +52,7 @@ class NotWelcome(Exception):
 
 @dataclass(frozen=True)
 class Attended:
-    """An open stream, and what the server said first."""
+    """An open stream, and the server's first message."""
 
     channel: Any
     call: Any
@@ -60,7 +60,7 @@ class Attended:
 
 
 def credentials_of(place: Place) -> grpc.ChannelCredentials:
-    """Return this site's certificate and key, and whom it trusts, as gRPC takes them.
+    """Return this site's certificate and key, and the authorities that it trusts, in gRPC's form.
 
     Raises:
         ConfigError: a file cannot be read.
@@ -82,11 +82,11 @@ async def attend(place: Place, *, tasks: list[bytes]) -> Attended:
     """Connect, say who this is, and wait to be welcomed.
 
     Args:
-        tasks: what this site still works on or has a reply for.
+        tasks: those that this site still works on or has a reply for.
 
     Raises:
         ConnectionRefused: the server cannot be reached or trusted; the text says why.
-        NotWelcome: the server does not let this site attend.
+        NotWelcome: the server does not accept this site.
     """
     channel = grpc.aio.secure_channel(place.server, credentials_of(place), options=OPTIONS)
     try:
@@ -106,7 +106,7 @@ async def attend(place: Place, *, tasks: list[bytes]) -> Attended:
         raise ConnectionRefused(await why_unreachable(place)) from None
     except DecodeError:
         await channel.close()
-        raise ConnectionRefused(f"the server at {place.server} sends what is no message") from None
+        raise ConnectionRefused(f"the server at {place.server} sends something that is not a message") from None
     except grpc.aio.AioRpcError as error:
         await channel.close()
         raise await explained(place, error) from error
@@ -130,7 +130,7 @@ def _refusal(place: Place, code: Any, details: str | None) -> ConnectionRefused 
 
 
 def refusal_sentence(place: Place, reason: str) -> str:
-    """Return in words why a server that is the right one does not take this site."""
+    """Return in words why the right server does not accept this site."""
     match reason:
         case x if x == REVOKED:
             return (

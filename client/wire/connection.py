@@ -1,7 +1,7 @@
-"""A site attends: connects, waits for orders, and never gives up.
+"""A site's attendance at its server: it connects, waits for orders, and never gives up.
 
-What breaks is connected again after a pause that grows and varies; an order whose answer is not whole at the server yet
-is not forgotten meanwhile.
+A broken connection is made again after a pause that grows and varies; an order whose reply has not reached the server
+as a whole is not forgotten meanwhile.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from common.wire.limits import EXPIRED, MAX_WAIT_SECONDS, REPLACED, REVOKED
 log = logging.getLogger(__name__)
 
 REPLACED_SECONDS = 60.0
-"""How long a site waits that another program has replaced, so that the two do not take turns."""
+"""Wait of a site whose connection another program has taken over, so that the two do not take turns."""
 RENEWAL_CHECK_SECONDS = 3600.0
 GOODBYE_SECONDS = 1.0
 
@@ -134,7 +134,9 @@ class Connection:
             try:
                 self._take(pb.FromServer.FromString(content))
             except DecodeError as error:
-                raise ConnectionRefused(f"the server at {self._place.server} sends what is no message") from error
+                raise ConnectionRefused(
+                    f"the server at {self._place.server} sends something that is not a message"
+                ) from error
         raise ConnectionRefused(f"the server at {self._place.server} has closed the connection")
 
     def _take(self, message: Any) -> None:

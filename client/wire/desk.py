@@ -19,13 +19,13 @@ from common.wire.envelope import open_order
 log = logging.getLogger(__name__)
 
 REST_SECONDS = 60.0
-"""After so long without an order the worker gives memory back."""
+"""After this time without an order the worker gives memory back."""
 WITHDRAWN_SECONDS = 10.0
-"""For how long an order is worked on whose answer is not waited for any more, before the worker is stopped."""
+"""How much longer the worker may work on a withdrawn order before it is stopped."""
 
 
 class Answering(Protocol):
-    """What answers orders: the supervisor of the worker."""
+    """The part that answers orders: the supervisor of the worker."""
 
     inbox: Box
     outbox: Box
@@ -92,7 +92,7 @@ class Desk:
             await deliver(self.link, self.tasks, task, self.worker.outbox, size=reply.payload_size)
 
     def _check(self, task: Task) -> None:
-        """Refuse a large payload that the study has not signed: whoever merely runs the server cannot fill this memory.
+        """Refuse a large payload that the study's key has not signed: else an intruder at the server fills this memory.
 
         The worker checks every order again, and all of it.
 

@@ -8,11 +8,11 @@ import grpc
 from client.wire.channel import Attended
 
 BROKEN = (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError, asyncio.CancelledError)
-"""What a call raises whose connection has ended, here or there."""
+"""Errors that a call raises when its connection was ended, by either side."""
 
 
 class Link:
-    """What the parts of a site's attendance share: the open stream, and one writer at a time."""
+    """Shared by the parts of a site's attendance: the open stream, with one writer at a time."""
 
     def __init__(self) -> None:
         self.attended: Attended | None = None
@@ -38,7 +38,7 @@ class Link:
 
 
 def pass_on_own(error: BaseException) -> None:
-    """Raise a cancellation again that is meant for this task: gRPC raises the same for a call whose channel closes.
+    """Raise a cancellation again if it is meant for this task: gRPC raises the same one when a channel closes.
 
     Raises:
         asyncio.CancelledError: this task is to end.

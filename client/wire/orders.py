@@ -1,4 +1,4 @@
-"""The ledger of orders: which ones this site has answered, so that it obeys each once, in order, and no others.
+"""The ledger of answered orders, by which a site obeys each order once, in sequence, and no others.
 
 An order is obeyed if the study's key signed it for this site, with this payload, under a number that is greater than
 that of every order of its run answered before; and a plan only within the study that its run began with.
@@ -23,13 +23,13 @@ from common.wire.envelope import Order, open_order, payload_digest
 LEDGER = "orders.json"
 """File of the state folder."""
 MOST_KNOWN_RUNS = 10_000
-"""How many runs a ledger remembers. It never forgets one: a run's old orders would be good again."""
+"""How many runs a ledger can hold. It never forgets one: a forgotten run's old orders would be valid again."""
 _PRIVATE = 0o600
 _RUN_NAME: TypeAdapter[str] = TypeAdapter(RunName)
 
 
 class _Run(Record):
-    """What is known of a run; `study`, `rounds` and `round` are those of plans, and of a Flower run stay as they are.
+    """A run in the ledger; `study`, `rounds`, `round` and `finished` are set by plans, never by a Flower app's run.
 
     Args:
         number: of the last order answered.
@@ -152,7 +152,7 @@ class Orders:
         """Write down that an order was answered; it is refused from then on.
 
         Args:
-            plan: what was done; None if that failed, or was no plan.
+            plan: the plan that was carried out; None if that failed, or the order held none.
 
         Raises:
             StateError: the folder is unwritable or the disk is full.

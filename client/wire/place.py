@@ -1,4 +1,4 @@
-"""What the connection of a site has to know: names and files, as plain values that need no other package."""
+"""The settings that a site's connection needs: names and files, as plain values that need no other package."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -7,7 +7,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Place:
-    """A site as the process that talks for it sees it.
+    """A site's settings for the process that talks to the server.
 
     Args:
         server: `host:port`.
@@ -31,12 +31,12 @@ class Place:
     metrics: str = ""
 
     def to_json(self) -> str:
-        """Return it as text, for the process that is started with it."""
+        """Return the settings as text, for the command line of that process."""
         return json.dumps(asdict(self), default=str)
 
     @classmethod
     def from_json(cls, text: str) -> "Place":
-        """Return what `to_json` made a text of."""
+        """Return the settings that `to_json` wrote."""
         values = json.loads(text)
         names = ("authorities", "certificate", "key", "study_key", "settings", "log")
         paths = {name: Path(values[name]) for name in names}

@@ -1,4 +1,4 @@
-"""One question to the server, for commands: does it know this site, what time is it there?"""
+"""One question to the server, for commands: does it know this site, and what is its time?"""
 
 import asyncio
 import socket
@@ -86,7 +86,7 @@ def greet(
         except grpc.RpcError as error:
             raise ConnectionRefused(str(asyncio.run(explained(place, error)))) from error
         except DecodeError as error:
-            raise ConnectionRefused(f"the server at {config.server} sends what is no message") from error
+            raise ConnectionRefused(f"the server at {config.server} sends something that is not a message") from error
     if not first.HasField("welcome"):
         raise ConnectionRefused(clean(first.farewell.text) or f"the server at {config.server} says nothing")
     welcome = first.welcome

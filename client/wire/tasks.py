@@ -12,7 +12,7 @@ from common.study.limits import MAX_PAYLOAD_BYTES
 log = logging.getLogger(__name__)
 
 MAX_TASKS = 64
-"""How many orders a site keeps waiting; a server that sends more is not the one it should be."""
+"""How many orders a site lets wait; no server of a study sends more."""
 
 
 @dataclass(eq=False)
@@ -45,7 +45,7 @@ class Tasks:
 
     @property
     def ids(self) -> list[bytes]:
-        """Of all orders that this site still works on or has a reply for."""
+        """The ids of all orders that this site still works on or has a reply for."""
         return [*self._open, *self.sent]
 
     @property
@@ -76,25 +76,25 @@ class Tasks:
             self.turns.put_nowait(turn)
 
     def forget(self, identifier: bytes) -> None:
-        """Let go of an order whose reply is at the server, or that was withdrawn."""
+        """Drop an order whose reply is at the server, or that was withdrawn."""
         if self.current is not None and self.current.id == identifier:
             self.taken.set()
         self.sent.pop(identifier, None)
         self.waiting = deque(task for task in self.waiting if task.id != identifier)
 
     def begin(self) -> Task:
-        """Take the order that has waited longest in hand."""
+        """Start on the order that has waited longest, and return it."""
         task = self.current = self.waiting.popleft()
         self.taken.clear()
         return task
 
     def end(self) -> None:
-        """Put the order in hand away."""
+        """Stop work on the order in hand."""
         self.current = None
         self._drop_turns()
 
     def keep(self, task: Task) -> None:
-        """Keep a small reply for the case that the connection breaks under it; old ones nobody waits for."""
+        """Keep a small reply in case the connection breaks meanwhile; drop old ones that nobody waits for."""
         now = time.monotonic()
         self.sent = {held.id: held for held in self.sent.values() if held.deadline > now}
         while len(self.sent) >= MAX_TASKS:

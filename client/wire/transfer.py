@@ -21,7 +21,7 @@ async def fetch(link: Link, tasks: Tasks, task: Task, inbox: Box) -> None:
     """Fetch the payload of an order into the shared memory.
 
     Raises:
-        ProtocolError: the server sends more than it announced, or what is no message.
+        ProtocolError: the server sends more than it announced, or something that is not a message.
     """
     offset = 0
     while offset < task.size and not tasks.taken.is_set():
@@ -47,7 +47,7 @@ async def fetch(link: Link, tasks: Tasks, task: Task, inbox: Box) -> None:
 
 
 async def deliver(link: Link, tasks: Tasks, task: Task, outbox: Box, *, size: int) -> None:
-    """Wait for this reply's turn, or for the server to have it, and send its payload from where the turn says."""
+    """Wait for this reply's turn and send its payload from where the turn says; return if the server has it already."""
     taken = asyncio.ensure_future(tasks.taken.wait())
     turn = asyncio.ensure_future(tasks.turns.get())
     try:

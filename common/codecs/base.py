@@ -1,4 +1,4 @@
-"""What a stage of a codec is, what the form of arrays is, and the rounding that int8 and int4 share."""
+"""The contract of a codec's stage, the form of arrays, and the rounding that int8 and int4 share."""
 
 import math
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from common.errors import ProtocolError
 from common.weights.arrays import Array, Spec, Weights
 
 Payload: TypeAlias = bytes | memoryview
-"""What is decoded."""
+"""Bytes to be decoded."""
 Form: TypeAlias = Mapping[str, Spec]
 """Shapes and dtypes of named arrays: all that a receiver must know before it reads a byte."""
 
@@ -33,12 +33,12 @@ class Stage(Protocol):
 
     @property
     def ends(self) -> bool:
-        """What it writes are codes, which no further stage may take for numbers."""
+        """It writes codes, which no further stage may take for numbers."""
         ...
 
     @property
     def error_feedback(self) -> bool:
-        """The chain keeps what it lost and adds it to the next difference."""
+        """The chain keeps the loss of this stage and adds it to the next difference."""
         ...
 
     def form(self, like: Form) -> Form:
@@ -50,7 +50,7 @@ class Stage(Protocol):
 
         Args:
             arrays: floating-point values are finite.
-            memory: what the call of the round before returned; empty before the first.
+            memory: as returned by the call of the round before; empty before the first.
             seed: of this call's own chance.
         """
         ...
@@ -108,7 +108,7 @@ def bytes_of(spec: Spec) -> int:
 
 
 def is_floating(spec: Spec) -> bool:
-    """Tell whether a stage acts on an array of this shape and dtype."""
+    """Return whether a stage acts on an array of this shape and dtype."""
     return spec[1].kind == "f"
 
 

@@ -1,4 +1,4 @@
-"""A codec: stages one after the other, the container, and what is kept from round to round.
+"""A codec: stages one after the other, the container, and the memory from round to round.
 
 Karimireddy, Rebjock, Stich, Jaggi: Error Feedback Fixes SignSGD and other Gradient Compression Schemes,
 ICML 2019, algorithm 2, https://arxiv.org/abs/1901.09847
@@ -11,13 +11,13 @@ Three uses, each with its pair of calls:
     weights down         encode(new, held)           advance(held, payload)       -> new, as the receivers have it
     arrays as they are   encode(arrays)              receive(payload, like)       -> arrays
 
-The last is for weights where the receiver holds none, and for what is a difference already (a delta that was
-clipped and noised). `held` is what the receivers have: the sender calls `advance` too and keeps the result. What
-was lost is then part of the next difference by itself, so such a link needs `feedback` = False.
+The last is for weights where the receiver holds none, and for arrays that are a difference already (a delta that was
+clipped and noised). `held` is what the receivers have: the sender calls `advance` too and keeps the result. The loss is
+then part of the next difference without more ado, so such a link needs `feedback` = False.
 
 A chain that is lossless carries the weights themselves, or with integer_delta the difference of their bits:
 `advance` and `receive` give them back bit for bit, and `decode` gives what `subtract` gives. Every other chain
-carries the difference; what decodes has an error, and is the same at all receivers to the last bit.
+carries the difference; the decoded arrays have an error, and are equal to the last bit at all receivers.
 """
 
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ from common.weights.arrays import Array, Weights, is_float, under, with_prefix
 from common.weights.checks import check_finite, check_like
 
 RESIDUAL = "residual/"
-"""Prefix of what was not sent, in the memory; a stage's own memory lies under the name of its class."""
+"""Prefix in the memory of the part not sent yet; a stage's own memory lies under the name of its class."""
 
 
 @dataclass(frozen=True)
@@ -91,11 +91,11 @@ class Chain:
 
     @property
     def error_feedback(self) -> bool:
-        """What is not sent is kept and added to the next difference."""
+        """The part that is not sent is kept and added to the next difference."""
         return self.feedback and any(stage.error_feedback for stage in self._steps)
 
     def max_bytes(self, reference: Weights) -> int:
-        """Return how long a payload for weights of this form can be at most; no longer one is read.
+        """Return how long a payload for weights of this form can be at most; a longer one is refused.
 
         Raises:
             ValueError: a name with ':', or a dtype that does not travel.
@@ -110,7 +110,7 @@ class Chain:
 
         Args:
             reference: what the receiver holds, of the same names, shapes and dtypes.
-            memory: what the call before returned; none before the first.
+            memory: as returned by the call before; none before the first.
             seed: of this call's own chance (random rounding).
 
         Raises:
@@ -239,7 +239,7 @@ class Chain:
 
 
 def _subtract(weights: Weights, reference: Weights) -> dict[str, Array]:
-    # what NumPy returns for arrays without dimensions is a number
+    # NumPy returns a number for arrays without dimensions
     return {name: np.asarray(array) for name, array in subtract(weights, reference).items()}
 
 
@@ -260,7 +260,7 @@ def _added(wanted: Weights, residual: Weights) -> dict[str, Array]:
 
 
 def _compare(wanted: Weights, decoded: Weights) -> tuple[dict[str, Array], float]:
-    """Return what was lost of each floating-point array, and the squared error over the squared norm."""
+    """Return the error of each floating-point array, and the squared error over the squared norm."""
     floats = {name: array for name, array in wanted.items() if is_float(array)}
     unit = max((float(np.max(np.abs(array), initial=0)) for array in floats.values()), default=0) or 1.0
     lost: dict[str, Array] = {}

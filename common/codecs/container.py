@@ -1,6 +1,6 @@
 """The container of a payload: a safetensors file whose bytes follow from the arrays, names in sorted order.
 
-The receiver knows the form, so it knows the header to the last byte: whatever begins otherwise or has another
+The receiver knows the form, so it knows the header to the last byte: a payload with another header or of another
 length is refused before an array is made of it. Any reader of safetensors reads it.
 """
 
@@ -28,7 +28,7 @@ DTYPES = {
 NAMED = {name: dtype for dtype, name in DTYPES.items()}
 MAX_HEADER_BYTES, MAX_DIMENSIONS = 20_000_000, 64
 MAX_NAME = 300
-"""Characters of an array's name; with what stages and prefixes add."""
+"""Most characters of an array's name, with the prefixes and suffixes that are added to it."""
 
 
 def container_bytes(form: Form) -> int:
@@ -53,7 +53,7 @@ def parts(arrays: Weights, form: Form, *, notes: Mapping[str, str] | None = None
     """Yield a container piece by piece, copying nothing: the header, then each array's bytes.
 
     Args:
-        notes: written into the header for other readers; a container with notes is none that `unpack` takes.
+        notes: written into the header for other readers; `unpack` refuses a container with notes.
 
     Raises:
         ValueError: a dtype that does not travel.
@@ -141,7 +141,7 @@ def _header(form: Form, notes: Mapping[str, str] | None = None) -> bytes:
 
 
 def _difference(content: Payload, form: Form) -> str:
-    """Say what is wrong with a payload; its length has been checked to be no longer than a good one."""
+    """Return in words what is wrong with a payload, which is no longer than a good one."""
     who = f"payload of {len(content)} bytes"
     try:
         seen = read_form(content)

@@ -1,4 +1,4 @@
-"""sign: one bit per value and one magnitude per array; what is lost is sent in later rounds.
+"""sign: one bit per value and one magnitude per array; the rest is sent in later rounds.
 
 Karimireddy, Rebjock, Stich, Jaggi: Error Feedback Fixes SignSGD and other Gradient Compression Schemes,
 ICML 2019, algorithm 1, https://arxiv.org/abs/1901.09847
@@ -38,7 +38,7 @@ class Sign:
         return result
 
     def encode(self, arrays: Weights, memory: Weights, seed: int) -> tuple[dict[str, Array], dict[str, Array]]:
-        """Return packed signs and scales; there is no memory beside the chain's residual."""
+        """Return packed signs and scales; there is no memory apart from the chain's residual."""
         result = dict(arrays)
         for name, array in arrays.items():
             if is_float(array):

@@ -1,4 +1,4 @@
-"""top_k: only the largest values travel, with where they belong; what is left out is sent in later rounds.
+"""top_k: only the largest values travel, with their positions; the others are sent in later rounds.
 
 Stich, Cordonnier, Jaggi: Sparsified SGD with Memory, NeurIPS 2018, algorithm 1, https://arxiv.org/abs/1809.07599
 
@@ -45,7 +45,7 @@ class TopK:
         return result
 
     def encode(self, arrays: Weights, memory: Weights, seed: int) -> tuple[dict[str, Array], dict[str, Array]]:
-        """Return the values kept and their distances; there is no memory beside the chain's residual."""
+        """Return the largest values and their distances; there is no memory apart from the chain's residual."""
         form = self.form({name: (array.shape, array.dtype) for name, array in arrays.items()})
         result = dict(arrays)
         for name, array in arrays.items():

@@ -1,12 +1,12 @@
-"""Who is one patient: rows that are exact copies of each other, and rows that a hospital says are one patient's.
+"""Which rows are one patient's: exact copies of each other, and those that the hospital's own column groups.
 
 Rows of a table may be equal by chance, where columns have few values. With p_j(v) the chance of value v in column j and
-N rows, row i is expected to have so many others equal to it, if columns do not depend on each other:
+N rows, the expected number of other rows equal to row i, if columns do not depend on each other, is
 
     E_i = (N - 1) prod_j p_j(v_ij)
 
-Equal rows are copies where they are so rare that among all rows as rare as they or rarer, at most 0.05 pairs are
-expected to be equal (the sum of E_i, halved). A column that another one decides (year of birth, age) does not count.
+Equal rows are copies where they are so rare that among all rows at least as rare, at most 0.05 pairs are expected to be
+equal (the sum of E_i, halved). A column that is a function of another one (year of birth, age) does not count.
 """
 
 import hashlib
@@ -29,9 +29,9 @@ MOST_PAIRS_BY_CHANCE = 0.05
 _FILE_BY_CHANCE = 1e-6
 """A file of the same rows as another one is its copy where chance makes such a file less often than this."""
 _LEAST_REPEATS = 5
-"""A column decides another one if every value of it comes with one of the other, and so many rows repeat a value."""
+"""A column decides another if each of its values comes with one value of the other, and this many rows repeat one."""
 _MOST_COLUMNS, _MOST_ROWS = 40, 20_000
-"""So many columns, those with the most different values first, tell rows apart; on so many rows they are compared."""
+"""How many columns, those with the most different values first, tell rows apart, compared on how many rows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +66,7 @@ def copies_of_rows(codes: Codes, files: Sequence[Ints] = ()) -> Copies:
         return Copies(np.arange(len(codes)))
     chance = _log_chance(codes, same)
     rare = _telling(chance)
-    keys = np.where(rare, same, -1 - np.arange(len(same)))  # a row that tells nothing is alone under its key
+    keys = np.where(rare, same, -1 - np.arange(len(same)))  # a row that is not rare gets a key of its own
     first = joined(len(same), [_first(keys), _copied_files(same, chance, files)])
     alone = np.bincount(first, minlength=len(first))[first] == 1
     return Copies(first, int((often & alone).sum()))
@@ -112,7 +112,7 @@ def groups_of(copies: Copies | None, patients: Sequence[str] | None, *, count: i
 
     Args:
         copies: rows to keep together as copies.
-        patients: whose each row is, as the hospital says.
+        patients: the patient of each row, as the hospital's data says.
     """
     links = [np.arange(count), *([copies.first] if copies is not None else [])]
     first = joined(count, links + ([first_of(patients)] if patients is not None else []))
@@ -214,7 +214,7 @@ def _copied_files(same: Ints, log_chance: Floats, files: Sequence[Ints]) -> Ints
 
 
 COUNTERS = frozenset({"", "index", "row", "row_id", "unnamed: 0"})
-"""Columns that number the rows of a file, in small letters: they tell no patient from a copy."""
+"""Columns that number the rows of a file, in lower case: they differ between copies too."""
 
 
 class Values:
@@ -235,7 +235,7 @@ class Values:
         self._columns = [header.index(name) if name in told else -1 for name in self._codes]
 
     def of(self, cells: Sequence[str]) -> list[int]:
-        """Return the number of the value in each column, -1 for a column that this file has not."""
+        """Return the number of the value in each column, -1 for a column that this file lacks."""
         return [
             codes.get(cells[at]) or self._new(codes, cells[at]) if at >= 0 else -1
             for at, codes in zip(self._columns, self._codes.values(), strict=True)
@@ -250,6 +250,6 @@ class Values:
 
 
 def codes_of(records: Sequence[Sequence[int]]) -> Codes:
-    """Return what `Values` gave for each row as one array; a file may have had fewer columns than a later one."""
+    """Return the numbers from `Values` of all rows as one array; early files may have fewer columns than later ones."""
     width = max((len(record) for record in records), default=0)
     return np.array([[*record, *[-1] * (width - len(record))] for record in records], dtype=np.int32)

@@ -19,10 +19,10 @@ from common.errors import DataError, clean
 Array = npt.NDArray[Any]
 
 MAX_BYTES = 4 * 2**30
-"""The arrays that are read from one file may be so large together, unpacked."""
+"""Most bytes, unpacked, of the arrays that are read from one file."""
 
 MAX_GROWTH = 1100
-"""An archive may unpack to so many times its length; deflate reaches 1032."""
+"""How many times its length an archive may unpack to; deflate reaches 1032."""
 
 _FAULTS = (
     zipfile.BadZipFile,
@@ -58,10 +58,10 @@ def array_names(path: Path, *, who: str) -> frozenset[str]:
 def read_npz(path: Path, names: Sequence[str], *, who: str, limit: int | None = None) -> dict[str, Array]:
     """Return the named arrays of a file; nothing is unpickled, other arrays are left alone.
 
-    What the archive and each array's header declare is compared before anything is unpacked.
+    The sizes that the archive and each array's header declare are compared before anything is unpacked.
 
     Args:
-        who: what the sentences start with, e.g. `site 'berlin'`.
+        who: the start of error sentences, e.g. `site 'berlin'`.
         limit: bytes that the named arrays may take together, unpacked; default `MAX_BYTES`.
 
     Raises:

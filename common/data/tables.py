@@ -1,4 +1,4 @@
-"""Reads tables as rows of text: CSV as it stands, and Parquet so that it means what the same table means in CSV."""
+"""Reads tables as rows of text: CSV as it is, and Parquet so that it gives the same cells as the same table in CSV."""
 
 import csv
 import io
@@ -12,9 +12,9 @@ MISSING = frozenset({"", "?", "na", "nan"})
 """Cells that are missing, in lower case."""
 
 MAX_FILE_BYTES = 2**31
-"""So large a file is read."""
+"""Size of the largest file that is read."""
 MAX_ROWS = 20_000_000
-"""So many rows of one Parquet file are read: a file of a kilobyte can declare thousands of millions."""
+"""Most rows that one Parquet file may have: a file of a kilobyte can declare thousands of millions."""
 MAX_CELL = 131_072
 """Characters of one cell, in Parquet as in CSV."""
 _BATCH_ROWS = 4096
@@ -60,9 +60,9 @@ def parquet_records(
     A null is an empty cell, which means missing. Numbers are written so that they read back exactly.
 
     Args:
-        who: what the sentences start with, e.g. `site 'berlin'`.
+        who: the start of error sentences, e.g. `site 'berlin'`.
         names: the columns that are wanted; by default all.
-        others: also yield other columns of a type that can be read, of their texts the first `MAX_CELL` characters.
+        others: also yield the other columns of a readable type, their texts cut at `MAX_CELL` characters.
         booleans: how True and False are written in a column.
 
     Raises:
@@ -122,7 +122,7 @@ def _rows(
 
 
 def number_in(text: str) -> float | None:
-    """Return the number that a cell holds, also one that is infinite or none (NaN); None for text."""
+    """Return the number that a cell holds, infinity and NaN included; None for text."""
     try:
         # Python reads "1_000" as a number; in a table it is more likely an identifier.
         return None if "_" in text else float(text)

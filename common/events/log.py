@@ -34,7 +34,7 @@ class Event(Protocol):
 
     @classmethod
     def read(cls, content: Mapping[str, Any], *, where: str) -> Self:
-        """Return the event in a line of a log; fields that are not known here are passed over.
+        """Return the event in a line of a log; unknown fields are ignored.
 
         Raises:
             StateError: a field is missing or wrong; names `where`.
@@ -52,7 +52,7 @@ class Vocabulary(Generic[E]):
         self.events: Mapping[str, type[E]] = {event.name: event for event in events}
 
     def read(self, line: bytes, *, where: str) -> E | None:
-        """Return the event of a line; None for one that is not known here, and for a line that a crash cut off.
+        """Return the event of a line; None for an unknown event, and for a line that a crash cut off.
 
         Args:
             where: what an error names.
@@ -62,7 +62,7 @@ class Vocabulary(Generic[E]):
         """
         try:
             content = json.loads(line)
-        except ValueError:  # no part of an object is whole JSON
+        except ValueError:  # a cut line: no part of an object is valid JSON
             return None
         known = self.events.get(str(content.get("event"))) if isinstance(content, dict) else None
         if known is None:
@@ -141,7 +141,7 @@ class Follower(Generic[E]):
         """Return the events that were completed since the last call; from the start if the file shrank.
 
         Args:
-            on_problem: called with what is wrong with an event, which is then passed over.
+            on_problem: called with the error of an unusable event, which is then skipped.
 
         Raises:
             StateError: a known event lacks a field, or has a wrong one; names the line.

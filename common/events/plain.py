@@ -15,7 +15,7 @@ D = TypeVar("D", bound="DataclassInstance")
 
 
 def checked(cls: type[D], content: Mapping[str, Any], *, where: str) -> D:
-    """Return a dataclass with the values of a JSON object; what it has no field for is passed over.
+    """Return a dataclass with the values of a JSON object; keys without a field are ignored.
 
     Args:
         where: what an error names.
@@ -38,7 +38,7 @@ def checked(cls: type[D], content: Mapping[str, Any], *, where: str) -> D:
 
 
 def _value(value: Any, hint: Any) -> Any:
-    """Return a value of JSON as a field has it.
+    """Return a JSON value in the type of a field.
 
     Raises:
         TypeError, ValueError: it is of another type.

@@ -1,4 +1,4 @@
-"""What happens in a run, as records: of a study (the server's journal holds those of all runs), and of a Flower app."""
+"""The events of a run, as records: of a study (the server's journal holds those of all runs), and of a Flower app."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -18,7 +18,7 @@ class RunEvent(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
     name: ClassVar[str]
     for_the_record: ClassVar[bool] = False
-    """Whether no program reads it: it is there for people."""
+    """Whether it is written for people only, and read by no program."""
     time: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
     study: str | None = Field(default=None, exclude_if=lambda study: study is None)
     run: str | None = Field(default=None, exclude_if=lambda run: run is None)
@@ -29,7 +29,7 @@ class RunEvent(BaseModel):
 
     @classmethod
     def read(cls, content: Mapping[str, Any], *, where: str) -> Self:
-        """Return the event in a line of a log; fields that are not known here are passed over.
+        """Return the event in a line of a log; unknown fields are ignored.
 
         Raises:
             StateError: a field is missing or wrong; names `where`.
@@ -41,7 +41,7 @@ class RunEvent(BaseModel):
 
 
 class ServerStarted(RunEvent):
-    """The server began; whatever ran before it does not."""
+    """The server started; no earlier run is still running."""
 
     name = "server_started"
 
@@ -112,7 +112,7 @@ class RoundAsked(RunEvent):
 
 
 class UpdateAccepted(RunEvent):
-    """A site's update was decoded and checked, and counts."""
+    """A site's update was decoded, checked and accepted."""
 
     name = "answered"
     round: int
@@ -202,7 +202,7 @@ class AppStarted(RunEvent):
 
 
 class MessagesAsked(RunEvent):
-    """A ServerApp sent messages, and has the replies that came."""
+    """A ServerApp sent messages and received the replies that came in time."""
 
     name = "asked"
     type: str
@@ -218,7 +218,7 @@ STUDY_EVENTS = Vocabulary[RunEvent](
     *(RoundAsked, UpdateAccepted, AnswerRejected, WeightingFallback, RoundFinished, RoundFailed, CheckpointSaved),
     *(FinishAsked, RunFinished, RunFailure, RunStopped),
 )
-"""Of the log of a study's run, and of the server's journal."""
+"""The events in the log of a study's run, and in the server's journal."""
 
 APP_EVENTS = Vocabulary[RunEvent](RunSubmitted, AppStarted, MessagesAsked, RunFinished, RunFailure, RunStopped)
-"""Of the log of a Flower app's run."""
+"""The events in the log of a Flower app's run."""

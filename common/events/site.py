@@ -1,6 +1,6 @@
-"""What a site does, as records: its audit trail, and the source of its metrics.
+"""The events of a site, as records: its audit trail, and the source of its metrics.
 
-They are dataclasses, since the process that talks to the server reads them: it has no room for pydantic.
+They are dataclasses because the process that talks to the server reads them and is to stay small, without pydantic.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from common.events.log import Vocabulary
 from common.events.plain import checked
 
 OF_THE_PLAN = frozenset(("protocol", "codecs", "kind", "site", "versions", "run", "seconds"))
-"""Fields of a reply that a site's log has from the plan, rounded, or not at all."""
+"""Fields of a reply that its event takes from the plan, rounds, or leaves out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class SiteEvent:
 
     name: ClassVar[str]
     for_the_record: ClassVar[bool] = False
-    """Whether no program reads it: it is there for people."""
+    """Whether it is written for people only, and read by no program."""
     time: datetime = field(default_factory=lambda: datetime.now(UTC))
     site: str | None = None
 
@@ -33,7 +33,7 @@ class SiteEvent:
 
     @classmethod
     def read(cls, content: Mapping[str, Any], *, where: str) -> Self:
-        """Return the event in a line of a log; fields that are not known here are passed over.
+        """Return the event in a line of a log; unknown fields are ignored.
 
         Raises:
             StateError: a field is missing or wrong; names `where`.
@@ -95,4 +95,4 @@ class MessageAnswered(SiteEvent):
 
 
 SITE_EVENTS = Vocabulary[SiteEvent](PlanAnswered, PlanFailed, MessageAnswered)
-"""Of a site's log."""
+"""The events in a site's log."""

@@ -1,6 +1,6 @@
 """A Flower app as the files it consists of: read from its folder, named by a digest, and carried.
 
-What an administrator approves is the digest, which is the SHA-256 of all files with their names.
+An administrator approves the digest, which is the SHA-256 of all files with their names.
 """
 
 import hashlib
@@ -50,7 +50,7 @@ class FlowerApp:
 
     @property
     def digest(self) -> str:
-        """Return what names this app: the SHA-256 of `content`, 64 hexadecimal digits."""
+        """Return the SHA-256 of `content`, 64 hexadecimal digits, by which this app is known."""
         return hashlib.sha256(self.content).hexdigest()
 
 
@@ -58,10 +58,10 @@ def read_app(folder: Path, *, strict: bool = False) -> FlowerApp:
     """Read the app in a folder.
 
     Args:
-        strict: whatever else is in the folder is an error: it could be loaded although nobody approved it.
+        strict: refuse other files in the folder: they could be loaded although nobody approved them.
 
     Raises:
-        ConfigError: it is no app, or more than one may be; the sentence starts with the folder.
+        ConfigError: it is no app, or too large for one; the sentence starts with the folder.
     """
     who = f"app '{folder}'"
     files: dict[str, bytes] = {}
@@ -78,10 +78,10 @@ def read_app(folder: Path, *, strict: bool = False) -> FlowerApp:
 
 
 def unpack_app(content: bytes, *, who: str) -> FlowerApp:
-    """Return the app in one piece that may come from anybody. Law: `unpack_app(app.content) == app`.
+    """Return the app in bytes that may come from anybody. Law: `unpack_app(app.content) == app`.
 
     Args:
-        who: what the sentences start with.
+        who: the start of error sentences.
 
     Raises:
         ConfigError: it is not what `FlowerApp.content` makes of an app.
@@ -104,15 +104,15 @@ def write_app(app: FlowerApp, folder: Path) -> None:
 
 
 def is_digest(text: str) -> bool:
-    """Tell whether a text is a digest of an app."""
+    """Return whether a text has the form of an app's digest."""
     return _DIGEST.fullmatch(text) is not None
 
 
 def checked(files: Mapping[str, bytes], who: str) -> FlowerApp:
-    """Return the app that these files are.
+    """Return the app that consists of these files.
 
     Raises:
-        ConfigError: they are none; the sentence starts with `who`.
+        ConfigError: they are not an app; the sentence starts with `who`.
     """
     check_size(len(files), sum(map(len, files.values())), who)
     check_names(files, who)

@@ -10,7 +10,7 @@ from common.errors import ConfigError, clean
 from common.flower.files import MAX_DEPTH
 
 Value: TypeAlias = bool | int | float | str
-"""What a setting of an app may be."""
+"""Types that a setting of an app may have."""
 
 Config: TypeAlias = Mapping[str, Value]
 
@@ -21,7 +21,7 @@ def flat(values: Mapping[str, Any], who: str, prefix: str = "") -> dict[str, Val
     """Return settings without tables: the names of nested ones have dots.
 
     Raises:
-        ConfigError: one is no number, text, true or false, or too deep.
+        ConfigError: one is not a number, a text, true or false, or is nested too deep.
     """
     plain: dict[str, Value] = {}
     if prefix.count(".") > MAX_DEPTH:

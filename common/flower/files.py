@@ -1,4 +1,4 @@
-"""The files of a Flower app: from its folder, in one piece, and what they may be called."""
+"""The files of a Flower app: read from its folder, packed into one piece, and checked for their names and sizes."""
 
 import json
 import os

@@ -22,7 +22,7 @@ def repeating(work: Callable[[], None], *, seconds: float, name: str) -> Iterato
             try:
                 work()
                 last = ""
-            except Exception as error:  # what runs beside the main work must neither end nor fill the log
+            except Exception as error:  # an error must neither end the background work nor fill the log
                 if (seen := f"{type(error).__name__}: {error}") != last:
                     log.error("background work failed name=%s error=%s", name, seen)
                 last = seen

@@ -1,4 +1,4 @@
-"""Certificates as both sides read them, and what a site checks of its own."""
+"""Certificates as both sides read them, and a site's check of its own."""
 
 import warnings
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from common.host.keys import UNREADABLE, accepted_key, bounded, fingerprint, par
 
 @dataclass(frozen=True)
 class Certificate:
-    """What a certificate says: whose it is, for which key, and until when."""
+    """A certificate's content: its owner's name, the key, and the end of its validity."""
 
     name: str
     fingerprint: str
@@ -27,7 +27,7 @@ def read_certificate(pem: bytes, *, who: str = "the certificate") -> Certificate
     """Read a certificate (PEM; of several the first).
 
     Raises:
-        ConfigError: it is none, or has no name or no EC key.
+        ConfigError: it is not a certificate, or has no name or no EC key.
     """
     content = bounded(pem, who=who)
     with parsing(who, "a certificate (PEM)"):
@@ -52,7 +52,7 @@ def read_authorities(pem: bytes, *, who: str = "the list of authorities") -> lis
     """Read the certificates (PEM) that a site trusts: one, or more while an authority is being replaced.
 
     Raises:
-        ConfigError: they are none.
+        ConfigError: these are not certificates.
     """
     content = bounded(pem, who=who)
     with parsing(who, "a certificate (PEM)"):
@@ -63,7 +63,7 @@ def check_site_certificate(pem: bytes, *, key: ec.EllipticCurvePublicKey, name: 
     """Check that a certificate is this site's, for this key, signed by one of the authorities, and not over.
 
     Raises:
-        ConfigError: with what is wrong.
+        ConfigError: it is not; the sentence says in what.
     """
     certificate = read_certificate(pem)
     if certificate.name != name:

@@ -15,7 +15,7 @@ from common.errors import StateError
 Buffer: TypeAlias = bytes | memoryview
 
 _PROCESS, _NUMBERS = secrets.token_hex(4), itertools.count()
-"""What makes names of temporary files differ, between machines that share a folder too."""
+"""Parts of temporary files' names, so that these differ even between machines that share a folder."""
 
 _durable: ContextVar[bool] = ContextVar("durable", default=True)
 
@@ -53,14 +53,14 @@ def open_in(path: Path, flags: int, mode: int) -> int:
     """
     try:
         return os.open(path, flags, mode)
-    except FileNotFoundError:  # rare, so it is not asked for each time
+    except FileNotFoundError:  # rare, so the folder is not checked each time
         path.parent.mkdir(parents=True, exist_ok=True)
         return os.open(path, flags, mode)
 
 
 @contextlib.contextmanager
 def scratch() -> Iterator[None]:
-    """Within it, files are not forced to the disk: for folders that are of no use after a power cut."""
+    """Do not force files to the disk within the block: for folders that are of no use after a power cut."""
     token = _durable.set(False)
     try:
         yield
@@ -85,7 +85,7 @@ def only_one(file: Path, *, otherwise: str) -> Iterator[None]:
 
     Args:
         file: is made where it is missing, and stays.
-        otherwise: the sentence for who comes second.
+        otherwise: the sentence for a process that comes second.
 
     Raises:
         StateError: another process has it, or the file cannot be made.
@@ -109,7 +109,7 @@ def check_writable(folder: Path, *, what: str) -> None:
     """Check that a file can be written in `folder`, which is made if it is missing.
 
     Raises:
-        StateError: with the folder and what it is for.
+        StateError: it cannot; names the folder and its purpose.
     """
     probe = folder / ".write-test"
     try:

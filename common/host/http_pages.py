@@ -56,7 +56,7 @@ def _bound(address: str, routes: Mapping[str, Route]) -> "_Server":
         found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
     except OSError as error:
         raise ConfigError(f"the metrics' address '{address}' cannot be resolved: {error.strerror or error}") from error
-    # IPv4 first: "localhost" is both, and who scrapes 127.0.0.1 must find it.
+    # IPv4 first: "localhost" resolves to both, and a scraper of 127.0.0.1 must reach it.
     family, _, _, _, place = min(found, key=lambda item: item[0] != socket.AF_INET)
     try:
         return _Server(family, place, routes)
@@ -80,7 +80,7 @@ class _Server(ThreadingHTTPServer):
         super().__init__(place, _Handler)
 
     def server_bind(self) -> None:
-        # Without the look-up of this machine's full name, which can take seconds where DNS does not answer.
+        # The base class looks up this machine's full name, which can take seconds where DNS does not answer.
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
@@ -117,7 +117,7 @@ class _Handler(BaseHTTPRequestHandler):
         route = self.server.routes.get(path)
         try:
             status, kind, content = route() if route is not None else text_page(404, "not found")
-        except Exception as error:  # a page that fails must not take the process's other pages with it
+        except Exception as error:  # the other pages are served even if one fails
             log.error("page failed path=%s error=%s message=%s", path, type(error).__name__, error)
             status, kind, content = text_page(500, "this page failed; the log says why")
         self.send_response(status)

@@ -19,7 +19,7 @@ PRIVATE, PUBLIC = 0o600, 0o644
 """Modes of the files."""
 
 MAX_PEM_BYTES = 16_384
-"""No key, request, certificate or small set of them is near that long."""
+"""No key, request, certificate or small set of them is nearly this long."""
 
 CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
 
@@ -28,7 +28,7 @@ UNREADABLE = (
     *(UnsupportedAlgorithm, x509.InvalidVersion, x509.DuplicateExtension),
     NotImplementedError,  # a compressed point in OpenSSH form
 )
-"""What cryptography raises for bytes that it does not take."""
+"""Errors that `cryptography` raises for bytes that it cannot read."""
 
 
 def make_site_key(path: Path, *, comment: str) -> Path:
@@ -114,7 +114,7 @@ def accepted_key(key: object, *, who: str) -> ec.EllipticCurvePublicKey:
 
 @contextmanager
 def parsing(who: str, what: str) -> Iterator[None]:
-    """Turn what cryptography raises and warns of, for bytes from outside, into one sentence."""
+    """Turn the errors of `cryptography` on bytes from outside into one sentence, and silence its warnings."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd lengths and numbers, which the checks after it refuse or allow

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 MOST_LINES, PER_SECONDS = 300, 60.0
-"""How many lines of the same kind are written in so many seconds; those left out are counted in the next one."""
+"""How many lines of one kind are written in how many seconds; the next line counts those left out."""
 FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 
 
@@ -17,7 +17,7 @@ def start_log() -> None:
 
 
 def bounded(*, most: int = MOST_LINES, seconds: float = PER_SECONDS) -> Callable[[logging.LogRecord], bool]:
-    """Return a filter of log records that lets so many of one kind pass in a time; kinds are places in the code."""
+    """Return a filter of log records that passes `most` per `seconds` from each place in the code."""
     passed: dict[tuple[str, int], tuple[float, int]] = {}
 
     def passes(record: logging.LogRecord) -> bool:

@@ -1,4 +1,4 @@
-"""What glibc's allocator keeps, and gives back."""
+"""How much freed memory glibc's allocator keeps, and when it gives it back."""
 
 import ctypes
 
@@ -6,8 +6,8 @@ import ctypes
 def reuse_memory() -> None:
     """Have this process keep freed memory for its next array, where the C library is glibc; elsewhere do nothing.
 
-    For processes that do the same work round after round: to get 100 MB anew from the system costs more than to add
-    them up, on a virtual machine many times more.
+    For processes that do the same work round after round: getting 100 MB anew from the system costs more than summing
+    them, on a virtual machine many times more.
     """
     if (glibc := _glibc()) is not None:
         glibc.mallopt(_M_MMAP_MAX, 0)

@@ -41,7 +41,7 @@ def _when_orphaned(action: Callable[[], None]) -> None:
 
 
 def stop_processes(children: Sequence["subprocess.Popen[bytes]"], *, patience_seconds: float = 12) -> None:
-    """Ask every process to end, wait for all of them together, and kill what is left."""
+    """Ask every process to end, wait for all of them together, and kill those that are left."""
     for child in children:
         if child.poll() is None:
             child.terminate()

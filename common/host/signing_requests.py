@@ -14,12 +14,12 @@ from common.host.files import write_atomically
 from common.host.keys import PUBLIC, accepted_key, bounded, fingerprint, parsing, read_bounded, read_private_key
 
 SITE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
-"""As `common.study.names.SiteName`; here, because the process that talks to the server goes without pydantic."""
+"""As `common.study.names.SiteName`; repeated here because the process that talks to the server has no pydantic."""
 
 
 @dataclass(frozen=True)
 class SigningRequest:
-    """What a site asks a certificate for: its name and public key, signed with the private one."""
+    """A site's request for a certificate: its name and public key, signed with the private one."""
 
     name: str
     key: ec.EllipticCurvePublicKey
@@ -38,7 +38,7 @@ def signing_request(key: ec.EllipticCurvePrivateKey, *, name: str) -> bytes:
 
 
 def make_signing_request(private_key: Path, *, name: str) -> Path:
-    """Write the signing request of a site's key beside it; return its path.
+    """Write the signing request of a site's key next to the key; return its path.
 
     Raises:
         ConfigError: the key cannot be read.
@@ -55,7 +55,7 @@ def request_path(private_key: Path) -> Path:
 
 
 def read_signing_request(source: Path | bytes) -> SigningRequest:
-    """Read a signing request and check all that it says of itself.
+    """Read a signing request and check all of its content.
 
     Raises:
         ConfigError: it cannot be read, is no request, is not signed with its own key, has a key that consilium does
@@ -87,7 +87,7 @@ def common_name(text: str) -> x509.Name:
 
 
 def _refuse_other_files(content: bytes, who: str) -> None:
-    """Tell the files that people mix up with the request."""
+    """Refuse, by name, the files that people mix up with the request."""
     if b"PRIVATE KEY" in content:
         raise ConfigError(f"{who} is a private key, which must never leave its site; the site sends its .csr file")
     if content.startswith((b"ecdsa-", b"ssh-")):

@@ -14,7 +14,7 @@ def make_study_key(folder: Path) -> None:
     """Write the key that signs orders, `study.key` (owner only), where it is missing, and `study.pub` with it.
 
     Raises:
-        ConfigError: there is something else in `study.key`.
+        ConfigError: `study.key` is not such a key.
         StateError: the folder is unwritable.
     """
     private, public = folder / "study.key", folder / "study.pub"

@@ -1,4 +1,4 @@
-"""What a site tells of itself in the handshake: versions, and totals of its data."""
+"""A site's report on itself in the handshake: versions, and totals of its data."""
 
 from typing import Annotated
 
@@ -17,7 +17,7 @@ MAX_CLASSES = 10_000
 
 
 class Versions(Record):
-    """What must be equal at every site for equal results."""
+    """The versions that must be equal at every site for equal results."""
 
     consilium: Version
     flwr: Version
@@ -27,21 +27,21 @@ class Versions(Record):
 
 
 Count = Annotated[int, Field(ge=0, le=2**53)]
-"""How many of something: a number that floating point holds exactly."""
+"""A count: a whole number that floating point holds exactly."""
 
 NOISE_PER_CLASS = 10_000
-"""How far noise may take a class's count from the truth; with `class_counts_epsilon = 0.01` it is 140 typically."""
+"""How far noise may take a class's count from the truth; with `class_counts_epsilon = 0.01`, 140 is typical."""
 
 
 class DataCard(Record):
-    """What a site tells about its data: totals, class names, never an example.
+    """A site's report on its data: totals, class names, never an example.
 
     `num_groups`: how many patients the site's own examples are of; None where every example is a patient's only one.
     `num_copies`: how many of its own examples are exact copies of another one that they are kept together with.
     `num_alike`: how many are equal to another one, but may be of two patients, since equal rows are likely here.
     `test_digest`: the SHA-256 of the study's common test set, empty without one; its rows are `num_test`.
-    `moments`: of each number column or channel, for one scale over all sites; None where the site keeps them to itself
-    or the study has no use for them.
+    `moments`: of each number column or channel, for one scale over all sites; None where the site does not share them
+    or the study does not need them.
     `test_readings`: how often its test split was read for this study, of `test_readings_allowed`.
     """
 

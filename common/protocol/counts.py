@@ -1,4 +1,4 @@
-"""What a site counts on its test split: enough to recompute every interval, and no example."""
+"""A site's counts on its test split: enough to recompute every interval, and no example."""
 
 from pydantic import Field, model_validator
 
@@ -8,7 +8,7 @@ from common.study.record import Record
 
 
 class PatientCounts(Record):
-    """Sums over the patients of the test split: of right answers per model, and of personal minus local."""
+    """Sums over the patients of the test split: of correct answers per model, and of personal minus local."""
 
     majority: Patients
     local: Patients | None = None
@@ -37,7 +37,7 @@ class TestCounts(Record):
     @model_validator(mode="after")
     def _check(self) -> "TestCounts":
         if (self.pairs is None) != (self.local is None):
-            raise ValueError("pairs and local are told together, or neither of them")
+            raise ValueError("pairs and local go together: expected both or neither")
         if self.pairs is not None:
             both, only_local, only_personal, _ = self.pairs
             seen = (sum(self.pairs), both + only_local, both + only_personal)

@@ -1,4 +1,4 @@
-"""What an order of a Flower app says beside its payload, and what a site answers."""
+"""The text of a Flower app's order, which comes with its payload, and the text of a site's reply."""
 
 import hashlib
 from typing import Annotated, Literal
@@ -33,7 +33,7 @@ class MessageOrder(_Order):
     """Hand a message to the ClientApp; its content is the payload, a serialised RecordDict of Flower.
 
     Args:
-        ttl: for so many seconds somebody waits for the reply.
+        ttl: seconds for which the reply is waited for.
         run_config: the app's settings in this run.
     """
 
@@ -65,7 +65,7 @@ def parse_flower_order(text: str) -> FlowerOrder:
     """Check the text of an order of a Flower app, as a site receives it.
 
     Raises:
-        ProtocolError: it is none.
+        ProtocolError: it is not such an order.
     """
     return parse_json(_ORDER, text, who="order of a Flower app from the server")
 
@@ -74,7 +74,7 @@ def parse_flower_reply(text: str, *, site: str) -> FlowerReply | FailureReply:
     """Check the text of a site's reply.
 
     Raises:
-        ProtocolError: it is none, or of another site.
+        ProtocolError: it is not a reply, or one of another site.
     """
     who = f"reply from site '{site}'"
     is_answer = text.encode(errors="replace").startswith(_KIND)

@@ -46,7 +46,7 @@ def parse_json(adapter: TypeAdapter[T], text: str, *, who: str) -> T:
     try:
         return adapter.validate_json(text)
     except ValidationError as error:
-        # On one line: what stands on a line of its own in a log must be of this side.
+        # On one line, so that the other side cannot write whole lines into a log.
         raise ProtocolError(_other_version(text, who) or describe(error, who).replace("\n", "; ")) from error
 
 
@@ -56,7 +56,7 @@ class _Spoken(BaseModel):
 
 
 def _other_version(text: str, who: str) -> str | None:
-    """Return the sentence for a message of another version: what else is wrong with it follows from that."""
+    """Return the sentence for a message of another version, the cause of all else that is wrong with it; else None."""
     try:
         spoken = _Spoken.model_validate_json(text)
     except ValidationError:

@@ -1,4 +1,4 @@
-"""Sums over the patients of a site: what a report's intervals need where patients have several test rows."""
+"""Sums over the patients of a site, for a report's intervals where patients have several test rows."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 LEAST_PATIENTS = 10
-"""With fewer test patients (of equal size) nothing is said of whether joining helps."""
+"""With fewer test patients (of equal size) a report does not say whether joining helps."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Patients:
     def __post_init__(self) -> None:
         """Check what holds of any patients: counts, Cauchy and Schwarz, and that none has more rows than are left."""
         most = self.rows - self.num + 1
-        up, down = self.moved + self.total, self.moved - self.total  # twice what is gained, and lost
+        up, down = self.moved + self.total, self.moved - self.total  # twice the gains, and twice the losses
         possible = (
             1 <= self.num <= self.rows <= self.sizes <= self.fourths <= self.sizes**2
             and self.sizes <= self.rows * most
@@ -85,7 +85,7 @@ class Patients:
 
     @property
     def effective(self) -> float:
-        """Return how many patients of equal size tell as much as these (Kish 1965): `(sum m)^2 / sum m^2`."""
+        """Return how many patients of equal size give as much information (Kish 1965): `(sum m)^2 / sum m^2`."""
         return self.rows**2 / self.sizes
 
     @property
@@ -99,7 +99,7 @@ def by_patient(rows: Floats, groups: Ints | None) -> tuple[Floats, Floats]:
 
     Args:
         rows: what every row adds `(seeds, n)`.
-        groups: the patient of every row `(n,)`; None: every row is one.
+        groups: the patient of every row `(n,)`; None: every row is a patient's only one.
     """
     if groups is None:
         return rows, np.ones(rows.shape[1])

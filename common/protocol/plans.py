@@ -1,4 +1,4 @@
-"""What the server asks of a site: plans, each JSON and, where it carries weights, one payload (bytes of a codec)."""
+"""Plans, by which the server asks something of a site: JSON and, where weights travel, one payload from a codec."""
 
 import hashlib
 from typing import Annotated, Literal
@@ -11,13 +11,13 @@ from common.study.scale import Scale
 from common.study.study import StudyConfig
 
 PROTOCOL_VERSION = 4
-"""Of plans and replies; every change that another release could misread raises it."""
+"""Version of plans and replies, raised by every change that another release could misread."""
 
 CODEC_VERSION = 1
-"""Of the bytes of payloads, of every codec and of the container."""
+"""Version of payloads' bytes: of every codec and of the container."""
 
 REPLY_GRACE_SECONDS = 60.0
-"""How much longer than a site may work on it a plan is kept for its reply to arrive."""
+"""How long a plan is kept beyond the time that a site may work on it, for the reply to arrive."""
 
 CONTROL = "control/"
 """Prefix of control variates in a payload (SCAFFOLD), both ways; names of a model hold no `/`."""
@@ -27,7 +27,7 @@ RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 
 
 def study_digest(study: StudyConfig) -> str:
-    """Return what names a study in a checkpoint and, as one site sees it, in a plan: the SHA-256 of its JSON."""
+    """Return the SHA-256 of a study's JSON, which names it in a checkpoint and, as one site sees it, in a plan."""
     return hashlib.sha256(study.model_dump_json().encode()).hexdigest()
 
 
@@ -59,9 +59,9 @@ class _LaterPlan(_Plan):
 
 
 class ScalePlan(_LaterPlan):
-    """Scale the inputs of this run by these numbers, or where there are none by this site's own training rows.
+    """Scale the inputs of this run by these numbers, or without any by this site's own training rows.
 
-    Sent to every site before round 1 where the study leaves the scale to the handshake, and to whoever comes later.
+    Sent to every site before its first round where the study leaves the scale to the handshake.
     """
 
     kind: Literal["scale"] = "scale"
@@ -77,10 +77,10 @@ class InitialWeightsPlan(_LaterPlan):
 class RoundPlan(_LaterPlan):
     """Evaluate the weights received, train, evaluate the served model, answer once.
 
-    `accepted`: the round of this site's last update that counted; None if none has. What the site kept after that
-    round is what it goes on from: a later round whose reply was lost or rejected leaves no trace.
-    `asked`: in how many rounds of the run this site was asked, this one included; so many rounds' training is what
-    its local-only model gets.
+    `accepted`: the round of this site's last update that counted; None if none has. The site goes on from the state
+    that it kept after that round: a later round whose reply was lost or rejected leaves no trace.
+    `asked`: in how many rounds of the run this site was asked, this one included; its local-only model gets the
+    training of as many rounds.
     `share`: the part that this site's last update has in the weights sent; 0 if it is not in them.
     `base`: the round whose weights the payload is a difference from; None for weights in full.
     """
@@ -115,7 +115,7 @@ class FinishPlan(_LaterPlan):
 
 
 def _check_past(accepted: int | None, asked: int, *, before: int, rounds: int) -> None:
-    """Refuse what cannot have been: a site asked more often than there were rounds would train without end."""
+    """Refuse an impossible past: a site asked more often than there were rounds would train without end."""
     if accepted is not None and accepted >= before:
         raise ValueError(f"accepted is round {accepted}, expected one before round {before}")
     if asked > rounds:

@@ -1,4 +1,4 @@
-"""What a site answers: to every plan one reply, JSON and at most one payload."""
+"""Replies, by which a site answers plans, each plan by one: JSON and at most one payload."""
 
 from typing import Annotated, Literal
 
@@ -19,10 +19,10 @@ MetricName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._/-]{1,100}$")]
 ArrayName = Annotated[str, Field(pattern=r"^[!-~]{1,300}$")]
 
 MAX_METRICS, MAX_BUFFERS = 100, 100_000
-"""How many names of each there can be in one reply."""
+"""Most metrics and most names of buffers in one reply."""
 
 MAX_SECONDS = 1e7
-"""How long a site can say that it worked on a plan: 115 days."""
+"""Longest time that a site can report for its work on a plan: 115 days."""
 
 
 class _Reply(Record):

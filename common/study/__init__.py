@@ -1,1 +1,1 @@
-"""What a study and a site's settings say, and what may not go together."""
+"""The settings of a study and of a site, and the rules on which of them go together."""

@@ -1,7 +1,7 @@
-"""What a coordinator hands to an approved site: one JSON file without secrets.
+"""The bundle that a coordinator hands to an approved site: one JSON file without secrets.
 
 It carries the server's address, the authorities that the site is to trust, the site's own certificate with the name
-and the key's fingerprint it was made for, the public key that orders are signed with, and the study. The checksum tells
+and the key's fingerprint it was made for, the public key that orders are signed with, and the study. The checksum shows
 damage; against a forger, both sides compare the check code over the phone.
 """
 
@@ -19,11 +19,11 @@ from common.study.sentences import describe
 
 FORMAT = 2
 MAX_BYTES = 4_000_000
-"""A study of 10,000 sites has some 700 kB."""
+"""Size of the largest bundle; a study of 10,000 sites has some 700 kB."""
 
 
 class ServerVersions(Record):
-    """What runs at the server; a site with another one of them cannot take part."""
+    """Versions at the server; a site with another one of either cannot take part."""
 
     consilium: str
     flwr: str

@@ -18,7 +18,7 @@ class Fp16Codec(Record):
 
     kind: Literal["fp16"] = "fp16"
     error_feedback: bool = False
-    """Keep at the site what was not sent, and add it to the next update."""
+    """Keep the coding error at the site, and add it to the next update."""
 
 
 class Bf16Codec(Record):
@@ -26,7 +26,7 @@ class Bf16Codec(Record):
 
     kind: Literal["bf16"] = "bf16"
     error_feedback: bool = False
-    """Keep at the site what was not sent, and add it to the next update."""
+    """Keep the coding error at the site, and add it to the next update."""
 
 
 class IntegerDeltaCodec(Record):
@@ -42,7 +42,7 @@ class Int8Codec(Record):
     block: int = Field(default=0, ge=0, le=65536)
     """Values that share a scale; 0: the whole array."""
     error_feedback: bool = False
-    """Keep at the site what was not sent, and add it to the next update."""
+    """Keep the coding error at the site, and add it to the next update."""
 
 
 class Int4Codec(Record):
@@ -52,7 +52,7 @@ class Int4Codec(Record):
     block: int = Field(default=64, ge=0, le=65536)
     """Values that share a scale; 0: the whole array."""
     error_feedback: bool = False
-    """Keep at the site what was not sent, and add it to the next update."""
+    """Keep the coding error at the site, and add it to the next update."""
 
 
 class TopKCodec(Record):
@@ -62,7 +62,7 @@ class TopKCodec(Record):
     fraction: float = Field(default=0.05, gt=0, le=1)
     """Part of each array's values that is sent."""
     error_feedback: bool = True
-    """Keep at the site what was not sent, and add it to the next update."""
+    """Keep the coding error at the site, and add it to the next update."""
 
 
 class SignCodec(Record):
@@ -70,7 +70,7 @@ class SignCodec(Record):
 
     kind: Literal["sign"] = "sign"
     error_feedback: bool = True
-    """Keep at the site what was not sent, and add it to the next update."""
+    """Keep the coding error at the site, and add it to the next update."""
 
 
 class LowRankCodec(Record):
@@ -80,7 +80,7 @@ class LowRankCodec(Record):
     rank: int = Field(default=4, ge=1, le=256)
     """Columns of the two narrow matrices."""
     error_feedback: bool = True
-    """Keep at the site what was not sent, and add it to the next update."""
+    """Keep the coding error at the site, and add it to the next update."""
 
 
 class ZstdCodec(Record):

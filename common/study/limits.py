@@ -1,6 +1,6 @@
-"""How large what server and site send each other can be, whatever carries it."""
+"""Size limits of messages between server and site, by any transport."""
 
 MAX_TEXT_BYTES = 1_000_000
-"""A plan or a reply, as JSON."""
+"""Most bytes of a plan or a reply, as JSON."""
 MAX_PAYLOAD_BYTES = 80 * 10**9
-"""The weights or the update with it."""
+"""Most bytes of its payload, the weights or the update."""

@@ -9,23 +9,23 @@ from common.study.record import Record
 
 
 class MethodSettings(Record):
-    """Base of every method's settings; what the rest of the program must know of a method is declared here."""
+    """Base of every method's settings; declares the facts on a method that the rest of the program needs."""
 
     plain_sgd: ClassVar[bool] = False
     """It is defined for SGD without momentum and weight decay."""
     plain_steps: ClassVar[bool] = True
     """The shared arrays move by the study's optimiser alone, so that `train.effective_steps` holds."""
     matched: ClassVar[bool] = False
-    """It is one half of a whole, and the strategy of the same name is the other, whose memory counts on what the site
-    keeps: a site that lost it cannot go on in the run."""
+    """It is one half of an algorithm, and the strategy of the same name is the other, whose memory relies on the state
+    that the site keeps: a site that has lost it cannot go on in the run."""
     own_strategy: ClassVar[str | None] = None
-    """The strategy that its paper defines it with."""
+    """The strategy with which its paper defines it."""
     shares_nothing: ClassVar[bool] = False
     """Every site trains alone; there is nothing to aggregate."""
     local_batch_norm: ClassVar[bool] = False
-    """It is defined by BatchNorm's staying at the site."""
+    """It is defined as keeping BatchNorm at the site."""
     of_classes: ClassVar[str | None] = None
-    """What it does with classes that cannot be done with a label that is a number."""
+    """In words, the step that needs classes and cannot be done with a label that is a number; None: there is none."""
 
 
 class LocalMethod(MethodSettings):
@@ -54,7 +54,7 @@ class FineTuneMethod(MethodSettings):
     learning_rate: Positive = 0.01
     """Step size of fine-tuning, whatever the study trains with."""
     layers: Literal["all", "head"] = "all"
-    """What is fine-tuned."""
+    """The layers that are fine-tuned."""
 
 
 class FedProxMethod(MethodSettings):
@@ -140,7 +140,7 @@ class FedBabuMethod(MethodSettings):
     learning_rate: Positive = 0.01
     """Step size of fine-tuning, whatever the study trains with."""
     layers: Literal["all", "head"] = "all"
-    """What is fine-tuned."""
+    """The layers that are fine-tuned."""
 
 
 class FedBnMethod(MethodSettings):
@@ -151,7 +151,7 @@ class FedBnMethod(MethodSettings):
 
 
 class FedDbeMethod(MethodSettings):
-    """Everything is shared but a vector that shifts what the head is given; the features' mean is held together."""
+    """Everything is shared but a vector that shifts the head's inputs; the sites' mean features are pulled together."""
 
     kind: Literal["feddbe"] = "feddbe"
     kappa: float = Field(default=1.0, ge=0)

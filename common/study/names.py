@@ -36,7 +36,7 @@ PATTERNS_IN_WORDS = {
     _SHA256: "64 digits 0-9 and a-f, as sha256sum prints them",
     _PLAIN_NAME: "the name of a file or folder without a path, e.g. test.npz",
 }
-"""Patterns that people meet: a sentence shows these words in place of the expression."""
+"""Patterns that people meet, in words: sentences show these in place of the expression."""
 
 SiteName = Annotated[str, Field(pattern=_SITE_NAME)]
 
@@ -55,11 +55,11 @@ ClassName = Annotated[str, Field(max_length=MAX_CLASS_NAME), AfterValidator(clea
 """A class's name is shown in tables and logs at server and sites."""
 
 PlainName = Annotated[str, Field(pattern=_PLAIN_NAME)]
-"""Of a file or folder that a study names: it cannot lead out of the site's own folder."""
+"""Name of a file or folder in a study: it cannot lead out of the site's own folder."""
 
 
 def file_beside(parts: str) -> str:
-    """Return what says the parts; refuse the path of an index file, which would lead out of a site's data folder."""
+    """Return `split.parts`; refuse an index file with a path, which could lead out of a site's data folder."""
     if parts.lower().endswith(".csv") and not re.fullmatch(_PLAIN_NAME, parts):
         raise ValueError(f"must be {PATTERNS_IN_WORDS[_PLAIN_NAME]}, where it is a .csv file, got '{clean(parts, 60)}'")
     return parts

@@ -13,7 +13,7 @@ EXAMPLE = "^(P[0-9]+)_"
 
 
 def file_pattern(text: str) -> "re.Pattern[str] | None":
-    """Return a regular expression with one pair of brackets, None if the text is none that is safe to run.
+    """Return a regular expression with one pair of brackets; None if the text is not one that is safe to run.
 
     Letters, digits, `_`, `-`, `.`, blanks, classes such as `[0-9]` and `\\d`, each with `*`, `+`, `?` or `{2,4}` after
     it; `^` first and `$` last. Neither alternatives nor repeated brackets nor more than four repeats, with which a

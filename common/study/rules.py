@@ -18,7 +18,7 @@ WITH_HIDDEN = ("mlp", "mlp_bn")
 
 
 class Study(Protocol):
-    """The part of a study that the rules are about."""
+    """The part of a study that the rules read."""
 
     @property
     def task(self) -> Task:
@@ -77,7 +77,7 @@ class Study(Protocol):
 
     @property
     def needs(self) -> frozenset[str]:
-        """Measurements that sites send beside what they always do."""
+        """Measurements that sites send in addition to the usual ones."""
         ...
 
     @property

@@ -1,12 +1,12 @@
-"""One scale of a study's inputs for all sites, made of sums that say nothing of a single row.
+"""One scale of a study's inputs for all sites, computed from sums that reveal no single row.
 
 With n, s and q the number, the sum and the sum of squares of a column's known values in a site's training rows, over
 the sites k::
 
     mean = sum_k s_k / sum_k n_k        std = sqrt(sum_k q_k / sum_k n_k - mean^2)
 
-which are the mean and the population standard deviation over all these rows: sums add up, so it is all the same how
-the rows are divided over sites. An image counts as one row per channel, with the mean of its pixels and of their
+which are the mean and the population standard deviation over all these rows, however the rows are divided over sites,
+since sums add up. An image counts as one row per channel, with the mean of its pixels and of their
 squares.
 """
 
@@ -20,29 +20,29 @@ from pydantic import Field, model_validator
 from common.study.record import Record
 
 MAX_COLUMNS = 100_000
-"""How many columns or channels a scale has at most."""
+"""Most columns or channels of a scale."""
 LEAST_ROWS = 10
-"""A column with fewer known values among a site's training rows, or a site with fewer of these, tells nothing."""
+"""A site sends no sums of a column with fewer known values among its training rows."""
 MOST_ALONE = 2
-"""A column in which so many values or fewer differ from all others, which are equal, tells nothing either."""
+"""A site sends no sums of a column in which all values but this many or fewer are equal."""
 LARGEST_VALUE = 3.5e38
 """No value of a column is larger: float32 holds none."""
 _ROUNDING = 1e-9
-"""What sums of many rows may lose, as a part of their size."""
+"""Rounding error of sums of many rows, relative to their size."""
 _CONSTANT = 1e-14
-"""A variance that is less than so much of the squared mean is rounding alone: the column counts as constant."""
+"""A variance below this part of the squared mean is rounding error: the column counts as constant."""
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class ColumnScale(Record):
-    """What is taken from a column's values, and by what the rest is divided, in the column's own units."""
+    """The mean and standard deviation by which a column is standardised, in its own units."""
 
     mean: Finite
     """Subtracted from the column, in its own units."""
     std: Positive
-    """Divided by after that."""
+    """The divisor after that."""
 
 
 class Scale(Record):
@@ -79,7 +79,7 @@ class Moments(Record):
 
 
 def combine(moments: Sequence[Moments]) -> list[ColumnScale | None]:
-    """Return each column's scale over all sites, in whatever order these come; None where no site told of a value.
+    """Return each column's scale over all sites, whatever their order; None for a column without a value at any site.
 
     A column whose values are all equal has a standard deviation of 1.
 
@@ -105,14 +105,14 @@ def _mean_and_variance(count: int, total: float, squares: float) -> tuple[float,
 
 
 def distances(told: Sequence[tuple[int, float, float]]) -> list[float]:
-    """Return how far each site's values of a column lie from what is usual, in units of how far they usually do.
+    """Return how far each site's values of a column lie from the usual ones, in units of the usual distance.
 
-    What is usual is the median of the sites' means, and a site's distance from it the root mean square over its values.
-    The unit is the median of these distances: a minority of sites can move neither out of the others' range. Of two
-    sites each is measured from the other's mean, by the other's standard deviation. 0 where the unit is 0.
+    The centre is the median of the sites' means, and a site's distance from it is the root mean square over its values.
+    The unit is the median of these distances: a minority of sites can move neither out of the others' range. With two
+    sites, each is measured from the other's mean, by the other's standard deviation. 0 where the unit is 0.
 
     Args:
-        told: count (at least 1), sum and sum of squares at each site.
+        told: per site, count (at least 1), sum and sum of squares.
     """
     columns = [_mean_and_variance(*one) for one in told]
     centres = [mean for mean, _ in columns[::-1]]

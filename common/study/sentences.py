@@ -1,4 +1,4 @@
-"""What is wrong with settings and messages, in sentences."""
+"""Validation errors of settings and messages, in sentences."""
 
 import difflib
 from collections.abc import Iterator, Sequence
@@ -16,8 +16,8 @@ MAX_PROBLEMS = 20
 def describe(error: ValidationError, source: str) -> str:
     """Return a validation error as one sentence per problem: `where: what, got value (file)`.
 
-    What comes from outside must neither fill a log nor steer a terminal: long values and long lists of problems are
-    cut, and control characters written out.
+    Text from outside must neither fill a log nor steer a terminal: long values and long lists of problems are cut, and
+    control characters written out.
     """
     problems = list(_causes(error.errors(include_url=False)))
     sentences = [_sentence(problem, source) for problem in problems[:MAX_PROBLEMS]]
@@ -86,7 +86,7 @@ _MUST = {
     "string_too_short": "have at least {min_length} characters",
     "string_too_long": "have at most {max_length} characters",
 }
-"""What a value must be, by pydantic's name of the error; in braces what is in its context."""
+"""The requirement on a value, by pydantic's name of the error; braces are filled from the error's context."""
 
 
 def _plain(value: Any) -> Any:

@@ -1,6 +1,6 @@
-"""Names of the numbers that sites send beside an update, for strategies and weightings that need them."""
+"""Names of the numbers that sites send along with an update, for strategies and weightings that need them."""
 
-# What a site measures only where it is asked for (all on its validation split but for the two noted).
+# Measurements that a site makes only where they are needed (on its validation split, unless a split is named).
 RECEIVED_LOSS, UPDATE_LOSS = "received.loss", "update.loss"
 """Loss of the weights as received, and of the site's weights after training, each with its personal part."""
 
@@ -22,10 +22,10 @@ LIMITS = {
     START_LOSS: (0.0, 1e9),
     EFFECTIVE_STEPS: (1.0, 1e9),
     WITHOUT_ERROR: (0.0, 1.0),
-    # Squares of what float32 can be off by; sums of thousands of them stay numbers.
+    # Squares of the largest errors in float32; sums of thousands of them stay finite.
     **dict.fromkeys((RECEIVED_LOSS, UPDATE_LOSS, *CANDIDATE_LOSSES), (0.0, 1e80)),
 }
-"""Between which values a measurement that a strategy or a weighting reads can be."""
+"""Least and largest value that a strategy or a weighting accepts of a measurement."""
 
 CLASS_COUNTS = "class counts"
-"""Training examples per class, told in the handshake where the site's settings allow it."""
+"""Training examples per class, sent in the handshake where the site's settings allow it."""

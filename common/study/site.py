@@ -1,4 +1,4 @@
-"""A site's settings: what whoever owns the data decides, in `site.toml`."""
+"""A site's settings, `site.toml`: the decisions of the hospital that owns the data."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -77,19 +77,19 @@ class SiteConfig(Record):
     threads: int = Field(default=1, ge=1)
     """Threads that training may use; several sites on one machine share its cores by this."""
     max_runs: int = Field(default=20, ge=1)
-    """Of how many runs the state folder keeps something; further ones are refused until old folders are deleted."""
+    """Most runs with a folder in the state folder; further ones are refused until old folders are deleted."""
     memory_limit_mb: int | None = Field(default=None, ge=500)
     """Megabytes the worker may allocate: a plan that needs more fails with a sentence."""
     micro_batch_size: int | None = Field(default=None, ge=1)
-    """For small devices: at most so many examples at a time; a batch's gradient is summed over its pieces."""
+    """For small devices: most examples at a time; a batch's gradient is summed over its pieces."""
     share_class_counts: bool = False
-    """Tell the server how many examples of each class there are."""
+    """Send the server the number of examples of each class."""
     class_counts_epsilon: float | None = Field(default=None, gt=0)
-    """Tell them with geometric noise: epsilon-differentially private for one example, smaller is noisier."""
+    """Add geometric noise to the class counts: epsilon-differentially private for one example, smaller is noisier."""
     share_scale: bool = True
-    """Tell the server count, sum and sum of squares of number columns or channels, where the study needs them."""
+    """Send the server count, sum and sum of squares of number columns or channels, where the study needs them."""
     share_error_details: bool = False
-    """Tell the server the whole sentence of a data or disk error."""
+    """Send the server the whole sentence of a data or disk error, which may hold file names."""
     test_readings: int = Field(default=1, ge=1, le=1_000)
     """How often the test split is read for a study with different final weights, whatever the runs are called."""
     metrics_address: HostPort | None = None

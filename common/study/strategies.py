@@ -1,4 +1,4 @@
-"""Settings of every strategy: what the server makes of the updates."""
+"""Settings of every strategy: how the server makes new weights from the updates."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -10,12 +10,12 @@ from common.study.signals import EFFECTIVE_STEPS, START_LOSS
 
 
 class StrategySettings(Record):
-    """Base of every strategy's settings; what the rest of the program must know of a strategy is declared here."""
+    """Base of every strategy's settings; declares the facts on a strategy that the rest of the program needs."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """What sites must measure for it."""
+    """Measurements that sites must make for it."""
     takes: ClassVar[frozenset[str]] = frozenset()
-    """Facts of the study that it is built with where its own settings leave them open: `rounds`, `num_sites`,
+    """Facts of the study that it is built with where its own settings do not set them: `rounds`, `num_sites`,
     `learning_rate`."""
     weighted: ClassVar[bool] = True
     """It takes the shares that the weighting gives; otherwise it sets its own."""
@@ -26,9 +26,9 @@ class StrategySettings(Record):
     travels: ClassVar[bool] = False
     """It keeps control variates, which travel with the weights, both ways."""
     matched: ClassVar[bool] = False
-    """It is one half of a whole: the method of the same name is the other."""
+    """It is one half of an algorithm: the method of the same name is the other."""
     plain: ClassVar[bool] = False
-    """It is the weighted mean and nothing else, so it fits a study that shares nothing."""
+    """It is the plain weighted mean, so it fits a study that shares nothing."""
 
     @property
     def least_sites(self) -> int:
@@ -140,7 +140,7 @@ class ScaffoldStrategy(StrategySettings):
 
 
 class FedDynStrategy(StrategySettings):
-    """The server's half of FedDyn: the unweighted mean, and a correction by the sum of what all sites moved by."""
+    """The server's half of FedDyn: the unweighted mean, and a correction by the sum of all sites' deltas."""
 
     takes: ClassVar[frozenset[str]] = frozenset({"num_sites"})
     matched: ClassVar[bool] = True
@@ -191,7 +191,7 @@ class TrimmedMeanStrategy(StrategySettings):
 
     @property
     def least_sites(self) -> int:
-        """One more than what is trimmed."""
+        """One more than the number of values that are trimmed."""
         return 2 * self.trim + 1
 
 

@@ -1,4 +1,4 @@
-"""A study: what whoever coordinates it decides, in `study.toml`."""
+"""A study, `study.toml`: the decisions of its coordinator."""
 
 import math
 
@@ -27,7 +27,7 @@ class StudyConfig(Record):
     sites: tuple[SiteName, ...] = Field(min_length=1)
     """Names of the sites that take part, as approved."""
     num_sites: int | None = Field(default=None, ge=1)
-    """Not for the file: a plan tells a site how many sites take part, and no other site's name."""
+    """Not for the file: plans carry the number of sites in place of the other sites' names."""
     seed: int = Field(default=42, ge=0)
     """Everything random follows from it."""
     rounds: int = Field(default=10, ge=1)
@@ -35,7 +35,7 @@ class StudyConfig(Record):
     task: Task
     """What is predicted, and from what."""
     model: ModelConfig = ModelConfig()
-    """Which model, from which weights, and what of it is trained."""
+    """Which model, from which weights, and which part of it is trained."""
     training: TrainingConfig = TrainingConfig(epochs=1)
     """How a site trains in one round; without the table, one epoch."""
     split: SplitConfig = SplitConfig()
@@ -53,7 +53,7 @@ class StudyConfig(Record):
     cohort_fraction: float = Field(default=1.0, gt=0, le=1)
     """Part of the sites asked in each round, rounded up; a site trains alone in the rounds it is asked in."""
     quorum: int | None = Field(default=None, ge=1)
-    """Usable updates that a round needs; with fewer the run stops. None: all that were asked."""
+    """Usable updates that a round needs; with fewer the run stops. None: one from every site asked."""
     min_sites: int | None = Field(default=None, ge=1)
     """Sites that must be there to start; the others join from the next round on. Needs `quorum`; None: all."""
     min_examples: int = Field(default=20, ge=2)
@@ -63,8 +63,8 @@ class StudyConfig(Record):
     keep_best: bool = False
     """Each site also keeps the model of its round with the least validation loss, and measures it at the end."""
     evaluate_every: int = Field(default=1, ge=1)
-    """Sites measure on their validation rows in every so many rounds, and in the last; fine-tuning in every round only
-    to measure it costs more than the training.
+    """Sites measure on their validation rows once in this many rounds, and in the last one; a method that fine-tunes
+    before every measurement can spend more on that than on training.
     """
     local_baseline: bool = True
     """Every site also trains a model alone, with the same budget, to say whether joining helps; half of the work."""
@@ -103,7 +103,7 @@ class StudyConfig(Record):
 
     @property
     def needs(self) -> frozenset[str]:
-        """What sites measure or tell for the strategy and the weighting, beside what they always do."""
+        """Measurements and facts that sites send for the strategy and the weighting, in addition to the usual ones."""
         return self.strategy.needs | self.weights_by.needs
 
     @property

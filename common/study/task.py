@@ -17,7 +17,7 @@ from common.study.scale import ColumnScale, Scale, joined
 
 
 class _Task(Record):
-    """What every task can tell of itself."""
+    """Base of every task."""
 
     data_kinds: ClassVar[tuple[str, ...]]
     """Kinds of data in a site's settings that fit the task."""
@@ -32,12 +32,12 @@ class _Task(Record):
 
     @property
     def score(self) -> str:
-        """What the share of right answers is called."""
+        """Name of the share of correct answers."""
         return "accuracy"
 
     @property
     def constant(self) -> str:
-        """What is answered by who looks at no input, as every baseline must: of a site's own training labels."""
+        """Name of the constant answer, from a site's own training labels, that every model must beat."""
         return "most frequent class"
 
     @property
@@ -47,17 +47,17 @@ class _Task(Record):
 
     @property
     def scaled_columns(self) -> tuple[str, ...]:
-        """Names of what one scale for all sites has numbers of: number columns, or channels of images."""
+        """Names of the number columns, or of the channels of images, that one scale for all sites covers."""
         raise NotImplementedError
 
     @property
     def scaled_values(self) -> str:
-        """Which values of an example are scaled, in words for the site's people."""
+        """Which values of an example are scaled, in words for the site's staff."""
         raise NotImplementedError
 
     @property
     def agrees_on_scale(self) -> bool:
-        """Whether the scale is settled in the handshake, from what the sites tell."""
+        """Whether the scale is settled in the handshake, from the sums that sites send."""
         raise NotImplementedError
 
     @property
@@ -84,7 +84,7 @@ class ImageTask(_Task):
     std: tuple[float, ...] = (1.0,)
     """Divided by after that; one value or one per channel."""
     scale: Literal["federation", "site"] | None = None
-    """By whose images channels are scaled, in place of `mean` and `std`; None: by `mean` and `std`."""
+    """Whose images the channels' scale is computed from, in place of `mean` and `std`; None: `mean` and `std` hold."""
 
     @model_validator(mode="after")
     def _check(self) -> "ImageTask":
@@ -137,13 +137,13 @@ class CategoryColumn(Record):
 Column = Annotated[NumberColumn | CategoryColumn, Field(discriminator="kind")]
 
 _ROUNDING = 1e-5
-"""What a label of the model's size may lose in float32, with a margin; of no weight beside a tolerance."""
+"""Rounding error of a label in float32, in the model's units, with a margin; negligible next to a tolerance."""
 
 TableScale = Annotated[
     Annotated[Literal["federation", "site"], Tag("word")] | Annotated[dict[str, ColumnScale], Tag("columns")],
     Discriminator(lambda value: "columns" if isinstance(value, dict) else "word"),
 ]
-"""By whose numbers a table's columns are scaled, or by which; of a wrong number only that is told."""
+"""Whose numbers a table's columns are scaled by, or the numbers; tagged, so that an error names one number alone."""
 
 
 def _known_scale(value: Any) -> Any:
@@ -169,16 +169,16 @@ class Regression(Record):
 
     @property
     def reach(self) -> float:
-        """How far an answer may be off in the model's units: the tolerance, and what float32 may round."""
+        """How far an answer may be off in the model's units: the tolerance and the rounding of float32."""
         return self.tolerance / self.scale + _ROUNDING
 
 
 class TableTask(_Task):
     """Learn from rows of a table: `.csv` files with a header, or `.parquet` files, in a site's data folder.
 
-    The label is one of `classes`, or with `regression` a number. `scale` says by what number columns are standardised:
-    the training rows of all sites, a site's own, or fixed numbers; None is that of all sites where every site tells
-    its sums, else each site's own.
+    The label is one of `classes`, or with `regression` a number. `scale` says how number columns are standardised: by
+    the training rows of all sites, by a site's own, or by fixed numbers; None: by those of all sites if every site
+    shares its sums, else by each site's own.
     """
 
     data_kinds: ClassVar[tuple[str, ...]] = ("table",)
@@ -192,10 +192,10 @@ class TableTask(_Task):
     columns: dict[str, Column] = Field(min_length=1)
     """The feature columns by name; other columns of a file are ignored."""
     missing: Literal["refuse", "drop_row", "impute"] = "refuse"
-    """What becomes of a row with a missing cell; `impute` fills it from the site's own training rows."""
+    """Treatment of a row with a missing cell; `impute` fills it from the site's own training rows."""
     scale: Annotated[TableScale | None, BeforeValidator(_known_scale)] = None
-    """By what number columns are scaled: `federation`, `site`, or mean and std of every one. None: `federation` where
-    every site allows it, else `site`.
+    """How number columns are scaled: `federation`, `site`, or mean and std of every one. None: `federation` if every
+    site allows it, else `site`.
     """
 
     @model_validator(mode="after")
@@ -222,7 +222,7 @@ class TableTask(_Task):
 
     @property
     def agrees_on_scale(self) -> bool:
-        """Whether the scale is settled in the handshake, from what the sites tell."""
+        """Whether the scale is settled in the handshake, from the sums that sites send."""
         return bool(self.scaled_columns) and self.scale in (None, "federation")
 
     @property
@@ -235,14 +235,14 @@ class TableTask(_Task):
 
     @property
     def score(self) -> str:
-        """What the share of right answers is called."""
+        """Name of the share of correct answers."""
         if self.regression is None:
             return super().score
         return f"share within {self.regression.tolerance:g} of the true '{self.label}'"
 
     @property
     def constant(self) -> str:
-        """What is answered by who looks at no input."""
+        """Name of the constant answer."""
         return super().constant if self.regression is None else "training mean"
 
     @property

@@ -21,7 +21,7 @@ class PretrainedConfig(Record):
     file: str | None = None
     """Or a file in every site's `weights_dir`."""
     sha256: Sha256 | None = None
-    """What the file's SHA-256 must be."""
+    """The SHA-256 that the file must have."""
 
     @model_validator(mode="after")
     def _check(self) -> "PretrainedConfig":
@@ -33,7 +33,7 @@ class PretrainedConfig(Record):
 
 
 class ModelConfig(Record):
-    """Which model, from which weights, and what of it is trained."""
+    """Which model, from which weights, and which part of it is trained."""
 
     name: str = "small_cnn"
     """`small_cnn`, `resnet20`, `mlp`, `mlp_bn`, `linear`, or a torchvision model."""
@@ -51,11 +51,11 @@ class TrainingConfig(Record):
     """How a site trains in one round."""
 
     optimiser: Literal["sgd", "adam"] = "sgd"
-    """Its memory is empty at the start of each round."""
+    """The optimiser; its memory is empty at the start of each round."""
     learning_rate: float = Field(default=0.05, gt=0)
     """Step size of a site's training."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
-    """`sgd` only."""
+    """Momentum of `sgd`; `adam` ignores it."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Strength of the pull of all weights towards 0."""
     batch_size: int = Field(default=32, ge=1)
@@ -75,7 +75,7 @@ class TrainingConfig(Record):
 
 
 class SplitConfig(Record):
-    """How each site splits its own data; stratified by class, the same at every start.
+    """How each site splits its own data: stratified by class, the same at every start.
 
     Rows of one patient stay together: exact copies of each other, unless `copies` is `ignore`, and rows that `group`
     says are one patient's. Where `parts` is given, it says which rows are for training, validation and test.
@@ -84,23 +84,21 @@ class SplitConfig(Record):
     test: Fraction = 0.2
     """Part of each site's examples that is read only at the end."""
     validation: Fraction = 0.15
-    """Part of the rest that is measured each round."""
+    """Part of the rest on which models are measured during training."""
     seed: int = Field(default=0, ge=0, lt=2**32)
-    """Of the split, apart from the study's `seed`, so that seeds can vary on one split."""
+    """Seed of the split; the study's own `seed` can vary while the split stays the same."""
     validation_seed: int = Field(default=0, ge=0, lt=2**32)
-    """Another one draws other validation rows out of the same training rows; the test rows stay."""
+    """Seed of the validation part: another one draws other validation rows, and the test rows stay."""
     group: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(clean_text)] | None = None
-    """Whose a row is, so that a patient's rows stay together: a table's column; `folder` or a pattern such as
-    `^(P[0-9]+)_` for image files; an array's name.
+    """Where a row's patient is named, so that a patient's rows stay together: a table's column; `folder` or a pattern
+    such as `^(P[0-9]+)_` for image files; an array's name.
     """
     parts: (
         Annotated[str, Field(min_length=1, max_length=200), AfterValidator(clean_text), AfterValidator(file_beside)]
         | None
     ) = None
-    """What a row is for, in place of drawing it: a file `NAME.csv` in the data folder; else a table's column, `folder`,
-    or an array's name.
+    """Where each row's part is named, in place of drawing it: a file `NAME.csv` in the data folder; else a table's
+    column, `folder`, or an array's name.
     """
     copies: Literal["together", "ignore"] = "together"
-    """Exact copies stay together as one patient's rows; `ignore`: they are counted and nothing else, for published
-    splits.
-    """
+    """Exact copies stay together as one patient's rows; `ignore`: they are only counted, for published splits."""

@@ -13,7 +13,7 @@ class FactorSettings(Record):
     """Base of every factor's settings; a site's weight is the product of its factors, each to its exponent."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """What sites must measure or tell for it."""
+    """Measurements and facts that sites must send for it."""
     holds_size: ClassVar[bool] = False
     """The number of training examples is in it already."""
     exponent: float = Field(default=1.0, ge=0, le=10)
@@ -69,9 +69,9 @@ class FedDiscoFactor(FactorSettings):
     holds_size: ClassVar[bool] = True
     kind: Literal["feddisco"] = "feddisco"
     a: float = Field(default=0.5, ge=0)
-    """How much the discrepancy counts against the size."""
+    """How much the discrepancy counts relative to the size."""
     b: float = Field(default=0.1, ge=0)
-    """What is added to every site."""
+    """Constant that is added for every site."""
     metric: Literal["kl", "l1", "l2", "cosine"] = "kl"
     """How the discrepancy of label distributions is measured."""
 
@@ -137,5 +137,5 @@ class WeightingConfig(Record):
 
     @property
     def needs(self) -> frozenset[str]:
-        """What sites must measure or tell for it."""
+        """Measurements and facts that sites must send for it."""
         return frozenset().union(*(factor.needs for factor in self.factors))

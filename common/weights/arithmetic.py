@@ -101,7 +101,7 @@ def _parts(size: int) -> Iterator[slice]:
 
 
 def _cast(values: npt.NDArray[np.float64], into: Array) -> None:
-    with np.errstate(over="ignore"):  # too large for the dtype becomes infinite, which check_finite refuses
+    with np.errstate(over="ignore"):  # values too large for the dtype become infinite, which check_finite refuses
         into[...] = values if is_float(into) else np.rint(values)
 
 

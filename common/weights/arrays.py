@@ -51,7 +51,7 @@ def block(weights: Weights, name: str, start: int, stop: int, *, into: Array | N
     """Return elements `start` to `stop` of an array, flattened; of one kept on disk only these are read.
 
     Args:
-        into: memory that may be used for what is read, of the array's dtype and at least so long.
+        into: memory that may be used for what is read, of the array's dtype and large enough.
     """
     if isinstance(weights, InBlocks):
         return weights.block(name, start, stop, into=into)

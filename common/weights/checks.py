@@ -1,4 +1,4 @@
-"""Refuse weights that are not what was agreed: names, shapes, types, values."""
+"""Refuse weights whose names, shapes, dtypes or values are not as expected."""
 
 from collections.abc import Sequence
 

@@ -1,1 +1,1 @@
-"""The wire between a hospital and its coordinator: its messages, its limits, and orders that the study signs."""
+"""The wire between sites and server: its messages, its limits, and signed orders."""

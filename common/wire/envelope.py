@@ -1,7 +1,7 @@
-"""Orders: what a run asks of one site, signed with the study's key.
+"""Orders, by which a run asks something of one site, signed with the study's key.
 
-The key's public part is pinned at every site, so that a site obeys this study's coordinator and nobody who merely
-holds the connection: not another site, and not whoever runs the server's machine without the key.
+The key's public part is pinned at every site, so that a site obeys this study's coordinator and nobody who merely has
+a connection: neither another site nor an intruder on the server's machine who does not have the key.
 """
 
 import hashlib
@@ -18,13 +18,13 @@ from common.wire import wire_pb2 as pb
 Kind = Literal["plan", "flower"]
 
 _DOMAIN = b"consilium order 1\0"
-"""Before what is signed, so that a signature is good for nothing else."""
+"""Prefix of the signed bytes, so that a signature is valid for nothing else."""
 MAX_ORDER_BYTES = 1_200_000
 
 
 @dataclass(frozen=True)
 class Order:
-    """What one site is asked to do, once.
+    """A request to one site, to be obeyed once.
 
     Args:
         number: greater than that of every earlier order of the run.
@@ -43,7 +43,7 @@ class Order:
 
 
 def payload_digest(payload: bytes | memoryview | None) -> bytes:
-    """Return what an order says of its payload: the SHA-256; empty for none."""
+    """Return the SHA-256 of a payload, as its order has it; empty for none."""
     return b"" if payload is None else hashlib.sha256(payload).digest()
 
 
@@ -77,7 +77,7 @@ def open_order(signed: bytes, key: Ed25519PublicKey) -> Order:
     except InvalidSignature:
         raise ProtocolError("this order is not signed with the study's key, which the bundle pins") from None
     except (DecodeError, UnicodeDecodeError) as error:
-        raise ProtocolError(f"what came from the server is no order: {error}") from error
+        raise ProtocolError(f"the message from the server is no order: {error}") from error
     if order.kind not in ("plan", "flower"):
         raise ProtocolError("order is of a kind that this release does not know")
     return Order(

@@ -1,4 +1,4 @@
-"""Frames on a private socket of this machine: a length of four bytes, and so many bytes."""
+"""Frames on a private socket of this machine: a length of four bytes, then the content."""
 
 import struct
 
@@ -27,7 +27,7 @@ def frame_length(header: bytes) -> int:
 
 
 class Frames:
-    """Puts bytes as they arrive together to frames."""
+    """Puts frames together from bytes as they arrive."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()

@@ -1,7 +1,7 @@
-"""What both ends of the wire agree on: names of the calls, sizes, times."""
+"""Constants that both ends of the wire agree on: names of the calls, sizes, times."""
 
 WIRE_VERSION = 1
-"""Of the messages in wire.proto; a change that another release could misread raises it."""
+"""Version of the messages in wire.proto; a change that another release could misread raises it."""
 SERVICE = "consilium.wire.v1.Wire"
 
 SMALL_PAYLOAD_BYTES = 2**18
@@ -9,13 +9,13 @@ SMALL_PAYLOAD_BYTES = 2**18
 PIECE_BYTES = 2**20
 """How much of a large payload one message holds."""
 MAX_WIRE_BYTES = 1_600_000
-"""The largest message that either side reads: a text, a small payload and what is around them."""
+"""The largest message that either side reads: a text, a small payload and the fields around them."""
 
 HELLO_SECONDS = 10.0
 """How long a connection may take to say who it is."""
 PROGRESS_SECONDS = 15.0
 PROGRESS_BYTES = 2**16
-"""What a transfer has to move in PROGRESS_SECONDS to go on."""
+"""Bytes that a transfer has to move in PROGRESS_SECONDS to go on."""
 PING_SECONDS, PONG_SECONDS = 20.0, 10.0
 """How often either end asks whether the other is still there, and how long it waits."""
 MAX_WAIT_SECONDS = 15.0
@@ -26,7 +26,7 @@ PING_OPTIONS = {
     "grpc.keepalive_timeout_ms": int(1000 * PONG_SECONDS),
     "grpc.http2.max_pings_without_data": 0,
 }
-"""gRPC's own words for it; a stream may be silent for as long as it likes."""
+"""gRPC's options for these pings; apart from them a stream may be silent for any time."""
 
 REVOKED, REPLACED, EXPIRED, VERSION, STOPPING, MISBEHAVED = (
     "revoked",
@@ -36,4 +36,4 @@ REVOKED, REPLACED, EXPIRED, VERSION, STOPPING, MISBEHAVED = (
     "stopping",
     "misbehaved",
 )
-"""Why a server says farewell."""
+"""Reasons in a server's farewell."""

@@ -14,7 +14,7 @@ from consilium.findings import Evidence, Interval, interval_of, verdict
 from consilium.findings.decimals import change, counted
 
 FEW_STEPS = 20
-"""Up to here every stop gets a sentence; all of them are in the table."""
+"""Stops up to this step get a sentence each; all stops are in the table."""
 _VERDICTS = {
     "helps": "federated clearly ahead",
     "hurts": "federated clearly behind",

@@ -40,7 +40,7 @@ def _root(
 
 
 _LEFT_OUT = frozenset({"torch", "torchvision", "sklearn", "scipy", "pandas", "PIL"})
-"""Packages of which the server's image has not every one."""
+"""Packages of which the server's image lacks some."""
 
 _INTERRUPTED = 130
 """The exit code of a command that Ctrl-C ended."""

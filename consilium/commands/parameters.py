@@ -13,7 +13,9 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-Home = Annotated[Path, typer.Option("--home", help="The server's own folder: certificates, database, secrets.")]
+Home = Annotated[
+    Path, typer.Option("--home", help="The server's own folder: certificates, keys, the register of sites.")
+]
 Folder = Annotated[Path, typer.Option("--folder", help="The site's own folder: key, settings, personal models.")]
 Runs = Annotated[Path, typer.Option("--runs", help="The folder in which each run gets a folder of its own.")]
 Study = Annotated[Path, typer.Argument(help="The study's settings, study.toml.")]

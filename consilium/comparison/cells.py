@@ -40,7 +40,7 @@ LEAST_MEMORY_BYTES = 4_000_000_000
 _RUN = "run"
 
 _FORM = 3
-"""Of a cell's result: another number where it holds something else."""
+"""Version of a cell's result; raised when it holds something else."""
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,9 @@ class Comparison:
     metric: str = "accuracy"
     seed: int = 0
     evidence: dict[tuple[str, ...], Evidence | None] = field(default_factory=dict)
-    """What was read and drawn so far: every difference needs that of two rows again."""
+    """Evidence that was read and drawn so far; every difference needs that of two rows again."""
     patients: dict[tuple[int, str], Labels | None] = field(default_factory=dict)
-    """Whose the test examples are, per split and site, as far as it was read."""
+    """Patient of each test example, per split and site, as far as it was read."""
 
     def cells(self, label: str, kind: Kind = "federated") -> dict[int, list[Cell]]:
         """Return a label's finished cells per split, seed by seed; a split is left out if one of its seeds failed."""

@@ -1,4 +1,4 @@
-"""What a model's answers on a test split are worth: scikit-learn's numbers, with class support.
+"""Metrics of a model's answers on a test split: scikit-learn's numbers, with how many examples each class has.
 
 A number that a split does not define (one class only, say) is None, never a stand-in.
 """
@@ -21,7 +21,7 @@ Labels = NDArray[np.int64]
 
 CALIBRATION_BINS = 15
 IN_UNITS = frozenset({"mae", "rmse", "median_error"})
-"""Errors in the label's own units."""
+"""Metrics in the label's own units."""
 SMALLER_IS_BETTER = IN_UNITS | {"brier", "calibration_error"}
 UNBOUNDED = IN_UNITS | {"r2"}
 """Metrics that may leave [0, 1]."""

@@ -8,7 +8,7 @@ from consilium.comparison.evaluation import Floats, Labels, Scores
 from consilium.findings import Evidence, redrawn
 
 DRAWS = 300
-"""Of the bootstrap, for metrics that are no mean over the examples."""
+"""Draws of the bootstrap, for metrics that are no mean over the examples."""
 
 
 def evidence_of(

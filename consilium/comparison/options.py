@@ -20,9 +20,9 @@ class CompareOptions:
     methods: Annotated[
         str | None, typer.Option(help="Methods, e.g. 'fedper,ditto:lam=0.1;x=2'; default: the study's.")
     ] = None
-    strategies: Annotated[str | None, typer.Option(help="Strategies to combine them with; default: the study's.")] = (
-        None
-    )
+    strategies: Annotated[
+        str | None, typer.Option(help="Strategies to combine methods with; default: the study's.")
+    ] = None
     weightings: Annotated[
         str | None, typer.Option(help="Weightings: factors, products as size*loss; default: the study's.")
     ] = None
@@ -38,12 +38,14 @@ class CompareOptions:
         str | None,
         typer.Option(help="The metric of the verdicts: accuracy (default), auroc, brier; for numbers mae, rmse, r2."),
     ] = None
-    target: Annotated[float | None, typer.Option(help="Validation accuracy to reach; default: FedAvg's.")] = None
+    target: Annotated[
+        float | None, typer.Option(help="Validation accuracy whose cost is shown: rounds, MB; default: FedAvg's last.")
+    ] = None
     refit: Annotated[
-        bool, typer.Option("--refit", help="Train the choice of validation again, on training and validation rows.")
+        bool, typer.Option("--refit", help="Train what validation chose again, on training and validation rows.")
     ] = False
     keep_rate: Annotated[
-        bool, typer.Option("--keep-rate", help="Methods of plain SGD keep the rate instead of the effective step.")
+        bool, typer.Option("--keep-rate", help="Methods of plain SGD keep the study's rate, not its effective step.")
     ] = False
     weights_dir: Annotated[Path | None, typer.Option(help="Folder of pretrained weights files.")] = None
     out: Annotated[Path | None, typer.Option(help="Folder of the results; default: runs/compare-STUDY.")] = None

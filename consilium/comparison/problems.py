@@ -12,7 +12,7 @@ from consilium.comparison.variants import Skipped
 from consilium.findings.contradiction import contradiction, contradiction_of_errors
 
 MOST_NAMED = 4
-"""Sites that one warning names."""
+"""How many sites one warning names at most."""
 
 
 def contradictions_of(comparison: Comparison, by_name: Mapping[str, Row]) -> list[str]:

@@ -12,7 +12,7 @@ from common.study.record import Record
 from common.weights.arrays import Array
 
 Kind = Literal["federated", "pooled", "usual"]
-"""Of a cell: a study; one model of all sites' rows; or at each site alone what usual tools do."""
+"""Kinds of a cell: a study; one model of all sites' rows; what usual tools do at each site alone."""
 Answers = Mapping[str, Mapping[str, Array]]
 """Per site the labels of its test rows, and each model's answers."""
 

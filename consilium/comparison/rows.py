@@ -28,7 +28,7 @@ ALONE_CHOSEN, ALONE_REFITTED = "alone, one choice for all", "alone, one choice f
 SAME_BUDGET = "local only, same budget"
 
 ALONE = frozenset({LOCAL, USUAL_TOOLS, SAME_BUDGET, ALONE_OWN, ALONE_OWN_REFITTED, ALONE_CHOSEN, ALONE_REFITTED})
-"""Rows of who does not join."""
+"""Rows in which nobody joins."""
 
 LAST, BEST = "last round", "best round on validation"
 

@@ -29,11 +29,11 @@ from consilium.comparison.results import Outcome, SiteOutcome, Validation
 USUAL: Final = "usual"
 FOLDS = 5
 PENALTIES = tuple(10.0**power for power in range(-2, 5))
-"""Of the squared coefficients of standardised columns, added to the sum of the rows' losses."""
+"""Factors of the squared coefficients of standardised columns, added to the sum of the rows' losses."""
 TREES = (5, 10, 20, 50, 100, 200)
 """Numbers of trees; each has 8 leaves at most, of at least 5 rows."""
 _LEAST_CHANCE = 1e-6
-"""No class is impossible: one that no training row has still costs a finite loss."""
+"""Least probability of a class: one that no training row has still costs a finite loss."""
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.float64] | NDArray[np.int64]

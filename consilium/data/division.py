@@ -122,7 +122,9 @@ def _natural(pool: TablePool, column: str) -> dict[str, Rows]:
             raise DataError(f"a value of column '{column}' {why}")
         parts[site] = rows
     if not 2 <= len(parts) <= 1000:
-        raise DataError(f"column '{column}' has {len(parts)} different values, expected 2 to 1000 sites")
+        raise DataError(
+            f"column '{column}' has {len(parts)} different value{'s' * (len(parts) != 1)}, expected 2 to 1000 sites"
+        )
     if small := [f"'{site}'" for site, rows in parts.items() if len(rows) < 2]:
         raise DataError(f"column '{column}': {', '.join(small[:5])} would be a site of a single example")
     return parts

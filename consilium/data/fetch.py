@@ -34,7 +34,7 @@ _FASHION_CLASSES = (
 )  # fmt: skip
 _CIFAR_RECORD = 1 + 3 * 32 * 32
 _MAX_UNPACKED = 2**29
-"""No file here unpacks to half as much."""
+"""Most that a file may unpack to; none here needs half of it."""
 
 
 @dataclass(frozen=True)

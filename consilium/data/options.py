@@ -12,7 +12,7 @@ from common.errors import ConfigError
 By = Literal["dirichlet", "classes", "quantity", "feature", "iid", "interleaved", "column"]
 
 ALPHA, LABELS_PER_SITE, MIN_EXAMPLES = 0.5, 2, 20
-"""Defaults of the options that mean something with some of the rules only."""
+"""Defaults of options that only some rules use."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class SplitOptions:
     by: Annotated[
         By,
         typer.Option(
-            help="What differs between sites: labels, labels, sizes, devices, nothing (chance, in turn), or a column.",
+            help="What differs between sites: labels (dirichlet, classes), sizes (quantity), devices (feature), the "
+            "values of a table's column (column), or nothing (iid: divided at random; interleaved: in turn).",
         ),
     ]
     sites: Annotated[int | None, typer.Option(max=1000, help="How many sites; not with --by column.")] = None
@@ -59,7 +60,7 @@ _USED: Mapping[By, tuple[str, ...]] = {
     "interleaved": ("sites", "min_examples"),
     "column": ("column",),
 }
-"""The options that mean something with each rule, of those that do not with all."""
+"""The options that each rule uses, of those that not all rules use."""
 
 
 def check_options(options: SplitOptions) -> None:

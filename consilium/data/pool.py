@@ -252,7 +252,8 @@ def read_table(path: Path, label: str, *, label_is_number: bool = False) -> Tabl
         return TablePool(header, tuple(rows), label, np.zeros(len(rows), np.int64), (label,), num_unlabelled, numbers)
     classes = in_order({row[place] for row in rows})
     if len(classes) < 2:
-        raise DataError(f"{who}: column '{label}' has {len(classes)} different values, expected at least two classes")
+        values = "a single value" if classes else "no value"
+        raise DataError(f"{who}: column '{label}' has {values}, expected at least two classes")
     if len(classes) > max(20, len(rows) // 10):
         raise DataError(
             f"{who}: column '{label}' has {len(classes)} different values in {len(rows)} rows, expected classes; "

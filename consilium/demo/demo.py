@@ -72,7 +72,7 @@ def run_demo(options: DemoOptions, console: Console) -> "Report":
 
 
 class _Guard:
-    """Interrupts the main thread when one of the processes ends by itself, so that nobody waits in vain."""
+    """Interrupts the main thread when one of the processes ends by itself, so that the demo does not wait in vain."""
 
     def __init__(self, processes: Processes) -> None:
         self._processes = processes

@@ -24,7 +24,7 @@ LIGHT = {
 }
 """Colours by name, as `style.css` has them in the light; a picture that is a file of its own has no others."""
 COLOURS: Mapping[str, str] = {name: f"#0101{place:02}" for place, name in enumerate(LIGHT, start=1)}
-"""What inline charts are drawn in; then each is replaced by the page's own, which differs in light and dark."""
+"""Stand-ins that inline charts are drawn in; each is replaced by the page's own colour, other in light and in dark."""
 DASHES: Mapping[str, tuple[float, ...]] = {"personal": (), "local": (5, 2), "global": (1.5, 1.5)}
 """Line styles of the three models: colour is never the only sign."""
 

@@ -6,11 +6,11 @@ from scipy import stats
 from consilium.findings.evidence import Floats
 
 LEAST_GAP = 0.2
-"""So much less accurate than the site's own model must the federation's be."""
+"""How much less accurate than the site's own model the federation's must be, at least."""
 LEAST_RATIO = 1.25
-"""Where labels are numbers: so many times the error of the site's own model must the federation's be."""
+"""Where labels are numbers: how many times the error of the site's own model the federation's must be, at least."""
 LEVEL = 0.01
-"""Of the test that the federation's model is worse than the constant answer, divided by the number of sites."""
+"""Level of the test that the federation's model is worse than the constant answer; divided by the number of sites."""
 
 
 def contradiction(

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 LEVEL = 0.95
 
 ALPHA = 0.05
-"""A p below it is clear."""
+"""A difference whose p is below this is clear."""
 
 SMALLEST = 1e-9
-"""Relative; below it a difference is rounding."""
+"""Relative size of a difference below which it is rounding."""
 
 UPPER = (1 + LEVEL) / 2
 """The upper of the two quantiles."""

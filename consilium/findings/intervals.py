@@ -51,7 +51,7 @@ from consilium.findings.spread import (
 )
 
 LEAST_SPLITS = 5
-"""From here on intervals are over splits; with fewer, but more than one, there are none."""
+"""From this many splits on, intervals are over splits; with fewer, but more than one, there are none."""
 
 Kind = Literal["share", "number", "difference"]
 

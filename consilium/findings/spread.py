@@ -60,7 +60,7 @@ def spread_of(evidence: Evidence) -> Spread:
 
 def _spread_of_draws(draws: Floats, effective: float, patients: float) -> Spread:
     known = draws[~np.isnan(draws)]
-    if len(known) < max(2, len(draws) / 2):  # mostly undefined: the rest tells of something else
+    if len(known) < max(2, len(draws) / 2):  # mostly undefined: the rest is about something else
         return Spread(math.nan, math.nan, patients, 0)
     variance, third = float(known.var()), float(((known - known.mean()) ** 3).mean())
     by_chance = math.sqrt(6 / len(known)) * variance**1.5  # the standard error of a normal's skewness

@@ -17,7 +17,7 @@ from consilium.report.report import TITLES, Report, Run
 
 _RUN_STYLES = ("personal", "local", "global")
 MOST_NOTES, MOST_ROUNDS = 20, 12
-"""So many notes, or rounds of one reason, are listed."""
+"""How many notes, and how many rounds of one reason, are listed at most."""
 
 
 def render_page(report: Report) -> str:

@@ -17,7 +17,7 @@ TITLES: Mapping[str, str] = {
     "personal": "personal",
     DIFFERENCE: "personal - local",
 }
-"""Of the columns of every table of measures."""
+"""Titles of the columns of every table of measures."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from consilium.findings.decimals import DASH, bounds, point
 from consilium.report.report import Report
 
 WIDE = 120
-"""So many columns hold a number and its interval on one line."""
+"""From this many columns on, a number and its interval fit on one line."""
 
 
 def print_report(report: Report, console: Console) -> None:

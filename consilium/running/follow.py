@@ -11,7 +11,10 @@ from server.study.run_folder import RunFolder
 from server.wire.submission import Control
 
 POLL_SECONDS, STATUS_SECONDS, MAX_UNANSWERED = 0.05, 3.0, 20
-"""A server that is started again within a minute is waited for: its runs go on by themselves."""
+"""Pauses between looks at the log and at the server, and how many of the latter may go unanswered.
+
+A server that is started again within a minute is waited for: its runs go on by themselves.
+"""
 
 
 class Shows(Protocol):

@@ -1,4 +1,4 @@
-"""How far a study's run is, read off its events, and the line that each event is worth."""
+"""How far a study's run is, read off its events, and the line that is shown for each event."""
 
 import time
 from collections.abc import Mapping
@@ -41,7 +41,7 @@ class Progress:
         self._missing_said = -WAITING_SECONDS
 
     def take(self, event: RunEvent) -> str:
-        """Take in one event and return the line about it, '' for none."""
+        """Take in one event and return the line about it; '' where there is nothing to say."""
         match event:
             case RunStarted() | SitesOnline() | SitesAgreed() | RunResumed() | SiteJoined():
                 return self._take_start(event)
@@ -115,7 +115,7 @@ class Progress:
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the run is looked at."""
+        """Seconds since this view began to follow the run."""
         return time.monotonic() - self._began
 
     @property

@@ -1,4 +1,4 @@
-"""Runs the ServerApp of a Flower app over the wire, as it is; what it prints goes to the run's own log."""
+"""Runs the ServerApp of a Flower app over the wire, unchanged; its output goes to the run's own log."""
 
 import logging
 import os
@@ -26,17 +26,17 @@ from server.wire.run_link import ORPHANED, RunLink
 log = logging.getLogger(__name__)
 
 CODE, CONTENT, LOG, FILES = "app", "app.bin", "run.log", "files"
-"""In a run's folder: the app's files, all of them in one piece, what was printed, and what the app writes."""
+"""In a run's folder: the app's files, the same in one piece, its printed output, and the files that it writes."""
 
 
 def run_app(link: RunLink, payloads: Path, signer: Signer, job: dict[str, Any]) -> None:
-    """Run an app from its beginning to its end; the events in the run's folder say how it went.
+    """Run an app from its start to its end; the events in the run's folder record how it went.
 
     Args:
         job: `folder`, `app` (the digest), `config`, and where they are set `sites` and `most_bytes`.
 
     Raises:
-        ConsiliumError: what ended it; the last event says the same.
+        ConsiliumError: the reason why it ended; the last event says the same.
         SystemExit: the server has ended.
     """
     folder, began = RunFolder(Path(job["folder"])), time.monotonic()
@@ -60,7 +60,7 @@ def _run(link: RunLink, payloads: Path, signer: Signer, job: dict[str, Any], app
 
     Raises:
         RunFailed: it raised something.
-        ConfigError: there is no ServerApp where the project says.
+        ConfigError: there is no ServerApp at the place that the project names.
     """
     sites = frozenset(job["sites"]) if job.get("sites") else None
     mission = Mission(signer.run, app.digest, app.content, job["config"], sites, job.get("most_bytes"))
@@ -69,7 +69,7 @@ def _run(link: RunLink, payloads: Path, signer: Signer, job: dict[str, Any], app
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, number, SERVER_NODE
     context = Context(number, SERVER_NODE, {}, RecordDict(), dict(job["config"]))
     (folder.path / FILES).mkdir(exist_ok=True)
-    os.chdir(folder.path / FILES)  # for what the app writes without saying where
+    os.chdir(folder.path / FILES)  # for files that the app writes to relative paths
     try:
         component = load_component(folder.path / CODE, app.components["serverapp"])
         if not isinstance(component, ServerApp):
@@ -108,7 +108,7 @@ def _app(folder: Path, digest: str) -> FlowerApp:
 
 
 def _print_to(path: Path) -> None:
-    """Let all that this process prints and logs go to a file."""
+    """Send everything that this process prints and logs to a file."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     except OSError as error:

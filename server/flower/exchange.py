@@ -13,7 +13,7 @@ from common.protocol.plans import REPLY_GRACE_SECONDS, Plan
 from server.study.exchange import NOTHING, Answer, answer_of
 
 PAUSE_SECONDS = 0.02
-"""The least time between two requests for replies that bring none."""
+"""Pause between two requests for replies, if the first brought none."""
 
 
 @runtime_checkable
@@ -29,11 +29,11 @@ class Messenger(Protocol):
         ...
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies there are to some messages; it may wait for the first."""
+        """Return the replies to some messages that have come; may wait for the first."""
         ...
 
     def forget(self, message_ids: Iterable[str]) -> None:
-        """Drop what is kept for messages that nobody waits for any more."""
+        """Drop the state of messages that nobody waits for any more."""
         ...
 
 
@@ -78,7 +78,7 @@ class GridExchange:
             return
         sent = self._grid.push_messages(list(messages.values()))
         waiting = dict(zip(sent, messages, strict=True))
-        payload, instead, content = None, NOTHING, None  # they are on their way, and as large as the model
+        payload, instead, content = None, NOTHING, None  # frees memory: they are sent, and as large as the model
         messages.clear()
         for site, message in self._pull(waiting, timeout_seconds):
             yield _answer(site, message, bytes_down[site])
@@ -88,7 +88,7 @@ class GridExchange:
             yield Answer(site, problem="timeout", detail=detail, bytes_down=bytes_down[site])
 
     def _pull(self, waiting: dict[str, str], timeout_seconds: float) -> Iterator[tuple[str, Message]]:
-        """Yield site and reply, as replies arrive; what stays in `waiting` is too late."""
+        """Yield site and reply, as replies arrive; the messages left in `waiting` are too late."""
         deadline = time.monotonic() + timeout_seconds
         last = False
         while waiting and not last:

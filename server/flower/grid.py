@@ -1,7 +1,7 @@
-"""Flower's Grid for an app of somebody else's: its messages become signed orders, replies become messages again.
+"""Flower's Grid for third-party apps: their messages become signed orders, replies become messages again.
 
-Nothing here sleeps and asks again: who waits for replies waits at the socket to the server's process. Strategies of
-older releases of Flower call from several threads; one of them reads, the others wait for what it finds.
+Nothing here polls: a call that waits for replies waits at the socket to the server's process. Strategies of older
+releases of Flower call from several threads; one of them reads for all, the others wait for it.
 """
 
 import io
@@ -32,11 +32,11 @@ from server.wire.outbox import Outbox, Parcel
 from server.wire.run_link import RunLink
 
 LEAST_MOST_BYTES, REPLY_PER_SENT = 16_000_000, 4
-"""How large a reply may be: so many bytes, or so many times what was sent."""
+"""Limits of a reply, the larger of which holds: bytes, and a multiple of the size of what was sent."""
 GONE_SECONDS = 60.0
-"""A site that has not attended for so long while a reply is awaited counts as gone; one that can is back in 30 s."""
+"""A site that is away for so long while a reply is awaited counts as gone; a live one reconnects within 30 s."""
 LOOK_SECONDS = 5.0
-"""How often is looked who is gone, while no reply comes."""
+"""Interval of the checks for sites that are gone, while no reply comes."""
 CODE_SECONDS = 24 * 3600.0
 
 Note = Callable[[MessagesAsked], None]
@@ -44,12 +44,12 @@ Note = Callable[[MessagesAsked], None]
 
 @dataclass(frozen=True)
 class Mission:
-    """What is the same in all orders of a run.
+    """The values that all orders of a run have in common.
 
     Args:
         digest: of the app; `content` is all of it.
-        sites: names of those that take part; None for all that attend.
-        most_bytes: the largest reply; None for what follows from what is sent.
+        sites: names of those that take part; None for all that are connected.
+        most_bytes: the largest reply; None: by `LEAST_MOST_BYTES` and `REPLY_PER_SENT`.
     """
 
     run: str
@@ -62,7 +62,7 @@ class Mission:
 
 @dataclass
 class _Asked:
-    """A message that has no reply yet; without its content."""
+    """A message, without its content, that has no reply yet."""
 
     message: Message
     site: str
@@ -73,7 +73,7 @@ class FlowerGrid(Grid):
     """The Grid of one run of an app.
 
     Args:
-        note: called with what was asked and answered.
+        note: called with the events of messages and replies.
     """
 
     def __init__(self, link: RunLink, outbox: Outbox, mission: Mission, note: Note) -> None:
@@ -104,11 +104,11 @@ class FlowerGrid(Grid):
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
-        """Return the numbers of the sites that take part and attend."""
+        """Return the numbers of the sites that take part and are connected."""
         return [node.node_id for node in self.get_nodes()]
 
     def get_nodes(self) -> Iterable[NodeInfo]:
-        """Return the sites that take part and attend; a site's number is the same in every run."""
+        """Return the sites that take part and are connected; a site's number is the same in every run."""
         with self._changed:
             sites = self._online()
             self._names.update({node_number(site): site for site in sites})
@@ -143,9 +143,7 @@ class FlowerGrid(Grid):
 
     def _site_of(self, message: Message) -> str:
         if message.metadata.dst_node_id not in self._names:
-            raise ConfigError(
-                f"the app sends a message to node {message.metadata.dst_node_id}, which is none of a site"
-            )
+            raise ConfigError(f"the app sends a message to node {message.metadata.dst_node_id}, which is not a site's")
         return self._names[message.metadata.dst_node_id]
 
     def _order(self, message: Message, site: str, parcel: Parcel, timeout: float | None) -> pb.Outgoing:
@@ -174,7 +172,7 @@ class FlowerGrid(Grid):
         )
 
     def _code_for(self, sites: Iterable[str]) -> list[pb.Outgoing]:
-        """Return the orders by which sites that are not known to have the code get it, before their messages."""
+        """Return orders with the code for those sites that may not have it, to be sent before their messages."""
         tasks = []
         for site in sites:
             if site in self._has_code or site in self._code_tasks.values():
@@ -222,7 +220,7 @@ class FlowerGrid(Grid):
     def _tell(
         self, kinds: list[tuple[str, str]], count: int, replies: list[Message], late: list[str], seconds: float
     ) -> None:
-        """Note what was asked and answered; who asked nobody notes nothing."""
+        """Note the messages and their replies; nothing if there was no message."""
         if not count:
             return
         problems = [clean(reply.error.reason or "") for reply in replies if reply.has_error()]
@@ -240,7 +238,7 @@ class FlowerGrid(Grid):
         )
 
     def _forget(self, message_ids: Collection[str]) -> list[str]:
-        """Wait for some replies no longer; return the names of the sites that owe them."""
+        """Stop waiting for some replies; return the names of the sites that owe them."""
         with self._changed:
             late = {name: self._waiting.pop(name).site for name in message_ids if name in self._waiting}
             for name in late:
@@ -266,7 +264,7 @@ class FlowerGrid(Grid):
                     self._read(max(0.0, min(left, LOOK_SECONDS)))
 
     def _read(self, seconds: float) -> None:
-        """Take in what has arrived, waiting up to `seconds` for it, for all threads."""
+        """Read all answers that have arrived, waiting up to `seconds` for the first, for all threads."""
         self._is_read = True
         self._changed.release()
         answers: list[pb.Answer] = []
@@ -286,7 +284,7 @@ class FlowerGrid(Grid):
         asked = self._waiting.pop(answer.task.hex(), None)
         if code_for is not None and not answer.problem:
             self._take_code(code_for, answer)
-        if asked is None:  # the code's, or given up before
+        if asked is None:  # an answer to the code's order, or to one given up before
             if answer.payload_size:
                 self._outbox.drop_reply(answer.task)
             return
@@ -326,7 +324,7 @@ class FlowerGrid(Grid):
             return file.read()
 
     def _look_who_is_gone(self) -> None:
-        """Answer for the sites that no longer attend, so that nobody waits for them until the message's end."""
+        """Answer for the sites that are gone, so that nobody waits for them until their messages expire."""
         now, online = time.monotonic(), self._link.attending()
         for name, asked in list(self._waiting.items()):
             if asked.site in online:
@@ -358,13 +356,13 @@ def _from_bytes(content: bytes, who: str) -> RecordDict:
     """Return the records in a reply.
 
     Raises:
-        ProtocolError: there are none in it, or an array in them is not what it says.
+        ProtocolError: it holds none, or an array in them is not what its header says.
     """
     try:
         records = recorddict_from_proto(RecordDictProto.FromString(content))
         arrays = [(name, array) for record in records.array_records.values() for name, array in record.items()]
     except Exception as error:  # Flower's classes raise whatever they meet
-        raise ProtocolError(f"{who} sent what are no records of Flower ({type(error).__name__})") from error
+        raise ProtocolError(f"{who} sent something that is not Flower records ({type(error).__name__})") from error
     for name, array in arrays:
         if array.stype == "numpy.ndarray":
             _check_array(array, f"{who}: array '{clean(name, 80)}'")
@@ -375,7 +373,7 @@ _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.r
 
 
 def _check_array(array: Any, who: str) -> None:
-    """Check that an array holds as many bytes as it says; NumPy makes room for what is announced.
+    """Check that an array has as many bytes as its header says: NumPy allocates by the header.
 
     Raises:
         ProtocolError: it does not.

@@ -24,7 +24,7 @@ from common.host.signing_requests import common_name
 
 DAYS_CA, DAYS_SERVER, DAYS_SITE = 3650, 825, 90
 DAYS_BEFORE = 7
-"""How long before its signing a certificate begins."""
+"""How many days before its signing a certificate begins."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Authority:
 
     @property
     def serial(self) -> str:
-        """What tells this authority from another."""
+        """The serial number, which no two authorities share."""
         return f"{self.certificate.serial_number:x}"
 
 
@@ -70,7 +70,7 @@ def make_server_identity(folder: Path, *, hosts: Sequence[str]) -> None:
         hosts: DNS names and IP addresses that sites and the coordinator use to reach the server.
 
     Raises:
-        ConfigError: one of `hosts` cannot stand in a certificate.
+        ConfigError: one of `hosts` cannot be written into a certificate.
         StateError: the authority is damaged, or the folder is unwritable.
     """
     names = [_alternative(host) for host in hosts]
@@ -131,7 +131,7 @@ def _write_authority(folder: Path, *, others: bytes) -> None:
 def _leaf(
     name: str, key: ec.EllipticCurvePublicKey, authority: Authority, days: int, purpose: x509.ObjectIdentifier
 ) -> x509.CertificateBuilder:
-    """Return a certificate to sign that signs no others; it does not outlive its authority."""
+    """Return a certificate, to be signed, that can sign no others and does not outlive its authority."""
     ends = min(datetime.now(UTC) + timedelta(days=days), authority.certificate.not_valid_after_utc)
     builder = _builder(common_name(name), authority.certificate.subject, key, ends)
     builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)

@@ -4,7 +4,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import common
-from common.errors import ConfigError
+from common.errors import ConfigError, ConnectionRefused
 from common.host.certificates import certificate_hosts, read_certificate
 from common.study.bundle import Bundle, ServerVersions
 from common.study.load import load_study
@@ -21,11 +21,11 @@ def make_bundle(
 
     Args:
         certificate: the site's (PEM), as the server has just signed it.
-        address: `host:port` as the site reaches the server; by default what the server was started with.
+        address: `host:port` as the site reaches the server; by default the one that the server was started with.
         study: the `study.toml` to hand out, so that the site can check its data before it joins.
 
     Raises:
-        ConfigError: no address can be told, the server's certificate is not for it, or the study is wrong.
+        ConfigError: no address is known, the server's certificate is not for it, or the study is wrong.
         ConnectionRefused: no server runs in `home`.
     """
     server = check_handout(home, name=name, address=address, study=study)
@@ -45,7 +45,7 @@ def check_handout(home: ServerHome, *, name: str, address: str | None = None, st
     """Return the address that a bundle would name; a bundle that could not be made is refused before approval.
 
     Raises:
-        ConfigError: no address can be told, the server's certificate is not for it, or the study is wrong.
+        ConfigError: no address is known, the server's certificate is not for it, or the study is wrong.
         ConnectionRefused: no server runs in `home`.
     """
     if study is not None:
@@ -56,11 +56,13 @@ def check_handout(home: ServerHome, *, name: str, address: str | None = None, st
 def _check_takes_part(study: Path, name: str) -> None:
     sites = load_study(study).sites
     if name not in sites:
-        raise ConfigError(f"sites: site '{name}' does not take part in this study, only {list(sites)} ({study})")
+        raise ConfigError(f"sites: site '{name}' does not take part in this study, only {', '.join(sites)} ({study})")
 
 
 def _reachable(home: ServerHome, address: str | None) -> str:
     """Return `host:port` for the site; of a server that listens on all interfaces, its certificate's first name."""
+    if not home.certificate.is_file():
+        raise ConnectionRefused(f"no server runs in '{home.path}'; start one with 'consilium server start'")
     hosts = certificate_hosts(home.certificate.read_bytes())
     if address is None:
         host, _, port = home.address().sites.rpartition(":")
@@ -69,7 +71,7 @@ def _reachable(home: ServerHome, address: str | None) -> str:
             if not outside:
                 raise ConfigError(
                     "--address: the server listens on all its addresses and its certificate names none that a site "
-                    "could use; give --address host:port as the site reaches it, a name that --host told the server"
+                    "could use; give --address host:port as the site reaches it, with a name that --host has given it"
                 )
             host = outside[0]
         address = f"{host}:{port}"

@@ -71,7 +71,7 @@ class ServerHome:
 
     @property
     def journal(self) -> Path:
-        """The event log of all runs, which the metrics are made from."""
+        """The event log of all runs, from which the metrics are computed."""
         return self.path / "journal.jsonl"
 
     @property
@@ -85,7 +85,7 @@ class ServerHome:
         return self.path / "control.sock"
 
     def listening(self, address: ServerAddress) -> None:
-        """Write down where the server listens now.
+        """Note where the server listens now.
 
         Raises:
             StateError: the folder is unwritable.

@@ -1,7 +1,7 @@
-"""Every metric of the server; `docs/coordinator/metrics.md` says what each means.
+"""Every metric of the server; `docs/coordinator/metrics.md` explains each.
 
-Those of studies are made from the events of the journal. Their law: the values depend on the events alone, so a
-restarted exporter that reads the journal from its start arrives at the same values, counters too.
+Those of studies are computed from the events of the journal. Their law: the values depend on the events alone, so an
+exporter that is restarted and reads the journal from its start arrives at the same values, counters too.
 """
 
 from collections.abc import Mapping
@@ -38,17 +38,17 @@ REASONS = frozenset(
         *("num_examples", "metrics", "names", "shape", "dtype", "not_finite", "finish", "handshake"),
     )
 )
-"""Of `check_update`; `finish`: no test results at the end; `handshake`: a late site differs."""
+"""Reasons of `check_update`, and `finish`: no test results at the end, `handshake`: a late site differs."""
 
 
 class LiveMetrics:
-    """What is in no journal: set at each scrape, from what the server's process knows."""
+    """Metrics that no journal has: set at each scrape, from the state of the server's process."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._series = LiveSeries(registry)
 
     def see_sites(self, sites: Mapping[str, tuple[bool, float | None, float]]) -> None:
-        """Set who is approved: name -> (connected?, when last, when the certificate ends); others' series end."""
+        """Set the approved sites: name -> (connected?, when last, end of the certificate); other sites' series end."""
         series = self._series
         for metric in (series.online, series.last_seen, series.site_certificate):
             metric.clear()
@@ -146,7 +146,7 @@ class JournalMetrics:
         self._run.info.labels(study, event.run, event.method, event.strategy, event.codec).set(1)
         self._run.rounds_planned.labels(study).set(event.rounds)
         self._run.quorum.labels(study).set(event.quorum)
-        # From 0 on: increase() does not see what a counter begins with.
+        # Start at 0: increase() ignores the first value of a counter.
         self._run.fallbacks.labels(study)
         for outcome in ("completed", "failed"):
             self._run.rounds.labels(study, outcome)

@@ -1,4 +1,4 @@
-"""The server's pages for monitoring: `/metrics`, `/healthz` (it runs) and `/readyz` (it can be worked with)."""
+"""The server's pages for monitoring: `/metrics`, `/healthz` (it runs) and `/readyz` (sites can connect)."""
 
 import shutil
 import threading
@@ -22,7 +22,7 @@ FOLLOW_SECONDS = 0.5
 
 
 class Connections(Protocol):
-    """What the server's process knows of its sites."""
+    """The part of the server's process that knows its sites."""
 
     def connections(self) -> Mapping[str, tuple[bool, float | None, float]]:
         """Return of each approved site: is it connected, when it last was, when its certificate ends (Unix seconds)."""
@@ -66,7 +66,7 @@ class _Exporter:
         self._lock = threading.Lock()  # no scrape sees half of an event
 
     def follow(self) -> None:
-        """Take in what is new in the journal.
+        """Take the new events of the journal.
 
         Raises:
             StateError: an event is of another release; those after it count all the same.
@@ -95,5 +95,5 @@ class _Exporter:
         return text_page(200, "ok")
 
     def readyz(self) -> Page:
-        """Say whether the server can be worked with."""
+        """Say whether sites can connect."""
         return text_page(200, "ready") if self._state.is_ready() else text_page(503, "the server is starting")

@@ -6,12 +6,12 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 
 BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 10800)
 
-# When a counter began says nothing here: at a restart the journal is read again.
+# A counter's time of creation means nothing here: at a restart the journal is read again.
 disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus_client has no types
 
 
 class RunSeries:
-    """Of the last run of each study."""
+    """The series of the last run of each study."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         gauge, counter = partial(_gauge, registry), partial(_counter, registry)
@@ -44,7 +44,7 @@ class RunSeries:
 
 
 class SiteSeries:
-    """Of each site in the last run of each study."""
+    """The series of each site in the last run of each study."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         gauge = partial(_gauge, registry)
@@ -68,7 +68,7 @@ class SiteSeries:
 
 
 class LiveSeries:
-    """Of the server's process: who is connected, what is under way, certificates and disk."""
+    """The series of the server's process: connected sites, payloads on their way, certificates and disk."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         gauge = partial(_gauge, registry)

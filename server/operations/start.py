@@ -1,7 +1,7 @@
 """The server's long-lived process: the wire that sites connect to, the coordinator's socket, and the runs.
 
-Only the wire faces the network, and there only those get past the TLS handshake whose certificate this server's own
-authority has signed.
+Only the wire faces the network, and only callers with a certificate from this server's own authority get past its TLS
+handshake.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ from server.wire.submission import as_values, listen
 log = logging.getLogger(__name__)
 
 WINDOW_BYTES = 2**21
-"""How much of an upload may be on its way before it is read; left to itself, gRPC takes in 16 MB per connection."""
+"""How much of an upload may be on its way before it is read; gRPC's own limit would be 16 MB per connection."""
 _GRPC = {
     "grpc.max_concurrent_streams": 8,
     "grpc.max_receive_message_length": MAX_WIRE_BYTES,
@@ -61,7 +61,7 @@ def start_server(home: ServerHome, *, address: str, hosts: Sequence[str], metric
 
     Raises:
         PortInUse: the port is taken.
-        ConfigError: the address is none.
+        ConfigError: the address is not `host:port`.
         StateError: the home cannot be used, or another server runs in it.
     """
     host, _, port = address.rpartition(":")
@@ -76,7 +76,7 @@ def start_server(home: ServerHome, *, address: str, hosts: Sequence[str], metric
 
 
 def _raise_file_limit() -> None:
-    """Let every site that connects have its descriptor."""
+    """Raise this process's limit of open files, since every connected site takes one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         with contextlib.suppress(OSError, ValueError):
@@ -84,7 +84,7 @@ def _raise_file_limit() -> None:
 
 
 class _Server:
-    """What lives in the server's process."""
+    """The parts of the server's process."""
 
     def __init__(self, home: ServerHome, address: str) -> None:
         self._home, self._address = home, address
@@ -109,7 +109,7 @@ class _Server:
             if metrics:
                 stack.enter_context(exporting(self._home, metrics, state=self))
             server = await self._listen()
-            self._runs.resume()  # before the socket answers: what is submitted then is no run to be resumed
+            self._runs.resume()  # before the socket answers: a run that is submitted then must not be resumed
             control = await listen(self._home.control, self._handlers())
             sweeping = loop.create_task(self._wire.sweep())
             self._home.listening(ServerAddress(sites=self._address, pid=os.getpid()))
@@ -145,7 +145,7 @@ class _Server:
         return server
 
     def _certificates(self) -> grpc.ServerCertificateConfiguration:
-        """Return what the next TLS handshakes use: the server's own certificate, and the authorities of sites."""
+        """Return the certificates for the next TLS handshakes: the server's own, and the authorities of sites."""
         chain = (self._home.key.read_bytes(), self._home.certificate.read_bytes())
         return grpc.ssl_server_certificate_configuration([chain], root_certificates=self._authorities)
 

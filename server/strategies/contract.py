@@ -1,4 +1,4 @@
-"""What a server strategy is: a frozen dataclass of settings, a pure `apply`, and its state as an argument."""
+"""The contract of a server strategy: a frozen dataclass of settings, a pure `apply`, and its state as an argument."""
 
 from collections.abc import Callable, Iterable, Iterator, KeysView, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,7 +26,7 @@ class Update:
         delta: shared weights after training minus the weights as they arrived. Its arrays may lie on disk
             and be read each time they are asked for: hold one at a time.
         num_examples: training examples behind the delta, > 0.
-        metrics: what the site measured, e.g. `global.accuracy`; finite numbers.
+        metrics: the site's measurements, e.g. `global.accuracy`; finite numbers.
         control: the change of the site's control variate (SCAFFOLD); empty for other strategies.
     """
 
@@ -46,12 +46,12 @@ class ServerState:
         buffers: names in `weights` that training does not move by gradients (BatchNorm's running statistics):
             they are averaged and never optimised.
         memory: arrays that a strategy keeps (momentum); empty for most.
-        along: arrays that travel to the sites beside the weights, under a prefix (control variates, candidates).
-        weighting: what the weighting keeps: numbers under `what/site`.
+        along: arrays that travel to the sites along with the weights, under a prefix (control variates, candidates).
+        weighting: the weighting's memory: numbers under `what/site`.
         shares: how much each site of the last round counted in it, summing to 1.
         held: with a downlink codec, the weights as the sites of the last round have them.
-        link: what the downlink codec keeps.
-        holders: who has `held`.
+        link: the downlink codec's memory.
+        holders: the sites that have `held`.
         asked: in how many rounds each site was asked; sites that never were are not in it.
         accepted: the round of each site's last update that counted; sites without one are not in it.
     """
@@ -76,7 +76,7 @@ class ServerState:
 
     @property
     def served(self) -> Weights:
-        """What the run ends with: the weights, with the arrays that the strategy serves in their places."""
+        """The weights that the run ends with: `weights`, with the arrays that the strategy serves in their places."""
         return {**self.weights, **under(self.memory, SERVED)}
 
     @property
@@ -104,8 +104,8 @@ class Strategy(Protocol):
         """Return the state after one round; pure, and independent of the order of updates.
 
         Args:
-            shares: what the weighting gives each site, >= 0, summing to 1; a strategy that sets its own
-                shares does not read them. The shares in the step are those that were used.
+            shares: the weighting's share of each site, >= 0, summing to 1; a strategy that sets its own shares does
+                not read them. The shares in the step are those that were used.
 
         Raises:
             ValueError: no update at all (the round loop's quorum prevents it).
@@ -168,7 +168,7 @@ def filled(state: ServerState, prefix: str, value: float = 0.0) -> dict[str, Arr
 
 
 def measured(update: Update, name: str, *, above_zero: bool = False) -> float:
-    """Return what a site measured under a name.
+    """Return a site's measurement by its name.
 
     Raises:
         ValueError: the site did not send it, or sent a number below 0 (with `above_zero`: not above 0).
@@ -249,7 +249,7 @@ def adaptive_step(
     beta1: float,
     tau: float,
 ) -> Step:
-    """Return the state after what FedAdam, FedYogi and FedAdagrad have in common (Reddi 2021, algorithm 2).
+    """Return the state after the step that FedAdam, FedYogi and FedAdagrad share (Reddi 2021, algorithm 2).
 
         m <- beta1 * m + (1 - beta1) * d,    v <- second(v, d),    w <- w + learning_rate * m / (sqrt(v) + tau)
 

@@ -1,4 +1,4 @@
-"""FedDyn, the server's half: the mean of the sites' weights, corrected by what all sites were pulled by so far.
+"""FedDyn, the server's half: the mean of the sites' weights, corrected by the sum of all sites' moves so far.
 
 Acar, Zhao, Matas Navarro, Mattina, Whatmough, Saligrama: Federated Learning Based on Dynamic Regularization,
 ICLR 2021, algorithm 1, https://openreview.net/forum?id=B7v4QMR6Z9w
@@ -7,7 +7,7 @@ ICLR 2021, algorithm 1, https://openreview.net/forum?id=B7v4QMR6Z9w
     w(t+1) = (1 / |S|) * sum over k in S of theta_k - h(t+1) / alpha
 
 with `theta_k - w(t)` = `Update.delta`, S the sites of the round and N = `num_sites`, all sites of the study and not
-only those that sent an update. alpha cancels, and only the sites need to know it: what is kept under `drift/<name>` is
+only those that sent an update. alpha cancels, and only the sites need to know it: the memory `drift/<name>` holds
 -h / alpha, the sum of the deltas of all rounds over N. Every site counts the same, as in the paper, which minimises
 the mean of the sites' losses: shares by size would change the way there and not the end. Buffers and integers take
 the mean alone.
@@ -27,7 +27,7 @@ KEPT = "drift/"
 
 @dataclass(frozen=True)
 class FedDyn:
-    """Unweighted mean, and the sum of what `num_sites` sites moved by."""
+    """Unweighted mean, and the sum of the deltas of all rounds over `num_sites`."""
 
     num_sites: int
 

@@ -1,4 +1,4 @@
-"""Per-FedAvg, the server's half: the unweighted mean of what the sites' meta-steps led to.
+"""Per-FedAvg, the server's half: the unweighted mean of the weights that the sites' meta-steps lead to.
 
 Fallah, Mokhtari, Ozdaglar: Personalized Federated Learning with Theoretical Guarantees: A Model-Agnostic
 Meta-Learning Approach, NeurIPS 2020, algorithm 1, https://arxiv.org/abs/2002.07948

@@ -1,1 +1,1 @@
-"""A study at the server: handshake, rounds, checks, checkpoints; it knows no carrier."""
+"""A study at the server: handshake, rounds, checks, checkpoints; imports nothing that carries messages."""

@@ -43,7 +43,7 @@ def check_update(answer: Answer, state: ServerState, study: Study, *, held: Weig
 
 
 def check_reply(answer: Answer) -> tuple[RoundReply, Payload]:
-    """Return what a site sent for a round.
+    """Return a site's reply to a round, with its payload.
 
     Raises:
         UpdateRejected: it sent nothing, could not do the round, or sent something else.
@@ -74,9 +74,9 @@ def check_round(reply: RoundReply, state: ServerState, study: Study, *, site: st
 
 
 def check_signals(metrics: Mapping[str, float], study: Study, *, who: str) -> None:
-    """Check what the strategy and the weighting read: a measurement of -1000 must not decide how much a site counts.
+    """Check the measurements that the strategy and the weighting read: a loss of -1000 must not decide a site's share.
 
-    What the strategy needs must be there; where the weighting lacks something, the round is weighted by size.
+    The strategy's must be there; where one of the weighting's is missing, the round is weighted by size.
 
     Raises:
         UpdateRejected: with the reason `metrics`.

@@ -16,7 +16,7 @@ from common.weights.arrays import Array, Weights, bytes_view, under
 from server.strategies.contract import ServerState
 
 LAYOUT = "2"
-"""Of the file; a release with another one cannot read it."""
+"""Version of the file's layout; a release with another one cannot read it."""
 
 
 def save_checkpoint(path: Path, state: ServerState, *, run: str, study_digest: str) -> None:

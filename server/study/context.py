@@ -1,4 +1,4 @@
-"""What all steps of a study have in common: its settings, its algorithms, its sites and where it is written down."""
+"""Shared by all steps of a study: its settings, its algorithms, its sites and its folder."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace

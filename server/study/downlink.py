@@ -1,8 +1,8 @@
-"""What goes down to the sites in a round: full weights, or the difference from what a site holds already.
+"""The payloads that go down to the sites in a round: full weights, or the difference from those that a site holds.
 
 With a downlink codec the server keeps `held`: the weights as the sites of the last round have them, to the last bit.
-Who answered that round gets the coded difference from them; anybody else gets the new `held` in full, so that all
-sites of a round train from the same weights. What coding lost is in the next difference by itself.
+A site that answered that round gets the coded difference from them, every other one gets the new `held` in full, so
+that all sites of a round train from the same weights. The loss by coding is part of the next difference.
 """
 
 from collections.abc import Mapping
@@ -23,8 +23,8 @@ class Sending:
         full: for every site that is not in `differences`.
         differences: for sites that hold the weights of the round before.
         held: the weights that every site of the round trains from.
-        memory: what the codec keeps.
-        nmse: how much coding lost of the difference; 0 without a codec.
+        memory: the codec's.
+        nmse: squared error of the coded difference over its squared norm; 0 without a codec.
     """
 
     full: bytes
@@ -39,7 +39,7 @@ class Sending:
 
 
 def send(config: StudyConfig, state: ServerState) -> Sending:
-    """Return what the sites of the next round get."""
+    """Return the payloads for the sites of the next round."""
     if not config.downlink:
         return Sending(Identity().encode({**state.weights, **state.along}), state.weights)
     if not state.held:

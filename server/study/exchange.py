@@ -1,4 +1,4 @@
-"""What the round loop needs from a transport: who is there, ask them, and answers as they arrive."""
+"""The transport that the round loop needs: connected sites, a way to ask them, and answers as they arrive."""
 
 import mmap
 from collections.abc import Iterator, Mapping
@@ -15,7 +15,7 @@ from common.protocol.replies import Reply
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back from one site for one plan.
+    """One site's answer to one plan.
 
     Exactly one of `reply` and `problem` is set: `problem` is a short name (`timeout`, `crash`,
     `protocol`, `gone`) and `detail` a sentence. A large payload lies in `file`, from its beginning to its end.
@@ -66,7 +66,7 @@ class Exchange(Protocol):
 def answer_of(
     site: str, text: str | bytes, payload: Payload | None, file: IO[bytes] | None = None, *, bytes_down: int = 0
 ) -> Answer:
-    """Return what a site sent as an answer, checked as far as that is possible without the study.
+    """Return a site's reply as an answer, checked as far as that is possible without the study.
 
     Args:
         text: JSON, as it came.
@@ -80,7 +80,7 @@ def answer_of(
             payload = memoryview(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
     except ProtocolError as error:
         return Answer(site, problem="protocol", detail=str(error), bytes_down=bytes_down)
-    except (OSError, ValueError) as error:  # an empty file, or no UTF-8
+    except (OSError, ValueError) as error:  # an empty file, or text that is not UTF-8
         return Answer(site, problem="protocol", detail=f"site '{site}': {clean(str(error))}", bytes_down=bytes_down)
     bytes_up = len(text) + len(payload or b"")
     return Answer(site, reply=reply, payload=payload, file=file, bytes_up=bytes_up, bytes_down=bytes_down)

@@ -38,7 +38,7 @@ def finish(study: Study, state: ServerState) -> dict[str, TestCounts]:
 
 
 def finish_plan(study: Study, state: ServerState, site: str) -> FinishPlan:
-    """Return a site's plan for the end."""
+    """Return a site's plan for the finish."""
     return FinishPlan(
         study=study.site_digests[site],
         run=study.run,
@@ -50,7 +50,7 @@ def finish_plan(study: Study, state: ServerState, site: str) -> FinishPlan:
 
 
 def counts_of(answer: Answer, study: Study, *, round_number: int) -> TestCounts | str:
-    """Return a site's counts on its test split, or what is wrong with its answer."""
+    """Return a site's counts on its test split, or a sentence on what is wrong with its answer."""
     reply = answer.reply
     if isinstance(reply, FailureReply):
         return reply.message or "an unexpected answer"

@@ -1,4 +1,4 @@
-"""Before round 1: wait for the sites, compare what they are, agree on the initial weights.
+"""Before round 1: wait for the sites, compare their versions and data, agree on the initial weights.
 
 The server builds no model and imports no torch: every site reports the digest of the initial weights
 it would build, and the weights themselves come from one site once all digests are equal.
@@ -44,7 +44,7 @@ class Agreement:
     """What the sites agreed on before round 1.
 
     Args:
-        scale: by what inputs are scaled; None where the study does not leave that to the handshake.
+        scale: of the inputs; None where the study does not leave it to the handshake.
     """
 
     replies: Mapping[str, HandshakeReply]
@@ -56,10 +56,10 @@ class Agreement:
 def wait_for_sites(
     exchange: Exchange, study: StudyConfig, *, on_change: Callable[[frozenset[str]], None] = lambda _: None
 ) -> frozenset[str]:
-    """Wait for `study.min_sites` sites (default: all), at most `study.join_timeout_seconds`; return who is online.
+    """Wait for `study.min_sites` sites (default: all), at most `study.join_timeout_seconds`; return those online.
 
     Raises:
-        SitesMissing: names who came and who is missing.
+        SitesMissing: names the connected and the missing sites.
     """
     deadline = time.monotonic() + study.join_timeout_seconds
     before: frozenset[str] | None = None
@@ -88,14 +88,14 @@ def shake_hands(
     scale: AgreedScale | None = None,
     on_scale: Callable[[AgreedScale], None] = lambda _: None,
 ) -> Agreement:
-    """Ask the sites what they are, compare, agree on a scale, and fetch the agreed initial weights from one of them.
+    """Ask the sites for their facts, compare, agree on a scale, and fetch the agreed initial weights from one of them.
 
     Args:
-        scale: by what the inputs of this run are scaled, if that was agreed on before a restart.
-        on_scale: called with what is agreed on now, before it is sent to any site.
+        scale: of this run's inputs, if it was agreed on before a restart.
+        on_scale: called with the scale that is agreed on now, before it is sent to any site.
 
     Raises:
-        HandshakeMismatch: who differs in what, as a table; or a site that did not answer.
+        HandshakeMismatch: sites differ, with a table of the differences; or a site did not answer.
         ConsiliumError: the sentence of the first site that could not do its part (bad data, wrong weights file).
     """
     answers = _ask(exchange, study, run, sites)
@@ -120,7 +120,7 @@ def shake_hands(
 def admit(
     exchange: Exchange, study: StudyConfig, run: str, agreement: Agreement, sites: Collection[str]
 ) -> tuple[Agreement, dict[str, str]]:
-    """Shake hands with sites that came later; return the wider agreement, and who was refused with a sentence why."""
+    """Shake hands with sites that came later; return the wider agreement, and the refused sites with the reason."""
     admitted, refused = dict(agreement.replies), dict[str, str]()
     first = min(agreement.replies)
     for answer in _ask(exchange, study, run, sites):
@@ -192,7 +192,7 @@ def compare(replies: Mapping[str, HandshakeReply]) -> None:
 
 
 def check_card(study: StudyConfig, site: str, reply: HandshakeReply) -> None:
-    """Check that a site announces data that the study can use, and shares what its weighting and scale are made of.
+    """Check that a site announces data that the study can use, and shares the counts and sums that the study needs.
 
     Raises:
         ProtocolError: more examples than the study's `max_examples`, classes that the study does not name, or sums of
@@ -217,7 +217,7 @@ def check_card(study: StudyConfig, site: str, reply: HandshakeReply) -> None:
 
 
 def _check_moments(study: StudyConfig, site: str, card: DataCard) -> None:
-    """Check the sums that a common scale is made of: of the study's columns, and there if the study asks for them."""
+    """Check the sums for a common scale: they are of the study's columns, and are there if the study needs them."""
     columns = study.task.scaled_columns if study.task.agrees_on_scale else ()
     if card.moments is not None and len(card.moments.counts) != len(columns):
         raise ProtocolError(

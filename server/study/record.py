@@ -1,4 +1,4 @@
-"""What becomes of one round, step by step, and the record that is kept of it."""
+"""The values that pass between the steps of a round, and the record that is kept of it."""
 
 import time
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from server.study.downlink import Sending
 
 @dataclass(frozen=True)
 class Cohort:
-    """Who is asked in a round.
+    """The sites that are asked in a round.
 
     Args:
         quorum: how many usable updates the round needs.
@@ -28,7 +28,7 @@ class Cohort:
 
 @dataclass
 class Intake:
-    """What came back in a round so far; the sites that answered contain those that were accepted."""
+    """The answers of a round so far; the sites that answered contain those that were accepted."""
 
     updates: list[Update] = field(default_factory=list)
     answered: list[str] = field(default_factory=list)
@@ -48,11 +48,11 @@ class Intake:
 
 @dataclass(frozen=True)
 class Aggregation:
-    """What the updates of a round came to.
+    """The result of a round's updates.
 
     Args:
         shares: how much each site counted, summing to 1.
-        signals: what the shares were made from, per site.
+        signals: the measurements that the shares were computed from, per site.
         notes: why the round was not weighted as the study says.
         update_norm: Euclidean norm of the change of the global weights.
     """

@@ -1,4 +1,4 @@
-"""One round, in seven steps: choose who is asked, plan, ask, receive, check the quorum, aggregate, record.
+"""One round, in seven steps: choose the cohort, plan, ask, receive, check the quorum, aggregate, record.
 
 One exchange per round: a site evaluates the weights it receives, trains, evaluates its served model and answers once.
 An unusable update is rejected and named; too few usable ones stop the run.
@@ -40,14 +40,14 @@ def run_round(study: Study, state: ServerState) -> tuple[ServerState, RoundRecor
     """Run one round and return the new state with its record.
 
     Raises:
-        CohortTooSmall: fewer usable updates than the quorum; names who failed and why.
+        CohortTooSmall: fewer usable updates than the quorum; names the sites that failed and why.
         UpdateRejected: finite updates whose sum is too large for the weights' dtype.
     """
     cohort = choose(study, state)
     sending = send(study.config, state)
     plans = make_plans(study, state, cohort, in_part=sending.differences)
     answers = ask(study, state, plans, sending)
-    sending = sending.without_payloads()  # they are as large as the model
+    sending = sending.without_payloads()  # frees memory: the payloads are as large as the model
     with Spool(study.folder.path) as spool:
         intake = receive(study, state, answers, spool, held=sending.held)
         check_quorum(study, cohort, intake, sending)
@@ -154,7 +154,7 @@ def check_quorum(study: Study, cohort: Cohort, intake: Intake, sending: Sending)
     """Check that enough updates are usable.
 
     Raises:
-        CohortTooSmall: they are fewer than the quorum; names who failed and why.
+        CohortTooSmall: they are fewer than the quorum; names the sites that failed and why.
     """
     if len(intake.updates) >= cohort.quorum:
         return
@@ -198,7 +198,7 @@ def weigh(study: Study, state: ServerState, updates: Sequence[Update]) -> Weighe
 
 
 def candidates(study: Study, state: ServerState, updates: Sequence[Update], weighed: Weighed) -> dict[str, Array]:
-    """Return the weights that other shares would give, each under its name, for the sites to compare."""
+    """Return the weights that each candidate's shares give, under its name, for the sites to compare."""
     arrays: dict[str, Array] = {}
     for name, shares in weighed.candidates.items():
         weights = study.strategy.apply(state, updates, shares).state.weights
@@ -210,7 +210,7 @@ def candidates(study: Study, state: ServerState, updates: Sequence[Update], weig
 def remember(
     study: Study, state: ServerState, cohort: Cohort, intake: Intake, sending: Sending, aggregation: Aggregation
 ) -> ServerState:
-    """Return the state after a round, with who was asked, whose update counted, and what the sites hold."""
+    """Return the state after a round, with the sites asked, those accepted, and the weights that the sites hold."""
     accepted = {**state.accepted, **dict.fromkeys(intake.accepted, cohort.round)}
     after = replace(aggregation.state, asked=cohort.asked, accepted=accepted)
     if not study.config.downlink:

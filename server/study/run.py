@@ -1,4 +1,4 @@
-"""A study from the handshake to its result: agree, run the rounds, finish; after a restart it goes on where it was."""
+"""A study from the handshake to its result: agree, run the rounds, finish; a restart goes on from the checkpoint."""
 
 import time
 from collections.abc import Mapping
@@ -53,7 +53,7 @@ def run_study(study: Study, *, transport: str, tls: bool) -> RunResult:
         tls: whether the connections are encrypted.
 
     Raises:
-        ConsiliumError: what ended the run; everything written up to there is kept.
+        ConsiliumError: the reason why the run ended; everything written until then is kept.
     """
     began, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     study.folder.log(_started(study))
@@ -83,7 +83,7 @@ def run_study(study: Study, *, transport: str, tls: bool) -> RunResult:
 
 
 def begin(study: Study) -> Progress:
-    """Agree with the sites on what the run begins with; a run with a checkpoint goes on from there."""
+    """Agree with the sites on the initial state; a run with a checkpoint goes on from that."""
     agreement = agree(study)
     study = study.with_sites(agreement)
     if study.folder.checkpoint.exists():
@@ -160,7 +160,7 @@ def admit_newcomers(progress: Progress) -> Progress:
 
 
 def next_round(progress: Progress) -> Progress:
-    """Run one round and write down what it came to."""
+    """Run one round, and write its checkpoint and its record."""
     study = progress.study
     state, record = run_round(study, progress.state)
     study.folder.log(RoundFinished(**dict(record)))
@@ -170,7 +170,7 @@ def next_round(progress: Progress) -> Progress:
 
 
 def save_final_weights(progress: Progress) -> None:
-    """Write the weights that the run ends with, and by what their inputs are scaled."""
+    """Write the weights that the run ends with, and the scale of their inputs."""
     study, state, agreed = progress.study, progress.state, progress.agreement.scale
     about = {} if agreed is None or agreed.scale is None else {"scale": agreed.scale.model_dump()}
     save_weights(study.folder.weights, state.served, {"study": study.config.name, "round": state.round, **about})

@@ -1,4 +1,4 @@
-"""What a run leaves on the server's disk: an append-only event log, the checkpoint, the result."""
+"""A run's files on the server's disk: an append-only event log, the checkpoint, the result."""
 
 import json
 import time
@@ -11,7 +11,7 @@ from common.host.files import write_atomically
 from common.results import RunResult
 
 JOURNAL_VARIABLE = "CONSILIUM_JOURNAL"
-"""Where the server's own event log is: every run's events, for the metrics of the long-lived process."""
+"""Environment variable with the path of the server's journal: every run's events, for the server's metrics."""
 
 NOTES_SECONDS = 0.2
 """How long notes are gathered before they are written: with 1,000 sites, each by itself takes longer than the round."""
@@ -55,12 +55,12 @@ class RunFolder:
 
     @property
     def scale(self) -> Path:
-        """By what the inputs are scaled, where the study leaves that to the handshake."""
+        """The scale of the inputs, where the study leaves it to the handshake."""
         return self.path / "scale.json"
 
     @property
     def result(self) -> Path:
-        """What the report is made from."""
+        """The result, from which the report is made."""
         return self.path / "result.json"
 
     def log(self, event: RunEvent) -> None:
@@ -90,7 +90,7 @@ class RunFolder:
     def _write(self, *, durable: bool) -> None:
         EventLog(self.events).append(self._gathered.lines, durable=durable)
         self._gathered.lines.clear()
-        if self.journal is not None:  # metrics are made from it, and what a power cut loses of them is in the run's log
+        if self.journal is not None:  # never durable: it is for metrics, and the run's own log has all events
             self.journal.append(self._gathered.journal, durable=False)
             self._gathered.journal.clear()
         self._gathered.written = time.monotonic()

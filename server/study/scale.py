@@ -1,4 +1,4 @@
-"""By what a run's inputs are scaled: agreed on once, from the sums that the sites share in the handshake.
+"""The scale of a run's inputs: agreed on once, from the sums that the sites share in the handshake.
 
 The scale is written to the run's folder before it is sent to any site: a run that is resumed goes on with it, whichever
 sites are there by then.
@@ -23,12 +23,12 @@ from common.study.study import StudyConfig
 
 
 class AgreedScale(Record):
-    """By what the inputs of a run are scaled, where the study leaves that to the handshake.
+    """The scale of a run's inputs, where the study leaves it to the handshake.
 
     Args:
         study: digest of the study.
         scale: of all sites; None where every site scales by its own training rows.
-        why_not: why there is no scale of all sites, a sentence.
+        why_not: a sentence that says why there is no scale of all sites; None where there is one.
     """
 
     study: Sha256
@@ -53,8 +53,8 @@ def agree_on_scale(study: StudyConfig, replies: Mapping[str, HandshakeReply]) ->
         if not unknown:
             return AgreedScale(study=digest, scale=joined([column for column in columns if column is not None]))
         why_not = (
-            f"no site has {LEAST_ROWS} training rows in which '{unknown[0]}' is known, without all but {MOST_ALONE} or "
-            "fewer being equal"
+            f"no site has {LEAST_ROWS} training rows in which '{unknown[0]}' is known, more than {MOST_ALONE} of "
+            "these with another value than the most frequent one"
         )
     if study.task.scale == "federation":
         raise ConfigError(
@@ -105,7 +105,7 @@ def save_scale(path: Path, agreed: AgreedScale) -> None:
 
 
 def scale_facts(study: StudyConfig, agreed: AgreedScale | None) -> ScaleFacts:
-    """Return by what a run's inputs were scaled, for its result: by whose numbers, and which where they are common."""
+    """Return the facts on the scale for a run's result: whose numbers it is, and the numbers where they are common."""
     scale = study.task.fixed_scale if agreed is None else agreed.scale
     by: Literal["study", "federation", "site"]
     if agreed is None:

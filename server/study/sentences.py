@@ -1,9 +1,9 @@
-"""How a sentence names sites: one, or a few of many."""
+"""Sentences that name sites: one, or the first few of many."""
 
 from collections.abc import Mapping
 
 MOST_NAMED = 5
-"""Of more sites, so many are named in one sentence; the events hold all."""
+"""Most sites that one sentence names; the events name all."""
 
 
 def named(site: str, message: str) -> str:
@@ -13,7 +13,7 @@ def named(site: str, message: str) -> str:
 
 
 def reasons(details: Mapping[str, str]) -> str:
-    """Return what happened at each site; of many, at the first."""
+    """Return each site's sentence; of many sites, those of the first few."""
     sentences = [f"{site}: {detail}" for site, detail in sorted(details.items())]
     more = f"and {len(sentences) - MOST_NAMED} more sites" if len(sentences) > MOST_NAMED else ""
     return "; ".join(filter(None, [*sentences[:MOST_NAMED], more]))

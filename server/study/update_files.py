@@ -61,7 +61,7 @@ class StoredArrays(Mapping[str, Array]):
         """Return elements `start` to `stop` (0 <= start <= stop) of the flattened array, reading no others.
 
         Args:
-            into: memory to read them into, of the array's dtype and at least so long.
+            into: memory to read them into, of the array's dtype and large enough.
         """
         place = self._places[name]
         first, last = min(start, place.size), min(stop, place.size)

@@ -1,4 +1,4 @@
-"""Sentences on what a person should know of the sites of a study, made before training begins; none ends the run."""
+"""Warnings on the sites of a study, as sentences, made before training begins; none ends the run."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
@@ -10,13 +10,13 @@ from server.study.scale import AgreedScale
 from server.study.sentences import MOST_NAMED
 
 Replies = Mapping[str, HandshakeReply]
-"""What each site answered in the handshake."""
+"""Each site's reply to the handshake."""
 DWARFS, DWARFS_THE_OTHER = 100, 1000
-"""From so many times the others' median on (with two sites: the other's) a site's examples are worth a warning."""
+"""How many times the others' median (of two sites, the other's) a site's examples must be for a warning."""
 SHARES_DIFFER = 0.2
-"""From such a difference of a class's shares at two sites on, a scale of each site's own is worth a warning."""
+"""Difference of a class's shares at two sites from which on a scale of each site's own is worth a warning."""
 FAR_OFF = 20.0
-"""From so many times the usual distance on a site's values of a column are worth a warning."""
+"""How many times the usual distance a site's values of a column must lie away for a warning."""
 
 
 def at_the_start(study: StudyConfig, replies: Replies, agreed: AgreedScale | None) -> tuple[str, ...]:
@@ -49,7 +49,7 @@ def about_newcomers(
 
 
 def _centred_apart(study: StudyConfig, replies: Replies, agreed: AgreedScale | None) -> Iterator[str]:
-    """Yield what every site's scaling its inputs by its own rows means for this study."""
+    """Yield a sentence if every site scales its inputs by its own rows, and one on what that does to this study."""
     if agreed is not None and agreed.why_not is not None:
         yield (f"there is no scale for all sites, so each scales its inputs by its own training rows: {agreed.why_not}")
     if study.task.scale != "site" and (agreed is None or agreed.scale is not None):
@@ -59,7 +59,7 @@ def _centred_apart(study: StudyConfig, replies: Replies, agreed: AgreedScale | N
         return
     name, of = min(sorted(shares.items()), key=lambda item: min(item[1].values()) - max(item[1].values()))
     low, high = min(of, key=of.__getitem__), max(of, key=of.__getitem__)
-    if of[high] - of[low] > SHARES_DIFFER:  # the widest difference says it
+    if of[high] - of[low] > SHARES_DIFFER:  # one sentence, on the widest difference
         yield (
             f"'{name}' is {of[low]:.0%} of the examples at site '{low}' and {of[high]:.0%} at site '{high}': with "
             "task.scale = 'site' every site's inputs are centred on its own patients, which takes out what tells "
@@ -91,7 +91,7 @@ def _classes_at_one_site(replies: Replies) -> Iterator[str]:
 
 
 def _first_few(sentences: Sequence[str], what: str) -> Iterator[str]:
-    """Yield the sentences of the first few sites, and how many more sites `what`: a thousand sites fill no screen."""
+    """Yield the sentences of the first few sites, and one that counts the other sites that `what`."""
     yield from sentences[:MOST_NAMED]
     if len(sentences) > MOST_NAMED:
         yield f"... and {len(sentences) - MOST_NAMED} more sites {what}"
@@ -119,8 +119,8 @@ def _few_test_examples(replies: Replies) -> Iterator[str]:
     if few:
         more = f" and {len(few) - MOST_NAMED} more sites" if len(few) > MOST_NAMED else ""
         yield (
-            f"{', '.join(few[:MOST_NAMED])}{more}: fewer than {LEAST_PATIENTS} test examples, so nothing will be said "
-            "of whether joining helps there; a larger split.test or more examples would change that"
+            f"{', '.join(few[:MOST_NAMED])}{more}: fewer than {LEAST_PATIENTS} test examples, so no report will say "
+            "whether joining helps there; a larger split.test or more examples would change that"
         )
 
 
@@ -145,7 +145,7 @@ def _equal_rows(study: StudyConfig, replies: Replies) -> Iterator[str]:
 def _dwarfing(replies: Replies) -> Iterator[str]:
     """Yield a sentence for each site whose training examples are so many that hardly any other site counts.
 
-    Nobody but the site knows how many it has; a person may know how large the hospital is.
+    The server cannot check the number; the coordinator may know how large the hospital is.
     """
     sizes = {site: reply.card.num_train for site, reply in sorted(replies.items())}
     ordered = sorted(sizes.values())
@@ -159,7 +159,7 @@ def _dwarfing(replies: Replies) -> Iterator[str]:
 
 
 def _median_without(ordered: Sequence[int], size: int) -> int:
-    """Return the low median of sorted numbers when one `size` of them is left out; itself where it is the only one."""
+    """Return the low median of sorted numbers without one `size` of them; `size` itself if it is the only one."""
     middle = (len(ordered) - 2) // 2
     if middle < 0:
         return size
@@ -167,9 +167,9 @@ def _median_without(ordered: Sequence[int], size: int) -> int:
 
 
 def _far_off(study: StudyConfig, replies: Replies) -> dict[str, str]:
-    """Return a sentence for each site whose values of a column lie so far from the others' that these become all alike.
+    """Return a sentence for each site whose values are so far away that a common scale makes all others nearly equal.
 
-    Nobody but the site knows its values; a person may know what units and outliers it has.
+    The server cannot see the values; the site's staff may know its units and outliers.
     """
     moments = {site: reply.card.moments for site, reply in sorted(replies.items()) if reply.card.moments is not None}
     columns: dict[str, list[tuple[float, str]]] = {}
@@ -187,6 +187,6 @@ def _too_far(site: str, columns: Sequence[tuple[float, str]]) -> str:
     more = f" (and {len(columns) - 1} more)" if len(columns) > 1 else ""
     return (
         f"site '{site}': its values of '{name}'{more} lie {times:.3g} times as far from what is usual as other sites': "
-        "by one scale for all hardly a difference between the others' examples is left; ask the site for its units and "
-        "outliers, or choose another task.scale"
+        "by one scale for all, the others' examples would hardly differ from each other; ask the site for its units "
+        "and outliers, or choose another task.scale"
     )

@@ -9,10 +9,10 @@ Dimensions, ICML 2008, https://doi.org/10.1145/1390156.1390191 (the projection)
 with F_k = the metric `received.loss`, the loss of the weights that round began with; the mean is over this round's
 sites. `project` gives the nearest point of the simplex. Taking the mean off changes nothing when all sites take
 part; otherwise it keeps the sites that were not asked, whose F is unknown, from losing weight to those that were.
-What deviates from the paper, in which F_k is the empirical risk on the training examples and the answer is the mean of
-all iterates: here F_k is measured on the site's validation examples, which tell what overfitting hides, and the weights
-after the last round are what is served, as in tens of rounds the first ones would spoil the mean; so the paper's
-guarantee for convex losses, which is for that mean, does not cover them.
+Deviations from the paper, in which F_k is the empirical risk on the training examples and the answer is the mean of all
+iterates: here F_k is measured on the site's validation examples, which show overfitting, and the weights after the last
+round are served, as in tens of rounds the first ones would spoil the mean; so the paper's guarantee for convex losses,
+which is for that mean, does not cover them.
 
 `lambda` holds every site seen so far and starts uniform; a late joiner enters with 1 / K, K counting it, and the
 others are scaled to make room.

@@ -1,4 +1,4 @@
-"""Auto: weights learned in the run; two other mixtures travel along and the sites say which serves them better.
+"""Auto: weights learned in the run; two other mixtures travel along, and the sites measure which is better.
 
 Xia, Yang, Li, Myronenko, Xu et al.: Auto-FedAvg: Learnable Federated Averaging for Multi-Institutional Medical
 Image Segmentation, 2021, https://arxiv.org/abs/2104.10195, and Li, Lin, Shang, Wu: Revisiting Weighted Aggregation

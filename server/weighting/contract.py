@@ -1,9 +1,9 @@
-"""What a factor of a site's weight is, and how factors become shares: product, smoothing, bounds.
+"""The contract of a factor of a site's weight, and how factors become shares: product, smoothing, bounds.
 
     weight_k = product over factors f of  value_f(k) ** exponent_f,        share_k = weight_k / sum_j weight_j
 
 Everything is keyed by the sites' names: connections come and go. Where a signal is missing or no weight is
-left, the round is weighted by size, a note says so, and nothing is learned from it; nothing is made up.
+left, the round is weighted by size, a note says so, and the weighting's memory stays as it is; no value is made up.
 """
 
 import math
@@ -19,7 +19,7 @@ from server.strategies.contract import Update
 
 PerSite = Mapping[str, float]
 TINY = 1e-300
-"""Stands for a share of 0 where bounds leave over what only such sites can take."""
+"""Stands for a share of 0 where the bounds leave a rest that only sites without a share can take."""
 
 
 class SignalMissing(Exception):
@@ -28,7 +28,7 @@ class SignalMissing(Exception):
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a factor may look at in one round.
+    """The evidence that a factor may use in one round.
 
     Args:
         updates: the accepted updates, in the order of site names, at least one.
@@ -48,7 +48,7 @@ class Evidence:
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """Who sent an update, in sorted order."""
+        """The sites that sent an update, in sorted order."""
         return tuple(update.site for update in self.updates)
 
     @property
@@ -57,7 +57,7 @@ class Evidence:
         return {update.site: float(update.num_examples) for update in self.updates}
 
     def metric(self, name: str) -> dict[str, float]:
-        """Return what every site measured under a name.
+        """Return every site's measurement of this name.
 
         Raises:
             SignalMissing: names the sites that did not send it.
@@ -70,7 +70,7 @@ class Evidence:
         """Return every site's examples per class, at least one example each.
 
         Raises:
-            SignalMissing: names the sites that do not share them, or of which noise left nothing.
+            SignalMissing: names the sites that do not share them, or whose counts are all 0 after noise.
         """
         if missing := [site for site in self.sites if not sum(self.class_counts.get(site, {}).values())]:
             raise SignalMissing(f"class counts are missing or all 0 from {', '.join(missing)}")
@@ -91,7 +91,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Reading:
-    """What one factor says of the sites of one round.
+    """One factor's values for the sites of one round.
 
     Args:
         values: the factor per site, finite and >= 0; one for every site of the evidence.
@@ -110,10 +110,10 @@ class Factor(Protocol):
     """One factor of a site's weight. Settings are fields of a frozen dataclass; memory is an argument."""
 
     def read(self, evidence: Evidence, memory: Mapping[str, float]) -> Reading:
-        """Return what the factor says of this round's sites; pure.
+        """Return the factor's values for this round's sites; pure.
 
         Raises:
-            SignalMissing: a site did not send what is needed.
+            SignalMissing: a site did not send a measurement that is needed.
         """
         ...
 
@@ -124,9 +124,9 @@ class Weighed:
 
     Args:
         shares: per site, >= 0, summing to 1.
-        signals: site -> signal -> value; `<factor>.factor` is what entered the product.
-        memory: what the weighting keeps.
-        notes: sentences on what did not go as the study says (a fallback to size weights, bounds that cannot hold).
+        signals: site -> signal -> value; `<factor>.factor` is the value that entered the product.
+        memory: the weighting's whole memory from now on.
+        notes: sentences on deviations from the study (a fallback to size weights, bounds that cannot hold).
         candidates: other shares to try, by name; none in a round that is weighted by size instead.
     """
 
@@ -145,7 +145,7 @@ class Weighting:
         factors: (kind, factor, exponent), each kind once.
         smoothing: in [0, 1): how much of a site's weight relative to the cohort's mean is kept from the round
             before; an exponential moving average per site, over the rounds it took part in.
-        minimum, maximum: bounds of a share; they hold for what is used, size weights included, so they come last.
+        minimum, maximum: bounds of a share; they come last, so that they hold for size weights too.
     """
 
     factors: tuple[tuple[str, Factor, float], ...]
@@ -231,7 +231,7 @@ def bounded(shares: PerSite, low: float, high: float) -> dict[str, float]:
 
     They are `clip(c * share, low, high)` with the one c for which they sum to 1. Needs
     `low * n <= 1 <= high * n`; shares that are within the bounds already are returned as they are.
-    What the bounds take from all others is divided equally among the sites that have no share.
+    A rest that the bounds take from all others is divided equally among the sites that have no share.
     """
     if all(low <= share <= high for share in shares.values()):
         return dict(shares)
@@ -252,7 +252,7 @@ def bounded(shares: PerSite, low: float, high: float) -> dict[str, float]:
 
 
 def recall(memory: Mapping[str, float], what: str) -> dict[str, float]:
-    """Return what is remembered under `what/site`, by site."""
+    """Return the numbers in memory under `what/site`, by site."""
     return _under(memory, f"{what}/")
 
 

@@ -46,7 +46,7 @@ class Divergence:
         return Reading(values, {self.measure: measured})
 
     def _measured(self, own: Distribution, pooled: Distribution) -> float:
-        """Return what `measure` names, >= 0."""
+        """Return the divergence or entropy that `measure` names, >= 0."""
         if self.measure == "kl":
             return _kl(own, pooled)
         if self.measure == "js":

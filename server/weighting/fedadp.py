@@ -7,7 +7,7 @@ Communications and Networking 2021, https://arxiv.org/abs/2012.00661
     x_k = mean of theta_k over the rounds that the site took part in
     f(x) = alpha * (1 - exp(-exp(-alpha * (x - 1)))),        value_k = exp(f(x_k) - max_j f(x_j))
 
-with D_k = `Update.delta` over the trained arrays, angles in radians. Beside the factor `size` this is the paper's
+with D_k = `Update.delta` over the trained arrays, angles in radians. With the factor `size` too, this is the paper's
 n_k exp(f(x_k)): dividing by the largest value changes no share, and no alpha is too large. An update that is zero,
 or that points nowhere because the mean is zero, has the angle pi / 2. A site's mean angle is kept while it is away.
 """
@@ -21,7 +21,7 @@ import numpy as np
 from server.weighting.contract import Evidence, Reading, normalised, recall, remember
 
 EXPONENT_LIMIT = 700.0
-"""exp of more is no float any more; exp(-exp(700)) is 0 to any precision."""
+"""exp of more overflows a float; exp(-exp(700)) is 0 to any precision."""
 ROUNDING = 1e-12
 
 

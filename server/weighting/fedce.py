@@ -1,4 +1,4 @@
-"""FedCE: sites count by what the others lack without them, in direction and in predictions.
+"""FedCE: sites count by how much the others lack without them, in direction and in predictions.
 
 Jiang, Roth, Li, Yang, Zhao, Nath, Xu, Dou, Xu: Fair Federated Medical Image Segmentation via Client Contribution
 Estimation, CVPR 2023, section 3, https://arxiv.org/abs/2303.16520

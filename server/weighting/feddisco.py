@@ -10,7 +10,7 @@ counts it shares, divided by their sum) and u the global one. As in the paper an
 sites' pooled distribution but the one that the global model should serve: uniform over the classes of the study,
 which are all that any site has. Metrics: `kl` = sum q log(q / u), then divided by the sum over this round's
 sites (0 if that is 0); `l1`, `l2` = norms of q - u; `cosine` = 1 - cos(q, u). The size is in the value already. If
-no value is left above 0, the round is weighted by size (`base`). Keeps no memory.
+no value is left above 0, the round is weighted by size. Keeps no memory.
 """
 
 from collections.abc import Mapping

@@ -1,1 +1,1 @@
-"""What carries a study at the coordinator: the gRPC service, the runs, the socket on which studies are submitted."""
+"""The server's side of the wire: the gRPC service, the runs' processes, the socket on which studies are submitted."""

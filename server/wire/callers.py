@@ -1,4 +1,4 @@
-"""Who calls: every call's site by the certificate of its connection, how many it has open, and how calls end."""
+"""Admission of calls: a call's site by the certificate of its connection, its open calls, and how calls end."""
 
 import asyncio
 import logging
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class Callers:
-    """Admits calls; a site is who its certificate says, and revoking its key ends what it has open."""
+    """Admits calls; a site is identified by its certificate, and revoking its key ends its open calls."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
@@ -34,19 +34,19 @@ class Callers:
         self._transfers: dict[asyncio.Task[Any], str] = {}
 
     def end_transfers(self, fingerprints: Iterable[str], *, reason: str) -> None:
-        """End the transfers of some keys at once, also of payloads that are half here."""
+        """End the transfers of some keys at once, also those that are half done."""
         keys = set(fingerprints)
         for transfer in [task for task, key in self._transfers.items() if key in keys]:
             transfer.cancel(reason)
 
     async def check_still_known(self, peer: Peer, context: Any) -> None:
-        """Refuse who was revoked while it had yet to say something: nothing finds such a call."""
+        """Refuse a site that was revoked before its first message: nothing else ends such a call."""
         if self._registry.name_of(peer.fingerprint) != peer.site:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, REVOKED)
 
     @contextmanager
     def transfer(self, peer: Peer) -> Iterator[None]:
-        """Keep a transfer where `end_transfers` finds it."""
+        """Register a transfer, so that `end_transfers` can end it."""
         this = asyncio.current_task()
         assert this is not None
         self._transfers[this] = peer.fingerprint
@@ -94,11 +94,11 @@ class Callers:
 
 
 async def within(seconds: float, waiting: Awaitable[T]) -> T:
-    """Wait for a read or a write of a call, but no longer than that.
+    """Wait for a read or a write of a call, at most `seconds`.
 
     Raises:
         TimeoutError: it took longer.
-        DecodeError: the other end has nothing more to say.
+        DecodeError: the other end has ended its side of the call.
     """
     async with asyncio.timeout(seconds):
         result = await waiting
@@ -111,6 +111,6 @@ def parsed(kind: Any, content: Any) -> Any:
     """Return a message of this kind.
 
     Raises:
-        DecodeError: it is none.
+        DecodeError: the bytes are not one.
     """
     return kind.FromString(content)

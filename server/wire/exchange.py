@@ -24,7 +24,7 @@ class WireExchange:
         self._link, self._outbox = link, outbox
 
     def connected(self) -> frozenset[str]:
-        """Return the names of the sites that attend now."""
+        """Return the names of the sites that are connected now."""
         return self._link.online()
 
     def ask(
@@ -64,7 +64,7 @@ class WireExchange:
             waiting[task.id] = site, len(text) + len(content or b"")
         self._link.ask(outgoing)
         sending = (time.monotonic() - began) / max(1, len(waiting))
-        payload, instead, content = None, NOTHING, None  # they are on their way, and as large as the model
+        payload, instead, content = None, NOTHING, None  # frees memory: they are sent, and as large as the model
         outgoing.clear()
         yield from self._answers(waiting, timeout_seconds, sending)
 

@@ -1,4 +1,4 @@
-"""What a deployed study's ServerApp is given as Flower's Grid: who attends, and the exchange that carries plans."""
+"""Flower's Grid for the ServerApp of a deployed study: the connected sites, and the exchange that carries plans."""
 
 from collections.abc import Iterable
 from typing import Any, NoReturn
@@ -12,8 +12,8 @@ from server.wire.exchange import WireExchange
 class WireGrid(Grid):
     """The Grid of a deployed study.
 
-    Its ServerApp asks sites through `exchange`, which signs plans as they are. Messages of Flower are for the apps of
-    others, whose Grid is `server.flower.grid.FlowerGrid`.
+    Its ServerApp asks sites through `exchange`, which signs plans as they are. Flower messages are for third-party
+    apps, whose Grid is `server.flower.grid.FlowerGrid`.
     """
 
     def __init__(self, exchange: WireExchange) -> None:
@@ -27,15 +27,15 @@ class WireGrid(Grid):
 
     @property
     def run(self) -> Any:
-        """Return what was set (Flower's interface)."""
+        """Return the run that was set (Flower's interface)."""
         return self._run
 
     def get_node_ids(self) -> Iterable[int]:
-        """Return the numbers of the sites that attend."""
+        """Return the numbers of the sites that are connected."""
         return [node.node_id for node in self.get_nodes()]
 
     def get_nodes(self) -> Iterable[NodeInfo]:
-        """Return the sites that attend; a site keeps its number for as long as the run lasts."""
+        """Return the sites that are connected; a site keeps its number for as long as the run lasts."""
         sites = sorted(self.exchange.connected())
         return [NodeInfo(node_id=self._numbers.setdefault(site, len(self._numbers) + 1), name=site) for site in sites]
 

@@ -1,4 +1,4 @@
-"""What a run sends: orders with growing numbers, signed, and their payloads where the server's process finds them."""
+"""A run's outgoing orders, signed and with growing numbers, and their payloads in files that the server reads."""
 
 import secrets
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ _NUMBERS_AT_ONCE = 1_000_000
 
 
 class Numbers:
-    """Numbers for orders that grow from one process of a run to the next, whatever the clock says.
+    """Growing numbers for orders, across the processes of a run and independent of the clock.
 
     Args:
         file: where the numbers that may have been used are noted.
@@ -51,7 +51,7 @@ def _read_number(file: Path) -> int:
 
 @dataclass(frozen=True)
 class Signer:
-    """What makes an order of this run: its name, the study's key, and the numbers used so far."""
+    """The parts that orders of a run are made with: its name, the study's key, and its numbers."""
 
     run: str
     key: Ed25519PrivateKey
@@ -74,7 +74,7 @@ class Parcel:
 
 
 class Outbox:
-    """Makes tasks of what a run asks, and clears away their files once they are answered.
+    """Makes tasks from a run's orders, and deletes their files once they are answered.
 
     Args:
         folder: where large payloads lie, shared with the server's process.
@@ -107,7 +107,7 @@ class Outbox:
         """Return a signed task for one site.
 
         Args:
-            seconds: for so long its reply is of use.
+            seconds: for which its reply is waited for.
             most_bytes: the largest payload of a reply that can be of use.
             id: 16 random bytes; default: new ones.
 
@@ -126,7 +126,7 @@ class Outbox:
             payload_size=parcel.size,
         )
         signed = sign_order(order, self._signer.key)
-        if len(signed) > MAX_ORDER_BYTES:  # the site's connection would break over it, again and again
+        if len(signed) > MAX_ORDER_BYTES:  # it would break the site's connection again and again
             raise ConfigError(f"an order for site '{site}' has {len(signed)} bytes, expected at most {MAX_ORDER_BYTES}")
         task = pb.Outgoing(
             id=identifier,
@@ -144,7 +144,7 @@ class Outbox:
         return task
 
     def done(self, identifier: bytes) -> None:
-        """Note that a task is over: a payload that no other task needs is deleted."""
+        """Note that a task is over, and delete its payload if no other task needs it."""
         parcel = self._parcels.pop(identifier, None)
         if parcel is not None:
             parcel.users -= 1

@@ -1,4 +1,4 @@
-"""The register of sites: which key was approved under which name, until when its certificate lasts, what is revoked.
+"""The register of sites: the approved keys with their sites' names, the ends of their certificates, the revoked keys.
 
 One writer, the server's process. A connection is known by its certificate's key and by nothing that it says.
 """
@@ -64,7 +64,7 @@ class _File(Record):
 
 
 class Registry:
-    """The register in a server's home; approvals and revocations are on the disk before they count.
+    """The register in a server's home; approvals and revocations are on the disk before they take effect.
 
     Renewed certificates and when a site was last seen are kept in memory until `save` or `close`.
 
@@ -79,7 +79,7 @@ class Registry:
         self._changed = False
         self._take(_read(self._file))
 
-    # --- who is who ---
+    # --- look-up ---
 
     def name_of(self, fingerprint: str) -> str | None:
         """Return the site that was approved with this key; None for an unknown or revoked one."""
@@ -87,7 +87,7 @@ class Registry:
         return entry.name if entry is not None and not entry.revoked else None
 
     def is_revoked(self, fingerprint: str) -> bool:
-        """Return whether this key was approved once and is not any more."""
+        """Return whether this key was approved once and has been revoked."""
         entry = self._entries.get(fingerprint)
         return entry is not None and bool(entry.revoked)
 
@@ -97,7 +97,7 @@ class Registry:
             Approval(**entry.model_dump(include=set(Approval.__dataclass_fields__))) for entry in self._entries.values()
         ]
 
-    # --- what the coordinator decides ---
+    # --- decisions of the coordinator ---
 
     def approve(self, request: SigningRequest, *, name: str) -> bytes:
         """Let a site take part and return its certificate (PEM); for the same key and name again, a new one.
@@ -200,7 +200,7 @@ class Registry:
         add_authority(self._home)
 
     def retire_authorities(self, *, force: bool = False) -> list[str]:
-        """Drop all authorities but the newest, which signs the server's certificate; return who is left behind.
+        """Drop all authorities but the newest, which signs the server's certificate; return the sites left behind.
 
         Raises:
             ConfigError: approved sites have no certificate of the newest one, and `force` is not set.
@@ -229,7 +229,7 @@ class Registry:
             self._keep(self._entries[self._names[name]].model_copy(update={"last_seen": when}))
 
     def save(self) -> None:
-        """Write what has changed since the register was last written; nothing where nothing has.
+        """Write the register if it has changed since it was last written.
 
         Raises:
             StateError: the register cannot be written.
@@ -238,7 +238,7 @@ class Registry:
             self._commit(self._entries)
 
     def close(self) -> None:
-        """Write what has changed.
+        """Write the register if it has changed.
 
         Raises:
             StateError: the register cannot be written.
@@ -284,12 +284,12 @@ class Registry:
         return {**self._entries, **changed}
 
     def _keep(self, entry: _Entry) -> None:
-        """Take over what may be lost in a crash."""
+        """Take over an entry that is written later, and may be lost in a crash."""
         self._entries[entry.fingerprint] = entry
         self._changed = True
 
     def _commit(self, entries: dict[str, _Entry]) -> None:
-        """Write the register, and only then go by it."""
+        """Write the register, and only then let its new entries take effect."""
         content = _File(sites=tuple(entries.values())).model_dump_json(indent=1)
         write_atomically(self._file, content.encode(), mode=0o600)
         self._take(entries)

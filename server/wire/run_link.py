@@ -1,4 +1,4 @@
-"""A run's end of the private socket between it and the server's process: ask sites, take answers."""
+"""A run's end of the private socket between it and the server's process: tasks out, answers in."""
 
 import select
 import socket
@@ -12,7 +12,7 @@ from common.wire.frames import Frames, framed
 _CHUNK_BYTES = 2**20
 _ASK_BYTES = 2**25
 ORPHANED = 75
-"""Exit code of a run whose server has ended; it is no code of an error, so the run goes on with the next server."""
+"""Exit code of a run whose server has ended; not an error's code, so the next server goes on with the run."""
 
 
 class RunLink:
@@ -30,23 +30,23 @@ class RunLink:
         self._jobs: deque[str] = deque()
 
     def job(self) -> str:
-        """Wait for what is to be run (JSON), for as long as it takes.
+        """Wait for the job (JSON), for as long as it takes.
 
         Raises:
-            SystemExit: the server's process has ended, here as everywhere below: nobody is left to work for.
+            SystemExit: the server's process has ended; all methods below raise it too.
         """
         while not self._jobs:
             self._read(None)
         return self._jobs.popleft()
 
     def online(self) -> frozenset[str]:
-        """Return the names of the sites that attend now."""
+        """Return the names of the sites that are connected now."""
         while self._read(0):
             pass
         return frozenset(self._online)
 
     def attending(self) -> frozenset[str]:
-        """Return what was known last of the sites that attend, reading nothing; for other threads too."""
+        """Return the connected sites as last reported, reading nothing from the socket; for other threads too."""
         return frozenset(self._online)
 
     def ask(self, tasks: Iterable[pb.Outgoing]) -> None:
@@ -62,7 +62,7 @@ class RunLink:
             self._send(pb.FromRun(ask=pb.Ask(tasks=batch)))
 
     def forget(self, tasks: Iterable[bytes]) -> None:
-        """Wait for some tasks no longer."""
+        """Stop waiting for some tasks."""
         self._send(pb.FromRun(forget=pb.Forget(tasks=tasks)))
 
     def answers(self, seconds: float) -> list[pb.Answer]:
@@ -83,7 +83,7 @@ class RunLink:
             raise SystemExit(ORPHANED) from error
 
     def _read(self, seconds: float | None) -> bool:
-        """Take in what has arrived, waiting up to `seconds` for it; return whether there was something."""
+        """Read the messages that have arrived, waiting up to `seconds`; return whether there were any."""
         readable, _, _ = select.select([self._socket], [], [], seconds)
         if not readable:
             return False

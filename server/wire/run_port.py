@@ -1,4 +1,4 @@
-"""The server's end of the private socket between it and one run: tasks in, answers and who attends out."""
+"""The server's end of the private socket between it and one run: tasks in, answers and the connected sites out."""
 
 import asyncio
 import logging
@@ -31,12 +31,12 @@ class RunPort:
         self._outgoing: list[bytes] = []
 
     def start(self, job: str) -> None:
-        """Tell the run what to run, and who attends."""
+        """Send the run its job, and the connected sites."""
         self._send(pb.ToRun(job=job))
         self._send(pb.ToRun(came=pb.Sites(names=self._wire.streams.names())))
 
     async def serve(self) -> None:
-        """Pass on what the run asks until its process ends."""
+        """Pass on the run's tasks until its process ends."""
         frames = Frames()
         self._wire.streams.watch(self._site)
         try:
@@ -71,7 +71,7 @@ class RunPort:
         self._send(pb.ToRun(came=names) if is_here else pb.ToRun(left=names))
 
     def _send(self, message: pb.ToRun) -> None:
-        """Send a message with all others of this turn of the loop: a system call each would cost more than they do."""
+        """Send a message with all others of this turn of the loop: a system call for each would be slow."""
         if not self._outgoing:
             asyncio.get_running_loop().call_soon(self._flush)
         self._outgoing.append(framed(message.SerializeToString()))

@@ -1,7 +1,7 @@
 """The runs of a server: each a process of its own, started, followed, stopped, and started again from its checkpoint.
 
-A process that has imported everything waits as a spare, so that a study begins in a moment. What runs is noted in
-`runs.json`: a run that was cut off by the end of the server, or whose process died, goes on by itself.
+A process that has imported everything waits as a spare, so that a study begins in a moment. Runs are noted in
+`runs.json`: one that was cut off by the end of the server, or whose process died, goes on by itself.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ from server.wire.service import Wire
 log = logging.getLogger(__name__)
 
 SPARE_SECONDS = 0.5
-"""How long after the last run has ended another spare process is started."""
+"""Pause between the end of the last run and the start of another spare process."""
 MAX_DEATHS = 3
 """How often in a row a run's process may die without a new checkpoint before the run counts as failed."""
 KEPT_ENDED = 200
@@ -47,7 +47,7 @@ class RunEntry:
     Args:
         name: of the run, and of its folder.
         title: the study's name, or the app's.
-        job: what `server.run_process` is told.
+        job: for `server.run_process`.
         since: Unix seconds.
         deaths: how often its process died since the last checkpoint.
     """
@@ -97,7 +97,7 @@ class Runs:
         self._closing = False
 
     def resume(self) -> None:
-        """Start again what was running when the server ended, and a spare process."""
+        """Start again the runs that were going on when the server ended, and a spare process."""
         shutil.rmtree(self._payloads, ignore_errors=True)
         self._payloads.mkdir(mode=0o700, parents=True, exist_ok=True)
         for entry in list(self._entries.values()):
@@ -120,14 +120,14 @@ class Runs:
         self._entries[name] = RunEntry(name, title, dict(job))
         try:
             self._save()
-        except StateError:  # it has not begun
+        except StateError:  # the run has not begun
             del self._entries[name]
             raise
         self._follow(self._entries[name])
         return name
 
     def entries(self) -> list[RunEntry]:
-        """Return all runs that are known, the newest last."""
+        """Return all known runs, the newest last."""
         return sorted(self._entries.values(), key=lambda entry: entry.since)
 
     async def stop(self, name: str) -> None:
@@ -149,7 +149,7 @@ class Runs:
             await asyncio.wait({followed}, timeout=STOP_SECONDS)
 
     async def close(self) -> None:
-        """End all processes; what was running goes on when the server is started again."""
+        """End all processes; their runs go on when the server is started again."""
         self._closing = True
         children = list(self._children.values())
         if self._spare is not None:
@@ -173,7 +173,7 @@ class Runs:
             log.error("a run could not be followed error=%s: %s", type(error).__name__, error)
 
     async def _run(self, entry: RunEntry) -> None:
-        """Have a process run it, and another when that one dies, until it has ended."""
+        """Run it in a process, and in another one if that dies, until the run has ended."""
         while not self._closing and self._entries[entry.name].state == RUNNING:
             before = _progress(entry.folder)
             try:
@@ -210,7 +210,7 @@ class Runs:
                 events.log(RunFailure(error="RunFailed", message=detail))
 
     async def _once(self, entry: RunEntry) -> int:
-        """Have one process run it; return its exit code, negative for the signal that killed it."""
+        """Run it in one process; return the exit code, negative for the signal that killed it."""
         folder = self._payloads / entry.name
         folder.mkdir(mode=0o700, exist_ok=True)
         child = await self._child()
@@ -228,7 +228,7 @@ class Runs:
         finally:
             del self._children[entry.name]
             shutil.rmtree(folder, ignore_errors=True)
-            if not self._children:  # a process that only waits is memory that the runs going on could need
+            if not self._children:  # a waiting process takes memory that the runs in progress may need
                 asyncio.get_running_loop().call_later(SPARE_SECONDS, self._prepare_spare)
 
     # --- processes ------------------------------------------------------------------------------
@@ -262,7 +262,7 @@ class Runs:
     # --- runs.json ------------------------------------------------------------------------------
 
     def _note(self, entry: RunEntry) -> None:
-        """Go by what has become of a run, also where the disk does not take it."""
+        """Take over and write a run's new state; a disk error does not undo it."""
         self._entries[entry.name] = entry
         try:
             self._save()

@@ -1,7 +1,7 @@
-"""The server's end of the wire: who attends, plans down, replies up.
+"""The server's end of the wire: the sites' streams, orders down, replies up.
 
-Everything here runs in one asyncio loop. A site is who its certificate says; no message names its sender. What a
-site sends is looked at only if it answers a task of its own, and never unpacked here: that is the run's work.
+Everything here runs in one asyncio loop. A site is identified by its certificate; no message names its sender. A reply
+is read only if it answers one of the site's own tasks, and never unpacked here: that is the run's work.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ from server.wire.transfers import Transfers
 log = logging.getLogger(__name__)
 
 TASKS_AT_A_SITE = 32
-"""How many tasks a site is given before it has answered one; it keeps twice as many."""
+"""How many unanswered tasks a site is given; it can keep twice as many."""
 MAX_HELLO_TASKS = 1024
 RENEWAL_SECONDS = 60.0
 """A site that asks for certificates more often than that misbehaves: each is signed in this loop."""
@@ -61,7 +61,7 @@ class Wire:
         self.turns = self.transfers.turns
 
     def handlers(self) -> grpc.GenericRpcHandler:
-        """Return what a `grpc.aio` server needs; messages are bytes, so that what is malformed is ours to judge."""
+        """Return the handlers for a `grpc.aio` server; messages stay bytes, so that malformed ones are handled here."""
         return grpc.method_handlers_generic_handler(
             SERVICE,
             {
@@ -74,7 +74,7 @@ class Wire:
     # --- what runs ask --------------------------------------------------------------------------
 
     def ask(self, tasks: Iterable[Task]) -> None:
-        """Send tasks to their sites, or keep them until their sites attend."""
+        """Send tasks to their sites, or keep them until their sites are connected."""
         for task in tasks:
             self.tasks.add(task)
             self._feed(task.site)
@@ -90,7 +90,7 @@ class Wire:
             _send_task(stream, task)
 
     def forget(self, tasks: Iterable[Task]) -> None:
-        """Withdraw tasks for whose replies nobody waits any more."""
+        """Withdraw tasks whose replies nobody waits for any more."""
         withdrawn = list(tasks)
         for task in withdrawn:
             self.tasks.remove(task)
@@ -102,7 +102,7 @@ class Wire:
             self._feed(site)
 
     def dismiss(self, fingerprints: Iterable[str], *, reason: str, text: str) -> None:
-        """End all calls of some keys at once, also payloads that are half here."""
+        """End all calls of some keys at once, also transfers that are half done."""
         keys = set(fingerprints)
         self.callers.end_transfers(keys, reason=reason)
         for stream in self.streams:
@@ -121,12 +121,12 @@ class Wire:
             self._answered(task, problem="gone", detail=f"site '{site}' {why}")
 
     def spread_authorities(self) -> None:
-        """Tell all that attend which authorities to trust from now on, and give each a certificate of the newest."""
+        """Send all connected sites the authorities to trust from now on, and a certificate of the newest."""
         for stream in self.streams:
             self._certify(stream)
 
     async def sweep(self) -> None:
-        """Close streams whose certificate has ended, and drop tasks that are too late, until cancelled."""
+        """Close streams whose certificate has ended, and drop late tasks, again and again until cancelled."""
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
             try:
@@ -174,7 +174,7 @@ class Wire:
             await self.callers.check_still_known(peer, context)
             stream = Stream(peer, context, handler)
             stream.send(welcome)
-            self.streams.open(stream)  # before the welcome goes out: who has read it attends
+            self.streams.open(stream)  # before the welcome goes out: a site that has read it counts as connected
             try:
                 if peer.issuer != _newest(self._authorities()):  # it was away when the authority was replaced
                     self._certify(stream)
@@ -193,7 +193,7 @@ class Wire:
         return pb.Welcome(site=peer.site, time=time.time(), consilium=__version__, authorities=self._authorities())
 
     def _take_up(self, stream: Stream, in_hand: set[bytes]) -> None:
-        """Send what the site does not have, and withdraw what nobody waits for any more."""
+        """Send the tasks that the site does not have, and withdraw those that nobody waits for any more."""
         for task in self.tasks.at(stream.peer.site):
             task.sent = task.id in in_hand
             if not task.sent:
@@ -265,8 +265,8 @@ class Wire:
         if problem:
             drop_incoming([task])
         task.run.answer(task, problem=problem, detail=detail, text=text, payload=payload)
-        # A site that has a large reply waits for this word, also where that was refused; a small one it sends again if
-        # the connection breaks.
+        # A site with a large reply waits for this message, even if the reply was refused; a small reply it sends again
+        # if the connection breaks.
         if (problem or task.offer is not None) and (stream := self.streams.get(task.site)) is not None:
             stream.send(pb.FromServer(taken=pb.Taken(task=task.id)))
 
@@ -305,7 +305,7 @@ class Wire:
 
 @lru_cache(maxsize=1)
 def _newest(authorities: bytes) -> str:
-    """Return the name of the authority that signs: the first."""
+    """Return the name of the first authority, the one that signs."""
     return read_authorities(authorities)[0].subject.rfc4514_string()
 
 

@@ -1,4 +1,4 @@
-"""The open streams of the sites that attend: one per site, each with what is still to be sent on it."""
+"""The open streams of the connected sites: one per site, each with its unsent messages."""
 
 import asyncio
 import logging
@@ -15,15 +15,15 @@ from common.wire.limits import MISBEHAVED, PROGRESS_SECONDS
 log = logging.getLogger(__name__)
 
 MAX_STRIKES = 20
-"""How often a site may send what makes no sense before its stream is closed."""
+"""How many useless messages a site may send before its stream is closed."""
 FAREWELL_SECONDS = 2.0
 MAX_BACKLOG = 256
-"""From so many unsent messages on, nothing more is read from a site."""
+"""Unsent messages from which on nothing more is read from a site."""
 
 
 @dataclass(frozen=True)
 class Peer:
-    """Who is at the other end of a connection, by its certificate.
+    """The site at the other end of a connection, by its certificate.
 
     Args:
         fingerprint: of the certificate's key.
@@ -77,18 +77,18 @@ class Stream:
             self._writer, self._stuck_at = None, math.inf
 
     def end_if_stuck(self) -> None:
-        """End the stream of a site that does not read what it is sent."""
+        """End the stream of a site that does not read its messages."""
         if asyncio.get_running_loop().time() > self._stuck_at:
             log.warning("site does not read what it is sent site=%s; closing its stream", self.peer.site)
             self.close(MISBEHAVED, "this site did not read what it was sent")  # once it reads on, it connects again
 
     async def room(self) -> None:
-        """Wait while much is still to be sent: a site that sends without reading is read no faster than it reads."""
+        """Wait while many messages are unsent: a site that does not read is not read from either."""
         while len(self._outgoing) > MAX_BACKLOG and self._writer is not None:
             await asyncio.wait({self._writer}, timeout=0.05)
 
     def strike(self, what: str) -> None:
-        """Note that the site sent something that it should not; too many end the stream."""
+        """Note that the site sent something invalid; too many such messages end the stream."""
         self.strikes += 1
         log.warning("site misbehaves site=%s what=%s times=%d", self.peer.site, what, self.strikes)
         if self.strikes >= MAX_STRIKES:
@@ -118,7 +118,7 @@ class Stream:
 
 
 class Streams:
-    """The streams by site; whoever wants to know is told who came and who left."""
+    """The streams by site; watchers are called when a site comes or leaves."""
 
     def __init__(self) -> None:
         self._by_site: dict[str, Stream] = {}
@@ -131,11 +131,11 @@ class Streams:
         return len(self._by_site)
 
     def get(self, site: str) -> Stream | None:
-        """Return a site's stream, if it attends."""
+        """Return a site's stream; None if it is not connected."""
         return self._by_site.get(site)
 
     def names(self) -> list[str]:
-        """Return who attends."""
+        """Return the names of the connected sites."""
         return list(self._by_site)
 
     def watch(self, watcher: Callable[[str, bool], None]) -> None:

@@ -1,7 +1,7 @@
-"""The coordinator's socket: approve sites, submit runs, ask what goes on; for the server's own user only.
+"""The coordinator's socket: approve sites, submit runs, ask for their state; for the server's own user only.
 
-A Unix socket of mode 0600 in the server's home, one request (a line of JSON) and one answer per connection. Beside the
-mode, the server asks the kernel who is at the other end.
+A Unix socket of mode 0600 in the server's home, one request (a line of JSON) and one answer per connection. In
+addition to the mode, the server asks the kernel for the user at the other end.
 """
 
 import asyncio
@@ -116,7 +116,7 @@ async def _answer(
 
 
 def _user_of(connection: socket.socket) -> int:
-    """Return the uid of the process at the other end, as the kernel knows it; where it does not tell, our own."""
+    """Return the uid of the process at the other end, from the kernel; our own where the system has no such call."""
     if not hasattr(socket, "SO_PEERCRED"):
         return os.getuid()  # the socket's mode keeps others out
     content = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
@@ -170,11 +170,11 @@ class Control:
         return dict(self._ask("sites"))
 
     def new_ca(self) -> None:
-        """Make another certificate authority beside the one in use."""
+        """Make a new certificate authority; the one in use stays trusted."""
         self._ask("new_ca")
 
     def retire_ca(self, *, force: bool = False) -> None:
-        """Trust the older authority no longer.
+        """Stop trusting the older authorities.
 
         Raises:
             ConfigError: sites that have no certificate of the new one yet, by name.
@@ -191,7 +191,7 @@ class Control:
         return str(self._ask("submit", job={"kind": "flower", **job}, title=title))
 
     def runs(self) -> list[RunEntry]:
-        """Return the runs that are known, the newest last."""
+        """Return all known runs, the newest last."""
         return [RunEntry(**values) for values in self._ask("runs")]
 
     def stop(self, name: str) -> None:
@@ -223,13 +223,14 @@ class Control:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_bytes()[:65_536].decode("ascii")
+        content = path.read_bytes()[:65_536]
     except OSError as error:
         raise ConfigError(f"cannot read '{path}': {error.strerror or error}") from error
-    except UnicodeDecodeError:
-        raise ConfigError(f"'{path}' is not a signing request: 'consilium site init' makes one (site.csr)") from None
+    if not content.isascii() or b"-----BEGIN CERTIFICATE REQUEST-----" not in content:
+        raise ConfigError(f"'{path}' is not a signing request: 'consilium site init' makes one (site.csr)")
+    return content.decode("ascii")
 
 
 def as_values(entries: list[Any]) -> list[dict[str, Any]]:
-    """Return dataclasses as what JSON can hold."""
+    """Return dataclasses as values that JSON can hold."""
     return [asdict(entry) for entry in entries]

@@ -1,4 +1,4 @@
-"""What runs have asked of sites and what is not answered yet; large payloads lie in files."""
+"""The tasks that runs have for sites, until they are answered; large payloads lie in files."""
 
 import os
 import time
@@ -27,7 +27,7 @@ class Offer:
 
 
 class Answers(Protocol):
-    """Where a run takes the answers to its tasks."""
+    """The part of a run that receives the answers to its tasks."""
 
     def answer(
         self, task: "Task", *, problem: str = "", detail: str = "", text: bytes = b"", payload: bytes = b""
@@ -64,11 +64,11 @@ class Task:
     received: int = 0
     lost_turns: int = 0
     busy: Seconds = 0.0
-    """How long its payloads were being moved."""
+    """How long the transfers of its payloads took."""
 
     @property
     def seconds_left(self) -> Seconds:
-        """For how long somebody still waits."""
+        """How long its reply is still waited for."""
         return max(0.0, self.deadline - time.monotonic())
 
 
@@ -85,7 +85,7 @@ class Tasks:
         self._by_site.setdefault(task.site, {})[task.id] = task
 
     def of(self, identifier: bytes, *, site: str) -> Task | None:
-        """Return a task if it is this site's; None for all others, whoever they belong to."""
+        """Return a task if it is this site's; None for an unknown one or another site's."""
         task = self._by_id.get(identifier)
         return task if task is not None and task.site == site else None
 
@@ -99,7 +99,7 @@ class Tasks:
         return list(self._by_site.get(site, {}).values())
 
     def remove(self, task: Task) -> None:
-        """Forget a task; its incoming file stays with whoever was given the answer."""
+        """Forget a task; its incoming file belongs to the run that got the answer."""
         if self._by_id.pop(task.id, None) is not None:
             of_site = self._by_site[task.site]
             del of_site[task.id]
@@ -111,7 +111,7 @@ class Tasks:
         return sum(task.offer.size - task.received for task in self._by_id.values() if task.offer is not None)
 
     def late(self) -> Iterator[Task]:
-        """Yield the tasks for whose replies nobody waits any more."""
+        """Yield the tasks whose replies nobody waits for any more."""
         now = time.monotonic()
         yield from [task for task in self._by_id.values() if task.deadline < now]
 
@@ -121,9 +121,9 @@ class Tasks:
 
 
 def drop_incoming(tasks: Iterable[Task]) -> None:
-    """Delete what has arrived of replies that nobody will read."""
+    """Delete the arrived parts of replies that nobody will read."""
     for task in tasks:
-        with suppress(OSError):  # what cannot be deleted now goes with the run's folder
+        with suppress(OSError):  # a file that cannot be deleted now is deleted with the run's folder
             task.incoming.unlink()
 
 
@@ -138,7 +138,7 @@ def prepare_incoming(task: Task, size: int, *, reserve_bytes: int) -> None:
         free = os.statvfs(folder)
         if free.f_bavail * free.f_frsize < size + reserve_bytes:
             raise StateError(f"the server's disk has no room for a payload of {size} bytes")
-        task.incoming.unlink(missing_ok=True)  # with what an earlier offer left in it
+        task.incoming.unlink(missing_ok=True)  # with the parts of an earlier offer
         task.incoming.touch(mode=0o600)
     except OSError as error:
         raise StateError(f"cannot write in '{folder}': {clean(error.strerror or str(error))}") from error

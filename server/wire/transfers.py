@@ -19,15 +19,15 @@ from server.wire.turns import Turns
 log = logging.getLogger(__name__)
 
 DOWNLOADS = 4
-"""How many payloads are sent at a time, beside those that are read too slowly to wait for."""
+"""How many payloads are sent at a time, not counting those that are read slowly."""
 SLOT_SECONDS = 2.0
-"""For how long a site that reads slowly keeps others from being sent a piece."""
+"""How long a site that reads slowly may delay the pieces for others."""
 TURN_SECONDS = 60.0
 """How long a turn may last while others wait; a longer upload goes on in another."""
 
 
 class Answered(Protocol):
-    """What is called when a task has its answer, or will never have one."""
+    """The function that is called when a task has its answer, or will never have one."""
 
     def __call__(self, task: Task, *, problem: str = "", detail: str = "", text: bytes = b"") -> None:
         """Hand it over."""
@@ -78,7 +78,7 @@ class Transfers:
             task.busy += time.monotonic() - began
 
     async def _send_piece(self, data: bytes, context: Any, slot: "_Slot") -> None:
-        """Send a piece; who reads slowly does not keep the slot for as long.
+        """Send a piece; give the slot back if the site reads it slowly.
 
         Raises:
             TimeoutError: it is read too slowly.
@@ -105,7 +105,7 @@ class Transfers:
                 del self.fetching[site]
 
     async def deliver(self, _: AsyncIterator[bytes], context: Any) -> bytes:
-        """Take the payload of a reply in, whose turn it is."""
+        """Receive the payload of a reply whose turn it is."""
         async with self._callers.admitted(context) as peer:
             first = parsed(pb.Piece, await within(PROGRESS_SECONDS, context.read()))
             await self._callers.check_still_known(peer, context)
@@ -124,7 +124,7 @@ class Transfers:
             return pb.Delivered(size=task.received).SerializeToString()
 
     def _is_wanted(self, task: Task, offer: Offer) -> bool:
-        """Return whether this payload is still waited for: not answered, not withdrawn, not lost and asked anew."""
+        """Return whether this payload is still waited for: its task has no answer, and no later offer."""
         return task.offer is offer and self._tasks.of(task.id, site=task.site) is task
 
     async def _receive(self, task: Task, offer: Offer, first: pb.Piece, context: Any) -> None:
@@ -153,7 +153,7 @@ class Transfers:
                     await context.abort(grpc.StatusCode.NOT_FOUND, "nobody waits for this payload any more")
 
     def _wrote(self, file: int, data: bytes, task: Task) -> bool:
-        """Keep a piece; where the disk does not take it, the task is answered so."""
+        """Write a piece; on an error of the disk, the task is answered with that."""
         try:
             done = os.pwrite(file, data, task.received)
             while done < len(data):
@@ -168,7 +168,7 @@ class Transfers:
 
 
 class _Slot:
-    """One of the few places for downloads: what gRPC holds of each payload that is on its way is memory."""
+    """One of the few places for downloads, which bound the memory that gRPC needs for payloads on their way."""
 
     def __init__(self, places: asyncio.Semaphore) -> None:
         self._places, self._held = places, False

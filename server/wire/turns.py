@@ -1,6 +1,6 @@
-"""Turns for sending large payloads: so many at a time, each for as long as it makes progress.
+"""Turns for sending large payloads: a few at a time, each for as long as it makes progress.
 
-Flow control is memory control: what no site is allowed to send yet lies at the site and not in the server's memory.
+This bounds the server's memory: a payload without a turn stays at its site.
 """
 
 import asyncio
@@ -48,7 +48,7 @@ class Turns:
         return len(self._active)
 
     def ask(self, task: Task) -> None:
-        """Put a task into the queue; one that has its turn, and does not use it, is told so again."""
+        """Put a task into the queue; a site that has its turn but does not use it is granted it again."""
         if self._active.get(task) is not None:
             self._grant(task)
         elif task not in self._waiting and task not in self._active:

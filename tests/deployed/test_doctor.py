@@ -540,7 +540,7 @@ def test_too_few_test_examples_are_said_before_training(config: SiteConfig, make
     """8 of 40: the hospital learns beforehand that nothing will be said of it."""
     found = check_data(config, make_study())
     assert "WARN" == found.status
-    assert "only 8 for the test, so nothing will be said" in found.message
+    assert "only 8 for the test, so no report will say" in found.message
 
 
 def test_bad_row_fails_with_its_place(config: SiteConfig, make_study: MakeStudy) -> None:

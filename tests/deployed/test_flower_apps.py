@@ -458,7 +458,7 @@ def _npy(shape: str, size: int = 8) -> Array:
 @pytest.mark.parametrize(
     ("payload", "text", "problem"),
     [
-        (b"\xff" * 100, None, "sent what are no records of Flower"),
+        (b"\xff" * 100, None, "sent something that is not Flower records"),
         (_npy("(1000000000000,)"), None, "expected 8000000000000"),
         (_npy("(-1,)"), None, "array 'x' has"),
         (Array("f", (1,), "numpy.ndarray", b""), None, "no header"),
@@ -498,7 +498,7 @@ def test_site_that_is_late_or_gone_is_not_waited_for(tmp_path: Path, monkeypatch
         (reply,) = wire.grid.send_and_receive(messages)
         assert "has not been connected" in (reply.error.reason or "")
         wire.asked()
-        with pytest.raises(ConfigError, match="none of a site"):
+        with pytest.raises(ConfigError, match="not a site's"):
             wire.grid.push_messages([Message(RecordDict(), 77, "train")])
 
 

@@ -224,6 +224,8 @@ WORDS_OF_LIBRARIES = re.compile(
         ("site approve-app", "'site' is no site's folder: it has no site.toml"),
         ("flower run app --most-mb 0", "--most-mb: must be a whole number of at least 1, got '0'"),
         ("server approve site.csr", "Missing option '--name'."),
+        ("server approve site.csr --name berlin", "no server runs in 'server-home'; start one with"),
+        ("site check gone.toml", "run this command in the folder in which 'consilium site init' ran"),
     ],
 )
 def test_wrong_input_is_a_sentence(

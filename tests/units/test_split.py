@@ -675,13 +675,16 @@ def test_table_is_divided_by_label_also_from_parquet(tmp_path: Path) -> None:
         (SplitOptions("quantity", sites=3), "a table needs --label"),
         (SplitOptions("quantity", sites=3, label="no"), "no column 'no', its columns are ['id', 'hospital'"),
         (SplitOptions("quantity", sites=3, label="remark"), "column 'remark' has 240 different values in 240 rows"),
-        (SplitOptions("quantity", sites=3, label="same"), "column 'same' has 1 different values"),
+        (
+            SplitOptions("quantity", sites=3, label="same"),
+            "column 'same' has a single value, expected at least two classes",
+        ),
         (SplitOptions("column", column="no", label="ill"), "the table has no column 'no'"),
         (SplitOptions("column", column="ill", label="ill"), "--column 'ill' is the label"),
         (SplitOptions("column", column="id", label="ill"), "would be a site of a single example"),
         (
             SplitOptions("column", column="same", label="ill"),
-            "column 'same' has 1 different values, expected 2 to 1000",
+            "column 'same' has 1 different value, expected 2 to 1000",
         ),
         (SplitOptions("feature", sites=3, label="ill"), "--by feature is for images"),
         (

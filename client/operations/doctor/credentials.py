@@ -1,4 +1,4 @@
-"""What a site shows to the server: its key and certificate; and what it trusts: the authorities and the study's key."""
+"""A site's credentials, its key and certificate, and whom it trusts: the authorities and the study's key."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -32,7 +32,7 @@ def check_key(config: SiteConfig) -> tuple[ec.EllipticCurvePrivateKey | None, Fi
 
 
 def check_identity(config: SiteConfig) -> list[Finding]:
-    """Check what this site shows to the server, and what it trusts."""
+    """Check this site's credentials, and whom it trusts."""
     key, about_key = check_key(config)
     authorities = check_authorities(config)
     if key is None:
@@ -75,7 +75,7 @@ def check_certificate(config: SiteConfig, key: ec.EllipticCurvePrivateKey) -> Fi
 
 
 def check_study_key(config: SiteConfig) -> Finding:
-    """See that the key is there that plans must be signed with."""
+    """Check that the study's key, with which plans must be signed, is there."""
     try:
         read_study_public(config.study_key)
     except ConfigError as error:

@@ -12,13 +12,16 @@ from common.study.study import StudyConfig
 
 
 def check_data(config: SiteConfig, study: StudyConfig | None) -> Finding:
-    """Read the data as the study will; without a study only see that there is something."""
+    """Read the data as the study will; without a study only check that there is some."""
     if study is None:
         return _look_for_data(config.data.path)
     try:
         data = read_site(config, study).scaled(study.task.fixed_scale)  # class counts are shown here only
     except ConsiliumError as error:
-        fix = "correct the data or [data] in site.toml; data.max_skipped allows some unusable files or rows"
+        fix = (
+            "correct the data or [data] in site.toml (data.max_skipped allows some unusable files or rows); where the "
+            "study's [task] or [split] asks for what this site does not have, ask the coordinator"
+        )
         return failed("data", str(error), fix, type(error))
     card = data.card
     counts = ", ".join(f"{name} {count}" for name, count in (card.class_counts or {}).items())
@@ -33,15 +36,15 @@ def check_data(config: SiteConfig, study: StudyConfig | None) -> Finding:
         return warned("data", f"{text}; no example of {', '.join(missing)}", "see whether this is so at this hospital")
     if (few := card.num_test) < LEAST_PATIENTS:
         fix = f"{LEAST_PATIENTS} and more are needed: give more data, or ask the coordinator for a larger split.test"
-        return warned("data", f"{text}; only {few} for the test, so nothing will be said of whether joining helps", fix)
+        return warned("data", f"{text}; only {few} for the test, so no report will say whether joining helps", fix)
     if data.notes:
-        fix = "see why rows or files are there more than once, and whether whose they are can be told (split.group)"
+        fix = "see why rows or files are there more than once; if something names their patient, set split.group"
         return warned("data", f"{text}; {'; '.join(data.notes)}", fix)
     return passed("data", text)
 
 
 def check_scale(config: SiteConfig, study: StudyConfig | None) -> Finding:
-    """Say by what the inputs will be scaled, and which numbers leave this site for that."""
+    """Say how the inputs will be scaled, and which numbers leave this site for that."""
     if study is None:
         return skipped("scale", "no study known yet")
     task, needed = study.task, study.task.scale == "federation"
@@ -77,7 +80,7 @@ def _look_for_data(path: Path) -> Finding:
 
 
 def check_weights(config: SiteConfig, study: StudyConfig | None) -> Finding:
-    """See that the pretrained weights a study starts from are here, and are the right ones."""
+    """Check that the pretrained weights that a study starts from are here, and are the right ones."""
     wanted = study.model.pretrained if study is not None else None
     if study is None or wanted is None:
         return skipped("weights", "no study known yet" if study is None else "the study starts from no weights file")

@@ -18,7 +18,7 @@ NEED_SETTINGS = (
     *("proxy", "dns", "tcp", "tls", "clock", "approved"),
     *("data", "scale", "weights", "state", "disk"),
 )
-"""Checks of which one line each is in the list, even where the settings cannot be read."""
+"""Checks that get a line in the list even if the settings cannot be read."""
 
 
 def examine(path: Path, *, study: Path | None = None) -> list[Finding]:

@@ -1,4 +1,4 @@
-"""What one check of the doctor gives."""
+"""The result of one check of the doctor."""
 
 from dataclasses import dataclass
 from typing import Literal

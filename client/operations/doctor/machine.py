@@ -27,7 +27,7 @@ def check_state(config: SiteConfig) -> Finding:
 
 
 def check_disk(config: SiteConfig) -> Finding:
-    """See how much the disk of the state folder has left."""
+    """Check how much space the disk of the state folder has left."""
     there = next(folder for folder in (config.state_dir, *config.state_dir.parents) if folder.exists())
     free = shutil.disk_usage(there).free
     text = f"{free / 1e9:.1f} GB free for personal models"
@@ -39,7 +39,7 @@ def check_disk(config: SiteConfig) -> Finding:
 
 
 def check_memory(meminfo: Path = Path("/proc/meminfo"), limit: Path = Path("/sys/fs/cgroup/memory.max")) -> Finding:
-    """See how much memory is available, a container's limit included."""
+    """Check how much memory is available, within a container's limit."""
     try:
         fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
         free = 1024 * int(fields["MemAvailable"].split()[0])
@@ -54,7 +54,7 @@ def check_memory(meminfo: Path = Path("/proc/meminfo"), limit: Path = Path("/sys
 
 
 def check_gpu(config: SiteConfig) -> Finding:
-    """See what training would run on."""
+    """Check which device training would run on."""
     if config.device == "cpu":
         return passed("gpu", "not used: device is 'cpu'")
     if torch.cuda.is_available():

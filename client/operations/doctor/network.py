@@ -24,7 +24,7 @@ CONNECT_SECONDS = 8.0
 PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
 EXEMPTIONS = ("no_grpc_proxy", "no_proxy")
 
-# OpenSSL's X509_V_ERR_*: what people meet, and what they can do about it.
+# The common ones of OpenSSL's X509_V_ERR_*, and what to do about each.
 _TLS_FIXES = {
     9: "this machine's clock may be behind: set it (timedatectl set-ntp true)",
     10: "the coordinator has to renew the server's certificate; if the date of this machine is wrong, set it",
@@ -39,7 +39,7 @@ _UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"
 
 
 def check_network(config: SiteConfig, identity: list[Finding], environment: Mapping[str, str]) -> list[Finding]:
-    """Check the way to the server step by step; a step whose ground is missing is skipped.
+    """Check the way to the server step by step; a step that depends on a failed one is skipped.
 
     Args:
         identity: the findings of `check_identity`.

@@ -16,9 +16,9 @@ def check_settings(path: Path) -> tuple[SiteConfig | None, Finding]:
     try:
         config = load_site(path)
     except ConfigError as error:
-        return None, failed(
-            "settings", str(error), "correct the file; docs/reference/site.md lists every key", ConfigError
-        )
+        there = "correct the file; docs/reference/site.md lists every key"
+        fix = there if path.is_file() else "run this command in the folder in which 'consilium site init' ran"
+        return None, failed("settings", str(error), fix, ConfigError)
     return config, passed("settings", f"{path}: site '{config.name}', server {config.server}")
 
 
@@ -38,7 +38,7 @@ def check_study(path: Path | None, config: SiteConfig | None) -> tuple[StudyConf
 
 
 def check_versions(bundle: Path) -> Finding:
-    """Compare what is installed here with what runs at the server, as the bundle says."""
+    """Compare the versions installed here with the server's, as the bundle names them."""
     own = versions()
     here = f"consilium {own.consilium}, flwr {own.flwr}, torch {own.torch}, Python {own.python}"
     if not bundle.is_file():
