@@ -4,10 +4,10 @@ import logging
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from client.data import keep_readings
@@ -76,14 +76,14 @@ def _run(
         finally:
             logging.disable(before)
         return
-    os.environ["OMP_NUM_THREADS"] = "1"  # read when a worker imports torch
-    os.environ["PYTHONSAFEPATH"] = "1"  # read when a worker starts: nothing is imported from the working directory
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin)
     try:
-        running: dict[Future[CellResult], Cell] = {
-            pool.submit(run_cell, cell, sites, out, key): cell for cell, key in todo.items()
-        }
+        # One thread each, and no import from the working directory; submitting starts the workers.
+        with _environment(OMP_NUM_THREADS="1", PYTHONSAFEPATH="1"):
+            running: dict[Future[CellResult], Cell] = {
+                pool.submit(run_cell, cell, sites, out, key): cell for cell, key in todo.items()
+            }
         for future in as_completed(running):
             yield running.pop(future), future.result()
     except BrokenProcessPool as error:
@@ -97,6 +97,21 @@ def _run(
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    """Set variables for the processes that the block starts, and leave the caller's own as they were."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 _until_the_end = ExitStack()

@@ -1,6 +1,7 @@
 """The cells of a comparison: which studies are run, and that each is the same whoever runs it, and when."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -222,11 +223,13 @@ def test_scale_that_a_site_forbids_is_told_before_anything_is_trained(study: Stu
 
 
 def test_results_do_not_depend_on_the_number_of_jobs(study: StudyConfig, folder: Path, tmp_path: Path) -> None:
-    """Equal to the bit, but for times."""
+    """Equal to the bit, but for times; and this process's own environment is left as it was."""
+    before = dict(os.environ)
     files, cells = find_sites(folder, study, weights_dir=None), two_cells(study)
     cells.append(make_cell(POOLED, study, seed=0, split=0, kind="pooled"))
     one = run_cells(cells, files, tmp_path / "one", jobs=1)
     two = run_cells(cells, files, tmp_path / "two", jobs=2)
+    assert before == dict(os.environ)
     for cell in cells:
         key = cell.key(files)
         assert without_times(one[cell]) == without_times(two[cell])
