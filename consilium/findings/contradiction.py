@@ -57,7 +57,9 @@ def contradiction_of_errors(
     the constant answer, and by a sign test on one side it must be further off than the constant more often than not.
 
     In simulated linear studies of six sites with 40 test rows each, this names 90 to 97 % of the sites whose labels
-    have the wrong sign, and 0 to 0.3 % of honest sites, however their coefficients and means differ.
+    have the wrong sign, and 0 to 0.3 % of honest sites, however their coefficients and means differ. It names 35 % of
+    them at three times the noise and 20 % with 10 test rows. It does not find a site whose labels are in other units:
+    where one site's are ten times the others', that site is not named, and 15 % of the other sites are.
 
     Args:
         constant: answer minus label `(N,)` on the site's test rows, of the mean of its training labels.
