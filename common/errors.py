@@ -22,6 +22,7 @@ expected; never array contents, never example data. Text that others wrote enter
 """
 
 import re
+from collections.abc import Sequence
 
 _HIDDEN = re.compile(
     "["
@@ -153,6 +154,17 @@ def _tree(cls: type[ConsiliumError]) -> list[type[ConsiliumError]]:
 # --- text written by somebody else ------------------------------------------------------------------
 
 
+def listed(items: Sequence[object], most: int, what: str = "") -> str:
+    """Return the first few items with commas between, and how many more there are: `a, b and 3 more sites`.
+
+    Args:
+        most: so many items are written out.
+        what: name of the others; "" for none.
+    """
+    text, left = ", ".join(map(str, items[:most])), len(items) - most
+    return f"{text} and {left} more{f' {what}' if what else ''}" if left > 0 else text
+
+
 def clean(text: str, limit: int = 500) -> str:
     r"""Return text of at most `limit` characters in which control characters are written out: `\n`, `\x1b`, `\u202e`.
 
@@ -167,6 +179,14 @@ def clean(text: str, limit: int = 500) -> str:
         return plain
     told = f"... ({len(text)} characters)"
     return plain[: limit - len(told)] + told
+
+
+def written(value: object) -> str:
+    """Return a value as Python writes it; its type where that cannot be: a number too long, lists in lists too deep."""
+    try:
+        return repr(value)
+    except (ValueError, RecursionError):
+        return f"a value of type {type(value).__name__}"
 
 
 def is_clean(text: str) -> bool:

@@ -9,8 +9,9 @@ from typing import Any
 from conftest import settled_scale
 from flwr.app import Error, Message
 from safetensors.numpy import load_file
+from site_data import load_data
 
-from client.data import SiteData, load_data
+from client.data import SiteData
 from client.flower.message import plan_of
 from client.site.kept import Kept
 from common.flower.message import unpack

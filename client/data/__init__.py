@@ -18,7 +18,6 @@ from client.data.table import read_table
 from client.data.whole import divide, read_from, read_whole
 from common.errors import DataError
 from common.protocol.cards import DataCard
-from common.study.scale import Scale
 from common.study.site import DataConfig, SiteConfig
 from common.study.study import StudyConfig
 from common.study.task import Task
@@ -32,7 +31,6 @@ __all__ = [
     "SiteData",
     "UnscaledData",
     "keep_readings",
-    "load_data",
     "noise_key",
     "noisy_counts",
     "read_data",
@@ -72,33 +70,6 @@ def read_data(
         raise DataError(f"site '{site}': {raw.num_own} usable examples, expected at least {min_examples}")
     parts = divide(raw, split, site=site)
     return UnscaledData(site, task, raw, parts, _card(raw, parts, task, share_class_counts=share_class_counts))
-
-
-def load_data(
-    config: DataConfig,
-    task: Task,
-    split: SplitConfig,
-    *,
-    site: str,
-    min_examples: int,
-    share_class_counts: bool = False,
-    scale: Scale | None = None,
-) -> SiteData:
-    """Read, check, split, fill and scale a site's data; the same at every call.
-
-    Args:
-        min_examples: fewer usable examples than this, over all splits, is an error.
-        share_class_counts: put the number of examples of each class on the card.
-        scale: of each number column or channel; by default the one that the study fixes, else the site's own.
-
-    Raises:
-        ConfigError: the data is of another kind than the study's task.
-        DataError: the data is missing, empty, corrupt or too small.
-    """
-    unscaled = read_data(
-        config, task, split, site=site, min_examples=min_examples, share_class_counts=share_class_counts
-    )
-    return unscaled.scaled(scale or task.fixed_scale)
 
 
 def read_site(config: SiteConfig, study: StudyConfig, *, share_class_counts: bool = True) -> UnscaledData:

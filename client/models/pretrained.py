@@ -4,14 +4,14 @@ import hashlib
 import io
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from common.errors import ModelError
+from common.errors import ModelError, listed
 from common.study.training import PretrainedConfig
 
 _PICKLED = (".pt", ".pth", ".th")
@@ -155,11 +155,6 @@ def _check_fits(weights: Mapping[str, Tensor], module: nn.Module, head: frozense
         ],
         "not finite": [key for key in expected if key in weights and not bool(torch.isfinite(weights[key]).all())],
     }
-    found = [f"{what} {_listed(items)}" for what, items in problems.items() if items]
+    found = [f"{what} {listed(items, _MAX_LISTED)}" for what, items in problems.items() if items]
     if found:
         raise ModelError(f"{who}: {'; '.join(found)}")
-
-
-def _listed(items: Sequence[str]) -> str:
-    more = f" and {len(items) - _MAX_LISTED} more" if len(items) > _MAX_LISTED else ""
-    return ", ".join(items[:_MAX_LISTED]) + more

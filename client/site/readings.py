@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from client.site.state_folder import read_kept
+from client.site.state_folder import readable
 from common.errors import ProtocolError, StateError
 from common.host.files import write_atomically
 from common.protocol.counts import TestCounts
@@ -122,8 +122,10 @@ class Readings:
     def _all(self) -> _File:
         if not self.path.exists():
             return _File()
+        with readable(self.path, site=self.site):
+            content = self.path.read_bytes()
         try:
-            return _File.model_validate_json(read_kept(self.path, site=self.site))
+            return _File.model_validate_json(content)
         except ValidationError as error:
             raise StateError(
                 f"site '{self.site}': '{self.path}' is damaged, so it cannot be known whether the test split was read "

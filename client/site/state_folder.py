@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from safetensors.numpy import load
 from client.site.kept import Kept
 from common.codecs import Payload, form_of
 from common.codecs.container import parts
-from common.errors import ProtocolError, StateError
+from common.errors import ProtocolError, StateError, clean
 from common.host.files import check_writable, write_atomically
 from common.protocol.counts import TestCounts
 from common.protocol.plans import FinishPlan, RoundPlan
@@ -97,13 +98,18 @@ class StateFolder:
         if known and entry["sha256"] in known:
             return known[entry["sha256"]]
         path = self.path / entry["file"]
-        try:
+        with readable(path, site=self.site):
             content = path.read_bytes()
             if hashlib.sha256(content).hexdigest() != entry["sha256"]:
                 raise StateError(f"site '{self.site}': '{path}' is damaged: its sha256 is not the one in the manifest")
-            return Kept.from_arrays(load(content))
-        except (OSError, SafetensorError) as error:
-            raise StateError(f"site '{self.site}': cannot read '{path}': {error}") from error
+            arrays = load(content)
+            kept = Kept.from_arrays(arrays)
+        if kept.to_arrays().keys() != arrays.keys():
+            raise StateError(
+                f"site '{self.site}': '{path}' was written by another release of consilium: finish the run with that "
+                "release, or start a new run"
+            )
+        return kept
 
     def save(self, state: Kept, *, round_number: int, accepted: int | None) -> str:
         """Write what is kept after a round and return its sha256; after a crash the state before it is still in force.
@@ -159,10 +165,8 @@ class StateFolder:
                 f"site '{self.site}': no scale of the inputs was agreed on in run '{self.path.name}', which comes "
                 "before its first round"
             )
-        try:
-            return _ScaleFile.model_validate_json(read_kept(path, site=self.site)).scale
-        except ValidationError as error:
-            raise StateError(f"site '{self.site}': {describe(error, str(path))}") from error
+        with readable(path, site=self.site):
+            return _ScaleFile.model_validate_json(path.read_bytes()).scale
 
     def save_counts(self, counts: TestCounts, *, round_number: int) -> None:
         """Keep the counts on the test split, so that it is read once however often a finish is asked for."""
@@ -179,11 +183,9 @@ class StateFolder:
         if not path.exists():
             return None
         self._manifest()
-        try:
-            kept = json.loads(path.read_text(encoding="utf-8"))
+        with readable(path, site=self.site):
+            kept = json.loads(path.read_bytes())
             return TestCounts.model_validate(kept["test"]) if kept["round"] == round_number else None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StateError(f"site '{self.site}': cannot read '{path}': {error}") from error
 
     def save_scores(self, scores: Weights) -> None:
         """Keep every model's logits `(N, outputs)` of the test examples, and their classes, for this site alone."""
@@ -199,13 +201,11 @@ class StateFolder:
         path = self.path / "manifest.json"
         if not path.exists():
             return {"site": self.site, "rounds": []}
-        try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
+        with readable(path, site=self.site):
+            manifest = json.loads(path.read_bytes())
             site, rounds = manifest["site"], [_entry(item) for item in manifest["rounds"]]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StateError(f"site '{self.site}': cannot read '{path}': {error}") from error
         if site != self.site:
-            raise StateError(f"'{path}' belongs to site '{site}', expected '{self.site}'")
+            raise StateError(f"'{path}' belongs to site '{clean(str(site))}', expected '{self.site}'")
         if manifest.get("data", self.data) != self.data:
             raise StateError(
                 f"site '{self.site}': the data changed since this run began, so that test examples could have been "
@@ -258,13 +258,11 @@ def study_of(root: Path, *, run: str, digest: str, site: str) -> StudyConfig:
     """
     begun = dict[str, Path]()
     for path in sorted(root.glob(f"*/{run}/{STUDY}")):
-        content = read_kept(path, site=site)
-        begun[hashlib.sha256(content).hexdigest()] = path
-        if digest in begun:
-            try:
+        with readable(path, site=site):
+            content = path.read_bytes()
+            begun[hashlib.sha256(content).hexdigest()] = path
+            if digest in begun:
                 return StudyConfig.model_validate_json(content)
-            except ValidationError as error:
-                raise StateError(f"site '{site}': {describe(error, str(path))}") from error
     if not begun:
         raise ProtocolError(f"site '{site}': run '{run}' had no handshake here, which is where a run begins")
     raise ProtocolError(
@@ -273,13 +271,18 @@ def study_of(root: Path, *, run: str, digest: str, site: str) -> StudyConfig:
     )
 
 
-def read_kept(path: Path, *, site: str) -> bytes:
-    """Return a file of a site's state.
+@contextmanager
+def readable(path: Path, *, site: str) -> Iterator[None]:
+    """Say which file of a site's state cannot be read, for whatever reason.
 
     Raises:
-        StateError: it cannot be read.
+        StateError: reading it failed.
     """
     try:
-        return path.read_bytes()
+        yield
+    except ValidationError as error:
+        raise StateError(f"site '{site}': {describe(error, str(path))}") from error
     except OSError as error:
         raise StateError(f"site '{site}': cannot read '{path}': {error.strerror or error}") from error
+    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise StateError(f"site '{site}': cannot read '{path}': {clean(str(error), 200)}") from error

@@ -62,7 +62,7 @@ class Vocabulary(Generic[E]):
         """
         try:
             content = json.loads(line)
-        except ValueError:  # a cut line: no part of an object is valid JSON
+        except (ValueError, RecursionError):  # a cut line: no part of an object is valid JSON
             return None
         known = self.events.get(str(content.get("event"))) if isinstance(content, dict) else None
         if known is None:

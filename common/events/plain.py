@@ -1,12 +1,13 @@
 """Builds a dataclass from JSON, checked against its annotations; for a process that has no room for pydantic."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from datetime import datetime
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
-from common.errors import StateError
+from common.errors import StateError, written
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -29,8 +30,8 @@ def checked(cls: type[D], content: Mapping[str, Any], *, where: str) -> D:
         if field.name in content:
             try:
                 values[field.name] = _value(content[field.name], hints[field.name])
-            except (TypeError, ValueError):
-                got = repr(content[field.name])[:50]
+            except (TypeError, ValueError, OverflowError):
+                got = written(content[field.name])[:50]
                 raise StateError(f"{field.name}: must be {_words(hints[field.name])}, got {got} ({where})") from None
         elif field.default is MISSING:
             raise StateError(f"{field.name}: is required, got nothing ({where})")
@@ -41,7 +42,7 @@ def _value(value: Any, hint: Any) -> Any:
     """Return a JSON value in the type of a field.
 
     Raises:
-        TypeError, ValueError: it is of another type.
+        TypeError, ValueError, OverflowError: it is of another type, a number is not finite, or a time has no zone.
     """
     inner, origin = get_args(hint), get_origin(hint)
     if origin is UnionType:
@@ -50,9 +51,11 @@ def _value(value: Any, hint: Any) -> Any:
         return tuple(_value(each, inner[0]) for each in value)
     if origin is dict and isinstance(value, dict):
         return {key: _value(each, inner[1]) for key, each in value.items()}
-    if hint is datetime:
-        return datetime.fromisoformat(value)
+    if hint is datetime and (time := datetime.fromisoformat(value)).tzinfo is not None:
+        return time
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise ValueError
         return float(value)
     if hint is Any or (isinstance(hint, type) and isinstance(value, hint) and not isinstance(value, bool)):
         return value

@@ -49,10 +49,13 @@ Sha256 = Annotated[str, Field(pattern=_SHA256)]
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
-MAX_CLASS_NAME = 200
+MAX_CLASS_NAME = MAX_COLUMN_NAME = 200
 
 ClassName = Annotated[str, Field(max_length=MAX_CLASS_NAME), AfterValidator(clean_text)]
 """A class's name is shown in tables and logs at server and sites."""
+
+ColumnName = Annotated[str, Field(max_length=MAX_COLUMN_NAME), AfterValidator(clean_text)]
+"""A table's column is named in sentences at the sites, which read other people's studies."""
 
 PlainName = Annotated[str, Field(pattern=_PLAIN_NAME)]
 """Name of a file or folder in a study: it cannot lead out of the site's own folder."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from common.errors import clean
+from common.errors import clean, written
 from common.study.names import PATTERNS_IN_WORDS
 
 MAX_PROBLEMS = 20
@@ -58,13 +58,13 @@ def _what(problem: Any) -> str:
             return "must not be empty"
         case "string_pattern_mismatch":
             words = PATTERNS_IN_WORDS.get(context["pattern"], "of the letters and signs that are allowed here")
-            return f"must be {words}, got {_shortened(repr(problem['input']))}"
+            return f"must be {words}, got {_shortened(written(problem['input']))}"
         case "json_invalid" | "json_type":
-            return f"is not valid JSON, got {_shortened(repr(problem['input']))}"
+            return f"is not valid JSON, got {_shortened(written(problem['input']))}"
         case kind if kind in _MUST:
-            return f"must {_MUST[kind].format_map(context)}, got {_shortened(repr(problem['input']))}"
+            return f"must {_MUST[kind].format_map(context)}, got {_shortened(written(problem['input']))}"
         case _:
-            return f"cannot be used, got {_shortened(repr(problem['input']))}"
+            return f"cannot be used, got {_shortened(written(problem['input']))}"
 
 
 _MUST = {

@@ -11,7 +11,7 @@ from pydantic import (
     model_validator,
 )
 
-from common.study.names import ClassName, PlainName, without_duplicates
+from common.study.names import ClassName, ColumnName, PlainName, without_duplicates
 from common.study.record import Record
 from common.study.scale import ColumnScale, Scale, joined
 
@@ -187,9 +187,9 @@ class TableTask(_Task):
     """Names of the classes; two give one logit. Leave it out where the label is a number."""
     regression: Regression | None = None
     """The label is a number, in place of `classes`."""
-    label: str
+    label: ColumnName
     """The column with the class or the number."""
-    columns: dict[str, Column] = Field(min_length=1)
+    columns: dict[ColumnName, Column] = Field(min_length=1)
     """The feature columns by name; other columns of a file are ignored."""
     missing: Literal["refuse", "drop_row", "impute"] = "refuse"
     """Treatment of a row with a missing cell; `impute` fills it from the site's own training rows."""

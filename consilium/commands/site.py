@@ -204,5 +204,8 @@ def _remove(folder: Path, prefix: str) -> None:
 def _list(folder: Path) -> None:
     from client.flower.approved import approvals
 
-    for approval in approvals(folder):
+    approved = approvals(folder)
+    if not approved:
+        typer.echo("no app is approved at this site")
+    for approval in approved:
         typer.echo(f"{approval.digest}\t{approval.name or '(digest only)'}\t{approval.since}")

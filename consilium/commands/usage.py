@@ -11,7 +11,7 @@ def in_words(error: click.ClickException) -> click.ClickException:
     if not expected:
         return error
     name = max(error.param.opts, key=len) if isinstance(error.param, click.Option) else error.param.human_readable_name
-    given = error.message.partition(" is not ")[0].strip("'\"")
+    given = error.message.rpartition(" is not ")[0].strip("'\"")
     return click.UsageError(f"{name}: must be {expected}, got '{given}'", ctx=error.ctx)
 
 

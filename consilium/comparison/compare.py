@@ -49,6 +49,8 @@ def compare(options: CompareOptions, console: Console) -> Report:
     metric = _metric_of(options, study)
     files = find_sites(options.sites_folder, study, weights_dir=options.weights_dir)
     variants, skipped, own = make_variants(study, options)
+    for one in skipped:  # before hours of training, and once more among the problems at the end
+        console.print(f"will not be run: {one.label}: {one.reason}", highlight=False, markup=False, soft_wrap=True)
     out, sites = options.folder / CELLS, tuple(study.sites)
     comparison = Comparison({}, out, study.task, sites, metric=metric, seed=study.seed)
 

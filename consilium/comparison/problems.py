@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from common.errors import listed
 from consilium.comparison.comparison import Comparison
 from consilium.comparison.evaluation import Floats, NumberScores
 from consilium.comparison.rows import FEDAVG, LOCAL, MAJORITY, MEAN, Row
@@ -76,9 +77,8 @@ def problems_of(comparison: Comparison, row: Row, skipped: Sequence[Skipped]) ->
                 undefined.setdefault(site, set()).update(missing)
     if undefined:
         lacking = [f"{site} ({', '.join(sorted(missing))})" for site, missing in sorted(undefined.items())]
-        more = f" and {len(lacking) - MOST_NAMED} more sites" if len(lacking) > MOST_NAMED else ""
         problems.append(
-            f"Test rows of some split have no example of some class at {', '.join(lacking[:MOST_NAMED])}{more}: "
+            f"Test rows of some split have no example of some class at {listed(lacking, MOST_NAMED, 'sites')}: "
             "numbers that need every class are not defined there and shown as a dash"
         )
     warnings = {text for result in comparison.results.values() for text in result.warnings}

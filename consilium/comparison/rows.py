@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from common.errors import listed
 from consilium.comparison.cells import Cell
 
 MAJORITY, MEAN, LOCAL, POOLED, FEDAVG, TUNED = (
@@ -100,9 +101,7 @@ def shares_text(shares: Mapping[str, float]) -> str:
     """Return what was chosen: the name, or of several the most frequent with their shares."""
     if len(shares) == 1:
         return next(iter(shares))
-    texts = [f"{name} {100 * share:.0f} %" for name, share in list(shares.items())[:MOST_NAMED]]
-    left = len(shares) - MOST_NAMED
-    return ", ".join(texts) + (f" and {left} more" if left > 0 else "")
+    return listed([f"{name} {100 * share:.0f} %" for name, share in shares.items()], MOST_NAMED)
 
 
 def best_of(place: Place) -> Place:

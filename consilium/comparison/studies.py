@@ -29,6 +29,9 @@ def make_variants(study: StudyConfig, options: CompareOptions) -> tuple[list[Var
     )
     rates = _rates(options.learning_rates)
     asked = _asked(study, options, rates)
+    if all(isinstance(one, Skipped) for one in asked):
+        reasons = "; ".join(f"{one.label}: {one.reason}" for one in asked if isinstance(one, Skipped))
+        raise ConfigError(f"nothing that was asked for can be run: {reasons}")
     # Who stays alone may choose its learning rate too: joining must not win by that.
     alone = vary(plain, methods=[Spec("local")], learning_rates=rates) if rates else ()
     variants: dict[str, Variant] = {}

@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import httpx
 
 import common
-from common.errors import DataError, StateError
+from common.errors import ConfigError, DataError, StateError, clean
 
 TIMEOUT_SECONDS = 30.0
 """How long a server may be silent."""
@@ -50,6 +49,7 @@ def bring(
     What has come is kept as `name.part` when a connection breaks, and the next call continues from there.
 
     Raises:
+        ConfigError: the environment names a proxy or certificates that cannot be used.
         DataError: the file cannot be downloaded, was cut short, or is not the expected one; in the last case
             neither `name` nor `name.part` is left.
         StateError: `folder` cannot be written.
@@ -88,16 +88,29 @@ def _copy(file: PublicFile, source: Path, part: Path) -> None:
 
 def _download(file: PublicFile, part: Path, report: Progress, *, timeout: float) -> None:
     try:
-        _receive(file, part, report, timeout=timeout)
+        with _client(timeout) as client:
+            _receive(file, part, report, client)
     except httpx.TimeoutException as error:
         raise DataError(f"{file.address}: the server was silent for {timeout:g} s; {_AGAIN}") from error
     except httpx.ConnectError as error:
         raise DataError(f"{file.address}: cannot reach {httpx.URL(file.address).host}: {error}") from error
+    except (httpx.TooManyRedirects, httpx.UnsupportedProtocol, httpx.InvalidURL, UnicodeError) as error:
+        raise DataError(f"{file.address}: the server sends on to where there is no file") from error
     except httpx.HTTPError as error:
         raise DataError(f"{file.address}: the connection broke off; {_AGAIN}") from error
 
 
-def _receive(file: PublicFile, part: Path, report: Progress, *, timeout: float) -> None:
+def _client(timeout: float) -> httpx.Client:
+    try:
+        return httpx.Client(timeout=timeout, follow_redirects=True)
+    except (OSError, ValueError, ImportError, httpx.InvalidURL) as error:
+        raise ConfigError(
+            "the environment's proxy or certificates (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY, SSL_CERT_FILE) "
+            f"cannot be used: {clean(str(error), 200)}"
+        ) from error
+
+
+def _receive(file: PublicFile, part: Path, report: Progress, client: httpx.Client) -> None:
     """Append to `part` what it lacks, or write it anew where the server sends all of it."""
     with _writable(part.parent):
         length = part.stat().st_size if part.exists() else 0
@@ -105,15 +118,17 @@ def _receive(file: PublicFile, part: Path, report: Progress, *, timeout: float) 
     headers = {"User-Agent": f"consilium/{common.__version__}", "Accept-Encoding": "identity"}
     if length:
         headers["Range"] = f"bytes={length}-"
-    with httpx.stream("GET", file.address, headers=headers, timeout=timeout, follow_redirects=True) as answer:
+    with client.stream("GET", file.address, headers=headers) as answer:
         if answer.is_success:
             _save(file, answer, part, report, length=length)
             return
     if not length or answer.status_code != httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
-        raise DataError(f"{file.address}: the server answered {answer.status_code} {answer.reason_phrase}")
+        reason = clean(answer.reason_phrase, 100)
+        raise DataError(f"{file.address}: the server answered {answer.status_code} {reason}")
     # There is more here than at the server: what is here is not the beginning of that file.
-    part.unlink()
-    _receive(file, part, report, timeout=timeout)
+    with _writable(part.parent):
+        part.unlink()
+    _receive(file, part, report, client)
 
 
 def _save(file: PublicFile, answer: httpx.Response, part: Path, report: Progress, *, length: int) -> None:
@@ -124,14 +139,14 @@ def _save(file: PublicFile, answer: httpx.Response, part: Path, report: Progress
     done = length if resumed else 0
     rest = answer.headers.get("Content-Length", "")
     total = done + int(rest) if rest.isdigit() else None
-    with _opened(part, append=resumed) as out:
+    with _writable(part.parent), part.open("ab" if resumed else "wb") as out:
         try:
             for piece in answer.iter_raw():  # as they come: what is here when the server falls silent is kept
                 done += len(piece)
                 if done > MAX_BYTES:
-                    raise DataError(f"{file.address}: the server sends more than {MAX_BYTES} bytes")
-                with _writable(part.parent):
-                    out.write(piece)
+                    part.unlink()
+                    raise DataError(f"{file.address}: the server sends more than {MAX_BYTES} bytes; nothing is kept")
+                out.write(piece)
                 report(file.name, done, total)
         except httpx.RemoteProtocolError as error:
             if total is None or done >= total:
@@ -139,14 +154,6 @@ def _save(file: PublicFile, answer: httpx.Response, part: Path, report: Progress
             raise DataError(
                 f"{file.address}: the file was cut short, {done} of {total} bytes came; {_AGAIN}"
             ) from error
-
-
-@contextmanager
-def _opened(part: Path, *, append: bool) -> Iterator[BinaryIO]:
-    with _writable(part.parent):
-        file = part.open("ab" if append else "wb")
-    with file:
-        yield file
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import tomli_w
 
 import common
 from common.data.npz import Array
-from common.errors import ConfigError
+from common.errors import ConfigError, listed
 from common.host.files import write_atomically
 from common.study.load import parse_study
 from common.study.task import ImageTask, TableTask
@@ -119,8 +119,7 @@ def shortages(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
         for what, number in (("no example of", 0), ("a single example of", 1)):
             names = [f"'{name}'" for name, count in of.items() if count == number]
             if names:
-                few = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-                gaps.append(f"{what} {few}")
+                gaps.append(f"{what} {listed(names, 5)}")
         if gaps:
             sentences.append(f"site '{site}' has {'; '.join(gaps)}")
     return sentences

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,15 +19,6 @@ def federation_svg(counts: Mapping[str, Mapping[str, int]]) -> bytes:
     Args:
         counts: examples of each class at each site; every site names the same classes.
     """
-    return _drawn(counts, "svg")
-
-
-def federation_png(counts: Mapping[str, Mapping[str, int]]) -> bytes:
-    """Return the picture as PNG, to look at where SVG cannot be shown."""
-    return _drawn(counts, "png")
-
-
-def _drawn(counts: Mapping[str, Mapping[str, int]], kind: Literal["svg", "png"]) -> bytes:
     import matplotlib
 
     from consilium.findings.charts import LIGHT, style
@@ -35,7 +26,7 @@ def _drawn(counts: Mapping[str, Mapping[str, int]], kind: Literal["svg", "png"])
     file = io.BytesIO()
     with matplotlib.rc_context(style(LIGHT, size=8)):
         figure = _figure(counts)
-        figure.savefig(file, format=kind, dpi=110, metadata={"Date": None} if kind == "svg" else None)
+        figure.savefig(file, format="svg", dpi=110, metadata={"Date": None})
     return file.getvalue()
 
 

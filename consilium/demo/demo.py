@@ -48,6 +48,8 @@ def run_demo(options: DemoOptions, console: Console) -> "Report":
     folder.chmod(0o700)
     try:
         federation = make_federation(options, folder / "hospitals")
+        given = weights_file(options, federation, console) if options.pretrained is not None else None
+        make_studies(options, federation, given)  # a wrong option is refused before anything starts
     except ConsiliumError:
         shutil.rmtree(folder)
         raise

@@ -8,7 +8,8 @@ from consilium.findings.evidence import Floats
 LEAST_GAP = 0.2
 """How much less accurate than the site's own model the federation's must be, at least."""
 LEAST_RATIO = 1.25
-"""Where labels are numbers: how many times the error of the site's own model the federation's must be, at least."""
+"""Where labels are numbers: how many times the errors of the site's own model and of the constant answer the
+federation's must be, at least."""
 LEVEL = 0.01
 """Level of the test that the federation's model is worse than the constant answer; divided by the number of sites."""
 

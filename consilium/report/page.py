@@ -7,6 +7,7 @@ from typing import Any
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
+from common.errors import listed
 from common.results import RoundRecord
 from consilium.findings import ACCURACIES, DIFFERENCE, ESTIMAND, LEAST_PATIENTS, MEASURES, Measures
 from consilium.findings.charts import COLOURS, chart, last_known, limits_of, line_chart
@@ -188,9 +189,7 @@ def _took_part(rounds: tuple[RoundRecord, ...], site: str) -> tuple[int, int, st
 def _rounds_text(rounds: list[int]) -> str:
     if not rounds:
         return ""
-    shown = ", ".join(map(str, rounds[:MOST_ROUNDS]))
-    more = f" and {len(rounds) - MOST_ROUNDS} more" if len(rounds) > MOST_ROUNDS else ""
-    return f"round{'s' if len(rounds) > 1 else ''} {shown}{more}"
+    return f"round{'s' if len(rounds) > 1 else ''} {listed(rounds, MOST_ROUNDS)}"
 
 
 def _settings(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:

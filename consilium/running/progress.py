@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping
 
+from common.errors import listed
 from common.events.run import (
     AnswerRejected,
     FinishAsked,
@@ -88,8 +89,7 @@ class Progress:
         if not missing or time.monotonic() - self._missing_said < WAITING_SECONDS:
             return ""
         self._missing_said = time.monotonic()
-        more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
-        return f"{self.title}: waiting for {', '.join(missing[:10])}{more}"
+        return f"{self.title}: waiting for {listed(missing, 10)}"
 
     def _take_round(self, event: RoundFinished) -> str:
         self.round = event.round

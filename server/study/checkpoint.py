@@ -47,7 +47,7 @@ def load_checkpoint(path: Path, *, study_digest: str) -> ServerState:
         )
     if notes.get("study_digest") != study_digest:
         raise StateError(
-            f"checkpoint '{path}' belongs to run '{notes.get('run')}' with other study settings; "
+            f"checkpoint '{path}' belongs to run '{clean(str(notes.get('run')))}' with other study settings; "
             "continue with the study.toml of that run, or start a new run"
         )
     return ServerState(

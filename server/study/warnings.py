@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
+from common.errors import listed
 from common.protocol.patients import LEAST_PATIENTS
 from common.protocol.replies import HandshakeReply
 from common.study.scale import distances
@@ -117,9 +118,8 @@ def _few_test_examples(replies: Replies) -> Iterator[str]:
     """Yield a sentence on the sites that have too few test examples for any verdict: before training, not after."""
     few = sorted(site for site, reply in replies.items() if reply.card.num_test < LEAST_PATIENTS)
     if few:
-        more = f" and {len(few) - MOST_NAMED} more sites" if len(few) > MOST_NAMED else ""
         yield (
-            f"{', '.join(few[:MOST_NAMED])}{more}: fewer than {LEAST_PATIENTS} test examples, so no report will say "
+            f"{listed(few, MOST_NAMED, 'sites')}: fewer than {LEAST_PATIENTS} test examples, so no report will say "
             "whether joining helps there; a larger split.test or more examples would change that"
         )
 

@@ -170,6 +170,36 @@ def test_site_that_reads_nothing_is_read_no_more() -> None:
     run(check())
 
 
+def test_farewell_is_written_after_what_is_being_written() -> None:
+    """gRPC takes one write at a time and drops the second; what else is still to be sent is left out."""
+
+    class OneAtATime:
+        def __init__(self) -> None:
+            self.go, self.busy, self.written = asyncio.Event(), False, list[str | None]()
+
+        async def write(self, content: bytes) -> None:
+            assert not self.busy, "a second write while the first is under way"
+            self.busy = True  # and so it stays when the write is cancelled: gRPC has it in hand
+            await self.go.wait()
+            self.busy = False
+            self.written.append(pb.FromServer.FromString(content).WhichOneof("message"))
+
+    async def check() -> None:
+        context, handler = OneAtATime(), asyncio.ensure_future(asyncio.sleep(60))
+        stream = Stream(Peer("mallory", "key", 0.0), context, handler)
+        for _ in range(3):
+            stream.send(pb.FromServer(taken=pb.Taken(task=b"1")))
+        await until(lambda: context.busy)
+        stream.close("misbehaved", "a reason")
+        saying = asyncio.ensure_future(stream.say_farewell())
+        await asyncio.sleep(0.05)
+        context.go.set()
+        await asyncio.wait_for(saying, 1)
+        assert ["taken", "farewell"] == context.written
+
+    run(check())
+
+
 def test_replies_that_are_too_long_are_refused_by_name(tmp_path: Path) -> None:
     """A text over 1 MB, a payload larger than can be of use, one that is announced so, one the disk has no room for."""
 

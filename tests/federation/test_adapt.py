@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as torch_file
 from scipy import stats
+from site_data import load_data
 from torch import Tensor, nn
 from torch.nn import functional
 from typer.testing import CliRunner
 
-from client.data import Examples, load_data
+from client.data import Examples
 from client.methods import build_method
 from client.models import Model, build_model, divide, get_weights, set_weights
 from client.training.evaluation import Evaluation, evaluate

@@ -280,6 +280,15 @@ def test_contradiction_of_numbers_needs_errors_apart_from_a_constant() -> None:
     assert contradiction_of_errors("va", everyone=errors["constant"], **errors) is None
 
 
+@pytest.mark.parametrize(("off", "named"), [(1.3, True), (1.2, False)])
+def test_contradiction_of_numbers_is_worse_than_the_constant_and_than_alone(off: float, named: bool) -> None:
+    """1.25 times the larger of the two errors: neither a poor model alone nor a poor constant answer is enough."""
+    signs = np.tile([1.0, -1.0], 20)
+    for constant, local in ((1.0, 0.5), (0.5, 1.0)):
+        errors = {"constant": constant * signs, "local": local * signs, "everyone": off * signs}
+        assert named == (contradiction_of_errors("va", num_sites=4, **errors) is not None)
+
+
 def test_site_whose_numbers_have_the_wrong_sign_is_asked_about(make_study: MakeStudy, tmp_path: Path) -> None:
     """Three sites, a label that is a number, and one of them has it the other way round."""
     sites = [f"s{number}" for number in range(3)]

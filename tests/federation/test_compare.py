@@ -295,6 +295,16 @@ def test_many_splits_have_intervals_over_splits_and_a_choice_in_each(
     assert set(chosen.row.places) == set(range(5))
 
 
+def test_comparison_of_nothing_that_can_run_trains_nothing(study: StudyConfig, folder: Path, tmp_path: Path) -> None:
+    """Every reason in one sentence, at once; where something can run, the rest is named before hours of training."""
+    asked = options(folder, study, tmp_path / "out", methods="ditto:lam=-1")
+    with pytest.raises(
+        ConfigError, match=r"^nothing that was asked for can be run: ditto:lam=-1: method.ditto.lam: must"
+    ):
+        compare(asked, console())
+    assert [] == list((tmp_path / "out").rglob("*"))
+
+
 def test_comparison_goes_on_where_a_method_fails_and_a_metric_is_undefined(
     study: StudyConfig, folder: Path, tmp_path: Path
 ) -> None:
@@ -303,7 +313,10 @@ def test_comparison_goes_on_where_a_method_fails_and_a_metric_is_undefined(
     lines = path.read_text().splitlines()
     path.write_text("\n".join([lines[0], *(line.replace(",yes", ",no") for line in lines[1:])]) + "\n")
     asked = options(folder, study, tmp_path / "out", methods="fedper,fedbn,ditto:lam=-1", metric="auroc")
-    report = compare(asked, console())
+    shown = io.StringIO()
+    report = compare(asked, Console(file=shown, width=130))
+    first, training = shown.getvalue().index("will not be run: ditto:lam=-1"), shown.getvalue().index("done")
+    assert first < training
     line = report.line("fedper")
     assert line is not None
     assert line.numbers.sites["lyon"] is None and line.numbers.over["mean"] is None

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from paths import SHARED
 from PIL import Image
 from pydantic import ValidationError
+from site_data import load_data
 
-from client.data import Examples, SiteData, UnscaledData, load_data, read_data
+from client.data import Examples, SiteData, UnscaledData, read_data
 from client.data.split import split_rows
 from client.operations.doctor.data import check_data
 from common.data.groups import copies_of_rows, groups_of, joined

@@ -15,8 +15,9 @@ from conftest import MakeSites, MakeStudy, method_settings, write_site, write_ta
 from rich.console import Console
 from safetensors import safe_open
 from safetensors.numpy import load_file
+from site_data import load_data
 
-from client.data import Examples, load_data
+from client.data import Examples
 from client.data.split import split_rows
 from client.methods import METHODS
 from client.operations.doctor.data import check_data

@@ -12,8 +12,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from site_data import load_data
 
-from client.data import SiteData, load_data
+from client.data import SiteData
 from common.data import npz
 from common.errors import DataError
 from common.study.site import ArraysData, ImageFolderData

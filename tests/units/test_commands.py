@@ -1,5 +1,6 @@
 """The command line as a whole: help of every command, its examples, the dataclasses behind options, wrong inputs."""
 
+import io
 import os
 import re
 import shlex
@@ -13,13 +14,16 @@ from typing import Annotated, Any
 import click
 import pytest
 import typer
+from rich.console import Console
 from typer.testing import CliRunner
 
 import common
+from common.errors import ConfigError
 from consilium.commands.main import app, main
 from consilium.commands.parameters import examples, with_options
 from consilium.comparison.options import CompareOptions
 from consilium.data.options import SplitOptions
+from consilium.demo.demo import run_demo
 from consilium.demo.options import DemoOptions
 from consilium.running.options import AppOptions
 
@@ -197,6 +201,7 @@ WORDS_OF_LIBRARIES = re.compile(
     [
         ("demo --rounds 0", "--rounds: must be a whole number of at least 1, got '0'"),
         ("demo --rounds many", "--rounds: must be a whole number of at least 1, got 'many'"),
+        ("demo --rounds '1 is not 2'", "--rounds: must be a whole number of at least 1, got '1 is not 2'"),
         ("demo --data cats", "--data: must be one of digits, heart-disease, images, got 'cats'"),
         ("demo --data images", "--data images needs --data-dir"),
         ("demo --colour red", "No such option '--colour'"),
@@ -237,3 +242,26 @@ def test_wrong_input_is_a_sentence(
     assert 0 != code
     assert sentence in text
     assert WORDS_OF_LIBRARIES.search(text) is None, text
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"method": "nope"}, "method: there is no kind 'nope'; known: local, fedavg"),
+        ({"pretrained": Path("nofile")}, "--pretrained: no such file 'nofile'"),
+    ],
+)
+def test_demo_refuses_a_wrong_option_before_anything_starts(
+    change: dict[str, Any], sentence: str, tmp_path: Path
+) -> None:
+    """No folder of a run is left, and nothing was shown of one."""
+    shown = io.StringIO()
+    with pytest.raises(ConfigError, match=sentence):
+        run_demo(DemoOptions(runs=tmp_path / "runs", **change), Console(file=shown))
+    assert ("", []) == (shown.getvalue(), list((tmp_path / "runs").iterdir()))
+
+
+def test_site_without_an_approved_app_says_so(tmp_path: Path) -> None:
+    """An empty answer would look like a command that did nothing."""
+    (tmp_path / "site.toml").touch()
+    assert "no app is approved at this site" in invoke("site", "approve-app", "--list", "--folder", str(tmp_path))

@@ -11,7 +11,7 @@ from messages import PLANS, REPLIES, ROUND_REPLY, SITE, STUDY
 from pydantic import TypeAdapter, ValidationError
 
 import common.errors
-from common.errors import EXIT_CODES, ConfigError, ConsiliumError, ProtocolError, UpdateRejected, error_named
+from common.errors import EXIT_CODES, ConfigError, ConsiliumError, ProtocolError, UpdateRejected, error_named, listed
 from common.protocol.parse import parse_plan, parse_reply
 from common.protocol.plans import Plan
 from common.protocol.replies import Reply
@@ -382,6 +382,15 @@ def test_rejection_has_a_reason_and_is_a_protocol_error() -> None:
     error = UpdateRejected("shape", "a sentence")
     assert ("shape", "a sentence", 12) == (error.reason, str(error), error.exit_code)
     assert isinstance(error, ProtocolError)
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, ""), (1, "a"), (3, "a, b, c"), (4, "a, b, c and 1 more sites"), (26, "a, b, c and 23 more sites")],
+)
+def test_list_names_the_first_few_and_counts_the_rest(count: int, text: str) -> None:
+    """Of a thousand sites a sentence names a few."""
+    assert text == listed("abcdefghijklmnopqrstuvwxyz"[:count], 3, "sites")
 
 
 # --- protocol --------------------------------------------------------------------------------------

@@ -11,9 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from paths import SHARED
 from PIL import Image
+from site_data import load_data
 from sklearn.model_selection import train_test_split
 
-from client.data import READERS, SiteData, load_data, schema_digest
+from client.data import READERS, SiteData, schema_digest
 from client.data.split import split_rows
 from common.errors import ConfigError, DataError
 from common.study.site import ArraysData, ImageFolderData, TableData

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import math
 import re
 from dataclasses import fields, replace
 from pathlib import Path
@@ -101,6 +102,14 @@ def test_unknown_events_and_fields_are_passed_over(tmp_path: Path) -> None:
     assert [ASKED] == log.read(STUDY_EVENTS)
 
 
+@pytest.mark.parametrize("known", [STUDY_EVENTS, APP_EVENTS, SITE_EVENTS], ids=["study", "app", "site"])
+def test_line_of_lists_in_lists_is_passed_over(known: Vocabulary[Event], tmp_path: Path) -> None:
+    """A damaged line ends no live view, however deep it is."""
+    log = EventLog(tmp_path / "events.jsonl")
+    log.path.write_text(f"{'[' * 100_000}\n")
+    assert [] == log.read(known)
+
+
 @pytest.mark.parametrize("changes", [{"round": None}, {"round": "one"}, {"sites": 3}, {"time": "yesterday"}])
 def test_wrong_event_is_an_error_that_names_file_and_line(changes: dict[str, object], tmp_path: Path) -> None:
     """The reader of a broken log knows where to look."""
@@ -163,6 +172,10 @@ def test_event_of_a_site_reads_as_it_was_written(tmp_path: Path) -> None:
         ({"metrics": {"global.loss": "low"}}, "metrics: must be dict[str, float] | None, got {'global.loss': 'low'}"),
         ({"shared_buffers": "all"}, "shared_buffers: must be tuple[str, ...] | None, got 'all'"),
         ({"time": "yesterday"}, "time: must be datetime, got 'yesterday'"),
+        ({"time": "2026-01-01T00:00:00"}, "time: must be datetime, got '2026-01-01T00:00:00'"),
+        ({"seconds": math.nan}, "seconds: must be float, got nan"),
+        ({"metrics": {"global.loss": math.inf}}, "metrics: must be dict[str, float] | None, got {'global.loss': inf}"),
+        ({"seconds": 10**400}, "seconds: must be float, got 1" + 49 * "0"),
     ],
 )
 def test_wrong_event_of_a_site_is_an_error(changes: dict[str, Any], expected: str, tmp_path: Path) -> None:

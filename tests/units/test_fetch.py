@@ -41,6 +41,8 @@ class Home:
     honour_range: bool = True
     cut_at: int | None = None
     status: int | None = None
+    reason: str | None = None
+    send_to: str | None = None
     pause_after: int | None = None
     wrong_range: bool = False
     asked: list[str | None] = field(default_factory=list)
@@ -62,9 +64,14 @@ def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
         def do_GET(self) -> None:
             asked = self.headers["Range"]
             state.asked.append(asked)
+            if state.send_to is not None:
+                self.send_response(302)
+                self.send_header("Location", state.send_to)
+                self.end_headers()
+                return
             content = state.files.get(self.path[1:])
             if state.status is not None or content is None:
-                self.send_error(state.status or 404)
+                self.send_error(state.status or 404, state.reason)
                 return
             start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if asked and state.honour_range else 0  # type: ignore[index] # ours
             if asked and state.honour_range and start >= len(content):
@@ -188,6 +195,48 @@ def test_answer_that_is_no_file_is_a_sentence(home: Home, tmp_path: Path, status
     assert [] == held(tmp_path)
 
 
+def test_reason_of_an_answer_neither_steers_a_terminal_nor_fills_it(home: Home, tmp_path: Path) -> None:
+    """It is the server's text; two of the homes are not even encrypted."""
+    file = home.file()
+    home.status, home.reason = 503, "\x1b[2J" + "x" * 5000
+    message = error_of(file, tmp_path)
+    assert rf"{file.address}: the server answered 503 \x1b[2Jxxx" in message and len(message) < 200
+
+
+@pytest.mark.parametrize("where", ["http://a..b/", f"http://{'a' * 70}.invalid/", "data:,x", "file:///etc/passwd", "/"])
+def test_server_that_sends_on_to_nowhere_is_a_sentence(home: Home, tmp_path: Path, where: str) -> None:
+    """To a name that cannot be, to no address of the web, or round and round."""
+    file = home.file()
+    home.send_to = where
+    assert f"{file.address}: the server sends on to where there is no file" == error_of(file, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("all_proxy", "socks5://127.0.0.1:1"),
+        ("http_proxy", "ftp://x"),
+        ("SSL_CERT_FILE", "/gone"),
+        ("no_proxy", "[::1"),
+    ],
+)
+def test_unusable_proxy_or_certificates_are_a_sentence(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    """They come from the environment, often another person's: of a whole hospital."""
+    monkeypatch.delenv("no_proxy")
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=r"SSL_CERT_FILE\) cannot be used: "):
+        bring(home.file(), tmp_path)
+
+
+def test_full_disk_is_a_sentence_however_small_the_file(home: Home, tmp_path: Path) -> None:
+    """What fits in a buffer is written when the file is closed."""
+    (tmp_path / "a.bin.part").symlink_to("/dev/full")
+    with pytest.raises(StateError, match=re.escape(f"cannot write in '{tmp_path}': No space left on device")):
+        bring(home.file(content=b"small"), tmp_path)
+
+
 def test_refused_connection_and_unknown_host_are_sentences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody listens; nobody is there."""
     monkeypatch.setenv("no_proxy", "*")
@@ -213,6 +262,7 @@ def test_endless_file_is_stopped(home: Home, tmp_path: Path, monkeypatch: pytest
     """A server may not fill the disk."""
     monkeypatch.setattr("consilium.data.download.MAX_BYTES", 500_000)
     assert "the server sends more than 500000 bytes" in error_of(home.file(), tmp_path)
+    assert [] == held(tmp_path)
 
 
 def test_folder_that_cannot_be_written_is_a_sentence(home: Home, tmp_path: Path) -> None:

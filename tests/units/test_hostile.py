@@ -33,8 +33,8 @@ from scripted import (
     run,
     run_with_late,
 )
+from site_data import load_data
 
-from client.data import load_data
 from common.errors import (
     ConsiliumError,
     DataError,
@@ -404,7 +404,7 @@ from common.study.load import parse_site
 from common.study.task import ImageTask
 from common.study.training import SplitConfig
 from common.errors import DataError
-from client.data import load_data
+from client.data import read_data
 task = ImageTask(classes=("no", "yes"), size=4, channels=1)
 values = {"name": "berlin", "server": "a:1", "ca_certificate": "a", "private_key": "a", "state_dir": "a"}
 for line in sys.stdin:
@@ -413,7 +413,7 @@ for line in sys.stdin:
         data = parse_site(values | {"data": {"kind": kind, "path": path}}, source="test").data
         before, sentence = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, ""
         try:
-            load_data(data, task, SplitConfig(), site="berlin", min_examples=2)
+            read_data(data, task, SplitConfig(), site="berlin", min_examples=2)
         except DataError as error:
             sentence = str(error)
         megabytes = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024

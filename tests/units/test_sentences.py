@@ -16,6 +16,12 @@ STUDY: dict[str, Any] = {
     "sites": ["berlin", "lyon"],
     "task": {"kind": "images", "classes": ["a", "b"], "size": 8, "channels": 1, "mean": [0.5], "std": [0.25]},
 }
+TABLE: dict[str, Any] = {
+    "kind": "table",
+    "classes": ["yes", "no"],
+    "label": "ill",
+    "columns": {"age": {"kind": "number"}},
+}
 SITE: dict[str, Any] = {
     "name": "berlin",
     "server": "localhost:9092",
@@ -39,6 +45,10 @@ def study_sentence(**values: Any) -> str:
         ({"rounds": "many"}, "rounds: must be a whole number, got 'many'"),
         ({"rounds": [1]}, "rounds: must be a whole number, got [1]"),
         ({"name": 5}, "name: must be text in quotes, got 5"),
+        ({"name": 1 << 80_000}, "name: must be text in quotes, got a value of type int"),
+        ({"task": TABLE | {"label": "a\x1b[2J"}}, "task.table.label: must hold no control character"),
+        ({"task": TABLE | {"label": "a" * 201}}, "task.table.label: must have at most 200 characters, got 'aaa"),
+        ({"task": TABLE | {"columns": {"\u202eage": {"kind": "number"}}}}, r"task.table.columns.\u202eage"),
         (
             {"name": "Hé!"},
             "name: must be small letters, digits and hyphens, 63 at most, e.g. uniklinik-koeln, got 'Hé!'",

@@ -258,6 +258,13 @@ def test_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "c", study_digest="abd")
 
 
+def test_run_that_a_checkpoint_names_cannot_steer_a_terminal(tmp_path: Path) -> None:
+    """The file may have been made elsewhere."""
+    save_checkpoint(tmp_path / "c", STATE, run="\x1b[2J", study_digest="abc")
+    with pytest.raises(StateError, match=r"belongs to run '\\x1b\[2J' with"):
+        load_checkpoint(tmp_path / "c", study_digest="abd")
+
+
 def test_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     """A safetensors file of another program has no checksum."""
     save_file({"weights/w": np.ones(1)}, tmp_path / "c")

@@ -1,6 +1,7 @@
 """What a site keeps on its disk: what was saved is read back by its round, two of them, and a failure keeps the old."""
 
 import errno
+import hashlib
 import json
 import os
 import stat
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import MakeStudy
 from safetensors.numpy import load_file
+from safetensors.numpy import save as save_arrays
 
 from client.site.kept import Alone, Kept
 from client.site.state_folder import StateFolder, study_of
@@ -175,6 +177,8 @@ def test_state_of_another_site_is_refused(tmp_path: Path) -> None:
         b'{"site": "berlin", "rounds": 3}',
         b'{"site": "berlin", "rounds": [{"round": 1}]}',
         b'{"site": "berlin", "rounds": [{"round": "x", "file": "f", "sha256": "s"}]}',
+        b'{"site": "berlin", "rounds": [{"round": Infinity, "file": "f", "sha256": "s"}]}',
+        b"[" * 100_000,
     ],
 )
 def test_state_with_an_unreadable_manifest_is_refused(tmp_path: Path, content: bytes) -> None:
@@ -183,6 +187,49 @@ def test_state_with_an_unreadable_manifest_is_refused(tmp_path: Path, content: b
     (kept.path / "manifest.json").write_bytes(content)
     with pytest.raises(StateError, match=r"site 'berlin': cannot read '.*manifest.json'"):
         kept.load(None)
+
+
+def state_file(kept: StateFolder, arrays: dict[str, Array], *, file: str = "f") -> None:
+    """Write a state of round 1 whose digest is right."""
+    content = save_arrays(arrays)
+    (kept.path / "f").write_bytes(content)
+    entry = {"round": 1, "file": file, "sha256": hashlib.sha256(content).hexdigest()}
+    (kept.path / "manifest.json").write_text(json.dumps({"site": kept.site, "rounds": [entry]}))
+
+
+def test_state_of_another_release_is_refused(tmp_path: Path) -> None:
+    """Arrays that this release has no name for would be lost in silence: the site's own model among them."""
+    kept = folder(tmp_path)
+    state_file(kept, {"personal/head": np.ones(2), "local/head": np.ones(2)})
+    with pytest.raises(StateError, match=r"site 'berlin': '.*f' was written by another release of consilium"):
+        kept.load(1)
+
+
+@pytest.mark.parametrize("value", [np.ones(2), np.array(np.nan)])
+def test_state_of_an_impossible_round_is_refused(value: Array, tmp_path: Path) -> None:
+    """A number that is none is a sentence."""
+    kept = folder(tmp_path)
+    state_file(kept, {"held_round": value})
+    with pytest.raises(StateError, match=r"site 'berlin': cannot read '.*f'"):
+        kept.load(1)
+
+
+def test_state_file_of_an_impossible_name_is_refused(tmp_path: Path) -> None:
+    """No file system has it."""
+    kept = folder(tmp_path)
+    state_file(kept, {}, file="\0")
+    with pytest.raises(StateError, match="site 'berlin': cannot read"):
+        kept.load(1)
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"[]", b'{"round": 1, "test": {"num_test": 1}}'])
+def test_counts_that_cannot_be_read_are_refused(content: bytes, tmp_path: Path) -> None:
+    """The sentence is ours, not pydantic's, and names the file."""
+    kept = folder(tmp_path)
+    (kept.path / "test.json").write_bytes(content)
+    with pytest.raises(StateError, match=r"site 'berlin': .*test\.json") as caught:
+        kept.load_counts(1)
+    assert "pydantic" not in str(caught.value)
 
 
 @pytest.mark.parametrize("writes", [0, 1, 2])

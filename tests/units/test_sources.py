@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from paths import SHARED
 from PIL import Image
+from site_data import load_data
 
-from client.data import load_data
 from common.errors import DataError
 from common.study.site import ImageFolderData, TableData
 from common.study.training import SplitConfig

@@ -14,9 +14,9 @@ from conftest import write_site
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from paths import SHARED
+from site_data import load_data
 from typer.testing import CliRunner
 
-from client.data import load_data
 from common.errors import ConfigError, ConsiliumError, DataError, is_clean
 from common.study.load import load_study
 from common.study.site import ArraysData, TableData

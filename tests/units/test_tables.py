@@ -11,9 +11,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from site_data import load_data
 from sklearn.impute import SimpleImputer
 
-from client.data import SiteData, load_data
+from client.data import SiteData
 from client.data.base import Feature
 from client.data.impute import impute
 from client.data.split import split_rows
