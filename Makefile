@@ -74,7 +74,7 @@ bench: $(INSTALLED) $(STOCK) ## speed beside stock flwr, and many sites; writes 
 
 # Makes what is committed beside the .proto; tests/units/test_wire_generated.py holds the two together.
 wire: $(INSTALLED)
-	$(BIN)/python -m grpc_tools.protoc --proto_path=. --python_out=. --pyi_out=. common/wire/wire.proto
+	$(BIN)/python -m grpc_tools.protoc --proto_path=. --python_out=. --pyi_out=. consilium/common/wire/wire.proto
 
 # Heart disease in FLamby's protocol, five seeds: make heart DATA=DIR
 # DATA: a folder with the four processed.*.data files of UCI Heart Disease.

@@ -26,16 +26,16 @@ import pandas as pd
 import torch
 from pydantic import TypeAdapter
 
-from client.data import Examples
-from client.models import build_model, get_weights
-from client.training.loop import train
-from client.training.work import LocalWork
-from common.codecs import Chain, build_chain
-from common.seeds import seed_for
-from common.study.codecs import CodecConfig
-from common.study.training import ModelConfig
-from common.weights.arithmetic import subtract
-from common.weights.arrays import Weights, is_float
+from consilium.client.data import Examples
+from consilium.client.models import build_model, get_weights
+from consilium.client.training.loop import train
+from consilium.client.training.work import LocalWork
+from consilium.common.codecs import Chain, build_chain
+from consilium.common.seeds import seed_for
+from consilium.common.study.codecs import CodecConfig
+from consilium.common.study.training import ModelConfig
+from consilium.common.weights.arithmetic import subtract
+from consilium.common.weights.arrays import Weights, is_float
 
 Floats = npt.NDArray[np.float64]
 

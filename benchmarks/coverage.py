@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from common.seeds import seed_for
+from consilium.common.seeds import seed_for
 from consilium.findings import Evidence, Interval, interval_of, over_sites, over_splits, verdict
 
 Floats = NDArray[np.float64]

@@ -19,18 +19,18 @@ from typing import Any
 
 import numpy as np
 
-import common
-from client.process.shared_memory import Box
-from client.process.supervisor import Parcel
-from client.wire.connection import Connection
-from client.wire.probe import place_of
-from common.codecs import Identity
-from common.host.study_key import read_study_public
-from common.protocol.plans import CODEC_VERSION, PROTOCOL_VERSION
-from common.study.load import load_site
-from common.weights.arrays import Array, digest
-from common.wire import wire_pb2 as pb
-from common.wire.envelope import open_order
+import consilium.common
+from consilium.client.process.shared_memory import Box
+from consilium.client.process.supervisor import Parcel
+from consilium.client.wire.connection import Connection
+from consilium.client.wire.probe import place_of
+from consilium.common.codecs import Identity
+from consilium.common.host.study_key import read_study_public
+from consilium.common.protocol.plans import CODEC_VERSION, PROTOCOL_VERSION
+from consilium.common.study.load import load_site
+from consilium.common.weights.arrays import Array, digest
+from consilium.common.wire import wire_pb2 as pb
+from consilium.common.wire.envelope import open_order
 
 CARD = {
     "num_examples": 100,
@@ -42,7 +42,7 @@ CARD = {
     "schema_digest": "5c4e3a" * 8,
 }
 VERSIONS = {
-    "consilium": common.__version__,
+    "consilium": consilium.common.__version__,
     "flwr": "0.0.0",
     "torch": "none",
     "torchvision": "none",

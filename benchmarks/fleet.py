@@ -30,19 +30,19 @@ from echo_site import Echo
 from measuring.processes import cpu_seconds
 from rich.console import Console
 
-from client.process.shared_memory import Box
-from client.wire.connection import Connection
-from client.wire.place import Place
-from common.host.keys import make_site_key
-from common.host.ports import free_port
-from common.host.signing_requests import make_signing_request, read_signing_request
-from common.study.load import parse_study
+from consilium.client.process.shared_memory import Box
+from consilium.client.wire.connection import Connection
+from consilium.client.wire.place import Place
+from consilium.common.host.keys import make_site_key
+from consilium.common.host.ports import free_port
+from consilium.common.host.signing_requests import make_signing_request, read_signing_request
+from consilium.common.study.load import parse_study
 from consilium.demo.processes import running_server, wait_for_server
 from consilium.running.live_view import View
 from consilium.running.run import run_study
-from server.operations.home import ServerHome
-from server.wire.registry import Registry
-from server.wire.submission import Control
+from consilium.server.operations.home import ServerHome
+from consilium.server.wire.registry import Registry
+from consilium.server.wire.submission import Control
 
 RESULTS = Path(__file__).parent / "results" / "fleet.csv"
 FIELDS = (

@@ -19,10 +19,10 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from common.host.parents import follow_parent
-from common.study.methods import FedAvgMethod, FedPerMethod, FineTuneMethod, LocalMethod, MethodConfig
-from common.study.study import StudyConfig
-from common.study.training import ModelConfig, SplitConfig, TrainingConfig
+from consilium.common.host.parents import follow_parent
+from consilium.common.study.methods import FedAvgMethod, FedPerMethod, FineTuneMethod, LocalMethod, MethodConfig
+from consilium.common.study.study import StudyConfig
+from consilium.common.study.training import ModelConfig, SplitConfig, TrainingConfig
 from consilium.data.federation import Federation
 from consilium.data.sources import heart_disease_hospitals
 from consilium.running.in_process import run_in_process, write_local_site

@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from reading import Function, Names, lines_of
+from reading import PACKAGES, Function, Names, lines_of, place_of
 
-PACKAGES = ("common", "server", "client", "consilium")
 BELOW = {"common": (), "server": ("common",), "client": ("common",), "consilium": ("common", "server", "client")}
 """The layers: which other packages each may import."""
 DOMAIN = (
@@ -76,11 +75,11 @@ class House:
     def _imported(self, tree: ast.Module) -> Iterator[str]:
         for node in ast.walk(tree):
             if isinstance(node, ast.Import):
-                yield from (alias.name for alias in node.names if alias.name in self.modules)
+                yield from (name for alias in node.names if (name := place_of(alias.name)) in self.modules)
             elif isinstance(node, ast.ImportFrom):
                 for alias in node.names:
-                    inner = f"{node.module}.{alias.name}"
-                    yield from [name for name in (inner, node.module or "") if name in self.modules][:1]
+                    inner, outer = place_of(f"{node.module}.{alias.name}"), place_of(node.module or "")
+                    yield from [name for name in (inner, outer) if name in self.modules][:1]
 
     def rooms(self, floor: str) -> set[str]:
         """Return the modules and packages right below a package."""

@@ -16,11 +16,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from client.data import Examples
-from client.models import Model, build_model
-from client.training.loop import train
-from client.training.work import LocalWork
-from common.study.training import ModelConfig
+from consilium.client.data import Examples
+from consilium.client.models import Model, build_model
+from consilium.client.training.loop import train
+from consilium.client.training.work import LocalWork
+from consilium.common.study.training import ModelConfig
 
 MODELS = ("small_cnn", "resnet20", "squeezenet1_0")
 IMAGES, BATCH = 256, 32

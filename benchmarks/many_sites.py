@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from measuring.table import Row, show, write
 
-from common.host.files import scratch
-from common.study.load import parse_study
+from consilium.common.host.files import scratch
+from consilium.common.study.load import parse_study
 from consilium.running.in_process import run_in_process, write_local_site
 
 ROUNDS, COHORT, ROWS = 10, 50, 60

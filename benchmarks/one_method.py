@@ -8,9 +8,9 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from common.host.files import write_atomically
-from common.host.parents import follow_parent
-from common.study.load import load_study
+from consilium.common.host.files import write_atomically
+from consilium.common.host.parents import follow_parent
+from consilium.common.study.load import load_study
 from consilium.comparison.cells import make_cell, run_cell
 from consilium.comparison.site_files import find_sites
 

@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from common.host.parents import end_with_parent, follow_parent
-from common.seeds import seed_for
-from common.study.load import parse_study
+from consilium.common.host.parents import end_with_parent, follow_parent
+from consilium.common.seeds import seed_for
+from consilium.common.study.load import parse_study
 from consilium.comparison.cells import make_cell, run_cell
 from consilium.comparison.site_files import SiteFiles
 from consilium.findings import over_splits

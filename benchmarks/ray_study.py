@@ -20,8 +20,8 @@ from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
 from torch import nn
 
-from client.data import SiteData, read_site
-from common.study.load import load_site, parse_study
+from consilium.client.data import SiteData, read_site
+from consilium.common.study.load import load_site, parse_study
 
 BATCH, RATE = 4, 0.001
 client = ClientApp()

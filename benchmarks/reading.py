@@ -13,6 +13,15 @@ from functools import cached_property
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 Definition = Function | ast.ClassDef | ast.Assign | ast.AnnAssign
 
+PACKAGES = ("common", "server", "client", "consilium")
+"""The top folders of the source; the first three are installed, and imported, as parts of the last."""
+
+
+def place_of(name: str) -> str:
+    """Return where the module of an imported name lies: `consilium.server.app` is the file `server/app.py`."""
+    inner = name.removeprefix("consilium.")
+    return inner if inner.partition(".")[0] in PACKAGES else name
+
 
 @dataclass(frozen=True)
 class Names:
@@ -35,7 +44,7 @@ class Names:
     def borrowed(self) -> dict[tuple[str, str], tuple[str, str]]:
         """Every name that a module imports from another one, by where it comes from."""
         return {
-            (module, alias.asname or alias.name): (node.module or "", alias.name)
+            (module, alias.asname or alias.name): (place_of(node.module or ""), alias.name)
             for module, tree in self.modules.items()
             for node in ast.walk(tree)
             if isinstance(node, ast.ImportFrom)

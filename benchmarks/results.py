@@ -29,9 +29,9 @@ from committed.result import SITES, STUDY, Result, Script, changed, say
 from committed.scripts import SCRIPTS
 from committed.tables import TABLES
 
-from common.host.files import write_atomically
-from common.host.parents import PARENT_VARIABLE, stop_processes
-from common.study.load import study_text
+from consilium.common.host.files import write_atomically
+from consilium.common.host.parents import PARENT_VARIABLE, stop_processes
+from consilium.common.study.load import study_text
 
 HERE = Path(__file__).parent
 OUT = "out"

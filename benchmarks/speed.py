@@ -27,7 +27,7 @@ from measuring.rounds import MEGABYTES, empty_rounds, large_rounds, memory
 from measuring.simulation import simulation
 from measuring.table import Row, show, write
 
-from common.weights.arithmetic import weighted_mean
+from consilium.common.weights.arithmetic import weighted_mean
 
 
 def main() -> None:
@@ -92,7 +92,7 @@ def idle(peers: Peers) -> list[Row]:
     with deployment(1) as where:
         run_ours(where, study(where, "warm-up", rounds=2))
         time.sleep(90)  # its worker has given memory back
-        workers = processes_with(b"client.worker", str(where.folder).encode())
+        workers = processes_with(b"consilium.client.worker", str(where.folder).encode())
         sites = [int(Path(f"/proc/{worker}/stat").read_text().rpartition(") ")[2].split()[1]) for worker in workers]
         before, began = cpu_seconds(sites + workers), time.monotonic()
         time.sleep(60)

@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 
-from client.data import Examples
-from client.models import build_model, set_weights
-from client.training.evaluation import evaluate
-from common.host.files import scratch
-from common.seeds import seed_for
-from common.study.load import parse_study
-from common.study.study import StudyConfig
+from consilium.client.data import Examples
+from consilium.client.models import build_model, set_weights
+from consilium.client.training.evaluation import evaluate
+from consilium.common.host.files import scratch
+from consilium.common.seeds import seed_for
+from consilium.common.study.load import parse_study
+from consilium.common.study.study import StudyConfig
 from consilium.running.in_process import run_in_process, write_local_site
 
 SITES, PER_SITE, ROUNDS, SEEDS = ("a", "b", "c", "d", "e"), 800, 12, (1, 2, 3)

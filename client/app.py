@@ -9,24 +9,24 @@ from pathlib import Path
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from client.flower.app import answer_flower
-from client.flower.message import content_of, plan_of
-from client.site.accepted import check_accepted
-from client.site.journal import note_answer, note_failure
-from client.site.memory import has_room
-from client.site.site import Site
-from client.site.state_folder import study_of
-from client.wire.orders import Orders
-from common.codecs import Payload
-from common.errors import ConfigError, ConsiliumError, DataError, ProtocolError, StateError
-from common.host.study_key import read_study_public
-from common.protocol.parse import parse_plan
-from common.protocol.plans import HandshakePlan, Plan, study_digest
-from common.protocol.replies import FailureReply, Reply
-from common.study.load import load_site
-from common.study.site import SiteConfig
-from common.study.study import StudyConfig
-from common.wire.envelope import Order
+from consilium.client.flower.app import answer_flower
+from consilium.client.flower.message import content_of, plan_of
+from consilium.client.site.accepted import check_accepted
+from consilium.client.site.journal import note_answer, note_failure
+from consilium.client.site.memory import has_room
+from consilium.client.site.site import Site
+from consilium.client.site.state_folder import study_of
+from consilium.client.wire.orders import Orders
+from consilium.common.codecs import Payload
+from consilium.common.errors import ConfigError, ConsiliumError, DataError, ProtocolError, StateError
+from consilium.common.host.study_key import read_study_public
+from consilium.common.protocol.parse import parse_plan
+from consilium.common.protocol.plans import HandshakePlan, Plan, study_digest
+from consilium.common.protocol.replies import FailureReply, Reply
+from consilium.common.study.load import load_site
+from consilium.common.study.site import SiteConfig
+from consilium.common.study.study import StudyConfig
+from consilium.common.wire.envelope import Order
 
 log = logging.getLogger(__name__)
 

@@ -14,14 +14,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from client.process.supervisor import Worker, WorkerFailed
-from client.wire.connection import Connection
-from client.wire.place import Place
-from common.errors import ConfigError, ConsiliumError, RunFailed
-from common.host.files import only_one
+from consilium.client.process.supervisor import Worker, WorkerFailed
+from consilium.client.wire.connection import Connection
+from consilium.client.wire.place import Place
+from consilium.common.errors import ConfigError, ConsiliumError, RunFailed
+from consilium.common.host.files import only_one
 
 if TYPE_CHECKING:
-    from common.study.site import SiteConfig
+    from consilium.common.study.site import SiteConfig
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +37,8 @@ def start_site(path: Path, *, metrics: str | None = None) -> None:
     Raises:
         ConfigError: the settings are wrong, or a certificate or key is missing.
     """
-    from client.wire.probe import place_of
-    from common.study.load import load_site
+    from consilium.client.wire.probe import place_of
+    from consilium.common.study.load import load_site
 
     config = load_site(path)
     _check_files(config, path)
@@ -47,7 +47,7 @@ def start_site(path: Path, *, metrics: str | None = None) -> None:
     environment = {**os.environ, PLACE_VARIABLE: place.to_json()}
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execve(sys.executable, [sys.executable, "-P", "-m", "client.node"], environment)
+    os.execve(sys.executable, [sys.executable, "-P", "-m", "consilium.client.node"], environment)
 
 
 def _check_files(config: "SiteConfig", path: Path) -> None:
@@ -77,7 +77,7 @@ async def run_site(place: Place) -> None:
     with ExitStack() as stack:
         stack.enter_context(only_one(place.log.parent / ".lock", otherwise=another))
         if place.metrics:
-            from client.operations.pages import exporting
+            from consilium.client.operations.pages import exporting
 
             def is_ready() -> bool:
                 return connection.is_connected and worker.is_alive()
@@ -112,9 +112,9 @@ async def _until_stopped(place: Place) -> None:
 
 
 def main() -> None:
-    """Entry point of `python -m client.node`, which `start_site` becomes; an error is a sentence and an exit code."""
-    from common.host.logs import start_log
-    from common.host.parents import follow_parent
+    """Entry point of `python -m consilium.client.node`, which `start_site` becomes; errors are sentences."""
+    from consilium.common.host.logs import start_log
+    from consilium.common.host.parents import follow_parent
 
     start_log()
     follow_parent()

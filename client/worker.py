@@ -1,6 +1,6 @@
 """A site's warm worker: one process that answers order after order; data, model and CUDA context stay in memory.
 
-It is started by `client.process.supervisor`, gets orders on a socket that only the two of them have, and answers
+It is started by process/supervisor.py, gets orders on a socket that only the two of them have, and answers
 `answer` or `error` and a reply; large payloads lie in memory that the two share. It ends when the other end is closed.
 It alone decides whether an order is obeyed; the process that talks to the server only checks large payloads' orders.
 """
@@ -15,14 +15,14 @@ from pathlib import Path
 
 import torch
 
-from client.app import answer_order
-from client.process.shared_memory import Box
-from client.process.supervisor import ANSWER, ERROR
-from common.errors import clean
-from common.host.logs import start_log
-from common.host.memory import reuse_memory, trim_memory
-from common.host.parents import follow_parent
-from common.wire.limits import SMALL_PAYLOAD_BYTES
+from consilium.client.app import answer_order
+from consilium.client.process.shared_memory import Box
+from consilium.client.process.supervisor import ANSWER, ERROR
+from consilium.common.errors import clean
+from consilium.common.host.logs import start_log
+from consilium.common.host.memory import reuse_memory, trim_memory
+from consilium.common.host.parents import follow_parent
+from consilium.common.wire.limits import SMALL_PAYLOAD_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +56,8 @@ def run_worker(settings: Path, connection: Connection, inbox: Box, outbox: Box) 
 
 
 def main() -> None:
-    """Entry point of `python -m client.worker SETTINGS SOCKET INBOX OUTBOX`; ends with the process that started it."""
-    parser = argparse.ArgumentParser(prog="python -m client.worker")
+    """Entry point of `python -m consilium.client.worker SETTINGS SOCKET INBOX OUTBOX`; ends with its parent."""
+    parser = argparse.ArgumentParser(prog="python -m consilium.client.worker")
     parser.add_argument("settings", type=Path)
     parser.add_argument("socket", type=int, help="the number of an open socket")
     parser.add_argument("boxes", type=int, nargs=2, help="the numbers of two open files")

@@ -4,13 +4,13 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
-from common.protocol.cards import Count, Versions
-from common.protocol.counts import TestCounts
-from common.protocol.replies import HandshakeReply
-from common.study.names import ClassName, SiteName
-from common.study.record import Record
-from common.study.scale import ColumnScale
-from common.study.study import StudyConfig
+from consilium.common.protocol.cards import Count, Versions
+from consilium.common.protocol.counts import TestCounts
+from consilium.common.protocol.replies import HandshakeReply
+from consilium.common.study.names import ClassName, SiteName
+from consilium.common.study.record import Record
+from consilium.common.study.scale import ColumnScale
+from consilium.common.study.study import StudyConfig
 
 
 class SiteRound(Record):

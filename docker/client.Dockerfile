@@ -31,7 +31,7 @@ RUN groupadd --gid 10001 consilium && useradd --uid 10001 --gid 10001 --no-creat
 COPY --from=build /opt/consilium /opt/consilium
 ENV PATH=/opt/consilium/bin:$PATH HOME=/tmp MPLCONFIGDIR=/tmp/matplotlib PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1 OMP_NUM_THREADS=1
-RUN python3 -c "import common; assert common.__file__.startswith('/opt/consilium/'), common.__file__; import client.node, client.worker"
+RUN python3 -c "import consilium.common; assert consilium.common.__file__.startswith('/opt/consilium/'), consilium.common.__file__; import consilium.client.node, consilium.client.worker"
 USER 10001:10001
 WORKDIR /site
 HEALTHCHECK --interval=5s --timeout=3s --start-period=60s \

@@ -5,11 +5,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import common
+import consilium.common
 
 project = "consilium"
 copyright = "the authors of consilium; Apache-2.0"
-release = common.__version__
+release = consilium.common.__version__
 
 extensions = ["myst_parser"]
 exclude_patterns = ["Thumbs.db"]

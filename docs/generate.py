@@ -5,8 +5,8 @@
 
 from pathlib import Path
 
-from common.study.site import SiteConfig
-from common.study.study import StudyConfig
+from consilium.common.study.site import SiteConfig
+from consilium.common.study.study import StudyConfig
 from docs.generator.algorithms import REGISTRIES, registry_page
 from docs.generator.commands import commands_page
 from docs.generator.examples import examples_page

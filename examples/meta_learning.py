@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from common.study.load import parse_study
+from consilium.common.study.load import parse_study
 from consilium.running.in_process import run_in_process, write_local_site
 
 Images = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]

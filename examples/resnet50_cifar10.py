@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.study.load import parse_study
+from consilium.common.study.load import parse_study
 from consilium.running.in_process import run_in_process, write_local_site
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

@@ -11,12 +11,12 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from client.data import Examples
-from client.methods.fine_tune import FineTune
-from client.models import Model
-from client.training.evaluation import evaluate
-from client.training.loop import train
-from client.training.work import LocalWork
+from consilium.client.data import Examples
+from consilium.client.methods.fine_tune import FineTune
+from consilium.client.models import Model
+from consilium.client.training.evaluation import evaluate
+from consilium.client.training.loop import train
+from consilium.client.training.work import LocalWork
 
 SOURCE, SITE = 1000, 40
 """Images that the backbone learns from, and images of the site; the rest is for the test."""

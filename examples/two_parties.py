@@ -17,18 +17,18 @@ import numpy as np
 from rich.console import Console
 from safetensors.numpy import load_file
 
-from common.host.ports import free_port
-from common.study.load import parse_study
-from common.study.scale import ColumnScale
-from common.study.study import StudyConfig
-from common.study.task import Column, NumberColumn, Regression, TableTask
+from consilium.common.host.ports import free_port
+from consilium.common.study.load import parse_study
+from consilium.common.study.scale import ColumnScale
+from consilium.common.study.study import StudyConfig
+from consilium.common.study.task import Column, NumberColumn, Regression, TableTask
 from consilium.data.federation import Federation
 from consilium.demo.processes import running_server, running_sites, wait_for_server
 from consilium.demo.scenario import certify, make_sites
 from consilium.running.live_view import View
 from consilium.running.run import run_study
-from server.operations.home import ServerHome
-from server.wire.submission import Control
+from consilium.server.operations.home import ServerHome
+from consilium.server.wire.submission import Control
 
 PARTIES = {"north": ("aspirin", 120), "south": ("codeine", 80)}
 COLUMNS: dict[str, Column] = {"aspirin": NumberColumn(), "codeine": NumberColumn()}

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from common.study.strategies import FedAvgStrategy
-from common.study.weightings import WeightingConfig
-from common.weights.arithmetic import subtract
-from common.weights.arrays import Weights
-from server.strategies import Update, build_strategy
-from server.weighting import Evidence, build_weighting
+from consilium.common.study.strategies import FedAvgStrategy
+from consilium.common.study.weightings import WeightingConfig
+from consilium.common.weights.arithmetic import subtract
+from consilium.common.weights.arrays import Weights
+from consilium.server.strategies import Update, build_strategy
+from consilium.server.weighting import Evidence, build_weighting
 
 GLOBAL: Weights = {"conv": np.array(1.0), "head": np.array([0.0, 0.0])}
 """What the server sent to all sites."""

@@ -8,20 +8,20 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from common.errors import ConsiliumError
-from common.events.log import EventLog
-from common.events.run import RunFailure
-from common.host.files import only_one
-from common.protocol.plans import study_digest
-from common.study.load import parse_study
-from server.flower.exchange import GridExchange, Messenger
-from server.strategies import build_strategy
-from server.study.context import Study
-from server.study.exchange import Exchange
-from server.study.run import run_study
-from server.study.run_folder import JOURNAL_VARIABLE, RunFolder
-from server.weighting import build_weighting
-from server.wire.grid import WireGrid
+from consilium.common.errors import ConsiliumError
+from consilium.common.events.log import EventLog
+from consilium.common.events.run import RunFailure
+from consilium.common.host.files import only_one
+from consilium.common.protocol.plans import study_digest
+from consilium.common.study.load import parse_study
+from consilium.server.flower.exchange import GridExchange, Messenger
+from consilium.server.strategies import build_strategy
+from consilium.server.study.context import Study
+from consilium.server.study.exchange import Exchange
+from consilium.server.study.run import run_study
+from consilium.server.study.run_folder import JOURNAL_VARIABLE, RunFolder
+from consilium.server.weighting import build_weighting
+from consilium.server.wire.grid import WireGrid
 
 log = logging.getLogger(__name__)
 

@@ -16,15 +16,15 @@ from typing import Any
 from flwr.app import Context, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from common.errors import ConsiliumError
-from common.host.logs import start_log
-from common.host.parents import end_with_parent
-from common.host.study_key import read_study_key
-from server.app import app
-from server.wire.exchange import WireExchange
-from server.wire.grid import WireGrid
-from server.wire.outbox import Numbers, Outbox, Signer
-from server.wire.run_link import RunLink
+from consilium.common.errors import ConsiliumError
+from consilium.common.host.logs import start_log
+from consilium.common.host.parents import end_with_parent
+from consilium.common.host.study_key import read_study_key
+from consilium.server.app import app
+from consilium.server.wire.exchange import WireExchange
+from consilium.server.wire.grid import WireGrid
+from consilium.server.wire.outbox import Numbers, Outbox, Signer
+from consilium.server.wire.run_link import RunLink
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def run_job(link: RunLink, job: dict[str, Any]) -> None:
     signer = Signer(job["run"], key, Numbers(folder / ORDERS))
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 0
     if job["kind"] == "flower":
-        importlib.import_module("server.flower.app").run_app(link, Path(job["payloads"]), signer, job)
+        importlib.import_module("consilium.server.flower.app").run_app(link, Path(job["payloads"]), signer, job)
         return
     grid = WireGrid(WireExchange(link, Outbox(Path(job["payloads"]), signer)))
     settings = {"study": job["study"], "folder": str(folder), "transport": "grpc", "tls": True}
@@ -54,7 +54,7 @@ def run_job(link: RunLink, job: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Entry point of `python -m server.run_process SOCKET`; the exit code is that of the error that ended the run."""
+    """Entry point of `python -m consilium.server.run_process SOCKET`; the exit code is that of what ended the run."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
     start_log()

@@ -6,8 +6,8 @@ from typing import Any
 from conftest import write_table
 from rich.console import Console
 
-from common.study.load import study_text
-from common.study.study import StudyConfig
+from consilium.common.study.load import study_text
+from consilium.common.study.study import StudyConfig
 from consilium.comparison.options import CompareOptions
 
 SIZES = {"berlin": 60, "lyon": 40}

@@ -18,12 +18,12 @@ import pytest
 import torch
 from hypothesis import settings
 
-from client.site.site import Site
-from common.protocol.plans import ScalePlan, study_digest
-from common.study.load import load_site, parse_study
-from common.study.load import write_site as write_settings
-from common.study.scale import Scale
-from common.study.study import StudyConfig
+from consilium.client.site.site import Site
+from consilium.common.protocol.plans import ScalePlan, study_digest
+from consilium.common.study.load import load_site, parse_study
+from consilium.common.study.load import write_site as write_settings
+from consilium.common.study.scale import Scale
+from consilium.common.study.study import StudyConfig
 
 torch.set_num_threads(1)
 settings.register_profile("consilium", deadline=None)  # two busy cores: the time of one example says nothing

@@ -11,15 +11,15 @@ from flwr.app import Error, Message
 from safetensors.numpy import load_file
 from site_data import load_data
 
-from client.data import SiteData
-from client.flower.message import plan_of
-from client.site.kept import Kept
-from common.flower.message import unpack
-from common.protocol.parse import parse_reply
-from common.protocol.plans import Plan, RoundPlan
-from common.protocol.replies import Reply
-from common.study.load import load_site
-from common.study.study import StudyConfig
+from consilium.client.data import SiteData
+from consilium.client.flower.message import plan_of
+from consilium.client.site.kept import Kept
+from consilium.common.flower.message import unpack
+from consilium.common.protocol.parse import parse_reply
+from consilium.common.protocol.plans import Plan, RoundPlan
+from consilium.common.protocol.replies import Reply
+from consilium.common.study.load import load_site
+from consilium.common.study.study import StudyConfig
 from consilium.running.in_process import Answering, Deliver, deliver_always, run_in_process
 
 BACKBONE = {"backbone.layer1.0.weight", "backbone.layer1.0.bias"}

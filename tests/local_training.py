@@ -6,12 +6,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from client.data import Examples
-from client.methods.contract import Memory, Method, Outcome, extended
-from client.models import Model, build_model, get_weights
-from client.training.work import LocalWork
-from common.study.training import ModelConfig
-from common.weights.arrays import Weights
+from consilium.client.data import Examples
+from consilium.client.methods.contract import Memory, Method, Outcome, extended
+from consilium.client.models import Model, build_model, get_weights
+from consilium.client.training.work import LocalWork
+from consilium.common.study.training import ModelConfig
+from consilium.common.weights.arrays import Weights
 
 Vector = npt.NDArray[np.float64]
 SHAPES = {"linear": (3,), "mlp": (3,), "mlp_bn": (3,), "small_cnn": (1, 8, 8)}

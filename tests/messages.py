@@ -2,10 +2,17 @@
 
 from typing import Any
 
-from common.protocol.cards import DataCard, Versions
-from common.protocol.counts import TestCounts as Counts
-from common.protocol.plans import FinishPlan, HandshakePlan, InitialWeightsPlan, RoundPlan, ScalePlan, study_digest
-from common.protocol.replies import (
+from consilium.common.protocol.cards import DataCard, Versions
+from consilium.common.protocol.counts import TestCounts as Counts
+from consilium.common.protocol.plans import (
+    FinishPlan,
+    HandshakePlan,
+    InitialWeightsPlan,
+    RoundPlan,
+    ScalePlan,
+    study_digest,
+)
+from consilium.common.protocol.replies import (
     FailureReply,
     FinishReply,
     HandshakeReply,
@@ -13,8 +20,8 @@ from common.protocol.replies import (
     RoundReply,
     ScaleReply,
 )
-from common.study.load import parse_study
-from common.study.scale import Moments, Scale
+from consilium.common.study.load import parse_study
+from consilium.common.study.scale import Moments, Scale
 
 STUDY = """\
 name = "hearts"

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from client.operations.site_folder import SiteFolder, accept_bundle, init_site
-from common.host.ports import free_port
-from common.study.bundle import Bundle
-from server.operations.bundles import make_bundle
-from server.operations.home import ServerHome
-from server.wire.submission import Control
+from consilium.client.operations.site_folder import SiteFolder, accept_bundle, init_site
+from consilium.common.host.ports import free_port
+from consilium.common.study.bundle import Bundle
+from consilium.server.operations.bundles import make_bundle
+from consilium.server.operations.home import ServerHome
+from consilium.server.wire.submission import Control
 
 T = TypeVar("T")
 COMMAND = [sys.executable, "-P", "-m", "consilium"]

@@ -6,10 +6,10 @@ from typing import Any
 
 from conftest import MakeStudy
 
-from client.data import UnscaledData, read_data
-from common.study.load import load_site
-from common.study.scale import Moments
-from common.study.study import StudyConfig
+from consilium.client.data import UnscaledData, read_data
+from consilium.common.study.load import load_site
+from consilium.common.study.scale import Moments
+from consilium.common.study.study import StudyConfig
 
 TABLE = {"kind": "table", "classes": ["no", "yes"], "label": "ill"}
 

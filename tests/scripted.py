@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
-import common
-from common.codecs import Identity
-from common.protocol.cards import DataCard, Versions
-from common.protocol.counts import TestCounts as Counts
-from common.protocol.plans import FinishPlan, HandshakePlan, InitialWeightsPlan, Plan, RoundPlan, ScalePlan
-from common.protocol.replies import (
+import consilium.common
+from consilium.common.codecs import Identity
+from consilium.common.protocol.cards import DataCard, Versions
+from consilium.common.protocol.counts import TestCounts as Counts
+from consilium.common.protocol.plans import FinishPlan, HandshakePlan, InitialWeightsPlan, Plan, RoundPlan, ScalePlan
+from consilium.common.protocol.replies import (
     FailureReply,
     FinishReply,
     HandshakeReply,
@@ -22,15 +22,15 @@ from common.protocol.replies import (
     RoundReply,
     ScaleReply,
 )
-from common.study.study import StudyConfig
-from common.study.task import ImageTask
-from common.weights.arrays import Array, Weights, digest
-from server.strategies import build_strategy
-from server.study.context import Study
-from server.study.exchange import NOTHING, Answer
-from server.study.run import run_study
-from server.study.run_folder import RunFolder
-from server.weighting import build_weighting
+from consilium.common.study.study import StudyConfig
+from consilium.common.study.task import ImageTask
+from consilium.common.weights.arrays import Array, Weights, digest
+from consilium.server.strategies import build_strategy
+from consilium.server.study.context import Study
+from consilium.server.study.exchange import NOTHING, Answer
+from consilium.server.study.run import run_study
+from consilium.server.study.run_folder import RunFolder
+from consilium.server.weighting import build_weighting
 
 SITES = ("berlin", "madrid", "paris")
 CODEC = Identity()
@@ -40,7 +40,7 @@ INITIAL: dict[str, Array] = {
 }
 NUM_EXAMPLES = {"berlin": 1000, "madrid": 500, "paris": 200}
 VERSIONS = {
-    "consilium": common.__version__,
+    "consilium": consilium.common.__version__,
     "flwr": "1.39.0",
     "torch": "2.9.0",
     "torchvision": "0.24.0",

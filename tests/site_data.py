@@ -1,10 +1,10 @@
 """A site's data from its files to scaled examples in one call; a real site settles the scale in between."""
 
-from client.data import SiteData, read_data
-from common.study.scale import Scale
-from common.study.site import DataConfig
-from common.study.task import Task
-from common.study.training import SplitConfig
+from consilium.client.data import SiteData, read_data
+from consilium.common.study.scale import Scale
+from consilium.common.study.site import DataConfig
+from consilium.common.study.task import Task
+from consilium.common.study.training import SplitConfig
 
 
 def load_data(

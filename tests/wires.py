@@ -13,23 +13,23 @@ from typing import Any, TypeVar
 import grpc
 from google.protobuf.message import DecodeError
 
-from client.process.shared_memory import Box
-from client.process.supervisor import Parcel
-from client.wire.channel import OPTIONS, Attended, attend, credentials_of
-from client.wire.connection import Connection
-from client.wire.place import Place
-from common.host.keys import make_site_key
-from common.host.ports import free_port
-from common.host.signing_requests import make_signing_request, read_signing_request
-from common.host.study_key import read_study_key
-from common.wire import wire_pb2 as pb
-from common.wire.envelope import Order, payload_digest, sign_order
-from common.wire.limits import SERVICE
-from server.operations.home import ServerHome
-from server.operations.start import _GRPC
-from server.wire.registry import Registry
-from server.wire.service import Wire
-from server.wire.tasks import Task
+from consilium.client.process.shared_memory import Box
+from consilium.client.process.supervisor import Parcel
+from consilium.client.wire.channel import OPTIONS, Attended, attend, credentials_of
+from consilium.client.wire.connection import Connection
+from consilium.client.wire.place import Place
+from consilium.common.host.keys import make_site_key
+from consilium.common.host.ports import free_port
+from consilium.common.host.signing_requests import make_signing_request, read_signing_request
+from consilium.common.host.study_key import read_study_key
+from consilium.common.wire import wire_pb2 as pb
+from consilium.common.wire.envelope import Order, payload_digest, sign_order
+from consilium.common.wire.limits import SERVICE
+from consilium.server.operations.home import ServerHome
+from consilium.server.operations.start import _GRPC
+from consilium.server.wire.registry import Registry
+from consilium.server.wire.service import Wire
+from consilium.server.wire.tasks import Task
 
 T = TypeVar("T")
 _RUNNER = asyncio.Runner()

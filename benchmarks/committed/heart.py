@@ -5,8 +5,8 @@ from functools import partial
 from pathlib import Path
 
 from committed.result import Changes, Result, changed
-from common.study.load import parse_study
-from common.study.study import StudyConfig
+from consilium.common.study.load import parse_study
+from consilium.common.study.study import StudyConfig
 from consilium.data.sources import heart_disease_hospitals
 
 _HEART_METHODS = (

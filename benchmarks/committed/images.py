@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from committed.result import SITES, Changes, Result, changed, divided, put_weights
-from common.study.study import StudyConfig
+from consilium.common.study.study import StudyConfig
 from consilium.data.options import SplitOptions
 from consilium.demo.options import DemoOptions
 from consilium.demo.scenario import make_federation, make_studies, weights_file

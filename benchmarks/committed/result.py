@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.study.load import parse_study
-from common.study.study import StudyConfig
+from consilium.common.study.load import parse_study
+from consilium.common.study.study import StudyConfig
 from consilium.data.options import SplitOptions
 from consilium.data.split import split_pool
 

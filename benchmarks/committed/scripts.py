@@ -5,8 +5,8 @@ from pathlib import Path
 
 from committed.images import cifar10
 from committed.result import SITES, STUDY, Script, changed
-from common.host.files import write_atomically
-from common.study.load import study_text
+from consilium.common.host.files import write_atomically
+from consilium.common.study.load import study_text
 
 
 def _one_method(data: Path, work: Path) -> list[str]:

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from committed.result import Changes, Result, changed, divided, write_table
-from common.study.study import StudyConfig
+from consilium.common.study.study import StudyConfig
 from consilium.data.options import SplitOptions
 
 

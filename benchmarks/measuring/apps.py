@@ -9,8 +9,8 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from client.flower.approved import approve
-from common.flower.app import read_app
+from consilium.client.flower.approved import approve
+from consilium.common.flower.app import read_app
 from consilium.running.flower_app import follow_app, submit_app
 from consilium.running.options import AppOptions
 from measuring.deployments import Deployment, deployment, run_ours, study

@@ -15,18 +15,18 @@ from typing import Any
 
 from rich.console import Console
 
-from common.host.parents import stop_processes
-from common.host.ports import free_port
-from common.study.load import parse_study
-from common.study.study import StudyConfig
-from common.study.task import NumberColumn, TableTask
+from consilium.common.host.parents import stop_processes
+from consilium.common.host.ports import free_port
+from consilium.common.study.load import parse_study
+from consilium.common.study.study import StudyConfig
+from consilium.common.study.task import NumberColumn, TableTask
 from consilium.data.federation import Federation
 from consilium.demo.processes import running_server, running_sites, wait_for_server
 from consilium.demo.scenario import certify, make_sites
 from consilium.running.live_view import View
 from consilium.running.run import run_study
-from server.operations.home import ServerHome
-from server.wire.submission import Control
+from consilium.server.operations.home import ServerHome
+from consilium.server.wire.submission import Control
 
 
 @dataclass(frozen=True)

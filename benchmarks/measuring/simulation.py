@@ -12,9 +12,9 @@ from pathlib import Path
 from heart_disease import site_files
 from heart_disease import study as heart_study
 
-from common.host.files import scratch
-from common.study.methods import FedAvgMethod
-from common.study.study import StudyConfig
+from consilium.common.host.files import scratch
+from consilium.common.study.methods import FedAvgMethod
+from consilium.common.study.study import StudyConfig
 from consilium.data.sources import heart_disease_hospitals
 from consilium.running.in_process import run_in_process
 from measuring.peers import Peers

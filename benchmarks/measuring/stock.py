@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.host.parents import stop_processes
-from common.host.ports import free_port
+from consilium.common.host.parents import stop_processes
+from consilium.common.host.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 STOCK_APP = ROOT / "benchmarks" / "stock_app"

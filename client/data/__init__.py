@@ -7,21 +7,21 @@ from types import MappingProxyType
 
 import numpy as np
 
-from client.data.arrays import read_arrays
-from client.data.base import Examples, RawData, Reader, SiteData
-from client.data.images import read_images
-from client.data.kept import keep_readings, read_once
-from client.data.noise import noise_key, noisy_counts
-from client.data.scale import UnscaledData
-from client.data.split import Split
-from client.data.table import read_table
-from client.data.whole import divide, read_from, read_whole
-from common.errors import DataError
-from common.protocol.cards import DataCard
-from common.study.site import DataConfig, SiteConfig
-from common.study.study import StudyConfig
-from common.study.task import Task
-from common.study.training import SplitConfig
+from consilium.client.data.arrays import read_arrays
+from consilium.client.data.base import Examples, RawData, Reader, SiteData
+from consilium.client.data.images import read_images
+from consilium.client.data.kept import keep_readings, read_once
+from consilium.client.data.noise import noise_key, noisy_counts
+from consilium.client.data.scale import UnscaledData
+from consilium.client.data.split import Split
+from consilium.client.data.table import read_table
+from consilium.client.data.whole import divide, read_from, read_whole
+from consilium.common.errors import DataError
+from consilium.common.protocol.cards import DataCard
+from consilium.common.study.site import DataConfig, SiteConfig
+from consilium.common.study.study import StudyConfig
+from consilium.common.study.task import Task
+from consilium.common.study.training import SplitConfig
 
 __all__ = [
     "READERS",

@@ -8,14 +8,14 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from client.data.base import Bad, RawData, keep_usable, kind_mismatch
-from client.data.parts import KNOWN, TEST, TRAIN, index_file, part_of, parts_in_file
-from common.data.groups import Ints, copies_of_pictures
-from common.data.npz import Array, array_names, channels_last, read_npz
-from common.errors import DataError
-from common.study.site import ArraysData, DataConfig
-from common.study.task import ImageTask, Task
-from common.study.training import SplitConfig
+from consilium.client.data.base import Bad, RawData, keep_usable, kind_mismatch
+from consilium.client.data.parts import KNOWN, TEST, TRAIN, index_file, part_of, parts_in_file
+from consilium.common.data.groups import Ints, copies_of_pictures
+from consilium.common.data.npz import Array, array_names, channels_last, read_npz
+from consilium.common.errors import DataError
+from consilium.common.study.site import ArraysData, DataConfig
+from consilium.common.study.task import ImageTask, Task
+from consilium.common.study.training import SplitConfig
 
 Pixels = npt.NDArray[np.float32]
 

@@ -8,13 +8,13 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from common.data.groups import Copies, Ints
-from common.errors import ConfigError, DataError
-from common.protocol.cards import DataCard
-from common.study.scale import Scale
-from common.study.site import DataConfig
-from common.study.task import Task
-from common.study.training import SplitConfig
+from consilium.common.data.groups import Copies, Ints
+from consilium.common.errors import ConfigError, DataError
+from consilium.common.protocol.cards import DataCard
+from consilium.common.study.scale import Scale
+from consilium.common.study.site import DataConfig
+from consilium.common.study.task import Task
+from consilium.common.study.training import SplitConfig
 
 _log = logging.getLogger(__name__)
 

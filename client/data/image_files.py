@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.data.parts import KNOWN, index_file, part_of
-from common.errors import ConfigError, DataError
-from common.study.patterns import EXAMPLE, file_pattern
-from common.study.task import ImageTask
-from common.study.training import SplitConfig
+from consilium.client.data.parts import KNOWN, index_file, part_of
+from consilium.common.errors import ConfigError, DataError
+from consilium.common.study.patterns import EXAMPLE, file_pattern
+from consilium.common.study.task import ImageTask
+from consilium.common.study.training import SplitConfig
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 FOLDER = "folder"

@@ -12,14 +12,14 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from client.data.base import Bad, RawData, keep_usable, kind_mismatch
-from client.data.image_files import ImageFile, labelled_files
-from client.data.parts import index_file, parts_in_file
-from common.data.groups import Ints, copies_of_pictures
-from common.errors import DataError
-from common.study.site import DataConfig, ImageFolderData
-from common.study.task import ImageTask, Task
-from common.study.training import SplitConfig
+from consilium.client.data.base import Bad, RawData, keep_usable, kind_mismatch
+from consilium.client.data.image_files import ImageFile, labelled_files
+from consilium.client.data.parts import index_file, parts_in_file
+from consilium.common.data.groups import Ints, copies_of_pictures
+from consilium.common.errors import DataError
+from consilium.common.study.site import DataConfig, ImageFolderData
+from consilium.common.study.task import ImageTask, Task
+from consilium.common.study.training import SplitConfig
 
 # Only these decoders run on a site's files, whatever a file's name says.
 FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")

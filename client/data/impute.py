@@ -17,9 +17,9 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from client.data.base import Feature
-from client.data.split import Indices
-from common.errors import DataError
+from consilium.client.data.base import Feature
+from consilium.client.data.split import Indices
+from consilium.common.errors import DataError
 
 NOTHING: Mapping[str, float] = MappingProxyType({})
 

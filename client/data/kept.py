@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
-from client.data.base import RawData
+from consilium.client.data.base import RawData
 
 MOST_BYTES = 500_000_000
 """Most memory for readings in one process; readings that do not fit are made anew."""

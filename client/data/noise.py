@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from common.errors import StateError
-from common.host.files import check_writable, write_atomically
+from consilium.common.errors import StateError
+from consilium.common.host.files import check_writable, write_atomically
 
 KEY_BYTES = 32
 

@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from common.data.tables import csv_records
-from common.errors import DataError
+from consilium.common.data.tables import csv_records
+from consilium.common.errors import DataError
 
 Ints = npt.NDArray[np.int64]
 

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from client.data.base import Examples, Feature, RawData, SiteData
-from client.data.impute import impute
-from client.data.split import Indices, Split
-from common.errors import DataError
-from common.protocol.cards import DataCard
-from common.study.scale import LEAST_ROWS, MOST_ALONE, ColumnScale, Moments, Scale, combine, joined
-from common.study.task import ImageTask, Task
-from common.weights.arrays import digest
+from consilium.client.data.base import Examples, Feature, RawData, SiteData
+from consilium.client.data.impute import impute
+from consilium.client.data.split import Indices, Split
+from consilium.common.errors import DataError
+from consilium.common.protocol.cards import DataCard
+from consilium.common.study.scale import LEAST_ROWS, MOST_ALONE, ColumnScale, Moments, Scale, combine, joined
+from consilium.common.study.task import ImageTask, Task
+from consilium.common.weights.arrays import digest
 
 _IMAGES_AT_ONCE = 256
 

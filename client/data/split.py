@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.model_selection import train_test_split
 
-from client.data.parts import TEST, TRAIN, VALIDATION
-from common.seeds import seed_for
-from common.study.training import SplitConfig
+from consilium.client.data.parts import TEST, TRAIN, VALIDATION
+from consilium.common.seeds import seed_for
+from consilium.common.study.training import SplitConfig
 
 Indices = npt.NDArray[np.int64]
 Labels = npt.NDArray[np.int64] | npt.NDArray[np.float32]

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from client.data.base import Bad, Feature, RawData, keep_usable, kind_mismatch
-from client.data.parts import KNOWN, beside, index_file, part_of, parts_in_file
-from common.data.groups import Ints, Values, codes_of, copies_of_rows
-from common.data.tables import MISSING, BoolTexts, csv_records, number_in, parquet_records
-from common.errors import DataError
-from common.study.site import DataConfig, TableData
-from common.study.task import CategoryColumn, NumberColumn, TableTask, Task
-from common.study.training import SplitConfig
+from consilium.client.data.base import Bad, Feature, RawData, keep_usable, kind_mismatch
+from consilium.client.data.parts import KNOWN, beside, index_file, part_of, parts_in_file
+from consilium.common.data.groups import Ints, Values, codes_of, copies_of_rows
+from consilium.common.data.tables import MISSING, BoolTexts, csv_records, number_in, parquet_records
+from consilium.common.errors import DataError
+from consilium.common.study.site import DataConfig, TableData
+from consilium.common.study.task import CategoryColumn, NumberColumn, TableTask, Task
+from consilium.common.study.training import SplitConfig
 
 _log = logging.getLogger(__name__)
 

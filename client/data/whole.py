@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from client.data.base import RawData, Reader
-from client.data.parts import TEST, TRAIN, beside, index_file
-from client.data.split import Indices, Split, split_rows
-from common.data.groups import coded, digest_of, first_of_pictures, groups_of, numbered, telling_rows
-from common.errors import DataError
-from common.study.site import DataConfig
-from common.study.task import ImageTask, Task
-from common.study.training import SplitConfig
+from consilium.client.data.base import RawData, Reader
+from consilium.client.data.parts import TEST, TRAIN, beside, index_file
+from consilium.client.data.split import Indices, Split, split_rows
+from consilium.common.data.groups import coded, digest_of, first_of_pictures, groups_of, numbered, telling_rows
+from consilium.common.errors import DataError
+from consilium.common.study.site import DataConfig
+from consilium.common.study.task import ImageTask, Task
+from consilium.common.study.training import SplitConfig
 
 LEAST_TEST_PATIENTS = 2
 """Fewest test patients of a site: a single one has no spread."""

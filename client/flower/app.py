@@ -13,15 +13,15 @@ from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 from flwr.supercore.task_identity import TaskIdentity
 
-from client.flower.approved import check_approved, code_of, keep_code
-from client.site.journal import event_log
-from client.wire.orders import Orders
-from common.codecs import Payload
-from common.errors import ConfigError, ConsiliumError, ProtocolError, RunFailed, StateError
-from common.events.site import MessageAnswered
-from common.flower.code import load_component, unload
-from common.host.files import write_atomically
-from common.protocol.flower_orders import (
+from consilium.client.flower.approved import check_approved, code_of, keep_code
+from consilium.client.site.journal import event_log
+from consilium.client.wire.orders import Orders
+from consilium.common.codecs import Payload
+from consilium.common.errors import ConfigError, ConsiliumError, ProtocolError, RunFailed, StateError
+from consilium.common.events.site import MessageAnswered
+from consilium.common.flower.code import load_component, unload
+from consilium.common.host.files import write_atomically
+from consilium.common.protocol.flower_orders import (
     SERVER_NODE,
     CodeOrder,
     FlowerReply,
@@ -30,8 +30,8 @@ from common.protocol.flower_orders import (
     parse_flower_order,
     run_number,
 )
-from common.study.site import SiteConfig
-from common.wire.envelope import Order
+from consilium.common.study.site import SiteConfig
+from consilium.common.wire.envelope import Order
 
 log = logging.getLogger(__name__)
 

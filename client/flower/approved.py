@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from common.errors import ConfigError, ConsiliumError, StateError
-from common.flower.app import FlowerApp, is_digest, read_app, unpack_app, write_app
-from common.host.files import write_atomically
+from consilium.common.errors import ConfigError, ConsiliumError, StateError
+from consilium.common.flower.app import FlowerApp, is_digest, read_app, unpack_app, write_app
+from consilium.common.host.files import write_atomically
 
 APPS, CODE = "apps", ".flower"
 """Folder of approvals next to the `site.toml`; folder of code that was sent, in the state folder."""

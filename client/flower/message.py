@@ -2,9 +2,9 @@
 
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from common.flower.message import PLAN_RECORD, pack, unpack
-from common.protocol.parse import parse_plan
-from common.protocol.plans import Plan
+from consilium.common.flower.message import PLAN_RECORD, pack, unpack
+from consilium.common.protocol.parse import parse_plan
+from consilium.common.protocol.plans import Plan
 
 
 def content_of(text: str, payload: bytes | None) -> RecordDict:

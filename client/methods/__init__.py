@@ -2,31 +2,31 @@
 
 from collections.abc import Mapping
 
-from client.methods.apfl import Apfl
-from client.methods.contract import Budget, Memory, Method, Outcome, extended
-from client.methods.ditto import Ditto
-from client.methods.fedala import FedAla
-from client.methods.fedavg import FedAvg
-from client.methods.fedbabu import FedBabu
-from client.methods.fedbn import FedBn
-from client.methods.feddbe import FedDbe
-from client.methods.feddyn import FedDyn
-from client.methods.fedper import FedPer
-from client.methods.fedprox import FedProx
-from client.methods.fedrep import FedRep
-from client.methods.fedrod import FedRod
-from client.methods.fenda import Fenda
-from client.methods.fine_tune import FineTune
-from client.methods.knn_per import KnnPer
-from client.methods.lg_fedavg import LgFedAvg
-from client.methods.local import Local
-from client.methods.moon import Moon
-from client.methods.mr_mtl import MrMtl
-from client.methods.per_fedavg import PerFedAvg
-from client.methods.pfedme import PFedMe
-from client.methods.reptile import Reptile
-from client.methods.scaffold import Scaffold
-from common.study.methods import MethodConfig
+from consilium.client.methods.apfl import Apfl
+from consilium.client.methods.contract import Budget, Memory, Method, Outcome, extended
+from consilium.client.methods.ditto import Ditto
+from consilium.client.methods.fedala import FedAla
+from consilium.client.methods.fedavg import FedAvg
+from consilium.client.methods.fedbabu import FedBabu
+from consilium.client.methods.fedbn import FedBn
+from consilium.client.methods.feddbe import FedDbe
+from consilium.client.methods.feddyn import FedDyn
+from consilium.client.methods.fedper import FedPer
+from consilium.client.methods.fedprox import FedProx
+from consilium.client.methods.fedrep import FedRep
+from consilium.client.methods.fedrod import FedRod
+from consilium.client.methods.fenda import Fenda
+from consilium.client.methods.fine_tune import FineTune
+from consilium.client.methods.knn_per import KnnPer
+from consilium.client.methods.lg_fedavg import LgFedAvg
+from consilium.client.methods.local import Local
+from consilium.client.methods.moon import Moon
+from consilium.client.methods.mr_mtl import MrMtl
+from consilium.client.methods.per_fedavg import PerFedAvg
+from consilium.client.methods.pfedme import PFedMe
+from consilium.client.methods.reptile import Reptile
+from consilium.client.methods.scaffold import Scaffold
+from consilium.common.study.methods import MethodConfig
 
 METHODS: Mapping[str, type[Method]] = {
     "local": Local,

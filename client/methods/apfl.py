@@ -23,11 +23,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from client.methods.contract import Budget, Memory, Outcome
-from client.models import Model
-from client.training.loop import begin, full_gradient, own_randomness
-from client.training.work import LocalWork, batches
-from common.weights.arrays import under, with_prefix
+from consilium.client.methods.contract import Budget, Memory, Outcome
+from consilium.client.models import Model
+from consilium.client.training.loop import begin, full_gradient, own_randomness
+from consilium.client.training.work import LocalWork, batches
+from consilium.common.weights.arrays import under, with_prefix
 
 
 @dataclass(frozen=True)

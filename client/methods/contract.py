@@ -10,9 +10,9 @@ from typing import Protocol, runtime_checkable
 
 from torch import nn
 
-from client.models import Model
-from client.training.work import LocalWork
-from common.weights.arrays import Array, Weights
+from consilium.client.models import Model
+from consilium.client.training.work import LocalWork
+from consilium.common.weights.arrays import Array, Weights
 
 Memory = Mapping[str, Array]
 """Arrays that a method keeps at the site from round to round; empty for most, and at the site's first round.

@@ -25,12 +25,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from client.methods.contract import Budget, Memory, Outcome
-from client.models import Model, get_weights
-from client.training.loop import begin, full_gradient, train
-from client.training.work import LocalWork, batches
-from common.seeds import seed_for
-from common.weights.arrays import Array, Weights, under, with_prefix
+from consilium.client.methods.contract import Budget, Memory, Outcome
+from consilium.client.models import Model, get_weights
+from consilium.client.training.loop import begin, full_gradient, train
+from consilium.client.training.work import LocalWork, batches
+from consilium.common.seeds import seed_for
+from consilium.common.weights.arrays import Array, Weights, under, with_prefix
 
 LAST_LOSSES, MOST_PASSES = 10, 100
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from client.methods.contract import Budget, Memory, Outcome
-from client.models import Model
-from client.training.loop import train
-from client.training.work import LocalWork
+from consilium.client.methods.contract import Budget, Memory, Outcome
+from consilium.client.models import Model
+from consilium.client.training.loop import train
+from consilium.client.training.work import LocalWork
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ from typing import Literal
 
 from torch import nn
 
-from client.methods.contract import Budget, Memory, Outcome
-from client.models import Model
-from client.training.loop import train
-from client.training.work import LocalWork
-from common.seeds import seed_for
+from consilium.client.methods.contract import Budget, Memory, Outcome
+from consilium.client.models import Model
+from consilium.client.training.loop import train
+from consilium.client.training.work import LocalWork
+from consilium.common.seeds import seed_for
 
 
 @dataclass(frozen=True)

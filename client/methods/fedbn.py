@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from client.methods.contract import Budget, Memory, Outcome
-from client.models import Model
-from client.training.loop import train
-from client.training.work import LocalWork
-from common.errors import ModelError
+from consilium.client.methods.contract import Budget, Memory, Outcome
+from consilium.client.models import Model
+from consilium.client.training.loop import train
+from consilium.client.training.work import LocalWork
+from consilium.common.errors import ModelError
 
 
 @dataclass(frozen=True)

@@ -26,12 +26,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from client.methods.contract import Budget, Memory, Outcome
-from client.models import Model, Shifted, head_layer, num_features
-from client.training.evaluation import loss_of
-from client.training.loop import train
-from client.training.work import LocalWork
-from common.errors import ModelError
+from consilium.client.methods.contract import Budget, Memory, Outcome
+from consilium.client.models import Model, Shifted, head_layer, num_features
+from consilium.client.training.evaluation import loss_of
+from consilium.client.training.loop import train
+from consilium.client.training.work import LocalWork
+from consilium.common.errors import ModelError
 
 MEAN, KNOWN, SHIFT = "dbe_mean", "dbe_known", "shift"
 

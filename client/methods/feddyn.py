@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from client.methods.contract import Budget, Memory, Outcome
-from client.models import Model, get_weights
-from client.training.loop import anchor_of, train
-from client.training.work import LocalWork
-from common.weights.arithmetic import add_scaled, subtract
-from common.weights.arrays import with_prefix
+from consilium.client.methods.contract import Budget, Memory, Outcome
+from consilium.client.models import Model, get_weights
+from consilium.client.training.loop import anchor_of, train
+from consilium.client.training.work import LocalWork
+from consilium.common.weights.arithmetic import add_scaled, subtract
+from consilium.common.weights.arrays import with_prefix
 
 KEPT = "gradient/"
 

@@ -22,13 +22,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from client.methods.contract import Budget, Memory, Outcome
-from client.models import Model, flattened, get_weights, head_layer, set_weights, watched
-from client.training.evaluation import loss_of
-from client.training.loop import train
-from client.training.work import LocalWork
-from common.weights.arithmetic import add_scaled
-from common.weights.arrays import under, with_prefix
+from consilium.client.methods.contract import Budget, Memory, Outcome
+from consilium.client.models import Model, flattened, get_weights, head_layer, set_weights, watched
+from consilium.client.training.evaluation import loss_of
+from consilium.client.training.loop import train
+from consilium.client.training.work import LocalWork
+from consilium.common.weights.arithmetic import add_scaled
+from consilium.common.weights.arrays import under, with_prefix
 
 KEPT = "head_k/"
 NEVER = -1e4

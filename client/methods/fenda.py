@@ -19,12 +19,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from client.methods.contract import Budget, Memory, Outcome
-from client.models import Model, TwoExtractors, get_weights, head_layer, set_weights
-from client.training.loop import begin, train
-from client.training.work import LocalWork
-from common.errors import ModelError
-from common.weights.arrays import under, with_prefix
+from consilium.client.methods.contract import Budget, Memory, Outcome
+from consilium.client.models import Model, TwoExtractors, get_weights, head_layer, set_weights
+from consilium.client.training.loop import begin, train
+from consilium.client.training.work import LocalWork
+from consilium.common.errors import ModelError
+from consilium.common.weights.arrays import under, with_prefix
 
 KEPT = "own/"
 

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from client.data import Examples
-from client.methods.contract import Budget, Memory, Outcome
-from client.models import Model, WithNeighbours
-from client.training.evaluation import loss_of
-from client.training.loop import train
-from client.training.work import LocalWork
+from consilium.client.data import Examples
+from consilium.client.methods.contract import Budget, Memory, Outcome
+from consilium.client.models import Model, WithNeighbours
+from consilium.client.training.evaluation import loss_of
+from consilium.client.training.loop import train
+from consilium.client.training.work import LocalWork
 
 MIXES = tuple(tenth / 10 for tenth in range(11))
 """The mixes that the tuning tries."""

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from client.methods.contract import Budget, Memory, Outcome
-from client.models import Model, flattened, get_weights, head_layer, set_weights, watched
-from client.training.evaluation import loss_of
-from client.training.loop import train
-from client.training.work import LocalWork
-from common.errors import ModelError
-from common.weights.arrays import Weights, under, with_prefix
+from consilium.client.methods.contract import Budget, Memory, Outcome
+from consilium.client.models import Model, flattened, get_weights, head_layer, set_weights, watched
+from consilium.client.training.evaluation import loss_of
+from consilium.client.training.loop import train
+from consilium.client.training.work import LocalWork
+from consilium.common.errors import ModelError
+from consilium.common.weights.arrays import Weights, under, with_prefix
 
 KEPT = "last/"
 

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from client.methods.contract import Budget, Memory, Outcome
-from client.models import Model, get_weights, set_weights
-from client.training.loop import anchor_of, train
-from client.training.work import LocalWork
-from common.weights.arrays import under, with_prefix
+from consilium.client.methods.contract import Budget, Memory, Outcome
+from consilium.client.models import Model, get_weights, set_weights
+from consilium.client.training.loop import anchor_of, train
+from consilium.client.training.work import LocalWork
+from consilium.common.weights.arrays import under, with_prefix
 
 KEPT = "v/"
 

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from client.methods.contract import Budget, Memory, Outcome
-from client.models import Model
-from client.training.loop import begin, full_gradient, own_randomness, train
-from client.training.work import LocalWork, batches
-from common.seeds import seed_for
+from consilium.client.methods.contract import Budget, Memory, Outcome
+from consilium.client.models import Model
+from consilium.client.training.loop import begin, full_gradient, own_randomness, train
+from consilium.client.training.work import LocalWork, batches
+from consilium.common.seeds import seed_for
 
 Variant = Literal["first_order", "hessian_free"]
 Batch = tuple[Tensor, Tensor]

@@ -18,11 +18,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from client.methods.contract import Budget, Memory, Outcome
-from client.models import Model, get_weights, set_weights
-from client.training.loop import begin, full_gradient, own_randomness
-from client.training.work import LocalWork, batches
-from common.weights.arrays import under, with_prefix
+from consilium.client.methods.contract import Budget, Memory, Outcome
+from consilium.client.models import Model, get_weights, set_weights
+from consilium.client.training.loop import begin, full_gradient, own_randomness
+from consilium.client.training.work import LocalWork, batches
+from consilium.common.weights.arrays import under, with_prefix
 
 
 @dataclass(frozen=True)

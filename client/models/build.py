@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from client.models.pretrained import load_pretrained
-from client.models.small import SMALL_NAMES, build_small, check_images
-from common.errors import ModelError
-from common.study.training import ModelConfig
-from common.weights.arrays import Array, Weights
+from consilium.client.models.pretrained import load_pretrained
+from consilium.client.models.small import SMALL_NAMES, build_small, check_images
+from consilium.common.errors import ModelError
+from consilium.common.study.training import ModelConfig
+from consilium.common.weights.arrays import Array, Weights
 
 # torch exports BatchNorm1d to 3d and SyncBatchNorm, but their common base only under this name.
 _BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -91,7 +91,7 @@ def _build(config: ModelConfig, input_shape: tuple[int, ...], num_outputs: int) 
     name = config.name
     if name in SMALL_NAMES:
         return build_small(name, input_shape=input_shape, num_outputs=num_outputs, hidden=config.hidden)
-    from client.models import vision  # here, because a table study needs no torchvision
+    from consilium.client.models import vision  # here, because a table study needs no torchvision
 
     known = [*SMALL_NAMES, *vision.vision_names()]
     if name not in known:

@@ -2,7 +2,7 @@
 
 import torch
 
-from common.errors import ModelError
+from consilium.common.errors import ModelError
 
 
 def device_of(setting: str) -> torch.device:

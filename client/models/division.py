@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-from client.models.build import Model
-from common.errors import ModelError
+from consilium.client.models.build import Model
+from consilium.common.errors import ModelError
 
 
 class Sharing(Protocol):

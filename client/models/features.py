@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from client.models.build import Model
+from consilium.client.models.build import Model
 
 _BATCH = 512
 _LEAST = 1e-7

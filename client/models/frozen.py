@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from client.models.build import Model
+from consilium.client.models.build import Model
 
 _CHANCE = ("dropout", "stochastic_depth", "drop_path", "rrelu")
 """Words in the names of layers and functions that draw random numbers in training."""

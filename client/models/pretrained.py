@@ -11,8 +11,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from common.errors import ModelError, listed
-from common.study.training import PretrainedConfig
+from consilium.common.errors import ModelError, listed
+from consilium.common.study.training import PretrainedConfig
 
 _PICKLED = (".pt", ".pth", ".th")
 _MAX_LISTED = 8
@@ -73,7 +73,7 @@ def cached_weights(name: str, weights: str) -> tuple[Path, str]:
     Raises:
         ModelError: torchvision has no such model or weights.
     """
-    from client.models import vision  # here, because only these models need torchvision
+    from consilium.client.models import vision  # here, because only these models need torchvision
 
     if name not in vision.vision_names():
         raise ModelError(

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from client.models.build import Model
-from client.models.features import flattened, head_layer, watched
+from consilium.client.models.build import Model
+from consilium.client.models.features import flattened, head_layer, watched
 
 
 class Shifted(nn.Module):

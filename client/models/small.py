@@ -5,8 +5,8 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from client.models.resnet20 import ResNet20
-from common.errors import ModelError
+from consilium.client.models.resnet20 import ResNet20
+from consilium.common.errors import ModelError
 
 SMALL_NAMES = ("small_cnn", "resnet20", "mlp", "mlp_bn", "linear")
 HIDDEN = (32,)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.errors import ModelError
+from consilium.common.errors import ModelError
 
 _DETECTION_SCHEMAS = tuple(
     f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor" for name in ("nms", "qnms")

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics
 
-import common
-from common.errors import EXIT_CODES
-from common.events.measures import validation_measures
-from common.events.site import PlanAnswered, PlanFailed, SiteEvent
+import consilium.common
+from consilium.common.errors import EXIT_CODES
+from consilium.common.events.measures import validation_measures
+from consilium.common.events.site import PlanAnswered, PlanFailed, SiteEvent
 
 ERRORS = frozenset((*EXIT_CODES, "UpdateRejected"))
 
@@ -30,7 +30,7 @@ class SiteMetrics:
         def counter(name: str, meaning: str, *labels: str) -> Counter:
             return Counter(f"consilium_node_{name}", meaning, labels, registry=registry)
 
-        gauge("info", "always 1", "site", "version").labels(site, common.__version__).set(1)
+        gauge("info", "always 1", "site", "version").labels(site, consilium.common.__version__).set(1)
         self._examples = gauge("examples", "this site's examples", "study", "split")
         self._plans = counter("plans_total", "plans answered", "study", "kind")
         self._seconds = counter("work_seconds_total", "time spent answering them", "study", "kind")

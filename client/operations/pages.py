@@ -11,12 +11,12 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
-from client.operations.metrics import SiteMetrics
-from common.errors import StateError
-from common.events.log import Follower
-from common.events.site import SITE_EVENTS
-from common.host.background import repeating
-from common.host.http_pages import Page, serving, text_page
+from consilium.client.operations.metrics import SiteMetrics
+from consilium.common.errors import StateError
+from consilium.common.events.log import Follower
+from consilium.common.events.site import SITE_EVENTS
+from consilium.common.host.background import repeating
+from consilium.common.host.http_pages import Page, serving, text_page
 
 log = logging.getLogger(__name__)
 

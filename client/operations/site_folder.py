@@ -5,15 +5,15 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.errors import ConfigError, ConnectionRefused, StateError
-from common.host.certificates import check_site_certificate, fingerprint_of_certificate
-from common.host.files import write_atomically
-from common.host.keys import fingerprint, make_site_key, read_private_key, read_public_key
-from common.host.signing_requests import make_signing_request, request_path
-from common.host.study_key import read_study_public
-from common.study.bundle import Bundle, read_bundle
-from common.study.load import load_site, parse_site, setting
-from common.study.site import SiteConfig
+from consilium.common.errors import ConfigError, ConnectionRefused, StateError
+from consilium.common.host.certificates import check_site_certificate, fingerprint_of_certificate
+from consilium.common.host.files import write_atomically
+from consilium.common.host.keys import fingerprint, make_site_key, read_private_key, read_public_key
+from consilium.common.host.signing_requests import make_signing_request, request_path
+from consilium.common.host.study_key import read_study_public
+from consilium.common.study.bundle import Bundle, read_bundle
+from consilium.common.study.load import load_site, parse_site, setting
+from consilium.common.study.site import SiteConfig
 
 SETTINGS, KEY, STUDY, BUNDLE = "site.toml", "site.key", "study.toml", "bundle.json"
 
@@ -206,7 +206,7 @@ def activate_new_key(folder: SiteFolder) -> str:
         ConfigError: there is no new key, or no bundle was accepted for it.
         ConnectionRefused: the server does not know the new key (yet); the old one stays in force.
     """
-    from client.wire.probe import greet  # here, because it loads gRPC, which the other commands do without
+    from consilium.client.wire.probe import greet  # here, because it loads gRPC, which the other commands do without
 
     config = load_site(folder.settings)
     new = new_key(config)

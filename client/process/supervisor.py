@@ -16,9 +16,9 @@ import sys
 import time
 from dataclasses import dataclass
 
-from client.process.shared_memory import Box
-from common.host.parents import PARENT_VARIABLE, exit_code
-from common.wire.frames import HEADER_BYTES, frame_length, framed
+from consilium.client.process.shared_memory import Box
+from consilium.common.host.parents import PARENT_VARIABLE, exit_code
+from consilium.common.wire.frames import HEADER_BYTES, frame_length, framed
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ EARLY_SECONDS, MAX_EARLY_DEATHS = 30.0, 3
 RETRY_SECONDS = 2.0
 """Wait before the next try if no process can be started, for example because there are too many."""
 ANSWER, ERROR = b"answer", b"error"
-COMMAND = (sys.executable, "-P", "-m", "client.worker")
+COMMAND = (sys.executable, "-P", "-m", "consilium.client.worker")
 
 
 @dataclass(frozen=True)

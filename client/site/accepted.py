@@ -3,9 +3,9 @@
 import functools
 from pathlib import Path
 
-from common.errors import ConfigError
-from common.study.load import load_study
-from common.study.study import StudyConfig
+from consilium.common.errors import ConfigError
+from consilium.common.study.load import load_study
+from consilium.common.study.study import StudyConfig
 
 COORDINATORS = frozenset({"join_timeout_seconds"})
 """Settings of a study that change nothing at a site."""

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from client.models import get_weights
-from client.site.kept import Alone
-from client.site.learner import Learner
-from client.training.loop import train
-from client.training.work import LocalWork
+from consilium.client.models import get_weights
+from consilium.client.site.kept import Alone
+from consilium.client.site.learner import Learner
+from consilium.client.training.loop import train
+from consilium.client.training.work import LocalWork
 
 CATCH_UP_PART = 0.25
 """Part of the time for a round that may go into rounds that the local-only model has missed."""

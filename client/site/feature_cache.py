@@ -11,12 +11,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-import common
-from client.data import SiteData
-from client.models import Cut, Model, cut, features_of, get_weights
-from common.errors import StateError
-from common.host.files import write_atomically
-from common.weights.arrays import digest
+import consilium.common
+from consilium.client.data import SiteData
+from consilium.client.models import Cut, Model, cut, features_of, get_weights
+from consilium.common.errors import StateError
+from consilium.common.host.files import write_atomically
+from consilium.common.weights.arrays import digest
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class FeatureCache:
     def _key(self, model: Model, parted: Cut) -> str:
         frozen = digest(get_weights(model.module, sorted(set(model.names) - set(parted.tail.names))))
         layers = str(parted.body)  # with every layer's settings, and the graph
-        text = "\n".join([self.data, frozen, layers, torch.__version__, common.__version__])
+        text = "\n".join([self.data, frozen, layers, torch.__version__, consilium.common.__version__])
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def _keep(self, path: Path, features: dict[str, Tensor]) -> None:

@@ -8,19 +8,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from client.data import Examples
-from client.site.baseline import serving_alone, train_alone
-from client.site.kept import Best, Kept
-from client.site.learner import Learner, check_metrics
-from client.site.readings import Readings
-from client.site.received import Received
-from client.site.state_folder import StateFolder
-from client.training.evaluation import Evaluation, evaluate
-from common.errors import ProtocolError
-from common.protocol.counts import PatientCounts, TestCounts
-from common.protocol.patients import Patients
-from common.protocol.plans import FinishPlan
-from common.weights.arrays import Array, Weights, digest
+from consilium.client.data import Examples
+from consilium.client.site.baseline import serving_alone, train_alone
+from consilium.client.site.kept import Best, Kept
+from consilium.client.site.learner import Learner, check_metrics
+from consilium.client.site.readings import Readings
+from consilium.client.site.received import Received
+from consilium.client.site.state_folder import StateFolder
+from consilium.client.training.evaluation import Evaluation, evaluate
+from consilium.common.errors import ProtocolError
+from consilium.common.protocol.counts import PatientCounts, TestCounts
+from consilium.common.protocol.patients import Patients
+from consilium.common.protocol.plans import FinishPlan
+from consilium.common.weights.arrays import Array, Weights, digest
 
 
 @dataclass(frozen=True, eq=False)

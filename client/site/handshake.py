@@ -2,17 +2,17 @@
 
 from dataclasses import dataclass
 
-from client.data import UnscaledData, noise_key, noisy_counts, read_site
-from client.methods import Method, extended
-from client.models import Model, build_model, divide, get_weights
-from common.errors import ProtocolError
-from common.protocol.cards import DataCard
-from common.seeds import seed_for
-from common.study.scale import Scale
-from common.study.site import SiteConfig
-from common.study.study import StudyConfig
-from common.study.task import Task
-from common.weights.arrays import Weights, digest
+from consilium.client.data import UnscaledData, noise_key, noisy_counts, read_site
+from consilium.client.methods import Method, extended
+from consilium.client.models import Model, build_model, divide, get_weights
+from consilium.common.errors import ProtocolError
+from consilium.common.protocol.cards import DataCard
+from consilium.common.seeds import seed_for
+from consilium.common.study.scale import Scale
+from consilium.common.study.site import SiteConfig
+from consilium.common.study.study import StudyConfig
+from consilium.common.study.task import Task
+from consilium.common.weights.arrays import Weights, digest
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,14 +2,14 @@
 
 import contextlib
 
-from common.errors import StateError
-from common.events.log import EventLog
-from common.events.site import OF_THE_PLAN, PlanAnswered, PlanFailed
-from common.protocol.plans import Plan
-from common.protocol.replies import Reply, RoundReply
-from common.study.site import SiteConfig
-from common.study.study import StudyConfig
-from common.study.training import TrainingConfig
+from consilium.common.errors import StateError
+from consilium.common.events.log import EventLog
+from consilium.common.events.site import OF_THE_PLAN, PlanAnswered, PlanFailed
+from consilium.common.protocol.plans import Plan
+from consilium.common.protocol.replies import Reply, RoundReply
+from consilium.common.study.site import SiteConfig
+from consilium.common.study.study import StudyConfig
+from consilium.common.study.training import TrainingConfig
 
 
 def event_log(config: SiteConfig) -> EventLog:

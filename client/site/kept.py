@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from client.models import Names
-from common.weights.arrays import Array, Weights, under, with_prefix
+from consilium.client.models import Names
+from consilium.common.weights.arrays import Array, Weights, under, with_prefix
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from client.data import SiteData
-from client.methods import Method
-from client.models import Model, Names, get_weights, set_weights
-from client.training.evaluation import evaluate
-from client.training.work import LocalWork
-from common.errors import UpdateRejected
-from common.seeds import seed_for
-from common.study.scale import Scale
-from common.study.study import StudyConfig
-from common.weights.arrays import Array, Weights, with_prefix
+from consilium.client.data import SiteData
+from consilium.client.methods import Method
+from consilium.client.models import Model, Names, get_weights, set_weights
+from consilium.client.training.evaluation import evaluate
+from consilium.client.training.work import LocalWork
+from consilium.common.errors import UpdateRejected
+from consilium.common.seeds import seed_for
+from consilium.common.study.scale import Scale
+from consilium.common.study.study import StudyConfig
+from consilium.common.weights.arrays import Array, Weights, with_prefix
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,16 +7,16 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from client.site.state_folder import readable
-from common.errors import ProtocolError, StateError
-from common.host.files import write_atomically
-from common.protocol.counts import TestCounts
-from common.protocol.plans import RunName
-from common.study.names import Sha256
-from common.study.record import Record
-from common.study.sentences import describe
-from common.study.site import SiteConfig
-from common.study.study import StudyConfig
+from consilium.client.site.state_folder import readable
+from consilium.common.errors import ProtocolError, StateError
+from consilium.common.host.files import write_atomically
+from consilium.common.protocol.counts import TestCounts
+from consilium.common.protocol.plans import RunName
+from consilium.common.study.names import Sha256
+from consilium.common.study.record import Record
+from consilium.common.study.sentences import describe
+from consilium.common.study.site import SiteConfig
+from consilium.common.study.study import StudyConfig
 
 _PRIVATE = 0o600
 READINGS = "test-readings.json"

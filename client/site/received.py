@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from client.site.kept import Held
-from client.site.learner import Learner
-from common.codecs import Identity, Payload, build_chain
-from common.errors import ProtocolError, StateError
-from common.protocol.plans import CONTROL
-from common.study.signals import CANDIDATE_LOSSES, CANDIDATES
-from common.weights.arrays import Weights, under
-from common.weights.checks import check_finite, check_like
+from consilium.client.site.kept import Held
+from consilium.client.site.learner import Learner
+from consilium.common.codecs import Identity, Payload, build_chain
+from consilium.common.errors import ProtocolError, StateError
+from consilium.common.protocol.plans import CONTROL
+from consilium.common.study.signals import CANDIDATE_LOSSES, CANDIDATES
+from consilium.common.weights.arrays import Weights, under
+from consilium.common.weights.checks import check_finite, check_like
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,21 +5,21 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from client.methods import Outcome
-from client.models import get_weights
-from client.site.baseline import CATCH_UP_PART, serving_alone, train_alone
-from client.site.kept import Alone, Best, Held, Kept
-from client.site.learner import Learner, check_metrics
-from client.site.received import Received, receive, receive_difference
-from client.site.signals import Moment, measure_signals
-from client.training.work import LocalWork
-from common.codecs import Identity, Payload, build_chain
-from common.protocol.plans import CONTROL, RoundPlan
-from common.seeds import seed_for
-from common.study.signals import WITHOUT_ERROR
-from common.weights.arithmetic import subtract
-from common.weights.arrays import Array, Weights, with_prefix
-from common.weights.checks import check_finite
+from consilium.client.methods import Outcome
+from consilium.client.models import get_weights
+from consilium.client.site.baseline import CATCH_UP_PART, serving_alone, train_alone
+from consilium.client.site.kept import Alone, Best, Held, Kept
+from consilium.client.site.learner import Learner, check_metrics
+from consilium.client.site.received import Received, receive, receive_difference
+from consilium.client.site.signals import Moment, measure_signals
+from consilium.client.training.work import LocalWork
+from consilium.common.codecs import Identity, Payload, build_chain
+from consilium.common.protocol.plans import CONTROL, RoundPlan
+from consilium.common.seeds import seed_for
+from consilium.common.study.signals import WITHOUT_ERROR
+from consilium.common.weights.arithmetic import subtract
+from consilium.common.weights.arrays import Array, Weights, with_prefix
+from consilium.common.weights.checks import check_finite
 
 Metrics = dict[str, float]
 

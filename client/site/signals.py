@@ -6,12 +6,12 @@ from functools import partial
 
 import numpy as np
 
-from client.data import Examples
-from client.site.learner import Learner
-from client.site.received import Received
-from client.training.evaluation import Evaluation, evaluate
-from client.training.work import LocalWork
-from common.study.signals import (
+from consilium.client.data import Examples
+from consilium.client.site.learner import Learner
+from consilium.client.site.received import Received
+from consilium.client.training.evaluation import Evaluation, evaluate
+from consilium.client.training.work import LocalWork
+from consilium.common.study.signals import (
     CANDIDATES,
     EFFECTIVE_STEPS,
     RECEIVED_LOSS,
@@ -19,7 +19,7 @@ from common.study.signals import (
     UPDATE_LOSS,
     WITHOUT_ERROR,
 )
-from common.weights.arrays import Array, Weights, is_float
+from consilium.common.weights.arrays import Array, Weights, is_float
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +101,7 @@ SIGNALS: Mapping[str, Signal] = {
     WITHOUT_ERROR: _without_error,
     UPDATE_LOSS: _update_loss,
 }
-"""How each signal of `common.study.signals` is measured."""
+"""How each signal of `consilium.common.study.signals` is measured."""
 
 
 def leave_one_out(weights: Weights, own: Weights, share: float) -> dict[str, Array]:

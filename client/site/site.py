@@ -9,25 +9,32 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from client.methods import build_method
-from client.models import device_of, divide
-from client.site.feature_cache import FEATURES, FeatureCache
-from client.site.finish import read_test_once
-from client.site.handshake import Origin, check_scale, read_origin
-from client.site.kept import Kept
-from client.site.learner import Learner
-from client.site.readings import Readings
-from client.site.received import receive
-from client.site.round import play_round
-from client.site.state_folder import StateFolder, load_kept
-from client.site.versions import versions
-from common.codecs import Identity, Payload
-from common.errors import ProtocolError
-from common.protocol.plans import FinishPlan, HandshakePlan, InitialWeightsPlan, Plan, RoundPlan, ScalePlan
-from common.protocol.replies import FinishReply, HandshakeReply, InitialWeightsReply, Reply, RoundReply, ScaleReply
-from common.study.scale import Scale
-from common.study.site import SiteConfig
-from common.study.study import StudyConfig
+from consilium.client.methods import build_method
+from consilium.client.models import device_of, divide
+from consilium.client.site.feature_cache import FEATURES, FeatureCache
+from consilium.client.site.finish import read_test_once
+from consilium.client.site.handshake import Origin, check_scale, read_origin
+from consilium.client.site.kept import Kept
+from consilium.client.site.learner import Learner
+from consilium.client.site.readings import Readings
+from consilium.client.site.received import receive
+from consilium.client.site.round import play_round
+from consilium.client.site.state_folder import StateFolder, load_kept
+from consilium.client.site.versions import versions
+from consilium.common.codecs import Identity, Payload
+from consilium.common.errors import ProtocolError
+from consilium.common.protocol.plans import FinishPlan, HandshakePlan, InitialWeightsPlan, Plan, RoundPlan, ScalePlan
+from consilium.common.protocol.replies import (
+    FinishReply,
+    HandshakeReply,
+    InitialWeightsReply,
+    Reply,
+    RoundReply,
+    ScaleReply,
+)
+from consilium.common.study.scale import Scale
+from consilium.common.study.site import SiteConfig
+from consilium.common.study.study import StudyConfig
 
 
 class Site:

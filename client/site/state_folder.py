@@ -20,18 +20,18 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from client.site.kept import Kept
-from common.codecs import Payload, form_of
-from common.codecs.container import parts
-from common.errors import ProtocolError, StateError, clean
-from common.host.files import check_writable, write_atomically
-from common.protocol.counts import TestCounts
-from common.protocol.plans import FinishPlan, RoundPlan
-from common.study.record import Record
-from common.study.scale import Scale
-from common.study.sentences import describe
-from common.study.study import StudyConfig
-from common.weights.arrays import Weights
+from consilium.client.site.kept import Kept
+from consilium.common.codecs import Payload, form_of
+from consilium.common.codecs.container import parts
+from consilium.common.errors import ProtocolError, StateError, clean
+from consilium.common.host.files import check_writable, write_atomically
+from consilium.common.protocol.counts import TestCounts
+from consilium.common.protocol.plans import FinishPlan, RoundPlan
+from consilium.common.study.record import Record
+from consilium.common.study.scale import Scale
+from consilium.common.study.sentences import describe
+from consilium.common.study.study import StudyConfig
+from consilium.common.weights.arrays import Weights
 
 log = logging.getLogger(__name__)
 

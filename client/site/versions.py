@@ -6,15 +6,15 @@ from importlib.metadata import version
 
 import torch
 
-import common
-from common.protocol.cards import Versions
+import consilium.common
+from consilium.common.protocol.cards import Versions
 
 
 @cache
 def versions() -> Versions:
     """Return the versions that must be equal at every site."""
     return Versions(
-        consilium=common.__version__,
+        consilium=consilium.common.__version__,
         flwr=version("flwr"),
         torch=torch.__version__.partition("+")[0],
         torchvision=version("torchvision"),

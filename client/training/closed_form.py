@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from client.models.small import FlatLinear
+from consilium.client.models.small import FlatLinear
 
 
 def is_linear(forward: Any, at: Sequence[Tensor]) -> TypeGuard[FlatLinear]:

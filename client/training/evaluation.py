@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from client.data import Examples
+from consilium.client.data import Examples
 
 EVALUATION_BATCH = 512
 

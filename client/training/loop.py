@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from client.models import Model, train_mode
-from client.training.closed_form import is_linear, linear_gradient
-from client.training.evaluation import loss_of
-from client.training.work import LocalWork, batches, chunks_of
+from consilium.client.models import Model, train_mode
+from consilium.client.training.closed_form import is_linear, linear_gradient
+from consilium.client.training.evaluation import loss_of
+from consilium.client.training.work import LocalWork, batches, chunks_of
 
 Correction = Callable[[str, nn.Parameter], Tensor]
 """`correction(name, parameter)` is added to the parameter's gradient before each step."""

@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from client.data import Examples
-from common.weights.arrays import Weights
+from consilium.client.data import Examples
+from consilium.common.weights.arrays import Weights
 
 
 @dataclass(frozen=True)

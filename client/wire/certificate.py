@@ -3,12 +3,12 @@
 import logging
 from datetime import UTC, datetime
 
-from client.wire.place import Place
-from common.errors import ConsiliumError
-from common.host.certificates import check_site_certificate, read_authorities, read_certificate
-from common.host.files import write_atomically
-from common.host.keys import read_private_key
-from common.host.signing_requests import signing_request
+from consilium.client.wire.place import Place
+from consilium.common.errors import ConsiliumError
+from consilium.common.host.certificates import check_site_certificate, read_authorities, read_certificate
+from consilium.common.host.files import write_atomically
+from consilium.common.host.keys import read_private_key
+from consilium.common.host.signing_requests import signing_request
 
 log = logging.getLogger(__name__)
 

@@ -9,12 +9,12 @@ import grpc
 from cryptography.hazmat.primitives import serialization
 from google.protobuf.message import DecodeError
 
-from client.wire.place import Place
-from common import __version__
-from common.errors import ConfigError, ConnectionRefused, clean
-from common.host.keys import read_private_key
-from common.wire import wire_pb2 as pb
-from common.wire.limits import (
+from consilium.client.wire.place import Place
+from consilium.common import __version__
+from consilium.common.errors import ConfigError, ConnectionRefused, clean
+from consilium.common.host.keys import read_private_key
+from consilium.common.wire import wire_pb2 as pb
+from consilium.common.wire.limits import (
     CONNECT_SECONDS,
     EXPIRED,
     HELLO_SECONDS,

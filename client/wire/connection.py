@@ -13,15 +13,15 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from client.wire.certificate import is_valid, keep_renewed, request_if_due
-from client.wire.channel import Attended, NotWelcome, attend, explained, refusal_sentence
-from client.wire.desk import Answering, Desk
-from client.wire.link import Link, pass_on_own
-from client.wire.place import Place
-from client.wire.tasks import Tasks
-from common.errors import ConfigError, ConnectionRefused, ConsiliumError, clean
-from common.wire import wire_pb2 as pb
-from common.wire.limits import EXPIRED, MAX_WAIT_SECONDS, REPLACED, REVOKED
+from consilium.client.wire.certificate import is_valid, keep_renewed, request_if_due
+from consilium.client.wire.channel import Attended, NotWelcome, attend, explained, refusal_sentence
+from consilium.client.wire.desk import Answering, Desk
+from consilium.client.wire.link import Link, pass_on_own
+from consilium.client.wire.place import Place
+from consilium.client.wire.tasks import Tasks
+from consilium.common.errors import ConfigError, ConnectionRefused, ConsiliumError, clean
+from consilium.common.wire import wire_pb2 as pb
+from consilium.common.wire.limits import EXPIRED, MAX_WAIT_SECONDS, REPLACED, REVOKED
 
 log = logging.getLogger(__name__)
 

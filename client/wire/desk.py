@@ -5,16 +5,16 @@ import logging
 from dataclasses import dataclass
 from typing import Protocol
 
-from client.process.shared_memory import Box
-from client.process.supervisor import Parcel, WorkerFailed
-from client.wire.link import Link, pass_on_own
-from client.wire.place import Place
-from client.wire.tasks import Task, Tasks
-from client.wire.transfer import deliver, fetch
-from common.errors import ConsiliumError, ProtocolError, clean
-from common.host.study_key import read_study_public
-from common.wire import wire_pb2 as pb
-from common.wire.envelope import open_order
+from consilium.client.process.shared_memory import Box
+from consilium.client.process.supervisor import Parcel, WorkerFailed
+from consilium.client.wire.link import Link, pass_on_own
+from consilium.client.wire.place import Place
+from consilium.client.wire.tasks import Task, Tasks
+from consilium.client.wire.transfer import deliver, fetch
+from consilium.common.errors import ConsiliumError, ProtocolError, clean
+from consilium.common.host.study_key import read_study_public
+from consilium.common.wire import wire_pb2 as pb
+from consilium.common.wire.envelope import open_order
 
 log = logging.getLogger(__name__)
 

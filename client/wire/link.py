@@ -5,7 +5,7 @@ from typing import Any
 
 import grpc
 
-from client.wire.channel import Attended
+from consilium.client.wire.channel import Attended
 
 BROKEN = (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError, asyncio.CancelledError)
 """Errors that a call raises when its connection was ended, by either side."""

@@ -11,14 +11,14 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import Field, TypeAdapter, ValidationError
 
-from common.codecs import Payload
-from common.errors import ProtocolError, StateError
-from common.host.files import write_atomically
-from common.protocol.plans import FinishPlan, HandshakePlan, Plan, RoundPlan, RunName, study_digest
-from common.study.names import Sha256, SiteName
-from common.study.record import Record
-from common.study.sentences import describe
-from common.wire.envelope import Order, open_order, payload_digest
+from consilium.common.codecs import Payload
+from consilium.common.errors import ProtocolError, StateError
+from consilium.common.host.files import write_atomically
+from consilium.common.protocol.plans import FinishPlan, HandshakePlan, Plan, RoundPlan, RunName, study_digest
+from consilium.common.study.names import Sha256, SiteName
+from consilium.common.study.record import Record
+from consilium.common.study.sentences import describe
+from consilium.common.wire.envelope import Order, open_order, payload_digest
 
 LEDGER = "orders.json"
 """File of the state folder."""

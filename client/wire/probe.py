@@ -11,15 +11,15 @@ import grpc
 from cryptography import x509
 from google.protobuf.message import DecodeError
 
-from client.wire.channel import OPTIONS, credentials_of, explained, tls_context
-from client.wire.place import Place
-from common import __version__
-from common.errors import ConnectionRefused, clean
-from common.wire import wire_pb2 as pb
-from common.wire.limits import CONNECT_SECONDS, SERVICE, WIRE_VERSION
+from consilium.client.wire.channel import OPTIONS, credentials_of, explained, tls_context
+from consilium.client.wire.place import Place
+from consilium.common import __version__
+from consilium.common.errors import ConnectionRefused, clean
+from consilium.common.wire import wire_pb2 as pb
+from consilium.common.wire.limits import CONNECT_SECONDS, SERVICE, WIRE_VERSION
 
 if TYPE_CHECKING:
-    from common.study.site import SiteConfig
+    from consilium.common.study.site import SiteConfig
 
 
 @dataclass(frozen=True)

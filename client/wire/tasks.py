@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-from common.study.limits import MAX_PAYLOAD_BYTES
+from consilium.common.study.limits import MAX_PAYLOAD_BYTES
 
 log = logging.getLogger(__name__)
 

@@ -7,12 +7,12 @@ import random
 import grpc
 from google.protobuf.message import DecodeError
 
-from client.process.shared_memory import Box
-from client.wire.link import BROKEN, Link, pass_on_own
-from client.wire.tasks import Task, Tasks
-from common.errors import ProtocolError
-from common.wire import wire_pb2 as pb
-from common.wire.limits import PIECE_BYTES, SERVICE
+from consilium.client.process.shared_memory import Box
+from consilium.client.wire.link import BROKEN, Link, pass_on_own
+from consilium.client.wire.tasks import Task, Tasks
+from consilium.common.errors import ProtocolError
+from consilium.common.wire import wire_pb2 as pb
+from consilium.common.wire.limits import PIECE_BYTES, SERVICE
 
 log = logging.getLogger(__name__)
 

@@ -7,25 +7,25 @@ receiver does not know; see `Chain` for all others.
 from collections.abc import Mapping, Sequence, Set
 from typing import Any, Protocol, TypeAlias
 
-from common.codecs.base import ByteStage, Form, Payload, Stage, form_of
-from common.codecs.bf16 import Bf16
-from common.codecs.chain import Chain, Encoded
-from common.codecs.fp16 import Fp16
-from common.codecs.identity import Unchanged
-from common.codecs.int4 import Int4
-from common.codecs.int8 import Int8
-from common.codecs.integer_delta import IntegerDelta
-from common.codecs.low_rank import LowRank
-from common.codecs.plain import Identity
-from common.codecs.sign import Sign
-from common.codecs.top_k import TopK
-from common.codecs.zstd import Zstd
+from consilium.common.codecs.base import ByteStage, Form, Payload, Stage, form_of
+from consilium.common.codecs.bf16 import Bf16
+from consilium.common.codecs.chain import Chain, Encoded
+from consilium.common.codecs.fp16 import Fp16
+from consilium.common.codecs.identity import Unchanged
+from consilium.common.codecs.int4 import Int4
+from consilium.common.codecs.int8 import Int8
+from consilium.common.codecs.integer_delta import IntegerDelta
+from consilium.common.codecs.low_rank import LowRank
+from consilium.common.codecs.plain import Identity
+from consilium.common.codecs.sign import Sign
+from consilium.common.codecs.top_k import TopK
+from consilium.common.codecs.zstd import Zstd
 
 AnyStage: TypeAlias = Stage | ByteStage
 
 
 class Settings(Protocol):
-    """What a study says of one stage: one of `common.study.codecs`."""
+    """What a study says of one stage: one of `consilium.common.study.codecs`."""
 
     @property
     def kind(self) -> str:

@@ -7,8 +7,8 @@ from typing import Protocol, TypeAlias, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from common.errors import ProtocolError
-from common.weights.arrays import Array, Spec, Weights
+from consilium.common.errors import ProtocolError
+from consilium.common.weights.arrays import Array, Spec, Weights
 
 Payload: TypeAlias = bytes | memoryview
 """Bytes to be decoded."""

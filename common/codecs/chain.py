@@ -26,14 +26,14 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from common.codecs.base import ByteStage, Form, Stage, form_of
-from common.codecs.container import container_bytes, pack, unpack
-from common.codecs.integer_delta import IntegerDelta
-from common.errors import ProtocolError, StateError
-from common.seeds import seed_for
-from common.weights.arithmetic import subtract
-from common.weights.arrays import Array, Weights, is_float, under, with_prefix
-from common.weights.checks import check_finite, check_like
+from consilium.common.codecs.base import ByteStage, Form, Stage, form_of
+from consilium.common.codecs.container import container_bytes, pack, unpack
+from consilium.common.codecs.integer_delta import IntegerDelta
+from consilium.common.errors import ProtocolError, StateError
+from consilium.common.seeds import seed_for
+from consilium.common.weights.arithmetic import subtract
+from consilium.common.weights.arrays import Array, Weights, is_float, under, with_prefix
+from consilium.common.weights.checks import check_finite, check_like
 
 RESIDUAL = "residual/"
 """Prefix in the memory of the part not sent yet; a stage's own memory lies under the name of its class."""

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from common.codecs.base import Form, Payload, bytes_of, size_of
-from common.errors import ProtocolError, clean, is_clean
-from common.weights.arrays import Array, Spec, Weights, bytes_view
+from consilium.common.codecs.base import Form, Payload, bytes_of, size_of
+from consilium.common.errors import ProtocolError, clean, is_clean
+from consilium.common.weights.arrays import Array, Spec, Weights, bytes_view
 
 DTYPES = {
     np.dtype(dtype): name

@@ -13,8 +13,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from common.codecs.base import EXPONENT, Form, is_floating
-from common.weights.arrays import Array, Spec, Weights
+from consilium.common.codecs.base import EXPONENT, Form, is_floating
+from consilium.common.weights.arrays import Array, Spec, Weights
 
 TOP = 15
 """Scaled magnitudes stay below 2**15: half precision ends at 65504."""

@@ -8,8 +8,8 @@ Bound: exact, bit for bit.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from common.codecs.base import Form
-from common.weights.arrays import Array, Weights
+from consilium.common.codecs.base import Form
+from consilium.common.weights.arrays import Array, Weights
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,17 @@ from typing import ClassVar
 
 import numpy as np
 
-from common.codecs.base import SCALE, Form, dequantise, is_floating, num_scales, quantise, scale_dtype, size_of
-from common.weights.arrays import Array, Spec, Weights, is_float
+from consilium.common.codecs.base import (
+    SCALE,
+    Form,
+    dequantise,
+    is_floating,
+    num_scales,
+    quantise,
+    scale_dtype,
+    size_of,
+)
+from consilium.common.weights.arrays import Array, Spec, Weights, is_float
 
 LEVELS = 127
 

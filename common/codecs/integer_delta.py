@@ -13,8 +13,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from common.codecs.base import Form, is_floating
-from common.weights.arrays import Array, Weights
+from consilium.common.codecs.base import Form, is_floating
+from consilium.common.weights.arrays import Array, Weights
 
 
 def _number(kind: str, dtype: np.dtype[np.generic]) -> np.dtype[np.generic]:

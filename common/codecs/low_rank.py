@@ -22,8 +22,8 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from common.codecs.base import RIGHT, Form, bytes_of, form_of, is_floating, scale_dtype, size_of
-from common.weights.arrays import Array, Spec, Weights
+from consilium.common.codecs.base import RIGHT, Form, bytes_of, form_of, is_floating, scale_dtype, size_of
+from consilium.common.weights.arrays import Array, Spec, Weights
 
 Floats = npt.NDArray[np.float64]
 

@@ -7,9 +7,9 @@ use a `Chain`.
 
 from dataclasses import dataclass
 
-from common.codecs.base import Payload, form_of
-from common.codecs.container import pack, read_form, unpack
-from common.weights.arrays import Array, Weights
+from consilium.common.codecs.base import Payload, form_of
+from consilium.common.codecs.container import pack, read_form, unpack
+from consilium.common.weights.arrays import Array, Weights
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from common.codecs.base import SCALE, Form, check_scale, is_floating, scale_dtype, size_of
-from common.weights.arrays import Array, Spec, Weights, is_float
+from consilium.common.codecs.base import SCALE, Form, check_scale, is_floating, scale_dtype, size_of
+from consilium.common.weights.arrays import Array, Spec, Weights, is_float
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from common.codecs.base import INDEX, Form, is_floating, size_of
-from common.errors import ProtocolError
-from common.weights.arrays import Array, Spec, Weights, is_float
+from consilium.common.codecs.base import INDEX, Form, is_floating, size_of
+from consilium.common.errors import ProtocolError
+from consilium.common.weights.arrays import Array, Spec, Weights, is_float
 
 
 @dataclass(frozen=True)

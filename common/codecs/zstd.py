@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 import zstandard
 
-from common.codecs.base import Form, bytes_of
-from common.errors import ProtocolError
+from consilium.common.codecs.base import Form, bytes_of
+from consilium.common.errors import ProtocolError
 
 SMALL = 128 * 1024
 """Below this size the bound on zstd's growth has a constant part."""

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from common.data.npz import Array
-from common.data.tables import number_in
+from consilium.common.data.npz import Array
+from consilium.common.data.tables import number_in
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]

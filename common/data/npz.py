@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from common.errors import DataError, clean
+from consilium.common.errors import DataError, clean
 
 Array = npt.NDArray[Any]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.errors import DataError
+from consilium.common.errors import DataError
 
 MISSING = frozenset({"", "?", "na", "nan"})
 """Cells that are missing, in lower case."""

@@ -12,8 +12,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Generic, NoReturn, Protocol, Self, TypeVar
 
-from common.errors import StateError
-from common.host.files import open_in
+from consilium.common.errors import StateError
+from consilium.common.host.files import open_in
 
 
 class Event(Protocol):

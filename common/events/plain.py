@@ -7,7 +7,7 @@ from datetime import datetime
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
-from common.errors import StateError, written
+from consilium.common.errors import StateError, written
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

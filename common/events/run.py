@@ -6,10 +6,10 @@ from typing import Any, ClassVar, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
-from common.errors import StateError
-from common.events.log import Vocabulary
-from common.results import RoundRecord, SiteFacts
-from common.study.sentences import describe
+from consilium.common.errors import StateError
+from consilium.common.events.log import Vocabulary
+from consilium.common.results import RoundRecord, SiteFacts
+from consilium.common.study.sentences import describe
 
 
 class RunEvent(BaseModel):

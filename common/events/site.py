@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Self
 
-from common.events.log import Vocabulary
-from common.events.plain import checked
+from consilium.common.events.log import Vocabulary
+from consilium.common.events.plain import checked
 
 OF_THE_PLAN = frozenset(("protocol", "codecs", "kind", "site", "versions", "run", "seconds"))
 """Fields of a reply that its event takes from the plan, rounds, or leaves out."""

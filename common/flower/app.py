@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from common.errors import ConfigError, clean
-from common.flower.config import Config, flat
-from common.flower.files import MAX_NAME, check_names, check_size, pack_files, unpack_files, walk
-from common.host.files import write_atomically
+from consilium.common.errors import ConfigError, clean
+from consilium.common.flower.config import Config, flat
+from consilium.common.flower.files import MAX_NAME, check_names, check_size, pack_files, unpack_files, walk
+from consilium.common.host.files import write_atomically
 
 Side: TypeAlias = Literal["serverapp", "clientapp"]
 

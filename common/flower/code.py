@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from common.errors import ConfigError
+from consilium.common.errors import ConfigError
 
 
 def load_component(folder: Path, reference: str) -> Any:

@@ -6,8 +6,8 @@ import tomllib
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
-from common.errors import ConfigError, clean
-from common.flower.files import MAX_DEPTH
+from consilium.common.errors import ConfigError, clean
+from consilium.common.flower.files import MAX_DEPTH
 
 Value: TypeAlias = bool | int | float | str
 """Types that a setting of an app may have."""

@@ -7,7 +7,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
-from common.errors import ConfigError, clean, is_clean
+from consilium.common.errors import ConfigError, clean, is_clean
 
 SUFFIXES = (".py", ".toml", ".md", ".json", ".yaml", ".yml", ".txt", ".cfg", ".ini", ".csv")
 """Which files belong to an app; others, hidden ones and what Python itself writes do not."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from common.errors import ProtocolError
+from consilium.common.errors import ProtocolError
 
 PLAN_RECORD = "consilium"
 

@@ -9,8 +9,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from common.errors import ConfigError
-from common.host.keys import UNREADABLE, accepted_key, bounded, fingerprint, parsing
+from consilium.common.errors import ConfigError
+from consilium.common.host.keys import UNREADABLE, accepted_key, bounded, fingerprint, parsing
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import TypeAlias
 
-from common.errors import StateError
+from consilium.common.errors import StateError
 
 Buffer: TypeAlias = bytes | memoryview
 

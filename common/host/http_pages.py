@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from common.errors import ConfigError, PortInUse
+from consilium.common.errors import ConfigError, PortInUse
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from common.errors import ConfigError
-from common.host.files import write_atomically
+from consilium.common.errors import ConfigError
+from consilium.common.host.files import write_atomically
 
 PRIVATE, PUBLIC = 0o600, 0o644
 """Modes of the files."""

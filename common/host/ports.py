@@ -3,7 +3,7 @@
 import secrets
 import socket
 
-from common.errors import ConfigError, PortInUse
+from consilium.common.errors import ConfigError, PortInUse
 
 
 def free_port() -> int:

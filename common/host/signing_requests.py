@@ -9,12 +9,20 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from common.errors import ConfigError
-from common.host.files import write_atomically
-from common.host.keys import PUBLIC, accepted_key, bounded, fingerprint, parsing, read_bounded, read_private_key
+from consilium.common.errors import ConfigError
+from consilium.common.host.files import write_atomically
+from consilium.common.host.keys import (
+    PUBLIC,
+    accepted_key,
+    bounded,
+    fingerprint,
+    parsing,
+    read_bounded,
+    read_private_key,
+)
 
 SITE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
-"""As `common.study.names.SiteName`; repeated here because the process that talks to the server has no pydantic."""
+"""As `SiteName` of `common/study/names.py`; repeated: the process that talks to the server has no pydantic."""
 
 
 @dataclass(frozen=True)

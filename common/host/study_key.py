@@ -5,9 +5,9 @@ from pathlib import Path
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from common.errors import ConfigError
-from common.host.files import write_atomically
-from common.host.keys import PRIVATE, PUBLIC, UNREADABLE, bounded, read_bounded
+from consilium.common.errors import ConfigError
+from consilium.common.host.files import write_atomically
+from consilium.common.host.keys import PRIVATE, PUBLIC, UNREADABLE, bounded, read_bounded
 
 
 def make_study_key(folder: Path) -> None:

@@ -4,9 +4,9 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from common.study.names import ClassName
-from common.study.record import Record
-from common.study.scale import Moments
+from consilium.common.study.names import ClassName
+from consilium.common.study.record import Record
+from consilium.common.study.scale import Moments
 
 Version = Annotated[str, Field(pattern=r"^[A-Za-z0-9.+_!-]{1,64}$")]
 

@@ -2,9 +2,9 @@
 
 from pydantic import Field, model_validator
 
-from common.protocol.cards import Count
-from common.protocol.patients import Patients
-from common.study.record import Record
+from consilium.common.protocol.cards import Count
+from consilium.common.protocol.patients import Patients
+from consilium.common.study.record import Record
 
 
 class PatientCounts(Record):

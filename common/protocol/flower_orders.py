@@ -5,12 +5,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from common.errors import ProtocolError
-from common.protocol.parse import parse_json, parse_reply
-from common.protocol.plans import RunName
-from common.protocol.replies import FailureReply
-from common.study.names import Sha256, SiteName
-from common.study.record import Record
+from consilium.common.errors import ProtocolError
+from consilium.common.protocol.parse import parse_json, parse_reply
+from consilium.common.protocol.plans import RunName
+from consilium.common.protocol.replies import FailureReply
+from consilium.common.study.names import Sha256, SiteName
+from consilium.common.study.record import Record
 
 SERVER_NODE = 1
 """The number of the ServerApp; a site's is `node_number` of its name."""

@@ -4,11 +4,11 @@ from typing import TypeVar
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from common.errors import ProtocolError
-from common.protocol.plans import CODEC_VERSION, PROTOCOL_VERSION, Plan
-from common.protocol.replies import Reply
-from common.study.limits import MAX_TEXT_BYTES
-from common.study.sentences import describe
+from consilium.common.errors import ProtocolError
+from consilium.common.protocol.plans import CODEC_VERSION, PROTOCOL_VERSION, Plan
+from consilium.common.protocol.replies import Reply
+from consilium.common.study.limits import MAX_TEXT_BYTES
+from consilium.common.study.sentences import describe
 
 T = TypeVar("T")
 

@@ -5,10 +5,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from common.study.names import Sha256, SiteName
-from common.study.record import Record
-from common.study.scale import Scale
-from common.study.study import StudyConfig
+from consilium.common.study.names import Sha256, SiteName
+from consilium.common.study.record import Record
+from consilium.common.study.scale import Scale
+from consilium.common.study.study import StudyConfig
 
 PROTOCOL_VERSION = 4
 """Version of plans and replies, raised by every change that another release could misread."""

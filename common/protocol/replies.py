@@ -4,12 +4,12 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from common.errors import clean
-from common.protocol.cards import Count, DataCard, Digest, Versions
-from common.protocol.counts import TestCounts
-from common.protocol.plans import RunName
-from common.study.names import SiteName
-from common.study.record import Record
+from consilium.common.errors import clean
+from consilium.common.protocol.cards import Count, DataCard, Digest, Versions
+from consilium.common.protocol.counts import TestCounts
+from consilium.common.protocol.plans import RunName
+from consilium.common.study.names import SiteName
+from consilium.common.study.record import Record
 
 Text = Annotated[str, AfterValidator(clean)]
 """A sentence from the other side, in which every control character is written out."""

@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from common.errors import ConfigError
-from common.study.names import ServerAddressText, SiteName
-from common.study.record import Record
-from common.study.sentences import describe
+from consilium.common.errors import ConfigError
+from consilium.common.study.names import ServerAddressText, SiteName
+from consilium.common.study.record import Record
+from consilium.common.study.sentences import describe
 
 FORMAT = 2
 MAX_BYTES = 4_000_000

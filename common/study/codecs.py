@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from common.study.record import Record
+from consilium.common.study.record import Record
 
 
 class IdentityCodec(Record):

@@ -8,11 +8,11 @@ from typing import Any
 import tomli_w
 from pydantic import ValidationError
 
-from common.errors import ConfigError
-from common.host.files import write_atomically
-from common.study.sentences import describe
-from common.study.site import SiteConfig
-from common.study.study import StudyConfig
+from consilium.common.errors import ConfigError
+from consilium.common.host.files import write_atomically
+from consilium.common.study.sentences import describe
+from consilium.common.study.site import SiteConfig
+from consilium.common.study.study import StudyConfig
 
 _PATHS = ("ca_certificate", "private_key", "certificate", "study_key", "state_dir", "weights_dir")
 

@@ -4,8 +4,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from common.study.ranges import Positive
-from common.study.record import Record
+from consilium.common.study.ranges import Positive
+from consilium.common.study.record import Record
 
 
 class MethodSettings(Record):

@@ -8,7 +8,7 @@ from pydantic import (
     Field,
 )
 
-from common.errors import clean, is_clean
+from consilium.common.errors import clean, is_clean
 
 
 def clean_text(text: str) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import Field
 
-from common.study.record import Record
+from consilium.common.study.record import Record
 
 Positive = Annotated[float, Field(gt=0)]
 

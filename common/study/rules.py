@@ -3,15 +3,15 @@
 from collections.abc import Callable
 from typing import Protocol
 
-from common.codecs import build_chain
-from common.study.codecs import CodecConfig
-from common.study.methods import MethodConfig
-from common.study.patterns import EXAMPLE, file_pattern
-from common.study.signals import CANDIDATE_LOSSES, CLASS_COUNTS, EFFECTIVE_STEPS, WITHOUT_ERROR
-from common.study.strategies import StrategyConfig
-from common.study.task import ImageTask, TableTask, Task
-from common.study.training import ModelConfig, SplitConfig, TrainingConfig
-from common.study.weightings import WeightingConfig
+from consilium.common.codecs import build_chain
+from consilium.common.study.codecs import CodecConfig
+from consilium.common.study.methods import MethodConfig
+from consilium.common.study.patterns import EXAMPLE, file_pattern
+from consilium.common.study.signals import CANDIDATE_LOSSES, CLASS_COUNTS, EFFECTIVE_STEPS, WITHOUT_ERROR
+from consilium.common.study.strategies import StrategyConfig
+from consilium.common.study.task import ImageTask, TableTask, Task
+from consilium.common.study.training import ModelConfig, SplitConfig, TrainingConfig
+from consilium.common.study.weightings import WeightingConfig
 
 WITH_HIDDEN = ("mlp", "mlp_bn")
 """Models that read `model.hidden`."""

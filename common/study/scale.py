@@ -17,7 +17,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from common.study.record import Record
+from consilium.common.study.record import Record
 
 MAX_COLUMNS = 100_000
 """Most columns or channels of a scale."""

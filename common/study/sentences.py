@@ -6,8 +6,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from common.errors import clean, written
-from common.study.names import PATTERNS_IN_WORDS
+from consilium.common.errors import clean, written
+from consilium.common.study.names import PATTERNS_IN_WORDS
 
 MAX_PROBLEMS = 20
 """How many problems of one file or message are listed."""

@@ -7,8 +7,8 @@ from pydantic import (
     Field,
 )
 
-from common.study.names import HostPort, ServerAddressText, SiteName
-from common.study.record import Record
+from consilium.common.study.names import HostPort, ServerAddressText, SiteName
+from consilium.common.study.record import Record
 
 
 class ImageFolderData(Record):

@@ -4,9 +4,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from common.study.ranges import Beta, Positive
-from common.study.record import Record
-from common.study.signals import EFFECTIVE_STEPS, START_LOSS
+from consilium.common.study.ranges import Beta, Positive
+from consilium.common.study.record import Record
+from consilium.common.study.signals import EFFECTIVE_STEPS, START_LOSS
 
 
 class StrategySettings(Record):

@@ -7,16 +7,16 @@ from pydantic import (
     model_validator,
 )
 
-from common.errors import ConfigError
-from common.study.codecs import CodecConfig
-from common.study.methods import FedAvgMethod, MethodConfig
-from common.study.names import SiteName, without_duplicates
-from common.study.record import Record
-from common.study.rules import problems
-from common.study.strategies import FedAvgStrategy, StrategyConfig
-from common.study.task import Task
-from common.study.training import ModelConfig, SplitConfig, TrainingConfig
-from common.study.weightings import SizeFactor, WeightingConfig
+from consilium.common.errors import ConfigError
+from consilium.common.study.codecs import CodecConfig
+from consilium.common.study.methods import FedAvgMethod, MethodConfig
+from consilium.common.study.names import SiteName, without_duplicates
+from consilium.common.study.record import Record
+from consilium.common.study.rules import problems
+from consilium.common.study.strategies import FedAvgStrategy, StrategyConfig
+from consilium.common.study.task import Task
+from consilium.common.study.training import ModelConfig, SplitConfig, TrainingConfig
+from consilium.common.study.weightings import SizeFactor, WeightingConfig
 
 
 class StudyConfig(Record):

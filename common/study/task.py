@@ -11,9 +11,9 @@ from pydantic import (
     model_validator,
 )
 
-from common.study.names import ClassName, ColumnName, PlainName, without_duplicates
-from common.study.record import Record
-from common.study.scale import ColumnScale, Scale, joined
+from consilium.common.study.names import ClassName, ColumnName, PlainName, without_duplicates
+from consilium.common.study.record import Record
+from consilium.common.study.scale import ColumnScale, Scale, joined
 
 
 class _Task(Record):

@@ -9,8 +9,8 @@ from pydantic import (
     model_validator,
 )
 
-from common.study.names import Fraction, Sha256, clean_text, file_beside
-from common.study.record import Record
+from consilium.common.study.names import Fraction, Sha256, clean_text, file_beside
+from consilium.common.study.record import Record
 
 
 class PretrainedConfig(Record):

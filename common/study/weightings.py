@@ -4,9 +4,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from common.study.ranges import Positive
-from common.study.record import Record
-from common.study.signals import CANDIDATE_LOSSES, CLASS_COUNTS, RECEIVED_LOSS, UPDATE_LOSS, WITHOUT_ERROR
+from consilium.common.study.ranges import Positive
+from consilium.common.study.record import Record
+from consilium.common.study.signals import CANDIDATE_LOSSES, CLASS_COUNTS, RECEIVED_LOSS, UPDATE_LOSS, WITHOUT_ERROR
 
 
 class FactorSettings(Record):

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from common.weights.arrays import Array, Weights, block, is_float, spec
-from common.weights.checks import check_like, check_names, check_spec
+from consilium.common.weights.arrays import Array, Weights, block, is_float, spec
+from consilium.common.weights.checks import check_like, check_names, check_spec
 
 BLOCK, ROWS = 2**17, 8
 """How many elements are worked on at a time, of how many arrays: 8 MB in float64, which fit a processor's cache."""

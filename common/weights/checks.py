@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from common.errors import UpdateRejected
-from common.weights.arrays import Array, Spec, Weights
+from consilium.common.errors import UpdateRejected
+from consilium.common.weights.arrays import Array, Spec, Weights
 
 
 def check_like(weights: Weights, like: Weights, *, who: str) -> None:

@@ -12,8 +12,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from google.protobuf.message import DecodeError
 
-from common.errors import ProtocolError
-from common.wire import wire_pb2 as pb
+from consilium.common.errors import ProtocolError
+from consilium.common.wire import wire_pb2 as pb
 
 Kind = Literal["plan", "flower"]
 

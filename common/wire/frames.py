@@ -2,7 +2,7 @@
 
 import struct
 
-from common.errors import ProtocolError
+from consilium.common.errors import ProtocolError
 
 _LENGTH = struct.Struct("!I")
 HEADER_BYTES = _LENGTH.size

@@ -20,18 +20,18 @@ from typing import Any
 
 import torch
 
-from client.data import SiteData, read_site
-from client.methods import build_method
-from client.models import device_of, divide
-from client.training.work import LocalWork
-from common.errors import ConfigError
-from common.seeds import seed_for
-from common.study.load import load_site, load_study
-from common.study.study import StudyConfig
 from consilium.adaptation.result import Adaptation, Measured
 from consilium.adaptation.starts import make_starts, notes_of
 from consilium.adaptation.steps import follow, stops
 from consilium.adaptation.weights_file import read_weights, scale_in
+from consilium.client.data import SiteData, read_site
+from consilium.client.methods import build_method
+from consilium.client.models import device_of, divide
+from consilium.client.training.work import LocalWork
+from consilium.common.errors import ConfigError
+from consilium.common.seeds import seed_for
+from consilium.common.study.load import load_site, load_study
+from consilium.common.study.study import StudyConfig
 
 _RATES = ("inner_learning_rate", "adapt_learning_rate", "learning_rate")
 """What methods call the rate of the steps that a site takes on its own."""

@@ -9,9 +9,9 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from common.host.files import write_atomically
 from consilium.adaptation.result import Adaptation
 from consilium.adaptation.starts import FEDERATED, PRETRAINED, RANDOM
+from consilium.common.host.files import write_atomically
 from consilium.findings.charts import LIGHT, style
 
 _COLOURS = {FEDERATED: LIGHT["global"], PRETRAINED: LIGHT["personal"], RANDOM: LIGHT["local"]}

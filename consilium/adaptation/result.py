@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from client.training.evaluation import Evaluation
-from common.protocol.patients import LEAST_PATIENTS
 from consilium.adaptation.starts import FEDERATED
+from consilium.client.training.evaluation import Evaluation
+from consilium.common.protocol.patients import LEAST_PATIENTS
 from consilium.findings import Evidence, Interval, interval_of, verdict
 from consilium.findings.decimals import change, counted
 

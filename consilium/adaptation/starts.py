@@ -1,15 +1,15 @@
 """The starts of an adaptation: the study's initial weights, pretrained or random, and the federated ones."""
 
-from client.data import SiteData
-from client.methods import build_method, extended
-from client.models import Model, Names, build_model, divide, get_weights
-from common.errors import ConfigError
-from common.seeds import seed_for
-from common.study.site import SiteConfig
-from common.study.study import StudyConfig
-from common.study.training import ModelConfig
-from common.weights.arrays import Weights
 from consilium.adaptation.weights_file import WeightsFile, check_weights
+from consilium.client.data import SiteData
+from consilium.client.methods import build_method, extended
+from consilium.client.models import Model, Names, build_model, divide, get_weights
+from consilium.common.errors import ConfigError
+from consilium.common.seeds import seed_for
+from consilium.common.study.site import SiteConfig
+from consilium.common.study.study import StudyConfig
+from consilium.common.study.training import ModelConfig
+from consilium.common.weights.arrays import Weights
 
 FEDERATED, PRETRAINED, RANDOM = "federated", "pretrained", "random"
 

@@ -4,13 +4,13 @@ import math
 
 import torch
 
-from client.data import Examples
-from client.models import Model, set_weights
-from client.training.evaluation import Evaluation, evaluate, loss_of
-from client.training.loop import begin, own_randomness
-from client.training.work import LocalWork, batches
-from common.errors import ConfigError
-from common.weights.arrays import Weights
+from consilium.client.data import Examples
+from consilium.client.models import Model, set_weights
+from consilium.client.training.evaluation import Evaluation, evaluate, loss_of
+from consilium.client.training.loop import begin, own_randomness
+from consilium.client.training.work import LocalWork, batches
+from consilium.common.errors import ConfigError
+from consilium.common.weights.arrays import Weights
 
 
 def stops(steps: int) -> list[int]:

@@ -11,12 +11,12 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from common.errors import ModelError, UpdateRejected
-from common.study.scale import Scale
-from common.study.sentences import describe
-from common.study.task import Task
-from common.weights.arrays import Weights
-from common.weights.checks import check_finite, check_like
+from consilium.common.errors import ModelError, UpdateRejected
+from consilium.common.study.scale import Scale
+from consilium.common.study.sentences import describe
+from consilium.common.study.task import Task
+from consilium.common.weights.arrays import Weights
+from consilium.common.weights.checks import check_finite, check_like
 
 
 @dataclass(frozen=True)

@@ -31,10 +31,10 @@ def adapt(
     ] = None,
 ) -> None:
     """Adapt a federated model at a site that never took part; show what it gains over starting without it."""
-    from common.host.files import check_writable
     from consilium.adaptation.adapt import adapt_site
     from consilium.adaptation.picture import write_adaptation
     from consilium.adaptation.terminal import print_adaptation
+    from consilium.common.host.files import check_writable
 
     screen = console()
     if out is not None:

@@ -12,15 +12,15 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.text import Text
 
-from client.methods import METHODS
-from common.codecs import CODECS
-from common.study.codecs import CodecConfig
-from common.study.methods import MethodConfig
-from common.study.ranges import variants
-from common.study.strategies import StrategyConfig
-from common.study.weightings import FactorConfig
-from server.strategies import STRATEGIES
-from server.weighting import WEIGHTINGS
+from consilium.client.methods import METHODS
+from consilium.common.codecs import CODECS
+from consilium.common.study.codecs import CodecConfig
+from consilium.common.study.methods import MethodConfig
+from consilium.common.study.ranges import variants
+from consilium.common.study.strategies import StrategyConfig
+from consilium.common.study.weightings import FactorConfig
+from consilium.server.strategies import STRATEGIES
+from consilium.server.weighting import WEIGHTINGS
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def run(
 ) -> None:
     """Run a Flower app on a running server and its sites; Ctrl-C leaves it running."""
     from consilium.running.flower_app import submit_app
-    from server.operations.home import ServerHome
+    from consilium.server.operations.home import ServerHome
 
     begun = submit_app(options, ServerHome(home))
     typer.echo(f"app {begun.app.name}, digest {begun.app.digest}")

@@ -9,11 +9,11 @@ from typing import Annotated, NoReturn
 import click
 import typer
 
-import common
-from common.errors import ConfigError, ConsiliumError
+import consilium.common
 from consilium.commands import adapt, compare, compose, data, demo, flower, listing, run, server, site
 from consilium.commands.parameters import examples
 from consilium.commands.usage import in_words
+from consilium.common.errors import ConfigError, ConsiliumError
 
 app = typer.Typer(
     name="consilium",
@@ -35,7 +35,7 @@ def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     if version:
-        typer.echo(common.__version__)
+        typer.echo(consilium.common.__version__)
         raise typer.Exit
 
 
@@ -70,8 +70,8 @@ def main() -> NoReturn:
 
 def _prepare() -> None:
     """Set up logs and signals, before anything of flwr or gRPC is imported: they read their variables once."""
-    from common.host.logs import start_log
-    from common.host.parents import follow_parent
+    from consilium.common.host.logs import start_log
+    from consilium.common.host.parents import follow_parent
 
     os.environ.update(FLWR_TELEMETRY_ENABLED="0", FLWR_DISABLE_UPDATE_CHECK="1")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # gRPC has a line for every stranger who knocks

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from common.errors import ConfigError
 from consilium.commands.parameters import Home, Runs, Study, console, examples
+from consilium.common.errors import ConfigError
 
 app = typer.Typer()
 
@@ -28,12 +28,12 @@ def run(
     ] = False,
 ) -> None:
     """Run a study on a running server and show whether joining helped each site; Ctrl-C leaves it running."""
-    from common.host.files import check_writable
-    from common.protocol.plans import study_digest
-    from common.study.load import load_study
+    from consilium.common.host.files import check_writable
+    from consilium.common.protocol.plans import study_digest
+    from consilium.common.study.load import load_study
     from consilium.running.run import new_run_folder, submit_study
-    from server.operations.home import ServerHome
-    from server.study.checkpoint import load_checkpoint
+    from consilium.server.operations.home import ServerHome
+    from consilium.server.study.checkpoint import load_checkpoint
 
     config = load_study(study)
     if resume is not None and not (resume / "checkpoint.safetensors").is_file():
@@ -54,8 +54,8 @@ def follow(
     folder: Annotated[Path, typer.Argument(help="The run's folder, or its name.")], home: Home = Path("server-home")
 ) -> None:
     """Follow a run at the server from its beginning to its report; Ctrl-C leaves it running."""
-    from server.operations.home import ServerHome
-    from server.wire.submission import Control
+    from consilium.server.operations.home import ServerHome
+    from consilium.server.wire.submission import Control
 
     if not (folder / "events.jsonl").is_file():
         with Control(ServerHome(home)) as control:
@@ -89,7 +89,7 @@ def follow_folder(folder: Path, home: Path, *, title: str, earlier: int = 0) -> 
 
 def _follow_app(folder: Path, home: Path) -> None:
     from consilium.running.flower_app import LOG, follow_app
-    from server.operations.home import ServerHome
+    from consilium.server.operations.home import ServerHome
 
     follow_app(folder, ServerHome(home), typer.echo)
     typer.echo(f"what the app said: {folder / LOG}; what it wrote: {folder / 'files'}")
@@ -99,7 +99,7 @@ def _follow_study(folder: Path, home: Path, *, title: str, earlier: int) -> None
     from consilium.report.terminal import print_report
     from consilium.running.live_view import View
     from consilium.running.run import follow_run, save_report
-    from server.operations.home import ServerHome
+    from consilium.server.operations.home import ServerHome
 
     out = console()
     result = follow_run(ServerHome(home), folder, View(out, title=title), skip=earlier)
@@ -117,8 +117,8 @@ def runs(home: Home = Path("server-home")) -> None:
     """List the server's runs: name, state, since when, folder."""
     from datetime import datetime
 
-    from server.operations.home import ServerHome
-    from server.wire.submission import Control
+    from consilium.server.operations.home import ServerHome
+    from consilium.server.wire.submission import Control
 
     with Control(ServerHome(home)) as control:
         for entry in control.runs():
@@ -133,8 +133,8 @@ def stop(
     home: Home = Path("server-home"),
 ) -> None:
     """End a run at the server; a study's run can be continued later with 'consilium run --resume'."""
-    from server.operations.home import ServerHome
-    from server.wire.submission import Control
+    from consilium.server.operations.home import ServerHome
+    from consilium.server.wire.submission import Control
 
     name = Path(name).name  # a folder is as good
     with Control(ServerHome(home)) as control:

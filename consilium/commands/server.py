@@ -8,7 +8,7 @@ import typer
 from consilium.commands.parameters import Home, examples
 
 if TYPE_CHECKING:
-    from common.study.bundle import Bundle
+    from consilium.common.study.bundle import Bundle
 
 app = typer.Typer(help="For the coordinator: run the server, approve sites.", no_args_is_help=True)
 
@@ -35,8 +35,8 @@ def start(
     ] = "127.0.0.1:9094",
 ) -> None:
     """Run the server; runs that were going on when it last ended continue. Stop it with Ctrl-C."""
-    from server.operations.home import ServerHome
-    from server.operations.start import start_server
+    from consilium.server.operations.home import ServerHome
+    from consilium.server.operations.start import start_server
 
     names = list(dict.fromkeys([*(host or []), "localhost", "127.0.0.1"]))
     start_server(ServerHome(home), address=address, hosts=names, metrics=metrics)
@@ -55,9 +55,9 @@ def approve(
     home: Home = Path("server-home"),
 ) -> None:
     """Let a site take part: sign a certificate for its key and name, and write the bundle to send back."""
-    from server.operations.bundles import check_handout, make_bundle
-    from server.operations.home import ServerHome
-    from server.wire.submission import Control
+    from consilium.server.operations.bundles import check_handout, make_bundle
+    from consilium.server.operations.home import ServerHome
+    from consilium.server.wire.submission import Control
 
     place = ServerHome(home)
     check_handout(place, name=name, address=address, study=study)
@@ -75,9 +75,9 @@ def rotate(
     home: Home = Path("server-home"),
 ) -> None:
     """Replace a site's key: approve the new one, revoke the old one."""
-    from server.operations.bundles import check_handout, make_bundle
-    from server.operations.home import ServerHome
-    from server.wire.submission import Control
+    from consilium.server.operations.bundles import check_handout, make_bundle
+    from consilium.server.operations.home import ServerHome
+    from consilium.server.wire.submission import Control
 
     place = ServerHome(home)
     check_handout(place, name=name, address=address)
@@ -88,7 +88,7 @@ def rotate(
 
 
 def _hand_out(bundle: "Bundle", out: Path | None) -> None:
-    from common.host.files import write_atomically
+    from consilium.common.host.files import write_atomically
 
     path = out or Path(f"{bundle.site}-bundle.json")
     write_atomically(path, bundle.to_json())
@@ -105,8 +105,8 @@ def _hand_out(bundle: "Bundle", out: Path | None) -> None:
 @app.command("revoke", epilog=examples("consilium server revoke berlin"))
 def revoke(name: Annotated[str, typer.Argument(help="The site's name.")], home: Home = Path("server-home")) -> None:
     """Refuse a site's key from now on, also where it is connected; that key cannot be approved again."""
-    from server.operations.home import ServerHome
-    from server.wire.submission import Control
+    from consilium.server.operations.home import ServerHome
+    from consilium.server.wire.submission import Control
 
     with Control(ServerHome(home)) as control:
         control.revoke(name)
@@ -119,8 +119,8 @@ def sites(
     revoked: Annotated[bool, typer.Option("--revoked", help="List revoked keys too.")] = False,
 ) -> None:
     """List the approved sites: name, status, key fingerprint, since when, until when the certificate lasts."""
-    from server.operations.home import ServerHome
-    from server.wire.submission import Control
+    from consilium.server.operations.home import ServerHome
+    from consilium.server.wire.submission import Control
 
     with Control(ServerHome(home)) as control:
         approvals, status = control.approvals(), control.sites()
@@ -135,8 +135,8 @@ def sites(
 @app.command("new-ca", epilog=examples("consilium server new-ca"))
 def new_ca(home: Home = Path("server-home")) -> None:
     """Make a new authority that signs certificates from now on; the old one stays trusted until 'retire-ca'."""
-    from server.operations.home import ServerHome
-    from server.wire.submission import Control
+    from consilium.server.operations.home import ServerHome
+    from consilium.server.wire.submission import Control
 
     with Control(ServerHome(home)) as control:
         control.new_ca()
@@ -155,8 +155,8 @@ def retire_ca(
     home: Home = Path("server-home"),
 ) -> None:
     """Trust the newest authority only; sites that have no certificate of it yet keep this from happening."""
-    from server.operations.home import ServerHome
-    from server.wire.submission import Control
+    from consilium.server.operations.home import ServerHome
+    from consilium.server.wire.submission import Control
 
     with Control(ServerHome(home)) as control:
         control.retire_ca(force=force)

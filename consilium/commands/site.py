@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from common.errors import ConfigError
 from consilium.commands.parameters import Folder, Settings, examples
+from consilium.common.errors import ConfigError
 
 app = typer.Typer(help="For a hospital or device: run the site.", no_args_is_help=True)
 
@@ -40,7 +40,7 @@ def init(
     folder: Folder = Path("site"),
 ) -> None:
     """Make this site's folder: its key, a request to send, a site.toml to read through, and room for its state."""
-    from client.operations.site_folder import SiteFolder, init_site
+    from consilium.client.operations.site_folder import SiteFolder, init_site
 
     key = init_site(SiteFolder(folder), name=name, server=server, kind=kind, data=data, metrics=metrics)
     typer.echo(f"made {folder} with a new key: {key}")
@@ -64,9 +64,9 @@ def accept(
     folder: Folder = Path("site"),
 ) -> None:
     """Take over the coordinator's bundle: this site's certificate, the server's address, and the study."""
-    from client.operations.site_folder import SiteFolder, accept_bundle
-    from common.host.keys import fingerprint, read_private_key
-    from common.study.load import load_site
+    from consilium.client.operations.site_folder import SiteFolder, accept_bundle
+    from consilium.common.host.keys import fingerprint, read_private_key
+    from consilium.common.study.load import load_site
 
     place = SiteFolder(folder)
     _check_has_settings(place.settings)
@@ -89,7 +89,7 @@ def check(
     study: Annotated[Path | None, typer.Option(help="The study.toml; default: the accepted one.")] = None,
 ) -> None:
     """Check everything that could keep this site from taking part, and say how to mend it."""
-    from client.operations.doctor.examine import examine, exit_code
+    from consilium.client.operations.doctor.examine import examine, exit_code
 
     findings = examine(settings, study=study)
     for finding in findings:
@@ -107,7 +107,7 @@ def rotate_key(
     folder: Folder = Path("site"),
 ) -> None:
     """Make a new key next to the old one; with --activate, use it once the coordinator has approved it."""
-    from client.operations.site_folder import SiteFolder, activate_new_key, make_new_key
+    from consilium.client.operations.site_folder import SiteFolder, activate_new_key, make_new_key
 
     if activate:
         typer.echo(f"this site's key is now {activate_new_key(SiteFolder(folder))}; start the site again")
@@ -131,7 +131,7 @@ def start(
     ] = None,
 ) -> None:
     """Run this site until it is stopped with Ctrl-C; it answers its server's studies, and waits where that is gone."""
-    from client.node import start_site
+    from consilium.client.node import start_site
 
     _check_has_settings(settings)
     start_site(settings, metrics=metrics)
@@ -158,7 +158,7 @@ def approve_app(
     folder: Folder = Path("site"),
 ) -> None:
     """Let a Flower app run at this site, with all that the site's program may do; read its code first."""
-    from client.operations.site_folder import SETTINGS
+    from consilium.client.operations.site_folder import SETTINGS
 
     if not (folder / SETTINGS).is_file():
         raise ConfigError(f"'{folder}' is no site's folder: it has no {SETTINGS}")
@@ -173,8 +173,8 @@ def approve_app(
 
 
 def _approve(folder: Path, code: str) -> None:
-    from client.flower.approved import approve
-    from common.flower.app import is_digest, read_app
+    from consilium.client.flower.approved import approve
+    from consilium.common.flower.app import is_digest, read_app
 
     if is_digest(code):
         approval = approve(folder, code)
@@ -193,16 +193,16 @@ def _approve(folder: Path, code: str) -> None:
 
 
 def _remove(folder: Path, prefix: str) -> None:
-    from client.flower.approved import withdraw
-    from client.operations.site_folder import SETTINGS
-    from common.study.load import load_site
+    from consilium.client.flower.approved import withdraw
+    from consilium.client.operations.site_folder import SETTINGS
+    from consilium.common.study.load import load_site
 
     digest = withdraw(folder, prefix, state_dir=load_site(folder / SETTINGS).state_dir)
     typer.echo(f"no longer approved: {digest}")
 
 
 def _list(folder: Path) -> None:
-    from client.flower.approved import approvals
+    from consilium.client.flower.approved import approvals
 
     approved = approvals(folder)
     if not approved:

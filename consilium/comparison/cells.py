@@ -12,15 +12,15 @@ from pathlib import Path
 import torch
 from safetensors.numpy import load_file, save
 
-from client.app import forget_sites
-from client.site.feature_cache import FEATURES
-from client.site.state_folder import TEST_SCORES, StateFolder
-from client.site.versions import versions
-from common.errors import ConsiliumError
-from common.host.files import scratch, write_atomically
-from common.study.load import parse_study, write_site
-from common.study.study import StudyConfig
-from common.weights.arrays import Array
+from consilium.client.app import forget_sites
+from consilium.client.site.feature_cache import FEATURES
+from consilium.client.site.state_folder import TEST_SCORES, StateFolder
+from consilium.client.site.versions import versions
+from consilium.common.errors import ConsiliumError
+from consilium.common.host.files import scratch, write_atomically
+from consilium.common.study.load import parse_study, write_site
+from consilium.common.study.study import StudyConfig
+from consilium.common.weights.arrays import Array
 from consilium.comparison.finished import scores_of
 from consilium.comparison.pooled import POOLED, run_pooled
 from consilium.comparison.results import CellResult, Kind, Outcome, RoundMeans, SiteOutcome, last_measured

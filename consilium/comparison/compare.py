@@ -9,11 +9,11 @@ from typing import Any
 
 from rich.console import Console
 
-from client.data import keep_readings
-from common.errors import ConfigError
-from common.host.files import write_atomically
-from common.study.load import load_study
-from common.study.study import StudyConfig
+from consilium.client.data import keep_readings
+from consilium.common.errors import ConfigError
+from consilium.common.host.files import write_atomically
+from consilium.common.study.load import load_study
+from consilium.common.study.study import StudyConfig
 from consilium.comparison.cells import Cell
 from consilium.comparison.choices import Choices
 from consilium.comparison.comparison import Comparison

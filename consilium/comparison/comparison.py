@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from common.study.task import Task
+from consilium.common.study.task import Task
 from consilium.comparison.cells import Cell
 from consilium.comparison.evaluation import Labels, Scores
 from consilium.comparison.finished import read_answers, scores_of

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from sklearn import metrics
 from sklearn.calibration import calibration_curve
 
-from common.study.task import Regression, Task
-from common.weights.arrays import Array
+from consilium.common.study.task import Regression, Task
+from consilium.common.weights.arrays import Array
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]

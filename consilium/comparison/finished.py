@@ -8,8 +8,8 @@ import numpy as np
 from pydantic import ValidationError
 from safetensors.numpy import load_file
 
-from common.study.task import Task
-from common.weights.arrays import Array
+from consilium.common.study.task import Task
+from consilium.common.weights.arrays import Array
 from consilium.comparison.evaluation import ClassScores, NumberScores, Scores
 from consilium.comparison.results import Answers, CellResult
 

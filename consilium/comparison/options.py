@@ -62,7 +62,7 @@ class CompareOptions:
         Raises:
             ConfigError: the study cannot be read.
         """
-        from common.study.load import load_study
+        from consilium.common.study.load import load_study
 
         return self.out or Path("runs") / f"compare-{load_study(self.study).name}"
 

@@ -4,10 +4,10 @@ from collections.abc import Collection, Mapping, Sequence
 
 import torch
 
-from client.data import Examples
-from client.methods import build_method
-from client.training.work import LocalWork
-from common.study.study import StudyConfig
+from consilium.client.data import Examples
+from consilium.client.methods import build_method
+from consilium.client.training.work import LocalWork
+from consilium.common.study.study import StudyConfig
 from consilium.comparison.cells import Cell, make_cell
 from consilium.comparison.choices import Candidate, Choices, choose, choose_each, refit_label
 from consilium.comparison.comparison import Comparison

@@ -6,20 +6,20 @@ from pathlib import Path
 
 import torch
 
-from client.data import Examples, SiteData, UnscaledData, read_site
-from client.models import Model, build_model, cut, features_of, get_weights, set_weights
-from client.site.feature_cache import worthwhile
-from client.training.evaluation import evaluate
-from client.training.loop import train
-from client.training.work import LocalWork
-from common.errors import DataError
-from common.seeds import seed_for
-from common.study.load import load_site
-from common.study.scale import Scale, combine, joined
-from common.study.study import StudyConfig
-from common.study.task import ImageTask, Task
-from common.weights.arrays import Array, Weights
-from common.weights.checks import check_finite
+from consilium.client.data import Examples, SiteData, UnscaledData, read_site
+from consilium.client.models import Model, build_model, cut, features_of, get_weights, set_weights
+from consilium.client.site.feature_cache import worthwhile
+from consilium.client.training.evaluation import evaluate
+from consilium.client.training.loop import train
+from consilium.client.training.work import LocalWork
+from consilium.common.errors import DataError
+from consilium.common.seeds import seed_for
+from consilium.common.study.load import load_site
+from consilium.common.study.scale import Scale, combine, joined
+from consilium.common.study.study import StudyConfig
+from consilium.common.study.task import ImageTask, Task
+from consilium.common.weights.arrays import Array, Weights
+from consilium.common.weights.checks import check_finite
 from consilium.comparison.results import Answers, Outcome, SiteOutcome
 
 POOLED = "pooled"

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from common.errors import listed
+from consilium.common.errors import listed
 from consilium.comparison.comparison import Comparison
 from consilium.comparison.evaluation import Floats, NumberScores
 from consilium.comparison.rows import FEDAVG, LOCAL, MAJORITY, MEAN, Row

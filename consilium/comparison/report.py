@@ -6,8 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from common.errors import ConfigError
-from common.study.study import StudyConfig
+from consilium.common.errors import ConfigError
+from consilium.common.study.study import StudyConfig
 from consilium.comparison.cells import Cell
 from consilium.comparison.comparison import Comparison
 from consilium.comparison.curves import curve_of, rounds_table, weights_of

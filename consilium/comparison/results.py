@@ -7,9 +7,9 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from common.results import RoundRecord
-from common.study.record import Record
-from common.weights.arrays import Array
+from consilium.common.results import RoundRecord
+from consilium.common.study.record import Record
+from consilium.common.weights.arrays import Array
 
 Kind = Literal["federated", "pooled", "usual"]
 """Kinds of a cell: a study; one model of all sites' rows; what usual tools do at each site alone."""

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from common.errors import listed
+from consilium.common.errors import listed
 from consilium.comparison.cells import Cell
 
 MAJORITY, MEAN, LOCAL, POOLED, FEDAVG, TUNED = (

@@ -10,10 +10,10 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from client.data import keep_readings
-from common.errors import StateError
-from common.host.files import check_writable
-from common.host.parents import end_with_parent
+from consilium.client.data import keep_readings
+from consilium.common.errors import StateError
+from consilium.common.host.files import check_writable
+from consilium.common.host.parents import end_with_parent
 from consilium.comparison.cells import Cell, run_cell
 from consilium.comparison.finished import read_cell
 from consilium.comparison.results import CellResult

@@ -5,9 +5,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.errors import ConfigError
-from common.study.load import load_site
-from common.study.study import StudyConfig
+from consilium.common.errors import ConfigError
+from consilium.common.study.load import load_site
+from consilium.common.study.study import StudyConfig
 
 _DATA_KINDS = {".npz": "arrays", ".csv": "table", ".parquet": "table"}
 

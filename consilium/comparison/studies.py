@@ -3,9 +3,9 @@
 from dataclasses import replace
 from typing import Any
 
-from common.errors import ConfigError
-from common.study.methods import MethodConfig
-from common.study.study import StudyConfig
+from consilium.common.errors import ConfigError
+from consilium.common.study.methods import MethodConfig
+from consilium.common.study.study import StudyConfig
 from consilium.comparison.options import CompareOptions
 from consilium.comparison.variants import Skipped, Spec, Variant, factor_kinds, kinds, parse_specs, strategy_kinds, vary
 

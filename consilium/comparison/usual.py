@@ -20,10 +20,10 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
 from torch import Tensor
 
-from client.data import Examples, read_site
-from common.seeds import seed_for
-from common.study.load import load_site
-from common.study.study import StudyConfig
+from consilium.client.data import Examples, read_site
+from consilium.common.seeds import seed_for
+from consilium.common.study.load import load_site
+from consilium.common.study.study import StudyConfig
 from consilium.comparison.results import Outcome, SiteOutcome, Validation
 
 USUAL: Final = "usual"

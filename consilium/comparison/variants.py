@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-from common.errors import ConfigError
-from common.study.load import parse_study
-from common.study.methods import MethodConfig, MethodSettings
-from common.study.ranges import variants
-from common.study.strategies import StrategyConfig
-from common.study.study import StudyConfig
-from common.study.training import TrainingConfig
-from common.study.weightings import WeightingConfig
+from consilium.common.errors import ConfigError
+from consilium.common.study.load import parse_study
+from consilium.common.study.methods import MethodConfig, MethodSettings
+from consilium.common.study.ranges import variants
+from consilium.common.study.strategies import StrategyConfig
+from consilium.common.study.study import StudyConfig
+from consilium.common.study.training import TrainingConfig
+from consilium.common.study.weightings import WeightingConfig
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Words that the page and the terminal share: what the metric is, and what is clear once all sites are counted."""
 
-from common.study.task import TableTask
+from consilium.common.study.task import TableTask
 from consilium.comparison.evaluation import IN_UNITS, SMALLER_IS_BETTER
 from consilium.comparison.report import Report
 from consilium.findings.decimals import counted

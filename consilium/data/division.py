@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from common.data.groups import groups_of
-from common.errors import ConfigError, DataError
+from consilium.common.data.groups import groups_of
+from consilium.common.errors import ConfigError, DataError
 from consilium.data.files import TEST
 from consilium.data.options import By, SplitOptions, with_defaults
 from consilium.data.partition import (

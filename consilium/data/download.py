@@ -9,8 +9,8 @@ from pathlib import Path
 
 import httpx
 
-import common
-from common.errors import ConfigError, DataError, StateError, clean
+import consilium.common
+from consilium.common.errors import ConfigError, DataError, StateError, clean
 
 TIMEOUT_SECONDS = 30.0
 """How long a server may be silent."""
@@ -115,7 +115,7 @@ def _receive(file: PublicFile, part: Path, report: Progress, client: httpx.Clien
     with _writable(part.parent):
         length = part.stat().st_size if part.exists() else 0
     # Identity: what is resumed is the bytes of the file, not of one way to pack them.
-    headers = {"User-Agent": f"consilium/{common.__version__}", "Accept-Encoding": "identity"}
+    headers = {"User-Agent": f"consilium/{consilium.common.__version__}", "Accept-Encoding": "identity"}
     if length:
         headers["Range"] = f"bytes={length}-"
     with client.stream("GET", file.address, headers=headers) as answer:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from common.study.task import ImageTask, TableTask
+from consilium.common.study.task import ImageTask, TableTask
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from common.data.npz import Array
-from common.errors import ConfigError, DataError
+from consilium.common.data.npz import Array
+from consilium.common.errors import ConfigError, DataError
 from consilium.data.download import Progress, PublicFile, bring
 from consilium.data.files import write_images
 from consilium.data.pool import PART, read_images, read_table, sha256_of

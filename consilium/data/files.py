@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import tomli_w
 
-import common
-from common.data.npz import Array
-from common.errors import ConfigError, listed
-from common.host.files import write_atomically
-from common.study.load import parse_study
-from common.study.task import ImageTask, TableTask
+import consilium.common
+from consilium.common.data.npz import Array
+from consilium.common.errors import ConfigError, listed
+from consilium.common.host.files import write_atomically
+from consilium.common.study.load import parse_study
+from consilium.common.study.task import ImageTask, TableTask
 from consilium.data.options import MIN_EXAMPLES
 from consilium.data.pool import Labels, site_slug
 
@@ -60,7 +60,7 @@ def federation_texts(
     parse_study(tomllib.loads(text), source=STUDY)
     facts = dict(record) | {
         "rows_without_label": num_unlabelled,
-        "consilium": common.__version__,
+        "consilium": consilium.common.__version__,
         "numpy": np.__version__,
         "examples": counts,
     }

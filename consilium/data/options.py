@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from common.errors import ConfigError
+from consilium.common.errors import ConfigError
 
 By = Literal["dirichlet", "classes", "quantity", "feature", "iid", "interleaved", "column"]
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from common.data.npz import Array
-from common.errors import ConfigError
-from common.seeds import seed_for
+from consilium.common.data.npz import Array
+from consilium.common.errors import ConfigError
+from consilium.common.seeds import seed_for
 
 Rows = npt.NDArray[np.int64]
 Counts = npt.NDArray[np.int64]

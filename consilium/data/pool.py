@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from common.data.groups import Copies, Values, codes_of, copies_of_pictures, copies_of_rows
-from common.data.npz import Array, array_names, channels_last, read_npz
-from common.data.tables import MISSING, csv_records, parquet_records
-from common.errors import ConfigError, DataError, clean, is_clean
-from common.study.names import MAX_CLASS_NAME
+from consilium.common.data.groups import Copies, Values, codes_of, copies_of_pictures, copies_of_rows
+from consilium.common.data.npz import Array, array_names, channels_last, read_npz
+from consilium.common.data.tables import MISSING, csv_records, parquet_records
+from consilium.common.errors import ConfigError, DataError, clean, is_clean
+from consilium.common.study.names import MAX_CLASS_NAME
 
 Labels = npt.NDArray[np.int64]
 

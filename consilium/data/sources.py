@@ -14,12 +14,12 @@ import numpy.typing as npt
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from client.data.image_files import list_folders, list_images
-from client.data.images import DECODE_ERRORS, FORMATS
-from common.errors import DataError
-from common.host.files import write_atomically
-from common.seeds import seed_for
-from common.study.task import CategoryColumn, Column, ImageTask, NumberColumn, TableTask
+from consilium.client.data.image_files import list_folders, list_images
+from consilium.client.data.images import DECODE_ERRORS, FORMATS
+from consilium.common.errors import DataError
+from consilium.common.host.files import write_atomically
+from consilium.common.seeds import seed_for
+from consilium.common.study.task import CategoryColumn, Column, ImageTask, NumberColumn, TableTask
 from consilium.data.federation import Federation
 
 Pixels = npt.NDArray[np.float64]

@@ -5,9 +5,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from common.data.npz import Array
-from common.host.files import write_atomically
-from common.study.task import ImageTask, TableTask
+from consilium.common.data.npz import Array
+from consilium.common.host.files import write_atomically
+from consilium.common.study.task import ImageTask, TableTask
 from consilium.data.division import class_counts, divide, groups_in, without_test
 from consilium.data.files import (
     TEST,

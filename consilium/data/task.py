@@ -6,8 +6,8 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
-from common.errors import DataError
-from common.study.task import CategoryColumn, Column, NumberColumn, Regression, TableTask
+from consilium.common.errors import DataError
+from consilium.common.study.task import CategoryColumn, Column, NumberColumn, Regression, TableTask
 from consilium.data.partition import (
     Rows,
 )

@@ -18,10 +18,10 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
-from client.models import Model, build_model, train_mode
-from common.host.files import write_atomically
-from common.seeds import seed_for
-from common.study.training import ModelConfig
+from consilium.client.models import Model, build_model, train_mode
+from consilium.common.host.files import write_atomically
+from consilium.common.seeds import seed_for
+from consilium.common.study.training import ModelConfig
 
 CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _FINE = 4  # characters are drawn this many times finer than asked, then averaged down

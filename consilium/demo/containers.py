@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from common.errors import ConfigError
-from common.host.files import write_atomically
-from common.host.signing_requests import read_signing_request
-from common.study.study import StudyConfig
+from consilium.common.errors import ConfigError
+from consilium.common.host.files import write_atomically
+from consilium.common.host.signing_requests import read_signing_request
+from consilium.common.study.study import StudyConfig
 from consilium.demo.options import DemoOptions
 from consilium.demo.scenario import (
     Studies,
@@ -29,8 +29,8 @@ from consilium.demo.scenario import (
     run_studies,
     weights_file,
 )
-from server.operations.home import ServerHome
-from server.wire.registry import Registry
+from consilium.server.operations.home import ServerHome
+from consilium.server.wire.registry import Registry
 
 if TYPE_CHECKING:
     from consilium.report.report import Report

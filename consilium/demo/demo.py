@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from common.errors import ConsiliumError
-from common.host.files import check_writable, write_atomically
-from common.host.ports import free_port
-from common.study.load import study_text
+from consilium.common.errors import ConsiliumError
+from consilium.common.host.files import check_writable, write_atomically
+from consilium.common.host.ports import free_port
+from consilium.common.study.load import study_text
 from consilium.demo.options import DemoOptions
 from consilium.demo.processes import Processes, ended, running_server, running_sites, wait_for_server
 from consilium.demo.scenario import (
@@ -27,8 +27,8 @@ from consilium.demo.scenario import (
     weights_file,
 )
 from consilium.running.run import new_run_folder
-from server.operations.home import ServerHome
-from server.wire.submission import Control
+from consilium.server.operations.home import ServerHome
+from consilium.server.wire.submission import Control
 
 if TYPE_CHECKING:
     from consilium.report.report import Report

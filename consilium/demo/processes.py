@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from common.errors import RunFailed, error_named
-from common.host.parents import PARENT_VARIABLE, stop_processes
-from server.operations.home import ServerHome
+from consilium.common.errors import RunFailed, error_named
+from consilium.common.host.parents import PARENT_VARIABLE, stop_processes
+from consilium.server.operations.home import ServerHome
 
 Processes = dict[str, tuple["subprocess.Popen[bytes]", Path]]
 """Running processes with their logs, by a name for people."""

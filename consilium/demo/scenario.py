@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from common.errors import ConfigError
-from common.host.files import write_atomically
-from common.host.keys import make_site_key
-from common.host.signing_requests import make_signing_request
-from common.study.load import parse_study, write_site
-from common.study.methods import FedPerMethod
-from common.study.strategies import FedAvgStrategy
-from common.study.study import StudyConfig
-from common.study.task import ImageTask, TableTask
-from common.study.training import ModelConfig
+from consilium.common.errors import ConfigError
+from consilium.common.host.files import write_atomically
+from consilium.common.host.keys import make_site_key
+from consilium.common.host.signing_requests import make_signing_request
+from consilium.common.study.load import parse_study, write_site
+from consilium.common.study.methods import FedPerMethod
+from consilium.common.study.strategies import FedAvgStrategy
+from consilium.common.study.study import StudyConfig
+from consilium.common.study.task import ImageTask, TableTask
+from consilium.common.study.training import ModelConfig
 from consilium.comparison.variants import Spec, fit_to_method
 from consilium.data.federation import Federation
 from consilium.demo.options import DemoOptions
 from consilium.running.live_view import View
 from consilium.running.run import run_study, save_report
-from server.operations.home import ServerHome
+from consilium.server.operations.home import ServerHome
 
 if TYPE_CHECKING:
     from consilium.report.report import Report

@@ -6,7 +6,7 @@ of that randomness: the two models at hand are compared, over redraws of test pa
 patients are redrawn too. Sites are the ones of the study: they are not redrawn.
 """
 
-from common.protocol.patients import LEAST_PATIENTS, Patients
+from consilium.common.protocol.patients import LEAST_PATIENTS, Patients
 from consilium.findings.counts import ACCURACIES, DIFFERENCE, MEASURES, Findings, Measures, findings_of
 from consilium.findings.evidence import Evidence, redrawn
 from consilium.findings.interval import ALPHA, LEVEL, Interval

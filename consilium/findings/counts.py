@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from common.protocol.counts import TestCounts
-from common.protocol.patients import Patients
+from consilium.common.protocol.counts import TestCounts
+from consilium.common.protocol.patients import Patients
 from consilium.findings.evidence import Evidence
 from consilium.findings.interval import Interval
 from consilium.findings.intervals import Kind, interval_of, over_sites

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Literal
 
-from common.protocol.patients import LEAST_PATIENTS
+from consilium.common.protocol.patients import LEAST_PATIENTS
 from consilium.findings.decimals import change, number
 from consilium.findings.interval import ALPHA, Interval
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 
-from common.results import RoundRecord
+from consilium.common.results import RoundRecord
 
 CURVES = ("global", "personal", "local")
 """Models that a site measures on its validation rows."""

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common.host.files import write_atomically
-from common.results import RoundRecord
+from consilium.common.host.files import write_atomically
+from consilium.common.results import RoundRecord
 from consilium.report.curves import ROUND_METRICS, metric_of, signals_of
 from consilium.report.page import render_page
 from consilium.report.report import Report

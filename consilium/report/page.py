@@ -7,8 +7,8 @@ from typing import Any
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
-from common.errors import listed
-from common.results import RoundRecord
+from consilium.common.errors import listed
+from consilium.common.results import RoundRecord
 from consilium.findings import ACCURACIES, DIFFERENCE, ESTIMAND, LEAST_PATIENTS, MEASURES, Measures
 from consilium.findings.charts import COLOURS, chart, last_known, limits_of, line_chart
 from consilium.findings.decimals import DASH, bounds, counted, number, point

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from common.results import RoundRecord, RunResult, SiteResult
+from consilium.common.results import RoundRecord, RunResult, SiteResult
 from consilium.findings import ACCURACIES, DIFFERENCE, MEASURES, Findings, Interval, Measures, findings_of, sentence
 from consilium.findings.contradiction import contradiction
 from consilium.report.curves import mean_curves

@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.errors import ConfigError
-from common.events.run import APP_EVENTS, MessagesAsked, RunEvent, RunFinished, RunSubmitted
-from common.flower.app import FlowerApp, read_app
-from common.flower.config import override
-from common.host.files import check_writable, write_atomically
+from consilium.common.errors import ConfigError
+from consilium.common.events.run import APP_EVENTS, MessagesAsked, RunEvent, RunFinished, RunSubmitted
+from consilium.common.flower.app import FlowerApp, read_app
+from consilium.common.flower.config import override
+from consilium.common.host.files import check_writable, write_atomically
 from consilium.running.follow import follow_events
 from consilium.running.options import AppOptions
 from consilium.running.run import new_run_folder
-from server.operations.home import ServerHome
-from server.study.run_folder import RunFolder
-from server.wire.submission import Control
+from consilium.server.operations.home import ServerHome
+from consilium.server.study.run_folder import RunFolder
+from consilium.server.wire.submission import Control
 
 CONTENT, LOG = "app.bin", "run.log"
 """Files of a run's folder: the app in one piece, and what the ServerApp printed."""

@@ -3,12 +3,12 @@
 import time
 from typing import Protocol
 
-from common.errors import ConnectionRefused, RunFailed, error_named
-from common.events.log import EventLog, Follower, Vocabulary
-from common.events.run import STUDY_EVENTS, RunEvent, RunFailure, RunFinished, RunStopped, RunSubmitted
-from server.operations.home import ServerHome
-from server.study.run_folder import RunFolder
-from server.wire.submission import Control
+from consilium.common.errors import ConnectionRefused, RunFailed, error_named
+from consilium.common.events.log import EventLog, Follower, Vocabulary
+from consilium.common.events.run import STUDY_EVENTS, RunEvent, RunFailure, RunFinished, RunStopped, RunSubmitted
+from consilium.server.operations.home import ServerHome
+from consilium.server.study.run_folder import RunFolder
+from consilium.server.wire.submission import Control
 
 POLL_SECONDS, STATUS_SECONDS, MAX_UNANSWERED = 0.05, 3.0, 20
 """Pauses between looks at the log and at the server, and how many of the latter may go unanswered.

@@ -15,12 +15,12 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from client.app import app as client_app
-from common.results import RunResult
-from common.study.load import write_site
-from common.study.study import StudyConfig
-from server.app import app as server_app
-from server.study.run_folder import RunFolder
+from consilium.client.app import app as client_app
+from consilium.common.results import RunResult
+from consilium.common.study.load import write_site
+from consilium.common.study.study import StudyConfig
+from consilium.server.app import app as server_app
+from consilium.server.study.run_folder import RunFolder
 
 Answering = Callable[[Message], Message]
 Deliver = Callable[[str, Message, Answering], Message | None]

@@ -5,7 +5,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from common.events.run import RoundFinished, RunEvent, RunFinished
+from consilium.common.events.run import RoundFinished, RunEvent, RunFinished
 from consilium.running.progress import Progress
 
 COLUMNS = {

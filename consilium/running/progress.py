@@ -3,8 +3,8 @@
 import time
 from collections.abc import Mapping
 
-from common.errors import listed
-from common.events.run import (
+from consilium.common.errors import listed
+from consilium.common.events.run import (
     AnswerRejected,
     FinishAsked,
     RoundAsked,

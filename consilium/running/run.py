@@ -5,14 +5,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.events.run import RunSubmitted
-from common.results import RunResult
-from common.study.study import StudyConfig
+from consilium.common.events.run import RunSubmitted
+from consilium.common.results import RunResult
+from consilium.common.study.study import StudyConfig
 from consilium.running.follow import follow_events
 from consilium.running.live_view import View
-from server.operations.home import ServerHome
-from server.study.run_folder import RunFolder
-from server.wire.submission import Control
+from consilium.server.operations.home import ServerHome
+from consilium.server.study.run_folder import RunFolder
+from consilium.server.wire.submission import Control
 
 if TYPE_CHECKING:
     from consilium.report.report import Report

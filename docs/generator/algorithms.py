@@ -9,17 +9,17 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from client.methods import METHODS
-from common.codecs import CODECS
-from common.study.codecs import CodecConfig
-from common.study.methods import MethodConfig
-from common.study.ranges import variants
-from common.study.strategies import StrategyConfig
-from common.study.weightings import FactorConfig, FactorSettings
+from consilium.client.methods import METHODS
+from consilium.common.codecs import CODECS
+from consilium.common.study.codecs import CodecConfig
+from consilium.common.study.methods import MethodConfig
+from consilium.common.study.ranges import variants
+from consilium.common.study.strategies import StrategyConfig
+from consilium.common.study.weightings import FactorConfig, FactorSettings
+from consilium.server.strategies import STRATEGIES
+from consilium.server.weighting import WEIGHTINGS
 from docs.generator.markdown import page, paragraph, summary, table
 from docs.generator.settings import COLUMNS, field_docs, settings_rows
-from server.strategies import STRATEGIES
-from server.weighting import WEIGHTINGS
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def _algorithm(name: str, cls: type[Any], settings: type[BaseModel], rows: list[
         yield from table(COLUMNS, rows)
     text = inspect.cleandoc(sys.modules[cls.__module__].__doc__ or "")
     paper = next((part for part in text.split("\n\n") if "http" in part), "")
-    file = cls.__module__.replace(".", "/") + ".py"
+    file = cls.__module__.removeprefix("consilium.").replace(".", "/") + ".py"
     yield from paragraph(f"{_linked(paper)} [`{file}`](../../{file})")
 
 

@@ -3,9 +3,9 @@
 import dataclasses
 from collections.abc import Iterable
 
-from common.errors import ConsiliumError
-from common.events.run import APP_EVENTS, STUDY_EVENTS, RunEvent
-from common.events.site import SITE_EVENTS, SiteEvent
+from consilium.common.errors import ConsiliumError
+from consilium.common.events.run import APP_EVENTS, STUDY_EVENTS, RunEvent
+from consilium.common.events.site import SITE_EVENTS, SiteEvent
 from docs.generator.markdown import page, paragraph, summary, table
 
 LOGS = (

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Union
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from common.study.record import Record
+from consilium.common.study.record import Record
 from docs.generator.markdown import page, paragraph, summary, table
 
 COLUMNS = ("key", "value", "meaning")

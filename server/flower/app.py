@@ -12,16 +12,16 @@ from flwr.serverapp import ServerApp
 from flwr.supercore.logger import update_console_handler
 from flwr.supercore.task_identity import TaskIdentity
 
-from common.errors import ConfigError, ConsiliumError, RunFailed, StateError, clean
-from common.events.log import EventLog
-from common.events.run import APP_EVENTS, AppStarted, RunFailure, RunFinished
-from common.flower.app import FlowerApp, unpack_app, write_app
-from common.flower.code import load_component
-from common.protocol.flower_orders import SERVER_NODE, run_number
-from server.flower.grid import FlowerGrid, Mission
-from server.study.run_folder import RunFolder
-from server.wire.outbox import Outbox, Signer
-from server.wire.run_link import ORPHANED, RunLink
+from consilium.common.errors import ConfigError, ConsiliumError, RunFailed, StateError, clean
+from consilium.common.events.log import EventLog
+from consilium.common.events.run import APP_EVENTS, AppStarted, RunFailure, RunFinished
+from consilium.common.flower.app import FlowerApp, unpack_app, write_app
+from consilium.common.flower.code import load_component
+from consilium.common.protocol.flower_orders import SERVER_NODE, run_number
+from consilium.server.flower.grid import FlowerGrid, Mission
+from consilium.server.study.run_folder import RunFolder
+from consilium.server.wire.outbox import Outbox, Signer
+from consilium.server.wire.run_link import ORPHANED, RunLink
 
 log = logging.getLogger(__name__)
 

@@ -7,10 +7,10 @@ from typing import Protocol, runtime_checkable
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 
-from common.errors import ProtocolError, clean
-from common.flower.message import PLAN_RECORD, pack, unpack
-from common.protocol.plans import REPLY_GRACE_SECONDS, Plan
-from server.study.exchange import NOTHING, Answer, answer_of
+from consilium.common.errors import ProtocolError, clean
+from consilium.common.flower.message import PLAN_RECORD, pack, unpack
+from consilium.common.protocol.plans import REPLY_GRACE_SECONDS, Plan
+from consilium.server.study.exchange import NOTHING, Answer, answer_of
 
 PAUSE_SECONDS = 0.02
 """Pause between two requests for replies, if the first brought none."""

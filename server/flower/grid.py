@@ -22,14 +22,14 @@ from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-from common.errors import ConfigError, ProtocolError, clean
-from common.events.run import MessagesAsked
-from common.flower.config import Config
-from common.protocol.flower_orders import CodeOrder, MessageOrder, node_number, parse_flower_reply, run_number
-from common.protocol.replies import FailureReply
-from common.wire import wire_pb2 as pb
-from server.wire.outbox import Outbox, Parcel
-from server.wire.run_link import RunLink
+from consilium.common.errors import ConfigError, ProtocolError, clean
+from consilium.common.events.run import MessagesAsked
+from consilium.common.flower.config import Config
+from consilium.common.protocol.flower_orders import CodeOrder, MessageOrder, node_number, parse_flower_reply, run_number
+from consilium.common.protocol.replies import FailureReply
+from consilium.common.wire import wire_pb2 as pb
+from consilium.server.wire.outbox import Outbox, Parcel
+from consilium.server.wire.run_link import RunLink
 
 LEAST_MOST_BYTES, REPLY_PER_SENT = 16_000_000, 4
 """Limits of a reply, the larger of which holds: bytes, and a multiple of the size of what was sent."""

@@ -17,10 +17,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from common.errors import ConfigError, StateError
-from common.host.files import write_atomically
-from common.host.keys import PRIVATE, PUBLIC
-from common.host.signing_requests import common_name
+from consilium.common.errors import ConfigError, StateError
+from consilium.common.host.files import write_atomically
+from consilium.common.host.keys import PRIVATE, PUBLIC
+from consilium.common.host.signing_requests import common_name
 
 DAYS_CA, DAYS_SERVER, DAYS_SITE = 3650, 825, 90
 DAYS_BEFORE = 7

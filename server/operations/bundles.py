@@ -3,12 +3,12 @@
 from importlib.metadata import version
 from pathlib import Path
 
-import common
-from common.errors import ConfigError, ConnectionRefused
-from common.host.certificates import certificate_hosts, read_certificate
-from common.study.bundle import Bundle, ServerVersions
-from common.study.load import load_study
-from server.operations.home import ServerHome
+import consilium.common
+from consilium.common.errors import ConfigError, ConnectionRefused
+from consilium.common.host.certificates import certificate_hosts, read_certificate
+from consilium.common.study.bundle import Bundle, ServerVersions
+from consilium.common.study.load import load_study
+from consilium.server.operations.home import ServerHome
 
 _WILDCARDS = frozenset({"0.0.0.0", "[::]", "::", ""})
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -37,7 +37,7 @@ def make_bundle(
         certificate=certificate.decode("ascii"),
         study_key=home.study_public.read_text(encoding="ascii"),
         study=study.read_text(encoding="utf-8") if study is not None else None,
-        versions=ServerVersions(consilium=common.__version__, flwr=version("flwr")),
+        versions=ServerVersions(consilium=consilium.common.__version__, flwr=version("flwr")),
     )
 
 

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.errors import ConnectionRefused, StateError
-from common.host.files import write_atomically
-from common.host.study_key import make_study_key
-from server.operations.authority import make_server_identity
+from consilium.common.errors import ConnectionRefused, StateError
+from consilium.common.host.files import write_atomically
+from consilium.common.host.study_key import make_study_key
+from consilium.server.operations.authority import make_server_identity
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry
 
-from common.events.measures import validation_measures
-from common.events.run import (
+from consilium.common.events.measures import validation_measures
+from consilium.common.events.run import (
     AnswerRejected,
     CheckpointSaved,
     FinishAsked,
@@ -28,7 +28,7 @@ from common.events.run import (
     UpdateAccepted,
     WeightingFallback,
 )
-from server.operations.series import LiveSeries, RunSeries, SiteSeries
+from consilium.server.operations.series import LiveSeries, RunSeries, SiteSeries
 
 IN_PROGRESS = ("waiting", "training", "finishing")
 STATES = (*IN_PROGRESS, "finished", "failed", "stopped")

@@ -10,13 +10,13 @@ from cryptography.x509 import load_pem_x509_certificate
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
-from common.errors import StateError
-from common.events.log import EventLog, Follower
-from common.events.run import STUDY_EVENTS, ServerStarted
-from common.host.background import repeating
-from common.host.http_pages import Page, serving, text_page
-from server.operations.home import ServerHome
-from server.operations.metrics import JournalMetrics, LiveMetrics
+from consilium.common.errors import StateError
+from consilium.common.events.log import EventLog, Follower
+from consilium.common.events.run import STUDY_EVENTS, ServerStarted
+from consilium.common.host.background import repeating
+from consilium.common.host.http_pages import Page, serving, text_page
+from consilium.server.operations.home import ServerHome
+from consilium.server.operations.metrics import JournalMetrics, LiveMetrics
 
 FOLLOW_SECONDS = 0.5
 

@@ -18,18 +18,18 @@ from typing import Any
 
 import grpc
 
-from common.errors import ConfigError, PortInUse
-from common.host.files import only_one
-from common.host.memory import share_memory
-from common.host.ports import check_port_free
-from common.host.signing_requests import read_signing_request
-from common.wire.limits import CONNECT_SECONDS, MAX_WIRE_BYTES, PING_OPTIONS, PING_SECONDS, REVOKED
-from server.operations.home import ServerAddress, ServerHome
-from server.operations.pages import exporting
-from server.wire.registry import Registry
-from server.wire.runs import Runs, run_environment
-from server.wire.service import Wire
-from server.wire.submission import as_values, listen
+from consilium.common.errors import ConfigError, PortInUse
+from consilium.common.host.files import only_one
+from consilium.common.host.memory import share_memory
+from consilium.common.host.ports import check_port_free
+from consilium.common.host.signing_requests import read_signing_request
+from consilium.common.wire.limits import CONNECT_SECONDS, MAX_WIRE_BYTES, PING_OPTIONS, PING_SECONDS, REVOKED
+from consilium.server.operations.home import ServerAddress, ServerHome
+from consilium.server.operations.pages import exporting
+from consilium.server.wire.registry import Registry
+from consilium.server.wire.runs import Runs, run_environment
+from consilium.server.wire.service import Wire
+from consilium.server.wire.submission import as_values, listen
 
 log = logging.getLogger(__name__)
 

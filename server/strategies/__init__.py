@@ -2,24 +2,24 @@
 
 from collections.abc import Mapping
 
-from common.study.strategies import StrategyConfig
-from server.strategies.contract import ServerState, Step, Strategy, Update, by_site
-from server.strategies.fedadagrad import FedAdagrad
-from server.strategies.fedadam import FedAdam
-from server.strategies.fedavg import FedAvg
-from server.strategies.fedavgm import FedAvgM
-from server.strategies.feddyn import FedDyn
-from server.strategies.fedexp import FedExP
-from server.strategies.fednova import FedNova
-from server.strategies.fedyogi import FedYogi
-from server.strategies.geometric_median import GeometricMedian
-from server.strategies.krum import Krum
-from server.strategies.median import Median
-from server.strategies.per_fedavg import PerFedAvg
-from server.strategies.qfedavg import QFedAvg
-from server.strategies.reptile import Reptile
-from server.strategies.scaffold import Scaffold
-from server.strategies.trimmed_mean import TrimmedMean
+from consilium.common.study.strategies import StrategyConfig
+from consilium.server.strategies.contract import ServerState, Step, Strategy, Update, by_site
+from consilium.server.strategies.fedadagrad import FedAdagrad
+from consilium.server.strategies.fedadam import FedAdam
+from consilium.server.strategies.fedavg import FedAvg
+from consilium.server.strategies.fedavgm import FedAvgM
+from consilium.server.strategies.feddyn import FedDyn
+from consilium.server.strategies.fedexp import FedExP
+from consilium.server.strategies.fednova import FedNova
+from consilium.server.strategies.fedyogi import FedYogi
+from consilium.server.strategies.geometric_median import GeometricMedian
+from consilium.server.strategies.krum import Krum
+from consilium.server.strategies.median import Median
+from consilium.server.strategies.per_fedavg import PerFedAvg
+from consilium.server.strategies.qfedavg import QFedAvg
+from consilium.server.strategies.reptile import Reptile
+from consilium.server.strategies.scaffold import Scaffold
+from consilium.server.strategies.trimmed_mean import TrimmedMean
 
 STRATEGIES: Mapping[str, type[Strategy]] = {
     "fedavg": FedAvg,

@@ -7,8 +7,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from common.weights.arithmetic import add_scaled, weighted_mean
-from common.weights.arrays import Array, Spec, Weights, block, is_float, spec, under
+from consilium.common.weights.arithmetic import add_scaled, weighted_mean
+from consilium.common.weights.arrays import Array, Spec, Weights, block, is_float, spec, under
 
 Floats = npt.NDArray[np.float64]
 

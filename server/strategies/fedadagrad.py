@@ -14,8 +14,8 @@ coordinate by coordinate; `p_k` = `shares`, `delta_k` = `Update.delta`. The memo
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from common.weights.arrays import Weights
-from server.strategies.contract import ServerState, Step, Update, adaptive_init, adaptive_step
+from consilium.common.weights.arrays import Weights
+from consilium.server.strategies.contract import ServerState, Step, Update, adaptive_init, adaptive_step
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ weighted mean: an adaptive step could make a running variance negative.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from common.weights.arrays import Weights
-from server.strategies.contract import ServerState, Step, Update, adaptive_init, adaptive_step
+from consilium.common.weights.arrays import Weights
+from consilium.server.strategies.contract import ServerState, Step, Update, adaptive_init, adaptive_step
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ beta. Buffers always take the whole step; integers are rounded to the nearest.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from common.weights.arithmetic import add_scaled, weighted_mean
-from common.weights.arrays import Weights
-from server.strategies.contract import ServerState, Step, Update, by_site
+from consilium.common.weights.arithmetic import add_scaled, weighted_mean
+from consilium.common.weights.arrays import Weights
+from consilium.server.strategies.contract import ServerState, Step, Update, by_site
 
 
 @dataclass(frozen=True)

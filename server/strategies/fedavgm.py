@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from common.weights.arithmetic import add_scaled
-from common.weights.arrays import Weights, with_prefix
-from server.strategies.contract import ServerState, Step, Update, by_site, filled, mean_delta
+from consilium.common.weights.arithmetic import add_scaled
+from consilium.common.weights.arrays import Weights, with_prefix
+from consilium.server.strategies.contract import ServerState, Step, Update, by_site, filled, mean_delta
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ Buffers and integers take the mean of the updates.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from common.weights.arithmetic import add_scaled, dot, subtract
-from common.weights.arrays import Weights, with_prefix
-from server.strategies.contract import SERVED, ServerState, Step, Update, by_site, mean_delta
+from consilium.common.weights.arithmetic import add_scaled, dot, subtract
+from consilium.common.weights.arrays import Weights, with_prefix
+from consilium.server.strategies.contract import SERVED, ServerState, Step, Update, by_site, mean_delta
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ With equal a_k it is FedAvg. Buffers and integers move by the weighted mean.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from common.study.signals import EFFECTIVE_STEPS
-from common.weights.arithmetic import add_scaled
-from common.weights.arrays import Weights
-from server.strategies.contract import ServerState, Step, Update, by_site, mean_delta, measured
+from consilium.common.study.signals import EFFECTIVE_STEPS
+from consilium.common.weights.arithmetic import add_scaled
+from consilium.common.weights.arrays import Weights
+from consilium.server.strategies.contract import ServerState, Step, Update, by_site, mean_delta, measured
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.weights.arrays import Weights
-from server.strategies.contract import ServerState, Step, Update, adaptive_init, adaptive_step
+from consilium.common.weights.arrays import Weights
+from consilium.server.strategies.contract import ServerState, Step, Update, adaptive_init, adaptive_step
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ https://arxiv.org/abs/1905.10497
 with `F_k` = `start.loss`, the loss of the weights as received on the site's training split, and the norm over
 the optimised arrays. The shares are F_k**q / sum_j F_j**q, so that the step is their mean delta times
 `sum_k L * F_k**q / sum_k h_k`; buffers and integers take the mean whole. q = 0 is FedAvg with equal shares.
-L stands for the slope of the loss as the sites' steps see it, so momentum and Adam are refused (`common.study.rules`).
+L stands for the slope of the loss as the sites' steps see it, so momentum and Adam are refused (common/study/rules.py).
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,10 +18,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from common.study.signals import START_LOSS
-from common.weights.arithmetic import add_scaled, dot
-from common.weights.arrays import Weights
-from server.strategies.contract import ServerState, Step, Update, by_site, mean_delta, measured
+from consilium.common.study.signals import START_LOSS
+from consilium.common.weights.arithmetic import add_scaled, dot
+from consilium.common.weights.arrays import Weights
+from consilium.server.strategies.contract import ServerState, Step, Update, by_site, mean_delta, measured
 
 _LEAST = 1e-10  # added to every loss, so that F**(q - 1) is finite where a loss is 0
 

@@ -13,9 +13,9 @@ integers take the whole mean.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from common.weights.arithmetic import add_scaled
-from common.weights.arrays import Weights
-from server.strategies.contract import ServerState, Step, Update, by_site, mean_delta
+from consilium.common.weights.arithmetic import add_scaled
+from consilium.common.weights.arrays import Weights
+from consilium.server.strategies.contract import ServerState, Step, Update, by_site, mean_delta
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ coordinates; equal values count in the order of site names. `trim` = 0 is the un
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from common.weights.arithmetic import add_scaled
-from common.weights.arrays import Weights
-from server.strategies.contract import ServerState, Step, Update, by_site, middle_mean
+from consilium.common.weights.arithmetic import add_scaled
+from consilium.common.weights.arrays import Weights
+from consilium.server.strategies.contract import ServerState, Step, Update, by_site, middle_mean
 
 
 @dataclass(frozen=True)

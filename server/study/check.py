@@ -4,17 +4,17 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from common.codecs import Identity, Payload, build_chain
-from common.errors import ProtocolError, UpdateRejected, clean
-from common.protocol.plans import CONTROL
-from common.protocol.replies import FailureReply, RoundReply
-from common.study.signals import LIMITS
-from common.weights.arrays import Array, Weights, under, with_prefix
-from common.weights.checks import check_finite, check_like
-from server.strategies import ServerState, Update
-from server.study.context import Study
-from server.study.exchange import Answer
-from server.study.sentences import named
+from consilium.common.codecs import Identity, Payload, build_chain
+from consilium.common.errors import ProtocolError, UpdateRejected, clean
+from consilium.common.protocol.plans import CONTROL
+from consilium.common.protocol.replies import FailureReply, RoundReply
+from consilium.common.study.signals import LIMITS
+from consilium.common.weights.arrays import Array, Weights, under, with_prefix
+from consilium.common.weights.checks import check_finite, check_like
+from consilium.server.strategies import ServerState, Update
+from consilium.server.study.context import Study
+from consilium.server.study.exchange import Answer
+from consilium.server.study.sentences import named
 
 
 def check_update(answer: Answer, state: ServerState, study: Study, *, held: Weights) -> Update:

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from common.codecs import form_of
-from common.codecs.container import parts
-from common.errors import StateError, clean
-from common.host.files import write_atomically
-from common.weights.arrays import Array, Weights, bytes_view, under
-from server.strategies.contract import ServerState
+from consilium.common.codecs import form_of
+from consilium.common.codecs.container import parts
+from consilium.common.errors import StateError, clean
+from consilium.common.host.files import write_atomically
+from consilium.common.weights.arrays import Array, Weights, bytes_view, under
+from consilium.server.strategies.contract import ServerState
 
 LAYOUT = "2"
 """Version of the file's layout; a release with another one cannot read it."""

@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 import numpy as np
 
-from common.seeds import seed_for
+from consilium.common.seeds import seed_for
 
 
 def choose_cohort(sites: Collection[str], *, seed: int, round_number: int, size: int) -> tuple[str, ...]:

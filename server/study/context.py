@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from common.protocol.plans import study_digest
-from common.study.study import StudyConfig
-from server.strategies import Strategy
-from server.study.exchange import Exchange
-from server.study.handshake import Agreement
-from server.study.run_folder import RunFolder
-from server.weighting import Weighting
+from consilium.common.protocol.plans import study_digest
+from consilium.common.study.study import StudyConfig
+from consilium.server.strategies import Strategy
+from consilium.server.study.exchange import Exchange
+from consilium.server.study.handshake import Agreement
+from consilium.server.study.run_folder import RunFolder
+from consilium.server.weighting import Weighting
 
 
 @dataclass(frozen=True)

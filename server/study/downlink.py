@@ -8,11 +8,11 @@ that all sites of a round train from the same weights. The loss by coding is par
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from common.codecs import Identity, build_chain
-from common.seeds import seed_for
-from common.study.study import StudyConfig
-from common.weights.arrays import Array, Weights
-from server.strategies import ServerState
+from consilium.common.codecs import Identity, build_chain
+from consilium.common.seeds import seed_for
+from consilium.common.study.study import StudyConfig
+from consilium.common.weights.arrays import Array, Weights
+from consilium.server.strategies import ServerState
 
 
 @dataclass(frozen=True)

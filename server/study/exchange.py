@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import IO, Protocol
 
-from common.codecs import Payload
-from common.errors import ProtocolError, clean
-from common.protocol.parse import parse_reply
-from common.protocol.plans import Plan
-from common.protocol.replies import Reply
+from consilium.common.codecs import Payload
+from consilium.common.errors import ProtocolError, clean
+from consilium.common.protocol.parse import parse_reply
+from consilium.common.protocol.plans import Plan
+from consilium.common.protocol.replies import Reply
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,15 @@
 """The end of a study: every site gets the final weights and reads its test split, once."""
 
-from common.codecs import Identity
-from common.errors import CohortTooSmall, clean
-from common.events.run import AnswerRejected, FinishAsked
-from common.protocol.counts import TestCounts
-from common.protocol.plans import FinishPlan
-from common.protocol.replies import FailureReply, FinishReply
-from server.strategies import ServerState
-from server.study.context import Study
-from server.study.exchange import Answer
-from server.study.sentences import reasons
+from consilium.common.codecs import Identity
+from consilium.common.errors import CohortTooSmall, clean
+from consilium.common.events.run import AnswerRejected, FinishAsked
+from consilium.common.protocol.counts import TestCounts
+from consilium.common.protocol.plans import FinishPlan
+from consilium.common.protocol.replies import FailureReply, FinishReply
+from consilium.server.strategies import ServerState
+from consilium.server.study.context import Study
+from consilium.server.study.exchange import Answer
+from consilium.server.study.sentences import reasons
 
 
 def finish(study: Study, state: ServerState) -> dict[str, TestCounts]:

@@ -10,9 +10,9 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-import common
-from common.codecs import Identity
-from common.errors import (
+import consilium.common
+from consilium.common.codecs import Identity
+from consilium.common.errors import (
     ConfigError,
     ConsiliumError,
     HandshakeMismatch,
@@ -21,18 +21,18 @@ from common.errors import (
     clean,
     error_named,
 )
-from common.protocol.cards import DataCard
-from common.protocol.plans import HandshakePlan, InitialWeightsPlan, ScalePlan, study_digest
-from common.protocol.replies import FailureReply, HandshakeReply, InitialWeightsReply, ScaleReply
-from common.study.limits import MAX_PAYLOAD_BYTES
-from common.study.signals import CLASS_COUNTS
-from common.study.study import StudyConfig
-from common.weights.arrays import Array, Weights, digest
-from common.weights.checks import check_finite
-from server.study.exchange import Answer, Exchange
-from server.study.scale import AgreedScale, agree_on_scale
-from server.study.sentences import named
-from server.study.warnings import about_newcomers, at_the_start
+from consilium.common.protocol.cards import DataCard
+from consilium.common.protocol.plans import HandshakePlan, InitialWeightsPlan, ScalePlan, study_digest
+from consilium.common.protocol.replies import FailureReply, HandshakeReply, InitialWeightsReply, ScaleReply
+from consilium.common.study.limits import MAX_PAYLOAD_BYTES
+from consilium.common.study.signals import CLASS_COUNTS
+from consilium.common.study.study import StudyConfig
+from consilium.common.weights.arrays import Array, Weights, digest
+from consilium.common.weights.checks import check_finite
+from consilium.server.study.exchange import Answer, Exchange
+from consilium.server.study.scale import AgreedScale, agree_on_scale
+from consilium.server.study.sentences import named
+from consilium.server.study.warnings import about_newcomers, at_the_start
 
 log = logging.getLogger(__name__)
 
@@ -181,7 +181,7 @@ def compare(replies: Mapping[str, HandshakeReply]) -> None:
     for site, reply in sorted(replies.items()):
         for what, value in _facts(reply).items():
             rows.setdefault(what, {})[site] = value
-    rows["consilium version"]["server"] = common.__version__
+    rows["consilium version"]["server"] = consilium.common.__version__
     differing = {what: values for what, values in rows.items() if len(set(values.values())) > 1}
     if differing:
         lines = [

@@ -4,9 +4,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from common.results import RoundRecord, SiteRound
-from server.strategies import ServerState, Update
-from server.study.downlink import Sending
+from consilium.common.results import RoundRecord, SiteRound
+from consilium.server.strategies import ServerState, Update
+from consilium.server.study.downlink import Sending
 
 
 @dataclass(frozen=True)

@@ -8,32 +8,32 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from common.codecs import build_chain
-from common.codecs.container import read_form
-from common.errors import CohortTooSmall, UpdateRejected
-from common.events.run import (
+from consilium.common.codecs import build_chain
+from consilium.common.codecs.container import read_form
+from consilium.common.errors import CohortTooSmall, UpdateRejected
+from consilium.common.events.run import (
     AnswerRejected,
     RoundAsked,
     RoundFailed,
     UpdateAccepted,
     WeightingFallback,
 )
-from common.protocol.plans import CONTROL, RoundPlan
-from common.results import RoundRecord, SiteRound
-from common.seeds import seed_for
-from common.weights.arithmetic import distance
-from common.weights.arrays import Array, Weights, under, with_prefix
-from common.weights.checks import check_finite
-from server.strategies import ServerState, Update
-from server.study.check import check_update
-from server.study.cohort import choose_cohort
-from server.study.context import Study
-from server.study.downlink import Sending, send
-from server.study.exchange import Answer
-from server.study.record import Aggregation, Cohort, Intake, make_record
-from server.study.sentences import reasons
-from server.study.update_files import Spool
-from server.weighting import Evidence, Weighed
+from consilium.common.protocol.plans import CONTROL, RoundPlan
+from consilium.common.results import RoundRecord, SiteRound
+from consilium.common.seeds import seed_for
+from consilium.common.weights.arithmetic import distance
+from consilium.common.weights.arrays import Array, Weights, under, with_prefix
+from consilium.common.weights.checks import check_finite
+from consilium.server.strategies import ServerState, Update
+from consilium.server.study.check import check_update
+from consilium.server.study.cohort import choose_cohort
+from consilium.server.study.context import Study
+from consilium.server.study.downlink import Sending, send
+from consilium.server.study.exchange import Answer
+from consilium.server.study.record import Aggregation, Cohort, Intake, make_record
+from consilium.server.study.sentences import reasons
+from consilium.server.study.update_files import Spool
+from consilium.server.weighting import Evidence, Weighed
 
 
 def run_round(study: Study, state: ServerState) -> tuple[ServerState, RoundRecord]:

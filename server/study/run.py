@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from common.events.run import (
+from consilium.common.events.run import (
     AnswerRejected,
     CheckpointSaved,
     RoundFinished,
@@ -17,17 +17,17 @@ from common.events.run import (
     SitesAgreed,
     SitesOnline,
 )
-from common.protocol.counts import TestCounts
-from common.results import RoundRecord, RunResult, SiteFacts, SiteResult
-from common.weights.checks import check_like
-from server.strategies import ServerState
-from server.study.checkpoint import load_checkpoint, save_checkpoint, save_weights
-from server.study.context import Study
-from server.study.finish import finish
-from server.study.handshake import Agreement, admit, shake_hands, wait_for_sites
-from server.study.round import run_round
-from server.study.run_folder import RunFolder
-from server.study.scale import load_scale, save_scale, scale_facts
+from consilium.common.protocol.counts import TestCounts
+from consilium.common.results import RoundRecord, RunResult, SiteFacts, SiteResult
+from consilium.common.weights.checks import check_like
+from consilium.server.strategies import ServerState
+from consilium.server.study.checkpoint import load_checkpoint, save_checkpoint, save_weights
+from consilium.server.study.context import Study
+from consilium.server.study.finish import finish
+from consilium.server.study.handshake import Agreement, admit, shake_hands, wait_for_sites
+from consilium.server.study.round import run_round
+from consilium.server.study.run_folder import RunFolder
+from consilium.server.study.scale import load_scale, save_scale, scale_facts
 
 
 @dataclass(frozen=True)

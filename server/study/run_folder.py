@@ -5,10 +5,10 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common.events.log import EventLog
-from common.events.run import STUDY_EVENTS, RunEvent
-from common.host.files import write_atomically
-from common.results import RunResult
+from consilium.common.events.log import EventLog
+from consilium.common.events.run import STUDY_EVENTS, RunEvent
+from consilium.common.host.files import write_atomically
+from consilium.common.results import RunResult
 
 JOURNAL_VARIABLE = "CONSILIUM_JOURNAL"
 """Environment variable with the path of the server's journal: every run's events, for the server's metrics."""

@@ -10,16 +10,16 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from common.errors import ConfigError, StateError
-from common.host.files import write_atomically
-from common.protocol.plans import study_digest
-from common.protocol.replies import HandshakeReply
-from common.results import ScaleFacts
-from common.study.names import Sha256
-from common.study.record import Record
-from common.study.scale import LEAST_ROWS, MOST_ALONE, ColumnScale, Scale, combine, joined
-from common.study.sentences import describe
-from common.study.study import StudyConfig
+from consilium.common.errors import ConfigError, StateError
+from consilium.common.host.files import write_atomically
+from consilium.common.protocol.plans import study_digest
+from consilium.common.protocol.replies import HandshakeReply
+from consilium.common.results import ScaleFacts
+from consilium.common.study.names import Sha256
+from consilium.common.study.record import Record
+from consilium.common.study.scale import LEAST_ROWS, MOST_ALONE, ColumnScale, Scale, combine, joined
+from consilium.common.study.sentences import describe
+from consilium.common.study.study import StudyConfig
 
 
 class AgreedScale(Record):

@@ -14,10 +14,10 @@ from typing import IO
 
 import numpy as np
 
-from common.codecs import Form
-from common.codecs.container import offsets
-from common.errors import StateError
-from common.weights.arrays import Array, Spec, Weights, bytes_view
+from consilium.common.codecs import Form
+from consilium.common.codecs.container import offsets
+from consilium.common.errors import StateError
+from consilium.common.weights.arrays import Array, Spec, Weights, bytes_view
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,13 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from common.errors import listed
-from common.protocol.patients import LEAST_PATIENTS
-from common.protocol.replies import HandshakeReply
-from common.study.scale import distances
-from common.study.study import StudyConfig
-from server.study.scale import AgreedScale
-from server.study.sentences import MOST_NAMED
+from consilium.common.errors import listed
+from consilium.common.protocol.patients import LEAST_PATIENTS
+from consilium.common.protocol.replies import HandshakeReply
+from consilium.common.study.scale import distances
+from consilium.common.study.study import StudyConfig
+from consilium.server.study.scale import AgreedScale
+from consilium.server.study.sentences import MOST_NAMED
 
 Replies = Mapping[str, HandshakeReply]
 """Each site's reply to the handshake."""

@@ -2,17 +2,17 @@
 
 from collections.abc import Mapping
 
-from common.study.weightings import WeightingConfig
-from server.weighting.afl import Afl
-from server.weighting.auto import Auto
-from server.weighting.contract import Evidence, Factor, Reading, SignalMissing, Weighed, Weighting
-from server.weighting.divergence import Divergence
-from server.weighting.fedadp import FedAdp
-from server.weighting.fedce import FedCe
-from server.weighting.feddg_ga import FedDgGa
-from server.weighting.feddisco import FedDisco
-from server.weighting.loss import Loss
-from server.weighting.size import Size
+from consilium.common.study.weightings import WeightingConfig
+from consilium.server.weighting.afl import Afl
+from consilium.server.weighting.auto import Auto
+from consilium.server.weighting.contract import Evidence, Factor, Reading, SignalMissing, Weighed, Weighting
+from consilium.server.weighting.divergence import Divergence
+from consilium.server.weighting.fedadp import FedAdp
+from consilium.server.weighting.fedce import FedCe
+from consilium.server.weighting.feddg_ga import FedDgGa
+from consilium.server.weighting.feddisco import FedDisco
+from consilium.server.weighting.loss import Loss
+from consilium.server.weighting.size import Size
 
 WEIGHTINGS: Mapping[str, type[Factor]] = {
     "size": Size,

@@ -21,8 +21,8 @@ others are scaled to make room.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from common.study.signals import RECEIVED_LOSS
-from server.weighting.contract import Evidence, PerSite, Reading, recall, remember
+from consilium.common.study.signals import RECEIVED_LOSS
+from consilium.server.weighting.contract import Evidence, PerSite, Reading, recall, remember
 
 
 @dataclass(frozen=True)

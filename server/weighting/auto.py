@@ -23,8 +23,8 @@ from typing import Literal
 
 import numpy as np
 
-from common.study.signals import CANDIDATE_LOSSES, CANDIDATES
-from server.weighting.contract import Evidence, PerSite, Reading, normalised, recall, remember
+from consilium.common.study.signals import CANDIDATE_LOSSES, CANDIDATES
+from consilium.server.weighting.contract import Evidence, PerSite, Reading, normalised, recall, remember
 
 LIMIT = 5.0
 

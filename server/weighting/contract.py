@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from server.strategies.contract import Update
+from consilium.server.strategies.contract import Update
 
 PerSite = Mapping[str, float]
 TINY = 1e-300
@@ -97,7 +97,7 @@ class Reading:
         values: the factor per site, finite and >= 0; one for every site of the evidence.
         signals: the raw numbers behind it: signal -> site -> value; for the audit.
         memory: the factor's whole memory from now on: numbers under `what/site`.
-        candidates: other values to try instead, under the names in `common.study.signals.CANDIDATES`.
+        candidates: other values to try instead, under the names in `consilium.common.study.signals.CANDIDATES`.
     """
 
     values: PerSite

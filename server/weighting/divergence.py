@@ -23,7 +23,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from server.weighting.contract import Evidence, Reading
+from consilium.server.weighting.contract import Evidence, Reading
 
 Distribution = npt.NDArray[np.float64]
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from server.weighting.contract import Evidence, Reading, normalised, recall, remember
+from consilium.server.weighting.contract import Evidence, Reading, normalised, recall, remember
 
 EXPONENT_LIMIT = 700.0
 """exp of more overflows a float; exp(-exp(700)) is 0 to any precision."""

@@ -20,8 +20,8 @@ from typing import Literal
 
 import numpy as np
 
-from common.study.signals import WITHOUT_ERROR
-from server.weighting.contract import Evidence, PerSite, Reading, normalised, recall, remember
+from consilium.common.study.signals import WITHOUT_ERROR
+from consilium.server.weighting.contract import Evidence, PerSite, Reading, normalised, recall, remember
 
 EPSILON, ROUNDING = 1e-6, 1e-12
 

@@ -16,8 +16,8 @@ differ by no more than rounding change nothing.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from common.study.signals import RECEIVED_LOSS, UPDATE_LOSS
-from server.weighting.contract import Evidence, PerSite, Reading, normalised, recall, remember
+from consilium.common.study.signals import RECEIVED_LOSS, UPDATE_LOSS
+from consilium.server.weighting.contract import Evidence, PerSite, Reading, normalised, recall, remember
 
 ROUNDING = 1e-12
 

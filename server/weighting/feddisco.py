@@ -19,7 +19,7 @@ from typing import Literal
 
 import numpy as np
 
-from server.weighting.contract import Evidence, PerSite, Reading, normalised
+from consilium.server.weighting.contract import Evidence, PerSite, Reading, normalised
 
 
 @dataclass(frozen=True)

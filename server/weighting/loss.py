@@ -13,8 +13,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from common.study.signals import UPDATE_LOSS
-from server.weighting.contract import Evidence, Reading
+from consilium.common.study.signals import UPDATE_LOSS
+from consilium.server.weighting.contract import Evidence, Reading
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ with n_k = `Update.num_examples`. Keeps no memory.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from server.weighting.contract import Evidence, Reading
+from consilium.server.weighting.contract import Evidence, Reading
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 import grpc
 from google.protobuf.message import DecodeError
 
-from common.errors import ConsiliumError, StateError
-from common.host.certificates import read_certificate
-from common.wire.limits import EXPIRED, REVOKED
-from server.wire.registry import Registry
-from server.wire.streams import Peer
+from consilium.common.errors import ConsiliumError, StateError
+from consilium.common.host.certificates import read_certificate
+from consilium.common.wire.limits import EXPIRED, REVOKED
+from consilium.server.wire.registry import Registry
+from consilium.server.wire.streams import Peer
 
 log = logging.getLogger(__name__)
 

@@ -4,13 +4,13 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from common.errors import clean
-from common.protocol.plans import REPLY_GRACE_SECONDS, Plan
-from common.wire import wire_pb2 as pb
-from common.wire.limits import SMALL_PAYLOAD_BYTES
-from server.study.exchange import NOTHING, Answer, answer_of
-from server.wire.outbox import Outbox, Parcel
-from server.wire.run_link import RunLink
+from consilium.common.errors import clean
+from consilium.common.protocol.plans import REPLY_GRACE_SECONDS, Plan
+from consilium.common.wire import wire_pb2 as pb
+from consilium.common.wire.limits import SMALL_PAYLOAD_BYTES
+from consilium.server.study.exchange import NOTHING, Answer, answer_of
+from consilium.server.wire.outbox import Outbox, Parcel
+from consilium.server.wire.run_link import RunLink
 
 
 class WireExchange:

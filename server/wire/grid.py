@@ -6,14 +6,14 @@ from typing import Any, NoReturn
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 
-from server.wire.exchange import WireExchange
+from consilium.server.wire.exchange import WireExchange
 
 
 class WireGrid(Grid):
     """The Grid of a deployed study.
 
     Its ServerApp asks sites through `exchange`, which signs plans as they are. Flower messages are for third-party
-    apps, whose Grid is `server.flower.grid.FlowerGrid`.
+    apps, whose Grid is `consilium.server.flower.grid.FlowerGrid`.
     """
 
     def __init__(self, exchange: WireExchange) -> None:

@@ -7,11 +7,11 @@ from typing import IO
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from common.errors import ConfigError, StateError
-from common.host.files import write_atomically
-from common.wire import wire_pb2 as pb
-from common.wire.envelope import MAX_ORDER_BYTES, Kind, Order, payload_digest, sign_order
-from common.wire.limits import SMALL_PAYLOAD_BYTES
+from consilium.common.errors import ConfigError, StateError
+from consilium.common.host.files import write_atomically
+from consilium.common.wire import wire_pb2 as pb
+from consilium.common.wire.envelope import MAX_ORDER_BYTES, Kind, Order, payload_digest, sign_order
+from consilium.common.wire.limits import SMALL_PAYLOAD_BYTES
 
 _NUMBERS_AT_ONCE = 1_000_000
 

@@ -12,14 +12,19 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import ValidationError
 
-from common.errors import ConfigError, ProtocolError, StateError
-from common.host.certificates import certificate_hosts, read_authorities
-from common.host.files import write_atomically
-from common.host.keys import fingerprint_of_line, openssh
-from common.host.signing_requests import SigningRequest, read_signing_request
-from common.study.names import SiteName
-from common.study.record import Record
-from server.operations.authority import add_authority, read_authority, retire_authorities, sign_site_certificate
+from consilium.common.errors import ConfigError, ProtocolError, StateError
+from consilium.common.host.certificates import certificate_hosts, read_authorities
+from consilium.common.host.files import write_atomically
+from consilium.common.host.keys import fingerprint_of_line, openssh
+from consilium.common.host.signing_requests import SigningRequest, read_signing_request
+from consilium.common.study.names import SiteName
+from consilium.common.study.record import Record
+from consilium.server.operations.authority import (
+    add_authority,
+    read_authority,
+    retire_authorities,
+    sign_site_certificate,
+)
 
 FILE = "sites.json"
 

@@ -6,8 +6,8 @@ import time
 from collections import deque
 from collections.abc import Iterable
 
-from common.wire import wire_pb2 as pb
-from common.wire.frames import Frames, framed
+from consilium.common.wire import wire_pb2 as pb
+from consilium.common.wire.frames import Frames, framed
 
 _CHUNK_BYTES = 2**20
 _ASK_BYTES = 2**25

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from google.protobuf.message import DecodeError
 
-from common.errors import ProtocolError
-from common.wire import wire_pb2 as pb
-from common.wire.frames import Frames, framed
-from server.wire.service import Wire
-from server.wire.tasks import Task
+from consilium.common.errors import ProtocolError
+from consilium.common.wire import wire_pb2 as pb
+from consilium.common.wire.frames import Frames, framed
+from consilium.server.wire.service import Wire
+from consilium.server.wire.tasks import Task
 
 log = logging.getLogger(__name__)
 

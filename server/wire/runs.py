@@ -20,13 +20,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from common.errors import EXIT_CODES, ConfigError, StateError
-from common.events.log import EventLog
-from common.events.run import RunFailure, RunStopped
-from common.host.files import write_atomically
-from common.host.parents import exit_code
-from server.wire.run_port import RunPort
-from server.wire.service import Wire
+from consilium.common.errors import EXIT_CODES, ConfigError, StateError
+from consilium.common.events.log import EventLog
+from consilium.common.events.run import RunFailure, RunStopped
+from consilium.common.host.files import write_atomically
+from consilium.common.host.parents import exit_code
+from consilium.server.wire.run_port import RunPort
+from consilium.server.wire.service import Wire
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class RunEntry:
     Args:
         name: of the run, and of its folder.
         title: the study's name, or the app's.
-        job: for `server.run_process`.
+        job: for `consilium.server.run_process`.
         since: Unix seconds.
         deaths: how often its process died since the last checkpoint.
     """
@@ -254,7 +254,7 @@ class Runs:
     async def _spawn(self) -> _Child:
         ours, theirs = socket.socketpair()
         with theirs:
-            command = [sys.executable, "-P", "-m", "server.run_process", str(theirs.fileno())]
+            command = [sys.executable, "-P", "-m", "consilium.server.run_process", str(theirs.fileno())]
             process = subprocess.Popen(command, env=self._environment, pass_fds=[theirs.fileno()])
         reader, writer = await asyncio.open_unix_connection(sock=ours)
         return _Child(process, reader, writer)

@@ -14,12 +14,12 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from common import __version__
-from common.errors import ConsiliumError, StateError, clean
-from common.host.certificates import read_authorities
-from common.study.limits import MAX_TEXT_BYTES
-from common.wire import wire_pb2 as pb
-from common.wire.limits import (
+from consilium.common import __version__
+from consilium.common.errors import ConsiliumError, StateError, clean
+from consilium.common.host.certificates import read_authorities
+from consilium.common.study.limits import MAX_TEXT_BYTES
+from consilium.common.wire import wire_pb2 as pb
+from consilium.common.wire.limits import (
     EXPIRED,
     HELLO_SECONDS,
     SERVICE,
@@ -28,11 +28,11 @@ from common.wire.limits import (
     VERSION,
     WIRE_VERSION,
 )
-from server.wire.callers import Callers, parsed, within
-from server.wire.registry import Registry
-from server.wire.streams import Peer, Stream, Streams
-from server.wire.tasks import Offer, Task, Tasks, drop_incoming, prepare_incoming
-from server.wire.transfers import Transfers
+from consilium.server.wire.callers import Callers, parsed, within
+from consilium.server.wire.registry import Registry
+from consilium.server.wire.streams import Peer, Stream, Streams
+from consilium.server.wire.tasks import Offer, Task, Tasks, drop_incoming, prepare_incoming
+from consilium.server.wire.transfers import Transfers
 
 log = logging.getLogger(__name__)
 

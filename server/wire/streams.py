@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from common.wire import wire_pb2 as pb
-from common.wire.limits import MISBEHAVED, PROGRESS_SECONDS
+from consilium.common.wire import wire_pb2 as pb
+from consilium.common.wire.limits import MISBEHAVED, PROGRESS_SECONDS
 
 log = logging.getLogger(__name__)
 

@@ -17,11 +17,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from common.errors import ConfigError, ConnectionRefused, ConsiliumError, StateError, error_named
-from common.study.study import StudyConfig
-from server.operations.home import ServerHome
-from server.wire.registry import Approval
-from server.wire.runs import RunEntry
+from consilium.common.errors import ConfigError, ConnectionRefused, ConsiliumError, StateError, error_named
+from consilium.common.study.study import StudyConfig
+from consilium.server.operations.home import ServerHome
+from consilium.server.wire.registry import Approval
+from consilium.server.wire.runs import RunEntry
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from common.errors import StateError, clean
+from consilium.common.errors import StateError, clean
 
 Seconds = float
 

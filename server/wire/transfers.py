@@ -10,11 +10,11 @@ from typing import Any, Protocol
 
 import grpc
 
-from common.wire import wire_pb2 as pb
-from common.wire.limits import PIECE_BYTES, PROGRESS_BYTES, PROGRESS_SECONDS
-from server.wire.callers import Callers, parsed, within
-from server.wire.tasks import Offer, Task, Tasks
-from server.wire.turns import Turns
+from consilium.common.wire import wire_pb2 as pb
+from consilium.common.wire.limits import PIECE_BYTES, PROGRESS_BYTES, PROGRESS_SECONDS
+from consilium.server.wire.callers import Callers, parsed, within
+from consilium.server.wire.tasks import Offer, Task, Tasks
+from consilium.server.wire.turns import Turns
 
 log = logging.getLogger(__name__)
 

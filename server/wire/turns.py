@@ -7,8 +7,8 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-from common.wire.limits import PROGRESS_SECONDS
-from server.wire.tasks import Task
+from consilium.common.wire.limits import PROGRESS_SECONDS
+from consilium.server.wire.tasks import Task
 
 UPLOADS = 4
 """How many sites send at a time; a server of two cores is busy with two."""

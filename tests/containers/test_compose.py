@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from paths import ROOT
 
-from common.host.ports import free_port
+from consilium.common.host.ports import free_port
 
 IMAGES = ("consilium-server:latest", "consilium-client:latest", "prom/prometheus:latest")
 HOSPITALS = ("berlin", "lyon", "porto")
@@ -216,9 +216,9 @@ def test_site_that_is_not_who_it_says_is_refused(federation: Federation, change:
     """A site with a foreign certificate, and one that trusts another authority, say so and wait."""
     code = f"""
 import pathlib, shutil, subprocess, sys
-from common.host.keys import read_private_key
+from consilium.common.host.keys import read_private_key
 from cryptography.hazmat.primitives.serialization import Encoding
-from server.operations.authority import make_server_identity, sign_site_certificate
+from consilium.server.operations.authority import make_server_identity, sign_site_certificate
 folder, other = pathlib.Path('/tmp/{change}'), pathlib.Path('/tmp/other-{change}')
 shutil.rmtree(folder, ignore_errors=True)
 folder.mkdir()

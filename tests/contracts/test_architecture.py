@@ -20,6 +20,8 @@ DOMAIN = (
     *("client/site", "client/training", "client/methods", "client/models", "client/data"),
 )
 """What is computed, and from what; it knows nothing of what carries it from process to process."""
+INSTALLED_AS = re.compile(r"^consilium\.(?=(common|server|client)(\.|$))")
+"""The folders are installed, and imported, as parts of `consilium`; the rules name them as they lie in the checkout."""
 CARRIERS = ("wire", "process", "operations", "flower")
 """Folders, in any package, of what carries the domain."""
 
@@ -61,7 +63,7 @@ def imports(tree: ast.Module) -> frozenset[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "relative imports hide what depends on what"
             names |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return frozenset(names)
+    return frozenset(INSTALLED_AS.sub("", name) for name in names)
 
 
 def importers(name: str, *folders: str) -> set[str]:
@@ -203,17 +205,19 @@ def test_no_global_random_generator_is_used(folder: str) -> None:
 
 def test_server_needs_no_torch() -> None:
     """Rule 6: a fresh process that imports all of the server has loaded neither torch nor the client."""
-    modules = sorted(path.removesuffix(".py").replace("/", ".") for path in sources("server") if "__init__" not in path)
-    code = f"import sys, {', '.join(modules)}; print([name for name in ('torch', 'client') if name in sys.modules])"
+    paths = (path for path in sources("server") if "__init__" not in path)
+    modules = sorted(f"consilium.{path.removesuffix('.py').replace('/', '.')}" for path in paths)
+    names = ("torch", "consilium.client")
+    code = f"import sys, {', '.join(modules)}; print([name for name in {names} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert ("[]", 0) == (done.stdout.strip(), done.returncode), done.stderr
 
 
 def test_the_process_that_talks_to_the_server_is_small() -> None:
     """An idle site needs neither torch nor flwr nor the models of the settings: they are in the worker alone."""
-    heavy = ("torch", "torchvision", "flwr", "pydantic", "numpy", "server", "common.study.load")
+    heavy = ("torch", "torchvision", "flwr", "pydantic", "numpy", "consilium.server", "consilium.common.study.load")
     code = (
-        "import sys, client.node, client.operations.pages, client.wire.connection; "
+        "import sys, consilium.client.node, consilium.client.operations.pages, consilium.client.wire.connection; "
         f"print([name for name in {heavy} if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
@@ -224,7 +228,7 @@ def test_dividing_a_pool_needs_no_torch() -> None:
     """A coordinator does it where the server runs: neither torch nor scikit-learn is there."""
     code = (
         "import sys; import consilium.data.split, consilium.data.fetch, consilium.data.picture; "
-        "print([name for name in ('torch', 'sklearn', 'client') if name in sys.modules])"
+        "print([name for name in ('torch', 'sklearn', 'consilium.client') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert ("[]", 0) == (done.stdout.strip(), done.returncode), done.stderr
@@ -290,7 +294,7 @@ def test_server_image_has_what_it_imports() -> None:
         {"scikit-learn": "sklearn"}.get(name, name) for name in needed - listed - {"pillow"}
     )  # matplotlib's
     dockerfile = (ROOT / "docker" / "server.Dockerfile").read_text(encoding="utf-8")
-    imported = re.search(r"import (server\.operations\.start[^\"]*)\"", dockerfile)
+    imported = re.search(r"import (consilium\.server\.operations\.start[^\"]*)\"", dockerfile)
     assert imported is not None
     code = (
         "import sys, importlib.abc\n"

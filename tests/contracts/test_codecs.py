@@ -20,16 +20,16 @@ from hypothesis.extra import numpy as hnp
 from pydantic import TypeAdapter, ValidationError
 from safetensors.numpy import load, save
 
-from common.codecs import CODECS, ByteStage, Chain, Identity, Stage, build_chain, form_of
-from common.codecs.base import bytes_of
-from common.codecs.container import container_bytes, pack
-from common.codecs.identity import Unchanged
-from common.errors import ProtocolError, StateError, UpdateRejected, is_clean
-from common.study.codecs import CodecConfig
-from common.study.ranges import variants
-from common.weights.arithmetic import subtract
-from common.weights.arrays import Array, Weights
-from common.weights.checks import check_like
+from consilium.common.codecs import CODECS, ByteStage, Chain, Identity, Stage, build_chain, form_of
+from consilium.common.codecs.base import bytes_of
+from consilium.common.codecs.container import container_bytes, pack
+from consilium.common.codecs.identity import Unchanged
+from consilium.common.errors import ProtocolError, StateError, UpdateRejected, is_clean
+from consilium.common.study.codecs import CodecConfig
+from consilium.common.study.ranges import variants
+from consilium.common.weights.arithmetic import subtract
+from consilium.common.weights.arrays import Array, Weights
+from consilium.common.weights.checks import check_like
 
 DTYPES: tuple[Any, ...] = (np.float32, np.float64, np.int64)
 
@@ -324,7 +324,8 @@ def test_stage_knows_no_other_stage(kind: str) -> None:
     tree = ast.parse(Path(sys.modules[CODECS[kind].__module__].__file__ or "").read_text(encoding="utf-8"))
     seen = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     seen |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    assert {name for name in seen if name and name.startswith("common.codecs")} <= {"common.codecs.base"}
+    codecs = "consilium.common.codecs"
+    assert {name for name in seen if name and name.startswith(codecs)} <= {f"{codecs}.base"}
     assert seen.isdisjoint({"logging", "time", "random", "pydantic"})
 
 

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from client.models import Names
-from client.site.kept import Alone, Best, Held, Kept
-from common.weights.arrays import Weights
+from consilium.client.models import Names
+from consilium.client.site.kept import Alone, Best, Held, Kept
+from consilium.common.weights.arrays import Weights
 
 DTYPES = st.sampled_from([np.float16, np.float32, np.float64, np.int64, np.uint8, np.bool_])
 ANY_ARRAY = DTYPES.flatmap(lambda dtype: arrays.arrays(dtype, arrays.array_shapes(min_dims=0, max_dims=2, max_side=3)))

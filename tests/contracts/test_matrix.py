@@ -13,16 +13,16 @@ from conftest import MakeSites, MakeStudy, method_settings
 from pydantic import TypeAdapter
 from safetensors.numpy import load_file
 
-from client.flower.message import plan_of
-from client.methods import METHODS
-from common.errors import ConfigError
-from common.protocol.plans import RoundPlan
-from common.study.methods import MethodConfig
-from common.study.strategies import StrategyConfig
-from common.study.study import StudyConfig
+from consilium.client.flower.message import plan_of
+from consilium.client.methods import METHODS
+from consilium.common.errors import ConfigError
+from consilium.common.protocol.plans import RoundPlan
+from consilium.common.study.methods import MethodConfig
+from consilium.common.study.strategies import StrategyConfig
+from consilium.common.study.study import StudyConfig
 from consilium.running.in_process import run_in_process
-from server.strategies import STRATEGIES
-from server.weighting import WEIGHTINGS
+from consilium.server.strategies import STRATEGIES
+from consilium.server.weighting import WEIGHTINGS
 
 SIZES = {"berlin": 30, "lyon": 26, "oslo": 24, "porto": 24, "rome": 22}
 ALONE = {"local": "fedavg", "scaffold": "scaffold", "feddyn": "feddyn"}

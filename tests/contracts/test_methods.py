@@ -16,26 +16,26 @@ from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from client.data import Examples
-from client.methods import METHODS, Method, build_method, extended
-from client.methods.fine_tune import FineTune
-from client.models import Model, Names, build_model, divide, get_weights, set_weights
-from client.site.kept import Kept
-from client.site.site import Site
-from client.site.state_folder import StateFolder
-from client.training.evaluation import evaluate
-from client.training.loop import train
-from client.training.work import LocalWork, batches
-from common.codecs import Identity
-from common.errors import ModelError
-from common.protocol.plans import CONTROL, InitialWeightsPlan, RoundPlan, study_digest
-from common.protocol.replies import RoundReply
-from common.study.methods import MethodConfig
-from common.study.study import StudyConfig
-from common.study.training import ModelConfig
-from common.weights.arithmetic import add_scaled
-from common.weights.arrays import Array, Weights, is_float, under, with_prefix
-from common.weights.checks import check_finite
+from consilium.client.data import Examples
+from consilium.client.methods import METHODS, Method, build_method, extended
+from consilium.client.methods.fine_tune import FineTune
+from consilium.client.models import Model, Names, build_model, divide, get_weights, set_weights
+from consilium.client.site.kept import Kept
+from consilium.client.site.site import Site
+from consilium.client.site.state_folder import StateFolder
+from consilium.client.training.evaluation import evaluate
+from consilium.client.training.loop import train
+from consilium.client.training.work import LocalWork, batches
+from consilium.common.codecs import Identity
+from consilium.common.errors import ModelError
+from consilium.common.protocol.plans import CONTROL, InitialWeightsPlan, RoundPlan, study_digest
+from consilium.common.protocol.replies import RoundReply
+from consilium.common.study.methods import MethodConfig
+from consilium.common.study.study import StudyConfig
+from consilium.common.study.training import ModelConfig
+from consilium.common.weights.arithmetic import add_scaled
+from consilium.common.weights.arrays import Array, Weights, is_float, under, with_prefix
+from consilium.common.weights.checks import check_finite
 
 SHAPES = {"linear": (3,), "mlp": (3,), "mlp_bn": (3,), "small_cnn": (1, 8, 8)}
 PARTS, POLICIES = ("all", "head", "last_block"), ("average", "local", "freeze")

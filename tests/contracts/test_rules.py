@@ -7,13 +7,13 @@ import pytest
 from conftest import MakeSites, MakeStudy
 from pydantic import TypeAdapter
 
-from common.errors import ConfigError
-from common.study.load import load_site
-from common.study.methods import MethodConfig
-from common.study.ranges import variants
-from common.study.rules import RULES, problems
-from common.study.strategies import StrategyConfig
-from common.study.study import StudyConfig
+from consilium.common.errors import ConfigError
+from consilium.common.study.load import load_site
+from consilium.common.study.methods import MethodConfig
+from consilium.common.study.ranges import variants
+from consilium.common.study.rules import RULES, problems
+from consilium.common.study.strategies import StrategyConfig
+from consilium.common.study.study import StudyConfig
 from consilium.running.in_process import run_in_process
 
 IMAGES = {"kind": "images", "classes": ["no", "yes"], "size": 8, "channels": 1}

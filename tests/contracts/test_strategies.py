@@ -11,19 +11,19 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
-from client.methods import METHODS
-from common.codecs import CODECS
-from common.protocol.plans import CONTROL
-from common.study.codecs import CodecConfig
-from common.study.methods import MethodConfig
-from common.study.ranges import variants
-from common.study.signals import EFFECTIVE_STEPS, START_LOSS
-from common.study.strategies import StrategyConfig
-from common.weights.arithmetic import add_scaled, weighted_mean
-from common.weights.arrays import Array, Weights, under
-from common.weights.checks import check_like
-from server.strategies import STRATEGIES, ServerState, Strategy, Update, build_strategy
-from server.study.update_files import Spool
+from consilium.client.methods import METHODS
+from consilium.common.codecs import CODECS
+from consilium.common.protocol.plans import CONTROL
+from consilium.common.study.codecs import CodecConfig
+from consilium.common.study.methods import MethodConfig
+from consilium.common.study.ranges import variants
+from consilium.common.study.signals import EFFECTIVE_STEPS, START_LOSS
+from consilium.common.study.strategies import StrategyConfig
+from consilium.common.weights.arithmetic import add_scaled, weighted_mean
+from consilium.common.weights.arrays import Array, Weights, under
+from consilium.common.weights.checks import check_like
+from consilium.server.strategies import STRATEGIES, ServerState, Strategy, Update, build_strategy
+from consilium.server.study.update_files import Spool
 
 ROUNDS, LEARNING_RATE = 10, 0.1
 BUFFERS = frozenset({"bn.mean", "bn.var", "bn.count"})

@@ -16,14 +16,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from common.study.signals import CANDIDATE_LOSSES, CANDIDATES, CLASS_COUNTS, RECEIVED_LOSS, UPDATE_LOSS, WITHOUT_ERROR
-from common.study.weightings import FactorConfig, WeightingConfig
-from common.weights.arrays import Array
-from server.strategies import ServerState, Update
-from server.study.checkpoint import load_checkpoint, save_checkpoint
-from server.study.update_files import Spool
-from server.weighting import WEIGHTINGS, Evidence, Factor, Reading, Weighed, Weighting, build_weighting
-from server.weighting.contract import bounded
+from consilium.common.study.signals import (
+    CANDIDATE_LOSSES,
+    CANDIDATES,
+    CLASS_COUNTS,
+    RECEIVED_LOSS,
+    UPDATE_LOSS,
+    WITHOUT_ERROR,
+)
+from consilium.common.study.weightings import FactorConfig, WeightingConfig
+from consilium.common.weights.arrays import Array
+from consilium.server.strategies import ServerState, Update
+from consilium.server.study.checkpoint import load_checkpoint, save_checkpoint
+from consilium.server.study.update_files import Spool
+from consilium.server.weighting import WEIGHTINGS, Evidence, Factor, Reading, Weighed, Weighting, build_weighting
+from consilium.server.weighting.contract import bounded
 
 SIZES = {"berlin": 1000, "lyon": 500, "madrid": 200, "porto": 120, "rome": 3}
 OPTIMISED = ("body.weight", "head.bias")

@@ -18,22 +18,22 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from wires import Echo, Proxy, attending, connected, make_home, make_place, run, serving, text_of, until
 
-from client.process.supervisor import Parcel, WorkerFailed
-from client.wire import channel, desk
-from client.wire import connection as site_side
-from client.wire.channel import NotWelcome, attend
-from client.wire.connection import Connection
-from client.wire.place import Place
-from client.wire.tasks import MAX_TASKS
-from common.errors import ConfigError, ConnectionRefused
-from common.host.ports import free_port
-from common.host.study_key import read_study_key
-from common.wire import wire_pb2 as pb
-from common.wire.envelope import Order, sign_order
-from common.wire.limits import SERVICE
-from server.operations.home import ServerHome
-from server.wire.registry import Registry
-from server.wire.service import TASKS_AT_A_SITE
+from consilium.client.process.supervisor import Parcel, WorkerFailed
+from consilium.client.wire import channel, desk
+from consilium.client.wire import connection as site_side
+from consilium.client.wire.channel import NotWelcome, attend
+from consilium.client.wire.connection import Connection
+from consilium.client.wire.place import Place
+from consilium.client.wire.tasks import MAX_TASKS
+from consilium.common.errors import ConfigError, ConnectionRefused
+from consilium.common.host.ports import free_port
+from consilium.common.host.study_key import read_study_key
+from consilium.common.wire import wire_pb2 as pb
+from consilium.common.wire.envelope import Order, sign_order
+from consilium.common.wire.limits import SERVICE
+from consilium.server.operations.home import ServerHome
+from consilium.server.wire.registry import Registry
+from consilium.server.wire.service import TASKS_AT_A_SITE
 
 CONTENT = os.urandom(6_000_000)
 
@@ -178,7 +178,7 @@ def test_pauses_grow_vary_and_stay_below_half_a_minute(monkeypatch: pytest.Monke
     async def sleep(seconds: float) -> None:
         slept.append(seconds)
 
-    monkeypatch.setattr("client.wire.connection.asyncio.sleep", sleep)
+    monkeypatch.setattr("consilium.client.wire.connection.asyncio.sleep", sleep)
     files: Any = (tmp_path / name for name in ("ca", "pem", "key", "pub", "toml", "log"))
     place = Place("berlin", "localhost:1", *files)
     random.seed(0)

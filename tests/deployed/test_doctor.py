@@ -20,30 +20,37 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from client.operations.doctor import machine, network
-from client.operations.doctor.credentials import (
+from consilium.client.operations.doctor import machine, network
+from consilium.client.operations.doctor.credentials import (
     check_authorities,
     check_certificate,
     check_identity,
     check_key,
     check_study_key,
 )
-from client.operations.doctor.data import check_data, check_weights
-from client.operations.doctor.examine import examine, exit_code
-from client.operations.doctor.finding import Finding, failed, warned
-from client.operations.doctor.machine import check_disk, check_gpu, check_memory, check_state
-from client.operations.doctor.network import check_dns, check_greeting, check_proxy, check_tcp, check_tls, clock_finding
-from client.operations.doctor.settings import check_study, check_versions
-from client.operations.site_folder import BUNDLE, SiteFolder, init_site
-from client.site.versions import versions
-from common.errors import ConfigError, ConnectionRefused, DataError, HandshakeMismatch, ModelError, StateError
-from common.host.keys import make_site_key, read_private_key
-from common.host.ports import free_port
-from common.host.study_key import make_study_key
-from common.study.bundle import Bundle, ServerVersions
-from common.study.load import load_site
-from common.study.site import SiteConfig
-from server.operations.authority import add_authority, make_server_identity, sign_site_certificate
+from consilium.client.operations.doctor.data import check_data, check_weights
+from consilium.client.operations.doctor.examine import examine, exit_code
+from consilium.client.operations.doctor.finding import Finding, failed, warned
+from consilium.client.operations.doctor.machine import check_disk, check_gpu, check_memory, check_state
+from consilium.client.operations.doctor.network import (
+    check_dns,
+    check_greeting,
+    check_proxy,
+    check_tcp,
+    check_tls,
+    clock_finding,
+)
+from consilium.client.operations.doctor.settings import check_study, check_versions
+from consilium.client.operations.site_folder import BUNDLE, SiteFolder, init_site
+from consilium.client.site.versions import versions
+from consilium.common.errors import ConfigError, ConnectionRefused, DataError, HandshakeMismatch, ModelError, StateError
+from consilium.common.host.keys import make_site_key, read_private_key
+from consilium.common.host.ports import free_port
+from consilium.common.host.study_key import make_study_key
+from consilium.common.study.bundle import Bundle, ServerVersions
+from consilium.common.study.load import load_site
+from consilium.common.study.site import SiteConfig
+from consilium.server.operations.authority import add_authority, make_server_identity, sign_site_certificate
 
 
 @pytest.fixture
@@ -222,7 +229,7 @@ def test_tls_with_a_server_that_hangs_up_fails(config: SiteConfig, identity: Pat
 def test_tls_asks_for_the_renewal_of_an_authority_that_is_used(config: SiteConfig, tmp_path: Path) -> None:
     """The one that signed the server's certificate counts; another one that ends soon is being replaced anyway."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("server.operations.authority.DAYS_CA", 10)
+        patch.setattr("consilium.server.operations.authority.DAYS_CA", 10)
         make_server_identity(tmp_path / "id", hosts=["localhost"])
     folder = tmp_path / "id"
     with tls_server(folder / "server.pem", folder / "server.key") as port:
@@ -373,7 +380,7 @@ def write_certificate(
 ) -> None:
     """Write a site's certificate, signed by the server's authority."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("server.operations.authority.DAYS_SITE", days)
+        patch.setattr("consilium.server.operations.authority.DAYS_SITE", days)
         certificate = sign_site_certificate(identity, key, name=name)
     config.certificate.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 

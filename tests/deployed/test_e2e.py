@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 from processes import until
 
-from common.host.keys import make_site_key
-from common.host.ports import free_port
-from common.host.signing_requests import make_signing_request
-from common.study.load import load_study
-from common.study.load import write_site as write_settings
+from consilium.common.host.keys import make_site_key
+from consilium.common.host.ports import free_port
+from consilium.common.host.signing_requests import make_signing_request
+from consilium.common.study.load import load_study
+from consilium.common.study.load import write_site as write_settings
 from consilium.comparison.cells import make_cell, run_cell
 from consilium.comparison.site_files import find_sites
 

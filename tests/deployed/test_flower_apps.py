@@ -24,16 +24,16 @@ from flwr.common.serde import recorddict_to_proto
 from flwr.supercore.task_identity import TaskIdentity
 from paths import ROOT
 
-from client.flower.approved import approvals, approve, check_approved, code_of, keep_code, withdraw
-from client.operations.site_folder import SiteFolder, accept_bundle, init_site
-from common.errors import ConfigError, ProtocolError, RunFailed
-from common.events.log import EventLog
-from common.events.run import APP_EVENTS, AppStarted, MessagesAsked
-from common.flower.app import FlowerApp, read_app, unpack_app, write_app
-from common.flower.code import load_component, unload
-from common.flower.config import override
-from common.flower.files import MAX_FILES
-from common.protocol.flower_orders import (
+from consilium.client.flower.approved import approvals, approve, check_approved, code_of, keep_code, withdraw
+from consilium.client.operations.site_folder import SiteFolder, accept_bundle, init_site
+from consilium.common.errors import ConfigError, ProtocolError, RunFailed
+from consilium.common.events.log import EventLog
+from consilium.common.events.run import APP_EVENTS, AppStarted, MessagesAsked
+from consilium.common.flower.app import FlowerApp, read_app, unpack_app, write_app
+from consilium.common.flower.code import load_component, unload
+from consilium.common.flower.config import override
+from consilium.common.flower.files import MAX_FILES
+from consilium.common.protocol.flower_orders import (
     CodeOrder,
     FlowerReply,
     node_number,
@@ -41,17 +41,17 @@ from common.protocol.flower_orders import (
     parse_flower_reply,
     run_number,
 )
-from common.wire import wire_pb2 as pb
-from common.wire.envelope import open_order
-from common.wire.frames import Frames, framed
-from server.flower import grid as flower_grid
-from server.flower.app import run_app
-from server.flower.grid import FlowerGrid, Mission
-from server.operations.bundles import make_bundle
-from server.study.run_folder import RunFolder
-from server.wire.outbox import Numbers, Outbox, Signer
-from server.wire.run_link import RunLink
-from server.wire.submission import Control
+from consilium.common.wire import wire_pb2 as pb
+from consilium.common.wire.envelope import open_order
+from consilium.common.wire.frames import Frames, framed
+from consilium.server.flower import grid as flower_grid
+from consilium.server.flower.app import run_app
+from consilium.server.flower.grid import FlowerGrid, Mission
+from consilium.server.operations.bundles import make_bundle
+from consilium.server.study.run_folder import RunFolder
+from consilium.server.wire.outbox import Numbers, Outbox, Signer
+from consilium.server.wire.run_link import RunLink
+from consilium.server.wire.submission import Control
 
 STOCK = ROOT / "benchmarks" / "stock_app"
 EXAMPLES = [ROOT / "examples" / name for name in ("flower_torch", "flower_sklearn")]
@@ -603,7 +603,7 @@ def _worker_of(site: SiteFolder) -> int:
             words = place.read_bytes().split(b"\0")
         except OSError:
             continue
-        if b"client.worker" in words and str(site.settings).encode() in words:
+        if b"consilium.client.worker" in words and str(site.settings).encode() in words:
             return int(place.parent.name)
     return 0
 

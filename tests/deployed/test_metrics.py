@@ -23,27 +23,27 @@ from processes import join, running_server, start_site, until
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-import common
-from client.flower.message import plan_of
-from client.operations import pages as site_exporter
-from client.operations.metrics import SiteMetrics
-from client.site.journal import epochs_of
-from common.errors import ConfigError, PortInUse
-from common.events.log import Event, EventLog, Vocabulary
-from common.events.run import STUDY_EVENTS, RunEvent
-from common.events.site import SITE_EVENTS
-from common.host.background import repeating
-from common.host.http_pages import MAX_REQUESTS, serving, text_page
-from common.host.ports import free_port
-from common.protocol.plans import RoundPlan
-from common.study.load import load_site
-from common.study.training import TrainingConfig
+import consilium.common
+from consilium.client.flower.message import plan_of
+from consilium.client.operations import pages as site_exporter
+from consilium.client.operations.metrics import SiteMetrics
+from consilium.client.site.journal import epochs_of
+from consilium.common.errors import ConfigError, PortInUse
+from consilium.common.events.log import Event, EventLog, Vocabulary
+from consilium.common.events.run import STUDY_EVENTS, RunEvent
+from consilium.common.events.site import SITE_EVENTS
+from consilium.common.host.background import repeating
+from consilium.common.host.http_pages import MAX_REQUESTS, serving, text_page
+from consilium.common.host.ports import free_port
+from consilium.common.protocol.plans import RoundPlan
+from consilium.common.study.load import load_site
+from consilium.common.study.training import TrainingConfig
 from consilium.running.in_process import Answering, run_in_process
-from server.operations import pages as server_exporter
-from server.operations.home import ServerHome
-from server.operations.metrics import REASONS, STATES, JournalMetrics, LiveMetrics
-from server.study.check import check_update
-from server.study.run_folder import JOURNAL_VARIABLE
+from consilium.server.operations import pages as server_exporter
+from consilium.server.operations.home import ServerHome
+from consilium.server.operations.metrics import REASONS, STATES, JournalMetrics, LiveMetrics
+from consilium.server.study.check import check_update
+from consilium.server.study.run_folder import JOURNAL_VARIABLE
 
 DOCS = (ROOT / "docs" / "coordinator" / "metrics.md").read_text(encoding="utf-8")
 DAY = 1767225600.0
@@ -462,7 +462,7 @@ def test_site_metrics_have_the_values_of_the_log() -> None:
     heart = {"study": "heart"}
     kinds = {"handshake": 1, "initial_weights": 1, "round": 2, "finish": 1}
     expected = {
-        label("node_info", site="berlin", version=common.__version__): 1.0,
+        label("node_info", site="berlin", version=consilium.common.__version__): 1.0,
         label("node_examples", **heart, split="train"): 30,
         label("node_examples", **heart, split="validation"): 5,
         label("node_examples", **heart, split="test"): 9,

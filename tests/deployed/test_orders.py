@@ -15,17 +15,17 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.app import answer_order, answer_plan, forget_sites
-from client.site.site import Site
-from client.wire.orders import LEDGER, MOST_KNOWN_RUNS, Orders
-from common.errors import ConfigError, ProtocolError, StateError
-from common.protocol.parse import parse_reply
-from common.protocol.plans import FinishPlan, HandshakePlan, InitialWeightsPlan, Plan, RoundPlan, study_digest
-from common.protocol.replies import FailureReply, FinishReply, HandshakeReply, InitialWeightsReply, RoundReply
-from common.study.load import load_site, parse_study
-from common.study.site import SiteConfig
-from common.study.study import StudyConfig
-from common.wire.envelope import Order, payload_digest, sign_order
+from consilium.client.app import answer_order, answer_plan, forget_sites
+from consilium.client.site.site import Site
+from consilium.client.wire.orders import LEDGER, MOST_KNOWN_RUNS, Orders
+from consilium.common.errors import ConfigError, ProtocolError, StateError
+from consilium.common.protocol.parse import parse_reply
+from consilium.common.protocol.plans import FinishPlan, HandshakePlan, InitialWeightsPlan, Plan, RoundPlan, study_digest
+from consilium.common.protocol.replies import FailureReply, FinishReply, HandshakeReply, InitialWeightsReply, RoundReply
+from consilium.common.study.load import load_site, parse_study
+from consilium.common.study.site import SiteConfig
+from consilium.common.study.study import StudyConfig
+from consilium.common.wire.envelope import Order, payload_digest, sign_order
 
 KEY = Ed25519PrivateKey.from_private_bytes(b"k" * 32)
 STRANGER = Ed25519PrivateKey.from_private_bytes(b"s" * 32)
@@ -76,7 +76,7 @@ def finish(number: int = 5) -> FinishPlan:
 
 
 def obey(orders: Orders, plan: Plan, number: int) -> None:
-    """Go through an order as `client.app` does, without the work."""
+    """Go through an order as `consilium.client.app` does, without the work."""
     order = orders.open(signed(plan, number), None)
     orders.admit(order, plan)
     orders.answered(order, plan)
@@ -452,7 +452,7 @@ def test_data_and_model_stay_in_memory_from_order_to_order(
         built.append(config)
         return Site(config, study)
 
-    monkeypatch.setattr("client.app.Site", counting)
+    monkeypatch.setattr("consilium.client.app.Site", counting)
     for runs, server in enumerate(servers, start=1):
         server.shake_hands()
         weights = server.initial()

@@ -30,10 +30,10 @@ from processes import (
 )
 from typer.testing import CliRunner
 
-from client.data import READERS
-from client.operations.doctor.credentials import check_authorities
-from client.operations.doctor.network import check_greeting
-from client.operations.site_folder import (
+from consilium.client.data import READERS
+from consilium.client.operations.doctor.credentials import check_authorities
+from consilium.client.operations.doctor.network import check_greeting
+from consilium.client.operations.site_folder import (
     SiteFolder,
     accept_bundle,
     activate_new_key,
@@ -41,19 +41,19 @@ from client.operations.site_folder import (
     make_new_key,
     new_certificate,
 )
-from client.wire.probe import greet
-from common.errors import ConfigError, ConnectionRefused, StateError
-from common.host.certificates import fingerprint_of_certificate, read_certificate
-from common.host.keys import fingerprint, make_site_key, read_private_key, read_public_key
-from common.host.ports import free_port
-from common.host.signing_requests import make_signing_request, read_signing_request, request_path
-from common.study.bundle import Bundle, ServerVersions, read_bundle
-from common.study.load import load_site
+from consilium.client.wire.probe import greet
 from consilium.commands.main import app
-from server.operations.authority import sign_site_certificate
-from server.operations.bundles import check_handout, make_bundle
-from server.operations.home import ServerAddress, ServerHome
-from server.wire.submission import Control
+from consilium.common.errors import ConfigError, ConnectionRefused, StateError
+from consilium.common.host.certificates import fingerprint_of_certificate, read_certificate
+from consilium.common.host.keys import fingerprint, make_site_key, read_private_key, read_public_key
+from consilium.common.host.ports import free_port
+from consilium.common.host.signing_requests import make_signing_request, read_signing_request, request_path
+from consilium.common.study.bundle import Bundle, ServerVersions, read_bundle
+from consilium.common.study.load import load_site
+from consilium.server.operations.authority import sign_site_certificate
+from consilium.server.operations.bundles import check_handout, make_bundle
+from consilium.server.operations.home import ServerAddress, ServerHome
+from consilium.server.wire.submission import Control
 
 
 def make_home(path: Path, *, sites: str = "localhost:1", hosts: tuple[str, ...] = ("localhost",)) -> ServerHome:
@@ -199,7 +199,7 @@ def test_accept_takes_over_certificates_address_keys_and_study(joining: Joining,
 def expired(joining: Joining) -> dict[str, Any]:
     """Return a bundle's values with a certificate that has expired."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("server.operations.authority.DAYS_SITE", -1)
+        patch.setattr("consilium.server.operations.authority.DAYS_SITE", -1)
         return {"certificate": joining.bundle().certificate}
 
 

@@ -14,15 +14,15 @@ import pytest
 from processes import COMMAND, ENVIRONMENT, Server, doses_study, join, start_site, until, write_patients
 from safetensors.numpy import load_file
 
-from client.operations.site_folder import SiteFolder
-from common.errors import RunFailed
-from common.events.run import RunEvent, RunFailure, RunFinished, RunResumed, RunStopped, RunSubmitted
-from common.host.ports import free_port
+from consilium.client.operations.site_folder import SiteFolder
+from consilium.common.errors import RunFailed
+from consilium.common.events.run import RunEvent, RunFailure, RunFinished, RunResumed, RunStopped, RunSubmitted
+from consilium.common.host.ports import free_port
 from consilium.running.follow import follow_events
-from server.operations.home import ServerHome
-from server.study.run_folder import RunFolder
-from server.wire.runs import RunEntry, _load
-from server.wire.submission import Control
+from consilium.server.operations.home import ServerHome
+from consilium.server.study.run_folder import RunFolder
+from consilium.server.wire.runs import RunEntry, _load
+from consilium.server.wire.submission import Control
 
 pytestmark = pytest.mark.e2e
 
@@ -90,7 +90,7 @@ class Place:
     def run_processes(self) -> list[int]:
         """Return the processes of runs, the spare among them."""
         assert self.process is not None
-        return [pid for pid in children(self.process.pid) if b"server.run_process" in cmdline(pid)]
+        return [pid for pid in children(self.process.pid) if b"consilium.server.run_process" in cmdline(pid)]
 
     def kill_runs(self) -> None:
         """Kill every process of a run, as the kernel does when memory runs out."""
@@ -241,7 +241,7 @@ def test_killed_server_leaves_no_process_and_its_run_goes_on_with_the_next(
     assert orphans
     place.process.kill()
     place.process.wait()
-    until(lambda: not any(b"server.run_process" in cmdline(pid) for pid in orphans), 5)
+    until(lambda: not any(b"consilium.server.run_process" in cmdline(pid) for pid in orphans), 5)
     place.start()
     until(lambda: events(folder, "finished"), 60)
     assert undisturbed == weights(folder)

@@ -10,10 +10,10 @@ from processes import doses_study, running_server, start_site, write, write_pati
 from processes import run as run_command
 from safetensors.numpy import load_file
 
-from client.operations.site_folder import SiteFolder, accept_bundle, init_site
-from common.study.load import load_study
-from server.operations.bundles import make_bundle
-from server.wire.submission import Control
+from consilium.client.operations.site_folder import SiteFolder, accept_bundle, init_site
+from consilium.common.study.load import load_study
+from consilium.server.operations.bundles import make_bundle
+from consilium.server.wire.submission import Control
 
 
 @pytest.mark.e2e

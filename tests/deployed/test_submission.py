@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from common.errors import ConfigError, ConnectionRefused, ConsiliumError, StateError
-from server.operations.home import ServerAddress, ServerHome
-from server.wire import submission
-from server.wire.submission import Control, listen
+from consilium.common.errors import ConfigError, ConnectionRefused, ConsiliumError, StateError
+from consilium.server.operations.home import ServerAddress, ServerHome
+from consilium.server.wire import submission
+from consilium.server.wire.submission import Control, listen
 
 NOBODY = 65534
 as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can start a process of another user")

@@ -9,16 +9,16 @@ import grpc
 import pytest
 from wires import Echo, Proxy, attending, connected, run, serving, until
 
-from client.wire.channel import NotWelcome, attend
-from client.wire.place import Place
-from client.wire.probe import greet
-from common.host.certificates import read_authorities, read_certificate
-from common.study.site import SiteConfig, TableData
-from common.wire import wire_pb2 as pb
-from server.operations import authority
-from server.wire import service
-from server.wire.tasks import Task
-from server.wire.turns import MAX_LOST_TURNS, Turns
+from consilium.client.wire.channel import NotWelcome, attend
+from consilium.client.wire.place import Place
+from consilium.client.wire.probe import greet
+from consilium.common.host.certificates import read_authorities, read_certificate
+from consilium.common.study.site import SiteConfig, TableData
+from consilium.common.wire import wire_pb2 as pb
+from consilium.server.operations import authority
+from consilium.server.wire import service
+from consilium.server.wire.tasks import Task
+from consilium.server.wire.turns import MAX_LOST_TURNS, Turns
 
 LARGE = os.urandom(3_000_001)
 

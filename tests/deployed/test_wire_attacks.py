@@ -19,18 +19,18 @@ from cryptography.hazmat.primitives import serialization
 from processes import running_server
 from wires import HOSTS, Bench, Raw, attending, connected, make_home, make_place, open_channel, run, serving, until
 
-from client.wire.channel import NotWelcome, attend
-from client.wire.place import Place
-from common.errors import ConnectionRefused
-from common.host.keys import read_private_key
-from common.host.signing_requests import read_signing_request
-from common.wire import wire_pb2 as pb
-from common.wire.limits import MAX_WIRE_BYTES, SERVICE
-from server.operations import authority
-from server.wire import callers, service, transfers
-from server.wire.registry import Registry
-from server.wire.streams import MAX_BACKLOG, MAX_STRIKES, Peer, Stream
-from server.wire.submission import Control
+from consilium.client.wire.channel import NotWelcome, attend
+from consilium.client.wire.place import Place
+from consilium.common.errors import ConnectionRefused
+from consilium.common.host.keys import read_private_key
+from consilium.common.host.signing_requests import read_signing_request
+from consilium.common.wire import wire_pb2 as pb
+from consilium.common.wire.limits import MAX_WIRE_BYTES, SERVICE
+from consilium.server.operations import authority
+from consilium.server.wire import callers, service, transfers
+from consilium.server.wire.registry import Registry
+from consilium.server.wire.streams import MAX_BACKLOG, MAX_STRIKES, Peer, Stream
+from consilium.server.wire.submission import Control
 
 Attack = Callable[[Bench, Raw], Awaitable[None]]
 

@@ -15,20 +15,20 @@ import pytest
 from conftest import MakeSites, MakeStudy
 from wires import Bench, Echo, Raw, attending, connected, open_channel, run, serving, until
 
-from client.site.readings import READINGS
-from client.wire.connection import Connection
-from common.errors import CohortTooSmall, ConfigError, UpdateRejected
-from common.host.certificates import read_certificate
-from common.host.logs import bounded
-from common.study.load import load_site
-from common.wire import wire_pb2 as pb
-from common.wire.envelope import MAX_ORDER_BYTES
-from common.wire.limits import REVOKED, SERVICE
+from consilium.client.site.readings import READINGS
+from consilium.client.wire.connection import Connection
+from consilium.common.errors import CohortTooSmall, ConfigError, UpdateRejected
+from consilium.common.host.certificates import read_certificate
+from consilium.common.host.logs import bounded
+from consilium.common.study.load import load_site
+from consilium.common.wire import wire_pb2 as pb
+from consilium.common.wire.envelope import MAX_ORDER_BYTES
+from consilium.common.wire.limits import REVOKED, SERVICE
 from consilium.running.in_process import run_in_process
-from server.wire import service
-from server.wire.outbox import Numbers, Outbox, Signer
-from server.wire.run_link import RunLink
-from server.wire.tasks import Task
+from consilium.server.wire import service
+from consilium.server.wire.outbox import Numbers, Outbox, Signer
+from consilium.server.wire.run_link import RunLink
+from consilium.server.wire.tasks import Task
 
 PIECE = 500_000
 
@@ -237,7 +237,7 @@ def test_sweep_survives_whatever_goes_wrong_in_it(tmp_path: Path, monkeypatch: p
 def test_log_takes_so_many_lines_of_a_kind_and_says_how_many_it_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever is at the other end of the wire cannot fill a disk with lines; other lines are not affected."""
     now = [100.0]
-    monkeypatch.setattr("common.host.logs.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("consilium.common.host.logs.time.monotonic", lambda: now[0])
     passes = bounded(most=3, seconds=60)
 
     def line(number: int) -> logging.LogRecord:
@@ -259,7 +259,7 @@ def test_diverged_loss_on_the_test_split_counts_as_a_reading(
     def diverged(_: Mapping[str, float]) -> None:
         raise UpdateRejected("not_finite", "personal.loss: not a finite number")
 
-    monkeypatch.setattr("client.site.finish.check_metrics", diverged)
+    monkeypatch.setattr("consilium.client.site.finish.check_metrics", diverged)
     sites, study = make_sites(), make_study(rounds=1)
     with pytest.raises(CohortTooSmall, match="not a finite number"):
         run_in_process(study, sites, tmp_path / "run")

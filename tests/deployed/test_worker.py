@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from processes import COMMAND, ENVIRONMENT, Server, doses_study, join, running_server, start_site, until, write_patients
 
-from client.operations.site_folder import SiteFolder
-from common.errors import ConnectionRefused
-from common.host.ports import free_port
-from server.wire.submission import Control
+from consilium.client.operations.site_folder import SiteFolder
+from consilium.common.errors import ConnectionRefused
+from consilium.common.host.ports import free_port
+from consilium.server.wire.submission import Control
 
 pytestmark = pytest.mark.e2e
 
@@ -77,13 +77,13 @@ def cpu_seconds(process: int) -> float:
 
 
 def worker_of(site: int) -> int:
-    """The process id of a site's worker: its child that runs `client.worker`, once it has started one."""
+    """The process id of a site's worker: its child that runs `consilium.client.worker`, once it has started one."""
 
     def workers() -> list[int]:
         children = [
             child for task in Path(f"/proc/{site}/task").iterdir() for child in (task / "children").read_text().split()
         ]
-        return [int(one) for one in children if b"client.worker" in Path(f"/proc/{one}/cmdline").read_bytes()]
+        return [int(one) for one in children if b"consilium.client.worker" in Path(f"/proc/{one}/cmdline").read_bytes()]
 
     return until(workers)[0]
 

@@ -22,9 +22,9 @@ from sybil import Document, Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 from typer.testing import CliRunner
 
-from common.results import RunResult
-from common.study.load import load_study, parse_site, parse_study
 from consilium.commands.main import app
+from consilium.common.results import RunResult
+from consilium.common.study.load import load_study, parse_site, parse_study
 from consilium.report.files import write_report
 from consilium.report.report import build_report
 from consilium.running.in_process import run_in_process

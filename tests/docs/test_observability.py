@@ -17,7 +17,7 @@ from fake_exporters import PROCESS, SITES, STUDY, VALUES, documented
 from paths import ROOT
 from prometheus_queries import GRAFANA, result_of, run_all
 
-from common.host.ports import free_port
+from consilium.common.host.ports import free_port
 from dashboards import queries
 
 PROMETHEUS = ROOT / "docker" / "prometheus"

@@ -8,11 +8,11 @@ import pytest
 from pages import BLOCK, PAGES, name_of
 from paths import ROOT
 
-from client.data import READERS
-from client.methods import METHODS
-from common.codecs import CODECS
-from server.strategies import STRATEGIES
-from server.weighting import WEIGHTINGS
+from consilium.client.data import READERS
+from consilium.client.methods import METHODS
+from consilium.common.codecs import CODECS
+from consilium.server.strategies import STRATEGIES
+from consilium.server.weighting import WEIGHTINGS
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

@@ -3,8 +3,8 @@
 import pytest
 from pydantic import Field
 
-from common.errors import EXIT_CODES
-from common.study.record import Record
+from consilium.common.errors import EXIT_CODES
+from consilium.common.study.record import Record
 from docs.generate import REFERENCE, pages
 from docs.generator.settings import field_docs, settings_page
 

@@ -24,22 +24,22 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typer.testing import CliRunner
 
-from client.data import Examples
-from client.methods import build_method
-from client.models import Model, build_model, divide, get_weights, set_weights
-from client.training.evaluation import Evaluation, evaluate
-from client.training.loop import train
-from client.training.work import LocalWork, batches
-from common.errors import ConfigError, ConsiliumError, ModelError
-from common.seeds import seed_for
-from common.study.load import load_site, load_study
-from common.study.training import ModelConfig
 from consilium.adaptation.adapt import adapt_site, rate_of
 from consilium.adaptation.picture import draw
 from consilium.adaptation.result import Adaptation, Measured
 from consilium.adaptation.starts import notes_of
 from consilium.adaptation.steps import follow, stops
+from consilium.client.data import Examples
+from consilium.client.methods import build_method
+from consilium.client.models import Model, build_model, divide, get_weights, set_weights
+from consilium.client.training.evaluation import Evaluation, evaluate
+from consilium.client.training.loop import train
+from consilium.client.training.work import LocalWork, batches
 from consilium.commands.main import app, main
+from consilium.common.errors import ConfigError, ConsiliumError, ModelError
+from consilium.common.seeds import seed_for
+from consilium.common.study.load import load_site, load_study
+from consilium.common.study.training import ModelConfig
 from consilium.running.in_process import run_in_process
 
 STUDY = """\

@@ -14,13 +14,13 @@ import pytest
 from comparing import SETTINGS, SIZES, console, options, write_sites
 from conftest import MakeStudy, write_site
 
-from client.data import SiteData, UnscaledData
-from client.models import Model
-from client.training.loop import train
-from client.training.work import LocalWork
-from common.errors import ConfigError
-from common.study.scale import Scale
-from common.study.study import StudyConfig
+from consilium.client.data import SiteData, UnscaledData
+from consilium.client.models import Model
+from consilium.client.training.loop import train
+from consilium.client.training.work import LocalWork
+from consilium.common.errors import ConfigError
+from consilium.common.study.scale import Scale
+from consilium.common.study.study import StudyConfig
 from consilium.comparison.cells import Cell, make_cell, run_cell
 from consilium.comparison.compare import compare
 from consilium.comparison.finished import read_answers, read_cell

@@ -13,10 +13,10 @@ from conftest import MakeStudy
 from numpy.typing import NDArray
 from scipy import stats
 
-from common.errors import ConfigError
-from common.results import RoundRecord, SiteRound
-from common.study.methods import FineTuneMethod
-from common.study.study import StudyConfig
+from consilium.common.errors import ConfigError
+from consilium.common.results import RoundRecord, SiteRound
+from consilium.common.study.methods import FineTuneMethod
+from consilium.common.study.study import StudyConfig
 from consilium.comparison.cells import Cell, make_cell
 from consilium.comparison.choices import Candidate, Choices, choose, choose_each
 from consilium.comparison.compare import compare

@@ -22,11 +22,11 @@ from rich.console import Console
 from safetensors.numpy import load_file
 from scipy import stats
 
-from common.errors import ConfigError
-from common.study.methods import FedBnMethod
-from common.study.strategies import FedAdamStrategy
-from common.study.study import StudyConfig
-from common.study.training import ModelConfig, SplitConfig
+from consilium.common.errors import ConfigError
+from consilium.common.study.methods import FedBnMethod
+from consilium.common.study.strategies import FedAdamStrategy
+from consilium.common.study.study import StudyConfig
+from consilium.common.study.training import ModelConfig, SplitConfig
 from consilium.comparison.cells import Cell, make_cell, run_cell
 from consilium.comparison.compare import compare
 from consilium.comparison.comparison import Comparison

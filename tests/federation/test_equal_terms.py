@@ -10,7 +10,7 @@ from comparing import SETTINGS, SIZES, console, options, write_sites
 from conftest import MakeStudy
 from PIL import Image
 
-from common.study.study import StudyConfig
+from consilium.common.study.study import StudyConfig
 from consilium.comparison.compare import compare
 from consilium.comparison.plan import budget_of
 from consilium.comparison.rows import LOCAL, OWN

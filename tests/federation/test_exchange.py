@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 from wires import Echo, connected, run, serving, until
 
-from client.process.supervisor import Parcel
-from common.host.study_key import read_study_key
-from common.protocol.plans import CODEC_VERSION, PROTOCOL_VERSION, InitialWeightsPlan
-from common.wire import wire_pb2 as pb
-from common.wire.envelope import open_order
-from server.study.exchange import Answer
-from server.wire.exchange import WireExchange
-from server.wire.outbox import Numbers, Outbox, Signer
-from server.wire.run_link import RunLink
-from server.wire.run_port import RunPort
+from consilium.client.process.supervisor import Parcel
+from consilium.common.host.study_key import read_study_key
+from consilium.common.protocol.plans import CODEC_VERSION, PROTOCOL_VERSION, InitialWeightsPlan
+from consilium.common.wire import wire_pb2 as pb
+from consilium.common.wire.envelope import open_order
+from consilium.server.study.exchange import Answer
+from consilium.server.wire.exchange import WireExchange
+from consilium.server.wire.outbox import Numbers, Outbox, Signer
+from consilium.server.wire.run_link import RunLink
+from consilium.server.wire.run_port import RunPort
 
 SITES = [f"site{number:02d}" for number in range(12)]
 """More than there are places for uploads and downloads, and than one connection may have streams."""

@@ -13,12 +13,12 @@ from federations import Wire, error_reply, global_bytes, in_rounds, run, state_d
 from flwr.app import Message, RecordDict
 from safetensors.numpy import load, save
 
-from client.app import _warm
-from client.flower.message import content_of, plan_of
-from client.methods import METHODS
-from client.models import build_model
-from common.codecs import Identity
-from common.errors import (
+from consilium.client.app import _warm
+from consilium.client.flower.message import content_of, plan_of
+from consilium.client.methods import METHODS
+from consilium.client.models import build_model
+from consilium.common.codecs import Identity
+from consilium.common.errors import (
     CohortTooSmall,
     ConfigError,
     ConsiliumError,
@@ -27,11 +27,11 @@ from common.errors import (
     ModelError,
     StateError,
 )
-from common.flower.message import unpack
-from common.protocol.plans import RoundPlan
-from common.study.load import load_site
-from common.study.training import SplitConfig
-from common.weights.arrays import Array
+from consilium.common.flower.message import unpack
+from consilium.common.protocol.plans import RoundPlan
+from consilium.common.study.load import load_site
+from consilium.common.study.training import SplitConfig
+from consilium.common.weights.arrays import Array
 from consilium.running.in_process import Answering
 
 # --- faults --------------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ from federations import BACKBONE, HEAD, Wire, data_at, global_bytes, kept_by, ru
 from paths import SHARED
 from safetensors.numpy import load, load_file
 
-from client.methods import METHODS
-from common.protocol.plans import RoundPlan, study_digest
+from consilium.client.methods import METHODS
+from consilium.common.protocol.plans import RoundPlan, study_digest
 from consilium.data.sources import heart_disease_hospitals
 
 HEART = SHARED / "data" / "heart_disease"
@@ -237,7 +237,7 @@ def test_cached_features_of_a_frozen_backbone_change_nothing_but_the_time(
     study = make_study(model={"name": "mlp", "hidden": [6], "trainable": "head"}, method={"kind": method})
     sites = make_sites()
     cached = run(study, sites, tmp_path / "cached")
-    monkeypatch.setattr("client.site.feature_cache.FeatureCache.apply", lambda _, model, data: (model, data))
+    monkeypatch.setattr("consilium.client.site.feature_cache.FeatureCache.apply", lambda _, model, data: (model, data))
     plain = run(study, sites, tmp_path / "plain")
     assert {site: facts["test"] for site, facts in cached["sites"].items()} == {
         site: facts["test"] for site, facts in plain["sites"].items()

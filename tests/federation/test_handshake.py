@@ -29,8 +29,8 @@ from scripted import (
     run_with_late,
 )
 
-import common
-from common.errors import (
+import consilium.common
+from consilium.common.errors import (
     CohortTooSmall,
     ConsiliumError,
     DataError,
@@ -41,11 +41,11 @@ from common.errors import (
     StateError,
     UpdateRejected,
 )
-from common.protocol.cards import DataCard, Versions
-from common.protocol.replies import HandshakeReply, RoundReply
-from common.study.task import ImageTask
-from common.weights.arrays import digest
-from server.study.warnings import at_the_start
+from consilium.common.protocol.cards import DataCard, Versions
+from consilium.common.protocol.replies import HandshakeReply, RoundReply
+from consilium.common.study.task import ImageTask
+from consilium.common.weights.arrays import digest
+from consilium.server.study.warnings import at_the_start
 
 # --- handshake -------------------------------------------------------------------------------------
 
@@ -117,7 +117,7 @@ def test_every_difference_has_its_line(tmp_path: Path) -> None:
 def test_sites_of_another_version_than_the_server_are_told(tmp_path: Path) -> None:
     """All sites alike is not enough: the server's own version stands in the line."""
     old = reply_with(versions=Versions(**{**VERSIONS, "consilium": "0.0.1"}))
-    with pytest.raises(HandshakeMismatch, match=f"paris has 0.0.1, server has {common.__version__}"):
+    with pytest.raises(HandshakeMismatch, match=f"paris has 0.0.1, server has {consilium.common.__version__}"):
         run(tmp_path, {("handshake", 0, site): old for site in SITES})
 
 

@@ -10,23 +10,23 @@ from comparing import SIZES, TRAINING, console, options, write_sites
 from conftest import MakeSites, MakeStudy, write_table
 from torch import fx
 
-import client.app
-import client.data.kept
-from client.app import forget_sites
-from client.data import keep_readings, read_data
-from client.data.whole import read_whole
-from client.models import build_model, cut
-from client.site.memory import has_room
-from client.site.site import Site
-from client.site.state_folder import StateFolder
-from common.study.site import TableData
-from common.study.task import NumberColumn, TableTask
-from common.study.training import ModelConfig, SplitConfig
+import consilium.client.app
+import consilium.client.data.kept
+from consilium.client.app import forget_sites
+from consilium.client.data import keep_readings, read_data
+from consilium.client.data.whole import read_whole
+from consilium.client.models import build_model, cut
+from consilium.client.site.memory import has_room
+from consilium.client.site.site import Site
+from consilium.client.site.state_folder import StateFolder
+from consilium.common.study.site import TableData
+from consilium.common.study.task import NumberColumn, TableTask
+from consilium.common.study.training import ModelConfig, SplitConfig
 from consilium.comparison.compare import compare
 from consilium.running.in_process import run_in_process
 
 TASK = TableTask(classes=("no", "yes"), label="ill", columns={"a": NumberColumn(), "b": NumberColumn()})
-MANY = {f"site-{number:02}": 24 for number in range(client.app.LEAST_WARM + 6)}
+MANY = {f"site-{number:02}": 24 for number in range(consilium.client.app.LEAST_WARM + 6)}
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +60,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         paths.append(config.path)
         return real(reader, config, *rest, **named)
 
-    monkeypatch.setattr(client.data, "read_whole", noting)
+    monkeypatch.setattr(consilium.client.data, "read_whole", noting)
     return paths
 
 
@@ -89,7 +89,7 @@ def test_many_sites_are_built_once_while_there_is_room(
     make_sites: MakeSites, make_study: MakeStudy, tmp_path: Path, built: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of more sites than `LEAST_WARM` each is built once in a run, not once per round."""
-    monkeypatch.setattr(client.app, "has_room", lambda: True)
+    monkeypatch.setattr(consilium.client.app, "has_room", lambda: True)
     run_many(make_sites, make_study, tmp_path / "roomy" / "run")
     assert sorted(MANY) == sorted(built)
 
@@ -98,14 +98,14 @@ def test_without_room_sites_are_built_anew_and_serve_the_same(
     make_sites: MakeSites, make_study: MakeStudy, tmp_path: Path, built: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where memory is short no more than `LEAST_WARM` sites are kept; what each serves is the same, bit for bit."""
-    monkeypatch.setattr(client.app, "has_room", lambda: True)
+    monkeypatch.setattr(consilium.client.app, "has_room", lambda: True)
     expected = run_many(make_sites, make_study, tmp_path / "roomy" / "run")
     forget_sites()
     del built[:]
-    monkeypatch.setattr(client.app, "has_room", lambda: False)
+    monkeypatch.setattr(consilium.client.app, "has_room", lambda: False)
     found = run_many(make_sites, make_study, tmp_path / "narrow" / "run")
     assert len(built) > len(MANY)
-    assert client.app.LEAST_WARM == len(client.app._warm)
+    assert consilium.client.app.LEAST_WARM == len(consilium.client.app._warm)
     assert expected == found
 
 
@@ -135,10 +135,10 @@ def test_room_is_a_quarter_of_the_memory(
 def test_settings_that_change_are_read_again(make_sites: MakeSites) -> None:
     """A `site.toml` is read once, and anew when it was written again."""
     path = make_sites({"berlin": 24})["berlin"]
-    first = client.app._settings(path)
-    assert first is client.app._settings(path)
+    first = consilium.client.app._settings(path)
+    assert first is consilium.client.app._settings(path)
     path.write_text(f"share_class_counts = true\n{path.read_text(encoding='utf-8')}", encoding="utf-8")
-    assert client.app._settings(path).share_class_counts
+    assert consilium.client.app._settings(path).share_class_counts
 
 
 # --- readings of files -----------------------------------------------------------------------------
@@ -182,7 +182,7 @@ def test_what_does_not_fit_is_read_anew(tmp_path: Path, read: list[Path], monkey
     for name in ("small", "large"):
         (tmp_path / name).mkdir()
         write_table(tmp_path / name / "data.csv", rows=30 if name == "small" else 60, seed=0)
-    monkeypatch.setattr(client.data.kept, "MOST_BYTES", 1000)  # 30 rows of two float64 and an int64 are 720
+    monkeypatch.setattr(consilium.client.data.kept, "MOST_BYTES", 1000)  # 30 rows of two float64 and an int64 are 720
     with keep_readings():
         for name in ("small", "large", "small", "large"):
             raw_of(tmp_path / name)

@@ -10,15 +10,15 @@ from conftest import MakeSites, MakeStudy
 from flwr.app import Error, Message
 from safetensors.numpy import load_file
 
-from client.app import _warm
-from client.flower.message import plan_of
-from client.site.kept import Kept
-from common.codecs import CODECS, build_chain
-from common.errors import ConfigError
-from common.protocol.plans import RoundPlan, study_digest
-from common.study.study import StudyConfig
+from consilium.client.app import _warm
+from consilium.client.flower.message import plan_of
+from consilium.client.site.kept import Kept
+from consilium.common.codecs import CODECS, build_chain
+from consilium.common.errors import ConfigError
+from consilium.common.protocol.plans import RoundPlan, study_digest
+from consilium.common.study.study import StudyConfig
 from consilium.running.in_process import Answering, run_in_process
-from server.study.checkpoint import load_checkpoint
+from consilium.server.study.checkpoint import load_checkpoint
 
 SMALL = [{"kind": "int8"}, {"kind": "zstd"}]
 TOPK = [{"kind": "top_k", "fraction": 0.3}, {"kind": "zstd"}]

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from client.data import Examples, SiteData
-from client.models import Model, build_model, cut, features_of, get_weights
-from client.site.feature_cache import FeatureCache
-from client.training.evaluation import loss_of
-from client.training.loop import full_gradient, gradient, train
-from client.training.work import LocalWork
-from common.protocol.cards import DataCard
-from common.study.training import ModelConfig
+from consilium.client.data import Examples, SiteData
+from consilium.client.models import Model, build_model, cut, features_of, get_weights
+from consilium.client.site.feature_cache import FeatureCache
+from consilium.client.training.evaluation import loss_of
+from consilium.client.training.loop import full_gradient, gradient, train
+from consilium.client.training.work import LocalWork
+from consilium.common.protocol.cards import DataCard
+from consilium.common.study.training import ModelConfig
 
 
 def built(name: str, shape: tuple[int, ...], **settings: Any) -> Model:
@@ -157,7 +157,7 @@ def test_nothing_frozen_in_front_is_left_as_it_is(name: str, part: str) -> None:
 
 def test_features_are_kept_and_belong_to_data_and_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other data or another backbone have features of their own."""
-    monkeypatch.setattr("client.site.feature_cache.LEAST_SECONDS", 0.0)
+    monkeypatch.setattr("consilium.client.site.feature_cache.LEAST_SECONDS", 0.0)
     data, shape = split_data((1, 8, 8)), (1, 8, 8)
     _, first = FeatureCache(tmp_path, "a").apply(built("small_cnn", shape, trainable="head"), data)
     (file,) = tmp_path.glob("*.safetensors")
@@ -172,7 +172,7 @@ def test_features_are_kept_and_belong_to_data_and_backbone(tmp_path: Path, monke
         computed.append(len(args[1]))
         return features_of(*args, **options)
 
-    monkeypatch.setattr("client.site.feature_cache.features_of", counting)
+    monkeypatch.setattr("consilium.client.site.feature_cache.features_of", counting)
     _, again = FeatureCache(tmp_path, "a").apply(built("small_cnn", shape, trainable="head"), data)
     assert computed == [1]  # only the one example that tells the size
     assert torch.equal(again.train.x, first.train.x)

@@ -22,18 +22,18 @@ from federations import (
 )
 from safetensors.numpy import load, load_file
 
-from client.data.split import split_rows
-from client.methods import METHODS, build_method
-from client.models import build_model, set_weights
-from client.site.site import Site
-from client.training.evaluation import evaluate
-from common.errors import (
+from consilium.client.data.split import split_rows
+from consilium.client.methods import METHODS, build_method
+from consilium.client.models import build_model, set_weights
+from consilium.client.site.site import Site
+from consilium.client.training.evaluation import evaluate
+from consilium.common.errors import (
     CohortTooSmall,
 )
-from common.protocol.plans import FinishPlan
-from common.results import RunResult
-from common.study.load import load_site
-from common.study.study import StudyConfig
+from consilium.common.protocol.plans import FinishPlan
+from consilium.common.results import RunResult
+from consilium.common.study.load import load_site
+from consilium.common.study.study import StudyConfig
 from consilium.findings import Evidence, interval_of
 from consilium.report.report import build_report
 

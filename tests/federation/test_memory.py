@@ -11,20 +11,20 @@ from conftest import SIZES, MakeSites, MakeStudy, method_settings
 from flwr.app import Error, Message
 from safetensors.numpy import load_file
 
-from client.app import _warm, forget_sites
-from client.flower.message import content_of, plan_of
-from client.methods import METHODS
-from client.site.kept import Kept
-from common.codecs import CODECS, Identity
-from common.errors import ProtocolError
-from common.flower.message import unpack
-from common.protocol.parse import parse_plan
-from common.protocol.plans import FinishPlan, Plan, RoundPlan, study_digest
-from common.study.study import StudyConfig
-from common.weights.arrays import Array, under
+from consilium.client.app import _warm, forget_sites
+from consilium.client.flower.message import content_of, plan_of
+from consilium.client.methods import METHODS
+from consilium.client.site.kept import Kept
+from consilium.common.codecs import CODECS, Identity
+from consilium.common.errors import ProtocolError
+from consilium.common.flower.message import unpack
+from consilium.common.protocol.parse import parse_plan
+from consilium.common.protocol.plans import FinishPlan, Plan, RoundPlan, study_digest
+from consilium.common.study.study import StudyConfig
+from consilium.common.weights.arrays import Array, under
 from consilium.running.in_process import Answering, Deliver, deliver_always, run_in_process
-from server.strategies import ServerState
-from server.study.checkpoint import load_checkpoint
+from consilium.server.strategies import ServerState
+from consilium.server.study.checkpoint import load_checkpoint
 
 Fault = Callable[[Message, Answering], Message | None]
 

@@ -17,17 +17,17 @@ from PIL import Image
 from pydantic import ValidationError
 from site_data import load_data
 
-from client.data import Examples, SiteData, UnscaledData, read_data
-from client.data.split import split_rows
-from client.operations.doctor.data import check_data
-from common.data.groups import copies_of_rows, groups_of, joined
-from common.errors import ConfigError, ConsiliumError, DataError, HandshakeMismatch
-from common.protocol.cards import DataCard
-from common.study.load import load_site
-from common.study.patterns import file_pattern
-from common.study.site import ArraysData, DataConfig, ImageFolderData, TableData
-from common.study.task import ImageTask, NumberColumn, TableTask
-from common.study.training import SplitConfig
+from consilium.client.data import Examples, SiteData, UnscaledData, read_data
+from consilium.client.data.split import split_rows
+from consilium.client.operations.doctor.data import check_data
+from consilium.common.data.groups import copies_of_rows, groups_of, joined
+from consilium.common.errors import ConfigError, ConsiliumError, DataError, HandshakeMismatch
+from consilium.common.protocol.cards import DataCard
+from consilium.common.study.load import load_site
+from consilium.common.study.patterns import file_pattern
+from consilium.common.study.site import ArraysData, DataConfig, ImageFolderData, TableData
+from consilium.common.study.task import ImageTask, NumberColumn, TableTask
+from consilium.common.study.training import SplitConfig
 from consilium.running.in_process import run_in_process
 
 PUBLIC = SHARED / "data" / "public"

@@ -17,18 +17,18 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 from site_data import load_data
 
-from client.data import Examples
-from client.data.split import split_rows
-from client.methods import METHODS
-from client.operations.doctor.data import check_data
-from client.site.state_folder import StateFolder
-from client.training.evaluation import evaluate, loss_of
-from common.errors import ConfigError, DataError
-from common.study.load import load_site, parse_study, study_text
-from common.study.study import StudyConfig
-from common.study.task import Regression, TableTask
-from common.study.training import SplitConfig
 from consilium.adaptation.adapt import adapt_site
+from consilium.client.data import Examples
+from consilium.client.data.split import split_rows
+from consilium.client.methods import METHODS
+from consilium.client.operations.doctor.data import check_data
+from consilium.client.site.state_folder import StateFolder
+from consilium.client.training.evaluation import evaluate, loss_of
+from consilium.common.errors import ConfigError, DataError
+from consilium.common.study.load import load_site, parse_study, study_text
+from consilium.common.study.study import StudyConfig
+from consilium.common.study.task import Regression, TableTask
+from consilium.common.study.training import SplitConfig
 from consilium.comparison.cells import Cell
 from consilium.comparison.choices import Candidate, choose
 from consilium.comparison.compare import compare

@@ -11,12 +11,12 @@ from federations import HEAD, Wire, data_at, global_bytes, kept_by, run, without
 from flwr.app import Message
 from safetensors.numpy import load
 
-from client.app import _warm
-from client.flower.message import plan_of
-from client.methods import METHODS
-from client.models import build_model
-from client.training.work import batches
-from common.protocol.plans import RoundPlan
+from consilium.client.app import _warm
+from consilium.client.flower.message import plan_of
+from consilium.client.methods import METHODS
+from consilium.client.models import build_model
+from consilium.client.training.work import batches
+from consilium.common.protocol.plans import RoundPlan
 from consilium.running.in_process import Answering, Deliver, deliver_always
 
 

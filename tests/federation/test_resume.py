@@ -17,15 +17,15 @@ from scripted import (
     run,
 )
 
-from common.errors import (
+from consilium.common.errors import (
     StateError,
 )
-from common.events.run import RoundFinished
-from common.protocol.plans import RoundPlan
-from common.weights.arrays import digest
-from server.study.checkpoint import load_checkpoint
-from server.study.exchange import Answer
-from server.study.run_folder import RunFolder
+from consilium.common.events.run import RoundFinished
+from consilium.common.protocol.plans import RoundPlan
+from consilium.common.weights.arrays import digest
+from consilium.server.study.checkpoint import load_checkpoint
+from consilium.server.study.exchange import Answer
+from consilium.server.study.run_folder import RunFolder
 
 
 def test_checkpoint_is_written_after_every_round(tmp_path: Path) -> None:

@@ -33,15 +33,15 @@ from scripted import (
     trained,
 )
 
-from common.errors import (
+from consilium.common.errors import (
     CohortTooSmall,
     UpdateRejected,
 )
-from common.protocol.plans import RoundPlan
-from common.protocol.replies import InitialWeightsReply, RoundReply
-from server.study.checkpoint import load_checkpoint
-from server.study.exchange import Answer
-from server.study.run_folder import RunFolder
+from consilium.common.protocol.plans import RoundPlan
+from consilium.common.protocol.replies import InitialWeightsReply, RoundReply
+from consilium.server.study.checkpoint import load_checkpoint
+from consilium.server.study.exchange import Answer
+from consilium.server.study.run_folder import RunFolder
 
 
 def test_honest_run_gives_the_weights_of_fedavg(tmp_path: Path) -> None:

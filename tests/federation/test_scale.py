@@ -21,16 +21,16 @@ from scripted import SITES, ScriptedExchange, completed
 from scripted import make_study as make_study_of_rounds
 from sklearn.linear_model import LogisticRegression
 
-from client.app import _warm
-from client.flower.message import plan_of
-from client.operations.doctor.data import check_scale
-from common.errors import ConfigError, ModelError, StateError
-from common.protocol.plans import RoundPlan, ScalePlan
-from common.study.load import load_site, load_study, study_text
-from common.study.scale import Moments, Scale, combine, distances, joined
-from common.study.study import StudyConfig
-from common.study.task import NumberColumn, TableTask
 from consilium.adaptation.adapt import adapt_site
+from consilium.client.app import _warm
+from consilium.client.flower.message import plan_of
+from consilium.client.operations.doctor.data import check_scale
+from consilium.common.errors import ConfigError, ModelError, StateError
+from consilium.common.protocol.plans import RoundPlan, ScalePlan
+from consilium.common.study.load import load_site, load_study, study_text
+from consilium.common.study.scale import Moments, Scale, combine, distances, joined
+from consilium.common.study.study import StudyConfig
+from consilium.common.study.task import NumberColumn, TableTask
 from consilium.comparison.pooled import run_pooled
 from consilium.data.options import SplitOptions
 from consilium.data.split import split_pool

@@ -13,15 +13,15 @@ from federations import run
 from PIL import Image
 from scales import COLUMNS, STANDARD, TABLE, Rows, study_of, unscaled, write_rows
 
-from client.data.base import Feature
-from client.data.scale import _of_columns
-from client.site.site import Site
-from common.errors import ConfigError, DataError, ProtocolError
-from common.protocol.parse import parse_plan
-from common.protocol.plans import HandshakePlan, RoundPlan, ScalePlan, study_digest
-from common.study.load import load_site, load_study, study_text
-from common.study.scale import Scale, combine, joined
-from common.study.study import StudyConfig
+from consilium.client.data.base import Feature
+from consilium.client.data.scale import _of_columns
+from consilium.client.site.site import Site
+from consilium.common.errors import ConfigError, DataError, ProtocolError
+from consilium.common.protocol.parse import parse_plan
+from consilium.common.protocol.plans import HandshakePlan, RoundPlan, ScalePlan, study_digest
+from consilium.common.study.load import load_site, load_study, study_text
+from consilium.common.study.scale import Scale, combine, joined
+from consilium.common.study.study import StudyConfig
 
 # --- what a site tells and does --------------------------------------------------------------------
 

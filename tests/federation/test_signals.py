@@ -11,18 +11,18 @@ import torch
 from conftest import PLAIN_SGD, MakeSites, MakeStudy, scaled_site
 from safetensors.numpy import load_file
 
-from client.data import Examples
-from client.site.baseline import train_alone
-from client.site.signals import leave_one_out
-from client.site.site import Site
-from client.training.evaluation import evaluate
-from client.training.work import LocalWork
-from common.codecs import Identity
-from common.errors import ProtocolError, UpdateRejected
-from common.protocol.plans import InitialWeightsPlan, RoundPlan, study_digest
-from common.protocol.replies import RoundReply
-from common.study.study import StudyConfig
-from common.weights.arrays import Array
+from consilium.client.data import Examples
+from consilium.client.site.baseline import train_alone
+from consilium.client.site.signals import leave_one_out
+from consilium.client.site.site import Site
+from consilium.client.training.evaluation import evaluate
+from consilium.client.training.work import LocalWork
+from consilium.common.codecs import Identity
+from consilium.common.errors import ProtocolError, UpdateRejected
+from consilium.common.protocol.plans import InitialWeightsPlan, RoundPlan, study_digest
+from consilium.common.protocol.replies import RoundReply
+from consilium.common.study.study import StudyConfig
+from consilium.common.weights.arrays import Array
 from consilium.running.in_process import run_in_process
 from consilium.running.run import save_report
 
@@ -207,7 +207,7 @@ def test_site_that_missed_many_rounds_catches_up_over_several(
     """
     study, ends = make_study(rounds=12), []
     for under, first, part in (("always", 1, 0.25), ("late", 9, 0.0)):
-        monkeypatch.setattr("client.site.round.CATCH_UP_PART", part)
+        monkeypatch.setattr("consilium.client.site.round.CATCH_UP_PART", part)
         site, arrays = site_of(make_sites, study, under=under)
         for number in range(first, 13):
             do_round(site, study, number, arrays)

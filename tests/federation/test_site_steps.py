@@ -9,20 +9,20 @@ import pytest
 import torch
 from conftest import MakeSites, MakeStudy, scaled_site
 
-from client.models import get_weights, set_weights
-from client.site.baseline import train_alone
-from client.site.kept import Alone, Best, Kept
-from client.site.learner import Learner
-from client.site.received import Received
-from client.site.round import play_round
-from client.site.signals import SIGNALS, Moment, measure_signals
-from client.training.evaluation import loss_of
-from common.codecs import Identity
-from common.protocol.plans import RoundPlan, study_digest
-from common.study.signals import CANDIDATES, CLASS_COUNTS, LIMITS
-from common.study.strategies import StrategySettings
-from common.study.weightings import FactorSettings
-from common.weights.arrays import Weights, is_float
+from consilium.client.models import get_weights, set_weights
+from consilium.client.site.baseline import train_alone
+from consilium.client.site.kept import Alone, Best, Kept
+from consilium.client.site.learner import Learner
+from consilium.client.site.received import Received
+from consilium.client.site.round import play_round
+from consilium.client.site.signals import SIGNALS, Moment, measure_signals
+from consilium.client.training.evaluation import loss_of
+from consilium.common.codecs import Identity
+from consilium.common.protocol.plans import RoundPlan, study_digest
+from consilium.common.study.signals import CANDIDATES, CLASS_COUNTS, LIMITS
+from consilium.common.study.strategies import StrategySettings
+from consilium.common.study.weightings import FactorSettings
+from consilium.common.weights.arrays import Weights, is_float
 
 
 def learner_of(make_sites: MakeSites, make_study: MakeStudy, **settings: Any) -> Learner:

@@ -6,14 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from client.data import Examples
-from client.models import build_model
-from client.models.small import FlatLinear
-from client.training.closed_form import is_linear, linear_gradient
-from client.training.evaluation import loss_of
-from client.training.loop import train
-from client.training.work import LocalWork
-from common.study.training import ModelConfig
+from consilium.client.data import Examples
+from consilium.client.models import build_model
+from consilium.client.models.small import FlatLinear
+from consilium.client.training.closed_form import is_linear, linear_gradient
+from consilium.client.training.evaluation import loss_of
+from consilium.client.training.loop import train
+from consilium.client.training.work import LocalWork
+from consilium.common.study.training import ModelConfig
 
 
 @given(
@@ -52,7 +52,7 @@ def test_training_is_the_same_with_and_without_the_formula(number: bool, monkeyp
     settings = {"optimiser": "sgd", "learning_rate": 0.1, "momentum": 0.9, "weight_decay": 0.01, "steps": None}
     work = LocalWork(examples=examples, validation=examples, batch_size=8, seed=1, epochs=3, **settings)  # type: ignore[arg-type]  # any settings
     by_formula = trained()
-    monkeypatch.setattr("client.training.loop.is_linear", lambda *_: False)
+    monkeypatch.setattr("consilium.client.training.loop.is_linear", lambda *_: False)
     for expected, found in zip(trained(), by_formula, strict=True):
         assert torch.equal(expected, found)
 

@@ -13,18 +13,18 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from paths import ROOT
 
-from common.codecs import CODECS, Chain, Form, Stage, form_of
-from common.codecs.bf16 import Bf16
-from common.codecs.fp16 import Fp16
-from common.codecs.int4 import Int4
-from common.codecs.int8 import Int8
-from common.codecs.integer_delta import IntegerDelta
-from common.codecs.low_rank import LowRank
-from common.codecs.sign import Sign
-from common.codecs.top_k import TopK
-from common.codecs.zstd import Zstd
-from common.errors import ProtocolError
-from common.weights.arrays import Array, Weights
+from consilium.common.codecs import CODECS, Chain, Form, Stage, form_of
+from consilium.common.codecs.bf16 import Bf16
+from consilium.common.codecs.fp16 import Fp16
+from consilium.common.codecs.int4 import Int4
+from consilium.common.codecs.int8 import Int8
+from consilium.common.codecs.integer_delta import IntegerDelta
+from consilium.common.codecs.low_rank import LowRank
+from consilium.common.codecs.sign import Sign
+from consilium.common.codecs.top_k import TopK
+from consilium.common.codecs.zstd import Zstd
+from consilium.common.errors import ProtocolError
+from consilium.common.weights.arrays import Array, Weights
 
 Floats = npt.NDArray[np.float64]
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from scipy import optimize, stats
 
-from common.protocol import counts as protocol
-from common.protocol.patients import Patients
+from consilium.common.protocol import counts as protocol
+from consilium.common.protocol.patients import Patients
 from consilium.findings import (
     DIFFERENCE,
     LEAST_PATIENTS,

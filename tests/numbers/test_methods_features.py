@@ -15,21 +15,21 @@ from safetensors.numpy import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from client.data import Examples
-from client.methods import METHODS
-from client.methods.contract import Memory, Method
-from client.methods.fedavg import FedAvg
-from client.methods.fedrod import FedRod, log_prior
-from client.methods.fenda import Fenda
-from client.methods.moon import Moon, contrast
-from client.models import Model, cut, divide, features_of, get_weights, set_weights
-from client.site.state_folder import StateFolder
-from client.training.evaluation import evaluate
-from client.training.work import LocalWork, batches
-from common.errors import ModelError
-from common.study.load import study_text
-from common.weights.arrays import Weights, under, with_prefix
 from consilium.adaptation.adapt import adapt_site
+from consilium.client.data import Examples
+from consilium.client.methods import METHODS
+from consilium.client.methods.contract import Memory, Method
+from consilium.client.methods.fedavg import FedAvg
+from consilium.client.methods.fedrod import FedRod, log_prior
+from consilium.client.methods.fenda import Fenda
+from consilium.client.methods.moon import Moon, contrast
+from consilium.client.models import Model, cut, divide, features_of, get_weights, set_weights
+from consilium.client.site.state_folder import StateFolder
+from consilium.client.training.evaluation import evaluate
+from consilium.client.training.work import LocalWork, batches
+from consilium.common.errors import ModelError
+from consilium.common.study.load import study_text
+from consilium.common.weights.arrays import Weights, under, with_prefix
 from consilium.running.in_process import run_in_process
 
 

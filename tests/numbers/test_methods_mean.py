@@ -19,28 +19,28 @@ from local_training import SHAPES, Vector, batched, built, flat, gradient, resul
 from safetensors.numpy import load_file
 from torch import nn
 
-from client.data import Examples
-from client.flower.message import plan_of
-from client.methods.fedavg import FedAvg
-from client.methods.feddbe import KNOWN, MEAN, SHIFT, FedDbe
-from client.methods.feddyn import FedDyn
-from client.methods.fedprox import FedProx
-from client.methods.local import Local
-from client.methods.mr_mtl import MrMtl
-from client.models import Model, Shifted, cut, divide, get_weights, set_weights
-from client.site.kept import Kept
-from client.training.evaluation import evaluate
-from client.training.loop import train
-from client.training.work import LocalWork, batches
-from common.errors import ModelError
-from common.protocol.plans import RoundPlan, study_digest
-from common.study.load import load_study
-from common.weights.arrays import Array, under, with_prefix
 from consilium.adaptation.adapt import adapt_site
+from consilium.client.data import Examples
+from consilium.client.flower.message import plan_of
+from consilium.client.methods.fedavg import FedAvg
+from consilium.client.methods.feddbe import KNOWN, MEAN, SHIFT, FedDbe
+from consilium.client.methods.feddyn import FedDyn
+from consilium.client.methods.fedprox import FedProx
+from consilium.client.methods.local import Local
+from consilium.client.methods.mr_mtl import MrMtl
+from consilium.client.models import Model, Shifted, cut, divide, get_weights, set_weights
+from consilium.client.site.kept import Kept
+from consilium.client.training.evaluation import evaluate
+from consilium.client.training.loop import train
+from consilium.client.training.work import LocalWork, batches
+from consilium.common.errors import ModelError
+from consilium.common.protocol.plans import RoundPlan, study_digest
+from consilium.common.study.load import load_study
+from consilium.common.weights.arrays import Array, under, with_prefix
 from consilium.running.in_process import Answering, run_in_process
-from server.strategies import Update
-from server.strategies.feddyn import FedDyn as FedDynServer
-from server.study.checkpoint import load_checkpoint
+from consilium.server.strategies import Update
+from consilium.server.strategies.feddyn import FedDyn as FedDynServer
+from consilium.server.study.checkpoint import load_checkpoint
 
 TASK = {
     "kind": "table",

@@ -11,22 +11,22 @@ import torch
 from local_training import NOTHING, Vector, after_training, built, flat, sigmoid, unflat, work_on
 from torch import Tensor, nn
 
-from client.data import Examples
-from client.methods.apfl import Apfl
-from client.methods.contract import Memory, Method
-from client.methods.fedala import FedAla, top_layers
-from client.methods.fedavg import FedAvg
-from client.methods.knn_per import KnnPer
-from client.methods.per_fedavg import PerFedAvg, Variant, meta_step
-from client.methods.pfedme import PFedMe
-from client.methods.reptile import Reptile
-from client.models import Model, WithNeighbours, get_weights, set_weights
-from client.training.evaluation import evaluate
-from client.training.loop import train
-from client.training.work import LocalWork
-from common.seeds import seed_for
-from common.weights.arithmetic import subtract
-from common.weights.arrays import Weights, under
+from consilium.client.data import Examples
+from consilium.client.methods.apfl import Apfl
+from consilium.client.methods.contract import Memory, Method
+from consilium.client.methods.fedala import FedAla, top_layers
+from consilium.client.methods.fedavg import FedAvg
+from consilium.client.methods.knn_per import KnnPer
+from consilium.client.methods.per_fedavg import PerFedAvg, Variant, meta_step
+from consilium.client.methods.pfedme import PFedMe
+from consilium.client.methods.reptile import Reptile
+from consilium.client.models import Model, WithNeighbours, get_weights, set_weights
+from consilium.client.training.evaluation import evaluate
+from consilium.client.training.loop import train
+from consilium.client.training.work import LocalWork
+from consilium.common.seeds import seed_for
+from consilium.common.weights.arithmetic import subtract
+from consilium.common.weights.arrays import Weights, under
 
 
 def line(weight: float = 0.0, bias: float = 0.0) -> Model:

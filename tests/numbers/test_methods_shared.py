@@ -14,26 +14,26 @@ import pytest
 from conftest import MakeSites, MakeStudy, scaled_site
 from local_training import SHAPES, Vector, batched, built, flat, gradient, loss_at, result, unflat, work
 
-from client.data import Examples
-from client.methods.ditto import Ditto
-from client.methods.fedavg import FedAvg
-from client.methods.fedbabu import FedBabu
-from client.methods.fedbn import FedBn
-from client.methods.fedprox import FedProx
-from client.methods.fedrep import FedRep
-from client.methods.lg_fedavg import LgFedAvg
-from client.methods.scaffold import Scaffold
-from client.models import divide, get_weights, set_weights
-from client.site.site import Site
-from client.training.evaluation import evaluate
-from client.training.loop import train
-from client.training.work import LocalWork
-from common.codecs import Identity
-from common.errors import ModelError
-from common.protocol.plans import InitialWeightsPlan, RoundPlan, study_digest
-from common.protocol.replies import RoundReply
-from common.seeds import seed_for
-from common.weights.arrays import Array, Weights, under, with_prefix
+from consilium.client.data import Examples
+from consilium.client.methods.ditto import Ditto
+from consilium.client.methods.fedavg import FedAvg
+from consilium.client.methods.fedbabu import FedBabu
+from consilium.client.methods.fedbn import FedBn
+from consilium.client.methods.fedprox import FedProx
+from consilium.client.methods.fedrep import FedRep
+from consilium.client.methods.lg_fedavg import LgFedAvg
+from consilium.client.methods.scaffold import Scaffold
+from consilium.client.models import divide, get_weights, set_weights
+from consilium.client.site.site import Site
+from consilium.client.training.evaluation import evaluate
+from consilium.client.training.loop import train
+from consilium.client.training.work import LocalWork
+from consilium.common.codecs import Identity
+from consilium.common.errors import ModelError
+from consilium.common.protocol.plans import InitialWeightsPlan, RoundPlan, study_digest
+from consilium.common.protocol.replies import RoundReply
+from consilium.common.seeds import seed_for
+from consilium.common.weights.arrays import Array, Weights, under, with_prefix
 
 with_batch_norm = pytest.mark.parametrize("name", ["mlp_bn", "small_cnn"])
 every_model = pytest.mark.parametrize("name", sorted(SHAPES))

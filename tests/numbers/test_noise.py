@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.data.noise import KEY_BYTES, noise_key, noisy_counts
-from common.errors import StateError
+from consilium.client.data.noise import KEY_BYTES, noise_key, noisy_counts
+from consilium.common.errors import StateError
 
 CLASSES = ("healthy", "ill", "unclear")
 COUNTS = {"healthy": 120, "ill": 30}

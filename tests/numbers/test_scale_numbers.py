@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from scales import moments_of
 from scripted import CARD
 
-from common.protocol.cards import DataCard
-from common.study.scale import LARGEST_VALUE, Moments, combine
+from consilium.common.protocol.cards import DataCard
+from consilium.common.study.scale import LARGEST_VALUE, Moments, combine
 
 COLUMN = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30)
 

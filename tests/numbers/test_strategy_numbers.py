@@ -9,29 +9,29 @@ import numpy.typing as npt
 import pytest
 from pydantic import TypeAdapter
 
-from common.protocol.plans import CONTROL
-from common.study.signals import EFFECTIVE_STEPS, START_LOSS
-from common.study.strategies import StrategyConfig
-from common.weights.arithmetic import add_scaled
-from common.weights.arrays import Array
-from server.strategies import STRATEGIES, ServerState, Step, Strategy, Update, build_strategy
-from server.strategies.contract import blocks, gram, middle_mean
-from server.strategies.fedadagrad import FedAdagrad
-from server.strategies.fedadam import FedAdam
-from server.strategies.fedavg import FedAvg
-from server.strategies.fedavgm import FedAvgM
-from server.strategies.feddyn import FedDyn
-from server.strategies.fedexp import FedExP
-from server.strategies.fednova import FedNova
-from server.strategies.fedyogi import FedYogi
-from server.strategies.geometric_median import GeometricMedian
-from server.strategies.krum import Krum
-from server.strategies.median import Median
-from server.strategies.per_fedavg import PerFedAvg
-from server.strategies.qfedavg import QFedAvg
-from server.strategies.reptile import Reptile
-from server.strategies.scaffold import Scaffold
-from server.strategies.trimmed_mean import TrimmedMean
+from consilium.common.protocol.plans import CONTROL
+from consilium.common.study.signals import EFFECTIVE_STEPS, START_LOSS
+from consilium.common.study.strategies import StrategyConfig
+from consilium.common.weights.arithmetic import add_scaled
+from consilium.common.weights.arrays import Array
+from consilium.server.strategies import STRATEGIES, ServerState, Step, Strategy, Update, build_strategy
+from consilium.server.strategies.contract import blocks, gram, middle_mean
+from consilium.server.strategies.fedadagrad import FedAdagrad
+from consilium.server.strategies.fedadam import FedAdam
+from consilium.server.strategies.fedavg import FedAvg
+from consilium.server.strategies.fedavgm import FedAvgM
+from consilium.server.strategies.feddyn import FedDyn
+from consilium.server.strategies.fedexp import FedExP
+from consilium.server.strategies.fednova import FedNova
+from consilium.server.strategies.fedyogi import FedYogi
+from consilium.server.strategies.geometric_median import GeometricMedian
+from consilium.server.strategies.krum import Krum
+from consilium.server.strategies.median import Median
+from consilium.server.strategies.per_fedavg import PerFedAvg
+from consilium.server.strategies.qfedavg import QFedAvg
+from consilium.server.strategies.reptile import Reptile
+from consilium.server.strategies.scaffold import Scaffold
+from consilium.server.strategies.trimmed_mean import TrimmedMean
 
 Numbers = float | Sequence[float]
 START = 10.0
@@ -853,7 +853,7 @@ def test_blocks_hold_every_coordinate_once(length: int, monkeypatch: pytest.Monk
     """Whatever the size of a block, also where it divides an array's: the same coordinates, Gram matrix and median."""
     updates = mixed(6)
     expected = gram(updates, ("body", "head")), middle_mean(updates, FORM, trim=1)
-    monkeypatch.setattr("server.strategies.contract.BLOCK_BYTES", 8 * len(updates) * length)
+    monkeypatch.setattr("consilium.server.strategies.contract.BLOCK_BYTES", 8 * len(updates) * length)
     seen: dict[str, list[float]] = {name: [] for name in FORM}
     for name, start, values in blocks(updates, FORM):
         assert (len(seen[name]), True) == (start, len(values) <= length)

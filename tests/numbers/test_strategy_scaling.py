@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
-from common.study.signals import EFFECTIVE_STEPS, START_LOSS
-from common.study.strategies import StrategyConfig
-from common.weights.arrays import Array
-from server.strategies import STRATEGIES, Step, Strategy, Update, build_strategy
-from server.strategies.contract import BLOCK_BYTES
-from server.study.update_files import Spool
+from consilium.common.study.signals import EFFECTIVE_STEPS, START_LOSS
+from consilium.common.study.strategies import StrategyConfig
+from consilium.common.weights.arrays import Array
+from consilium.server.strategies import STRATEGIES, Step, Strategy, Update, build_strategy
+from consilium.server.strategies.contract import BLOCK_BYTES
+from consilium.server.study.update_files import Spool
 
 MODEL: dict[str, Array] = {
     "body.weight": np.zeros((512, 500), np.float32),

@@ -10,8 +10,8 @@ from conftest import MakeStudy, write_site, write_table
 from numpy.typing import NDArray
 from scipy import optimize
 
-from client.data import Examples
-from common.study.study import StudyConfig
+from consilium.client.data import Examples
+from consilium.common.study.study import StudyConfig
 from consilium.comparison.usual import FOLDS, PENALTIES, USUAL, assign_folds, fit, run_usual
 
 Floats = NDArray[np.float64]

@@ -10,19 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.study.signals import CANDIDATE_LOSSES, WITHOUT_ERROR
-from server.strategies import Update
-from server.strategies.fedavg import FedAvg
-from server.weighting import Evidence, Factor, Reading, SignalMissing, Weighting
-from server.weighting.afl import Afl, project_simplex
-from server.weighting.auto import Auto
-from server.weighting.divergence import Divergence
-from server.weighting.fedadp import FedAdp
-from server.weighting.fedce import FedCe
-from server.weighting.feddg_ga import FedDgGa
-from server.weighting.feddisco import FedDisco
-from server.weighting.loss import Loss
-from server.weighting.size import Size
+from consilium.common.study.signals import CANDIDATE_LOSSES, WITHOUT_ERROR
+from consilium.server.strategies import Update
+from consilium.server.strategies.fedavg import FedAvg
+from consilium.server.weighting import Evidence, Factor, Reading, SignalMissing, Weighting
+from consilium.server.weighting.afl import Afl, project_simplex
+from consilium.server.weighting.auto import Auto
+from consilium.server.weighting.divergence import Divergence
+from consilium.server.weighting.fedadp import FedAdp
+from consilium.server.weighting.fedce import FedCe
+from consilium.server.weighting.feddg_ga import FedDgGa
+from consilium.server.weighting.feddisco import FedDisco
+from consilium.server.weighting.loss import Loss
+from consilium.server.weighting.size import Size
 
 LN2 = math.log(2)
 Vector = npt.NDArray[np.float64]

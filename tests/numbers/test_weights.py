@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from common.errors import UpdateRejected
-from common.weights.arithmetic import add_scaled, norm, subtract, weighted_mean
-from common.weights.arrays import Array, Weights, digest, is_float
-from common.weights.checks import check_finite, check_like
+from consilium.common.errors import UpdateRejected
+from consilium.common.weights.arithmetic import add_scaled, norm, subtract, weighted_mean
+from consilium.common.weights.arrays import Array, Weights, digest, is_float
+from consilium.common.weights.checks import check_finite, check_like
 
 MODERATE: dict[str, Any] = {"min_value": -1e6, "max_value": 1e6, "allow_nan": False, "allow_subnormal": False}
 FLOAT_DTYPES: tuple[Any, ...] = (np.float32, np.float64)

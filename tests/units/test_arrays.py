@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from site_data import load_data
 
-from client.data import SiteData
-from common.data import npz
-from common.errors import DataError
-from common.study.site import ArraysData, ImageFolderData
-from common.study.task import ImageTask
-from common.study.training import SplitConfig
+from consilium.client.data import SiteData
+from consilium.common.data import npz
+from consilium.common.errors import DataError
+from consilium.common.study.site import ArraysData, ImageFolderData
+from consilium.common.study.task import ImageTask
+from consilium.common.study.training import SplitConfig
 
 WHOLE = SplitConfig(test=0, validation=0)
 TASK = ImageTask(classes=("normal", "pneumonia"), size=8, channels=1)

@@ -17,10 +17,10 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
-import common
-from common.errors import ConfigError
+import consilium.common
 from consilium.commands.main import app, main
 from consilium.commands.parameters import examples, with_options
+from consilium.common.errors import ConfigError
 from consilium.comparison.options import CompareOptions
 from consilium.data.options import SplitOptions
 from consilium.demo.demo import run_demo
@@ -101,7 +101,7 @@ def test_examples_are_in_the_help_and_parse(path: str) -> None:
 
 def test_version_is_printed() -> None:
     """`consilium --version` is the version and nothing else."""
-    assert common.__version__ == invoke("--version").strip()
+    assert consilium.common.__version__ == invoke("--version").strip()
 
 
 def test_start_of_the_command_line_loads_nothing_large() -> None:

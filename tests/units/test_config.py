@@ -10,14 +10,22 @@ from hypothesis import strategies as st
 from messages import PLANS, REPLIES, ROUND_REPLY, SITE, STUDY
 from pydantic import TypeAdapter, ValidationError
 
-import common.errors
-from common.errors import EXIT_CODES, ConfigError, ConsiliumError, ProtocolError, UpdateRejected, error_named, listed
-from common.protocol.parse import parse_plan, parse_reply
-from common.protocol.plans import Plan
-from common.protocol.replies import Reply
-from common.study.limits import MAX_TEXT_BYTES
-from common.study.load import load_site, load_study, parse_study
-from common.study.study import StudyConfig
+import consilium.common.errors
+from consilium.common.errors import (
+    EXIT_CODES,
+    ConfigError,
+    ConsiliumError,
+    ProtocolError,
+    UpdateRejected,
+    error_named,
+    listed,
+)
+from consilium.common.protocol.parse import parse_plan, parse_reply
+from consilium.common.protocol.plans import Plan
+from consilium.common.protocol.replies import Reply
+from consilium.common.study.limits import MAX_TEXT_BYTES
+from consilium.common.study.load import load_site, load_study, parse_study
+from consilium.common.study.study import StudyConfig
 
 
 def write(folder: Path, *, top: str = "", task: str = "", rest: str = "") -> Path:
@@ -334,7 +342,7 @@ def drawn_tree() -> dict[str, tuple[str | None, int | None]]:
     """Read the tree in the module's docstring: name -> (name of its parent, exit code or None)."""
     tree: dict[str, tuple[str | None, int | None]] = {}
     branch: list[tuple[int, str]] = []
-    for line in (common.errors.__doc__ or "").splitlines():
+    for line in (consilium.common.errors.__doc__ or "").splitlines():
         match = re.match(r"^    ([|`\- ]*)([A-Z]\w+)\s+(\d+)?", line)
         if not match:
             continue

@@ -14,12 +14,12 @@ from PIL import Image
 from site_data import load_data
 from sklearn.model_selection import train_test_split
 
-from client.data import READERS, SiteData, schema_digest
-from client.data.split import split_rows
-from common.errors import ConfigError, DataError
-from common.study.site import ArraysData, ImageFolderData, TableData
-from common.study.task import CategoryColumn, ImageTask, NumberColumn, TableTask
-from common.study.training import SplitConfig
+from consilium.client.data import READERS, SiteData, schema_digest
+from consilium.client.data.split import split_rows
+from consilium.common.errors import ConfigError, DataError
+from consilium.common.study.site import ArraysData, ImageFolderData, TableData
+from consilium.common.study.task import CategoryColumn, ImageTask, NumberColumn, TableTask
+from consilium.common.study.training import SplitConfig
 from consilium.data.sources import heart_disease_hospitals
 
 HEART = SHARED / "data" / "heart_disease"

@@ -12,13 +12,21 @@ import pytest
 from paths import ROOT
 from pydantic import ValidationError
 
-from common.errors import StateError
-from common.events.log import Event, EventLog, Follower, Vocabulary
-from common.events.run import APP_EVENTS, STUDY_EVENTS, RoundAsked, RoundFinished, RunEvent, RunFinished, RunWarning
-from common.events.site import OF_THE_PLAN, SITE_EVENTS, PlanAnswered, PlanFailed, SiteEvent
-from common.protocol.cards import DataCard
-from common.protocol.replies import FinishReply, HandshakeReply, InitialWeightsReply, RoundReply, ScaleReply
-from common.results import RoundRecord, SiteFacts, SiteRound
+from consilium.common.errors import StateError
+from consilium.common.events.log import Event, EventLog, Follower, Vocabulary
+from consilium.common.events.run import (
+    APP_EVENTS,
+    STUDY_EVENTS,
+    RoundAsked,
+    RoundFinished,
+    RunEvent,
+    RunFinished,
+    RunWarning,
+)
+from consilium.common.events.site import OF_THE_PLAN, SITE_EVENTS, PlanAnswered, PlanFailed, SiteEvent
+from consilium.common.protocol.cards import DataCard
+from consilium.common.protocol.replies import FinishReply, HandshakeReply, InitialWeightsReply, RoundReply, ScaleReply
+from consilium.common.results import RoundRecord, SiteFacts, SiteRound
 
 ASKED = RoundAsked(round=1, sites=("berlin", "lyon"), quorum=2)
 FINISHED = RoundFinished(

@@ -21,9 +21,9 @@ import pytest
 from paths import SHARED
 from typer.testing import CliRunner
 
-from common.errors import ConfigError, DataError, StateError
 from consilium.commands.data import NAMES
 from consilium.commands.main import app
+from consilium.common.errors import ConfigError, DataError, StateError
 from consilium.data.download import PublicFile, bring
 from consilium.data.fetch import SOURCES, Source, fetch
 from consilium.data.pool import read_images

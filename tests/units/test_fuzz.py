@@ -109,8 +109,8 @@ def wire_targets() -> Iterator[tuple[str, Target]]:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from google.protobuf.message import DecodeError
 
-    from common.wire import wire_pb2 as pb
-    from common.wire.envelope import Order, open_order, sign_order
+    from consilium.common.wire import wire_pb2 as pb
+    from consilium.common.wire.envelope import Order, open_order, sign_order
 
     from_site = [
         pb.FromSite(hello=pb.Hello(protocol=1, consilium="0.1.0", tasks=[b"a" * 16])),
@@ -149,9 +149,9 @@ def text_targets(folder: Path) -> Iterator[tuple[str, Target]]:
     """Plans and replies, bundles, and settings."""
     from messages import PLANS, REPLIES
 
-    from common.protocol.parse import parse_plan, parse_reply
-    from common.study.bundle import read_bundle
-    from common.study.load import load_site, load_study
+    from consilium.common.protocol.parse import parse_plan, parse_reply
+    from consilium.common.study.bundle import read_bundle
+    from consilium.common.study.load import load_site, load_study
 
     def text(data: bytes) -> str:
         return data.decode("utf-8", "replace")
@@ -178,7 +178,7 @@ def text_targets(folder: Path) -> Iterator[tuple[str, Target]]:
 
 def bundle_values() -> dict[str, Any]:
     """Return a bundle's values, as far as a fuzzer needs them to be right."""
-    from common.study.bundle import FORMAT
+    from consilium.common.study.bundle import FORMAT
 
     pem = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
     key = "-----BEGIN PUBLIC KEY-----\nMCow\n-----END PUBLIC KEY-----\n"
@@ -234,11 +234,11 @@ def codec_targets(folder: Path) -> Iterator[tuple[str, Target]]:
     """The container, every codec and some chains, and checkpoints."""
     from pydantic import TypeAdapter
 
-    from common.codecs import CODECS, Identity, build_chain
-    from common.codecs.container import read_form
-    from common.study.codecs import CodecConfig
-    from server.strategies import ServerState
-    from server.study.checkpoint import load_checkpoint, save_checkpoint
+    from consilium.common.codecs import CODECS, Identity, build_chain
+    from consilium.common.codecs.container import read_form
+    from consilium.common.study.codecs import CodecConfig
+    from consilium.server.strategies import ServerState
+    from consilium.server.study.checkpoint import load_checkpoint, save_checkpoint
 
     chance = np.random.default_rng(0)
     weights: dict[str, Any] = {
@@ -312,13 +312,13 @@ def mended_png(data: bytes) -> bytes:
 
 def file_targets(folder: Path) -> Iterator[tuple[str, Target]]:
     """A hospital's own files: pictures, arrays, tables."""
-    from client.data.arrays import read_arrays
-    from client.data.images import read_images
-    from client.data.parts import parts_in_file
-    from client.data.table import read_table
-    from common.study.site import ArraysData, ImageFolderData, TableData
-    from common.study.task import ImageTask, TableTask
-    from common.study.training import SplitConfig
+    from consilium.client.data.arrays import read_arrays
+    from consilium.client.data.images import read_images
+    from consilium.client.data.parts import parts_in_file
+    from consilium.client.data.table import read_table
+    from consilium.common.study.site import ArraysData, ImageFolderData, TableData
+    from consilium.common.study.task import ImageTask, TableTask
+    from consilium.common.study.training import SplitConfig
 
     images = ImageTask(classes=("no", "yes"), size=8, channels=3)
     (folder / "pictures" / "no").mkdir(parents=True)
@@ -421,7 +421,7 @@ def megabytes(*, reset: bool = False) -> int:
 
 def run_kind(kind: str, target: Target, count: int) -> dict[str, Any]:
     """Run the first cases of a kind; return how it went."""
-    from common.errors import ConsiliumError
+    from consilium.common.errors import ConsiliumError
 
     warnings.simplefilter("error")
     expected: tuple[type[Exception], ...] = (ConsiliumError, *target.may)

@@ -35,7 +35,7 @@ from scripted import (
 )
 from site_data import load_data
 
-from common.errors import (
+from consilium.common.errors import (
     ConsiliumError,
     DataError,
     HandshakeMismatch,
@@ -45,20 +45,20 @@ from common.errors import (
     clean,
     is_clean,
 )
-from common.protocol.cards import DataCard
-from common.protocol.parse import parse_plan, parse_reply
-from common.protocol.replies import FailureReply, FinishReply, HandshakeReply, RoundReply
-from common.study.signals import CLASS_COUNTS, LIMITS
-from common.study.site import ArraysData, ImageFolderData, TableData
-from common.study.strategies import StrategyConfig
-from common.study.task import ImageTask, TableTask
-from common.study.training import SplitConfig
-from common.study.weightings import FactorConfig
-from common.weights.checks import check_names
+from consilium.common.protocol.cards import DataCard
+from consilium.common.protocol.parse import parse_plan, parse_reply
+from consilium.common.protocol.replies import FailureReply, FinishReply, HandshakeReply, RoundReply
+from consilium.common.study.signals import CLASS_COUNTS, LIMITS
+from consilium.common.study.site import ArraysData, ImageFolderData, TableData
+from consilium.common.study.strategies import StrategyConfig
+from consilium.common.study.task import ImageTask, TableTask
+from consilium.common.study.training import SplitConfig
+from consilium.common.study.weightings import FactorConfig
+from consilium.common.weights.checks import check_names
 from consilium.running.live_view import View
-from server.strategies import ServerState
-from server.study.checkpoint import load_checkpoint, save_checkpoint
-from server.study.run_folder import RunFolder
+from consilium.server.strategies import ServerState
+from consilium.server.study.checkpoint import load_checkpoint, save_checkpoint
+from consilium.server.study.run_folder import RunFolder
 
 ESCAPES = "\x1b[2J\x1b[1;1Hround 3/3 done\r\n\x9b31m\u202egnp.exe\u2028\x7f\x00"
 STAMP: dict[str, Any] = {"run": "run-1", "site": "berlin", "pid": 1, "seconds": 0.5}
@@ -400,11 +400,11 @@ def load_folder(folder: Path, **settings: Any) -> Any:
 READER = """
 import json, os, resource, sys
 from pathlib import Path
-from common.study.load import parse_site
-from common.study.task import ImageTask
-from common.study.training import SplitConfig
-from common.errors import DataError
-from client.data import read_data
+from consilium.common.study.load import parse_site
+from consilium.common.study.task import ImageTask
+from consilium.common.study.training import SplitConfig
+from consilium.common.errors import DataError
+from consilium.client.data import read_data
 task = ImageTask(classes=("no", "yes"), size=4, channels=1)
 values = {"name": "berlin", "server": "a:1", "ca_certificate": "a", "private_key": "a", "state_dir": "a"}
 for line in sys.stdin:

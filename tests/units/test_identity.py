@@ -27,25 +27,25 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import ConfigError, StateError
-from common.host.certificates import (
+from consilium.common.errors import ConfigError, StateError
+from consilium.common.host.certificates import (
     certificate_hosts,
     check_site_certificate,
     fingerprint_of_certificate,
     read_authorities,
     read_certificate,
 )
-from common.host.keys import MAX_PEM_BYTES, fingerprint, make_site_key, read_private_key, read_public_key
-from common.host.signing_requests import (
+from consilium.common.host.keys import MAX_PEM_BYTES, fingerprint, make_site_key, read_private_key, read_public_key
+from consilium.common.host.signing_requests import (
     SITE_NAME,
     make_signing_request,
     read_signing_request,
     request_path,
     signing_request,
 )
-from common.host.study_key import make_study_key, read_study_key, read_study_public
-from common.study.site import SiteConfig
-from server.operations.authority import (
+from consilium.common.host.study_key import make_study_key, read_study_key, read_study_public
+from consilium.common.study.site import SiteConfig
+from consilium.server.operations.authority import (
     DAYS_BEFORE,
     DAYS_CA,
     DAYS_SERVER,
@@ -340,7 +340,7 @@ def test_site_certificate_cannot_play_the_server(home: Path) -> None:
 
 def test_site_certificate_does_not_outlive_its_authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An authority in its last days gives certificates for those days."""
-    monkeypatch.setattr("server.operations.authority.DAYS_CA", 10)
+    monkeypatch.setattr("consilium.server.operations.authority.DAYS_CA", 10)
     make_server_identity(tmp_path, hosts=HOSTS)
     signed = sign_site_certificate(tmp_path, site_key().public_key(), name="berlin")
     assert certificate(tmp_path / "ca.pem").not_valid_after_utc == signed.not_valid_after_utc
@@ -367,7 +367,7 @@ def test_certificate_of_another_key_name_or_study_is_refused(home: Path, tmp_pat
 
 def test_certificate_that_has_ended_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the time until which it was valid."""
-    monkeypatch.setattr("server.operations.authority.DAYS_SITE", -1)
+    monkeypatch.setattr("consilium.server.operations.authority.DAYS_SITE", -1)
     key = site_key()
     signed = pem(sign_site_certificate(home, key.public_key(), name="berlin"))
     with pytest.raises(ConfigError, match=r"was valid until \d{4}-\d\d-\d\d"):

@@ -18,11 +18,11 @@ import torch
 from paths import ROOT
 from torch import Tensor
 
-from client.data import Examples
-from client.models import Model, build_model, get_weights, load_pretrained, set_weights, train_mode
-from client.training.evaluation import evaluate
-from common.errors import ModelError
-from common.study.training import ModelConfig, PretrainedConfig
+from consilium.client.data import Examples
+from consilium.client.models import Model, build_model, get_weights, load_pretrained, set_weights, train_mode
+from consilium.client.training.evaluation import evaluate
+from consilium.common.errors import ModelError
+from consilium.common.study.training import ModelConfig, PretrainedConfig
 
 RESNET20 = ROOT.parent / "shared" / "data" / "pretrained" / "resnet20-12fca82f.th"
 CIFAR10 = ROOT.parent / "shared" / "data" / "cifar10" / "cifar10_subset_10k_2k.npz"
@@ -527,11 +527,11 @@ def test_pretrained_real_squeezenet_loads_strictly() -> None:
 
 FRESH = """
 import sys
-from client.models import build_model
-from common.study.training import ModelConfig
+from consilium.client.models import build_model
+from consilium.common.study.training import ModelConfig
 build_model(ModelConfig(name="linear"), input_shape=(3,), num_outputs=1, weights_dir=None, seed=0)
 assert "torchvision" not in sys.modules, "a table study must not need torchvision"
-import client.models.vision as vision
+import consilium.client.models.vision as vision
 from torchvision.extension import _has_ops
 assert "resnet18" in vision.vision_names()
 assert _has_ops() == (not vision._LIBRARIES), "the guard acts when, and only when, the operators are missing"

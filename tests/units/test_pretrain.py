@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from client.models import build_model, get_weights
-from common.errors import StateError
-from common.study.training import ModelConfig
+from consilium.client.models import build_model, get_weights
+from consilium.common.errors import StateError
+from consilium.common.study.training import ModelConfig
 from consilium.demo.backbone import CHARACTERS, Effort, pretrain_backbone, pretrained_facts, printed_characters
 
 TINY = Effort(num_per_class=4, epochs=1)

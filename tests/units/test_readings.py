@@ -14,15 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from client.app import forget_sites
-from client.flower.message import plan_of
-from client.site.readings import NO_PART_OF_WHAT_IS_EVALUATED, READINGS, Readings
-from client.site.state_folder import TEST_SCORES, StateFolder
-from common.errors import CohortTooSmall, ProtocolError, StateError
-from common.protocol.counts import TestCounts as Counts
-from common.protocol.plans import RoundPlan
-from common.study.load import load_site
-from common.study.study import StudyConfig
+from consilium.client.app import forget_sites
+from consilium.client.flower.message import plan_of
+from consilium.client.site.readings import NO_PART_OF_WHAT_IS_EVALUATED, READINGS, Readings
+from consilium.client.site.state_folder import TEST_SCORES, StateFolder
+from consilium.common.errors import CohortTooSmall, ProtocolError, StateError
+from consilium.common.protocol.counts import TestCounts as Counts
+from consilium.common.protocol.plans import RoundPlan
+from consilium.common.study.load import load_site
+from consilium.common.study.study import StudyConfig
 from consilium.running.in_process import Answering, run_in_process
 
 COUNTS = Counts(num_test=20, majority=11, local=15, global_=16, personal=17, pairs=(14, 1, 3, 2))

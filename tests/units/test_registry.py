@@ -8,16 +8,16 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from common.errors import ConfigError, ProtocolError, StateError
-from common.host.certificates import (
+from consilium.common.errors import ConfigError, ProtocolError, StateError
+from consilium.common.host.certificates import (
     check_site_certificate,
     fingerprint_of_certificate,
     read_authorities,
     read_certificate,
 )
-from common.host.signing_requests import SigningRequest, read_signing_request, signing_request
-from server.operations.authority import make_server_identity, read_authority
-from server.wire.registry import Registry
+from consilium.common.host.signing_requests import SigningRequest, read_signing_request, signing_request
+from consilium.server.operations.authority import make_server_identity, read_authority
+from consilium.server.wire.registry import Registry
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from paths import ROOT
 from pydantic import ValidationError
 from rich.console import Console
 
-from common.errors import StateError
-from common.results import RunResult
+from consilium.common.errors import StateError
+from consilium.common.results import RunResult
 from consilium.findings.pages import render
 from consilium.report.files import ROUND_COLUMNS, write_report
 from consilium.report.page import render_page

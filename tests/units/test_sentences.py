@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from common.errors import ConfigError
-from common.study.load import parse_site, parse_study
-from common.study.names import PATTERNS_IN_WORDS
-from common.study.site import SiteConfig
-from common.study.study import StudyConfig
+from consilium.common.errors import ConfigError
+from consilium.common.study.load import parse_site, parse_study
+from consilium.common.study.names import PATTERNS_IN_WORDS
+from consilium.common.study.site import SiteConfig
+from consilium.common.study.study import StudyConfig
 
 STUDY: dict[str, Any] = {
     "name": "hearts",

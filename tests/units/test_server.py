@@ -19,19 +19,19 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from scripted import ScriptedExchange, make_study
 
-from common.errors import StateError
-from common.events.run import RoundFinished, RunFinished, RunResumed, RunStarted, RunWarning
-from common.host.files import check_writable, write_atomically
-from common.results import RunResult
-from common.seeds import seed_for
-from common.study.study import StudyConfig
-from common.study.task import ImageTask
-from common.weights.arrays import Array, digest
-from server.strategies import ServerState
-from server.study.checkpoint import load_checkpoint, save_checkpoint, save_weights
-from server.study.cohort import choose_cohort
-from server.study.run import run_study
-from server.study.run_folder import RunFolder
+from consilium.common.errors import StateError
+from consilium.common.events.run import RoundFinished, RunFinished, RunResumed, RunStarted, RunWarning
+from consilium.common.host.files import check_writable, write_atomically
+from consilium.common.results import RunResult
+from consilium.common.seeds import seed_for
+from consilium.common.study.study import StudyConfig
+from consilium.common.study.task import ImageTask
+from consilium.common.weights.arrays import Array, digest
+from consilium.server.strategies import ServerState
+from consilium.server.study.checkpoint import load_checkpoint, save_checkpoint, save_weights
+from consilium.server.study.cohort import choose_cohort
+from consilium.server.study.run import run_study
+from consilium.server.study.run_folder import RunFolder
 
 SITES = ("berlin", "lyon", "madrid", "paris", "rome")
 STATE = ServerState(
@@ -236,7 +236,7 @@ def test_checkpoint_holds_every_field_of_the_state(tmp_path: Path) -> None:
 
 def test_checkpoint_of_another_layout_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that another release began is finished by that release: what it kept may be missing here."""
-    monkeypatch.setattr("server.study.checkpoint.LAYOUT", "1")
+    monkeypatch.setattr("consilium.server.study.checkpoint.LAYOUT", "1")
     save_checkpoint(tmp_path / "c", STATE, run="run-1", study_digest="abc")
     monkeypatch.undo()
     with pytest.raises(StateError, match="was written by another release of consilium"):

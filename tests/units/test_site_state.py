@@ -13,12 +13,12 @@ from conftest import MakeStudy
 from safetensors.numpy import load_file
 from safetensors.numpy import save as save_arrays
 
-from client.site.kept import Alone, Kept
-from client.site.state_folder import StateFolder, study_of
-from common.errors import ProtocolError, StateError
-from common.host.files import write_atomically
-from common.protocol.plans import study_digest
-from common.weights.arrays import Array
+from consilium.client.site.kept import Alone, Kept
+from consilium.client.site.state_folder import StateFolder, study_of
+from consilium.common.errors import ProtocolError, StateError
+from consilium.common.host.files import write_atomically
+from consilium.common.protocol.plans import study_digest
+from consilium.common.weights.arrays import Array
 
 
 def folder(root: Path, *, site: str = "berlin", run: str = "run-1") -> StateFolder:

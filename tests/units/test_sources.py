@@ -8,9 +8,9 @@ from paths import SHARED
 from PIL import Image
 from site_data import load_data
 
-from common.errors import DataError
-from common.study.site import ImageFolderData, TableData
-from common.study.training import SplitConfig
+from consilium.common.errors import DataError
+from consilium.common.study.site import ImageFolderData, TableData
+from consilium.common.study.training import SplitConfig
 from consilium.data.federation import Federation
 from consilium.data.sources import digits_hospitals, heart_disease_hospitals, image_folder_hospitals
 

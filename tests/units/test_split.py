@@ -17,11 +17,11 @@ from paths import SHARED
 from site_data import load_data
 from typer.testing import CliRunner
 
-from common.errors import ConfigError, ConsiliumError, DataError, is_clean
-from common.study.load import load_study
-from common.study.site import ArraysData, TableData
-from common.study.task import ImageTask, NumberColumn, TableTask
 from consilium.commands.main import app
+from consilium.common.errors import ConfigError, ConsiliumError, DataError, is_clean
+from consilium.common.study.load import load_study
+from consilium.common.study.site import ArraysData, TableData
+from consilium.common.study.task import ImageTask, NumberColumn, TableTask
 from consilium.data.fetch import SOURCES, fetch
 from consilium.data.files import federation_texts, shortages
 from consilium.data.options import SplitOptions

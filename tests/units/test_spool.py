@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from common.errors import StateError
-from common.weights.arithmetic import dot, norm, weighted_mean
-from common.weights.arrays import Array, Weights, block
-from common.weights.checks import check_like
-from server.study.update_files import Spool
+from consilium.common.errors import StateError
+from consilium.common.weights.arithmetic import dot, norm, weighted_mean
+from consilium.common.weights.arrays import Array, Weights, block
+from consilium.common.weights.checks import check_like
+from consilium.server.study.update_files import Spool
 
 ARRAYS: dict[str, Array] = {
     "matrix": np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3),

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from wires import until
 
-from client.process import supervisor
-from client.process.supervisor import Parcel, Worker, WorkerFailed
+from consilium.client.process import supervisor
+from consilium.client.process.supervisor import Parcel, Worker, WorkerFailed
 
 ECHO = """
 import os, signal, sys, time
 from multiprocessing.connection import Connection
-from client.process.shared_memory import Box
+from consilium.client.process.shared_memory import Box
 connection, inbox, outbox = Connection(int(sys.argv[2])), *map(Box, map(int, sys.argv[3:5]))
 while True:
     order, payload, boxed = (connection.recv_bytes() for _ in range(3))

@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from site_data import load_data
 from sklearn.impute import SimpleImputer
 
-from client.data import SiteData
-from client.data.base import Feature
-from client.data.impute import impute
-from client.data.split import split_rows
-from client.data.table import read_table
-from common.errors import DataError
-from common.study.site import TableData
-from common.study.task import CategoryColumn, NumberColumn, TableTask
-from common.study.training import SplitConfig
+from consilium.client.data import SiteData
+from consilium.client.data.base import Feature
+from consilium.client.data.impute import impute
+from consilium.client.data.split import split_rows
+from consilium.client.data.table import read_table
+from consilium.common.errors import DataError
+from consilium.common.study.site import TableData
+from consilium.common.study.task import CategoryColumn, NumberColumn, TableTask
+from consilium.common.study.training import SplitConfig
 
 pa = pytest.importorskip("pyarrow", reason="needs the extra 'parquet'")
 import pyarrow.parquet as pq  # noqa: E402 # after the check that it is there

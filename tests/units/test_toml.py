@@ -9,9 +9,9 @@ from conftest import MakeStudy, method_settings
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.operations.site_folder import SiteFolder, init_site
-from common.errors import ConfigError
-from common.study.load import load_site, load_study, setting, study_text, write_site
+from consilium.client.operations.site_folder import SiteFolder, init_site
+from consilium.common.errors import ConfigError
+from consilium.common.study.load import load_site, load_study, setting, study_text, write_site
 
 texts = st.text(st.characters(blacklist_categories=["Cs"]))
 

@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from client.data import Examples
-from client.models import Model, build_model, get_weights
-from client.training.evaluation import EVALUATION_BATCH, evaluate, loss_of, predictions
-from client.training.loop import proximal, train
-from client.training.work import LocalWork, batches
-from common.study.training import ModelConfig
+from consilium.client.data import Examples
+from consilium.client.models import Model, build_model, get_weights
+from consilium.client.training.evaluation import EVALUATION_BATCH, evaluate, loss_of, predictions
+from consilium.client.training.loop import proximal, train
+from consilium.client.training.work import LocalWork, batches
+from consilium.common.study.training import ModelConfig
 
 
 def examples(count: int, *, shape: tuple[int, ...] = (3,), classes: int = 2, seed: int = 0) -> Examples:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from paths import ROOT
 
-WIRE = Path("common") / "wire"
+WIRE = Path("consilium") / "common" / "wire"
 
 
 def test_generated_code_is_what_the_proto_says(tmp_path: Path) -> None:
@@ -20,9 +20,11 @@ def test_generated_code_is_what_the_proto_says(tmp_path: Path) -> None:
         assert (tmp_path / WIRE / name).read_bytes() == (ROOT / WIRE / name).read_bytes(), f"{name}: run 'make wire'"
 
 
-@pytest.mark.parametrize("order", ["flwr.app, common.wire.wire_pb2", "common.wire.wire_pb2, flwr.app"])
+@pytest.mark.parametrize(
+    "order", ["flwr.app, consilium.common.wire.wire_pb2", "consilium.common.wire.wire_pb2, flwr.app"]
+)
 def test_generated_code_and_flwr_can_be_imported_in_any_order(order: str) -> None:
     """Both register messages in protobuf's one pool."""
-    code = f"import {order}\nprint(common.wire.wire_pb2.Piece(data=b'x').data)"
+    code = f"import {order}\nprint(consilium.common.wire.wire_pb2.Piece(data=b'x').data)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert ("b'x'\n", 0) == (done.stdout, done.returncode), done.stderr

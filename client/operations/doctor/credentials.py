@@ -4,13 +4,13 @@ from datetime import UTC, datetime, timedelta
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from client.operations.doctor.finding import Finding, failed, passed, skipped, warned
-from common.errors import ConfigError
-from common.host.certificates import check_site_certificate, read_authorities, read_certificate
-from common.host.keys import fingerprint, read_private_key
-from common.host.signing_requests import request_path
-from common.host.study_key import read_study_public
-from common.study.site import SiteConfig
+from consilium.client.operations.doctor.finding import Finding, failed, passed, skipped, warned
+from consilium.common.errors import ConfigError
+from consilium.common.host.certificates import check_site_certificate, read_authorities, read_certificate
+from consilium.common.host.keys import fingerprint, read_private_key
+from consilium.common.host.signing_requests import request_path
+from consilium.common.host.study_key import read_study_public
+from consilium.common.study.site import SiteConfig
 
 RENEWAL_WARNING_DAYS = 14
 """A site that runs renews its certificate 30 days before the end."""

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from client.data import read_site
-from client.models.pretrained import cached_weights, check_weights_file
-from client.operations.doctor.finding import Finding, failed, passed, skipped, warned
-from common.errors import ConfigError, ConsiliumError, DataError, ModelError
-from common.protocol.patients import LEAST_PATIENTS
-from common.study.site import SiteConfig
-from common.study.study import StudyConfig
+from consilium.client.data import read_site
+from consilium.client.models.pretrained import cached_weights, check_weights_file
+from consilium.client.operations.doctor.finding import Finding, failed, passed, skipped, warned
+from consilium.common.errors import ConfigError, ConsiliumError, DataError, ModelError
+from consilium.common.protocol.patients import LEAST_PATIENTS
+from consilium.common.study.site import SiteConfig
+from consilium.common.study.study import StudyConfig
 
 
 def check_data(config: SiteConfig, study: StudyConfig | None) -> Finding:

@@ -3,15 +3,15 @@
 import os
 from pathlib import Path
 
-from client.operations.doctor.credentials import check_identity
-from client.operations.doctor.data import check_data, check_scale, check_weights
-from client.operations.doctor.finding import Finding, skipped
-from client.operations.doctor.machine import check_disk, check_gpu, check_memory, check_state
-from client.operations.doctor.network import check_network
-from client.operations.doctor.settings import check_settings, check_study, check_versions
-from client.operations.site_folder import BUNDLE, STUDY
-from common.study.site import SiteConfig
-from common.study.study import StudyConfig
+from consilium.client.operations.doctor.credentials import check_identity
+from consilium.client.operations.doctor.data import check_data, check_scale, check_weights
+from consilium.client.operations.doctor.finding import Finding, skipped
+from consilium.client.operations.doctor.machine import check_disk, check_gpu, check_memory, check_state
+from consilium.client.operations.doctor.network import check_network
+from consilium.client.operations.doctor.settings import check_settings, check_study, check_versions
+from consilium.client.operations.site_folder import BUNDLE, STUDY
+from consilium.common.study.site import SiteConfig
+from consilium.common.study.study import StudyConfig
 
 NEED_SETTINGS = (
     *("key", "certificate", "study key", "authority"),

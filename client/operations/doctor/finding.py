@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from common.errors import ConsiliumError
+from consilium.common.errors import ConsiliumError
 
 Status = Literal["PASS", "WARN", "FAIL", "SKIP"]
 

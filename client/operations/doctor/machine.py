@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from client.operations.doctor.finding import Finding, failed, passed, skipped, warned
-from common.errors import ModelError, StateError
-from common.host.files import check_writable
-from common.study.site import SiteConfig
+from consilium.client.operations.doctor.finding import Finding, failed, passed, skipped, warned
+from consilium.common.errors import ModelError, StateError
+from consilium.common.host.files import check_writable
+from consilium.common.study.site import SiteConfig
 
 MIN_DISK, GOOD_DISK, GOOD_MEMORY = 200e6, 2e9, 1.5e9
 """Bytes: below the first nothing can be kept; below the others a study may not fit."""

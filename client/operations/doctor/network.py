@@ -9,13 +9,13 @@ from datetime import UTC, datetime
 
 from cryptography import x509
 
-from client.operations.doctor.finding import Finding, failed, passed, skipped, warned
-from client.wire.channel import tls_reason
-from client.wire.probe import greet, server_certificate
-from common.errors import ConnectionRefused, ConsiliumError
-from common.host.certificates import read_authorities
-from common.host.keys import fingerprint, read_private_key
-from common.study.site import SiteConfig
+from consilium.client.operations.doctor.finding import Finding, failed, passed, skipped, warned
+from consilium.client.wire.channel import tls_reason
+from consilium.client.wire.probe import greet, server_certificate
+from consilium.common.errors import ConnectionRefused, ConsiliumError
+from consilium.common.host.certificates import read_authorities
+from consilium.common.host.keys import fingerprint, read_private_key
+from consilium.common.study.site import SiteConfig
 
 EXPIRY_WARNING_DAYS = 30
 WRONG_CLOCK_SECONDS = 86_400.0

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from client.operations.doctor.finding import Finding, failed, passed, skipped, warned
-from client.site.versions import versions
-from common.errors import ConfigError, HandshakeMismatch
-from common.study.bundle import read_bundle
-from common.study.load import load_site, load_study
-from common.study.site import SiteConfig
-from common.study.study import StudyConfig
+from consilium.client.operations.doctor.finding import Finding, failed, passed, skipped, warned
+from consilium.client.site.versions import versions
+from consilium.common.errors import ConfigError, HandshakeMismatch
+from consilium.common.study.bundle import read_bundle
+from consilium.common.study.load import load_site, load_study
+from consilium.common.study.site import SiteConfig
+from consilium.common.study.study import StudyConfig
 
 
 def check_settings(path: Path) -> tuple[SiteConfig | None, Finding]:

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from scipy import optimize, special, stats
 
-from common.protocol.patients import Patients
+from consilium.common.protocol.patients import Patients
 from consilium.findings.evidence import Evidence
 from consilium.findings.interval import UPPER, Interval, hull, within
 from consilium.findings.spread import crossed

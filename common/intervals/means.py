@@ -34,7 +34,7 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
-from common.protocol.patients import LEAST_PATIENTS, Patients
+from consilium.common.protocol.patients import LEAST_PATIENTS, Patients
 from consilium.findings.evidence import Evidence
 from consilium.findings.interval import UPPER, Interval, hull, within
 from consilium.findings.pairs import difference_of_counts, nobody_differs

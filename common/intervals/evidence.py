@@ -7,8 +7,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from common.protocol.patients import Patients
-from common.seeds import seed_for
+from consilium.common.protocol.patients import Patients
+from consilium.common.seeds import seed_for
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from common.protocol.patients import by_patient
+from consilium.common.protocol.patients import by_patient
 from consilium.findings.evidence import Evidence, Floats
 from consilium.findings.interval import ALPHA, SMALLEST, UPPER, Interval
 
