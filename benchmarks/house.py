@@ -21,7 +21,7 @@ from reading import PACKAGES, Function, Names, lines_of, place_of
 BELOW = {"common": (), "server": ("common",), "client": ("common",), "consilium": ("common", "server", "client")}
 """The layers: which other packages each may import."""
 DOMAIN = (
-    *("common.study", "common.codecs", "common.weights", "common.data"),
+    *("common.study", "common.codecs", "common.weights", "common.data", "common.intervals"),
     *("server.study", "server.strategies", "server.weighting"),
     *("client.site", "client.training", "client.methods", "client.models", "client.data"),
 )

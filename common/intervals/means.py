@@ -34,11 +34,10 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
-from consilium.common.protocol.patients import LEAST_PATIENTS, Patients
-from consilium.findings.evidence import Evidence
-from consilium.findings.interval import UPPER, Interval, hull, within
-from consilium.findings.pairs import difference_of_counts, nobody_differs
-from consilium.findings.spread import (
+from consilium.common.intervals.evidence import Evidence
+from consilium.common.intervals.interval import UPPER, Interval, hull, within
+from consilium.common.intervals.pairs import difference_of_counts, nobody_differs
+from consilium.common.intervals.spread import (
     crossed,
     effective_of,
     mean_of,
@@ -49,6 +48,7 @@ from consilium.findings.spread import (
     t_interval,
     unbiased,
 )
+from consilium.common.protocol.patients import LEAST_PATIENTS, Patients
 
 LEAST_SPLITS = 5
 """From this many splits on, intervals are over splits; with fewer, but more than one, there are none."""

@@ -6,10 +6,10 @@ from functools import lru_cache
 
 from scipy import optimize, special, stats
 
+from consilium.common.intervals.evidence import Evidence
+from consilium.common.intervals.interval import UPPER, Interval, hull, within
+from consilium.common.intervals.spread import crossed
 from consilium.common.protocol.patients import Patients
-from consilium.findings.evidence import Evidence
-from consilium.findings.interval import UPPER, Interval, hull, within
-from consilium.findings.spread import crossed
 
 
 def nobody_differs(counts: Sequence[Patients], shares: Sequence[float]) -> Interval:

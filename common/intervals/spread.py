@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
+from consilium.common.intervals.evidence import Evidence, Floats
+from consilium.common.intervals.interval import ALPHA, SMALLEST, UPPER, Interval
 from consilium.common.protocol.patients import by_patient
-from consilium.findings.evidence import Evidence, Floats
-from consilium.findings.interval import ALPHA, SMALLEST, UPPER, Interval
 
 
 @dataclass(frozen=True)

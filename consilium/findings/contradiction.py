@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import stats
 
-from consilium.findings.evidence import Floats
+from consilium.common.intervals.evidence import Floats
 
 LEAST_GAP = 0.2
 """How much less accurate than the site's own model the federation's must be, at least."""

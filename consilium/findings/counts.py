@@ -4,11 +4,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from consilium.common.intervals.evidence import Evidence
+from consilium.common.intervals.interval import Interval
+from consilium.common.intervals.means import Kind, interval_of, over_sites
 from consilium.common.protocol.counts import TestCounts
 from consilium.common.protocol.patients import Patients
-from consilium.findings.evidence import Evidence
-from consilium.findings.interval import Interval
-from consilium.findings.intervals import Kind, interval_of, over_sites
 from consilium.findings.verdict import Verdict, holm, verdict
 
 ACCURACIES = ("majority", "local", "global", "personal")

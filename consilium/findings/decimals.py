@@ -1,6 +1,6 @@
 """The one writer of decimals: values, signed differences and bounds, on every page and in every sentence."""
 
-from consilium.findings.interval import Interval
+from consilium.common.intervals.interval import Interval
 
 DASH = "\N{EN DASH}"
 """Stands for what is not defined."""

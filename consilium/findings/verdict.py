@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Literal
 
+from consilium.common.intervals.interval import ALPHA, Interval
 from consilium.common.protocol.patients import LEAST_PATIENTS
 from consilium.findings.decimals import change, number
-from consilium.findings.interval import ALPHA, Interval
 
 Verdict = Literal["helps", "hurts", "unclear", "too_few", "unknown"]
 

@@ -15,7 +15,7 @@ from paths import ROOT
 
 PACKAGES = ("common", "server", "client", "consilium")
 DOMAIN = (
-    *("common/study", "common/codecs", "common/weights", "common/data"),
+    *("common/study", "common/codecs", "common/weights", "common/data", "common/intervals"),
     *("server/study", "server/strategies", "server/weighting"),
     *("client/site", "client/training", "client/methods", "client/models", "client/data"),
 )
