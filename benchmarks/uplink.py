@@ -76,7 +76,7 @@ def run(images: Path, codec: str, seed: int) -> dict[str, Any]:
             np.savez(folder / site / "data.npz", x=x[rows], y=y[rows])
             settings[site] = write_local_site(folder / site, {"kind": "arrays", "path": "data.npz"})
         rounds = run_in_process(config, settings, folder / "run").rounds
-        weights = load_file(folder / "run" / "global.safetensors")
+        weights = load_file(folder / "run" / "model/weights.safetensors")
     shift, scale = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     test = Examples((torch.from_numpy(x[is_test]) / 255 - shift) / scale, torch.from_numpy(y[is_test]))
     model = build_model(config.model, input_shape=(3, 32, 32), num_outputs=10, weights_dir=None, seed=0)

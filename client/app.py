@@ -12,7 +12,7 @@ from flwr.clientapp import ClientApp
 from consilium.client.flower.app import answer_flower
 from consilium.client.flower.message import content_of, plan_of
 from consilium.client.site.accepted import check_accepted
-from consilium.client.site.journal import note_answer, note_failure
+from consilium.client.site.journal import note_answer, note_failure, note_study
 from consilium.client.site.memory import has_room
 from consilium.client.site.site import Site
 from consilium.client.site.state_folder import study_of
@@ -24,6 +24,7 @@ from consilium.common.protocol.parse import parse_plan
 from consilium.common.protocol.plans import HandshakePlan, Plan, study_digest
 from consilium.common.protocol.replies import FailureReply, Reply
 from consilium.common.study.load import load_site
+from consilium.common.study.parts import only
 from consilium.common.study.site import SiteConfig
 from consilium.common.study.study import StudyConfig
 from consilium.common.wire.envelope import Order
@@ -58,8 +59,15 @@ _ledgers: dict[Path, tuple[SiteConfig, Orders]] = {}
 @app.train()
 def answer(message: Message, context: Context) -> Message:
     """Answer the plan in a message: Flower's way in, for a federation in one process."""
-    plan, payload = plan_of(message)
-    reply, content = answer_plan(Path(str(context.node_config["site"])), plan, payload)
+    path, began = Path(str(context.node_config["site"])), time.monotonic()
+    config = _settings(path)
+    try:
+        with only(config.parts):
+            plan, payload = plan_of(message)
+    except ProtocolError as error:
+        log.error("plan refused message=%s", error)
+        return Message(content_of(_failure(config, NO_RUN, error, began).model_dump_json(), None), reply_to=message)
+    reply, content = answer_plan(path, plan, payload)
     return Message(content_of(reply.model_dump_json(), content), reply_to=message)
 
 
@@ -107,7 +115,8 @@ def _obey(
 ) -> tuple[Reply, bytes | None]:
     began = time.monotonic()
     try:
-        plan, done = parse_plan(order.text), False
+        with only(config.parts):
+            plan, done = parse_plan(order.text), False
         orders.admit(order, plan)
         try:
             reply, content = answer_plan(path, plan, payload)
@@ -144,8 +153,11 @@ def answer_plan(path: Path, plan: Plan, payload: Payload | None) -> tuple[Reply,
     try:
         if plan.site != config.name:
             raise ProtocolError(f"the plan is for site '{plan.site}', this is site '{config.name}'")
-        warm = _warmed(path, config, plan)
-        reply, content = warm.site.answer(plan, payload)
+        with only(config.parts):
+            warm = _warmed(path, config, plan)
+            reply, content = warm.site.answer(plan, payload)
+            if isinstance(plan, HandshakePlan):
+                note_study(config, warm.study, run=plan.run, changes=check_accepted(path, config, warm.study))
         note_answer(config, warm.study, plan, reply, bytes_up=len(content or b""), bytes_down=len(payload or b""))
         log.info("plan answered kind=%s run=%s seconds=%.2f", plan.kind, plan.run, reply.seconds)
         return reply, content
@@ -204,13 +216,13 @@ def _warmed(path: Path, config: SiteConfig, plan: Plan) -> _Warm:
     if isinstance(plan, HandshakePlan):
         study, digest, site = plan.study, study_digest(plan.study), None
     elif warm is not None and (warm.config, warm.run, warm.digest) == (config, plan.run, plan.study):
-        check_accepted(path, warm.study)
+        check_accepted(path, config, warm.study)
         return warm
     else:
         digest = plan.study
         study = study_of(config.state_dir, run=plan.run, digest=digest, site=config.name)
         site = warm.site if warm is not None and (warm.config, warm.digest) == (config, digest) else None
-    check_accepted(path, study)
+    check_accepted(path, config, study)
     _warm.pop(path, None)
     del warm  # frees its data and model before those that replace them are read
     if len(_warm) >= LEAST_WARM and not has_room():

@@ -35,11 +35,14 @@ def start_site(path: Path, *, metrics: str | None = None) -> None:
         metrics: `host:port` of the pages for monitoring in place of the settings' `metrics_address`; empty for none.
 
     Raises:
-        ConfigError: the settings are wrong, or a certificate or key is missing.
+        ConfigError: the settings or `metrics` are wrong, or a certificate or key is missing.
     """
     from consilium.client.wire.probe import place_of
+    from consilium.common.host.address import parse_address
     from consilium.common.study.load import load_site
 
+    if metrics:
+        parse_address(metrics, what="--metrics")
     config = load_site(path)
     _check_files(config, path)
     address = config.metrics_address if metrics is None else metrics

@@ -22,7 +22,7 @@ RUN groupadd --gid 10001 consilium && useradd --uid 10001 --gid 10001 --no-creat
 COPY --from=build /opt/consilium /opt/consilium
 ENV PATH=/opt/consilium/bin:$PATH HOME=/tmp MPLCONFIGDIR=/tmp/matplotlib PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
-# The names common, server and client are everyone's: make sure that they are ours, and that torch is not here.
+# Make sure that what runs is what was installed, and that torch is not here.
 RUN python3 -c "import consilium.common, importlib.util, sys; assert consilium.common.__file__.startswith('/opt/consilium/'), consilium.common.__file__; \
     assert importlib.util.find_spec('torch') is None; import consilium.server.operations.start, consilium.server.run_process, consilium.demo.containers, consilium.report.files, consilium.report.terminal"
 USER 10001:10001

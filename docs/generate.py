@@ -7,6 +7,7 @@ from pathlib import Path
 
 from consilium.common.study.site import SiteConfig
 from consilium.common.study.study import StudyConfig
+from consilium.schema.schema import FILES, schema_text
 from docs.generator.algorithms import REGISTRIES, registry_page
 from docs.generator.commands import commands_page
 from docs.generator.examples import examples_page
@@ -38,7 +39,8 @@ def pages() -> dict[str, str]:
         "exit-codes.md": exit_codes_page(),
         "examples.md": examples_page(),
     }
-    return {"index.md": _index([name.removesuffix(".md") for name in written]), **written}
+    index = _index([name.removesuffix(".md") for name in written])
+    return {"index.md": index, **written, **{f"{file}.schema.json": schema_text(file, own=False) for file in FILES}}
 
 
 def _index(names: list[str]) -> str:
@@ -61,7 +63,7 @@ def main() -> None:
     """Write every page, and remove pages that nothing writes any more."""
     REFERENCE.mkdir(exist_ok=True)
     written = pages()
-    for path in REFERENCE.glob("*.md"):
+    for path in [*REFERENCE.glob("*.md"), *REFERENCE.glob("*.json")]:
         if path.name not in written:
             path.unlink()
     for name, text in written.items():

@@ -8,7 +8,6 @@ enlarged from 8 x 8; with it they are 1,000 of its arrays `x_train` (N, 28, 28) 
 """
 
 import argparse
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -17,22 +16,23 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from consilium.common.study.load import parse_study
-from consilium.running.in_process import run_in_process, write_local_site
+import consilium as cs
 
 Images = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]
 MOST = 1000
-SETTINGS = {
-    "name": "meta-learning",
-    "rounds": 6,
-    "evaluate_every": 6,
-    "local_baseline": False,
-    "task": {"kind": "images", "classes": list("0123456789"), "size": 28, "channels": 1, "mean": [0.5], "std": [0.25]},
-    "model": {"name": "small_cnn"},
-    "method": {"kind": "per_fedavg", "inner_learning_rate": 0.01, "adapt_steps": 5},
-    "strategy": {"kind": "per_fedavg"},
-    "training": {"steps": 5, "batch_size": 16, "learning_rate": 0.05, "momentum": 0.0},
-}
+STUDY = cs.Study(
+    name="meta-learning",
+    rounds=6,
+    evaluate_every=6,
+    local_baseline=False,
+    task={"mean": [0.5], "std": [0.25]},
+    method={"kind": "per_fedavg", "inner_learning_rate": 0.01, "adapt_steps": 5},
+    strategy="per_fedavg",
+    steps=5,
+    batch_size=16,
+    learning_rate=0.05,
+    momentum=0.0,
+)
 
 
 def images_of(file: Path | None) -> Images:
@@ -46,33 +46,16 @@ def images_of(file: Path | None) -> Images:
     return np.stack([np.asarray(image.resize((28, 28), Image.Resampling.BILINEAR)) for image in small]), y[:MOST]
 
 
-def make_sites(images: Images, folder: Path) -> dict[str, Path]:
-    """Give each site the images of two digits, and return its settings."""
-    x, y = images
-    settings = {}
-    for number in range(5):
-        site = folder / f"site-{number}"
-        rows = np.isin(y, (2 * number, 2 * number + 1))
-        site.mkdir()
-        np.savez(site / "data.npz", x=x[rows], y=y[rows])
-        settings[site.name] = write_local_site(site, {"kind": "arrays", "path": "data.npz"})
-    return settings
-
-
 def main() -> None:
     """Run the study in this process and print what each site serves."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, help="an .npz file with x_train and y_train, such as mnist.npz")
-    images = images_of(parser.parse_args().images)
+    x, y = images_of(parser.parse_args().images)
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as name:
-        sites = make_sites(images, Path(name))
-        study = parse_study(SETTINGS | {"sites": list(sites)}, source="example")
-        result = run_in_process(study, sites, Path(name) / "run")
-    for site, facts in result.sites.items():
-        if (test := facts.test) is not None and test.global_ is not None:
-            received, adapted = test.global_ / test.num_test, test.personal / test.num_test
-            print(f"{site}: {received:.3f} of the test images right as received, {adapted:.3f} adapted")
+    parts = {f"site-{number}": np.isin(y, (2 * number, 2 * number + 1)) for number in range(5)}
+    result = cs.simulate(STUDY, {site: (x[rows], y[rows]) for site, rows in parts.items()}, classes=list("0123456789"))
+    for site, row in result.sites.iterrows():
+        print(f"{site}: {row['global']:.3f} of the test images right as received, {row['personal']:.3f} adapted")
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ import numpy as np
 from rich.console import Console
 from safetensors.numpy import load_file
 
+import consilium as cs
 from consilium.common.host.ports import free_port
-from consilium.common.study.load import parse_study
 from consilium.common.study.scale import ColumnScale
 from consilium.common.study.study import StudyConfig
 from consilium.common.study.task import Column, NumberColumn, Regression, TableTask
@@ -55,8 +55,8 @@ def write_rows(folder: Path, dose: str, count: int) -> Path:
 def study() -> StudyConfig:
     """Return the study: full batches and one step in each round, which is gradient descent on all rows together."""
     training = {"steps": 1, "batch_size": 1000, "learning_rate": 0.4, "momentum": 0.0}
-    values = {"name": "two-parties", "sites": list(PARTIES), "rounds": 30, "task": TASK.model_dump()}
-    return parse_study(values | {"model": {"name": "linear"}, "training": training}, source="example")
+    described = cs.Study(name="two-parties", rounds=30, model="linear", training=training)
+    return described.config(sites=list(PARTIES), task=TASK.model_dump())
 
 
 def main() -> None:
@@ -71,7 +71,7 @@ def main() -> None:
                 certify(parties, home, lambda request, party: control.approve(request, name=party))
             with running_sites(parties):
                 run_study(study(), home, folder / "run", View(Console(quiet=True), title="two parties"))
-        model = load_file(folder / "run" / "global.safetensors")
+        model = load_file(folder / "run" / "model/weights.safetensors")
     print("the worker adds plain updates: it can read each party's until secure aggregation is there")
     aspirin, codeine = model["weight"][0]
     print(f"value = {aspirin:.2f} * aspirin {codeine:+.2f} * codeine {model['bias'][0]:+.2f}")

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from collections.abc import Generator
 from pathlib import Path
 
 from flwr.app import Context
@@ -10,15 +11,16 @@ from flwr.serverapp import Grid, ServerApp
 
 from consilium.common.errors import ConsiliumError
 from consilium.common.events.log import EventLog
-from consilium.common.events.run import RunFailure
+from consilium.common.events.run import RunFailure, RunStopped
 from consilium.common.host.files import only_one
 from consilium.common.protocol.plans import study_digest
+from consilium.common.results import RunResult
 from consilium.common.study.load import parse_study
 from consilium.server.flower.exchange import GridExchange, Messenger
 from consilium.server.strategies import build_strategy
 from consilium.server.study.context import Study
 from consilium.server.study.exchange import Exchange
-from consilium.server.study.run import run_study
+from consilium.server.study.run import Progress, study_steps
 from consilium.server.study.run_folder import JOURNAL_VARIABLE, RunFolder
 from consilium.server.weighting import build_weighting
 from consilium.server.wire.grid import WireGrid
@@ -32,6 +34,23 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the study named in the run configuration (`study`: JSON, `folder`: run folder on this machine)."""
     path, text = Path(str(context.run_config["folder"])), str(context.run_config["study"])
+    transport, tls = str(context.run_config["transport"]), bool(context.run_config["tls"])
+    for _ in run_steps(grid, text, path, transport=transport, tls=tls):
+        pass
+
+
+def run_steps(grid: Grid, text: str, path: Path, *, transport: str, tls: bool) -> Generator[Progress, None, RunResult]:
+    """Run a study step by step: yield how far it has come, first when the sites agree, and return its result.
+
+    Closed early, the run is stopped: a run in the same folder goes on from its last checkpoint.
+
+    Args:
+        text: the study as JSON.
+        path: the run's folder.
+
+    Raises:
+        ConsiliumError: what ended the run.
+    """
     folder = RunFolder(path, _journal(run=path.name))
     try:
         config = parse_study(json.loads(text), source="study")
@@ -52,10 +71,13 @@ def main(grid: Grid, context: Context) -> None:
         )
         going_on = f"'{path}': the run is still going on in another process; stop that one first"
         with only_one(path / ".lock", otherwise=going_on):
-            run_study(study, transport=str(context.run_config["transport"]), tls=bool(context.run_config["tls"]))
+            return (yield from study_steps(study, transport=transport, tls=tls))
     except ConsiliumError as error:
         folder.log(RunFailure(error=type(error).__name__, message=str(error)))
         log.error("run failed error=%s message=%s", type(error).__name__, error)
+        raise
+    except GeneratorExit:
+        folder.log(RunStopped())
         raise
     except Exception as error:
         what = f"unexpected {type(error).__name__}: {error}"

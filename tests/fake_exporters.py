@@ -60,6 +60,7 @@ LABEL_VALUES = {
     "error": ("StateError",),
     "gpu": ("0",),
     "signal": ("size.factor",),
+    "metric": ("auroc",),
     **{"run": ("r1",), "method": ("fine_tune",), "strategy": ("fedavg",), "codec": ("identity",), "version": ("1",)},
 }
 
@@ -108,6 +109,7 @@ VALUES: dict[str, Callable[[Now, Labels], float]] = {
     "consilium_downlink_error_ratio": lambda now, labels: 0.002,
     "consilium_site_loss": lambda now, labels: 1.2 - _accuracy(now, labels),
     "consilium_site_accuracy_ratio": _accuracy,
+    "consilium_site_metric": _accuracy,
     "consilium_site_examples": lambda now, labels: 100 + 50 * SITES.index(labels["site"]),
     "consilium_site_round": lambda now, labels: now.round - (labels["site"] == "lyon"),
     "consilium_site_online": lambda now, labels: labels["site"] != "porto" or now.seconds % 8 < 6,

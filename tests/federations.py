@@ -79,7 +79,7 @@ def data_at(path: Path, study: StudyConfig, folder: Path) -> SiteData:
 
 def global_bytes(folder: Path) -> bytes:
     """Return the final weights of a run as they lie on disk."""
-    return (folder / "global.safetensors").read_bytes()
+    return (folder / "model/weights.safetensors").read_bytes()
 
 
 def state_dir(path: Path, folder: Path) -> Path:

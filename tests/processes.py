@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from consilium.client.operations.site_folder import SiteFolder, accept_bundle, init_site
+from consilium.common.host.address import Address
 from consilium.common.host.ports import free_port
 from consilium.common.study.bundle import Bundle
 from consilium.server.operations.bundles import make_bundle
@@ -60,11 +61,14 @@ class Server:
 
 
 @contextmanager
-def running_server(folder: Path, port: int | None = None, metrics: str = "") -> Iterator[Server]:
+def running_server(
+    folder: Path, port: int | None = None, metrics: str = "", host: str = "127.0.0.1"
+) -> Iterator[Server]:
     """Start a server below `folder` and stop it at the end."""
-    port = port or free_port()
-    found = Server(ServerHome(folder / "home"), f"localhost:{port}")
-    command = [*COMMAND, "server", "start", "--home", str(found.home.path), "--address", f"127.0.0.1:{port}"]
+    listening = Address(host, port or free_port())
+    address = f"localhost:{listening.port}" if host == "127.0.0.1" else str(listening)
+    found = Server(ServerHome(folder / "home"), address)
+    command = [*COMMAND, "server", "start", "--home", str(found.home.path), "--address", str(listening)]
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(
             [*command, "--metrics", metrics],

@@ -134,6 +134,10 @@ def trained(site: str, weights: Weights) -> dict[str, Array]:
     return {"body.weight": (target - body) / 2, "bn.count": np.array(3)}
 
 
+DIGEST = "d1" * 32
+"""Of the study, as its checkpoints have it."""
+
+
 def make_study(folder: Path, exchange: ScriptedExchange, **settings: Any) -> Study:
     """Return a study over scripted sites."""
     config = StudyConfig(
@@ -148,7 +152,7 @@ def make_study(folder: Path, exchange: ScriptedExchange, **settings: Any) -> Stu
     )
     return Study(
         config=config,
-        digest="d1",
+        digest=DIGEST,
         run="run-1",
         exchange=exchange,
         strategy=build_strategy(config.strategy, rounds=config.rounds, num_sites=3, learning_rate=0.1),
@@ -169,7 +173,7 @@ def completed(study: Study) -> dict[str, Any]:
 
 def final_weights(folder: Path) -> dict[str, Array]:
     """Return a run's final weights."""
-    with safe_open(RunFolder(folder).weights, framework="numpy") as file:
+    with safe_open(RunFolder(folder).model / "weights.safetensors", framework="numpy") as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
 
 

@@ -25,6 +25,11 @@ def _one_method(data: Path, work: Path) -> list[str]:
 
 
 SCRIPTS: dict[str, Script] = {
+    "digits-export": Script(
+        "the digits' served models in int8 and pruned: size and accuracy, one seed",
+        lambda _, work: ["export.py", "--work", str(work)],
+        "export.csv",
+    ),
     "per-fedavg": Script(
         "Per-FedAvg in its paper's setting: MNIST, 50 users, 10 seeds",
         lambda data, _: ["per_fedavg.py", "--images", str(data / "mnist" / "mnist.npz")],

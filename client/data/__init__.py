@@ -8,7 +8,8 @@ from types import MappingProxyType
 import numpy as np
 
 from consilium.client.data.arrays import read_arrays
-from consilium.client.data.base import Examples, RawData, Reader, SiteData
+from consilium.client.data.base import Examples, RawData, Reader, SiteData, kind_mismatch
+from consilium.client.data.feature_arrays import read_features
 from consilium.client.data.images import read_images
 from consilium.client.data.kept import keep_readings, read_once
 from consilium.client.data.noise import noise_key, noisy_counts
@@ -18,6 +19,7 @@ from consilium.client.data.table import read_table
 from consilium.client.data.whole import divide, read_from, read_whole
 from consilium.common.errors import DataError
 from consilium.common.protocol.cards import DataCard
+from consilium.common.study.parts import implementation_of
 from consilium.common.study.site import DataConfig, SiteConfig
 from consilium.common.study.study import StudyConfig
 from consilium.common.study.task import Task
@@ -38,7 +40,9 @@ __all__ = [
     "schema_digest",
 ]
 
-READERS: Mapping[str, Reader] = MappingProxyType({"images": read_images, "table": read_table, "arrays": read_arrays})
+READERS: Mapping[str, Reader] = MappingProxyType(
+    {"images": read_images, "table": read_table, "arrays": read_arrays, "features": read_features}
+)
 
 
 def read_data(
@@ -60,7 +64,7 @@ def read_data(
         ConfigError: the data is of another kind than the study's task.
         DataError: the data is missing, empty, corrupt or too small.
     """
-    reader, how = READERS[config.kind], split.model_dump_json(include={"group", "parts", "copies"})
+    reader, how = _reader_of(config, task, site=site), split.model_dump_json(include={"group", "parts", "copies"})
     raw = read_once(
         f"{site} {config.model_dump_json()} {task.model_dump_json()} {how}",
         read_from(config, task, split),
@@ -70,6 +74,20 @@ def read_data(
         raise DataError(f"site '{site}': {raw.num_own} usable examples, expected at least {min_examples}")
     parts = divide(raw, split, site=site)
     return UnscaledData(site, task, raw, parts, _card(raw, parts, task, share_class_counts=share_class_counts))
+
+
+def _reader_of(config: DataConfig, task: Task, *, site: str) -> Reader:
+    """Return the reader of a kind of data, built in or of a package of one's own.
+
+    Raises:
+        ConfigError: the package may not be used here, or its examples are for other tasks.
+    """
+    if config.kind in READERS:
+        return READERS[config.kind]
+    if task.kind not in config.tasks and config.kind not in task.data_kinds:
+        raise kind_mismatch(config, task, site=site)
+    reader: Reader = implementation_of("readers", config.kind)
+    return reader
 
 
 def read_site(config: SiteConfig, study: StudyConfig, *, share_class_counts: bool = True) -> UnscaledData:

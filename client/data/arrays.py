@@ -10,14 +10,13 @@ from PIL import Image
 
 from consilium.client.data.base import Bad, RawData, keep_usable, kind_mismatch
 from consilium.client.data.parts import KNOWN, TEST, TRAIN, index_file, part_of, parts_in_file
+from consilium.client.data.pictures import Pixels, normalised
 from consilium.common.data.groups import Ints, copies_of_pictures
 from consilium.common.data.npz import Array, array_names, channels_last, read_npz
 from consilium.common.errors import DataError
 from consilium.common.study.site import ArraysData, DataConfig
 from consilium.common.study.task import ImageTask, Task
 from consilium.common.study.training import SplitConfig
-
-Pixels = npt.NDArray[np.float32]
 
 # ITU-R 601-2 luma, as Pillow takes it for 8 bits.
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
@@ -44,47 +43,47 @@ def read_arrays(config: DataConfig, task: Task, split: SplitConfig, *, site: str
     if not (isinstance(config, ArraysData) and isinstance(task, ImageTask)):
         raise kind_mismatch(config, task, site=site)
     who = f"site '{site}'"
-    file = _file(config.path, without=task.test, who=who)
+    file = npz_file(config.path, without=task.test, who=who)
     names = array_names(file, who=who)
     parts = None if index_file(split.parts) else split.parts
     more = [name for name in (split.group, parts, "classes" if "classes" in names else None) if name is not None]
     held = read_npz(file, ["x", "y", *more], who=who)
     where = f"{who}: file '{file.name}'"
-    _check_classes(held.get("classes"), task.classes, where=where)
+    check_classes(held.get("classes"), task.classes, where=where)
     images = channels_last(held["x"], where=where)
-    labels = _labels(held["y"], len(images), where=where)
-    examples = _examples(images, labels, task, name=file.name)
+    labels = labels_of(held["y"], len(images), where=where)
+    examples = usable_pictures(images, labels, task, where=f"file '{file.name}', ")
     usable, num_skipped = keep_usable(examples, site=site, max_skipped=config.max_skipped)
     if not usable:
         raise DataError(f"{where}: no usable image, {num_skipped} skipped")
-    if (size := len(usable) * task.channels * task.size**2 * 4) > MAX_BYTES:
-        raise DataError(f"{where}: {len(usable)} images of the study's size take {size} bytes, at most {MAX_BYTES}")
+    check_bytes(len(usable), task, where=where)
     rows = np.array(usable, dtype=np.int64)
-    x = _prepare(images, rows, task)
+    x = prepared(images, rows, task)
     y = torch.from_numpy(labels[rows].astype(np.int64))
     return RawData(
         x=torch.from_numpy(x),
         y=y,
         num_skipped=num_skipped,
         copies=copies_of_pictures(x),
-        patients=None if split.group is None else _patients(held[split.group], split.group, rows, len(images), where),
-        parts=_parts(held, split, rows, len(images), file=file, site=site),
+        patients=None if split.group is None else patients_of(held[split.group], split.group, rows, len(images), where),
+        parts=parts_of(held, split, rows, len(images), file=file, site=site),
     )
 
 
-def _patients(array: Array, name: str, rows: Ints, count: int, where: str) -> list[str]:
+def patients_of(array: Array, name: str, rows: Ints, count: int, where: str) -> list[str]:
+    """Return the patient of each used example, from the array that `split.group` names."""
     if array.shape != (count,) or array.dtype.kind not in "iuU":
         raise DataError(
             f"{where}: array '{name}' (split.group) has type {array.dtype} and shape {array.shape}, expected {count} "
-            "whole numbers or texts, one for each image"
+            "whole numbers or texts, one for each example"
         )
     return [str(value) for value in array[rows].tolist()]
 
 
-def _parts(
+def parts_of(
     held: Mapping[str, Array], split: SplitConfig, rows: Ints, count: int, *, file: Path, site: str
 ) -> Ints | None:
-    """Return the part of each used image, by an index file, an array of words, or one that is True for test."""
+    """Return the part of each used example, by an index file, an array of words, or one that is True for test."""
     if split.parts is None:
         return None
     if (index := index_file(split.parts)) is not None:
@@ -99,11 +98,12 @@ def _parts(
         return np.where(array[rows], TEST, TRAIN).astype(np.int64)
     parts = [part_of(word) for word in array[rows].tolist()]
     if None in parts:
-        raise DataError(f"{where}, image {rows[parts.index(None)]}: the word is none of {KNOWN}")
+        raise DataError(f"{where}, example {rows[parts.index(None)]}: the word is none of {KNOWN}")
     return np.array(parts, dtype=np.int64)
 
 
-def _file(path: Path, *, without: str | None, who: str) -> Path:
+def npz_file(path: Path, *, without: str | None, who: str) -> Path:
+    """Return the one `.npz` file that a site's data path stands for, but not the study's common test set."""
     if path.suffix.lower() == ".npz" and path.is_file():
         return path
     if not path.is_dir():
@@ -119,13 +119,20 @@ def _file(path: Path, *, without: str | None, who: str) -> Path:
     return files[0]
 
 
-def _check_classes(names: Array | None, classes: tuple[str, ...], *, where: str) -> None:
+def check_classes(names: Array | None, classes: tuple[str, ...], *, where: str) -> None:
     """Refuse class names that differ from the study's: in another order, every label would be wrong."""
     if names is not None and (names.dtype.kind != "U" or tuple(names.ravel().tolist()) != classes):
         raise DataError(f"{where}: array 'classes' differs from the study's classes {list(classes)}")
 
 
-def _labels(y: Array, num_images: int, *, where: str) -> Array:
+def check_bytes(count: int, task: ImageTask, *, where: str) -> None:
+    """Refuse more images than fit into `MAX_BYTES`."""
+    if (size := count * task.channels * task.size**2 * 4) > MAX_BYTES:
+        raise DataError(f"{where}: {count} images of the study's size take {size} bytes, at most {MAX_BYTES}")
+
+
+def labels_of(y: Array, num_images: int, *, where: str) -> Array:
+    """Return the class numbers `y` of so many images; refuse another shape or type."""
     if y.dtype.kind not in "iu":
         raise DataError(f"{where}: array 'y' has type {y.dtype}, expected integer class numbers")
     if y.shape != (num_images,):
@@ -133,29 +140,28 @@ def _labels(y: Array, num_images: int, *, where: str) -> Array:
     return y
 
 
-def _examples(images: Array, labels: Array, task: ImageTask, *, name: str) -> Iterator[int | Bad]:
-    """Yield the number of each image, or why it cannot be used."""
-    known = (labels >= 0) & (labels < len(task.classes))
+def usable_pictures(images: Array, labels: Array | None, task: ImageTask, *, where: str) -> Iterator[int | Bad]:
+    """Yield the number of each image `(N, H, W, C)`, or why it cannot be used; without labels none is looked at."""
+    known = np.ones(len(images), dtype=bool) if labels is None else (labels >= 0) & (labels < len(task.classes))
     floats = images.dtype != np.uint8
     for row in range(len(images)):
-        where = f"file '{name}', image {row}"
+        image = f"{where}image {row}"
         if not known[row]:
-            yield Bad(f"{where}: its label in 'y' is not one of 0..{len(task.classes) - 1}")
+            yield Bad(f"{image}: its label in 'y' is not one of 0..{len(task.classes) - 1}")
         elif floats and not np.isfinite(images[row]).all():
-            yield Bad(f"{where}: a pixel is not a finite number")
+            yield Bad(f"{image}: a pixel is not a finite number")
         elif floats and not (images[row].min() >= 0 and images[row].max() <= 1 + _ABOVE_ONE):
-            yield Bad(f"{where}: a pixel is outside 0..1, which is what floats in 'x' must hold")
+            yield Bad(f"{image}: a pixel is outside 0..1, which is what floats in 'x' must hold")
         else:
             yield row
 
 
-def _prepare(images: Array, rows: npt.NDArray[np.int64], task: ImageTask) -> Pixels:
-    mean = np.asarray(task.mean, dtype=np.float32).reshape(-1, 1, 1)
-    std = np.asarray(task.std, dtype=np.float32).reshape(-1, 1, 1)
+def prepared(images: Array, rows: npt.NDArray[np.int64], task: ImageTask) -> Pixels:
+    """Return images `(N, H, W, C)` of these numbers as `(M, channels, size, size)`, as the study's images are."""
     x = np.empty((len(rows), task.channels, task.size, task.size), dtype=np.float32)
     prepare = _eight_bits if images.dtype == np.uint8 else _floats
     for place, row in enumerate(rows):
-        x[place] = (prepare(images[row], task) * np.float32(task.pixel_max) - mean) / std
+        x[place] = normalised(prepare(images[row], task), task)
     return x
 
 

@@ -1,13 +1,14 @@
 """The form in which the rest of the client sees a site's data, and the contract of every data reader."""
 
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from consilium.client.data.preparation import Preparation
 from consilium.common.data.groups import Copies, Ints
 from consilium.common.errors import ConfigError, DataError
 from consilium.common.protocol.cards import DataCard
@@ -69,6 +70,7 @@ class SiteData:
     Args:
         scale: how the inputs were scaled; None for images that are as the study's `mean` and `std` make them.
         notes: sentences about oddities of the data, for the site's own staff.
+        preparation: how inputs that are read became `x`.
     """
 
     train: Examples
@@ -77,6 +79,7 @@ class SiteData:
     card: DataCard
     scale: Scale | None = None
     notes: tuple[str, ...] = ()
+    preparation: Preparation = Preparation()
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -131,6 +134,47 @@ class RawData:
     def num_own(self) -> int:
         """Return how many examples are the site's own."""
         return len(self.y) - self.num_common
+
+
+@dataclass(frozen=True, eq=False)
+class Unread:
+    """A row or a picture that cannot be read: its name, and why in words, never with a value of it."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What a finished model is asked about: rows or pictures, in the order in which they were found.
+
+    Law: of rows that a site also trains on, `x` and `y` are bit for bit those of `RawData`: not scaled yet, NaN where
+    a cell is missing that the model fills.
+
+    Args:
+        names: of each row: its number in the table from 1, in an array from 0, or a picture's path in its folder.
+        y: the labels as in `RawData`; None where none were asked for.
+        groups: int64 `(N,)`, on the CPU: rows with the same number are of one patient; None where nothing says so.
+        unread: rows and pictures that cannot be read, in the order in which they were found.
+        kept: the texts of further columns `(N,)`, handed through for whoever reads the answers.
+        features: the columns of a table and the features of `x` that they became.
+    """
+
+    x: Tensor
+    names: tuple[str, ...]
+    y: Tensor | None = None
+    groups: Tensor | None = None
+    unread: tuple[Unread, ...] = ()
+    kept: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    features: tuple[Feature, ...] = ()
+
+    def __post_init__(self) -> None:
+        columns = (self.names, *self.kept.values(), *(part for part in (self.y, self.groups) if part is not None))
+        if any(len(column) != len(self) for column in columns):
+            raise ValueError(f"expected {len(self)} names, labels, groups and kept texts, one for each row")
+
+    def __len__(self) -> int:
+        return int(self.x.shape[0])
 
 
 class Reader(Protocol):

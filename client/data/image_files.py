@@ -69,24 +69,44 @@ def labelled_files(folder: Path, task: ImageTask, split: SplitConfig, *, site: s
 
 
 def _patients(group: str | None, *, site: str) -> _Patients:
-    if group is None:
+    patient = patient_of(group, who=f"site '{site}'")
+    if patient is None:
         return _Patients(False, lambda path: None)
+
+    def of(path: Path) -> str:
+        if (found := patient(path)) is None:
+            raise DataError(f"site '{site}': the name of image '{path.name}' does not fit split.group = '{group}'")
+        return found
+
+    return _Patients(group == FOLDER, of)
+
+
+def patient_of(group: str | None, *, who: str) -> Callable[[Path], str | None] | None:
+    """Return the function that reads whose an image is from its path, None where its name does not fit.
+
+    Args:
+        group: as `split.group`; without it there is no function.
+        who: the start of the error sentence.
+
+    Raises:
+        ConfigError: `group` is neither "folder" nor a pattern of file names.
+    """
+    if group is None:
+        return None
     if group == FOLDER:
-        return _Patients(True, lambda path: path.parent.name)
+        return lambda path: path.parent.name
     pattern = file_pattern(group)
     if pattern is None:
         raise ConfigError(
-            f"site '{site}': split.group is '{group}', expected for a folder of images '{FOLDER}' or a pattern of file "
+            f"{who}: split.group is '{group}', expected for a folder of images '{FOLDER}' or a pattern of file "
             f"names with the patient in brackets, e.g. '{EXAMPLE}'"
         )
 
-    def of(path: Path) -> str:
+    def of(path: Path) -> str | None:
         found = pattern.search(path.name)
-        if found is None or not found[1]:
-            raise DataError(f"site '{site}': the name of image '{path.name}' does not fit split.group = '{group}'")
-        return found[1]
+        return None if found is None else found[1] or None
 
-    return _Patients(False, of)
+    return of
 
 
 def _tops(

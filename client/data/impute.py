@@ -11,7 +11,7 @@ Validation and test rows are filled, but never enter a mean or a mode. None of t
 shrinks the column's variance, so where much is missing, a row with many missing cells says little.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import torch
@@ -24,10 +24,10 @@ from consilium.common.errors import DataError
 NOTHING: Mapping[str, float] = MappingProxyType({})
 
 
-def impute(
-    x: Tensor, features: Iterable[Feature], train: Indices, *, site: str, usual: Mapping[str, float] = NOTHING
+def fill_values(
+    x: Tensor, features: Sequence[Feature], train: Indices, *, site: str, usual: Mapping[str, float] = NOTHING
 ) -> Tensor:
-    """Return `x` without its NaN.
+    """Return what a missing feature becomes, float64 `(F,)`; NaN where nothing is known and nothing is missing.
 
     Args:
         x: float64 of shape `(N, F)`; a missing number is NaN, a missing category is NaN in all its features.
@@ -36,26 +36,24 @@ def impute(
         usual: means of number columns over all sites, for a column without a value in any training row.
 
     Raises:
-        DataError: no training row has a value in a column, and `usual` has none either.
+        DataError: a value is missing in a column that has none in any training row, and `usual` has none either.
     """
-    if not bool(torch.isnan(x).any()):
-        return x
-    filled = x.clone()
+    fill = torch.full((x.shape[1],), torch.nan, dtype=torch.float64)
+    rows = x[torch.from_numpy(train)]
     for feature in features:
-        part = filled[:, feature.start : feature.start + feature.width]
-        missing = torch.isnan(part[:, 0])
-        known = part[torch.from_numpy(train)]
+        place = slice(feature.start, feature.start + feature.width)
+        known = rows[:, place]
         known = known[~torch.isnan(known[:, 0])]
-        if len(known) == 0 and feature.name in usual:
-            part[missing] = usual[feature.name]
-            continue
-        if len(known) == 0:
+        if len(known):
+            fill[place] = _most_frequent(known) if feature.category else known.mean(dim=0)
+        elif feature.name in usual:
+            fill[place] = usual[feature.name]
+        elif bool(torch.isnan(x[:, feature.start]).any()):
             raise DataError(
                 f"site '{site}': column '{feature.name}' has no value in any of the {len(train)} training rows, so "
                 'there is nothing to fill missing ones with (task.missing = "impute")'
             )
-        part[missing] = _most_frequent(known) if feature.category else known.mean(dim=0)
-    return filled
+    return fill
 
 
 def _most_frequent(known: Tensor) -> Tensor:

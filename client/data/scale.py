@@ -8,18 +8,19 @@ order of FLamby's Fed-Heart-Disease (du Terrail et al., "FLamby", 2022, https://
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from consilium.client.data.base import Examples, Feature, RawData, SiteData
-from consilium.client.data.impute import impute
+from consilium.client.data.impute import fill_values
+from consilium.client.data.preparation import Preparation
 from consilium.client.data.split import Indices, Split
 from consilium.common.errors import DataError
 from consilium.common.protocol.cards import DataCard
 from consilium.common.study.scale import LEAST_ROWS, MOST_ALONE, ColumnScale, Moments, Scale, combine, joined
-from consilium.common.study.task import ImageTask, Task
+from consilium.common.study.task import FeaturesTask, ImageTask, TableTask, Task
 from consilium.common.weights.arrays import digest
 
 _IMAGES_AT_ONCE = 256
@@ -78,7 +79,7 @@ class UnscaledData:
             DataError: a column has no value in any training row, and no scale to take one from, or a number is too
                 far from what it is scaled by.
         """
-        if not isinstance(self.task, ImageTask):
+        if isinstance(self.task, TableTask) or (isinstance(self.task, FeaturesTask) and self.task.scale is not None):
             return self._scaled_table(scale)
         if self.task.scale is None:
             return self._divided(self.raw.x, None)
@@ -87,14 +88,18 @@ class UnscaledData:
     def _scaled_table(self, scale: Scale | None) -> SiteData:
         features = self.raw.features
         usual = {} if scale is None else dict(zip(_names_of_numbers(features), scale.mean, strict=True))
-        x = impute(self.raw.x, features, self.parts.train, site=self.site, usual=usual)
+        fill = None
+        if isinstance(self.task, TableTask) and self.task.missing == "impute":
+            fill = fill_values(self.raw.x, features, self.parts.train, site=self.site, usual=usual)
+        x = Preparation(fill=fill).applied(self.raw.x)
         used = scale or _own(x[torch.from_numpy(self.parts.train)])
         mean, std = _tensors(used if scale is None else _widened(scale, features))
-        return self._finite(self._divided((x - mean) / std, used))
+        prepared = Preparation(mean, std, fill)
+        return replace(self._finite(self._divided(prepared.applied(self.raw.x), used)), preparation=prepared)
 
     def _scaled_images(self, scale: Scale) -> SiteData:
         mean, std = (part.to(torch.float32).reshape(-1, 1, 1) for part in _tensors(scale))
-        data = self._divided(self.raw.x, scale)
+        data = replace(self._divided(self.raw.x, scale), preparation=Preparation(mean, std))
         for part in (data.train, data.validation, data.test):
             part.x.sub_(mean).div_(std)  # in place: images are large, and these are copies
         return self._finite(data)

@@ -1,7 +1,6 @@
 """Reads tables: one `.csv` file with a header, one `.parquet` file, or a folder of them."""
 
 import logging
-import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,42 +9,32 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from consilium.client.data.base import Bad, Feature, RawData, keep_usable, kind_mismatch
+from consilium.client.data.base import Bad, RawData, keep_usable, kind_mismatch
+from consilium.client.data.cells import BadCell, Encoder, Floats, MissingCell, booleans_of, features_of, in_blocks
 from consilium.client.data.parts import KNOWN, beside, index_file, part_of, parts_in_file
 from consilium.common.data.groups import Ints, Values, codes_of, copies_of_rows
-from consilium.common.data.tables import MISSING, BoolTexts, csv_records, number_in, parquet_records
+from consilium.common.data.tables import MISSING, csv_records, parquet_records
 from consilium.common.errors import DataError
 from consilium.common.study.site import DataConfig, TableData
-from consilium.common.study.task import CategoryColumn, NumberColumn, TableTask, Task
+from consilium.common.study.task import TableTask, Task
 from consilium.common.study.training import SplitConfig
 
 _log = logging.getLogger(__name__)
 
 _SUFFIXES = (".csv", ".parquet")
-_LARGEST = torch.finfo(torch.float32).max
-
-Places = Mapping[str | float, int]
 
 
 @dataclass(frozen=True)
 class _Row:
     """A usable row; `place` is its number among all rows, `record` the code of its value in each column of its file."""
 
-    features: list[float]
+    features: Floats
     label: float
     place: int
     file: int
     record: list[int]
     patient: str | None
     part: int | None
-
-
-class _MissingCell(Exception):
-    """A needed cell is empty."""
-
-
-class _BadCell(Exception):
-    """A cell that cannot be used; the text says what was expected, never the value."""
 
 
 def read_table(config: DataConfig, task: Task, split: SplitConfig, *, site: str) -> RawData:
@@ -79,14 +68,14 @@ def read_table(config: DataConfig, task: Task, split: SplitConfig, *, site: str)
         raise DataError(
             f"site '{site}': no usable row in '{config.path}', {len(usable)} dropped, {num_skipped} skipped"
         )
-    x = torch.tensor([row.features for row in complete], dtype=torch.float64)
+    x = torch.from_numpy(np.stack([row.features for row in complete]))
     y = torch.tensor([row.label for row in complete], dtype=torch.float32 if task.regression else torch.int64)
     return RawData(
         x=x,
         y=y,
         num_skipped=num_skipped,
         copies=copies_of_rows(codes_of([row.record for row in complete]), _rows_of_files(complete)),
-        features=_features(task),
+        features=features_of(task),
         patients=[row.patient or "" for row in complete] if split.group is not None else None,
         parts=_parts(complete, beside(config.path), index, reading.num_rows, site=site) if split.parts else None,
     )
@@ -102,17 +91,6 @@ def _parts(rows: Sequence[_Row], folder: Path, index: str | None, count: int, *,
         return np.array([row.part for row in rows], dtype=np.int64)
     keys, used = [str(number) for number in range(count)], [row.place for row in rows]
     return parts_in_file(folder / index, keys, used, key="row", site=site)
-
-
-def _features(task: TableTask) -> tuple[Feature, ...]:
-    features: list[Feature] = []
-    start = 0
-    for name, column in task.columns.items():
-        category = isinstance(column, CategoryColumn)
-        width = len(column.values) - 1 if isinstance(column, CategoryColumn) else 1
-        features.append(Feature(name, start, width, category))
-        start += width
-    return tuple(features)
 
 
 def _files(path: Path, *, without: Collection[str | None], site: str) -> list[Path]:
@@ -138,7 +116,7 @@ class _Reading:
 
     def __init__(self, task: TableTask, split: SplitConfig, *, site: str) -> None:
         self._task, self._split, self._site = task, split, site
-        self._encode = _Encoder(task)
+        self._encode = Encoder(task)
         self._parts = None if index_file(split.parts) else split.parts
         self._names = tuple(name for name in (*task.columns, task.label, split.group, self._parts) if name is not None)
         self._values = Values(without=self._parts)
@@ -151,7 +129,7 @@ class _Reading:
 
     def _rows_of(self, file: Path, number: int) -> Iterator[_Row | Bad | None]:
         who = f"site '{self._site}'"
-        wanted = partial(parquet_records, names=self._names, others=True, booleans=partial(_booleans, self._task))
+        wanted = partial(parquet_records, names=self._names, others=True, booleans=partial(booleans_of, self._task))
         parquet = file.suffix.lower() == ".parquet"
         records = wanted(file, who=who) if parquet else csv_records(file, who=who)
         first = next(records, None)
@@ -168,39 +146,46 @@ class _Reading:
             for name in self._names
         }
         self._values.start(header)
-        for place, fields in records:
+        for block in in_blocks(records):
+            yield from self._block(block, places, len(header), file, number)
+
+    def _block(
+        self, block: Sequence[tuple[str, list[str]]], places: Mapping[str, int], width: int, file: Path, number: int
+    ) -> Iterator[_Row | Bad | None]:
+        whole = [(place, [field.strip() for field in fields]) for place, fields in block]
+        fitting = [cells for _, cells in whole if len(cells) == width]
+        encoded = self._encode({name: [cells[at] for cells in fitting] for name, at in places.items()})
+        found = 0
+        for place, cells in whole:
             self.num_rows += 1
             where = f"file '{file.name}', {place}"
-            if len(fields) != len(header):
-                yield Bad(f"{where}: expected {len(header)} fields as in the header, got {len(fields)}")
+            if len(cells) != width:
+                yield Bad(f"{where}: expected {width} fields as in the header, got {len(cells)}")
                 continue
-            cells = [field.strip() for field in fields]
+            at, found = found, found + 1
+            problem = encoded.problems.get(at)
+            if isinstance(problem, MissingCell):
+                yield Bad(f"{where}, {problem}") if self._task.missing == "refuse" else None
+                continue
             try:
-                yield self._row({name: cells[at] for name, at in places.items()}, cells, number)
-            except _MissingCell as missing:
-                yield Bad(f"{where}, {missing}") if self._task.missing == "refuse" else None
-            except _BadCell as bad:
+                if problem is not None:
+                    raise problem
+                patient, part = self._told({name: cells[at] for name, at in places.items()})
+            except BadCell as bad:
                 yield Bad(f"{where}, {bad}")
+                continue
+            features, label = encoded.x[at], float(encoded.labels[at])
+            yield _Row(features, label, self.num_rows - 1, number, self._values.of(cells), patient, part)
 
-    def _row(self, cells: Mapping[str, str], whole: Sequence[str], file: int) -> _Row:
-        features, label = self._encode(cells)
+    def _told(self, cells: Mapping[str, str]) -> tuple[str | None, int | None]:
+        """Return the patient and the part that a row names, where the study's split asks for them."""
         patient = cells[self._split.group] if self._split.group is not None else None
         if patient is not None and patient.casefold() in MISSING:
-            raise _BadCell(f"column '{self._split.group}' (split.group): expected whose row it is, got an empty cell")
+            raise BadCell(f"column '{self._split.group}' (split.group): expected whose row it is, got an empty cell")
         part = part_of(cells[self._parts]) if self._parts is not None else None
         if part is None and self._parts is not None:
-            raise _BadCell(f"column '{self._parts}' (split.parts): expected {KNOWN}, got another word or an empty cell")
-        return _Row(features, label, self.num_rows - 1, file, self._values.of(whole), patient, part)
-
-
-def _booleans(task: TableTask, name: str) -> BoolTexts:
-    """Return how a boolean is written: 1 or 0, or the study's own `true` and `false`, in its case, if it has them."""
-    column = task.columns.get(name)
-    if isinstance(column, NumberColumn):
-        return {True: "1", False: "0"}
-    values = column.values if isinstance(column, CategoryColumn) else task.classes
-    by_case = {value.casefold(): value for value in reversed(values)}
-    return {True: by_case.get("true", "1"), False: by_case.get("false", "0")}
+            raise BadCell(f"column '{self._parts}' (split.parts): expected {KNOWN}, got another word or an empty cell")
+        return patient, part
 
 
 def _position(name: str, header: list[str], *, setting: str, file: Path, site: str) -> int:
@@ -214,81 +199,3 @@ def _position(name: str, header: list[str], *, setting: str, file: Path, site: s
     semicolons = len(header) == 1 and ";" in header[0]
     hint = "; the fields seem to be separated by ';', expected ','" if semicolons else ""
     raise DataError(f"site '{site}': file '{file.name}' has no column '{name}'{setting}{hint}")
-
-
-class _Encoder:
-    """Turns the cells of one row into features and a label."""
-
-    def __init__(self, task: TableTask) -> None:
-        self._task = task
-        self._label = _codes(task.classes)
-        self._categories = {
-            name: _codes(column.values) for name, column in task.columns.items() if isinstance(column, CategoryColumn)
-        }
-
-    def __call__(self, cells: Mapping[str, str]) -> tuple[list[float], float]:
-        """Return the features and the label of a row.
-
-        Raises:
-            _MissingCell: a cell is missing that is not filled later, whatever the other cells hold.
-            _BadCell: a value that is not a number, not a known category or not a known class.
-        """
-        known = (*self._task.columns, self._task.label)
-        missing = [name for name in known if self._is_missing(name, cells[name])]
-        if missing and (self._task.missing != "impute" or self._task.label in missing):
-            raise _MissingCell(f"column '{missing[0]}': the value is missing")
-        features: list[float] = []
-        for name, column in self._task.columns.items():
-            if name in missing:
-                features.extend([math.nan] * (1 if isinstance(column, NumberColumn) else len(column.values) - 1))
-            elif isinstance(column, NumberColumn):
-                features.append(_finite(cells[name], f"column '{name}'"))
-            else:
-                code = _code(self._categories[name], cells[name], f"column '{name}'", column.values)
-                features.extend(float(code == other) for other in range(1, len(column.values)))
-        return features, self._read_label(cells[self._task.label])
-
-    def _read_label(self, text: str) -> float:
-        """Return a class's place, or a number as the model answers it."""
-        where, number = f"label column '{self._task.label}'", self._task.regression
-        if number is None:
-            return _code(self._label, text, where, self._task.classes)
-        answer = (_finite(text, where) - number.center) / number.scale
-        if not abs(answer) <= _LARGEST:
-            raise _BadCell(f"{where}: expected a number that task.regression.scale leaves finite, got a larger one")
-        return answer
-
-    def _is_missing(self, name: str, text: str) -> bool:
-        codes = self._label if name == self._task.label else self._categories.get(name, {})
-        return text.casefold() in MISSING and text not in codes
-
-
-def _finite(text: str, where: str) -> float:
-    value = number_in(text)
-    if value is None:
-        raise _BadCell(f"{where}: expected a number, got text")
-    if not abs(value) <= _LARGEST:
-        raise _BadCell(f"{where}: expected a finite number, got one that is infinite or too large")
-    return value
-
-
-def _codes(values: tuple[str, ...]) -> Places:
-    """Map each value, and the number it reads as, to its place: a cell "1.0" is the value "1"."""
-    codes: dict[str | float, int] = {}
-    for place, value in enumerate(values):
-        number = number_in(value)
-        if number is not None and math.isfinite(number):
-            codes.setdefault(number, place)
-    return codes | {value: place for place, value in enumerate(values)}
-
-
-def _code(codes: Places, text: str, where: str, values: tuple[str, ...]) -> int:
-    if text in codes:
-        return codes[text]
-    number = number_in(text)
-    if number is not None and number in codes:
-        return codes[number]
-    same = [value for value in values if value.casefold() == text.casefold()]
-    seen = "text" if number is None else "a number"
-    hint = f"; upper and lower case differ from '{same[0]}'" if same else ""
-    raise _BadCell(f"{where}: expected one of {list(values)}, got {seen} that is not among them{hint}")

@@ -7,12 +7,13 @@ import numpy as np
 import torch
 
 from consilium.client.data.base import RawData, Reader
+from consilium.client.data.feature_arrays import in_columns
 from consilium.client.data.parts import TEST, TRAIN, beside, index_file
 from consilium.client.data.split import Indices, Split, split_rows
 from consilium.common.data.groups import coded, digest_of, first_of_pictures, groups_of, numbered, telling_rows
 from consilium.common.errors import DataError
 from consilium.common.study.site import DataConfig
-from consilium.common.study.task import ImageTask, Task
+from consilium.common.study.task import FeaturesTask, ImageTask, Task
 from consilium.common.study.training import SplitConfig
 
 LEAST_TEST_PATIENTS = 2
@@ -44,7 +45,12 @@ def read_whole(read: Reader, config: DataConfig, task: Task, split: SplitConfig,
         )
     except DataError as error:
         raise DataError(f"{error} (the study's common test set, task.test = '{task.test}')") from error
-    return _joined(own, _with_patients(test, split), split, pictures=isinstance(task, ImageTask), site=site)
+    return _joined(own, _with_patients(test, split), split, pictures=_as_pictures(task), site=site)
+
+
+def _as_pictures(task: Task) -> bool:
+    """Return whether examples are compared as a whole, and not column by column."""
+    return isinstance(task, ImageTask) or (isinstance(task, FeaturesTask) and not in_columns(task))
 
 
 def read_from(config: DataConfig, task: Task, split: SplitConfig) -> list[Path]:

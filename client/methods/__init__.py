@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from consilium.client.methods.apfl import Apfl
-from consilium.client.methods.contract import Budget, Memory, Method, Outcome, extended
+from consilium.client.methods.contract import Budget, Memory, Method, Outcome, extended, rebuilt
 from consilium.client.methods.ditto import Ditto
 from consilium.client.methods.fedala import FedAla
 from consilium.client.methods.fedavg import FedAvg
@@ -27,6 +27,7 @@ from consilium.client.methods.pfedme import PFedMe
 from consilium.client.methods.reptile import Reptile
 from consilium.client.methods.scaffold import Scaffold
 from consilium.common.study.methods import MethodConfig
+from consilium.common.study.parts import implementation_of
 
 METHODS: Mapping[str, type[Method]] = {
     "local": Local,
@@ -56,8 +57,13 @@ METHODS: Mapping[str, type[Method]] = {
 
 
 def build_method(config: MethodConfig) -> Method:
-    """Return the method that a study names, with its settings."""
-    return METHODS[config.kind](**config.model_dump(exclude={"kind"}))
+    """Return the method that a study names, built in or of a package of one's own, with its settings.
+
+    Raises:
+        ConfigError: the package may not be used here, or cannot be imported.
+    """
+    method: type[Method] = METHODS.get(config.kind) or implementation_of("methods", config.kind)
+    return method(**config.model_dump(exclude={"kind"}))
 
 
-__all__ = ["METHODS", "Budget", "Memory", "Method", "Outcome", "build_method", "extended"]
+__all__ = ["METHODS", "Budget", "Memory", "Method", "Outcome", "build_method", "extended", "rebuilt"]

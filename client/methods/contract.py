@@ -10,8 +10,9 @@ from typing import Protocol, runtime_checkable
 
 from torch import nn
 
-from consilium.client.models import Model
+from consilium.client.models import Model, set_weights
 from consilium.client.training.work import LocalWork
+from consilium.common.errors import ModelError
 from consilium.common.weights.arrays import Array, Weights
 
 Memory = Mapping[str, Array]
@@ -88,6 +89,38 @@ class Extends(Protocol):
     def extended(self, model: Model, input_shape: tuple[int, ...]) -> Model:
         """Return the model with these buffers, registered in its module; an example has `input_shape`."""
         ...
+
+
+@runtime_checkable
+class Rebuilds(Protocol):
+    """A method that serves another module than the study's model."""
+
+    def rebuilt(self, model: Model, arrays: Weights) -> nn.Module:
+        """Return what `personalise` returned, from a new model and all arrays of the served one; no training data."""
+        ...
+
+
+def rebuilt(method: Method, model: Model, arrays: Weights) -> nn.Module:
+    """Return what a method served, from a new (and extended) model and the arrays of the served module.
+
+    Law: it answers as the module that `personalise` returned.
+
+    Raises:
+        ModelError: the arrays are not those of such a module.
+    """
+    return method.rebuilt(model, arrays) if isinstance(method, Rebuilds) else filled(model.module, arrays)
+
+
+def filled(module: nn.Module, arrays: Weights) -> nn.Module:
+    """Put arrays into a module and return it.
+
+    Raises:
+        ModelError: an array of the module is not there, or one is there that the module does not have.
+    """
+    if absent := sorted(set(module.state_dict()) - set(arrays)):
+        raise ModelError(f"array '{absent[0]}' is not there, expected all {len(module.state_dict())} of the model")
+    set_weights(module, arrays)
+    return module
 
 
 def extended(method: Method, model: Model, input_shape: tuple[int, ...]) -> Model:

@@ -26,12 +26,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from consilium.client.methods.contract import Budget, Memory, Outcome
+from consilium.client.methods.contract import Budget, Memory, Outcome, filled
 from consilium.client.models import Model, Shifted, head_layer, num_features
 from consilium.client.training.evaluation import loss_of
 from consilium.client.training.loop import train
 from consilium.client.training.work import LocalWork
 from consilium.common.errors import ModelError
+from consilium.common.weights.arrays import Weights
 
 MEAN, KNOWN, SHIFT = "dbe_mean", "dbe_known", "shift"
 
@@ -89,6 +90,10 @@ class FedDbe:
     def personalise(self, model: Model, memory: Memory, work: LocalWork) -> nn.Module:
         """Serve the received model with the site's shift, 0 before it was trained."""
         return _shifted(model, memory)
+
+    def rebuilt(self, model: Model, arrays: Weights) -> nn.Module:
+        """Return the model with the shift that its file holds."""
+        return filled(_shifted(model, {}), arrays)
 
 
 def _shifted(model: Model, memory: Memory) -> Shifted:

@@ -19,12 +19,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from consilium.client.methods.contract import Budget, Memory, Outcome
+from consilium.client.methods.contract import Budget, Memory, Outcome, filled
 from consilium.client.models import Model, TwoExtractors, get_weights, head_layer, set_weights
 from consilium.client.training.loop import begin, train
 from consilium.client.training.work import LocalWork
 from consilium.common.errors import ModelError
-from consilium.common.weights.arrays import under, with_prefix
+from consilium.common.weights.arrays import Weights, under, with_prefix
 
 KEPT = "own/"
 
@@ -65,6 +65,11 @@ class Fenda:
     def personalise(self, model: Model, memory: Memory, work: LocalWork) -> nn.Module:
         """Serve the received extractor and the site's own under the site's head."""
         return TwoExtractors(model.module, _second(model, memory).module)
+
+    def rebuilt(self, model: Model, arrays: Weights) -> nn.Module:
+        """Return both extractors; arrays that no site trains are in the file once."""
+        shared = with_prefix(under(arrays, "model."), "own.")
+        return filled(TwoExtractors(model.module, copy.deepcopy(model.module)), {**shared, **arrays})
 
 
 def _second(model: Model, memory: Memory) -> Model:

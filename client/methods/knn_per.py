@@ -15,14 +15,17 @@ it stays at the site as the examples themselves do, and is as sensitive.
 
 from dataclasses import dataclass
 
+import numpy as np
+import torch
 from torch import nn
 
 from consilium.client.data import Examples
-from consilium.client.methods.contract import Budget, Memory, Outcome
+from consilium.client.methods.contract import Budget, Memory, Outcome, filled
 from consilium.client.models import Model, WithNeighbours
 from consilium.client.training.evaluation import loss_of
 from consilium.client.training.loop import train
 from consilium.client.training.work import LocalWork
+from consilium.common.weights.arrays import Weights
 
 MIXES = tuple(tenth / 10 for tenth in range(11))
 """The mixes that the tuning tries."""
@@ -51,9 +54,14 @@ class KnnPer:
 
     def personalise(self, model: Model, memory: Memory, work: LocalWork) -> nn.Module:
         """Return the received model together with the features of the site's training examples."""
-        served = WithNeighbours(model, work.examples.x, work.examples.y, neighbours=self.neighbours)
+        served = WithNeighbours.of_examples(model, work.examples.x, work.examples.y, neighbours=self.neighbours)
         served.mix.fill_(_tuned(served, work.validation) if self.mix is None else self.mix)
         return served
+
+    def rebuilt(self, model: Model, arrays: Weights) -> nn.Module:
+        """Return the model with the features that its file holds."""
+        features, classes = (torch.from_numpy(np.array(arrays[name])) for name in ("features", "classes"))
+        return filled(WithNeighbours(model, features, classes, neighbours=self.neighbours), arrays)
 
 
 def _tuned(served: WithNeighbours, validation: Examples) -> float:

@@ -1,6 +1,6 @@
 """Models of a site: built by name, split into backbone and head, with pretrained weights."""
 
-from consilium.client.models.build import Model, build_model, get_weights, set_weights, train_mode
+from consilium.client.models.build import Model, build_model, get_weights, marked, set_weights, train_mode
 from consilium.client.models.devices import device_of
 from consilium.client.models.division import Names, divide
 from consilium.client.models.features import TwoExtractors, WithNeighbours, flattened, head_layer, watched
@@ -24,6 +24,7 @@ __all__ = [
     "get_weights",
     "head_layer",
     "load_pretrained",
+    "marked",
     "num_features",
     "set_weights",
     "train_mode",

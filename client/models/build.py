@@ -1,5 +1,6 @@
 """Build a model by name, say which of its arrays are head, BatchNorm and trainable, and move weights in and out."""
 
+import copy
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,9 +11,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from consilium.client.models.given import OWN, given_as
+from consilium.client.models.heads import with_hidden_layers
+from consilium.client.models.own import build_own
 from consilium.client.models.pretrained import load_pretrained
 from consilium.client.models.small import SMALL_NAMES, build_small, check_images
-from consilium.common.errors import ModelError
+from consilium.common.errors import ModelError, clean
+from consilium.common.seeds import seed_for
 from consilium.common.study.training import ModelConfig
 from consilium.common.weights.arrays import Array, Weights
 
@@ -80,17 +85,39 @@ def build_model(
     _check_input(config.name, module, input_shape)
     if config.pretrained is not None:
         load_pretrained(module, name=config.name, head=head, config=config.pretrained, weights_dir=weights_dir)
+    if config.head is not None:  # after the weights: a file's names are those of the model with one linear layer
+        head = with_hidden_layers(module, head, config.head, name=config.name, seed=seed_for(seed, "head"))
+    return marked(module, head, config.trainable, config.batch_norm)
+
+
+def marked(
+    module: nn.Module,
+    head: frozenset[str],
+    part: Literal["all", "head", "last_block"] = "all",
+    policy: Literal["average", "local", "freeze"] = "average",
+) -> Model:
+    """Return a module with what its arrays are; only the part that is trained gets gradients.
+
+    Args:
+        head: the state_dict names of its head.
+        part: what is trained, as `model.trainable`.
+        policy: what becomes of BatchNorm, as `model.batch_norm`.
+    """
     batch_norm = _batch_norm_names(module)
-    trainable = _trainable(module, head, config.trainable) - (batch_norm if config.batch_norm == "freeze" else set())
+    trainable = _trainable(module, head, part) - (batch_norm if policy == "freeze" else set())
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(name in trainable)
-    return Model(module, head, batch_norm, trainable, tuple(module.state_dict()), config.batch_norm)
+    return Model(module, head, batch_norm, trainable, tuple(module.state_dict()), policy)
 
 
 def _build(config: ModelConfig, input_shape: tuple[int, ...], num_outputs: int) -> tuple[nn.Module, frozenset[str]]:
     name = config.name
+    if name.startswith(OWN):
+        return _copied(config)
     if name in SMALL_NAMES:
         return build_small(name, input_shape=input_shape, num_outputs=num_outputs, hidden=config.hidden)
+    if (own := build_own(config, input_shape=input_shape, num_outputs=num_outputs)) is not None:
+        return own
     from consilium.client.models import vision  # here, because a table study needs no torchvision
 
     known = [*SMALL_NAMES, *vision.vision_names()]
@@ -102,6 +129,19 @@ def _build(config: ModelConfig, input_shape: tuple[int, ...], num_outputs: int) 
     if input_shape[0] != 3:
         raise ModelError(f"model '{name}' needs images of 3 channels, got {input_shape[0]}: set task.channels = 3")
     return vision.build_vision(name, num_outputs=num_outputs)
+
+
+def _copied(config: ModelConfig) -> tuple[nn.Module, frozenset[str]]:
+    """Return a copy of a module that was given along, and its head."""
+    if (given := given_as(config.name)) is None:
+        raise ModelError(
+            f"model '{clean(config.name)}' is a torch module of somebody's own, which is not in any file: give it "
+            "along in Python (model=...)"
+        )
+    for setting in ("pretrained", "head"):
+        if getattr(config, setting) is not None:
+            raise ModelError(f"model '{config.name}' begins with its own weights: leave model.{setting} out")
+    return copy.deepcopy(given.module), given.head
 
 
 def _check_input(name: str, module: nn.Module, input_shape: tuple[int, ...]) -> None:

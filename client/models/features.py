@@ -10,6 +10,8 @@ from torch.nn import functional
 from consilium.client.models.build import Model
 
 _BATCH = 512
+_FASTEST, _ONE_WAY = "use_mm_for_euclid_dist_if_necessary", "donot_use_mm_for_euclid_dist"
+"""How torch computes distances."""
 _LEAST = 1e-7
 """Probabilities are kept this far from 0, so that every loss is finite."""
 
@@ -17,6 +19,12 @@ _LEAST = 1e-7
 def head_layer(model: Model) -> str:
     """Return the path of the module that owns the head; empty for a model that is one module (`linear`)."""
     return next(name for name in model.names if name in model.head).rpartition(".")[0]
+
+
+def num_outputs(model: Model) -> int:
+    """Return how many numbers the model answers per example: the length of its head's last array."""
+    last = [name for name in model.names if name in model.head][-1]
+    return int(model.module.state_dict()[last].shape[0])
 
 
 @contextmanager
@@ -58,7 +66,7 @@ class WithNeighbours(nn.Module):
 
     Args:
         model: stays the same module; must not be trained while this one is in use.
-        x, y: the examples to remember, at least one.
+        features, classes: `(N, D)` and `(N,)` of the examples to remember, at least one.
         neighbours: how many vote; all examples, where there are fewer.
     """
 
@@ -66,15 +74,22 @@ class WithNeighbours(nn.Module):
     classes: Tensor
     mix: Tensor
 
-    def __init__(self, model: Model, x: Tensor, y: Tensor, *, neighbours: int) -> None:
+    def __init__(self, model: Model, features: Tensor, classes: Tensor, *, neighbours: int) -> None:
         super().__init__()
-        self.model, self._owner, self._neighbours = model.module, head_layer(model), min(neighbours, len(y))
+        self.model, self._owner, self._neighbours = model.module, head_layer(model), min(neighbours, len(classes))
+        self._one_logit = num_outputs(model) == 1
+        self.register_buffer("features", features)
+        self.register_buffer("classes", classes.clone())
+        self.register_buffer("mix", torch.zeros((), dtype=torch.float64, device=features.device))
         self.eval()
-        seen = [self.see(part) for part in torch.split(x, _BATCH)]
-        self._one_logit = seen[0][0].shape[1] == 1
-        self.register_buffer("features", torch.cat([features for _, features in seen]))
-        self.register_buffer("classes", y.clone())
-        self.register_buffer("mix", torch.zeros((), dtype=torch.float64, device=x.device))
+
+    @classmethod
+    def of_examples(cls, model: Model, x: Tensor, y: Tensor, *, neighbours: int) -> "WithNeighbours":
+        """Return the model with what its head is given for examples `x` `(N, ...)` of classes `y` `(N,)`."""
+        model.module.eval()
+        with watched(model.module, owner := head_layer(model)) as ask, torch.no_grad():
+            features = torch.cat([flattened(ask(part)[1], owner) for part in torch.split(x, _BATCH)])
+        return cls(model, features, y, neighbours=neighbours)
 
     @torch.no_grad()
     def see(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,6 +101,8 @@ class WithNeighbours(nn.Module):
     @torch.no_grad()
     def parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return p_near and p_model, each `(B, C)` in float64."""
+        if torch.compiler.is_exporting():  # a program for any B has no loop over parts of a batch
+            return self._parts(x)
         found = [self._parts(part) for part in torch.split(x, _BATCH)]
         return torch.cat([near for near, _ in found]), torch.cat([whole for _, whole in found])
 
@@ -94,7 +111,9 @@ class WithNeighbours(nn.Module):
         if self._one_logit:
             logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
         # In float64, as distances of close points are small differences of large numbers.
-        distances, nearest = torch.cdist(features.double(), self.features.double()).topk(
+        # A program for any B has one way to compute them; torch has another one from 26 rows on.
+        way = _ONE_WAY if torch.compiler.is_exporting() else _FASTEST
+        distances, nearest = torch.cdist(features.double(), self.features.double(), compute_mode=way).topk(
             self._neighbours, dim=1, largest=False
         )
         # Relative to the nearest: far from all examples, every exp(-distance) would be 0.

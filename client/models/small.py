@@ -7,8 +7,10 @@ from torch import Tensor, nn
 
 from consilium.client.models.resnet20 import ResNet20
 from consilium.common.errors import ModelError
+from consilium.common.study.models import SMALL_NAMES
 
-SMALL_NAMES = ("small_cnn", "resnet20", "mlp", "mlp_bn", "linear")
+__all__ = ["SMALL_NAMES", "FlatLinear", "build_small", "check_images", "mlp", "small_cnn"]
+
 HIDDEN = (32,)
 """Sizes of the hidden layers of `mlp` and `mlp_bn` where the study names none."""
 

@@ -5,6 +5,7 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
+from consilium.client.operations.site_template import TEMPLATE
 from consilium.common.errors import ConfigError, ConnectionRefused, StateError
 from consilium.common.host.certificates import check_site_certificate, fingerprint_of_certificate
 from consilium.common.host.files import write_atomically
@@ -16,52 +17,6 @@ from consilium.common.study.load import load_site, parse_site, setting
 from consilium.common.study.site import SiteConfig
 
 SETTINGS, KEY, STUDY, BUNDLE = "site.toml", "site.key", "study.toml", "bundle.json"
-
-_TEMPLATE = """\
-# This site's own settings. The file never leaves this machine. Paths are relative to it.
-
-# The site's name and the server, as agreed with the study's coordinator.
-{name}
-{server}
-
-# Whom this site trusts as the server; 'consilium site accept' writes it.
-ca_certificate = "ca.pem"
-
-# This site's private key. Nobody ever needs it but this machine; the coordinator gets site.csr.
-private_key = "site.key"
-
-# This site's certificate and the key that orders are signed with; 'consilium site accept' writes both.
-certificate = "site.pem"
-study_key = "study.pub"
-
-# Personal models and the log of what was answered. Back this folder up together with the key.
-state_dir = "state"
-
-# Put weights files that a study asks for here.
-weights_dir = "weights"
-
-# Training: "auto" takes a GPU where there is one; how many processor threads it may use.
-device = "auto"
-threads = 1
-
-# What the coordinator may see beyond the necessary: examples per class; count, sum and sum of squares per number column
-# or image channel, for one scale of all sites; whole error sentences (may hold file names).
-share_class_counts = false
-share_scale = true
-share_error_details = false
-
-# Metrics for Prometheus, e.g. "127.0.0.1:9095".
-{metrics}
-
-[data]
-# "images": a folder with one sub-folder per class. "table": a .csv or .parquet file or a folder of them.
-# "arrays": an .npz file with images x and class numbers y, or a folder with one.
-{kind}
-{path}
-
-# How many unusable files or rows may be left out.
-max_skipped = 0
-"""
 
 
 @dataclass(frozen=True)
@@ -105,7 +60,7 @@ def init_site(
                 f"'{file}' exists already and is not overwritten: to change a setting, edit '{folder.settings}'; for "
                 "another site, choose another --folder"
             )
-    text = _TEMPLATE.format(
+    text = TEMPLATE.format(
         name=setting("name", name),
         server=setting("server", server),
         kind=setting("kind", kind),
@@ -128,10 +83,13 @@ def init_site(
     return fingerprint(read_public_key(public))
 
 
-def accept_bundle(folder: SiteFolder, path: Path) -> Bundle:
+def accept_bundle(folder: SiteFolder, path: Path, *, exactly: bool = False) -> Bundle:
     """Take over the coordinator's bundle: whom to trust, this site's certificate, the server's address, the study.
 
     A bundle for a key that is to replace this site's key leaves the certificate of the present one in force.
+
+    Args:
+        exactly: set `accept_ranges = false`: no other values than those of the study are obeyed.
 
     Raises:
         ConfigError: a damaged bundle, or one for another site or another key, or with a certificate that is not this
@@ -147,6 +105,7 @@ def accept_bundle(folder: SiteFolder, path: Path) -> Bundle:
     changed = _with_server(text, bundle.server)
     if tomllib.loads(changed)["server"] != bundle.server:
         raise ConfigError(f"server: set it to '{bundle.server}' and accept the bundle again ({folder.settings})")
+    changed = _without_ranges(changed, folder.settings) if exactly else changed
     write_atomically(config.ca_certificate, bundle.ca_certificate.encode())
     write_atomically(config.study_key, bundle.study_key.encode())
     write_atomically(certificate, bundle.certificate.encode())
@@ -271,3 +230,22 @@ def public_part(key: Path) -> Path:
 def _with_server(text: str, server: str) -> str:
     """Return a site.toml's text with another server; comments and the rest stay."""
     return re.sub(r"^server\s*=.*$", lambda _: setting("server", server), text, count=1, flags=re.MULTILINE)
+
+
+def _without_ranges(text: str, source: Path) -> str:
+    """Return a site.toml's text with `accept_ranges = false`; comments and the rest stay.
+
+    Raises:
+        ConfigError: it is set in a way that a line cannot replace.
+    """
+    line, before = "accept_ranges = false", tomllib.loads(text)
+    changed, found = re.subn(r"^accept_ranges\s*=.*$", line, text, count=1, flags=re.MULTILINE)
+    if not found:
+        changed = f"{line}\n\n{text}"
+    try:
+        after = tomllib.loads(changed)
+    except tomllib.TOMLDecodeError:
+        after = {}
+    if after != before | {"accept_ranges": False}:
+        raise ConfigError(f"accept_ranges: set it to false in place of its table, then accept the bundle ({source})")
+    return changed

@@ -1,46 +1,60 @@
-"""The study that a site has accepted, `study.toml` in the folder of its settings: no other one is obeyed."""
+"""The study that a site has accepted, `study.toml` in the folder of its settings: no other one is obeyed.
+
+Where the study came with ranges, and this site's settings take them, a study that differs inside them is obeyed too.
+"""
 
 import functools
 from pathlib import Path
 
-from consilium.common.errors import ConfigError
+from consilium.common.errors import ConfigError, listed
+from consilium.common.study.acceptance import Ranges, compare, narrowed, ranges_of
 from consilium.common.study.load import load_study
+from consilium.common.study.site import SiteConfig
 from consilium.common.study.study import StudyConfig
 
-COORDINATORS = frozenset({"join_timeout_seconds"})
-"""Settings of a study that change nothing at a site."""
 _MOST_STUDIES = 64
 """How many accepted studies one process keeps in memory."""
+_MOST_DIFFERENCES = 8
+"""How many differing settings a sentence names."""
 
 
-def check_accepted(settings: Path, study: StudyConfig) -> None:
-    """Refuse a study other than the accepted one, if this site has accepted one.
+def check_accepted(settings: Path, config: SiteConfig, study: StudyConfig) -> dict[str, str]:
+    """Refuse a study other than the accepted one and those inside its ranges, if this site has accepted one.
 
     Args:
-        settings: the site's `site.toml`.
+        settings: the site's `site.toml`, and `config` what it says.
         study: as this site sees it.
 
+    Returns:
+        The settings that differ from the accepted ones inside their ranges, each with the value asked for and what was
+        accepted.
+
     Raises:
-        ConfigError: names the settings that differ.
+        ConfigError: names the settings that differ, with the value asked for and what was accepted. It goes to the
+            server, so it says nothing that is in this site's settings alone.
     """
     path = settings.parent / "study.toml"
     if not path.is_file():
-        return
+        return {}
     at = path.stat()
-    view = _accepted(path, study.sites[0], at.st_mtime_ns, at.st_size)
+    accepted, ranges = _accepted(path, at.st_mtime_ns, at.st_size)
+    site = study.sites[0]
+    view = accepted.seen_by(site) if site in accepted.sites else accepted
     if view == study:
-        return
-    accepted, asked = view.model_dump(), study.model_dump()
-    if differing := sorted(key for key in asked if asked[key] != accepted[key] and key not in COORDINATORS):
+        return {}
+    ranges = narrowed(ranges, config.accept_ranges, source=str(settings))
+    differences = compare(view, study, ranges)
+    if outside := [each.words(ranges) for each in differences if not each.inside]:
         raise ConfigError(
             "the server asks for another study than the one this site accepted; they differ in "
-            f"{', '.join(differing)}; if that is as agreed, the coordinator runs 'consilium server approve' with the "
-            "new --study, and this site accepts the new bundle"
+            f"{listed(outside, _MOST_DIFFERENCES, 'settings')}; if that is as agreed, the coordinator runs "
+            "'consilium server approve' with the new --study, and this site accepts the new bundle"
         )
+    return {each.path: each.words(ranges).removeprefix(f"{each.path} ").strip("()") for each in differences}
 
 
 @functools.lru_cache(maxsize=_MOST_STUDIES)
-def _accepted(path: Path, site: str, _changed: int, _size: int) -> StudyConfig:
-    """Return the accepted study as a site sees it; read again when the file has changed."""
+def _accepted(path: Path, _changed: int, _size: int) -> tuple[StudyConfig, Ranges]:
+    """Return the accepted study with its ranges; read again when the file has changed."""
     study = load_study(path)
-    return study.seen_by(site) if site in study.sites else study
+    return study, ranges_of(study, source=str(path))

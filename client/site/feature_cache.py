@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -63,7 +63,7 @@ class FeatureCache:
                 self._keep(path, features)
         device = data.train.x.device
         train, validation, test = (getattr(data, name).with_inputs(features[name].to(device)) for name in _PARTS)
-        return parted.tail, SiteData(train, validation, test, data.card)
+        return parted.tail, replace(data, train=train, validation=validation, test=test)
 
     def _key(self, model: Model, parted: Cut) -> str:
         frozen = digest(get_weights(model.module, sorted(set(model.names) - set(parted.tail.names))))

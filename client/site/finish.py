@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from consilium.client.data import Examples
+from consilium.client.served.write import Origin
 from consilium.client.site.baseline import serving_alone, train_alone
 from consilium.client.site.kept import Best, Kept
 from consilium.client.site.learner import Learner, check_metrics
@@ -17,6 +18,7 @@ from consilium.client.site.received import Received
 from consilium.client.site.state_folder import StateFolder
 from consilium.client.training.evaluation import Evaluation, evaluate
 from consilium.common.errors import ProtocolError
+from consilium.common.model import Served
 from consilium.common.protocol.counts import PatientCounts, TestCounts
 from consilium.common.protocol.patients import Patients
 from consilium.common.protocol.plans import FinishPlan
@@ -25,13 +27,13 @@ from consilium.common.weights.arrays import Array, Weights, digest
 
 @dataclass(frozen=True, eq=False)
 class TestReading:
-    """Every model's answers to the test examples, by the model's name, and all arrays of the one that is served."""
+    """Every model's answers to the test examples, by the model's name, and all arrays of those that are written."""
 
     __test__ = False  # not a test of pytest's
 
     evaluations: Mapping[str, Evaluation]
     best: Mapping[str, Evaluation]
-    served: Weights
+    arrays: Mapping[Served, Weights]
 
 
 def read_test_once(
@@ -49,7 +51,9 @@ def read_test_once(
     weights = _digest(received, kept)
     earlier = readings.check(weights=weights, round_number=plan.round)
     reading = _read(learner, plan, received, kept)
-    folder.save_served(reading.served, _notes(learner, plan))
+    origin = _origin(learner, folder, plan)
+    for served, arrays in reading.arrays.items():
+        origin.save(folder.models / served, served, arrays, reading.evaluations[served], test)
     folder.save_scores(_scores(learner, reading))
     counts = earlier or _counts(_right(learner, reading), test.groups)
     readings.note(counts, run=plan.run, weights=weights, round_number=plan.round)
@@ -66,20 +70,24 @@ def _digest(received: Received, kept: Kept) -> str:
 
 def _read(learner: Learner, plan: FinishPlan, received: Received, kept: Kept) -> TestReading:
     test, work = learner.data.test, learner.work(plan.round + 1)
-    evaluations = dict[str, Evaluation]()
+    evaluations, arrays = dict[str, Evaluation](), dict[Served, Weights]()
+
+    def read(name: Served, module: nn.Module) -> None:
+        evaluations[name] = evaluate(module, test)
+        if name in learner.written:
+            arrays[name] = learner.whole(module)
+
     with learner.holding(received.weights, kept.personal) as module:
         if not learner.names.personal:
-            evaluations["global"] = evaluate(module, test)
-        served = learner.method.personalise(learner.model, kept.method, work)
-        evaluations["personal"] = evaluate(served, test)
-        whole = learner.whole(served)
+            read("global", module)
+        read("personal", learner.method.personalise(learner.model, kept.method, work))
     if learner.study.local_baseline:
         alone = train_alone(learner, kept.alone, rounds=plan.asked)
         with serving_alone(learner, alone, work) as module:
-            evaluations["local"] = evaluate(module, test)
+            read("local", module)
     models = {"personal": kept.best, "local": kept.best_alone}
     best = {model: _evaluated(learner, best, test) for model, best in models.items() if best and best.weights}
-    return TestReading(evaluations, best, whole)
+    return TestReading(evaluations, best, arrays)
 
 
 def _evaluated(learner: Learner, best: Best, test: Examples) -> Evaluation:
@@ -103,11 +111,17 @@ def _right(learner: Learner, reading: TestReading) -> dict[str, Tensor]:
     return right | {fields[model]: evaluation.right for model, evaluation in reading.evaluations.items()}
 
 
-def _notes(learner: Learner, plan: FinishPlan) -> dict[str, str]:
-    """Return the notes that a user of the served model needs: names, order, units and scale of its inputs."""
-    task = learner.study.task.model_dump_json(exclude_none=True)
-    scale = {} if learner.scale is None else {"scale": learner.scale.model_dump_json()}
-    return {"study": learner.study.name, "run": plan.run, "task": task, **scale}
+def _origin(learner: Learner, folder: StateFolder, plan: FinishPlan) -> Origin:
+    return Origin(
+        study=learner.study,
+        site=learner.site,
+        run=plan.run,
+        round=plan.round,
+        preparation=learner.data.preparation,
+        data_digest=folder.data,
+        num_train=len(learner.data.train),
+        summary=learner.summary,
+    )
 
 
 def _counts(right: Mapping[str, Tensor], groups: Tensor | None) -> TestCounts:

@@ -1,19 +1,21 @@
 """A site's own event log: its audit trail, and the source of its metrics."""
 
 import contextlib
+from collections.abc import Mapping
 
 from consilium.common.errors import StateError
 from consilium.common.events.log import EventLog
-from consilium.common.events.site import OF_THE_PLAN, PlanAnswered, PlanFailed
-from consilium.common.protocol.plans import Plan
+from consilium.common.events.site import OF_THE_PLAN, BundleAccepted, PlanAnswered, PlanFailed, StudyAsked
+from consilium.common.protocol.plans import Plan, study_digest
 from consilium.common.protocol.replies import Reply, RoundReply
+from consilium.common.study.bundle import Bundle
 from consilium.common.study.site import SiteConfig
 from consilium.common.study.study import StudyConfig
 from consilium.common.study.training import TrainingConfig
 
 
 def event_log(config: SiteConfig) -> EventLog:
-    """Return the event log of a site: every plan that was answered, and every one that failed."""
+    """Return the event log of a site: what it accepted, every plan that was answered, and every one that failed."""
     return EventLog(config.state_dir / "events.jsonl", {"site": config.name})
 
 
@@ -39,6 +41,34 @@ def note_answer(
         epochs=epochs_of(study.training, reply.num_examples) if isinstance(reply, RoundReply) else None,
         **reply.model_dump(mode="json", exclude=set(OF_THE_PLAN)),
     )
+    event_log(config).log(event)
+
+
+def note_study(config: SiteConfig, study: StudyConfig, *, run: str, changes: Mapping[str, str]) -> None:
+    """Write down which study a run begins with here.
+
+    Args:
+        changes: settings that differ from the accepted study's, with what was asked for and accepted.
+
+    Raises:
+        StateError: the folder is unwritable or the disk is full.
+    """
+    event_log(config).log(
+        StudyAsked(study=study.name, run=run, digest=study_digest(study), changes=dict(changes) or None)
+    )
+
+
+def note_bundle(config: SiteConfig, bundle: Bundle, *, study: str | None, ranges: Mapping[str, str]) -> None:
+    """Write down that a bundle was accepted.
+
+    Args:
+        study: name of the study in it.
+        ranges: in words, the settings that may later have other values.
+
+    Raises:
+        StateError: the folder is unwritable or the disk is full.
+    """
+    event = BundleAccepted(study=study, server=bundle.server, checksum=bundle.checksum(), ranges=dict(ranges) or None)
     event_log(config).log(event)
 
 

@@ -11,8 +11,10 @@ from consilium.client.data import SiteData
 from consilium.client.methods import Method
 from consilium.client.models import Model, Names, get_weights, set_weights
 from consilium.client.training.evaluation import evaluate
+from consilium.client.training.metrics import measure
 from consilium.client.training.work import LocalWork
 from consilium.common.errors import UpdateRejected
+from consilium.common.model import Served
 from consilium.common.seeds import seed_for
 from consilium.common.study.scale import Scale
 from consilium.common.study.study import StudyConfig
@@ -31,6 +33,8 @@ class Learner:
         frozen: arrays of the backbone in front of `model`, where that was cut off.
         scale: how the inputs were scaled.
         micro_batch_size: the site's limit of examples at a time.
+        written: the models that are written into folders at the end.
+        summary: of the training rows, for these folders.
     """
 
     site: str
@@ -43,6 +47,8 @@ class Learner:
     data: SiteData
     scale: Scale | None
     micro_batch_size: int | None
+    written: frozenset[Served] = frozenset()
+    summary: bytes | None = None
 
     @property
     def shared(self) -> dict[str, Array]:
@@ -82,11 +88,17 @@ class Learner:
         return round_number % self.study.evaluate_every == 0 or round_number == self.study.rounds
 
     def measured(self, model: str, module: nn.Module) -> dict[str, float]:
-        """Return loss and accuracy of a module on the validation examples as metrics of `model`; none without these."""
+        """Return loss, accuracy and the study's metrics of a module on the validation examples, as those of `model`.
+
+        None without validation examples.
+        """
         if not len(self.data.validation):
             return {}
-        evaluation = evaluate(module, self.data.validation)
-        return {f"{model}.loss": evaluation.loss, f"{model}.accuracy": evaluation.accuracy}
+        validation = self.data.validation
+        evaluation = evaluate(module, validation)
+        values = {"loss": evaluation.loss, "accuracy": evaluation.accuracy}
+        values |= measure(self.study.metrics, evaluation.logits, validation.y, self.study.task.number)
+        return {f"{model}.{name}": value for name, value in values.items()}
 
     def whole(self, served: nn.Module) -> dict[str, Array]:
         """Return all arrays of a served module, the frozen backbone's too, so that its file is complete by itself."""

@@ -32,11 +32,12 @@ NO_PART_OF_WHAT_IS_EVALUATED = frozenset(
         "max_examples",
         "join_timeout_seconds",
         "round_timeout_seconds",
+        "accept",
     }
 )
 """Settings that a study can change and still ask for the same reading of a test split: its name, its sites, how many
-of them and of their examples it takes, and its time limits. Every other setting changes which model is learned or
-measured."""
+of them and of their examples it takes, its time limits, and its ranges. Every other setting changes which model is
+learned or measured."""
 
 
 class Reading(Record):

@@ -11,6 +11,7 @@ from typing import Any
 
 from consilium.client.methods import build_method
 from consilium.client.models import device_of, divide
+from consilium.client.served.summary import summary_of
 from consilium.client.site.feature_cache import FEATURES, FeatureCache
 from consilium.client.site.finish import read_test_once
 from consilium.client.site.handshake import Origin, check_scale, read_origin
@@ -20,7 +21,7 @@ from consilium.client.site.readings import Readings
 from consilium.client.site.received import receive
 from consilium.client.site.round import play_round
 from consilium.client.site.state_folder import StateFolder, load_kept
-from consilium.client.site.versions import versions
+from consilium.client.site.versions import versions_in
 from consilium.common.codecs import Identity, Payload
 from consilium.common.errors import ProtocolError
 from consilium.common.protocol.plans import FinishPlan, HandshakePlan, InitialWeightsPlan, Plan, RoundPlan, ScalePlan
@@ -95,7 +96,7 @@ class Site:
         folder.save_study(self._study)
         return HandshakeReply(
             **_stamp(plan, began),
-            versions=versions(),
+            versions=versions_in(self._study, self._config),
             card=facts.card.model_copy(update={"test_readings": made, "test_readings_allowed": readings.allowed}),
             initial_digest=facts.initial_digest,
             shared_digest=facts.shared_digest,
@@ -155,6 +156,7 @@ class Site:
             self._facts = self._origin.facts
         model, initial = self._origin.model, self._origin.initial
         data = self._origin.data.scaled(scale).on_device(self._device)
+        summary = summary_of(self._origin.data).to_bytes() if self._config.models else None
         self._origin = None  # images are large; another run's scale, which is rare, reads them anew
         model.module.to(self._device)
         digest = f"{self._facts.data_digest} scaled by {data.scale}"
@@ -170,6 +172,8 @@ class Site:
             data=inputs,
             scale=data.scale,
             micro_batch_size=self._config.micro_batch_size,
+            written=frozenset(self._config.models),
+            summary=summary,
         )
 
 

@@ -26,7 +26,7 @@ from consilium.common.codecs.container import parts
 from consilium.common.errors import ProtocolError, StateError, clean
 from consilium.common.host.files import check_writable, write_atomically
 from consilium.common.protocol.counts import TestCounts
-from consilium.common.protocol.plans import FinishPlan, RoundPlan
+from consilium.common.protocol.plans import FinishPlan, RoundPlan, study_json
 from consilium.common.study.record import Record
 from consilium.common.study.scale import Scale
 from consilium.common.study.sentences import describe
@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 _PRIVATE = 0o600
 TEST_SCORES = "test-scores.safetensors"
 """File of a run's folder: the logits of every test example, which never leave the site."""
+MODELS = "models"
+"""Folder of a run's folder: a model's folder for each that the site's settings ask for."""
 STUDY = "study.json"
 """File of a run's folder: the study as this site saw it in the handshake."""
 SCALE = "scale.json"
@@ -76,7 +78,7 @@ class StateFolder:
         Raises:
             StateError: the folder is unwritable or the disk is full.
         """
-        path, content = self.path / STUDY, study.model_dump_json().encode()
+        path, content = self.path / STUDY, study_json(study).encode()
         if not path.is_file() or path.read_bytes() != content:
             write_atomically(path, content, mode=_PRIVATE)
 
@@ -191,11 +193,10 @@ class StateFolder:
         """Keep every model's logits `(N, outputs)` of the test examples, and their classes, for this site alone."""
         write_atomically(self.path / TEST_SCORES, parts(scores, form_of(scores)), mode=_PRIVATE)
 
-    def save_served(self, weights: Weights, notes: Mapping[str, str]) -> Path:
-        """Write the model this site serves as `personal.safetensors` and return its path."""
-        path = self.path / "personal.safetensors"
-        write_atomically(path, parts(weights, form_of(weights), notes=notes), mode=_PRIVATE)
-        return path
+    @property
+    def models(self) -> Path:
+        """The folder with a folder for each model that this site may serve."""
+        return self.path / MODELS
 
     def _manifest(self) -> dict[str, Any]:
         path = self.path / "manifest.json"

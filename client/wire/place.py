@@ -4,6 +4,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from consilium.common.host.address import parse_address
+
 
 @dataclass(frozen=True)
 class Place:
@@ -45,9 +47,9 @@ class Place:
     @property
     def host(self) -> str:
         """The server's name or address, without brackets."""
-        return self.server.rpartition(":")[0].strip("[]")
+        return parse_address(self.server, what="server").host
 
     @property
     def port(self) -> int:
         """The server's port."""
-        return int(self.server.rpartition(":")[2])
+        return parse_address(self.server, what="server").port

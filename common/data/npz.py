@@ -74,15 +74,15 @@ def read_npz(path: Path, names: Sequence[str], *, who: str, limit: int | None = 
         for name in names:
             if name not in held:
                 known = clean(", ".join(f"'{other}'" for other in sorted(held)[:20])) or "none"
-                raise DataError(f"{who}: file '{path.name}' has no array '{name}', its arrays are: {known}")
+                raise DataError(f"{who}: file '{clean(path.name)}' has no array '{name}', its arrays are: {known}")
         size = sum(held[name].file_size for name in names)
         if size > allowed:
             raise DataError(
-                f"{who}: the arrays of file '{path.name}' unpack to {size} bytes, at most {allowed} are read"
+                f"{who}: the arrays of file '{clean(path.name)}' unpack to {size} bytes, at most {allowed} are read"
             )
         if size > MAX_GROWTH * path.stat().st_size:
-            raise DataError(f"{who}: file '{path.name}' is damaged: its arrays cannot unpack to {size} bytes")
-        where = {name: f"{who}: array '{name}' of file '{path.name}'" for name in names}
+            raise DataError(f"{who}: file '{clean(path.name)}' is damaged: its arrays cannot unpack to {size} bytes")
+        where = {name: f"{who}: array '{name}' of file '{clean(path.name)}'" for name in names}
         return {name: _read_array(archive, held[name], where=where[name]) for name in names}
 
 
@@ -111,14 +111,14 @@ def channels_last(x: Array, *, where: str) -> Array:
 def _opened(path: Path, *, who: str) -> Iterator[zipfile.ZipFile]:
     if not path.is_file():
         seen = "is not a file" if path.exists() else "does not exist"
-        raise DataError(f"{who}: file '{path}' {seen}")
+        raise DataError(f"{who}: file '{clean(str(path))}' {seen}")
     try:
         with zipfile.ZipFile(path) as archive:
             yield archive
     except OSError as error:
-        raise DataError(f"{who}: file '{path.name}' cannot be read: {error.strerror or error}") from error
+        raise DataError(f"{who}: file '{clean(path.name)}' cannot be read: {error.strerror or error}") from error
     except _FAULTS as error:
-        raise DataError(f"{who}: file '{path.name}' is not an .npz file (a zip archive of arrays)") from error
+        raise DataError(f"{who}: file '{clean(path.name)}' is not an .npz file (a zip archive of arrays)") from error
 
 
 def _read_array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, *, where: str) -> Array:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from consilium.common.errors import DataError
+from consilium.common.errors import DataError, clean
 
 MISSING = frozenset({"", "?", "na", "nan"})
 """Cells that are missing, in lower case."""
@@ -33,18 +33,18 @@ def csv_records(file: Path, *, who: str) -> Iterator[tuple[str, list[str]]]:
         _check_size(file, who=who)
         text = file.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise DataError(f"{who}: file '{file.name}' cannot be read: {error.strerror or error}") from error
+        raise DataError(f"{who}: file '{clean(file.name)}' cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{who}: file '{file.name}' is not UTF-8 text (byte {error.start})") from error
+        raise DataError(f"{who}: file '{clean(file.name)}' is not UTF-8 text (byte {error.start})") from error
     reader = csv.reader(io.StringIO(text), strict=True)
     line = 1
     try:
         for fields in reader:
-            if any(field.strip() for field in fields) or len(fields) > 1:
+            if len(fields) > 1 or any(map(str.strip, fields)):
                 yield f"line {line}", fields
             line = reader.line_num + 1
     except csv.Error as error:
-        raise DataError(f"{who}: file '{file.name}', line {line}: not valid CSV: {error}") from error
+        raise DataError(f"{who}: file '{clean(file.name)}', line {line}: not valid CSV: {error}") from error
 
 
 def parquet_records(
@@ -69,7 +69,7 @@ def parquet_records(
         DataError: pyarrow is not installed, the file is no Parquet file or damaged, or a column's type is neither
             number, boolean nor text.
     """
-    pa, pq = _pyarrow(where := f"{who}: file '{file.name}'")
+    pa, pq = _pyarrow(where := f"{who}: file '{clean(file.name)}'")
     try:
         _check_size(file, who=who)
         with pq.ParquetFile(file) as table:
@@ -132,7 +132,9 @@ def number_in(text: str) -> float | None:
 
 def _check_size(file: Path, *, who: str) -> None:
     if (size := file.stat().st_size) > MAX_FILE_BYTES:
-        raise DataError(f"{who}: file '{file.name}' has {size} bytes, at most {MAX_FILE_BYTES} are read; divide it")
+        raise DataError(
+            f"{who}: file '{clean(file.name)}' has {size} bytes, at most {MAX_FILE_BYTES} are read; divide it"
+        )
 
 
 def _is_readable(kind: Any, types: Any) -> bool:

@@ -63,6 +63,8 @@ class RunStarted(RunEvent):
     method: str
     strategy: str
     codec: str
+    metrics: tuple[str, ...] = Field(default=(), exclude_if=lambda metrics: not metrics)
+    """What sites measure in addition to loss and accuracy."""
 
 
 class SitesOnline(RunEvent):
@@ -83,6 +85,8 @@ class SitesAgreed(RunEvent):
     """The sites have the same versions, data schema and initial weights."""
 
     name = "agreed"
+    parts: dict[str, str] = Field(default_factory=dict, exclude_if=lambda parts: not parts)
+    """Packages of one's own that the study uses: name and version with the digest of its files."""
     sites: dict[str, SiteFacts]
 
 

@@ -80,6 +80,35 @@ class PlanFailed(SiteEvent):
 
 
 @dataclass(frozen=True, kw_only=True)
+class BundleAccepted(SiteEvent):
+    """A coordinator's bundle was accepted at the site."""
+
+    name = "bundle"
+    for_the_record = True
+    study: str | None
+    """Name of the study in it; None where it held none."""
+    server: str
+    checksum: str
+    """SHA-256 over everything in it; the check code is its beginning."""
+    ranges: dict[str, str] | None = None
+    """In words, settings that the study may later be run with other values of."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyAsked(SiteEvent):
+    """A run began here with a study that this site obeys: the accepted one, or one inside its ranges."""
+
+    name = "study"
+    for_the_record = True
+    study: str
+    run: str
+    digest: str
+    """SHA-256 of the study as this site sees it."""
+    changes: dict[str, str] | None = None
+    """Settings that differ from the accepted ones: what was asked for, and what was accepted."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class MessageAnswered(SiteEvent):
     """The ClientApp of a Flower app answered a message."""
 
@@ -94,5 +123,5 @@ class MessageAnswered(SiteEvent):
     bytes_up: int
 
 
-SITE_EVENTS = Vocabulary[SiteEvent](PlanAnswered, PlanFailed, MessageAnswered)
+SITE_EVENTS = Vocabulary[SiteEvent](PlanAnswered, PlanFailed, BundleAccepted, StudyAsked, MessageAnswered)
 """The events in a site's log."""

@@ -14,8 +14,8 @@ SUFFIXES = (".py", ".toml", ".md", ".json", ".yaml", ".yml", ".txt", ".cfg", ".i
 
 MAX_FILES, MAX_BYTES, MAX_DEPTH, MAX_NAME = 1_000, 16_000_000, 10, 200
 
-OURS = frozenset({"common", "server", "client", "consilium"})
-"""Packages that are loaded before an app is: a module of the app with such a name would never be found."""
+OURS = "consilium"
+"""The package that is loaded before an app is: a module of the app with its name would never be found."""
 
 _MAGIC = b"consilium app 1\0"
 
@@ -123,8 +123,8 @@ def check_names(files: Mapping[str, bytes], who: str) -> None:
     if len({name.casefold() for name in files}) < len(files):
         raise ConfigError(f"{who}: two files have names that differ only in small and capital letters")
     tops = {name.split("/")[0].removesuffix(".py") for name in files if name.endswith(".py")}
-    if taken := sorted(tops & OURS):
+    if OURS in tops:
         raise ConfigError(
-            f"{who}: its module '{taken[0]}' has the name of one of consilium's own packages and would not be found; "
-            "put it into a package of the app's own"
+            f"{who}: its module '{OURS}' has the name of the package that runs it and would not be found; put it into "
+            "a package of the app's own"
         )

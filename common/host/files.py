@@ -105,6 +105,11 @@ def only_one(file: Path, *, otherwise: str) -> Iterator[None]:
         os.close(descriptor)
 
 
+def with_home(path: str | Path) -> str:
+    """Return a path with the home folder in place of a `~` at its beginning; `~nobody` stays as it is."""
+    return os.path.expanduser(path)  # noqa: PTH111 # Path's own fails on `~nobody`
+
+
 def check_writable(folder: Path, *, what: str) -> None:
     """Check that a file can be written in `folder`, which is made if it is missing.
 

@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from consilium.common.errors import ConfigError, PortInUse
+from consilium.common.host.address import Address, parse_address
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ def serving(address: str, routes: Mapping[str, Route]) -> Iterator[str]:
     thread.start()
     host, port = server.server_address[:2]
     try:
-        yield f"http://[{host!s}]:{port}" if ":" in str(host) else f"http://{host!s}:{port}"
+        yield f"http://{Address(str(host), port)}"
     finally:
         server.shutdown()
         server.server_close()
@@ -49,11 +50,9 @@ def serving(address: str, routes: Mapping[str, Route]) -> Iterator[str]:
 
 
 def _bound(address: str, routes: Mapping[str, Route]) -> "_Server":
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65535:
-        raise ConfigError(f"the metrics' address must be host:port, got '{address}'")
+    wanted = parse_address(address, what="the metrics' address", free_port=True)
     try:
-        found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(wanted.host, wanted.port, type=socket.SOCK_STREAM)
     except OSError as error:
         raise ConfigError(f"the metrics' address '{address}' cannot be resolved: {error.strerror or error}") from error
     # IPv4 first: "localhost" resolves to both, and a scraper of 127.0.0.1 must reach it.
@@ -62,8 +61,8 @@ def _bound(address: str, routes: Mapping[str, Route]) -> "_Server":
         return _Server(family, place, routes)
     except OSError as error:
         raise PortInUse(
-            f"the metrics' address: port {port} on {host} cannot be used ({error.strerror or error}); choose another, "
-            "or stop what uses it"
+            f"the metrics' address: port {wanted.port} on {wanted.host} cannot be used "
+            f"({error.strerror or error}); choose another, or stop what uses it"
         ) from error
 
 

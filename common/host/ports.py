@@ -3,7 +3,8 @@
 import secrets
 import socket
 
-from consilium.common.errors import ConfigError, PortInUse
+from consilium.common.errors import PortInUse
+from consilium.common.host.address import Address
 
 
 def free_port() -> int:
@@ -21,20 +22,20 @@ def free_port() -> int:
             return port
 
 
-def check_port_free(host: str, port: int, *, what: str) -> None:
-    """Check that nothing listens on `host:port`.
+def check_port_free(address: Address, *, what: str) -> None:
+    """Check that nothing listens on an address of this machine.
 
     Raises:
-        ConfigError: there is no such port.
         PortInUse: names the port and what it was for.
     """
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OverflowError as error:
-            raise ConfigError(f"{what}: a port is a number from 1 to 65535, got {port}") from error
-        except OSError as error:
-            raise PortInUse(
-                f"{what}: port {port} on {host} cannot be used ({error.strerror}); choose another, or stop what uses it"
-            ) from error
+    try:
+        entries = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+        family, _, _, _, place = min(entries, key=lambda entry: entry[0] != socket.AF_INET)
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(place)
+    except (OSError, UnicodeError) as error:
+        raise PortInUse(
+            f"{what}: port {address.port} on {address.host} cannot be used "
+            f"({getattr(error, 'strerror', None) or error}); choose another, or stop what uses it"
+        ) from error

@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from consilium.common.study.names import ClassName
+from consilium.common.study.parts import OwnPackage
 from consilium.common.study.record import Record
 from consilium.common.study.scale import Moments
 
@@ -17,13 +18,17 @@ MAX_CLASSES = 10_000
 
 
 class Versions(Record):
-    """The versions that must be equal at every site for equal results."""
+    """The versions that must be equal at every site for equal results.
+
+    `parts`: packages of one's own whose parts this study uses here, a reader's included.
+    """
 
     consilium: Version
     flwr: Version
     torch: Version
     torchvision: Version
     python: Version
+    parts: tuple[OwnPackage, ...] = Field(default=(), max_length=100, exclude_if=lambda parts: not parts)
 
 
 Count = Annotated[int, Field(ge=0, le=2**53)]

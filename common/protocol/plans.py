@@ -26,9 +26,14 @@ RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 """A run's name is a folder's name at server and sites, so it cannot hold a path."""
 
 
+def study_json(study: StudyConfig) -> str:
+    """Return what is run of a study as JSON; the ranges in which it may vary are no part of that."""
+    return study.model_dump_json(exclude={"accept"})
+
+
 def study_digest(study: StudyConfig) -> str:
     """Return the SHA-256 of a study's JSON, which names it in a checkpoint and, as one site sees it, in a plan."""
-    return hashlib.sha256(study.model_dump_json().encode()).hexdigest()
+    return hashlib.sha256(study_json(study).encode()).hexdigest()
 
 
 class _Plan(Record):

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from consilium.common.errors import ConfigError
-from consilium.common.study.names import ServerAddressText, SiteName
+from consilium.common.study.names import HostPort, SiteName
 from consilium.common.study.record import Record
 from consilium.common.study.sentences import describe
 
@@ -35,7 +35,7 @@ class Bundle(Record):
     format: Literal[2] = 2
     site: SiteName
     fingerprint: str
-    server: ServerAddressText
+    server: HostPort
     ca_certificate: str = Field(pattern="-----BEGIN CERTIFICATE-----")
     certificate: str = Field(pattern="-----BEGIN CERTIFICATE-----")
     study_key: str = Field(pattern="-----BEGIN PUBLIC KEY-----")

@@ -9,10 +9,14 @@ import tomli_w
 from pydantic import ValidationError
 
 from consilium.common.errors import ConfigError
-from consilium.common.host.files import write_atomically
+from consilium.common.host.files import with_home, write_atomically
+from consilium.common.study.acceptance import check_words, ranges_of
 from consilium.common.study.sentences import describe
 from consilium.common.study.site import SiteConfig
 from consilium.common.study.study import StudyConfig
+
+NO_SITE = "make a site with 'consilium site init', or run this command in the folder in which 'consilium site init' ran"
+"""What to do where there is no site's folder."""
 
 _PATHS = ("ca_certificate", "private_key", "certificate", "study_key", "state_dir", "weights_dir")
 
@@ -26,6 +30,7 @@ def load_study(path: Path) -> StudyConfig:
     study = parse_study(_read_toml(path), source=str(path))
     if study.num_sites is not None:
         raise ConfigError(f"num_sites: is counted, not set; remove it ({path})")
+    ranges_of(study, source=str(path))
     return study
 
 
@@ -38,29 +43,34 @@ def parse_study(values: dict[str, Any], *, source: str) -> StudyConfig:
 
 
 def load_site(path: Path) -> SiteConfig:
-    """Read and check a `site.toml`; relative paths are taken from the file's folder.
+    """Read and check a `site.toml`; paths may begin with `~`, relative ones are taken from the file's folder.
 
     Raises:
         ConfigError: the file is missing, is not TOML, or a key or value is wrong.
     """
+    if not path.exists():
+        raise ConfigError(f"cannot read '{path}': there is no such file; {NO_SITE}")
     values = _read_toml(path)
     folder = path.resolve().parent
     for key in _PATHS:
         value = values.get(key, SiteConfig.model_fields[key].default)
         if isinstance(value, str | Path):
-            values[key] = folder / value
+            values[key] = folder / with_home(value)
     if isinstance(values.get("data"), dict):
         paths = {key: values["data"][key] for key in ("path", "test") if isinstance(values["data"].get(key), str)}
-        values["data"] |= {key: folder / path for key, path in paths.items()}
+        values["data"] |= {key: folder / with_home(path) for key, path in paths.items()}
     return parse_site(values, source=str(path))
 
 
 def parse_site(values: dict[str, Any], *, source: str) -> SiteConfig:
     """Check the values of a site's settings; `source` is named in errors."""
     try:
-        return SiteConfig.model_validate(values)
+        config = SiteConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigError(describe(error, source)) from error
+    if not isinstance(config.accept_ranges, bool):
+        check_words(config.accept_ranges, what="accept_ranges", source=source)
+    return config
 
 
 def study_text(study: StudyConfig) -> str:

@@ -4,6 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from consilium.common.study.parts import OwnKinds
 from consilium.common.study.ranges import Positive
 from consilium.common.study.record import Record
 
@@ -26,6 +27,8 @@ class MethodSettings(Record):
     """It is defined as keeping BatchNorm at the site."""
     of_classes: ClassVar[str | None] = None
     """In words, the step that needs classes and cannot be done with a label that is a number; None: there is none."""
+    linear_head: ClassVar[str | None] = None
+    """In words, the step that holds for a head of one linear layer alone; None: a head may have several."""
 
 
 class LocalMethod(MethodSettings):
@@ -114,12 +117,14 @@ class FedRodMethod(MethodSettings):
     """Everything is shared, trained as if classes were balanced; a personal head is added to the shared one."""
 
     of_classes: ClassVar[str | None] = "balances classes"
+    linear_head: ClassVar[str | None] = "adds two heads' arrays"
     kind: Literal["fedrod"] = "fedrod"
 
 
 class FendaMethod(MethodSettings):
     """The backbone is shared; a second backbone and a head on the features of both are personal."""
 
+    linear_head: ClassVar[str | None] = "joins the features of two backbones in one layer"
     kind: Literal["fenda"] = "fenda"
 
 
@@ -281,4 +286,5 @@ MethodConfig = Annotated[
     | PerFedAvgMethod
     | ReptileMethod,
     Field(discriminator="kind"),
+    OwnKinds("methods", MethodSettings),
 ]

@@ -8,7 +8,8 @@ from pydantic import (
     Field,
 )
 
-from consilium.common.errors import clean, is_clean
+from consilium.common.errors import ConfigError, clean, is_clean
+from consilium.common.host.address import parse_address
 
 
 def clean_text(text: str) -> str:
@@ -19,20 +20,21 @@ def clean_text(text: str) -> str:
 
 
 def address_with_port(address: str) -> str:
-    """Return `host:port`; refuse a port that cannot be."""
-    if not 0 < int(address.rpartition(":")[2]) < 2**16:
-        raise ValueError(f"the port must be a number from 1 to 65535, got '{address}'")
+    """Return `host:port` or `[IPv6 address]:port`; refuse a port or an address that cannot be."""
+    try:
+        parse_address(address, what="")
+    except ConfigError as error:
+        raise ValueError(str(error).removeprefix(": ")) from error
     return address
 
 
-_SITE_NAME, _ADDRESS = r"^[a-z0-9][a-z0-9-]{0,62}$", r"^[^\s:/]+:\d{1,5}$"
-_HOST_PORT, _SHA256 = r"^[^\s/]+:\d{1,5}$", r"^[0-9a-f]{64}$"
+_SITE_NAME, _SHA256 = r"^[a-z0-9][a-z0-9-]{0,62}$", r"^[0-9a-f]{64}$"
+_ADDRESS = r"^([^\s:/\[\]]+|\[[0-9A-Fa-f:.]+(%[\w.-]+)?\]):\d{1,5}$"
 _PLAIN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._ -]{0,99}$"
 
 PATTERNS_IN_WORDS = {
     _SITE_NAME: "small letters, digits and hyphens, 63 at most, e.g. uniklinik-koeln",
-    _ADDRESS: "host:port, e.g. study.example.org:9092",
-    _HOST_PORT: "host:port, e.g. 127.0.0.1:9095",
+    _ADDRESS: "host:port, e.g. study.example.org:9092 or [::1]:9092",
     _SHA256: "64 digits 0-9 and a-f, as sha256sum prints them",
     _PLAIN_NAME: "the name of a file or folder without a path, e.g. test.npz",
 }
@@ -40,10 +42,19 @@ PATTERNS_IN_WORDS = {
 
 SiteName = Annotated[str, Field(pattern=_SITE_NAME)]
 
-ServerAddressText = Annotated[str, Field(pattern=_ADDRESS), AfterValidator(address_with_port)]
+HostPort = Annotated[str, Field(pattern=_ADDRESS), AfterValidator(address_with_port)]
+"""A host and a port; an IPv6 address has brackets, because it has colons of its own."""
 
-HostPort = Annotated[str, Field(pattern=_HOST_PORT)]
-"""Where pages for monitoring are offered; an IPv6 address has colons of its own."""
+
+def check_site_name(name: str, *, what: str) -> None:
+    """Check a site's name that was typed.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if re.fullmatch(_SITE_NAME, name) is None or name.endswith("\n"):
+        raise ConfigError(f"{what}: must be {PATTERNS_IN_WORDS[_SITE_NAME]}, got '{clean(name, 200)}'")
+
 
 Sha256 = Annotated[str, Field(pattern=_SHA256)]
 

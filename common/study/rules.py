@@ -7,14 +7,17 @@ from consilium.common.codecs import build_chain
 from consilium.common.study.codecs import CodecConfig
 from consilium.common.study.methods import MethodConfig
 from consilium.common.study.patterns import EXAMPLE, file_pattern
+from consilium.common.study.reading_rules import (
+    head_layers_are_read,
+    hidden_layers_are_read,
+    metrics_can_be_measured,
+    metrics_fit,
+)
 from consilium.common.study.signals import CANDIDATE_LOSSES, CLASS_COUNTS, EFFECTIVE_STEPS, WITHOUT_ERROR
 from consilium.common.study.strategies import StrategyConfig
 from consilium.common.study.task import ImageTask, TableTask, Task
 from consilium.common.study.training import ModelConfig, SplitConfig, TrainingConfig
 from consilium.common.study.weightings import WeightingConfig
-
-WITH_HIDDEN = ("mlp", "mlp_bn")
-"""Models that read `model.hidden`."""
 
 
 class Study(Protocol):
@@ -78,6 +81,11 @@ class Study(Protocol):
     @property
     def needs(self) -> frozenset[str]:
         """Measurements that sites send in addition to the usual ones."""
+        ...
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Metrics in addition to loss and accuracy."""
         ...
 
     @property
@@ -267,16 +275,10 @@ def _names_of_patients_can_be_read(study: Study) -> str | None:
     )
 
 
-def _hidden_layers_are_read(study: Study) -> str | None:
-    if study.model.hidden is None or study.model.name in WITH_HIDDEN:
-        return None
-    return (
-        f"model.hidden: model '{study.model.name}' has no hidden layers to choose: leave it out, or choose "
-        f"{' or '.join(repr(name) for name in WITH_HIDDEN)}"
-    )
-
-
 RULES: tuple[Rule, ...] = (
+    head_layers_are_read,
+    metrics_fit,
+    metrics_can_be_measured,
     _some_rows_are_for_test,
     _who_and_what_for_are_no_features,
     _names_of_patients_can_be_read,
@@ -286,7 +288,7 @@ RULES: tuple[Rule, ...] = (
     _sets_its_own_shares,
     _steps_are_plain_sgd,
     _steps_are_as_long_as_the_rate_says,
-    _hidden_layers_are_read,
+    hidden_layers_are_read,
     _steps_can_be_counted,
     _needs_classes,
     _batch_norm_is_personal,

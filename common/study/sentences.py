@@ -1,7 +1,7 @@
 """Validation errors of settings and messages, in sentences."""
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -13,13 +13,18 @@ MAX_PROBLEMS = 20
 """How many problems of one file or message are listed."""
 
 
-def describe(error: ValidationError, source: str) -> str:
+def describe(error: ValidationError, source: str, *, without: Collection[str] = ()) -> str:
     """Return a validation error as one sentence per problem: `where: what, got value (file)`.
 
     Text from outside must neither fill a log nor steer a terminal: long values and long lists of problems are cut, and
     control characters written out.
+
+    Args:
+        without: settings whose problems are left out, as they are not known yet; "" if there is no other.
     """
-    problems = list(_causes(error.errors(include_url=False)))
+    problems = [
+        one for one in _causes(error.errors(include_url=False)) if "".join(map(str, one["loc"][:1])) not in without
+    ]
     sentences = [_sentence(problem, source) for problem in problems[:MAX_PROBLEMS]]
     if len(problems) > MAX_PROBLEMS:
         sentences.append(f"... and {len(problems) - MAX_PROBLEMS} more problems ({source})")

@@ -1,17 +1,38 @@
 """A site's settings, `site.toml`: the decisions of the hospital that owns the data."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
+    BeforeValidator,
     Field,
+    ModelWrapValidatorHandler,
+    TypeAdapter,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
 )
 
-from consilium.common.study.names import HostPort, ServerAddressText, SiteName
+from consilium.common.study.extents import JSON_RANGES, Words, flat
+from consilium.common.study.names import HostPort, SiteName
+from consilium.common.study.parts import OwnKinds, OwnPackage, only
 from consilium.common.study.record import Record
 
 
-class ImageFolderData(Record):
+class DataSettings(Record):
+    """Base of the settings of every reader of data."""
+
+    tasks: ClassVar[tuple[str, ...]] = ()
+    """Of a reader of one's own: kinds of tasks that its examples are for."""
+    path: Path
+    """Where the examples lie."""
+    test: Path | None = None
+    """Where the study's common test set (`task.test`) lies, if not in the data folder."""
+    max_skipped: int = Field(default=0, ge=0)
+    """Unusable examples that may be left out."""
+
+
+class ImageFolderData(DataSettings):
     """Image files under `path`, one sub-folder per class."""
 
     kind: Literal["images"] = "images"
@@ -23,7 +44,7 @@ class ImageFolderData(Record):
     """Unusable files that may be left out."""
 
 
-class TableData(Record):
+class TableData(DataSettings):
     """One `.csv` or `.parquet` file, or a folder of them."""
 
     kind: Literal["table"] = "table"
@@ -35,7 +56,7 @@ class TableData(Record):
     """Unusable rows that may be left out."""
 
 
-class ArraysData(Record):
+class ArraysData(DataSettings):
     """One `.npz` file with arrays `x` (images) and `y` (class numbers), or a folder with exactly one."""
 
     kind: Literal["arrays"] = "arrays"
@@ -47,8 +68,33 @@ class ArraysData(Record):
     """Unusable images that may be left out."""
 
 
+class FeaturesData(DataSettings):
+    """One `.npz` file with arrays `x` (numbers of any shape per example) and `y` (labels), or a folder with one."""
+
+    kind: Literal["features"] = "features"
+    path: Path
+    """An `.npz` file, or a folder with exactly one."""
+    test: Path | None = None
+    """Where the study's common test set (`task.test`) lies, if not in the data folder."""
+    max_skipped: int = Field(default=0, ge=0)
+    """Unusable examples that may be left out."""
+
+
 # `test`: where the study's common test set lies, if not in the data folder under the name that the study gives it.
-DataConfig = Annotated[ImageFolderData | TableData | ArraysData, Field(discriminator="kind")]
+DataConfig = Annotated[
+    ImageFolderData | TableData | ArraysData | FeaturesData,
+    Field(discriminator="kind"),
+    OwnKinds("readers", DataSettings),
+]
+
+_PARTS = TypeAdapter(tuple[OwnPackage, ...])
+
+
+def _ranges(value: Any) -> Any:
+    """Return `accept_ranges` by the settings' paths; refuse what is neither a choice nor a table."""
+    if isinstance(value, bool | dict):
+        return flat(value)
+    raise ValueError(f'must be true, false, or a table of ranges such as {{ rounds = "<= 20" }}, got {value!r:.60}')
 
 
 class SiteConfig(Record):
@@ -56,7 +102,7 @@ class SiteConfig(Record):
 
     name: SiteName
     """The site's name, as approved."""
-    server: ServerAddressText
+    server: HostPort
     """`host:port` of the study's server."""
     ca_certificate: Path
     """The server's `ca.pem`; `consilium site accept` writes it."""
@@ -74,6 +120,10 @@ class SiteConfig(Record):
     """Where files named by `model.pretrained.file` lie."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where training runs; `auto` takes a GPU where there is one."""
+    models: tuple[Literal["personal", "global", "local"], ...] = ("personal", "global", "local")
+    """The models that are written into folders of their own at the end of a run, to be used: this site's own, the
+    federation's, and the one trained alone.
+    """
     threads: int = Field(default=1, ge=1)
     """Threads that training may use; several sites on one machine share its cores by this."""
     max_runs: int = Field(default=20, ge=1)
@@ -92,7 +142,28 @@ class SiteConfig(Record):
     """Send the server the whole sentence of a data or disk error, which may hold file names."""
     test_readings: int = Field(default=1, ge=1, le=1_000)
     """How often the test split is read for a study with different final weights, whatever the runs are called."""
+    accept_ranges: Annotated[
+        bool | dict[str, Words],
+        BeforeValidator(_ranges),
+        WithJsonSchema({"anyOf": [{"type": "boolean"}, JSON_RANGES]}),
+    ] = True
+    """Whether the accepted study may later be run with other values inside the ranges that it came with; `false`:
+    exactly as accepted; or a table of ranges, such as `{ rounds = "<= 20" }`: only these settings, and no further.
+    """
     metrics_address: HostPort | None = None
     """`host:port` of this site's pages for monitoring, e.g. `127.0.0.1:9095`."""
+    parts: tuple[OwnPackage, ...] = ()
+    """Packages of one's own whose code may run here, for studies and readers that name their parts; no others may."""
     flower: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """Values that Flower apps get in `node_config`, e.g. `partition = 3`."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _only_named_parts(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Check the settings with the packages that they name themselves: a reader may be of one of these."""
+        try:
+            named = _PARTS.validate_python(values.get("parts", ()) if isinstance(values, dict) else ())
+        except ValidationError:
+            named = ()  # the handler reports it
+        with only(named):
+            return handler(values)

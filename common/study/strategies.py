@@ -4,6 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from consilium.common.study.parts import OwnKinds
 from consilium.common.study.ranges import Beta, Positive
 from consilium.common.study.record import Record
 from consilium.common.study.signals import EFFECTIVE_STEPS, START_LOSS
@@ -239,4 +240,5 @@ StrategyConfig = Annotated[
     | KrumStrategy
     | GeometricMedianStrategy,
     Field(discriminator="kind"),
+    OwnKinds("strategies", StrategySettings),
 ]

@@ -1,15 +1,19 @@
 """A study, `study.toml`: the decisions of its coordinator."""
 
 import math
+from typing import Annotated
 
 from pydantic import (
+    AfterValidator,
     Field,
     model_validator,
 )
 
 from consilium.common.errors import ConfigError
 from consilium.common.study.codecs import CodecConfig
+from consilium.common.study.extents import RangeTable
 from consilium.common.study.methods import FedAvgMethod, MethodConfig
+from consilium.common.study.metrics import known_metrics
 from consilium.common.study.names import SiteName, without_duplicates
 from consilium.common.study.record import Record
 from consilium.common.study.rules import problems
@@ -66,12 +70,20 @@ class StudyConfig(Record):
     """Sites measure on their validation rows once in this many rounds, and in the last one; a method that fine-tunes
     before every measurement can spend more on that than on training.
     """
+    metrics: Annotated[tuple[str, ...], Field(max_length=20), AfterValidator(known_metrics)] = ()
+    """What is measured on validation rows in addition to loss and accuracy: of classes `auroc`, `average_precision`,
+    `f1`, `balanced_accuracy`, `brier`; of numbers `mae`, `rmse`, `r2`; or metrics of a package of your own.
+    """
     local_baseline: bool = True
     """Every site also trains a model alone, with the same budget, to say whether joining helps; half of the work."""
     join_timeout_seconds: float = Field(default=120.0, gt=0)
     """How long to wait for all sites."""
     round_timeout_seconds: float = Field(default=600.0, gt=0)
     """How long to wait for a site's answer."""
+    accept: RangeTable = Field(default_factory=dict)
+    """Ranges of settings, such as `rounds = "<= 50"`, in which this study may be run later without a new bundle; sites
+    see them when they accept the study.
+    """
 
     @model_validator(mode="after")
     def _check(self) -> "StudyConfig":
@@ -122,11 +134,13 @@ class StudyConfig(Record):
         return self.num_sites or len(self.sites)
 
     def seen_by(self, site: str) -> "StudyConfig":
-        """Return the study as one of its sites sees it: how many sites take part, and no other site's name.
+        """Return the study as one of its sites sees it: how many sites take part, no other site's name, no ranges.
+
+        What may change is for the bundle alone to say, never for a plan.
 
         Raises:
             ConfigError: the site is not one of the study's.
         """
         if site not in self.sites:
             raise ConfigError(f"site '{site}' is not one of the sites of study '{self.name}'")
-        return self.model_copy(update={"sites": (site,), "num_sites": self._all_sites})
+        return self.model_copy(update={"sites": (site,), "num_sites": self._all_sites, "accept": {}})

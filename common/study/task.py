@@ -11,62 +11,26 @@ from pydantic import (
     model_validator,
 )
 
-from consilium.common.study.names import ClassName, ColumnName, PlainName, without_duplicates
+from consilium.common.study.features_task import FeaturesTask
+from consilium.common.study.names import ClassName, ColumnName, without_duplicates
+from consilium.common.study.parts import OwnKinds
 from consilium.common.study.record import Record
 from consilium.common.study.scale import ColumnScale, Scale, joined
+from consilium.common.study.task_base import Regression, TaskBase
+
+__all__ = [
+    "CategoryColumn",
+    "Column",
+    "FeaturesTask",
+    "ImageTask",
+    "NumberColumn",
+    "Regression",
+    "TableTask",
+    "Task",
+]
 
 
-class _Task(Record):
-    """Base of every task."""
-
-    data_kinds: ClassVar[tuple[str, ...]]
-    """Kinds of data in a site's settings that fit the task."""
-    classes: tuple[ClassName, ...]
-    test: PlainName | None = None
-    """A file or folder in every site's data folder with one test set common to all; `split.test` is then not drawn."""
-
-    @property
-    def num_outputs(self) -> int:
-        """How many numbers a model answers per example: one for two classes or a number, else one per class."""
-        return 1 if len(self.classes) <= 2 else len(self.classes)
-
-    @property
-    def score(self) -> str:
-        """Name of the share of correct answers."""
-        return "accuracy"
-
-    @property
-    def constant(self) -> str:
-        """Name of the constant answer, from a site's own training labels, that every model must beat."""
-        return "most frequent class"
-
-    @property
-    def number(self) -> "Regression | None":
-        """How a label that is a number is answered; None where it is a class."""
-        return None
-
-    @property
-    def scaled_columns(self) -> tuple[str, ...]:
-        """Names of the number columns, or of the channels of images, that one scale for all sites covers."""
-        raise NotImplementedError
-
-    @property
-    def scaled_values(self) -> str:
-        """Which values of an example are scaled, in words for the site's staff."""
-        raise NotImplementedError
-
-    @property
-    def agrees_on_scale(self) -> bool:
-        """Whether the scale is settled in the handshake, from the sums that sites send."""
-        raise NotImplementedError
-
-    @property
-    def fixed_scale(self) -> Scale | None:
-        """The scale that the study itself gives for its columns; None where it gives none."""
-        return None
-
-
-class ImageTask(_Task):
+class ImageTask(TaskBase):
     """Classify images: files in one sub-folder per class, or arrays in an `.npz` file, as each site has them."""
 
     data_kinds: ClassVar[tuple[str, ...]] = ("images", "arrays")
@@ -98,6 +62,11 @@ class ImageTask(_Task):
         if self.scale is not None and (self.mean, self.std) != ((0.0,), (1.0,)):
             raise ValueError(f"scale = '{self.scale}' takes mean and std from the images: remove 'mean' and 'std'")
         return self
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one example: `(C, H, W)`."""
+        return (self.channels, self.size, self.size)
 
     @property
     def scaled_columns(self) -> tuple[str, ...]:
@@ -136,9 +105,6 @@ class CategoryColumn(Record):
 
 Column = Annotated[NumberColumn | CategoryColumn, Field(discriminator="kind")]
 
-_ROUNDING = 1e-5
-"""Rounding error of a label in float32, in the model's units, with a margin; negligible next to a tolerance."""
-
 TableScale = Annotated[
     Annotated[Literal["federation", "site"], Tag("word")] | Annotated[dict[str, ColumnScale], Tag("columns")],
     Discriminator(lambda value: "columns" if isinstance(value, dict) else "word"),
@@ -153,27 +119,7 @@ def _known_scale(value: Any) -> Any:
     return value
 
 
-class Regression(Record):
-    """The label is a number. The model answers `(label - center) / scale`; the loss is its squared error.
-
-    Center and scale are the same at every site, or the sites' models would answer in different units. An answer that
-    is off by `tolerance` or less, in the label's units, counts as right: accuracy is the share of such answers.
-    """
-
-    center: float = Field(default=0.0, allow_inf_nan=False)
-    """The model answers (label - `center`) / `scale`."""
-    scale: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    """About the label's standard deviation; the same at every site."""
-    tolerance: float = Field(gt=0, allow_inf_nan=False)
-    """An answer that is off by this or less, in the label's units, counts as correct."""
-
-    @property
-    def reach(self) -> float:
-        """How far an answer may be off in the model's units: the tolerance and the rounding of float32."""
-        return self.tolerance / self.scale + _ROUNDING
-
-
-class TableTask(_Task):
+class TableTask(TaskBase):
     """Learn from rows of a table: `.csv` files with a header, or `.parquet` files, in a site's data folder.
 
     The label is one of `classes`, or with `regression` a number. `scale` says how number columns are standardised: by
@@ -209,6 +155,12 @@ class TableTask(_Task):
             what = "a scale, but is no number column" if differing[0] in self.scale else "no scale, expected one"
             raise ValueError(f"column '{differing[0]}' has {what}: give mean and std of every number column")
         return self
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one example: a number is one feature, a category is one less than its values."""
+        widths = (len(column.values) - 1 if isinstance(column, CategoryColumn) else 1 for column in self.columns.values())
+        return (sum(widths),)
 
     @property
     def scaled_columns(self) -> tuple[str, ...]:
@@ -251,4 +203,4 @@ class TableTask(_Task):
         return self.regression
 
 
-Task = Annotated[ImageTask | TableTask, Field(discriminator="kind")]
+Task = Annotated[ImageTask | TableTask | FeaturesTask, Field(discriminator="kind"), OwnKinds("tasks", TaskBase)]

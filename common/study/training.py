@@ -1,14 +1,17 @@
 """The model, how it is trained and how rows are divided: `[model]`, `[training]`, `[split]`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
     Field,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 
+from consilium.common.study.models import checked_settings
 from consilium.common.study.names import Fraction, Sha256, clean_text, file_beside
 from consilium.common.study.record import Record
 
@@ -36,15 +39,24 @@ class ModelConfig(Record):
     """Which model, from which weights, and which part of it is trained."""
 
     name: str = "small_cnn"
-    """`small_cnn`, `resnet20`, `mlp`, `mlp_bn`, `linear`, or a torchvision model."""
+    """`small_cnn`, `resnet20`, `mlp`, `mlp_bn`, `linear`, a torchvision model, or one of a package of your own."""
     hidden: tuple[int, ...] | None = None
     """`mlp`, `mlp_bn`: sizes of the hidden layers; None: one of 32. No other model takes it."""
+    head: tuple[Annotated[int, Field(ge=1, le=100_000)], ...] | None = Field(default=None, min_length=1)
+    """Sizes of hidden layers of the head, with a ReLU after each; None: one linear layer. `linear` takes none."""
+    settings: dict[str, bool | int | float | str | tuple[int, ...]] = Field(default_factory=dict, validate_default=True)
+    """Settings of a model of a package of your own."""
     pretrained: PretrainedConfig | None = None
     """Where the backbone's weights come from; None: random."""
     trainable: Literal["all", "head", "last_block"] = "all"
     """What is trained; `last_block` is the head and the last block before it."""
     batch_norm: Literal["average", "local", "freeze"] = "average"
     """BatchNorm arrays: `average` (shared), `local` (personal), `freeze` (untouched)."""
+
+    @field_validator("settings")
+    @classmethod
+    def _check(cls, settings: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        return checked_settings(info.data["name"], settings) if "name" in info.data else settings
 
 
 class TrainingConfig(Record):

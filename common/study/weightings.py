@@ -4,6 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from consilium.common.study.parts import OwnKinds
 from consilium.common.study.ranges import Positive
 from consilium.common.study.record import Record
 from consilium.common.study.signals import CANDIDATE_LOSSES, CLASS_COUNTS, RECEIVED_LOSS, UPDATE_LOSS, WITHOUT_ERROR
@@ -120,6 +121,7 @@ FactorConfig = Annotated[
     | AflFactor
     | AutoFactor,
     Field(discriminator="kind"),
+    OwnKinds("weightings", FactorSettings),
 ]
 
 

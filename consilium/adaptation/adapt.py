@@ -4,12 +4,12 @@ From every start w_0 the same plain SGD steps on the site's own training example
 
     w_{i+1} = w_i - rate * (gradient at w_i on batch i + weight_decay * w_i)      i = 0 .. steps - 1
 
-    federated     the study's initial weights, with the arrays of the weights file in their places
+    federated     the study's initial weights, with the arrays of the federation's model in their places
     pretrained    the study's initial weights, where the study has pretrained ones
     random        the same model from the same seed, without pretrained weights
 
 Batches, their order and what dropout draws are the same for every start. Arrays that the study keeps
-personal (a head, local BatchNorm) are in no weights file: in the federated start they are the initial ones.
+personal (a head, local BatchNorm) are in no federation's model: in the federated start they are the initial ones.
 
 The test split is only measured: no step, rate or start is chosen on it. Nothing leaves the site.
 """
@@ -20,17 +20,21 @@ from typing import Any
 
 import torch
 
+from consilium.adaptation.federated import FederatedModel, read_federated, scale_in
 from consilium.adaptation.result import Adaptation, Measured
-from consilium.adaptation.starts import make_starts, notes_of
+from consilium.adaptation.starts import FEDERATED, make_starts, notes_of
 from consilium.adaptation.steps import follow, stops
-from consilium.adaptation.weights_file import read_weights, scale_in
-from consilium.client.data import SiteData, read_site
+from consilium.client.data import SiteData, UnscaledData, read_site
 from consilium.client.methods import build_method
-from consilium.client.models import device_of, divide
+from consilium.client.models import device_of, divide, get_weights
+from consilium.client.served.summary import summary_of
+from consilium.client.served.write import Origin
+from consilium.client.training.evaluation import Evaluation
 from consilium.client.training.work import LocalWork
 from consilium.common.errors import ConfigError
 from consilium.common.seeds import seed_for
 from consilium.common.study.load import load_site, load_study
+from consilium.common.study.site import SiteConfig
 from consilium.common.study.study import StudyConfig
 
 _RATES = ("inner_learning_rate", "adapt_learning_rate", "learning_rate")
@@ -40,11 +44,12 @@ _RATES = ("inner_learning_rate", "adapt_learning_rate", "learning_rate")
 def adapt_site(
     settings: Path,
     *,
-    weights_file: Path,
+    model: Path,
     study_file: Path | None = None,
     steps: int = 100,
     learning_rate: float | None = None,
     seed: int | None = None,
+    out: Path | None = None,
 ) -> Adaptation:
     """Adapt from every start at one site; return what was done and measured.
 
@@ -52,43 +57,66 @@ def adapt_site(
 
     Args:
         settings: the `site.toml`; its `threads` become torch's.
-        weights_file: the shared arrays of a run of the study (`global.safetensors`).
+        model: the folder of the federation's model: a run's `model`, or `models/global` of a site.
         study_file: the `study.toml`; by default the accepted one, next to the settings.
         steps: at least 0.
         learning_rate: greater than 0; by default the study's rate for local adaptation, or for training.
         seed: of the order of examples; by default the study's.
+        out: the adapted model is written here, into the folder `model`; None: nowhere.
 
     Raises:
         ConfigError: an argument or a file of settings is wrong, or the steps diverge.
         DataError: the data is missing, corrupt or too small.
         ModelError: the model cannot be built, or the weights do not fit.
+        StateError: `out` cannot be written.
     """
     if steps < 0:
         raise ConfigError(f"--steps: must be at least 0, got {steps}")
     site = load_site(settings)
     study = load_study(study_file or _accepted_study(settings))
     rate, rate_from = rate_of(study, learning_rate)
-    seed = study.seed if seed is None else seed
     torch.set_num_threads(site.threads)  # how a sum is split over threads shows in its last bits
 
-    file = read_weights(weights_file, study=study.name)
-    scale, notes = scale_in(file, study.task)
-    data = read_site(site, study).scaled(scale or study.task.fixed_scale).on_device(device_of(site.device))
-    model, starts = make_starts(site, study, data, file)
-    work = _plain_sgd(study, data, steps=steps, learning_rate=rate, seed=seed_for(seed, "adapt", site.name))
-    evaluations = {name: follow(model, start, work, data.test, who=name) for name, start in starts.items()}
+    federated = read_federated(model, study)
+    scale, notes = scale_in(federated)
+    unscaled = read_site(site, study)
+    data = unscaled.scaled(scale or study.task.fixed_scale).on_device(device_of(site.device))
+    built, starts = make_starts(site, study, data, federated)
+    order = study.seed if seed is None else seed
+    work = _plain_sgd(study, data, steps=steps, learning_rate=rate, seed=seed_for(order, "adapt", site.name))
+    evaluations = dict[str, list[Evaluation]]()
+    for name, start in starts.items():
+        evaluations[name] = follow(built, start, work, data.test, who=name)
+        if name == FEDERATED and out is not None:
+            origin = _origin(site, study, federated, unscaled, data)
+            origin.save(out / "model", "adapted", get_weights(built.module), evaluations[name][-1], data.test)
     return Adaptation(
         site=site.name,
         study=study.name,
         method=study.method.kind,
-        weights=file.facts,
+        weights=federated.facts,
         learning_rate_from=rate_from,
-        seed=seed,
+        seed=order,
         constant=study.task.constant,
         score=study.task.score,
-        notes=[*notes_of(model, divide(model, build_method(study.method))), *notes],
+        notes=[*notes_of(built, divide(built, build_method(study.method))), *notes],
         measured=Measured.of(evaluations, stops(steps), groups=data.test.groups),
         **_facts(data, work),
+    )
+
+
+def _origin(
+    site: SiteConfig, study: StudyConfig, federated: FederatedModel, unscaled: UnscaledData, data: SiteData
+) -> Origin:
+    return Origin(
+        study=study,
+        site=site.name,
+        run=federated.record.provenance.run,
+        round=federated.record.provenance.round,
+        preparation=data.preparation,
+        data_digest=unscaled.digest,
+        num_train=len(data.train),
+        summary=summary_of(unscaled).to_bytes(),
     )
 
 

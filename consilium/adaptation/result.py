@@ -144,7 +144,7 @@ class Adaptation:
     """An adaptation: what was done, and what was measured.
 
     Args:
-        weights: name of the weights file, its sha256, and the round that it is of.
+        weights: the run and the round that the federation's weights are of, and their sha256.
         learning_rate_from: which setting or option the rate is.
         majority: test examples on which the constant answer is right.
         constant: name of the constant answer that every model must beat.

@@ -11,11 +11,11 @@ from consilium.findings.decimals import bounds
 
 def print_adaptation(result: Adaptation, console: Console) -> None:
     """Print what was done, the table, and a sentence per stop of few steps; 80 columns are enough for the table."""
-    sha256, last = result.weights["sha256"], result.weights["round"]
+    model = result.weights
     for line in (
         f"site '{result.site}', study '{result.study}', method {result.method}: "
         f"{result.num_train} training and {result.num_test} test examples",
-        f"weights  {result.weights['file']}{'' if last is None else f' of round {last}'}, sha256 {sha256[:16]}...",
+        f"model    of run '{model['run']}', round {model['round']}, sha256 {model['sha256'][:16]}...",
         f"steps    plain SGD, learning rate {result.learning_rate:g} ({result.learning_rate_from}), "
         f"batches of {result.batch_size}, seed {result.seed}; the same order of examples for every start",
         *(f"note     {note}" for note in result.notes),

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from consilium.commands.parameters import examples, with_options
+from consilium.commands.scripting import Document, with_json
 from consilium.data.options import SplitOptions
 
 app = typer.Typer(help="Public data, and pools divided into sites, to try a study out.", no_args_is_help=True)
@@ -19,13 +20,14 @@ NAMES = "heart-disease, digits, cifar10, pneumoniamnist, mnist, fashion-mnist"
         "consilium data fetch heart-disease --to heart", "consilium data fetch cifar10 --to cifar10 --from downloads"
     )
 )
+@with_json
 def fetch(
     name: Annotated[str, typer.Argument(help=f"One of {NAMES}.")],
     to: Annotated[Path, typer.Option("--to", help="The folder to write into.")],
     source: Annotated[
         Path | None, typer.Option("--from", help="Take the files from this folder, not from the network.")
     ] = None,
-) -> None:
+) -> Document:
     """Fetch public data from its official home, checked: images as DIR/pool.npz, heart disease as four sites."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
@@ -43,6 +45,7 @@ def fetch(
 
         sentence = fetch_data(name, to, source=source, progress=show)
     typer.echo(sentence)
+    return {"name": name, "folder": to, "about": sentence}
 
 
 @app.command(
@@ -51,15 +54,28 @@ def fetch(
         "consilium data split all.csv --out f --by column --column ward --label ill",
     )
 )
+@with_json
 @with_options(SplitOptions)
 def split(
     pool: Annotated[Path, typer.Argument(help="An .npz file with x and y (or MedMNIST's), or a .csv/.parquet table.")],
     out: Annotated[Path, typer.Option(help="The folder to write the federation into.")],
     options: SplitOptions,
-) -> None:
+) -> Document:
     """Divide a pool among sites: data folders, a study.toml to start from, a record, a picture of who holds what."""
+    from consilium.common.host.extras import check_extra
+
+    check_extra("the picture of who holds what", "report")
+    from consilium.common.study.load import load_study
     from consilium.data.split import split_pool
 
-    for sentence in split_pool(pool, out, options):
+    notes = split_pool(pool, out, options)
+    for sentence in notes:
         typer.echo(f"note: {sentence}")
     typer.echo(f"written: {out / 'study.toml'}, {out / 'federation.toml'}, {out / 'federation.svg'}, <site>/data")
+    return {
+        "folder": out,
+        "study": out / "study.toml",
+        "record": out / "federation.toml",
+        "sites": list(load_study(out / "study.toml").sites),
+        "notes": notes,
+    }

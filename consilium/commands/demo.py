@@ -4,7 +4,9 @@ import shlex
 
 import typer
 
+from consilium.commands.documents import run_document
 from consilium.commands.parameters import console, examples, with_options
+from consilium.commands.scripting import Document, with_json
 from consilium.demo.options import DemoOptions
 
 app = typer.Typer()
@@ -17,9 +19,13 @@ app = typer.Typer()
         "consilium demo --data heart-disease --data-dir heart",
     )
 )
+@with_json
 @with_options(DemoOptions)
-def demo(options: DemoOptions) -> None:
+def demo(options: DemoOptions) -> Document:
     """Run a server and several hospitals on this machine and show whether joining helped each."""
+    from consilium.common.host.extras import check_extra
+
+    check_extra("consilium demo", "report")
     from consilium.demo.demo import run_demo
     from consilium.report.terminal import print_report
 
@@ -30,3 +36,4 @@ def demo(options: DemoOptions) -> None:
     again = shlex.join(["consilium", "compare", str(folder / "hospitals" / "study.toml"), "--methods", "fedper,ditto"])
     out.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
     out.print(f"other methods on the same hospitals: {again}", highlight=False, soft_wrap=True)
+    return run_document(folder, report)

@@ -7,6 +7,7 @@ import typer
 
 from consilium.commands.parameters import Home, examples, with_options
 from consilium.commands.run import follow_folder, say_how_to_follow
+from consilium.commands.scripting import Document, with_json
 from consilium.running.options import AppOptions
 
 app = typer.Typer(help="Apps written for Flower, unchanged, at sites that have approved them.", no_args_is_help=True)
@@ -22,6 +23,7 @@ def _root() -> None:
         "consilium flower run my-app", "consilium flower run my-app --sites berlin,lyon --run-config 'rounds=5'"
     )
 )
+@with_json
 @with_options(AppOptions)
 def run(
     options: AppOptions,
@@ -29,7 +31,7 @@ def run(
     detach: Annotated[
         bool, typer.Option("--detach", help="Start the run and return; it continues at the server.")
     ] = False,
-) -> None:
+) -> Document:
     """Run a Flower app on a running server and its sites; Ctrl-C leaves it running."""
     from consilium.running.flower_app import submit_app
     from consilium.server.operations.home import ServerHome
@@ -43,7 +45,5 @@ def run(
     )
     if begun.absent:
         typer.echo(f"not connected now, and not asked until they are: {', '.join(begun.absent)}")
-    if detach:
-        say_how_to_follow(begun.folder)
-    else:
-        follow_folder(begun.folder, home, title=begun.app.name)
+    done = say_how_to_follow(begun.folder) if detach else follow_folder(begun.folder, home, title=begun.app.name)
+    return {**done, "app": begun.app.name, "digest": begun.app.digest, "absent": begun.absent}

@@ -10,10 +10,32 @@ import click
 import typer
 
 import consilium.common
-from consilium.commands import adapt, compare, compose, data, demo, flower, listing, run, server, site
+from consilium.commands import (
+    adapt,
+    calibrate,
+    compare,
+    compose,
+    data,
+    demo,
+    evaluate,
+    export,
+    flower,
+    listing,
+    model,
+    new,
+    predict,
+    run,
+    runs,
+    schema,
+    server,
+    site,
+)
+from consilium.commands.home_paths import with_home_paths
 from consilium.commands.parameters import examples
+from consilium.commands.scripting import print_error, wants_json
 from consilium.commands.usage import in_words
 from consilium.common.errors import ConfigError, ConsiliumError
+from consilium.common.host.extras import EXTRAS, missing
 
 app = typer.Typer(
     name="consilium",
@@ -24,9 +46,29 @@ app = typer.Typer(
     suggest_commands=False,  # click does it too
     pretty_exceptions_enable=False,
 )
-for commands in (demo.app, run.app, compare.app, listing.app, adapt.app, compose.app):
+for commands in (
+    demo.app,
+    run.app,
+    compare.app,
+    listing.app,
+    adapt.app,
+    predict.app,
+    evaluate.app,
+    calibrate.app,
+    export.app,
+    compose.app,
+    schema.app,
+    new.app,
+):
     app.add_typer(commands)
-for name, commands in {"server": server.app, "site": site.app, "data": data.app, "flower": flower.app}.items():
+for name, commands in {
+    "runs": runs.app,
+    "server": server.app,
+    "site": site.app,
+    "model": model.app,
+    "data": data.app,
+    "flower": flower.app,
+}.items():
     app.add_typer(commands, name=name)
 
 
@@ -39,7 +81,7 @@ def _root(
         raise typer.Exit
 
 
-_LEFT_OUT = frozenset({"torch", "torchvision", "sklearn", "scipy", "pandas", "PIL"})
+_LEFT_OUT = frozenset({"torch", "torchvision", "sklearn", "scipy", "PIL"})
 """Packages of which the server's image lacks some."""
 
 _INTERRUPTED = 130
@@ -50,17 +92,16 @@ def main() -> NoReturn:
     """Run the command line; a ConsiliumError becomes a sentence on stderr and its exit code."""
     _prepare()
     try:
-        code = app(standalone_mode=False) or 0
+        code = with_home_paths(typer.main.get_command(app))(standalone_mode=False) or 0
     except click.ClickException as error:
-        in_words(error).show()
-        code = error.exit_code
+        code = _misused(in_words(error))
     except ConsiliumError as error:
         code = _report(error)
     except ModuleNotFoundError as error:
         code = _report(_left_out(error))
     except (KeyboardInterrupt, click.Abort):
         print("stopped", file=sys.stderr)
-        code = _INTERRUPTED
+        code = _for_programs("Interrupted", "stopped", _INTERRUPTED)
     if code == _INTERRUPTED:  # a '-m' program whose import met Ctrl-C ends by the signal, even where that was handled
         sys.stdout.flush()
         sys.stderr.flush()
@@ -87,12 +128,26 @@ def _prepare() -> None:
 
 def _report(error: ConsiliumError) -> int:
     print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-    return error.exit_code
+    return _for_programs(type(error).__name__, str(error), error.exit_code)
+
+
+def _misused(error: click.ClickException) -> int:
+    error.show()
+    return _for_programs("UsageError", error.format_message(), error.exit_code)
+
+
+def _for_programs(kind: str, sentence: str, code: int) -> int:
+    """Print an error's document where the command line has `--json`; return its exit code."""
+    if wants_json(sys.argv[1:]):
+        print_error(kind, sentence, code)
+    return code
 
 
 def _left_out(error: ModuleNotFoundError) -> ConfigError:
-    """Return the sentence about a package that the server's image leaves out; raise the error of any other."""
+    """Return the sentence about a package of an extra, or one that images leave out; raise the error of any other."""
     package = (error.name or "").partition(".")[0]
+    if package in EXTRAS:
+        return missing("this command", package)
     if package not in _LEFT_OUT:
         raise error
     return ConfigError(

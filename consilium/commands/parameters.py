@@ -6,12 +6,14 @@ from collections.abc import Callable
 from dataclasses import MISSING, fields
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_origin, get_type_hints
 
 import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+R = TypeVar("R")
 
 Home = Annotated[
     Path, typer.Option("--home", help="The server's own folder: certificates, keys, the register of sites.")
@@ -34,7 +36,7 @@ def examples(*lines: str) -> str:
     return "\n\n".join(["Examples:", *(f"$ {line}" for line in lines)])
 
 
-def with_options(record: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def with_options(record: type[Any]) -> Callable[[Callable[..., R]], Callable[..., R]]:
     """Turn a function that takes `options`, a dataclass, into a command with one parameter per annotated field.
 
     Fields of type `Annotated[..., typer.Option(...)]` or `Annotated[..., typer.Argument(...)]` become parameters of
@@ -43,11 +45,11 @@ def with_options(record: type[Any]) -> Callable[[Callable[..., None]], Callable[
     hints = get_type_hints(record, include_extras=True)
     own = [field for field in fields(record) if get_origin(hints[field.name]) is Annotated]
 
-    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+    def decorate(function: Callable[..., R]) -> Callable[..., R]:
         @wraps(function)
-        def command(**values: Any) -> None:
+        def command(**values: Any) -> R:
             options = record(**{field.name: values.pop(field.name) for field in own})
-            function(options=options, **values)
+            return function(options=options, **values)
 
         parameters = []
         for parameter in inspect.signature(function).parameters.values():

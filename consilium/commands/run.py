@@ -1,12 +1,20 @@
-"""The commands for runs on a server: `consilium run`, `follow`, `runs` and `stop`."""
+"""The commands for runs on a server: `consilium run`, `follow` and `stop`."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from consilium.commands.documents import run_document, started_document
 from consilium.commands.parameters import Home, Runs, Study, console, examples
+from consilium.commands.scripting import Document, with_json
+from consilium.commands.tracking import Track, targets_of
 from consilium.common.errors import ConfigError
+
+if TYPE_CHECKING:
+    from consilium.common.study.study import StudyConfig
+    from consilium.tracking.targets import Target
 
 app = typer.Typer()
 
@@ -15,9 +23,11 @@ app = typer.Typer()
     epilog=examples(
         "consilium run study.toml",
         "consilium run study.toml --detach",
+        "consilium run study.toml --track tensorboard",
         "consilium run study.toml --resume runs/20260101-120000-hearts",
     )
 )
+@with_json
 def run(
     study: Study,
     home: Home = Path("server-home"),
@@ -26,8 +36,10 @@ def run(
     detach: Annotated[
         bool, typer.Option("--detach", help="Start the run and return; it continues at the server.")
     ] = False,
-) -> None:
+    track: Track = [],  # noqa: B006 # never changed; typer wants a list
+) -> Document:
     """Run a study on a running server and show whether joining helped each site; Ctrl-C leaves it running."""
+    from consilium.common.host.extras import check_extra
     from consilium.common.host.files import check_writable
     from consilium.common.protocol.plans import study_digest
     from consilium.common.study.load import load_study
@@ -35,6 +47,9 @@ def run(
     from consilium.server.operations.home import ServerHome
     from consilium.server.study.checkpoint import load_checkpoint
 
+    if not detach:
+        check_extra("the run's report", "report")
+    targets = targets_of(track, detach=detach)
     config = load_study(study)
     if resume is not None and not (resume / "checkpoint.safetensors").is_file():
         raise ConfigError(f"--resume: '{resume}' has no checkpoint.safetensors, so there is nothing to continue")
@@ -44,41 +59,55 @@ def run(
     folder = resume.resolve() if resume is not None else new_run_folder(runs, config.name)
     earlier = submit_study(config, ServerHome(home), folder)
     if detach:
-        say_how_to_follow(folder)
-    else:
-        follow_folder(folder, home, title=config.name, earlier=earlier)
+        return say_how_to_follow(folder)
+    return follow_folder(folder, home, title=config.name, earlier=earlier, track=targets, study=config)
 
 
 @app.command(epilog=examples("consilium follow 20260101-120000-hearts", "consilium follow runs/20260101-120000-hearts"))
+@with_json
 def follow(
-    folder: Annotated[Path, typer.Argument(help="The run's folder, or its name.")], home: Home = Path("server-home")
-) -> None:
+    folder: Annotated[Path, typer.Argument(help="The run's folder, or its name.")],
+    home: Home = Path("server-home"),
+    track: Track = [],  # noqa: B006 # never changed; typer wants a list
+) -> Document:
     """Follow a run at the server from its beginning to its report; Ctrl-C leaves it running."""
     from consilium.server.operations.home import ServerHome
     from consilium.server.wire.submission import Control
 
+    targets = targets_of(track)
     if not (folder / "events.jsonl").is_file():
         with Control(ServerHome(home)) as control:
             known = {entry.name: entry.folder for entry in control.runs()}
         if folder.name not in known:
             raise ConfigError(f"'{folder}' is no run's folder; 'consilium runs' lists them")
         folder = known[folder.name]
-    follow_folder(folder, home, title=folder.name)
+    return follow_folder(folder, home, title=folder.name, track=targets)
 
 
-def follow_folder(folder: Path, home: Path, *, title: str, earlier: int = 0) -> None:
-    """Follow the run in a folder to its end; on Ctrl-C say that it goes on.
+def follow_folder(
+    folder: Path,
+    home: Path,
+    *,
+    title: str,
+    earlier: int = 0,
+    track: "Sequence[Target]" = (),
+    study: "StudyConfig | None" = None,
+) -> Document:
+    """Follow the run in a folder to its end and return its document; on Ctrl-C say that it goes on.
 
     Args:
         earlier: how many events were there before, and are not shown.
+        track: tools that its curves are written to; not those of a Flower app, which has none.
+        study: its settings, where they are known already.
     """
     try:  # the imports too: they take a second, and the run is going on by now
         from consilium.running.flower_app import is_app_run
+        from consilium.tracking.tracker import Tracking
 
         if is_app_run(folder):
-            _follow_app(folder, home)
-        else:
-            _follow_study(folder, home, title=title, earlier=earlier)
+            return _follow_app(folder, home)
+        with Tracking(folder, track, say=lambda text: typer.echo(text, err=True), study=study):
+            return _follow_study(folder, home, title=title, earlier=earlier)
     except KeyboardInterrupt:
         typer.echo(
             f"run {folder.name} goes on at the server; follow it again with 'consilium follow {folder}', "
@@ -87,15 +116,19 @@ def follow_folder(folder: Path, home: Path, *, title: str, earlier: int = 0) -> 
         raise
 
 
-def _follow_app(folder: Path, home: Path) -> None:
+def _follow_app(folder: Path, home: Path) -> Document:
     from consilium.running.flower_app import LOG, follow_app
     from consilium.server.operations.home import ServerHome
 
     follow_app(folder, ServerHome(home), typer.echo)
     typer.echo(f"what the app said: {folder / LOG}; what it wrote: {folder / 'files'}")
+    return {"state": "finished", "run": folder.name, "folder": folder, "log": folder / LOG, "files": folder / "files"}
 
 
-def _follow_study(folder: Path, home: Path, *, title: str, earlier: int) -> None:
+def _follow_study(folder: Path, home: Path, *, title: str, earlier: int) -> Document:
+    from consilium.common.host.extras import check_extra
+
+    check_extra("the run's report", "report")
     from consilium.report.terminal import print_report
     from consilium.running.live_view import View
     from consilium.running.run import follow_run, save_report
@@ -103,35 +136,24 @@ def _follow_study(folder: Path, home: Path, *, title: str, earlier: int) -> None
 
     out = console()
     result = follow_run(ServerHome(home), folder, View(out, title=title), skip=earlier)
-    print_report(save_report(folder, result), out)
+    report = save_report(folder, result)
+    print_report(report, out)
     out.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+    return run_document(folder, report)
 
 
-def say_how_to_follow(folder: Path) -> None:
-    """Say that a run has begun, and how to see what becomes of it."""
+def say_how_to_follow(folder: Path) -> Document:
+    """Say that a run has begun, and how to see what becomes of it; return its document."""
     typer.echo(f"run {folder.name} has begun; follow it with: consilium follow {folder}")
-
-
-@app.command(epilog=examples("consilium runs"))
-def runs(home: Home = Path("server-home")) -> None:
-    """List the server's runs: name, state, since when, folder."""
-    from datetime import datetime
-
-    from consilium.server.operations.home import ServerHome
-    from consilium.server.wire.submission import Control
-
-    with Control(ServerHome(home)) as control:
-        for entry in control.runs():
-            since = datetime.fromtimestamp(entry.since).isoformat(sep=" ", timespec="seconds")
-            detail = f"\t{entry.detail}" if entry.detail else ""
-            typer.echo(f"{entry.name}\t{entry.state}\t{since}\t{entry.folder}{detail}")
+    return started_document(folder)
 
 
 @app.command(epilog=examples("consilium stop 20260101-120000-hearts"))
+@with_json
 def stop(
-    name: Annotated[str, typer.Argument(help="The run's name, as 'consilium runs' lists it.")],
+    name: Annotated[str, typer.Argument(help="The run's name, as 'consilium runs --home HOME' lists it.")],
     home: Home = Path("server-home"),
-) -> None:
+) -> Document:
     """End a run at the server; a study's run can be continued later with 'consilium run --resume'."""
     from consilium.server.operations.home import ServerHome
     from consilium.server.wire.submission import Control
@@ -140,3 +162,4 @@ def stop(
     with Control(ServerHome(home)) as control:
         control.stop(name)
     typer.echo(f"run {name} is stopped")
+    return {"state": "stopped", "run": name}

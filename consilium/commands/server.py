@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from consilium.commands.parameters import Home, examples
+from consilium.commands.rows import print_rows
+from consilium.commands.scripting import Document, with_json
 
 if TYPE_CHECKING:
     from consilium.common.study.bundle import Bundle
@@ -38,7 +40,7 @@ def start(
     from consilium.server.operations.home import ServerHome
     from consilium.server.operations.start import start_server
 
-    names = list(dict.fromkeys([*(host or []), "localhost", "127.0.0.1"]))
+    names = list(dict.fromkeys([*(host or []), "localhost", "127.0.0.1", "::1"]))
     start_server(ServerHome(home), address=address, hosts=names, metrics=metrics)
 
 
@@ -46,6 +48,7 @@ def start(
     "approve",
     epilog=examples("consilium server approve site.csr --name berlin --study study.toml"),
 )
+@with_json
 def approve(
     request: Annotated[Path, typer.Argument(help="The site's signing request (site.csr).")],
     name: SiteName,
@@ -53,7 +56,7 @@ def approve(
     out: Out = None,
     address: Address = None,
     home: Home = Path("server-home"),
-) -> None:
+) -> Document:
     """Let a site take part: sign a certificate for its key and name, and write the bundle to send back."""
     from consilium.server.operations.bundles import check_handout, make_bundle
     from consilium.server.operations.home import ServerHome
@@ -63,17 +66,18 @@ def approve(
     check_handout(place, name=name, address=address, study=study)
     with Control(place) as control:
         certificate = control.approve(request, name=name)
-    _hand_out(make_bundle(place, certificate, name=name, address=address, study=study), out)
+    return _hand_out(make_bundle(place, certificate, name=name, address=address, study=study), out, study)
 
 
 @app.command("rotate", epilog=examples("consilium server rotate site.key.new.csr --name berlin"))
+@with_json
 def rotate(
     request: Annotated[Path, typer.Argument(help="The signing request of the site's new key (site.key.new.csr).")],
     name: SiteName,
     out: Out = None,
     address: Address = None,
     home: Home = Path("server-home"),
-) -> None:
+) -> Document:
     """Replace a site's key: approve the new one, revoke the old one."""
     from consilium.server.operations.bundles import check_handout, make_bundle
     from consilium.server.operations.home import ServerHome
@@ -84,11 +88,13 @@ def rotate(
     with Control(place) as control:
         certificate = control.rotate(request, name=name)
     typer.echo(f"the old key of site '{name}' is revoked")
-    _hand_out(make_bundle(place, certificate, name=name, address=address), out)
+    return _hand_out(make_bundle(place, certificate, name=name, address=address), out)
 
 
-def _hand_out(bundle: "Bundle", out: Path | None) -> None:
+def _hand_out(bundle: "Bundle", out: Path | None, study: Path | None = None) -> Document:
     from consilium.common.host.files import write_atomically
+    from consilium.common.study.acceptance import in_words, ranges_of
+    from consilium.common.study.load import load_study
 
     path = out or Path(f"{bundle.site}-bundle.json")
     write_atomically(path, bundle.to_json())
@@ -96,14 +102,30 @@ def _hand_out(bundle: "Bundle", out: Path | None) -> None:
     typer.echo(f"key fingerprint    {bundle.fingerprint}")
     typer.echo(f"bundle             {path}")
     typer.echo(f"bundle check code  {bundle.check_code()}")
+    config = load_study(study) if study is not None else None
+    ranges = ranges_of(config, source=str(study)) if config is not None else None
+    if config is not None and ranges is not None and ranges.by_path:
+        typer.echo("if the site takes its ranges, this study may later be run with other values, without a new bundle:")
+        for line in in_words(config, ranges):
+            typer.echo(f"  {line}")
     typer.echo(
         "next: compare both with the site over the phone (revoke the key if the fingerprint differs), "
         "then send the bundle; it holds no secret"
     )
+    return {
+        "site": bundle.site,
+        "server": bundle.server,
+        "fingerprint": bundle.fingerprint,
+        "bundle": path,
+        "check_code": bundle.check_code(),
+        "study": config.name if config is not None else None,
+        "ranges": ranges.open() if ranges is not None else {},
+    }
 
 
 @app.command("revoke", epilog=examples("consilium server revoke berlin"))
-def revoke(name: Annotated[str, typer.Argument(help="The site's name.")], home: Home = Path("server-home")) -> None:
+@with_json
+def revoke(name: Annotated[str, typer.Argument(help="The site's name.")], home: Home = Path("server-home")) -> Document:
     """Refuse a site's key from now on, also where it is connected; that key cannot be approved again."""
     from consilium.server.operations.home import ServerHome
     from consilium.server.wire.submission import Control
@@ -111,29 +133,50 @@ def revoke(name: Annotated[str, typer.Argument(help="The site's name.")], home: 
     with Control(ServerHome(home)) as control:
         control.revoke(name)
     typer.echo(f"the key of site '{name}' is revoked; where it was connected, it no longer is")
+    return {"site": name, "status": "revoked"}
 
 
 @app.command("sites", epilog=examples("consilium server sites", "consilium server sites --revoked"))
+@with_json
 def sites(
     home: Home = Path("server-home"),
     revoked: Annotated[bool, typer.Option("--revoked", help="List revoked keys too.")] = False,
-) -> None:
+) -> Document:
     """List the approved sites: name, status, key fingerprint, since when, until when the certificate lasts."""
     from consilium.server.operations.home import ServerHome
     from consilium.server.wire.submission import Control
 
     with Control(ServerHome(home)) as control:
         approvals, status = control.approvals(), control.sites()
+    rows = []
     for site in sorted(approvals, key=lambda site: (site.name, site.since)):
         if not site.revoked:
-            dates = f"{site.since[:19]}Z\t{site.ends[:10]}"
-            typer.echo(f"{site.name}\t{status.get(site.name, 'registered')}\t{site.fingerprint}\t{dates}")
+            state = status.get(site.name, "registered")
+            rows.append([site.name, state, site.fingerprint, f"{site.since[:19]}Z", site.ends[:10]])
         elif revoked:
-            typer.echo(f"{site.name}\trevoked\t{site.fingerprint}\t{site.revoked[:19]}Z")
+            rows.append([site.name, "revoked", site.fingerprint, f"{site.revoked[:19]}Z", "-"])
+    print_rows(["site", "status", "key fingerprint", "since", "certificate until"], rows)
+    if not rows:
+        typer.echo("no site is approved yet; 'consilium server approve site.csr --name NAME' lets one take part")
+    return {
+        "sites": [
+            {
+                "site": site.name,
+                "status": "revoked" if site.revoked else status.get(site.name, "registered"),
+                "fingerprint": site.fingerprint,
+                "since": site.since,
+                "ends": site.ends or None,
+                "revoked": site.revoked or None,
+            }
+            for site in sorted(approvals, key=lambda site: (site.name, site.since))
+            if revoked or not site.revoked
+        ]
+    }
 
 
 @app.command("new-ca", epilog=examples("consilium server new-ca"))
-def new_ca(home: Home = Path("server-home")) -> None:
+@with_json
+def new_ca(home: Home = Path("server-home")) -> Document:
     """Make a new authority that signs certificates from now on; the old one stays trusted until 'retire-ca'."""
     from consilium.server.operations.home import ServerHome
     from consilium.server.wire.submission import Control
@@ -145,15 +188,17 @@ def new_ca(home: Home = Path("server-home")) -> None:
         "connected sites take it over by themselves, others at their next connection; when all have, "
         "run 'consilium server retire-ca', which names those that have not"
     )
+    return {"authority": "new", "old": "trusted"}
 
 
 @app.command("retire-ca", epilog=examples("consilium server retire-ca", "consilium server retire-ca --force"))
+@with_json
 def retire_ca(
     force: Annotated[
         bool, typer.Option("--force", help="Leave sites behind that have no certificate of the new one yet.")
     ] = False,
     home: Home = Path("server-home"),
-) -> None:
+) -> Document:
     """Trust the newest authority only; sites that have no certificate of it yet keep this from happening."""
     from consilium.server.operations.home import ServerHome
     from consilium.server.wire.submission import Control
@@ -161,3 +206,4 @@ def retire_ca(
     with Control(ServerHome(home)) as control:
         control.retire_ca(force=force)
     typer.echo("the old authority is not trusted any more; the server has a certificate of the new one")
+    return {"authority": "new", "old": "retired"}

@@ -1,12 +1,17 @@
 """The commands `consilium site ...`: for a hospital or device, which joins with its own data."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from consilium.commands.parameters import Folder, Settings, examples
+from consilium.commands.rows import print_rows
+from consilium.commands.scripting import Document, Outcome, with_json
 from consilium.common.errors import ConfigError
+
+if TYPE_CHECKING:
+    from consilium.client.operations.accepted_study import AcceptedStudy
 
 app = typer.Typer(help="For a hospital or device: run the site.", no_args_is_help=True)
 
@@ -18,6 +23,7 @@ app = typer.Typer(help="For a hospital or device: run the site.", no_args_is_hel
         "consilium site init --name berlin --server example.org:9092 --kind table",
     ),
 )
+@with_json
 def init(
     name: Annotated[
         str, typer.Option(envvar="CONSILIUM_NAME", help="The site's name, as agreed with the coordinator.")
@@ -38,7 +44,7 @@ def init(
         str | None, typer.Option(envvar="CONSILIUM_METRICS", help="host:port on which to offer metrics.")
     ] = None,
     folder: Folder = Path("site"),
-) -> None:
+) -> Document:
     """Make this site's folder: its key, a request to send, a site.toml to read through, and room for its state."""
     from consilium.client.operations.site_folder import SiteFolder, init_site
 
@@ -48,31 +54,35 @@ def init(
         f"next: send {folder / 'site.csr'} to the study's coordinator, who reads this fingerprint back to you over "
         f"the phone and sends a bundle; then run 'consilium site accept BUNDLE'. site.key itself never leaves {folder}."
     )
+    return {"site": name, "folder": folder, "fingerprint": key, "request": folder / "site.csr"}
 
 
-def _check_has_settings(settings: Path) -> None:
-    if not settings.is_file():
-        raise ConfigError(
-            f"there is no '{settings}'; 'consilium site init' makes it: run this command in the folder where that one "
-            "ran"
-        )
-
-
-@app.command("accept", epilog=examples("consilium site accept berlin-bundle.json"))
+@app.command(
+    "accept",
+    epilog=examples("consilium site accept berlin-bundle.json", "consilium site accept berlin-bundle.json --exactly"),
+)
+@with_json
 def accept(
     bundle: Annotated[Path, typer.Argument(help="The file that the coordinator sent.")],
+    exactly: Annotated[
+        bool,
+        typer.Option("--exactly", help="Take none of the study's ranges: it runs with these values and no others."),
+    ] = False,
     folder: Folder = Path("site"),
-) -> None:
+) -> Document:
     """Take over the coordinator's bundle: this site's certificate, the server's address, and the study."""
+    from consilium.client.operations.accepted_study import note_acceptance
     from consilium.client.operations.site_folder import SiteFolder, accept_bundle
     from consilium.common.host.keys import fingerprint, read_private_key
     from consilium.common.study.load import load_site
 
     place = SiteFolder(folder)
-    _check_has_settings(place.settings)
-    accepted = accept_bundle(place, bundle)
+    accepted = accept_bundle(place, bundle, exactly=exactly)
     holds = "this site's certificate and the study" if accepted.study is not None else "this site's certificate"
     typer.echo(f"accepted: server {accepted.server}, {holds}")
+    study = note_acceptance(place, accepted)
+    if study is not None and study.offered:
+        _say_what_may_change(study, load_site(place.settings).max_runs)
     typer.echo(f"bundle check code  {accepted.check_code()}")
     own_key = read_private_key(load_site(place.settings).private_key).public_key()
     then = (
@@ -81,13 +91,35 @@ def accept(
         else "run 'consilium site check'"
     )
     typer.echo(f"next: ask the coordinator over the phone whether the check code is the same; then {then}")
+    return {
+        "site": accepted.site,
+        "server": accepted.server,
+        "check_code": accepted.check_code(),
+        "study": study.study.name if study is not None else None,
+        "ranges": study.ranges.open() if study is not None else {},
+    }
+
+
+def _say_what_may_change(study: "AcceptedStudy", max_runs: int) -> None:
+    if not study.words:
+        typer.echo("the study came with ranges; this site takes none (accept_ranges in site.toml): it runs exactly so")
+        return
+    typer.echo("the coordinator may later run this study with other values without asking:")
+    for line in study.words:
+        typer.echo(f"  {line}")
+    typer.echo(
+        "everything else stays as it is; another method comes with the defaults of its settings. Each such run may "
+        f"read the test split once more (max_runs = {max_runs} at most). To take none of this, accept with --exactly; "
+        "to take less, set accept_ranges in site.toml"
+    )
 
 
 @app.command("check", epilog=examples("consilium site check", "consilium site check site/site.toml --study study.toml"))
+@with_json
 def check(
     settings: Settings = Path("site/site.toml"),
     study: Annotated[Path | None, typer.Option(help="The study.toml; default: the accepted one.")] = None,
-) -> None:
+) -> Outcome:
     """Check everything that could keep this site from taking part, and say how to mend it."""
     from consilium.client.operations.doctor.examine import examine, exit_code
 
@@ -98,26 +130,49 @@ def check(
     code = exit_code(findings)
     failures = sum(finding.status == "FAIL" for finding in findings)
     typer.echo(f"{failures} to mend" if failures else "next: run 'consilium site start'")
-    raise typer.Exit(code)
+    listed = [
+        {"name": each.name, "status": each.status, "message": each.message, "fix": each.fix or None}
+        for each in findings
+    ]
+    return Outcome({"findings": listed, "failures": failures, "exit_code": code}, code)
+
+
+@app.command("parts", epilog=examples("consilium site parts", "consilium site parts site/site.toml"))
+@with_json
+def parts(settings: Settings = Path("site/site.toml")) -> Document:
+    """Print the packages of your own that are installed here, as site.toml names those whose code may run."""
+    from consilium.client.operations.own_packages import entries
+    from consilium.common.study.load import load_site
+
+    found = list(entries(load_site(settings) if settings.is_file() else None))
+    if not found:
+        typer.echo("# no installed package offers a part (entry points consilium.methods, .models, ...)")
+    for entry in found:
+        typer.echo(f"{entry}\n")
+    return {"entries": found}
 
 
 @app.command("rotate-key", epilog=examples("consilium site rotate-key", "consilium site rotate-key --activate"))
+@with_json
 def rotate_key(
     activate: Annotated[bool, typer.Option("--activate", help="Use the new key; it must be approved.")] = False,
     folder: Folder = Path("site"),
-) -> None:
+) -> Document:
     """Make a new key next to the old one; with --activate, use it once the coordinator has approved it."""
     from consilium.client.operations.site_folder import SiteFolder, activate_new_key, make_new_key
 
     if activate:
-        typer.echo(f"this site's key is now {activate_new_key(SiteFolder(folder))}; start the site again")
-        return
-    typer.echo(f"made a new key: {make_new_key(SiteFolder(folder))}")
+        key = activate_new_key(SiteFolder(folder))
+        typer.echo(f"this site's key is now {key}; start the site again")
+        return {"fingerprint": key, "active": True, "request": None}
+    key = make_new_key(SiteFolder(folder))
+    typer.echo(f"made a new key: {key}")
     typer.echo(
         f"next: send {folder / 'site.key.new.csr'} to the coordinator, who reads this fingerprint back to you over the "
         "phone, rotates, and sends a bundle; then run 'consilium site accept BUNDLE', stop the site, run "
         "'consilium site rotate-key --activate' and start it again"
     )
+    return {"fingerprint": key, "active": False, "request": folder / "site.key.new.csr"}
 
 
 @app.command(
@@ -133,7 +188,6 @@ def start(
     """Run this site until it is stopped with Ctrl-C; it answers its server's studies, and waits where that is gone."""
     from consilium.client.node import start_site
 
-    _check_has_settings(settings)
     start_site(settings, metrics=metrics)
 
 
@@ -145,6 +199,7 @@ def start(
         "consilium site approve-app --remove 3f9a1c04",
     ),
 )
+@with_json
 def approve_app(
     code: Annotated[
         str | None,
@@ -156,31 +211,32 @@ def approve_app(
         typer.Option(help="Withdraw the approval of the app whose digest begins with this (at least 8 digits)."),
     ] = None,
     folder: Folder = Path("site"),
-) -> None:
+) -> Document:
     """Let a Flower app run at this site, with all that the site's program may do; read its code first."""
     from consilium.client.operations.site_folder import SETTINGS
+    from consilium.common.study.load import NO_SITE
 
     if not (folder / SETTINGS).is_file():
-        raise ConfigError(f"'{folder}' is no site's folder: it has no {SETTINGS}")
+        raise ConfigError(f"'{folder}' is no site's folder: it has no {SETTINGS}; {NO_SITE}")
     if [code is not None, list_, remove is not None].count(True) != 1:
         raise ConfigError("name the app's folder or digest, or use --list or --remove DIGEST")
     if code is not None:
-        _approve(folder, code)
-    elif remove is not None:
-        _remove(folder, remove)
-    else:
-        _list(folder)
+        return _approve(folder, code)
+    if remove is not None:
+        return _remove(folder, remove)
+    return _list(folder)
 
 
-def _approve(folder: Path, code: str) -> None:
+def _approve(folder: Path, code: str) -> Document:
     from consilium.client.flower.approved import approve
     from consilium.common.flower.app import is_digest, read_app
+    from consilium.common.host.files import with_home
 
     if is_digest(code):
         approval = approve(folder, code)
         typer.echo(f"approved: the app with the digest {approval.digest}; its code comes from the coordinator")
     else:
-        app = read_app(Path(code))
+        app = read_app(Path(with_home(code)))
         for name, content in app.files.items():
             typer.echo(f"  {len(content):9} bytes  {name}")
         approval = approve(folder, app)
@@ -190,22 +246,27 @@ def _approve(folder: Path, code: str) -> None:
         "who can judge it. Next: compare the digest with the coordinator's. The site need not be started again; "
         f"'consilium site approve-app --remove {approval.digest[:12]}' takes it back"
     )
+    return {"approved": {"digest": approval.digest, "name": approval.name or None, "since": approval.since}}
 
 
-def _remove(folder: Path, prefix: str) -> None:
+def _remove(folder: Path, prefix: str) -> Document:
     from consilium.client.flower.approved import withdraw
     from consilium.client.operations.site_folder import SETTINGS
     from consilium.common.study.load import load_site
 
     digest = withdraw(folder, prefix, state_dir=load_site(folder / SETTINGS).state_dir)
     typer.echo(f"no longer approved: {digest}")
+    return {"removed": digest}
 
 
-def _list(folder: Path) -> None:
+def _list(folder: Path) -> Document:
     from consilium.client.flower.approved import approvals
 
     approved = approvals(folder)
     if not approved:
         typer.echo("no app is approved at this site")
-    for approval in approved:
-        typer.echo(f"{approval.digest}\t{approval.name or '(digest only)'}\t{approval.since}")
+    else:
+        print_rows(
+            ["digest", "app", "since"], [[one.digest, one.name or "(digest only)", str(one.since)] for one in approved]
+        )
+    return {"apps": [{"digest": each.digest, "name": each.name or None, "since": each.since} for each in approved]}

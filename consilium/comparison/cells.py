@@ -20,6 +20,7 @@ from consilium.common.errors import ConsiliumError
 from consilium.common.host.files import scratch, write_atomically
 from consilium.common.study.load import parse_study, write_site
 from consilium.common.study.study import StudyConfig
+from consilium.common.study.used import packages_of
 from consilium.common.weights.arrays import Array
 from consilium.comparison.finished import scores_of
 from consilium.comparison.pooled import POOLED, run_pooled
@@ -64,7 +65,9 @@ class Cell:
     def key(self, sites: Mapping[str, SiteFiles]) -> str:
         """Return what the result depends on, as 24 hexadecimal digits."""
         prints = {name: site.fingerprint for name, site in sorted(sites.items())}
-        text = json.dumps([_FORM, self.kind, self.study, prints, versions().model_dump()])
+        packages = packages_of(StudyConfig.model_validate_json(self.study))
+        facts = [versions().model_dump(), *(one.model_dump() for one in packages)]
+        text = json.dumps([_FORM, self.kind, self.study, prints, *facts])
         return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
@@ -107,7 +110,7 @@ def run_cell(cell: Cell, sites: Mapping[str, SiteFiles], out: Path, key: str) ->
     torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms imports a compiler, for seconds
     try:
         with scratch(), tempfile.TemporaryDirectory(prefix="consilium-", dir=_memory_folder()) as name:
-            outcome = _run(cell.kind, study, _write_settings(Path(name), sites, out / FEATURES), Path(name))
+            outcome = _run(cell.kind, study, _write_settings(Path(name), study, sites, out / FEATURES), Path(name))
         measured = {site: _with_metrics(of, outcome.answers.get(site, {}), study) for site, of in outcome.sites.items()}
     except ConsiliumError as error:
         return result.model_copy(update={"error": str(error)})
@@ -152,7 +155,9 @@ def _with_metrics(site: SiteOutcome, answers: Mapping[str, Array], study: StudyC
     return site.model_copy(update={"support": tuple(next(iter(scores.values())).support), "metrics": metrics})
 
 
-def _write_settings(folder: Path, sites: Mapping[str, SiteFiles], features: Path) -> dict[str, Path]:
+def _write_settings(
+    folder: Path, study: StudyConfig, sites: Mapping[str, SiteFiles], features: Path
+) -> dict[str, Path]:
     """Write a `site.toml` per site, for this process alone; features of a frozen backbone are shared by all cells."""
     settings = {}
     for name, site in sites.items():
@@ -164,8 +169,14 @@ def _write_settings(folder: Path, sites: Mapping[str, SiteFiles], features: Path
         values = {
             **{"name": name, "server": "localhost:1", "ca_certificate": "none", "private_key": "none"},
             **{"state_dir": "state", "weights_dir": site.weights_dir, "device": "cpu"},
-            **{"share_class_counts": True, "share_error_details": True, "share_scale": site.share_scale},
-            "data": {"kind": site.kind, "path": site.path, "test": site.test, "max_skipped": site.max_skipped},
+            **{"share_class_counts": True, "share_error_details": True, "share_scale": site.share_scale, "models": ()},
+            "parts": [
+                one.model_dump() for one in (packages_of(study, reader=site.kind) if site.parts is None else site.parts)
+            ],
+            "data": {
+                **{"kind": site.kind, "path": site.path, "test": site.test, "max_skipped": site.max_skipped},
+                **site.more,
+            },
         }
         write_site(settings[name], values)
     return settings

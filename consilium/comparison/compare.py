@@ -22,7 +22,7 @@ from consilium.comparison.numbers import all_numbers
 from consilium.comparison.options import CompareOptions
 from consilium.comparison.page import render_page
 from consilium.comparison.plan import first_cells, local_budgets, make_choices, refits
-from consilium.comparison.progress import CELLS, run_with_progress
+from consilium.comparison.progress import CELLS, RunCells, run_with_progress
 from consilium.comparison.report import Report, build_report
 from consilium.comparison.site_files import find_sites
 from consilium.comparison.studies import make_variants
@@ -32,11 +32,14 @@ from consilium.comparison.variants import Variant
 
 
 @keep_readings()
-def compare(options: CompareOptions, console: Console) -> Report:
+def compare(options: CompareOptions, console: Console, *, run_cells: RunCells = run_with_progress) -> Report:
     """Run a comparison, write its files into `options.folder`, print the table, and return the report.
 
     Writes `report.html`, `results.csv` (every test number), `rounds.csv` (validation per round), `summary.json`,
     and per cell a result and the scores. A command that is given again runs only what is missing.
+
+    Args:
+        run_cells: runs cells, and shows how far it is.
 
     Raises:
         ConfigError: options that cannot be, several splits of a study with test rows of its own, or a site without
@@ -45,7 +48,7 @@ def compare(options: CompareOptions, console: Console) -> Report:
         KeyboardInterrupt: Ctrl-C; finished cells are kept.
     """
     began = time.monotonic()
-    study = load_study(options.study)
+    study = load_study(options.study).model_copy(update={"accept": {}})  # ranges are for sites, not for cells
     metric = _metric_of(options, study)
     files = find_sites(options.sites_folder, study, weights_dir=options.weights_dir)
     variants, skipped, own = make_variants(study, options)
@@ -55,7 +58,7 @@ def compare(options: CompareOptions, console: Console) -> Report:
     comparison = Comparison({}, out, study.task, sites, metric=metric, seed=study.seed)
 
     def run(cells: Sequence[Cell]) -> None:
-        comparison.results.update(run_with_progress(cells, files, options, console))
+        comparison.results.update(run_cells(cells, files, options, console))
 
     studies = {variant.label: variant.study for variant in variants}
     choices = _run_and_choose(comparison, run, variants, studies, options, own=own)

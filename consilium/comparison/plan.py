@@ -8,6 +8,7 @@ from consilium.client.data import Examples
 from consilium.client.methods import build_method
 from consilium.client.training.work import LocalWork
 from consilium.common.study.study import StudyConfig
+from consilium.common.study.task import FeaturesTask, TableTask, Task
 from consilium.comparison.cells import Cell, make_cell
 from consilium.comparison.choices import Candidate, Choices, choose, choose_each, refit_label
 from consilium.comparison.comparison import Comparison
@@ -33,9 +34,14 @@ def first_cells(variants: Sequence[Variant], budgets: Collection[Candidate], opt
                 for variant in variants
             ]
             cells.append(make_cell(POOLED, base, seed=seed, split=split, kind="pooled"))
-            if base.task.kind == "table":
+            if _in_columns(base.task):
                 cells.append(make_cell(USUAL_TOOLS, base, seed=seed, split=split, kind="usual"))
     return cells
+
+
+def _in_columns(task: Task) -> bool:
+    """Return whether the usual tools can be used: on tables, and on arrays whose examples are rows of numbers."""
+    return isinstance(task, TableTask) or (isinstance(task, FeaturesTask) and len(task.shape) == 1)
 
 
 def local_budgets(variants: Sequence[Variant]) -> dict[str, Candidate]:

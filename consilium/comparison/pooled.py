@@ -17,7 +17,7 @@ from consilium.common.seeds import seed_for
 from consilium.common.study.load import load_site
 from consilium.common.study.scale import Scale, combine, joined
 from consilium.common.study.study import StudyConfig
-from consilium.common.study.task import ImageTask, Task
+from consilium.common.study.task import TableTask, Task
 from consilium.common.weights.arrays import Array, Weights
 from consilium.common.weights.checks import check_finite
 from consilium.comparison.results import Answers, Outcome, SiteOutcome
@@ -88,7 +88,7 @@ def _one_scale(task: Task, data: Sequence[UnscaledData]) -> Scale | None:
     Raises:
         DataError: a column is known in no training row.
     """
-    if task.fixed_scale is not None or (isinstance(task, ImageTask) and task.scale is None):
+    if task.fixed_scale is not None or (not isinstance(task, TableTask) and task.scale is None):
         return task.fixed_scale
     columns = combine([one.moments(least=1) for one in data])
     if unknown := [name for name, column in zip(task.scaled_columns, columns, strict=True) if column is None]:

@@ -1,6 +1,6 @@
 """Runs cells with a progress bar."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -12,6 +12,8 @@ from consilium.comparison.runner import Results, run_cells
 from consilium.comparison.site_files import SiteFiles
 
 CELLS = "cells"
+RunCells = Callable[[Sequence[Cell], Mapping[str, SiteFiles], CompareOptions, Console], Results]
+"""Runs cells as `run_with_progress` does, however it shows that."""
 
 
 def run_with_progress(

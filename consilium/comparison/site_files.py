@@ -2,11 +2,14 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from consilium.common.errors import ConfigError
 from consilium.common.study.load import load_site
+from consilium.common.study.parts import OwnPackage
 from consilium.common.study.study import StudyConfig
 
 _DATA_KINDS = {".npz": "arrays", ".csv": "table", ".parquet": "table"}
@@ -22,6 +25,8 @@ class SiteFiles:
         max_skipped: so many unusable rows or files are left out.
         test: where the study's common test set lies, if not among the data.
         share_scale: whether the site shares the sums that one scale for all takes.
+        parts: the packages of one's own whose code its settings let run; None: no settings, so those of the study.
+        more: further settings of its data, for a reader of one's own.
     """
 
     kind: str
@@ -30,6 +35,8 @@ class SiteFiles:
     max_skipped: int = 0
     test: Path | None = None
     share_scale: bool = True
+    parts: tuple[OwnPackage, ...] | None = None
+    more: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
@@ -38,7 +45,7 @@ class SiteFiles:
         if self.weights_dir is not None:
             files += sorted(file for file in self.weights_dir.iterdir() if file.is_file())
         facts = [(str(file), *_size_and_time(file)) for file in files]
-        settings = [self.kind, self.max_skipped, self.share_scale]
+        settings = [self.kind, self.max_skipped, self.share_scale, *([self.more] if self.more else [])]
         return hashlib.sha256(json.dumps([settings, facts]).encode()).hexdigest()
 
 
@@ -71,7 +78,7 @@ def find_sites(folder: Path, study: StudyConfig, *, weights_dir: Path | None) ->
         if settings.is_file():
             files[name] = _by_settings(settings, name, study, weights_dir)
         else:
-            files[name] = _by_folder(folder / name, name, weights_dir)
+            files[name] = _by_folder(folder / name, name, weights_dir, features=study.task.kind == "features")
     return files
 
 
@@ -95,13 +102,17 @@ def _by_settings(settings: Path, name: str, study: StudyConfig, weights_dir: Pat
         config.data.max_skipped,
         test=config.data.test and config.data.test.resolve(),
         share_scale=config.share_scale,
+        parts=config.parts,
+        more=config.data.model_dump(mode="json", exclude={"kind", "path", "test", "max_skipped"}),
     )
 
 
-def _by_folder(folder: Path, name: str, weights_dir: Path | None) -> SiteFiles:
+def _by_folder(folder: Path, name: str, weights_dir: Path | None, *, features: bool) -> SiteFiles:
     path = folder / "data" if (folder / "data").is_dir() else folder
     if not path.is_dir():
         raise ConfigError(f"there is no data of site '{name}': expected a folder '{folder / 'data'}'")
     suffixes = {file.suffix.lower() for file in path.iterdir() if file.is_file()}
     kind = next((kind for suffix, kind in _DATA_KINDS.items() if suffix in suffixes), "images")
+    if kind == "arrays" and features:
+        kind = "features"
     return SiteFiles(kind, path.resolve(), weights_dir and weights_dir.resolve())

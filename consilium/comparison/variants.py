@@ -5,11 +5,13 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any
+from typing import Any, get_args
 
 from consilium.common.errors import ConfigError
 from consilium.common.study.load import parse_study
 from consilium.common.study.methods import MethodConfig, MethodSettings
+from consilium.common.study.packages import offers
+from consilium.common.study.parts import OwnKinds, own_settings
 from consilium.common.study.ranges import variants
 from consilium.common.study.strategies import StrategyConfig
 from consilium.common.study.study import StudyConfig
@@ -86,13 +88,16 @@ def _value(text: str) -> Any:
 
 
 def kinds(union: object) -> list[str]:
-    """Return the names of all variants of `MethodConfig`, `StrategyConfig` or a weighting's factors."""
-    return [variant.model_fields["kind"].default for variant in variants(union)]
+    """Return the names of all variants of `MethodConfig`, `StrategyConfig` or a weighting's factors, own ones last."""
+    own = [one.name for marker in get_args(union)[1:] if isinstance(marker, OwnKinds) for one in offers(marker.group)]
+    return [*(variant.model_fields["kind"].default for variant in variants(union)), *own]
 
 
 def method_settings(kind: str) -> type[MethodSettings] | None:
     """Return the class of a method's settings; None where there is no such method."""
-    return next((one for one in variants(MethodConfig) if one.model_fields["kind"].default == kind), None)
+    built_in = {one.model_fields["kind"].default: one for one in variants(MethodConfig)}
+    own: type[Any] | None = built_in.get(kind) or own_settings("methods", kind, MethodSettings)
+    return own
 
 
 def fit_to_method(values: dict[str, Any], spec: Spec, *, keep_rate: bool = False) -> str:

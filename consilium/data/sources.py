@@ -15,7 +15,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from consilium.client.data.image_files import list_folders, list_images
-from consilium.client.data.images import DECODE_ERRORS, FORMATS
+from consilium.client.data.pictures import DECODE_ERRORS, FORMATS
 from consilium.common.errors import DataError
 from consilium.common.host.files import write_atomically
 from consilium.common.seeds import seed_for

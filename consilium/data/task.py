@@ -81,6 +81,11 @@ _ID = re.compile(
 """Names of columns that say whose a row is, or which."""
 
 
+def is_identifier(name: str, cells: Sequence[str]) -> bool:
+    """Return whether a column of texts, "" where nothing is known, tells whose or which row it is."""
+    return bool(_identifies(name, cells))
+
+
 def _identifies(name: str, cells: Sequence[str]) -> str:
     """Return why a column tells whose or which row it is, and nothing of health; '' where it does not."""
     known = [cell for cell in cells if cell]

@@ -20,6 +20,7 @@ from consilium.demo.options import DemoOptions
 from consilium.demo.processes import Processes, ended, running_server, running_sites, wait_for_server
 from consilium.demo.scenario import (
     certify,
+    check_model,
     make_federation,
     make_sites,
     make_studies,
@@ -42,6 +43,7 @@ def run_demo(options: DemoOptions, console: Console) -> "Report":
         KeyboardInterrupt: Ctrl-C.
     """
     began = time.monotonic()
+    runs_were_there = options.runs.exists()
     check_writable(options.runs, what="the folder for runs")
     folder = new_run_folder(options.runs, options.data)
     folder.mkdir()
@@ -49,9 +51,12 @@ def run_demo(options: DemoOptions, console: Console) -> "Report":
     try:
         federation = make_federation(options, folder / "hospitals")
         given = weights_file(options, federation, console) if options.pretrained is not None else None
-        make_studies(options, federation, given)  # a wrong option is refused before anything starts
+        # A wrong option is refused before anything starts.
+        check_model(options, make_studies(options, federation, given).main)
     except ConsiliumError:
         shutil.rmtree(folder)
+        if not runs_were_there:
+            options.runs.rmdir()
         raise
     home = ServerHome(folder / "server")
     address = f"localhost:{free_port()}"

@@ -45,13 +45,15 @@ def make_federation(options: DemoOptions, folder: Path) -> Federation:
     """Return the hospitals that the options name; where data must be written, it is below `folder`.
 
     Raises:
-        ConfigError: no `--data-dir` where one is needed.
+        ConfigError: no `--data-dir` where one is needed, or one where none is.
         DataError: the data is not there or not as it should be.
     """
     # Only here, because the server's image, which runs the studies, has no scikit-learn.
     from consilium.data.sources import digits_hospitals, heart_disease_hospitals, image_folder_hospitals
 
     if options.data == "digits":
+        if options.data_dir is not None:
+            raise ConfigError("--data-dir means nothing with --data digits, which come with the installation")
         return digits_hospitals(folder)
     if options.data_dir is None:
         raise ConfigError(f"--data {options.data} needs --data-dir, the folder that holds the data")
@@ -118,6 +120,21 @@ def make_studies(options: DemoOptions, federation: Federation, weights: Path | N
             model = main.model.model_copy(update={"pretrained": None})
             others["random initial weights"] = _varied(main, "random", model=model)
     return Studies(main, others, federation.title)
+
+
+def check_model(options: DemoOptions, study: StudyConfig) -> None:
+    """Build the model that the options name, once, as every hospital will.
+
+    Raises:
+        ModelError: an unknown name, an input the model cannot take, or weights that do not fit.
+    """
+    if options.model is None and options.pretrained is None:
+        return
+    from consilium.client.models import build_model
+
+    folder = options.pretrained.parent if options.pretrained is not None else None
+    shape, outputs = study.task.input_shape, study.task.num_outputs
+    build_model(study.model, input_shape=shape, num_outputs=outputs, weights_dir=folder, seed=study.seed)
 
 
 def _varied(study: StudyConfig, suffix: str, **changes: Any) -> StudyConfig:

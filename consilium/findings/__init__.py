@@ -7,11 +7,12 @@ patients are redrawn too. Sites are the ones of the study: they are not redrawn.
 """
 
 from consilium.common.intervals.evidence import Evidence, redrawn
+from consilium.common.intervals.holm import holm
 from consilium.common.intervals.interval import ALPHA, LEVEL, Interval
 from consilium.common.intervals.means import LEAST_SPLITS, interval_of, over_sites, over_splits, paired, share_of
 from consilium.common.protocol.patients import LEAST_PATIENTS, Patients
 from consilium.findings.counts import ACCURACIES, DIFFERENCE, MEASURES, Findings, Measures, findings_of
-from consilium.findings.verdict import ESTIMAND, Verdict, holm, sentence, verdict
+from consilium.findings.verdict import ESTIMAND, Verdict, sentence, verdict
 
 __all__ = [
     "ACCURACIES",

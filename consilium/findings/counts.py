@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from consilium.common.intervals.evidence import Evidence
+from consilium.common.intervals.holm import holm
 from consilium.common.intervals.interval import Interval
 from consilium.common.intervals.means import Kind, interval_of, over_sites
 from consilium.common.protocol.counts import TestCounts
 from consilium.common.protocol.patients import Patients
-from consilium.findings.verdict import Verdict, holm, verdict
+from consilium.findings.verdict import Verdict, verdict
 
 ACCURACIES = ("majority", "local", "global", "personal")
 DIFFERENCE = "personal_minus_local"

@@ -5,7 +5,7 @@ they were asked, so a run is deterministic; `Deliver` lets a test lose, delay or
 """
 
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,12 @@ from consilium.common.results import RunResult
 from consilium.common.study.load import write_site
 from consilium.common.study.study import StudyConfig
 from consilium.server.app import app as server_app
+from consilium.server.app import run_steps
+from consilium.server.study.run import Progress
 from consilium.server.study.run_folder import RunFolder
+
+TRANSPORT = "in-process"
+"""What carries plans and payloads, in results."""
 
 Answering = Callable[[Message], Message]
 Deliver = Callable[[str, Message, Answering], Message | None]
@@ -30,6 +35,16 @@ Deliver = Callable[[str, Message, Answering], Message | None]
 def deliver_always(site: str, message: Message, answering: Answering) -> Message | None:
     """Deliver every message and every reply."""
     return answering(message)
+
+
+def saying(on_site: Callable[[str], None]) -> Deliver:
+    """Return a delivery of every message and reply that first says which site is asked."""
+
+    def deliver(site: str, message: Message, answering: Answering) -> Message | None:
+        on_site(site)
+        return answering(message)
+
+    return deliver
 
 
 class InProcessGrid(Grid):
@@ -138,9 +153,24 @@ def run_in_process(
         run_config={
             "study": study.model_dump_json(),
             "folder": str(folder),
-            "transport": "in-process",
+            "transport": TRANSPORT,
             "tls": False,
         },
     )
     server_app(InProcessGrid(sites, deliver=deliver), context)
     return RunResult.model_validate_json(RunFolder(folder).result.read_bytes())
+
+
+def steps_in_process(
+    study: StudyConfig, sites: Mapping[str, Path], folder: Path, *, deliver: Deliver = deliver_always
+) -> Generator[Progress, None, RunResult]:
+    """Run a study as `run_in_process` does, one step at a time: when the sites agree, and after every round.
+
+    Nothing runs between two steps, and no thread. Closed early, the run is stopped; it goes on from its last round
+    when a run is started in the same folder.
+
+    Raises:
+        ConsiliumError: what ended the run.
+    """
+    grid, text = InProcessGrid(sites, deliver=deliver), study.model_dump_json()
+    return run_steps(grid, text, folder, transport=TRANSPORT, tls=False)

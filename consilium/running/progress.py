@@ -76,7 +76,9 @@ class Progress:
             case SitesAgreed():
                 self.phase, self._rounds_began = "training", time.monotonic()
                 sites = ", ".join(f"{site} {facts.num_examples}" for site, facts in event.sites.items())
-                return f"{self.title}: all sites agree on data schema, versions and initial weights; examples: {sites}"
+                own = "".join(f"; package {name} {facts}" for name, facts in event.parts.items())
+                agreed = "all sites agree on data schema, versions and initial weights"
+                return f"{self.title}: {agreed}; examples: {sites}{own}"
             case RunResumed():
                 self.round = event.round
                 return f"{self.title}: continuing after round {event.round}"

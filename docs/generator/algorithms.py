@@ -16,10 +16,11 @@ from consilium.common.study.methods import MethodConfig
 from consilium.common.study.ranges import variants
 from consilium.common.study.strategies import StrategyConfig
 from consilium.common.study.weightings import FactorConfig, FactorSettings
+from consilium.schema.field_docs import field_docs
 from consilium.server.strategies import STRATEGIES
 from consilium.server.weighting import WEIGHTINGS
 from docs.generator.markdown import page, paragraph, summary, table
-from docs.generator.settings import COLUMNS, field_docs, settings_rows
+from docs.generator.settings import COLUMNS, settings_rows
 
 
 @dataclass(frozen=True)

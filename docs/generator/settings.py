@@ -1,8 +1,5 @@
 """Pages of settings: every table of a TOML file with its keys, types, ranges, defaults and meanings."""
 
-import ast
-import inspect
-import textwrap
 import types
 import typing
 from collections.abc import Iterable, Iterator
@@ -12,7 +9,7 @@ from typing import Annotated, Any, Literal, Union
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from consilium.common.study.record import Record
+from consilium.schema.field_docs import field_docs
 from docs.generator.markdown import page, paragraph, summary, table
 
 COLUMNS = ("key", "value", "meaning")
@@ -54,32 +51,6 @@ def settings_rows(model: type[BaseModel], path: str = "") -> Iterator[tuple[str,
             continue
         what = PAGES.get(f"{path}.{name}".lstrip(".")) or _what(name, field)
         yield f"`{name}`", f"{what}; {_default(field)}", texts[name]
-
-
-def field_docs(model: type[BaseModel]) -> dict[str, str]:
-    """Return the docstring under every field, inherited ones too.
-
-    Raises:
-        ValueError: a field has none.
-    """
-    texts: dict[str, str] = {}
-    for cls in reversed(model.__mro__):
-        if issubclass(cls, BaseModel) and cls not in (BaseModel, Record):
-            texts |= _docs_in(cls)
-    if missing := model.model_fields.keys() - texts.keys() - {"kind"}:
-        raise ValueError(f"{model.__module__}.{model.__name__}: no docstring under {sorted(missing)}")
-    return texts
-
-
-def _docs_in(cls: type[Any]) -> dict[str, str]:
-    (node,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
-    assert isinstance(node, ast.ClassDef)
-    texts = {}
-    for field, text in zip(node.body, node.body[1:], strict=False):
-        match field, text:
-            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(content))):
-                texts[name] = " ".join(content.split()).replace("None: ", "none: ")
-    return texts
 
 
 def _sections(model: type[BaseModel], path: str, kind: str = "") -> Iterator[tuple[str, str, type[BaseModel]]]:

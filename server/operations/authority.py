@@ -5,6 +5,7 @@ begin a week before they are signed, so that a clock that is a day off does not 
 """
 
 import ipaddress
+import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from consilium.common.errors import ConfigError, StateError
+from consilium.common.errors import ConfigError, StateError, clean
 from consilium.common.host.files import write_atomically
 from consilium.common.host.keys import PRIVATE, PUBLIC
 from consilium.common.host.signing_requests import common_name
@@ -176,15 +177,20 @@ def _usage(*, sign_certificates: bool) -> x509.KeyUsage:
     )
 
 
+_HOST_NAME = re.compile(r"(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?", re.ASCII)
+
+
 def _alternative(host: str) -> x509.GeneralName:
     try:
-        return x509.IPAddress(ipaddress.ip_address(host))
+        return x509.IPAddress(ipaddress.ip_address(host.removeprefix("[").removesuffix("]")))
     except ValueError:
         pass
-    try:
-        return x509.DNSName(host)
-    except ValueError as error:
-        raise ConfigError(f"--host: {host!r} cannot stand in a certificate: {error}") from error
+    if _HOST_NAME.fullmatch(host) is None:
+        raise ConfigError(
+            f"--host: must be a name or an address, e.g. study.example.org, 192.0.2.7 or 2001:db8::7, without a port, "
+            f"got '{clean(host, 200)}'"
+        )
+    return x509.DNSName(host)
 
 
 def _pem(certificate: x509.Certificate) -> bytes:

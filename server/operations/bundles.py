@@ -5,12 +5,13 @@ from pathlib import Path
 
 import consilium.common
 from consilium.common.errors import ConfigError, ConnectionRefused
+from consilium.common.host.address import Address, is_wildcard, parse_address, same_host
 from consilium.common.host.certificates import certificate_hosts, read_certificate
 from consilium.common.study.bundle import Bundle, ServerVersions
 from consilium.common.study.load import load_study
+from consilium.common.study.names import check_site_name
 from consilium.server.operations.home import ServerHome
 
-_WILDCARDS = frozenset({"0.0.0.0", "[::]", "::", ""})
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -45,9 +46,11 @@ def check_handout(home: ServerHome, *, name: str, address: str | None = None, st
     """Return the address that a bundle would name; a bundle that could not be made is refused before approval.
 
     Raises:
-        ConfigError: no address is known, the server's certificate is not for it, or the study is wrong.
+        ConfigError: the name is none, no address is known, the server's certificate is not for it, or the study is
+            wrong.
         ConnectionRefused: no server runs in `home`.
     """
+    check_site_name(name, what="--name")
     if study is not None:
         _check_takes_part(study, name)
     return _reachable(home, address)
@@ -65,8 +68,9 @@ def _reachable(home: ServerHome, address: str | None) -> str:
         raise ConnectionRefused(f"no server runs in '{home.path}'; start one with 'consilium server start'")
     hosts = certificate_hosts(home.certificate.read_bytes())
     if address is None:
-        host, _, port = home.address().sites.rpartition(":")
-        if host in _WILDCARDS:
+        listening = parse_address(home.address().sites, what="--address")
+        host = listening.host
+        if is_wildcard(host):
             outside = [name for name in hosts if name not in _LOOPBACK]
             if not outside:
                 raise ConfigError(
@@ -74,11 +78,9 @@ def _reachable(home: ServerHome, address: str | None) -> str:
                     "could use; give --address host:port as the site reaches it, with a name that --host has given it"
                 )
             host = outside[0]
-        address = f"{host}:{port}"
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise ConfigError(f"--address: must be host:port, got '{address}'")
-    if host not in hosts:
+        address = str(Address(host, listening.port))
+    host = parse_address(address, what="--address").host
+    if not any(same_host(host, name) for name in hosts):
         raise ConfigError(
             f"--address: the server's certificate is for {', '.join(hosts)}, not for '{host}', so sites would refuse "
             "it; use one of these, or move server.pem and server.key away and start the server with --host"

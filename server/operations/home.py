@@ -106,7 +106,7 @@ class ServerHome:
         try:
             values = json.loads(self._address.read_text(encoding="utf-8"))
             return ServerAddress(sites=str(values["sites"]), pid=int(values["pid"]))
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise ConnectionRefused(
                 f"no server runs in '{self.path}'; start one with 'consilium server start'"
             ) from error

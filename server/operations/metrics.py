@@ -80,6 +80,7 @@ class _Run:
     name: str | None
     state: str = "waiting"
     in_round: bool = False
+    metrics: tuple[str, ...] = ()
 
 
 class JournalMetrics:
@@ -141,7 +142,7 @@ class JournalMetrics:
             self._run.round.labels(study).set(0)
             for site in event.sites:
                 self._site.round.labels(study, site).set(0)
-            self._runs[study] = _Run(event.run)
+            self._runs[study] = _Run(event.run, metrics=event.metrics)
         self._codecs[study, event.run] = event.codec
         self._run.info.labels(study, event.run, event.method, event.strategy, event.codec).set(1)
         self._run.rounds_planned.labels(study).set(event.rounds)
@@ -187,9 +188,12 @@ class JournalMetrics:
         self._site.round.labels(study, event.site).set(event.round)
         if (lost := event.metrics.get("uplink.nmse")) is not None:
             self._site.uplink_error.labels(study, event.site).set(lost)
-        for model, what, value in validation_measures(event.metrics):
-            gauge = self._site.loss if what == "loss" else self._site.accuracy
-            gauge.labels(study, event.site, model).set(value)
+        for model, what, value in validation_measures(event.metrics, self._runs[study].metrics):
+            if what in ("loss", "accuracy"):
+                gauge = self._site.loss if what == "loss" else self._site.accuracy
+                gauge.labels(study, event.site, model).set(value)
+            else:
+                self._site.metric.labels(study, event.site, model, what).set(value)
 
     def _show_round(self, study: str, event: RoundFinished | RoundFailed) -> None:
         for stage, sites in {"asked": event.asked, "answered": event.answered, "accepted": event.accepted}.items():

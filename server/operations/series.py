@@ -59,10 +59,13 @@ class SiteSeries:
         self.accuracy = gauge(
             "site_accuracy_ratio", "accuracy on the site's validation split", "study", "site", "model"
         )
+        self.metric = gauge(
+            "site_metric", "a metric of the study on the site's validation split", "study", "site", "model", "metric"
+        )
         self.examples = gauge("site_examples", "training examples behind the last update", "study", "site")
         self.round = gauge("site_round", "last round with an accepted update of the site, 0 if none", "study", "site")
         self.of_one_run = (
-            *(self.weight, self.signal, self.uplink_error, self.loss, self.accuracy),
+            *(self.weight, self.signal, self.uplink_error, self.loss, self.accuracy, self.metric),
             *(self.examples, self.round),
         )
 

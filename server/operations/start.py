@@ -18,7 +18,8 @@ from typing import Any
 
 import grpc
 
-from consilium.common.errors import ConfigError, PortInUse
+from consilium.common.errors import PortInUse
+from consilium.common.host.address import check_apart, parse_address
 from consilium.common.host.files import only_one
 from consilium.common.host.memory import share_memory
 from consilium.common.host.ports import check_port_free
@@ -61,13 +62,13 @@ def start_server(home: ServerHome, *, address: str, hosts: Sequence[str], metric
 
     Raises:
         PortInUse: the port is taken.
-        ConfigError: the address is not `host:port`.
+        ConfigError: an address is not `host:port`, or both have the same port.
         StateError: the home cannot be used, or another server runs in it.
     """
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise ConfigError(f"address must be host:port, got '{address}'")
-    check_port_free(host.strip("[]"), int(port), what="the address for the sites (--address)")
+    sites = parse_address(address, what="--address")
+    if metrics:
+        check_apart(("--address", sites), ("--metrics", parse_address(metrics, what="--metrics")))
+    check_port_free(sites, what="the address for the sites (--address)")
     home.prepare(hosts)
     _raise_file_limit()
     share_memory()

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from consilium.common.study.parts import implementation_of
 from consilium.common.study.strategies import StrategyConfig
 from consilium.server.strategies.contract import ServerState, Step, Strategy, Update, by_site
 from consilium.server.strategies.fedadagrad import FedAdagrad
@@ -52,7 +53,8 @@ def build_strategy(config: StrategyConfig, *, rounds: int, num_sites: int, learn
     facts = {"rounds": rounds, "num_sites": num_sites, "learning_rate": learning_rate}
     settings = config.model_dump(exclude={"kind"})
     settings |= {name: facts[name] for name in config.takes if settings.get(name) is None}
-    return STRATEGIES[config.kind](**settings)
+    strategy: type[Strategy] = STRATEGIES.get(config.kind) or implementation_of("strategies", config.kind)
+    return strategy(**settings)
 
 
 __all__ = ["STRATEGIES", "ServerState", "Step", "Strategy", "Update", "build_strategy", "by_site"]

@@ -90,15 +90,6 @@ def _sum_of(arrays: Weights, notes: Mapping[str, str]) -> str:
     return f"{checksum:08x}"
 
 
-def save_weights(path: Path, weights: Weights, notes: Mapping[str, object]) -> None:
-    """Write global weights for others to use; the notes are kept as JSON strings in the file's metadata.
-
-    Notes with more than one key would make the file differ from run to run: safetensors keeps them unordered.
-    """
-    text = {"consilium": json.dumps(notes, sort_keys=True)}
-    write_atomically(path, parts(weights, form_of(weights), notes=text))
-
-
 def _per_site(state: ServerState) -> dict[str, Mapping[str, float]]:
     return {"asked": state.asked, "accepted": state.accepted, "shares": state.shares}
 

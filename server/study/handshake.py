@@ -6,7 +6,7 @@ it would build, and the weights themselves come from one site once all digests a
 
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -25,8 +25,10 @@ from consilium.common.protocol.cards import DataCard
 from consilium.common.protocol.plans import HandshakePlan, InitialWeightsPlan, ScalePlan, study_digest
 from consilium.common.protocol.replies import FailureReply, HandshakeReply, InitialWeightsReply, ScaleReply
 from consilium.common.study.limits import MAX_PAYLOAD_BYTES
+from consilium.common.study.parts import OwnPackage
 from consilium.common.study.signals import CLASS_COUNTS
 from consilium.common.study.study import StudyConfig
+from consilium.common.study.used import packages_of
 from consilium.common.weights.arrays import Array, Weights, digest
 from consilium.common.weights.checks import check_finite
 from consilium.server.study.exchange import Answer, Exchange
@@ -100,7 +102,7 @@ def shake_hands(
     """
     answers = _ask(exchange, study, run, sites)
     replies = {answer.site: _expect(answer, HandshakeReply, run) for answer in answers}
-    compare(replies)
+    compare(replies, packages=packages_of(study))
     for site, reply in replies.items():
         check_card(study, site, reply)
     if study.task.agrees_on_scale:
@@ -126,7 +128,7 @@ def admit(
     for answer in _ask(exchange, study, run, sites):
         try:
             reply = _expect(answer, HandshakeReply, run)
-            compare({first: agreement.replies[first], answer.site: reply})
+            compare({first: agreement.replies[first], answer.site: reply}, packages=packages_of(study))
             check_card(study, answer.site, reply)
             if agreement.scale is not None:
                 (answer,) = _send_scale(exchange, study, run, [answer.site], agreement.scale)
@@ -171,8 +173,11 @@ def _expect(answer: Answer, kind: type[R], run: str) -> R:
     return answer.reply
 
 
-def compare(replies: Mapping[str, HandshakeReply]) -> None:
+def compare(replies: Mapping[str, HandshakeReply], *, packages: Iterable[OwnPackage] = ()) -> None:
     """Check that all sites agree in versions, data schema, shared names and initial weights.
+
+    Args:
+        packages: packages of one's own that the study uses, as they are at the server.
 
     Raises:
         HandshakeMismatch: one line per difference, with every site's value.
@@ -182,6 +187,8 @@ def compare(replies: Mapping[str, HandshakeReply]) -> None:
         for what, value in _facts(reply).items():
             rows.setdefault(what, {})[site] = value
     rows["consilium version"]["server"] = consilium.common.__version__
+    for package in packages:
+        rows.setdefault(f"package {package.package}", {})["server"] = _package(package)
     differing = {what: values for what, values in rows.items() if len(set(values.values())) > 1}
     if differing:
         lines = [
@@ -231,9 +238,11 @@ def _check_moments(study: StudyConfig, site: str, card: DataCard) -> None:
 
 
 def _facts(reply: HandshakeReply) -> dict[str, str]:
-    versions = {f"{name} version": value for name, value in reply.versions.model_dump().items()}
+    versions = {f"{name} version": value for name, value in reply.versions.model_dump(exclude={"parts"}).items()}
+    packages = {f"package {one.package}": _package(one) for one in reply.versions.parts}
     return {
         **versions,
+        **packages,
         "data schema": reply.card.schema_digest[:12],
         "common test set": f"{reply.card.num_test} rows {reply.card.test_digest[:12]}"
         if reply.card.test_digest
@@ -242,6 +251,10 @@ def _facts(reply: HandshakeReply) -> dict[str, str]:
         "shared initial weights": reply.shared_digest[:12],
         "shared buffers": ", ".join(sorted(reply.shared_buffers)) or "none",
     }
+
+
+def _package(package: OwnPackage) -> str:
+    return f"{package.version} with sha256 {package.sha256[:12]}"
 
 
 def _initial_weights(answer: Answer, handshake: HandshakeReply) -> dict[str, Array]:

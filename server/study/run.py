@@ -1,10 +1,11 @@
 """A study from the handshake to its result: agree, run the rounds, finish; a restart goes on from the checkpoint."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
+import consilium.common
 from consilium.common.events.run import (
     AnswerRejected,
     CheckpointSaved,
@@ -17,11 +18,12 @@ from consilium.common.events.run import (
     SitesAgreed,
     SitesOnline,
 )
+from consilium.common.model import ModelRecord, Preprocessing, Provenance, write_model
 from consilium.common.protocol.counts import TestCounts
 from consilium.common.results import RoundRecord, RunResult, SiteFacts, SiteResult
 from consilium.common.weights.checks import check_like
 from consilium.server.strategies import ServerState
-from consilium.server.study.checkpoint import load_checkpoint, save_checkpoint, save_weights
+from consilium.server.study.checkpoint import load_checkpoint, save_checkpoint
 from consilium.server.study.context import Study
 from consilium.server.study.finish import finish
 from consilium.server.study.handshake import Agreement, admit, shake_hands, wait_for_sites
@@ -55,12 +57,28 @@ def run_study(study: Study, *, transport: str, tls: bool) -> RunResult:
     Raises:
         ConsiliumError: the reason why the run ended; everything written until then is kept.
     """
+    steps = study_steps(study, transport=transport, tls=tls)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: RunResult = end.value
+            return result
+
+
+def study_steps(study: Study, *, transport: str, tls: bool) -> Generator[Progress, None, RunResult]:
+    """Yield how far a run has come: when the sites agree, and after every round; return its result.
+
+    Closed early, it ends after its last round: the checkpoint is there, and a run in the same folder goes on from it.
+    """
     began, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     study.folder.log(_started(study))
     progress = begin(study)
+    yield progress
     while progress.state.round < study.config.rounds:
         progress = next_round(admit_newcomers(progress))
-    save_final_weights(progress)
+        yield progress
+    save_final_model(progress)
     counts = finish(progress.study, progress.state)
     seconds = round(time.monotonic() - began, 3)
     result = RunResult(
@@ -91,7 +109,7 @@ def begin(study: Study) -> Progress:
     else:
         buffers = next(iter(agreement.replies.values())).shared_buffers
         state, rounds = study.strategy.init(agreement.weights, frozenset(buffers)), ()
-    study.folder.log(SitesAgreed(sites=_facts(agreement)))
+    study.folder.log(SitesAgreed(sites=_facts(agreement), parts=_packages(agreement)))
     return Progress(study, agreement, state, rounds)
 
 
@@ -169,11 +187,29 @@ def next_round(progress: Progress) -> Progress:
     return replace(progress, state=state, rounds=(*progress.rounds, record))
 
 
-def save_final_weights(progress: Progress) -> None:
-    """Write the weights that the run ends with, and the scale of their inputs."""
+def save_final_model(progress: Progress) -> None:
+    """Write the model that the run ends with, into a folder of its own."""
     study, state, agreed = progress.study, progress.state, progress.agreement.scale
-    about = {} if agreed is None or agreed.scale is None else {"scale": agreed.scale.model_dump()}
-    save_weights(study.folder.weights, state.served, {"study": study.config.name, "round": state.round, **about})
+    config, scale = study.config, study.config.task.fixed_scale if agreed is None else agreed.scale
+    record = ModelRecord(
+        task=config.task,
+        model=config.model,
+        method=config.method,
+        complete=False,
+        preprocessing=Preprocessing.of_scale(config.task, scale),
+        provenance=Provenance(
+            study=config.name,
+            study_digest=study.digest,
+            seed=config.seed,
+            run=study.run,
+            round=state.round,
+            served="global",
+            num_sites=len(config.sites),
+            created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
+            consilium=consilium.common.__version__,
+        ),
+    )
+    write_model(study.folder.model, record, state.served, mode=0o644)
 
 
 def site_results(agreement: Agreement, counts: Mapping[str, TestCounts]) -> dict[str, SiteResult]:
@@ -185,6 +221,12 @@ def _facts(agreement: Agreement) -> dict[str, SiteFacts]:
     return {site: SiteFacts.of(reply) for site, reply in sorted(agreement.replies.items())}
 
 
+def _packages(agreement: Agreement) -> dict[str, str]:
+    """Return the packages of one's own that the sites use, each in words."""
+    packages = {one.package: one for reply in agreement.replies.values() for one in reply.versions.parts}
+    return {name: f"{one.version} with sha256 {one.sha256}" for name, one in sorted(packages.items())}
+
+
 def _started(study: Study) -> RunStarted:
     config = study.config
     return RunStarted(
@@ -194,4 +236,5 @@ def _started(study: Study) -> RunStarted:
         method=config.method.kind,
         strategy=config.strategy.kind,
         codec=config.codec,
+        metrics=config.metrics,
     )

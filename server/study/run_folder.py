@@ -49,9 +49,9 @@ class RunFolder:
         return self.path / "checkpoint.safetensors"
 
     @property
-    def weights(self) -> Path:
-        """The final global weights."""
-        return self.path / "global.safetensors"
+    def model(self) -> Path:
+        """The folder of the final global model."""
+        return self.path / "model"
 
     @property
     def scale(self) -> Path:

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from consilium.common.study.weightings import WeightingConfig
+from consilium.common.study.parts import implementation_of
+from consilium.common.study.weightings import FactorConfig, WeightingConfig
 from consilium.server.weighting.afl import Afl
 from consilium.server.weighting.auto import Auto
 from consilium.server.weighting.contract import Evidence, Factor, Reading, SignalMissing, Weighed, Weighting
@@ -27,12 +28,19 @@ WEIGHTINGS: Mapping[str, type[Factor]] = {
 }
 
 
+def build_factor(config: FactorConfig) -> Factor:
+    """Return one factor, built in or of a package of one's own, with its settings.
+
+    Raises:
+        ConfigError: the package cannot be imported.
+    """
+    factor: type[Factor] = WEIGHTINGS.get(config.kind) or implementation_of("weightings", config.kind)
+    return factor(**config.model_dump(exclude={"kind", "exponent"}))
+
+
 def build_weighting(config: WeightingConfig) -> Weighting:
     """Return the weighting that a study describes."""
-    factors = tuple(
-        (item.kind, WEIGHTINGS[item.kind](**item.model_dump(exclude={"kind", "exponent"})), item.exponent)
-        for item in config.factors
-    )
+    factors = tuple((item.kind, build_factor(item), item.exponent) for item in config.factors)
     return Weighting(factors, **config.model_dump(exclude={"factors"}))
 
 

@@ -17,7 +17,7 @@ from consilium.common.host.certificates import certificate_hosts, read_authoriti
 from consilium.common.host.files import write_atomically
 from consilium.common.host.keys import fingerprint_of_line, openssh
 from consilium.common.host.signing_requests import SigningRequest, read_signing_request
-from consilium.common.study.names import SiteName
+from consilium.common.study.names import SiteName, check_site_name
 from consilium.common.study.record import Record
 from consilium.server.operations.authority import (
     add_authority,
@@ -251,6 +251,7 @@ class Registry:
         self.save()
 
     def _check_key(self, request: SigningRequest, name: str) -> None:
+        check_site_name(name, what="--name")
         if request.name != name:
             raise ConfigError(
                 f"--name: the signing request is for site '{request.name}', expected '{name}'; the site's name "

@@ -138,7 +138,7 @@ class Runs:
         """
         entry = self._entries.get(name)
         if entry is None or entry.state != RUNNING:
-            raise ConfigError(f"there is no run '{name}' going on; 'consilium runs' lists them")
+            raise ConfigError(f"there is no run '{name}' going on; 'consilium runs --home HOME' lists them")
         self._note(replace(entry, state=STOPPED, ended=time.time()))
         with contextlib.suppress(StateError):
             EventLog(entry.folder / "events.jsonl").log(RunStopped())

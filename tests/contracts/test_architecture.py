@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from paths import ROOT
 
+from consilium.common.host.extras import EXTRAS
+
 PACKAGES = ("common", "server", "client", "consilium")
 DOMAIN = (
     *("common/study", "common/codecs", "common/weights", "common/data", "common/intervals"),
@@ -284,28 +286,69 @@ def test_every_module_says_what_it_is() -> None:
     assert [] == [path for path, tree in sources(*PACKAGES).items() if not ast.get_docstring(tree)]
 
 
-def test_server_image_has_what_it_imports() -> None:
-    """The server's list of packages is inside the project's, and what its image runs imports none that is not on it."""
-    listed = set((ROOT / "docker" / "server-requirements.txt").read_text(encoding="utf-8").split("\n"))
+def declared(*extras: str) -> set[str]:
+    """Return the packages that pyproject.toml names: those that every installation has, and those of some extras."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    needed = {re.match(r"[a-z0-9_-]+", one)[0] for one in project["dependencies"]}  # type: ignore[index]  # each begins with a name
-    assert set() == {name for name in listed if name and not name.startswith("#")} - needed
-    absent = sorted(
-        {"scikit-learn": "sklearn"}.get(name, name) for name in needed - listed - {"pillow"}
-    )  # matplotlib's
-    dockerfile = (ROOT / "docker" / "server.Dockerfile").read_text(encoding="utf-8")
-    imported = re.search(r"import (consilium\.server\.operations\.start[^\"]*)\"", dockerfile)
-    assert imported is not None
-    code = (
+    lines = [*project["dependencies"], *(line for extra in extras for line in project["optional-dependencies"][extra])]
+    names = {re.split(r"[^\w-]", line, maxsplit=1)[0].replace("_", "-").lower() for line in lines}
+    return names - {"consilium"}
+
+
+def own_extras() -> list[str]:
+    """Return the extras for people who use consilium, not for those who develop it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return [name for name in project["optional-dependencies"] if name not in ("dev", "docs")]
+
+
+def run_without(packages: set[str], code: str) -> None:
+    """Run code in a process in which some packages, named as they are installed, cannot be imported."""
+    absent = sorted({"scikit-learn": "sklearn", "pillow": "PIL"}.get(name, name.replace("-", "_")) for name in packages)
+    hiding = (
         "import sys, importlib.abc\n"
         "class Absent(importlib.abc.MetaPathFinder):\n"
         "    def find_spec(self, name, path, target=None):\n"
         f"        if name.partition('.')[0] in {absent}:\n"
         "            raise ModuleNotFoundError(f'no {name} in the image')\n"
-        f"sys.meta_path.insert(0, Absent())\nimport {imported[1]}"
+        "sys.meta_path.insert(0, Absent())\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", hiding + code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert 0 == done.returncode, done.stderr
+
+
+def imported_in(dockerfile: str, first: str) -> str:
+    """Return the imports that an image makes as the last step of its build, from the first module on."""
+    imports = re.search(
+        rf"import ({re.escape(first)}[^\"]*)\"", (ROOT / "docker" / dockerfile).read_text(encoding="utf-8")
+    )
+    assert imports is not None
+    return f"import {imports[1]}"
+
+
+def test_server_image_has_what_it_imports() -> None:
+    """The server's list of packages is inside the project's, and what its image runs imports none that is not on it."""
+    lines = (ROOT / "docker" / "server-requirements.txt").read_text(encoding="utf-8").splitlines()
+    listed = {name.replace("_", "-") for name in lines if name and not name.startswith("#")}
+    assert set() == listed - declared("report")
+    absent = declared(*own_extras()) - listed - {"pillow"}  # matplotlib's
+    run_without(absent, imported_in("server.Dockerfile", "consilium.server.operations.start"))
+
+
+def test_client_image_has_what_it_imports() -> None:
+    """A plain installation is a working site: its programs and commands import no package of an extra."""
+    absent = set(EXTRAS) - {"jinja2", "markupsafe"}  # torch's own
+    assert {"pandas", "matplotlib", "pyarrow"} <= absent
+    run_without(absent, imported_in("client.Dockerfile", "consilium.client.node"))
+
+
+def test_every_package_of_an_extra_has_its_sentence() -> None:
+    """A command that lacks one says which extra brings it; an extra that is named exists and brings that package."""
+    installed = packages_distributions()
+    brought_by = {name: {of.replace("_", "-").lower() for of in installed[name]} for name in installed}
+    for package, extra in EXTRAS.items():
+        assert brought_by[package] & declared(extra), package
+    imported = {name.split(".")[0] for tree in sources(*PACKAGES).values() for name in imports(tree)}
+    optional = {name for name in imported if brought_by.get(name, set()) & (declared(*own_extras()) - declared())}
+    assert set() == optional - EXTRAS.keys()
 
 
 def test_every_exemption_has_its_reason() -> None:
@@ -326,11 +369,9 @@ def test_every_exemption_has_its_reason() -> None:
 
 def test_what_is_imported_is_declared() -> None:
     """A package that another one happens to bring goes away with it: all that we import is in pyproject.toml."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["parquet"]]
-    declared = {re.split(r"[^\w-]", one, maxsplit=1)[0].replace("_", "-").lower() for one in wanted}
+    wanted = declared(*own_extras())
     imported = {name.split(".")[0] for tree in sources(*PACKAGES).values() for name in imports(tree)}
     brought_by = packages_distributions()
     others = imported - sys.stdlib_module_names - {*PACKAGES, "_typeshed"}
-    unknown = {name for name in others if not declared & {of.replace("_", "-").lower() for of in brought_by[name]}}
+    unknown = {name for name in others if not wanted & {of.replace("_", "-").lower() for of in brought_by[name]}}
     assert set() == unknown

@@ -83,7 +83,7 @@ def check_run(folder: Path, study: StudyConfig) -> dict[str, Any]:
     assert set(SIZES) == {site for site, values in result["sites"].items() if values["test"] is not None}
     for each in result["rounds"]:
         assert pytest.approx(1, abs=1e-9) == sum(values["weight"] for values in each["sites"].values())
-    for array in load_file(folder / "global.safetensors").values():
+    for array in load_file(folder / "model/weights.safetensors").values():
         assert np.isfinite(array).all()
     return result
 
@@ -153,7 +153,7 @@ def test_weighting_survives_a_restart_of_the_server(
             with pytest.raises(KeyboardInterrupt):
                 run_in_process(study, sites, folder, deliver=functools.partial(stop_in_round, stop_at))
         run_in_process(study, sites, folder)
-        ends.append((folder / "global.safetensors").read_bytes())
+        ends.append((folder / "model/weights.safetensors").read_bytes())
     assert ends[0] == ends[1]
 
 

@@ -1,7 +1,5 @@
 """Personalisation methods: one contract for all that are registered, then the first methods' own numbers."""
 
-import dataclasses
-import functools
 import inspect
 import itertools
 from dataclasses import replace
@@ -13,143 +11,36 @@ import pytest
 import torch
 from conftest import MakeSites, MakeStudy, scaled_site, write_site
 from PIL import Image
-from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from consilium.client.data import Examples
-from consilium.client.methods import METHODS, Method, build_method, extended
+from consilium.client.methods import METHODS
 from consilium.client.methods.fine_tune import FineTune
-from consilium.client.models import Model, Names, build_model, divide, get_weights, set_weights
-from consilium.client.site.kept import Kept
+from consilium.client.models import Model, Names, divide, get_weights, set_weights
 from consilium.client.site.site import Site
-from consilium.client.site.state_folder import StateFolder
-from consilium.client.training.evaluation import evaluate
 from consilium.client.training.loop import train
-from consilium.client.training.work import LocalWork, batches
+from consilium.client.training.work import batches
 from consilium.common.codecs import Identity
 from consilium.common.errors import ModelError
 from consilium.common.protocol.plans import CONTROL, InitialWeightsPlan, RoundPlan, study_digest
 from consilium.common.protocol.replies import RoundReply
-from consilium.common.study.methods import MethodConfig
-from consilium.common.study.study import StudyConfig
-from consilium.common.study.training import ModelConfig
 from consilium.common.weights.arithmetic import add_scaled
-from consilium.common.weights.arrays import Array, Weights, is_float, under, with_prefix
-from consilium.common.weights.checks import check_finite
+from consilium.common.weights.arrays import Array, under, with_prefix
+from consilium.testing import every, method_contract
+from consilium.testing.method_cases import (
+    POLICIES,
+    SHAPES,
+    built,
+    changed,
+    legal,
+    method_of,
+    study_values,
+    trained,
+    values_for,
+    work,
+)
 
-SHAPES = {"linear": (3,), "mlp": (3,), "mlp_bn": (3,), "small_cnn": (1, 8, 8)}
-PARTS, POLICIES = ("all", "head", "last_block"), ("average", "local", "freeze")
 KINDS = sorted(METHODS)
-
-
-def method_of(kind: str, **settings: Any) -> Method:
-    """Return a method as a study builds it, with its settings' defaults."""
-    return build_method(TypeAdapter(MethodConfig).validate_python({"kind": kind, **settings}))
-
-
-@functools.cache
-def study_values(kind: str, policy: str) -> dict[str, Any] | None:
-    """Return what a study with this method and BatchNorm policy says beside its task; None if the rules refuse it."""
-    plain = TypeAdapter(MethodConfig).validate_python({"kind": kind}).plain_sgd
-    for strategy in ("fedavg", kind):  # some methods are one half of a strategy of the same name
-        values: dict[str, Any] = {
-            "method": {"kind": kind},
-            "strategy": {"kind": strategy},
-            "model": {"batch_norm": policy},
-        }
-        values["training"] = {"epochs": 1, "batch_size": 16, "learning_rate": 0.1, "momentum": 0.0 if plain else 0.9}
-        task = {"kind": "images", "classes": ["no", "yes"]}
-        try:
-            StudyConfig.model_validate({"name": "contract", "sites": ["berlin"], "task": task, **values})
-        except ValidationError:
-            continue
-        return values
-    return None
-
-
-def values_for(kind: str) -> dict[str, Any]:
-    """Return the values of a study that the rules accept, with the first BatchNorm policy that will do."""
-    accepted = [values for policy in POLICIES if (values := study_values(kind, policy)) is not None]
-    assert accepted, f"the rules refuse method '{kind}' under every BatchNorm policy"
-    return accepted[0]
-
-
-def built(name: str, *, kind: str = "fedavg", **settings: Any) -> Model:
-    """Return a model as a site has it in a study with this method."""
-    config = ModelConfig.model_validate({"name": name, "hidden": (5,), **settings})
-    model = build_model(config, input_shape=SHAPES[name], num_outputs=1, weights_dir=None, seed=1)
-    return extended(method_of(kind), model, SHAPES[name])
-
-
-def built_for(kind: str, name: str) -> Model:
-    """Return a model as a site has it in the study that the rules accept for a method."""
-    return built(name, kind=kind, **values_for(kind)["model"])
-
-
-def legal(kind: str, name: str, *, policy: str | None = None, part: str = "all") -> bool:
-    """Tell whether a site would take a study with this method and model."""
-    policy = policy or values_for(kind)["model"]["batch_norm"]
-    if study_values(kind, policy) is None:
-        return False
-    try:
-        divide(built(name, kind=kind, batch_norm=policy, trainable=part), method_of(kind))
-    except ModelError:
-        return False
-    return True
-
-
-def work(name: str, kind: str = "fedavg", **changes: Any) -> LocalWork:
-    """Return local work on these examples; keyword arguments replace settings."""
-    generator, count = torch.Generator().manual_seed(3), 12
-    x = torch.randn(count, *SHAPES[name], generator=generator)
-    y = (x.flatten(1).mean(dim=1) + 0.1 * torch.randn(count, generator=generator) > 0).long()
-    settings: dict[str, Any] = {"batch_size": 6, "seed": 11, "optimiser": "sgd", "learning_rate": 0.1}
-    settings |= {"momentum": values_for(kind)["training"]["momentum"], "weight_decay": 0.0, "epochs": 1, "steps": None}
-    examples, validation = Examples(x, y), Examples(x[:5] + 0.1, y[:5])
-    return LocalWork(**({"examples": examples, "validation": validation} | settings | changes))
-
-
-def changed(before: Weights, after: Weights) -> set[str]:
-    """Return the names of the arrays that differ."""
-    return {name for name in before if not np.array_equal(before[name], after[name])}
-
-
-def trained(method: Method, model: Model, task: LocalWork) -> tuple[Any, float, dict[str, Array]]:
-    """Return a method's memory, its loss and the model's weights after a round."""
-    outcome = method.train(model, {}, task)
-    return outcome.memory, outcome.loss, get_weights(model.module)
-
-
-def sent(model: Model, number: int) -> dict[str, Array]:
-    """Return weights that a server might send in a round: the initial ones, moved a little, and a method's counters."""
-    generator, weights = np.random.default_rng(number), get_weights(model.module)
-    noise = {name: 0.1 * np.abs(generator.normal(size=a.shape)) for name, a in weights.items() if is_float(a)}
-    counted = {name: np.array(number > 1) for name in model.extra if not is_float(weights[name])}
-    return add_scaled(weights, noise | counted)
-
-
-def play(
-    kind: str, name: str, number: int, kept: Weights, *, model: Model | None = None, **changes: Any
-) -> tuple[dict[str, Array], dict[str, Any]]:
-    """Do a round as a site does it; return what it keeps and what could be seen of it."""
-    fresh, method, task = built_for(kind, name), method_of(kind), work(name, kind, seed=number, **changes)
-    model = fresh if model is None else model
-    names, initial, received = divide(fresh, method), get_weights(fresh.module), sent(fresh, number)
-    start = initial | {key: received[key] for key in names.shared}
-    before = Kept.from_arrays(kept)
-    set_weights(model.module, start | dict(before.personal))
-    outcome = method.train(model, before.method, task)
-    after = get_weights(model.module)
-    personal = {key: after[key] for key in names.personal}
-    set_weights(model.module, start | personal)
-    module = method.personalise(model, outcome.memory, task)
-    served = evaluate(module, task.validation or task.examples)
-    seen: dict[str, Any] = {"after": after, "start": start}
-    seen |= {"loss": outcome.loss, "memory": dict(outcome.memory), "control": dict(outcome.control)}
-    seen |= {"metrics": dict(outcome.metrics), "served": get_weights(module), "served loss": served.loss}
-    return Kept(personal=personal, method=outcome.memory).to_arrays(), seen
-
-
 every_method = pytest.mark.parametrize("kind", KINDS)
 every_model = pytest.mark.parametrize("name", sorted(SHAPES))
 REFUSED = {("fedbn", "linear"), ("fedbn", "mlp"), ("moon", "linear"), ("fenda", "linear"), ("feddbe", "linear")}
@@ -157,13 +48,11 @@ REFUSED = {("fedbn", "linear"), ("fedbn", "mlp"), ("moon", "linear"), ("fenda", 
 NOTHING_IF_FROZEN = {"fedper", "fedrep", "fedbabu", "moon", "fenda"}
 """Methods that would share nothing where the backbone is frozen."""
 WITH_BATCH_NORM = ("mlp_bn", "small_cnn")
-CASES = [(kind, name) for kind, name in itertools.product(KINDS, sorted(SHAPES)) if (kind, name) not in REFUSED]
-every_case = pytest.mark.parametrize(("kind", "name"), CASES)
-table_and_images = pytest.mark.parametrize(("kind", "name"), list(itertools.product(KINDS, ("mlp_bn", "small_cnn"))))
-"""The two models with all there is in a model: for laws over several rounds, which take longer."""
 
 
-# --- the contract: a new method is tested by being listed ------------------------------------------
+# --- the contract: a new method is tested by being listed, or by being installed -------------------
+
+test_method_keeps_the_contract = method_contract(*every("methods", METHODS))
 
 
 def test_only_what_cannot_work_is_refused() -> None:
@@ -176,165 +65,9 @@ def test_only_what_cannot_work_is_refused() -> None:
         assert (study_values(kind, policy) is not None) == (policy in policies_of(kind)), (kind, policy)
 
 
-@every_method
-def test_method_is_a_frozen_dataclass_of_settings(kind: str) -> None:
-    """What a method remembers is an argument: nothing can be set on it."""
-    method = method_of(kind)
-    assert dataclasses.is_dataclass(method)
-    with pytest.raises((dataclasses.FrozenInstanceError, TypeError)):
-        method.memory = {}
-
-
-@every_case
-def test_method_shares_names_of_the_model(kind: str, name: str) -> None:
-    """What may leave is a subset of the model's names, whatever the values of its arrays."""
-    model, method = built_for(kind, name), method_of(kind)
-    shared = method.shared(model)
-    assert shared <= set(model.names)
-    trained(method, model, work(name, kind))
-    assert shared == method.shared(model)
-
-
-@every_case
-def test_method_gives_the_same_result_twice(kind: str, name: str) -> None:
-    """Training and serving are functions of weights, memory and work: equal bits, wherever global generators stand."""
-    results = []
-    for noise in (1, 2):
-        torch.manual_seed(noise)
-        before = torch.get_rng_state(), np.random.get_state(legacy=False)["state"]["key"].copy()
-        results.append(play(kind, name, 1, {}))
-        assert torch.equal(before[0], torch.get_rng_state())
-        np.testing.assert_array_equal(before[1], np.random.get_state(legacy=False)["state"]["key"])
-    np.testing.assert_equal(results[0], results[1])
-
-
-@every_case
-def test_method_leaves_its_inputs_alone(kind: str, name: str) -> None:
-    """Memory and examples are read, never written: the caller may use them again."""
-    method, model, task = method_of(kind), built_for(kind, name), work(name, kind)
-    memory = dict(method.train(model, {}, task).memory)
-    copy = {key: array.copy() for key, array in memory.items()}
-    tensors = [part for of in (task.examples, task.validation) for part in (of.x, of.y)]
-    copies = [tensor.clone() for tensor in tensors]
-    method.train(model, memory, task)
-    method.personalise(model, memory, task)
-    method.budget(task)
-    np.testing.assert_equal(copy, memory)
-    assert all(torch.equal(*pair) for pair in zip(copies, tensors, strict=True))
-
-
 def policies_of(kind: str) -> tuple[str, ...]:
     """Return the BatchNorm policies that go with a method: FedBN is one."""
     return ("local",) if kind == "fedbn" else POLICIES
-
-
-def parts_and_policies(kind: str, name: str) -> list[tuple[str, str]]:
-    """Return what a study may say of a model; BatchNorm's policy matters where there is BatchNorm that is trained."""
-    policies = policies_of(kind) if name in WITH_BATCH_NORM else ("average",)
-    parts = [part for part in PARTS[1:] if part != "head" or kind not in NOTHING_IF_FROZEN]
-    return [("all", policy) for policy in policies] + [(part, "local") for part in parts]
-
-
-@pytest.mark.parametrize(
-    ("kind", "name", "part", "policy"),
-    [(kind, name, part, policy) for kind, name in CASES for part, policy in parts_and_policies(kind, name)],
-)
-def test_method_changes_what_the_study_lets_it_and_no_more(kind: str, name: str, part: str, policy: str) -> None:
-    """A round moves all that is shared; with serving, all of `moving` moves; frozen arrays and buffers never do."""
-    model, method = built(name, kind=kind, trainable=part, batch_norm=policy), method_of(kind)
-    task = work(name, kind)
-    names, before = divide(model, method), get_weights(model.module)
-    memory, _, after = trained(method, model, task)
-    in_training = changed(before, after)
-    assert names.shared <= in_training <= names.moving
-    method.personalise(model, memory, task)
-    in_serving = changed(after, get_weights(model.module))
-    assert in_serving <= names.moving
-    assert names.moving == in_training | in_serving
-
-
-@every_case
-def test_method_serves_a_module_that_answers_and_can_be_stored(kind: str, name: str) -> None:
-    """One finite row of logits per example, from a module whose arrays are finite; also before any round."""
-    task, method = work(name, kind), method_of(kind)
-    for memory_of_a_round in (False, True):
-        model = built_for(kind, name)
-        memory = method.train(model, {}, task).memory if memory_of_a_round else {}
-        module = method.personalise(model, memory, task)
-        assert isinstance(module, nn.Module)
-        module.eval()
-        with torch.no_grad():
-            logits = module(task.validation.x)
-        assert (5, 1) == tuple(logits.shape)
-        assert bool(torch.isfinite(logits).all())
-        check_finite(get_weights(module), who="served")
-
-
-@every_case
-def test_method_keeps_finite_arrays_under_names_of_its_own(kind: str, name: str) -> None:
-    """Memory is arrays that the state file can hold, and no name of it is a name of the model: none can be shared."""
-    _, seen = play(kind, name, 1, {})
-    assert all(isinstance(array, np.ndarray) for array in seen["memory"].values())
-    check_finite(seen["memory"], who="memory")
-    assert not seen["memory"].keys() & set(built_for(kind, name).names)
-    assert all(np.isfinite(value) for value in (seen["loss"], *seen["metrics"].values()))
-
-
-@every_method
-def test_only_scaffold_sends_control_variates(kind: str) -> None:
-    """Beside the shared weights nothing leaves a site but SCAFFOLD's variate of the parameters that are shared."""
-    _, seen = play(kind, "mlp_bn", 1, {})
-    model = built_for(kind, "mlp_bn")
-    assert (model.trainable if kind == "scaffold" else set()) == seen["control"].keys()
-
-
-@table_and_images
-def test_method_continues_from_disk_bit_for_bit(kind: str, name: str, tmp_path: Path) -> None:
-    """A site that starts anew before every round, from its state file, trains, sends, keeps and serves the same."""
-    folder, going, kept = StateFolder(tmp_path, "berlin"), built_for(kind, name), dict[str, Array]()
-    for number in (1, 2, 3):
-        stored = folder.load(number - 1 or None)
-        assert stored is not None
-        again, anew = play(kind, name, number, stored.to_arrays())
-        kept, seen = play(kind, name, number, kept, model=going)
-        np.testing.assert_equal(seen, anew)
-        np.testing.assert_equal(kept, again)
-        folder.save(Kept.from_arrays(again), round_number=number, accepted=number - 1 or None)
-
-
-@table_and_images
-def test_late_joiner_starts_from_the_weights_received(kind: str, name: str) -> None:
-    """A site without memory at round 5 starts from the weights of round 5, whatever its model held before.
-
-    At a vanishing learning rate, what it sends and keeps of parameters is then what it received, to the last digits.
-    """
-    used = built_for(kind, name)
-    play(kind, name, 1, {}, model=used)
-    np.testing.assert_equal(play(kind, name, 5, {}), play(kind, name, 5, {}, model=used))
-    _, seen = play(kind, name, 5, {}, learning_rate=1e-9)
-    for key in used.trainable:
-        np.testing.assert_allclose(seen["start"][key], seen["after"][key], rtol=0, atol=1e-6, err_msg=key)
-
-
-@table_and_images
-def test_method_needs_no_validation_examples(kind: str, name: str) -> None:
-    """A study may do without a validation split: training and serving then choose nothing by it."""
-    task = work(name)
-    nothing = Examples(task.validation.x[:0], task.validation.y[:0])
-    kept, _ = play(kind, name, 1, {}, validation=nothing)
-    _, seen = play(kind, name, 2, kept, validation=nothing)
-    check_finite(seen["served"], who="served")
-    assert np.isfinite(seen["served loss"])
-
-
-@every_method
-def test_method_budget_is_on_the_sites_own_training_examples(kind: str) -> None:
-    """The local-only baseline gets what the served model is trained on: the same examples, no others."""
-    task = work("mlp", kind)
-    budget = method_of(kind).budget(task)
-    assert budget.per_round.examples is task.examples
-    assert budget.per_round.num_steps >= task.num_steps
-    assert budget.before_serving is None or budget.before_serving.examples is task.examples
 
 
 @every_method

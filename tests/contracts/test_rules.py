@@ -25,6 +25,30 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"split": {"test": 0.0}},
         "split.test is 0, so nothing could be said of any model: give it a part of each site's rows, e.g. 0.2, or name",
     ),
+    "a head of several layers without features": (
+        {"model": {"name": "linear", "head": [4]}},
+        "model.head: model 'linear' has no features before its head: leave it out, or choose 'mlp'",
+    ),
+    "two heads' arrays of several layers": (
+        {"model": {"name": "mlp", "head": [4]}, "method": {"kind": "fedrod"}},
+        "model.head: method 'fedrod' adds two heads' arrays, which takes a head of one linear layer: leave it out",
+    ),
+    "two backbones joined in several layers": (
+        {"model": {"name": "mlp", "head": [4]}, "method": {"kind": "fenda"}},
+        "model.head: method 'fenda' joins the features of two backbones in one layer, which takes a head of one",
+    ),
+    "a metric of numbers for classes": (
+        {"metrics": ["rmse"]},
+        "metrics: 'rmse' is not defined where the labels are classes; of these there are auroc, average_precision, f1",
+    ),
+    "a metric of classes for a number": (
+        {"task": NUMBER, "metrics": ["auroc"]},
+        "metrics: 'auroc' is not defined where the labels are numbers; of these there are mae, rmse, r2",
+    ),
+    "metrics without validation rows": (
+        {"metrics": ["auroc"], "split": {"validation": 0.0}},
+        "metrics are measured on validation examples, but split.validation is 0",
+    ),
     "a patient as a feature": (
         {"task": NUMBER, "split": {"group": "a"}},
         "split.group: column 'a' is also a feature or the label of the task: leave it out of task.columns",

@@ -6,169 +6,48 @@ import math
 import re
 import sys
 import tracemalloc
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import TypeAdapter
 
 from consilium.common.study.signals import (
-    CANDIDATE_LOSSES,
     CANDIDATES,
     CLASS_COUNTS,
-    RECEIVED_LOSS,
-    UPDATE_LOSS,
     WITHOUT_ERROR,
 )
 from consilium.common.study.weightings import FactorConfig, WeightingConfig
-from consilium.common.weights.arrays import Array
-from consilium.server.strategies import ServerState, Update
-from consilium.server.study.checkpoint import load_checkpoint, save_checkpoint
+from consilium.server.strategies import Update
 from consilium.server.study.update_files import Spool
-from consilium.server.weighting import WEIGHTINGS, Evidence, Factor, Reading, Weighed, Weighting, build_weighting
+from consilium.server.weighting import WEIGHTINGS, Evidence, Reading, Weighed, Weighting, build_weighting
 from consilium.server.weighting.contract import bounded
-
-SIZES = {"berlin": 1000, "lyon": 500, "madrid": 200, "porto": 120, "rome": 3}
-OPTIMISED = ("body.weight", "head.bias")
-METRICS = (RECEIVED_LOSS, UPDATE_LOSS, WITHOUT_ERROR, *CANDIDATE_LOSSES)
-COUNTS = {
-    "berlin": {"healthy": 700, "ill": 300},
-    "lyon": {"healthy": 250, "ill": 250},
-    "madrid": {"healthy": 200},
-    "porto": {"healthy": 20, "ill": 90, "unclear": 10},
-    "rome": {"ill": 3},
-}
-ROUNDS = ((1, "berlin lyon madrid porto"), (2, "berlin madrid porto"), (3, "berlin lyon porto rome"))
-"""Sites per round: two miss one, one joins in the third."""
+from consilium.testing import every, weighting_contract
+from consilium.testing.weighting_cases import (
+    COUNTS,
+    METRICS,
+    SIZES,
+    alone,
+    evidence,
+    rounds,
+    update,
+)
 
 every_factor = pytest.mark.parametrize("kind", WEIGHTINGS)
 settings_of = {variant.model_fields["kind"].default: variant for variant in get_args(get_args(FactorConfig)[0])}
 
 
-def delta(seed: int) -> dict[str, Array]:
-    """A delta with trained arrays, a buffer and a counter."""
-    generator = np.random.default_rng(seed)
-    return {
-        "body.weight": generator.normal(size=(2, 3)).astype(np.float32),
-        "head.bias": generator.normal(size=2),
-        "bn.mean": generator.normal(size=2),
-        "bn.count": generator.integers(0, 9, ()),
-    }
+# --- contract: every factor, installed ones of other packages too ------------------------------------
 
-
-def update(site: str, number: int = 1, **changes: Any) -> Update:
-    """An update that depends on the site and the round, with every metric that a factor may need."""
-    seed = 100 * number + list(SIZES).index(site)
-    measured = np.random.default_rng(seed).uniform(0.1, 0.9, len(METRICS)).tolist()
-    metrics = dict(zip(METRICS, measured, strict=True))
-    return dataclasses.replace(Update(site, delta(seed), SIZES[site], metrics), **changes)
-
-
-def evidence(updates: Iterable[Update] | None = None, number: int = 1, **changes: Any) -> Evidence:
-    """What a factor sees in a round; by default of all five sites."""
-    ordered = sorted(updates or map(update, SIZES), key=lambda item: item.site)
-    standard = Evidence(ordered, number, rounds=10, class_counts=COUNTS, optimised=OPTIMISED, seed=number)
-    return dataclasses.replace(standard, **changes)
-
-
-def rounds() -> list[Evidence]:
-    """Return the evidence of some rounds, in which not every site takes part."""
-    return [evidence([update(site, number) for site in sites.split()], number) for number, sites in ROUNDS]
-
-
-def factor(kind: str) -> Factor:
-    """The factor with the settings it has when a study names only its kind."""
-    return alone(kind).factors[0][1]
-
-
-def alone(kind: str, **settings: Any) -> Weighting:
-    """A weighting of one factor."""
-    return build_weighting(WeightingConfig.model_validate({"factors": [{"kind": kind}], **settings}))
-
-
-def frozen(given: Evidence) -> tuple[Any, ...]:
-    """Everything that a factor could change, as bytes and copies."""
-    arrays = [{name: array.tobytes() for name, array in item.delta.items()} for item in given.updates]
-    return arrays, [dict(item.metrics) for item in given.updates], {s: dict(c) for s, c in given.class_counts.items()}
-
-
-def sites_in(memory: Mapping[str, float]) -> set[str]:
-    """Return the sites that a memory is about."""
-    return {name.rpartition("/")[2] for name in memory}
-
-
-# --- contract: every factor ------------------------------------------------------------------------
+test_factor_keeps_the_contract = weighting_contract(*every("weightings", WEIGHTINGS))
 
 
 def test_registry_holds_every_kind_of_the_settings_in_their_order() -> None:
     """What a study.toml may name is what the registry holds."""
     assert list(settings_of) == list(WEIGHTINGS)
-
-
-@every_factor
-def test_factor_is_a_frozen_dataclass_of_its_settings(kind: str) -> None:
-    """Fields are the keys of study.toml but `kind` and `exponent`, where the defaults are; nothing can be set."""
-    cls: Any = WEIGHTINGS[kind]
-    values = TypeAdapter(FactorConfig).validate_python({"kind": kind}).model_dump(exclude={"kind", "exponent"})
-    assert values == dataclasses.asdict(cls(**values))
-    assert {dataclasses.MISSING} >= {field.default for field in dataclasses.fields(cls)}
-    with pytest.raises((dataclasses.FrozenInstanceError, TypeError)):
-        cls(**values).memory = {}
-
-
-@every_factor
-def test_factor_is_pure(kind: str) -> None:
-    """Over three rounds: twice the same answer, and evidence and memory are what they were."""
-    memory: Mapping[str, float] = {}
-    for given_now in rounds():
-        before, kept = frozen(given_now), dict(memory)
-        first, second = factor(kind).read(given_now, memory), factor(kind).read(given_now, memory)
-        assert (before, kept) == (frozen(given_now), dict(memory))
-        assert first == second
-        memory = first.memory
-
-
-@every_factor
-def test_factor_gives_every_site_a_number(kind: str) -> None:
-    """With sites that come and go: finite, >= 0, and not all 0; the shares are theirs and sum to 1."""
-    memory: Mapping[str, float] = {}
-    for given_now in rounds():
-        values = factor(kind).read(given_now, {n.partition("/")[2]: v for n, v in memory.items()}).values
-        assert set(given_now.sites) == set(values)
-        assert all(math.isfinite(value) and value >= 0 for value in values.values())
-        weighed = alone(kind).weigh(given_now, memory)
-        assert () == weighed.notes
-        assert set(given_now.sites) == set(weighed.shares)
-        assert pytest.approx(1, abs=1e-12) == sum(weighed.shares.values())
-        memory = weighed.memory
-
-
-@every_factor
-def test_factor_reads_deltas_from_disk_as_from_memory(kind: str, tmp_path: Path) -> None:
-    """A delta kept in a spool gives the same bits."""
-    for given_now in rounds():
-        with Spool(tmp_path) as spool:
-            kept = [dataclasses.replace(item, delta=spool.keep(item.delta)) for item in given_now.updates]
-            assert factor(kind).read(given_now, {}) == factor(kind).read(evidence(kept, given_now.round), {})
-
-
-@every_factor
-def test_factor_needs_no_more_than_its_settings_say(kind: str) -> None:
-    """`needs` is what sites are asked to measure: with these metrics and nothing else no signal is missing."""
-    needs, memory = settings_of[kind].needs, dict[str, float]()
-    for given_now in rounds():
-        lean = [
-            dataclasses.replace(item, metrics={name: item.metrics[name] for name in METRICS if name in needs})
-            for item in given_now.updates
-        ]
-        counts = COUNTS if CLASS_COUNTS in needs else {}
-        weighed = alone(kind).weigh(evidence(lean, given_now.round, class_counts=counts), memory)
-        assert () == weighed.notes
-        memory = dict(weighed.memory)
 
 
 @pytest.mark.parametrize(
@@ -186,90 +65,6 @@ def test_missing_signal_weighs_the_round_by_size(kind: str, need: str) -> None:
     assert weighed.notes[0].startswith("weighted by size: ")
     assert need in weighed.notes[0] and "porto" in weighed.notes[0] and "lyon" not in weighed.notes[0]
     assert (dict(first.memory), {}) == (dict(weighed.memory), dict(weighed.candidates))
-
-
-@every_factor
-def test_missing_signal_costs_one_round_only(kind: str) -> None:
-    """Once every site sends what is needed, rounds are weighted as the study says: none waits for what never came."""
-    weighting, memory, notes = alone(kind), dict[str, float](), []
-    for number in (1, 2, 3, 4):
-        updates = [update(site, number) for site in SIZES]
-        if number == 2:
-            updates[0] = update("berlin", 2, metrics={})
-        if number == 3:  # no candidates were sent after the fallback, so no site can have measured them
-            lean = {name: value for name, value in update("berlin", 3).metrics.items() if name not in CANDIDATE_LOSSES}
-            updates = [dataclasses.replace(item, metrics=lean) for item in updates]
-        weighed = weighting.weigh(evidence(updates, number), memory)
-        memory = dict(weighed.memory)
-        notes.append(len(weighed.notes))
-    asks_for_metrics = bool(settings_of[kind].needs - {CLASS_COUNTS})
-    assert [0, int(asks_for_metrics), 0, 0] == notes
-
-
-@every_factor
-def test_equal_sites_get_equal_weights_in_the_first_round(kind: str) -> None:
-    """Nothing distinguishes the sites but their names, so nothing may distinguish their weights."""
-    same = [dataclasses.replace(update("berlin"), site=site) for site in SIZES]
-    counts = dict.fromkeys(SIZES, COUNTS["berlin"])
-    shares = alone(kind).weigh(evidence(same, class_counts=counts), {}).shares
-    assert pytest.approx(dict.fromkeys(SIZES, 0.2), abs=1e-9) == dict(shares)
-
-
-@every_factor
-def test_lone_site_has_the_whole(kind: str) -> None:
-    """A round that only one site answered, twice."""
-    memory: Mapping[str, float] = {}
-    for number in (1, 2):
-        weighed = alone(kind).weigh(evidence([update("rome", number)], number), memory)
-        assert ({"rome": 1.0}, ()) == (dict(weighed.shares), weighed.notes)
-        memory = weighed.memory
-
-
-@every_factor
-def test_factor_knows_sites_by_name(kind: str) -> None:
-    """With every site renamed, everywhere, the same numbers stand under the new names."""
-
-    def renamed(values: Mapping[str, Any]) -> dict[str, Any]:
-        return {f"clinic-{site}": value for site, value in values.items()}
-
-    memory: Mapping[str, float] = {}
-    other_memory: Mapping[str, float] = {}
-    for given_now in rounds():
-        others = [dataclasses.replace(item, site=f"clinic-{item.site}") for item in given_now.updates]
-        other = evidence(others, given_now.round, class_counts=renamed(COUNTS))
-        seen, again = factor(kind).read(given_now, memory), factor(kind).read(other, other_memory)
-        assert renamed(seen.values) == again.values
-        assert {name: renamed(values) for name, values in seen.signals.items()} == dict(again.signals)
-        memory, other_memory = seen.memory, again.memory
-        assert {name.replace("/", "/clinic-"): value for name, value in memory.items()} == dict(other_memory)
-
-
-@every_factor
-def test_factor_remembers_numbers_under_the_names_of_sites(kind: str) -> None:
-    """`what/site`, for sites that took part so far; who is away is not forgotten."""
-    memory: Mapping[str, float] = {}
-    seen: set[str] = set()
-    for given_now in rounds():
-        memory = factor(kind).read(given_now, memory).memory
-        seen |= set(given_now.sites)
-        assert all(name.count("/") == 1 and isinstance(value, float) for name, value in memory.items())
-        assert sites_in(memory) in (set(), seen)
-
-
-@every_factor
-def test_memory_survives_a_checkpoint(kind: str, tmp_path: Path) -> None:
-    """Three rounds with a restart after each give the bits of three rounds without."""
-    plain: Mapping[str, float] = {}
-    restarted: Mapping[str, float] = {}
-    weighting = alone(kind, smoothing=0.3)
-    for given_now in rounds():
-        expected, seen = weighting.weigh(given_now, plain), weighting.weigh(given_now, restarted)
-        assert expected == seen
-        plain = expected.memory
-        state = ServerState(given_now.round, {"w": np.zeros(1)}, weighting=seen.memory)
-        save_checkpoint(tmp_path / "checkpoint", state, run="r", study_digest="d")
-        restarted = load_checkpoint(tmp_path / "checkpoint", study_digest="d").weighting
-        assert dict(plain) == dict(restarted)
 
 
 @every_factor

@@ -49,7 +49,9 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
     """What a site's log says, which holds no traceback."""
     assert [] == [record.getMessage() for record in caplog.records if record.exc_info and "grpc" not in record.name]
-    return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING and r.name.startswith("client")]
+    return [
+        r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING and r.name.startswith("consilium.client")
+    ]
 
 
 async def said(place: Place, caplog: pytest.LogCaptureFixture, seconds: float = 6) -> str:

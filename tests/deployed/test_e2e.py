@@ -1,7 +1,9 @@
 """End to end: real processes, real gRPC, certificates on both sides, on this machine's loopback interface."""
 
+import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,13 +18,17 @@ from pathlib import Path
 import pytest
 from processes import until
 
+from consilium.client.data.image_files import labelled_files
 from consilium.common.host.keys import make_site_key
 from consilium.common.host.ports import free_port
 from consilium.common.host.signing_requests import make_signing_request
+from consilium.common.model import read_record
 from consilium.common.study.load import load_study
 from consilium.common.study.load import write_site as write_settings
+from consilium.common.study.task import ImageTask
 from consilium.comparison.cells import make_cell, run_cell
 from consilium.comparison.site_files import find_sites
+from consilium.serving.own_rows import own_rows_of
 
 pytestmark = pytest.mark.e2e
 
@@ -168,15 +174,45 @@ def test_demo_keeps_keys_to_their_owner(demo: Demo) -> None:
 
 def test_demo_keeps_personal_weights_in_their_own_hospital(demo: Demo) -> None:
     """Personal weights lie below the state folder of the hospital they belong to and nowhere else."""
-    personal = {path.relative_to(demo.folder).parts[:3] for path in demo.folder.rglob("personal.safetensors")}
+    personal = {
+        path.relative_to(demo.folder).parts[:3] for path in demo.folder.rglob("models/personal/weights.safetensors")
+    }
     assert {("hospitals", name, "state") for name in ("berlin", "lyon", "porto")} == personal
+
+
+def test_hospital_predicts_new_images_with_one_command(demo: Demo, tmp_path: Path) -> None:
+    """Porto's 60 test images as new ones in a flat folder, without labels: the accuracy is that of the report."""
+    porto, new = demo.folder / "hospitals" / "porto", tmp_path / "new"
+    study, (folder,) = load_study(demo.folder / "hospitals" / "study.toml"), porto.rglob("models/personal")
+    assert isinstance(study.task, ImageTask)
+    files = labelled_files(porto / "data", study.task, study.split, site="porto")
+    new.mkdir()
+    truth = {}
+    for place in own_rows_of(porto / "site.toml", read_record(folder), part="test", option="--test-rows").inputs.names:
+        source = files[int(place)].path
+        truth[source.name] = source.parent.name
+        shutil.copyfile(source, new / source.name)
+    shutil.copytree(folder, tmp_path / "model")
+    done = run("predict", str(tmp_path / "model"), str(new), "--out", str(tmp_path / "predictions.csv"))
+    assert 0 == done.returncode, done.stderr
+    with (tmp_path / "predictions.csv").open(newline="") as file:
+        said = {line["file"]: line["class"] for line in csv.DictReader(file)}
+    assert (60, truth.keys()) == (len(said), said.keys())
+    sites = demo.report["sites"]
+    assert isinstance(sites, dict)
+    accuracy = sites["porto"]["metrics"]["personal"]
+    assert sum(said[name] == of for name, of in truth.items()) / 60 == accuracy
+    measured = run("evaluate", str(porto), "--test-rows", str(porto / "site.toml"), "--out", str(tmp_path), "--json")
+    assert accuracy == json.loads(measured.stdout)["metrics"][0]["value"]
 
 
 @pytest.mark.nightly
 def test_demo_with_the_same_seed_gives_the_same_weights(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> None:
     """A second run from the same seed ends with the same bytes."""
     again = run_demo(tmp_path_factory.mktemp("second"))
-    assert (demo.folder / "global.safetensors").read_bytes() == (again.folder / "global.safetensors").read_bytes()
+    assert (demo.folder / "model/weights.safetensors").read_bytes() == (
+        again.folder / "model/weights.safetensors"
+    ).read_bytes()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])

@@ -164,8 +164,8 @@ def test_digest_depends_on_every_name_and_byte(tmp_path: Path) -> None:
         ({"pyproject.toml": PROJECT.replace("= 2", "= [2]")}, "rounds is a list"),
         ({"pyproject.toml": PROJECT.replace("= 2", "= nan")}, "rounds is a float"),
         ({"pyproject.toml": PROJECT.replace("config.deep", "config" + ".a" * 3_000)}, "tables in tables"),
-        ({"server.py": ""}, "'server' has the name of one of consilium's own packages"),
-        ({"common/x.py": ""}, "'common' has the name of one of consilium's own packages"),
+        ({"consilium.py": ""}, "'consilium' has the name of the package that runs it"),
+        ({"consilium/x.py": ""}, "'consilium' has the name of the package that runs it"),
     ],
 )
 def test_what_is_no_app_is_refused_with_a_sentence(changes: dict[str, str], sentence: str, tmp_path: Path) -> None:

@@ -96,12 +96,13 @@ def round_event(kind: str = "round", **changes: Any) -> dict[str, Any]:
 MEASURED = {
     **{"global.loss": 0.7, "global.accuracy": 0.6, "personal.accuracy": 0.8, "local.loss": 0.9, "train.loss": 0.5},
     "uplink.nmse": 0.01,
+    "personal.auroc": 0.75,
 }
 
 JOURNAL = of_run(
     "run-1",
     [
-        started(),
+        started(metrics=["auroc"]),
         at(1, "waiting", online=["berlin"]),
         at(2, "warning", message="class 'x' occurs only at site 'lyon'"),
         at(3, "agreed", sites={}),
@@ -217,6 +218,7 @@ def test_server_metrics_have_the_values_of_the_journal() -> None:
         label("site_loss", **heart, site="berlin", model="train"): 0.5,
         label("site_accuracy_ratio", **heart, site="berlin", model="global"): 0.6,
         label("site_accuracy_ratio", **heart, site="berlin", model="personal"): 0.8,
+        label("site_metric", **heart, site="berlin", model="personal", metric="auroc"): 0.75,
         label("site_examples", **heart, site="berlin"): 30,
         label("site_round", **heart, site="berlin"): 1,
         label("site_round", **heart, site="lyon"): 0,
@@ -297,10 +299,11 @@ def test_reasons_are_those_of_the_round_loop() -> None:
 
 
 def test_names_of_measurements_that_nobody_knows_are_left_out() -> None:
-    """They come from sites: only known models, loss and accuracy become series."""
+    """They come from sites: only known models, loss, accuracy and the metrics of the study become series."""
     metrics = {"evil.loss": 1.0, "global.f1": 1.0, "loss": 1.0, "global.loss.x": 1.0, "personal.loss": 0.1}
     found = shown([*JOURNAL, *of_run("run-1", [at(30, "answered", round=2, site="lyon", metrics=metrics)])])
-    seen = {key: value for key, value in found.items() if ("site", "lyon") in key[1] and "loss" in key[0]}
+    of_lyon = {key: value for key, value in found.items() if ("site", "lyon") in key[1]}
+    seen = {key: value for key, value in of_lyon.items() if "loss" in key[0] or "metric" in key[0]}
     assert {label("site_loss", study="heart", site="lyon", model="personal"): 0.1} == seen
 
 

@@ -22,7 +22,7 @@ from consilium.common.errors import ConfigError, ProtocolError, StateError
 from consilium.common.protocol.parse import parse_reply
 from consilium.common.protocol.plans import FinishPlan, HandshakePlan, InitialWeightsPlan, Plan, RoundPlan, study_digest
 from consilium.common.protocol.replies import FailureReply, FinishReply, HandshakeReply, InitialWeightsReply, RoundReply
-from consilium.common.study.load import load_site, parse_study
+from consilium.common.study.load import load_site, parse_study, study_text
 from consilium.common.study.site import SiteConfig
 from consilium.common.study.study import StudyConfig
 from consilium.common.wire.envelope import Order, payload_digest, sign_order
@@ -461,6 +461,23 @@ def test_data_and_model_stay_in_memory_from_order_to_order(
     for server in servers:
         assert isinstance(server.send(RoundPlan(**server.who, round=2, asked=2), weights)[0], RoundReply)
     assert 2 == len(built)
+
+
+def test_run_inside_the_ranges_goes_on_until_the_site_strikes_them(site: Path, make_study: MakeStudy) -> None:
+    """Each plan is compared with what is accepted now, by a worker that has the study in memory too."""
+    accepted = make_study(accept={"rounds": "<= 5"})
+    (site.parent / "study.toml").write_text(study_text(accepted))
+    assert (
+        "rounds (asked for: 6; accepted: 3 and later up to 5)"
+        in Server(site, make_study(rounds=6)).shake_hands().message
+    )
+    server = Server(site, make_study(rounds=5), run="run-2")
+    assert isinstance(server.shake_hands(), HandshakeReply)
+    weights = server.initial()
+    assert isinstance(server.send(RoundPlan(**server.who, round=1, asked=1), weights)[0], RoundReply)
+    site.write_text(f"accept_ranges = false\n{site.read_text()}")
+    reply, _ = server.send(RoundPlan(**server.who, round=2, asked=2), weights)
+    assert isinstance(reply, FailureReply) and "they differ in rounds (asked for: 5" in reply.message
 
 
 def test_site_in_memory_is_of_no_use_to_a_run_without_a_handshake(site: Path, make_study: MakeStudy) -> None:

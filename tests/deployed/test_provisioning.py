@@ -31,6 +31,7 @@ from processes import (
 from typer.testing import CliRunner
 
 from consilium.client.data import READERS
+from consilium.client.operations.accepted_study import note_acceptance
 from consilium.client.operations.doctor.credentials import check_authorities
 from consilium.client.operations.doctor.network import check_greeting
 from consilium.client.operations.site_folder import (
@@ -264,6 +265,62 @@ def test_accept_trusts_every_authority_of_the_bundle(joining: Joining, tmp_path:
     assert both == (joining.folder.path / "ca.pem").read_text()
 
 
+STUDY = """
+name = "hearts"
+sites = ["berlin"]
+task = { kind = "images", classes = ["a", "b"] }
+accept = { rounds = "<= 50", seed = "any" }
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("accept_ranges = true", "accept_ranges = false"),
+        ('accept_ranges = { rounds = "<= 20" }', "accept_ranges = false"),
+        ("", "accept_ranges = false\n"),
+    ],
+)
+def test_accept_exactly_strikes_the_studys_ranges(before: str, after: str, joining: Joining, tmp_path: Path) -> None:
+    """One line of site.toml changes, or is added; without --exactly it stays as it is, also in later bundles."""
+    folder = joining.folder
+    folder.settings.write_text(folder.settings.read_text().replace("accept_ranges = true", before))
+    bundle = write(tmp_path / "bundle.json", joining.bundle(study=STUDY))
+    accept_bundle(folder, bundle)
+    assert (before == "" or before in folder.settings.read_text()) and load_site(folder.settings).accept_ranges
+    accept_bundle(folder, bundle, exactly=True)
+    assert load_site(folder.settings).accept_ranges is False and after in folder.settings.read_text()
+    kept = folder.settings.read_text()
+    accept_bundle(folder, bundle)
+    assert kept == folder.settings.read_text()
+    accepted = note_acceptance(folder, read_bundle(bundle))
+    assert accepted is not None and accepted.offered and () == accepted.words
+
+
+def test_accept_exactly_asks_for_a_hand_where_no_line_can_be_replaced(joining: Joining, tmp_path: Path) -> None:
+    """A table of its own, or a list over several lines: a sentence, and nothing is accepted yet."""
+    folder = joining.folder
+    text = folder.settings.read_text().replace("accept_ranges = true", "")
+    folder.settings.write_text(f'{text}\n[accept_ranges]\nrounds = "<= 20"\n')
+    before = {path: path.read_bytes() for path in folder.path.iterdir() if path.is_file()}
+    bundle = write(tmp_path / "bundle.json", joining.bundle(study=STUDY))
+    with pytest.raises(ConfigError, match="accept_ranges: set it to false in place of its table"):
+        accept_bundle(folder, bundle, exactly=True)
+    assert before == {path: path.read_bytes() for path in folder.path.iterdir() if path.is_file()}
+
+
+def test_what_was_accepted_is_in_the_sites_log(joining: Joining, tmp_path: Path) -> None:
+    """Bundle, study and ranges; a study that this version cannot read is accepted as before, for the doctor to say."""
+    folder, log = joining.folder, joining.folder.path / "state" / "events.jsonl"
+    for study, ranges in ((STUDY, {"rounds": "up to 50", "seed": "any value"}), ("name = 'x'\n", None), (None, None)):
+        bundle = joining.bundle(study=study)
+        accept_bundle(folder, write(tmp_path / "bundle.json", bundle))
+        note_acceptance(folder, bundle)
+        event = json.loads(log.read_text().splitlines()[-1])
+        assert ("bundle", bundle.checksum(), ranges) == (event["event"], event["checksum"], event.get("ranges"))
+        assert event["checksum"].startswith(bundle.check_code().replace(" ", ""))
+
+
 PARTS = ("site", "fingerprint", "server", "ca_certificate", "certificate", "study_key", "study", "versions", "sha256")
 
 
@@ -298,7 +355,9 @@ def test_file_of_gigabytes_is_no_bundle(tmp_path: Path) -> None:
 def test_check_code_depends_on_everything_that_is_trusted(joining: Joining, tmp_path: Path) -> None:
     """Who swaps an authority or the study's key, and mends the checksum, still gets another code to read out."""
     bundle, other = joining.bundle(), make_home(tmp_path / "other")
-    for changes in ({"ca_certificate": other.ca.read_text()}, {"study_key": other.study_public.read_text()}):
+    wider = {"study": STUDY.replace("<= 50", "<= 5000")}
+    assert joining.bundle(study=STUDY).check_code() != joining.bundle(**wider).check_code()
+    for changes in ({"ca_certificate": other.ca.read_text()}, {"study_key": other.study_public.read_text()}, wider):
         assert bundle.check_code() != bundle.model_copy(update=changes).check_code()
 
 
@@ -476,6 +535,7 @@ def test_four_commands_bring_a_site_in(server: Server, tmp_path: Path) -> None:
     assert 0 == checked.returncode, checked.stdout
     assert "FAIL" not in checked.stdout
     listed = run("server", "sites", "--home", str(server.home.path), cwd=tmp_path).stdout
+    assert "site\tstatus\tkey fingerprint\tsince\tcertificate until" == listed.splitlines()[0]
     assert f"paris\tregistered\t{told}\t" in listed
     ends = read_certificate((tmp_path / "site" / "site.pem").read_bytes()).ends
     assert listed.splitlines()[0].endswith(f"\t{ends:%Y-%m-%d}")

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from processes import COMMAND, ENVIRONMENT, Server, doses_study, join, start_site, until, write_patients
 from safetensors.numpy import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from consilium.client.operations.site_folder import SiteFolder
 from consilium.common.errors import RunFailed
@@ -118,7 +119,7 @@ def events(folder: Path, kind: str) -> list[dict[str, Any]]:
 
 def weights(folder: Path) -> dict[str, list[float]]:
     """Return a run's final weights."""
-    return {name: array.tolist() for name, array in load_file(folder / "global.safetensors").items()}
+    return {name: array.tolist() for name, array in load_file(folder / "model/weights.safetensors").items()}
 
 
 @pytest.fixture(scope="module")
@@ -228,6 +229,29 @@ def test_stopped_run_stays_stopped_and_can_be_resumed(place: Place) -> None:
     with Control(place.home) as control:
         control.stop(folder.name)
     until(lambda: len(place.run_processes()) <= 1)
+
+
+def test_run_that_is_tracked_stopped_and_resumed_has_each_round_once(place: Place) -> None:
+    """By two commands on the wire, one after the other, into the same folder of TensorBoard."""
+    (place.folder / "tracked.toml").write_text(
+        doses_study("tracked", rounds=8, steps=400, round_timeout_seconds=60, seed=3)
+    )
+    words = ("run", "tracked.toml", "--home", "home", "--runs", "tracked", "--track", "tensorboard")
+    command = place.command(*words)
+    (folder,) = until(lambda: list((place.folder / "tracked").glob("*-tracked")))
+    until(lambda: len(events(folder, "round")) >= 1)
+    assert 0 == place.told("stop", folder.name, "--home", "home")[0]
+    output, _ = command.communicate(timeout=60)
+    assert 14 == command.returncode, output
+    assert f"tracked: tensorboard --logdir {folder}" in output.replace("\n", "")
+    code, output = place.told(*words, "--resume", str(folder))
+    assert 0 == code, output
+    read = EventAccumulator(str(folder / "tensorboard" / "sites" / "berlin"))
+    read.Reload()
+    assert list(range(1, 9)) == [event.step for event in read.Scalars("loss/global")]
+    (last,) = [event for event in events(folder, "round") if event["round"] == 8]
+    measured = last["sites"]["berlin"]["metrics"]["global.loss"]
+    assert pytest.approx(measured, rel=1e-6) == read.Scalars("loss/global")[-1].value
 
 
 def test_killed_server_leaves_no_process_and_its_run_goes_on_with_the_next(

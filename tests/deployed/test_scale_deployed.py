@@ -42,5 +42,5 @@ def test_deployed_sites_scale_as_those_in_one_process(tmp_path: Path) -> None:
     (deployed,) = (tmp_path / "runs").iterdir()
     result = run(load_study(tmp_path / "study.toml"), settings, tmp_path / "in-process" / "run")
     assert result["scale"] == json.loads((deployed / "result.json").read_text())["scale"]
-    one, two = (load_file(path / "global.safetensors") for path in (deployed, tmp_path / "in-process" / "run"))
+    one, two = (load_file(path / "model/weights.safetensors") for path in (deployed, tmp_path / "in-process" / "run"))
     assert all(np.array_equal(one[name], two[name]) for name in one)

@@ -5,7 +5,7 @@ too if `<!-- run -->` stands above it; all others are only parsed, as they need 
 """
 
 import contextlib
-import os
+import shutil
 import re
 import shlex
 import tomllib
@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 
 from consilium.commands.main import app
 from consilium.common.results import RunResult
+from consilium.common.study.acceptance import ranges_of
 from consilium.common.study.load import load_study, parse_site, parse_study
 from consilium.report.files import write_report
 from consilium.report.report import build_report
@@ -31,8 +32,8 @@ from consilium.running.in_process import run_in_process
 
 RUN = "<!-- run -->\n"
 
-PROGRAMS_OF_OTHERS = {"docker", "cp", "mkdir"}
-"""Not parsed: they need an engine, or are not ours."""
+PROGRAMS_OF_OTHERS = {"docker", "cp", "mkdir", "pip"}
+"""Not parsed: they need an engine or an index, or are not ours."""
 
 STUDY = """
 name = "quick"
@@ -72,7 +73,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_in_process(study, {name: sites[name] for name in study.sites}, run)
     result = RunResult.model_validate_json((run / "result.json").read_text(encoding="utf-8"))
     write_report(run, build_report(result))
-    os.link(run / "global.safetensors", folder / "global.safetensors")
+    shutil.copytree(run / "model", folder / "model")
     return folder
 
 
@@ -139,7 +140,7 @@ def settings(example: Example) -> None:
     """Check that a whole study.toml or site.toml is accepted, and that a part of one is TOML."""
     content = tomllib.loads(str(example.parsed))
     if "sites" in content:
-        parse_study(content, source="page")
+        ranges_of(parse_study(content, source="page"), source="page")
     elif "state_dir" in content:
         parse_site(content, source="page")
 

@@ -5,8 +5,9 @@ from pydantic import Field
 
 from consilium.common.errors import EXIT_CODES
 from consilium.common.study.record import Record
+from consilium.schema.field_docs import field_docs
 from docs.generate import REFERENCE, pages
-from docs.generator.settings import field_docs, settings_page
+from docs.generator.settings import settings_page
 
 
 def test_reference_is_what_the_code_says() -> None:

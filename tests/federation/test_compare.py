@@ -116,6 +116,8 @@ def test_comparison_from_study_to_page(study: StudyConfig, folder: Path, tmp_pat
     for _, text in report.for_all.values():
         assert text.replace(" -> ", " → ") in page
     assert "http://" not in page.replace("http://www.w3.org", "")
+    assert '<th scope="col" class="decisive">minus local only</th>' in page
+    assert len(report.lines) == page.count('<td class="decisive">')
     assert json.loads((out / "summary.json").read_text())["judged"] == list(report.judged)
 
 
@@ -416,13 +418,13 @@ def test_deployed_run_gives_the_weights_of_the_run_in_process_bit_for_bit(
             assert [0, 0] == [process.wait(timeout=30) for process in processes]
     states = {name: site_state(settings[name], again, "deployed") for name in SIZES}
     here = run_in_process(again, settings, tmp_path / "in-process")
-    assert (tmp_path / "deployed" / "global.safetensors").read_bytes() == (
-        tmp_path / "in-process" / "global.safetensors"
+    assert (tmp_path / "deployed" / "model/weights.safetensors").read_bytes() == (
+        tmp_path / "in-process" / "model/weights.safetensors"
     ).read_bytes()
     for name in SIZES:
         assert deployed.sites[name].test == here.sites[name].test
         other = site_state(settings[name], again, "in-process")
-        for file in ("personal.safetensors", "test-scores.safetensors"):
+        for file in ("models/personal/weights.safetensors", "test-scores.safetensors"):
             one, two = load_file(states[name] / file), load_file(other / file)
             assert one.keys() == two.keys()
             for key, array in one.items():
@@ -441,12 +443,16 @@ def site_state(settings: Path, study: StudyConfig, run: str) -> Path:
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
 @pytest.mark.parametrize("width", [1280, 500])  # headless Chromium has no narrower window
 def test_page_fits_its_window_in_a_real_browser(study: StudyConfig, folder: Path, tmp_path: Path, width: int) -> None:
-    """Nothing but tables, each in a box of its own, is wider than the window; nothing was asked of the network."""
+    """Nothing but tables, each in a box of its own, is wider than the window; nothing was asked of the network.
+
+    What decides is in sight without scrolling sideways, whatever the width.
+    """
     compare(options(folder, study, tmp_path / "out", methods="fedper"), console())
     page = (tmp_path / "out" / "report.html").read_text()
     assert "default-src 'none'" in page
     script = (
-        "<script>document.title = [document.documentElement.scrollWidth, innerWidth, document.images.length]</script>"
+        "<script>document.title = [document.documentElement.scrollWidth, innerWidth, document.images.length, "
+        "Math.floor(document.querySelector('td.decisive').getBoundingClientRect().right)]</script>"
     )
     measured = re.sub(r"<meta http-equiv[^>]*>", "", page).replace("</body>", f"{script}</body>")
     (tmp_path / "measured.html").write_text(measured)
@@ -458,8 +464,9 @@ def test_page_fits_its_window_in_a_real_browser(study: StudyConfig, folder: Path
         timeout=120,
         check=False,
     )
-    found = re.search(r"<title>(\d+),(\d+),0</title>", done.stdout)
+    found = re.search(r"<title>(\d+),(\d+),0,(\d+)</title>", done.stdout)
     assert found, done.stderr[-2000:]
     needed, window = int(found[1]), int(found[2])
     assert window <= width
     assert needed <= window
+    assert 0 < int(found[3]) <= window

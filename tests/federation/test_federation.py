@@ -173,7 +173,7 @@ def test_personal_weights_differ_from_site_to_site_and_are_served(
     run(make_study(method={"kind": "fedper"}), sites, tmp_path / "run")
     backbone, heads = load(global_bytes(tmp_path / "run")), set()
     for path in sites.values():
-        served = load_file(state_dir(path, tmp_path / "run") / "personal.safetensors")
+        served = load_file(state_dir(path, tmp_path / "run") / "models/personal/weights.safetensors")
         kept = kept_by(path, tmp_path / "run", 3)
         np.testing.assert_equal(backbone, {name: served[name] for name in BACKBONE})
         np.testing.assert_equal(dict(kept.personal), {name: served[name] for name in HEAD})
@@ -242,13 +242,14 @@ def test_cached_features_of_a_frozen_backbone_change_nothing_but_the_time(
     assert {site: facts["test"] for site, facts in cached["sites"].items()} == {
         site: facts["test"] for site, facts in plain["sites"].items()
     }
-    one, other = (load_file(tmp_path / name / "global.safetensors") for name in ("cached", "plain"))
+    one, other = (load_file(tmp_path / name / "model/weights.safetensors") for name in ("cached", "plain"))
     assert one.keys() == other.keys() == {"head.weight", "head.bias"}
     for name, array in one.items():
         np.testing.assert_allclose(array, other[name], rtol=1e-3, atol=1e-5)
     for path in sites.values():
         served, expected = (
-            load_file(state_dir(path, tmp_path / name) / "personal.safetensors") for name in ("cached", "plain")
+            load_file(state_dir(path, tmp_path / name) / "models/personal/weights.safetensors")
+            for name in ("cached", "plain")
         )
         assert served.keys() == expected.keys()
         for name, array in served.items():

@@ -82,7 +82,7 @@ def run_many(make_sites: MakeSites, make_study: MakeStudy, folder: Path) -> dict
         name: StateFolder.of(path.parent / "state", study=study.name, run=folder.name, site=name).path
         for name, path in sites.items()
     }
-    return {name: (path / "personal.safetensors").read_bytes() for name, path in state.items()}
+    return {name: (path / "models/personal/weights.safetensors").read_bytes() for name, path in state.items()}
 
 
 def test_many_sites_are_built_once_while_there_is_room(

@@ -33,7 +33,7 @@ def result_of(folder: Path) -> dict[str, Any]:
 
 def weights_of(folder: Path) -> dict[str, Any]:
     """Return a run's final weights."""
-    return load_file(folder / "global.safetensors")
+    return load_file(folder / "model/weights.safetensors")
 
 
 def run(study: StudyConfig, sites: dict[str, Path], folder: Path, **options: Any) -> dict[str, Any]:
@@ -67,7 +67,9 @@ def test_lossless_codecs_change_no_bit(
     """The global weights are those of a run without codecs, bit for bit."""
     run(make_study(), make_sites(under="plain"), tmp_path / "plain")
     run(make_study(**links), make_sites(under="coded"), tmp_path / "coded")
-    assert (tmp_path / "plain/global.safetensors").read_bytes() == (tmp_path / "coded/global.safetensors").read_bytes()
+    assert (tmp_path / "plain/model/weights.safetensors").read_bytes() == (
+        tmp_path / "coded/model/weights.safetensors"
+    ).read_bytes()
 
 
 def test_codecs_up_and_down_end_near_the_run_without_them(
@@ -101,7 +103,7 @@ def test_restart_of_server_and_sites_equals_no_restart(
         run(study, sites, tmp_path / "two" / "run", deliver=stopping)
     _warm.clear()
     run(study, sites, tmp_path / "two" / "run")
-    one, two = (tmp_path / name / "run" / "global.safetensors" for name in ("one", "two"))
+    one, two = (tmp_path / name / "run" / "model/weights.safetensors" for name in ("one", "two"))
     assert one.read_bytes() == two.read_bytes()
 
 

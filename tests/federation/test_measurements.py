@@ -106,7 +106,7 @@ def test_served_model_is_the_one_whose_test_counts_are_reported(
     result = run(study, sites, tmp_path / "run")
     for name, path in sites.items():
         data = data_at(path, study, tmp_path / "run")
-        served = load_file(state_dir(path, tmp_path / "run") / "personal.safetensors")
+        served = load_file(state_dir(path, tmp_path / "run") / "models/personal/weights.safetensors")
         kept = kept_by(path, tmp_path / "run", 3)
         for which, weights in (("personal", served), ("local", kept.alone.weights)):
             w1, b1, w2, b2 = (weights[key] for key in (*sorted(BACKBONE, reverse=True), *sorted(HEAD, reverse=True)))

@@ -109,7 +109,7 @@ def rest(tmp_path: Path, make_sites: MakeSites, make_study: MakeStudy) -> Any:
     """Return the weights at which SCAFFOLD comes to rest where nothing is lost; computed once."""
     if not _rest:
         run(scaffold(make_study), make_sites(under="whole"), tmp_path / "whole" / "run")
-        _rest.append(flat(load_file(tmp_path / "whole" / "run" / "global.safetensors")))
+        _rest.append(flat(load_file(tmp_path / "whole" / "run" / "model/weights.safetensors")))
     return _rest[0]
 
 
@@ -125,7 +125,7 @@ def test_scaffold_comes_to_rest_at_the_same_point_whatever_was_lost(
     result = run(study, sites, tmp_path / "run", with_faults(faults))
     assert len(faults) == sum(len(item["rejected"]) for item in result["rounds"])
     assert result["rounds"][-1]["update_norm"] < 1e-6
-    np.testing.assert_allclose(rest, flat(load_file(tmp_path / "run" / "global.safetensors")), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(rest, flat(load_file(tmp_path / "run" / "model/weights.safetensors")), rtol=0, atol=1e-5)
     own = [under(kept_by(path, ROUNDS).method, "control/") for path in sites.values()]
     c = under(state_of(study, tmp_path / "run").along, "control/")
     np.testing.assert_allclose(np.mean([flat(each) for each in own], axis=0), flat(c), rtol=0, atol=1e-6)
@@ -139,7 +139,7 @@ def test_error_feedback_comes_to_rest_at_the_same_point_whatever_was_lost(
     study = scaffold(make_study, uplink=[{"kind": "top_k", "fraction": 0.5}])
     faults = {(5, "lyon"): lost, (6, "lyon"): lost, (9, "porto"): lost}
     run(study, make_sites(), tmp_path / "run", with_faults(faults))
-    np.testing.assert_allclose(rest, flat(load_file(tmp_path / "run" / "global.safetensors")), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(rest, flat(load_file(tmp_path / "run" / "model/weights.safetensors")), rtol=0, atol=1e-5)
 
 
 def test_scaffold_comes_to_rest_at_the_same_point_after_a_restart(
@@ -163,7 +163,7 @@ def test_scaffold_comes_to_rest_at_the_same_point_after_a_restart(
         run(study, sites, tmp_path / "run", with_faults({(6, "lyon"): lost}, dying))
     forget_sites()
     run(study, sites, tmp_path / "run")
-    np.testing.assert_allclose(rest, flat(load_file(tmp_path / "run" / "global.safetensors")), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(rest, flat(load_file(tmp_path / "run" / "model/weights.safetensors")), rtol=0, atol=1e-5)
 
 
 # --- the law ---------------------------------------------------------------------------------------
@@ -202,8 +202,12 @@ def test_reply_that_does_not_count_leaves_no_trace(
     for under_, fault in (("lost", lost), ("unreached", unreached)):
         sites, folder = make_sites(under=under_), tmp_path / under_ / "run"
         result = run(study, sites, folder, with_faults(dict.fromkeys(FAULTS, fault)))
-        served = [(path.parent / "state" / "quick" / "run" / "personal.safetensors") for path in sites.values()]
-        ends.append((seen_in(result), (folder / "global.safetensors").read_bytes(), [load_file(p) for p in served]))
+        served = [
+            (path.parent / "state" / "quick" / "run" / "models/personal/weights.safetensors") for path in sites.values()
+        ]
+        ends.append(
+            (seen_in(result), (folder / "model/weights.safetensors").read_bytes(), [load_file(p) for p in served])
+        )
     np.testing.assert_equal(ends[0], ends[1])
 
 
@@ -213,7 +217,7 @@ def test_rejected_reply_leaves_no_trace_either(tmp_path: Path, make_sites: MakeS
     for under_, fault in (("rejected", rejected), ("unreached", unreached)):
         folder = tmp_path / under_ / "run"
         result = run(study, make_sites(under=under_), folder, with_faults({(2, "lyon"): fault}))
-        ends.append((seen_in(result), (folder / "global.safetensors").read_bytes()))
+        ends.append((seen_in(result), (folder / "model/weights.safetensors").read_bytes()))
         assert {"lyon": "not_finite" if fault is rejected else "crash"} == result["rounds"][1]["rejected"]
     assert ends[0] == ends[1]
 

@@ -500,7 +500,7 @@ def test_unusable_parts_of_other_kinds_are_sentences(tmp_path: Path) -> None:
     ):
         read(folder, PICTURES, parts="set")
     np.savez(tmp_path / "a.npz", x=pictures(4), y=np.arange(4) % 2, n=np.arange(4), w=np.array(["train", "x"] * 2))
-    for name, sentence in (("n", "expected 4 words or booleans"), ("w", "image 1: the word is none of")):
+    for name, sentence in (("n", "expected 4 words or booleans"), ("w", "example 1: the word is none of")):
         with pytest.raises(DataError, match=sentence):
             read(ArraysData(path=tmp_path / "a.npz"), PICTURES, parts=name)
     with pytest.raises(DataError, match=r"array 'x' \(split\.group\) has type uint8 and shape \(4, 4, 4\), expected 4"):

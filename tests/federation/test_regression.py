@@ -13,7 +13,6 @@ import pytest
 import torch
 from conftest import MakeSites, MakeStudy, method_settings, write_site, write_table
 from rich.console import Console
-from safetensors import safe_open
 from safetensors.numpy import load_file
 from site_data import load_data
 
@@ -25,6 +24,7 @@ from consilium.client.operations.doctor.data import check_data
 from consilium.client.site.state_folder import StateFolder
 from consilium.client.training.evaluation import evaluate, loss_of
 from consilium.common.errors import ConfigError, DataError
+from consilium.common.model import read_record
 from consilium.common.study.load import load_site, parse_study, study_text
 from consilium.common.study.study import StudyConfig
 from consilium.common.study.task import Regression, TableTask
@@ -234,21 +234,18 @@ def test_adapt_counts_what_is_near_enough(tmp_path: Path, make_sites: MakeSites,
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     study_file = tmp_path / "study.toml"
     study_file.write_text(study_text(study))
-    found = adapt_site(
-        sites["lyon"], study_file=study_file, weights_file=tmp_path / "run" / "global.safetensors", steps=2
-    ).as_json()
+    found = adapt_site(sites["lyon"], study_file=study_file, model=tmp_path / "run" / "model", steps=2).as_json()
     assert found["majority"] == result["sites"]["lyon"]["test"]["majority"] > 0
     assert found["headlines"][-1].startswith("Always answering the site's training mean is right on ")
     assert found["score"] == "share within 0.7 of the true 'b'"
 
 
 def test_served_model_says_what_it_is_about(tmp_path: Path, make_sites: MakeSites, study: StudyConfig) -> None:
-    """Center, scale and unit go along with the weights."""
+    """Columns, center, scale and tolerance go along with the weights."""
     sites = make_sites()
     run_in_process(study, sites, tmp_path / "run")
     folder = StateFolder.of(sites["lyon"].parent / "state", study="quick", run="run", site="lyon").path
-    with safe_open(folder / "personal.safetensors", framework="numpy") as file:
-        assert json.loads(file.metadata()["task"]) == study.task.model_dump(mode="json", exclude_none=True)
+    assert study.task == read_record(folder / "models" / "personal").task
 
 
 def test_doctor_counts_examples_without_classes(make_sites: MakeSites, study: StudyConfig) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from scripted import (
+    DIGEST,
     SITES,
     ScriptedExchange,
     Stopped,
@@ -34,7 +35,7 @@ def test_checkpoint_is_written_after_every_round(tmp_path: Path) -> None:
         with pytest.raises(Stopped):
             completed(make_study(tmp_path / str(number), ScriptedExchange(stop_in_round=number)))
         checkpoint = RunFolder(tmp_path / str(number)).checkpoint
-        assert_close(expected_weights(number - 1), load_checkpoint(checkpoint, study_digest="d1").weights)
+        assert_close(expected_weights(number - 1), load_checkpoint(checkpoint, study_digest=DIGEST).weights)
 
 
 @pytest.mark.parametrize("stop_in_round", [1, 2, 3, 4])

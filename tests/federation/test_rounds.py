@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from scripted import (
     CODEC,
+    DIGEST,
     INITIAL,
     NUM_EXAMPLES,
     SITES,
@@ -214,7 +215,7 @@ def test_plan_tells_a_site_its_share_in_the_weights_it_gets(tmp_path: Path) -> N
 def test_candidates_travel_with_the_weights_of_the_round(tmp_path: Path) -> None:
     """After round 1 of `auto`: what mixtures in proportion to exp(+-0.3 sign) would have made of the same updates."""
     run(tmp_path, rounds=1, weighting={"factors": [{"kind": "auto"}]})
-    state = load_checkpoint(RunFolder(tmp_path).checkpoint, study_digest="d1")
+    state = load_checkpoint(RunFolder(tmp_path).checkpoint, study_digest=DIGEST)
     deltas: dict[str, Any] = {site: trained(site, INITIAL)["body.weight"] for site in SITES}
     along: Mapping[str, Any] = state.along
     names = {f"candidate-{which}/{name}" for which in "ab" for name in INITIAL}
@@ -229,7 +230,7 @@ def test_candidates_travel_with_the_weights_of_the_round(tmp_path: Path) -> None
 def test_nothing_of_the_spool_is_left(tmp_path: Path) -> None:
     """The updates of a round lie on disk only while it is aggregated."""
     run(tmp_path)
-    assert {"checkpoint.safetensors", "events.jsonl", "global.safetensors", "result.json"} == {
+    assert {"checkpoint.safetensors", "events.jsonl", "model", "result.json"} == {
         path.name for path in tmp_path.iterdir()
     }
 
@@ -242,12 +243,12 @@ def test_round_below_the_quorum_ends_the_run_and_keeps_the_last_good_one(tmp_pat
         run(tmp_path, {("round", 2, "madrid"): alter})
     assert str(caught.value).startswith("round 2: 2 of 3 sites sent a usable update, expected 3; madrid: ")
     assert sentence in str(caught.value)
-    state = load_checkpoint(RunFolder(tmp_path).checkpoint, study_digest="d1")
+    state = load_checkpoint(RunFolder(tmp_path).checkpoint, study_digest=DIGEST)
     assert 1 == state.round
     assert_close(expected_weights(1), state.weights)
     (event,) = events(tmp_path, "round_failed")
     assert {"madrid": reason} == event["rejected"]
-    assert not RunFolder(tmp_path).result.exists() and not RunFolder(tmp_path).weights.exists()
+    assert not RunFolder(tmp_path).result.exists() and not RunFolder(tmp_path).model.exists()
 
 
 def test_failing_first_round_leaves_no_checkpoint(tmp_path: Path) -> None:
@@ -273,7 +274,7 @@ def test_sum_that_the_dtype_cannot_hold_ends_the_run(tmp_path: Path) -> None:
     script = {("round", number, site): huge for number in (1, 2) for site in SITES}
     with pytest.raises(UpdateRejected, match=r"round 2: the new global weights: array 'body.weight' has 6 NaN"):
         run(tmp_path, script)
-    assert 1 == load_checkpoint(RunFolder(tmp_path).checkpoint, study_digest="d1").round
+    assert 1 == load_checkpoint(RunFolder(tmp_path).checkpoint, study_digest=DIGEST).round
 
 
 def test_only_the_cohort_is_asked(tmp_path: Path) -> None:

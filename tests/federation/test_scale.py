@@ -14,8 +14,7 @@ from conftest import MakeSites, MakeStudy, write_site
 from federations import run
 from flwr.app import Message
 from paths import SHARED
-from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 from scales import STANDARD, moments_of, study_of, two, unscaled, write_rows
 from scripted import SITES, ScriptedExchange, completed
 from scripted import make_study as make_study_of_rounds
@@ -26,6 +25,7 @@ from consilium.client.app import _warm
 from consilium.client.flower.message import plan_of
 from consilium.client.operations.doctor.data import check_scale
 from consilium.common.errors import ConfigError, ModelError, StateError
+from consilium.common.model import Preprocessing, read_arrays, read_record, write_model
 from consilium.common.protocol.plans import RoundPlan, ScalePlan
 from consilium.common.study.load import load_site, load_study, study_text
 from consilium.common.study.scale import Moments, Scale, combine, distances, joined
@@ -61,12 +61,11 @@ def test_federation_has_the_scale_of_all_its_training_rows(
         found = result["scale"]["columns"][name]
         assert (found["mean"], found["std"]) == pytest.approx((rows[:, place].mean(), rows[:, place].std()))
     told = {name: [one[name] for one in result["scale"]["columns"].values()] for name in ("mean", "std")}
-    with safe_open(tmp_path / "run" / "global.safetensors", framework="numpy") as file:
-        assert told == json.loads(file.metadata()["consilium"])["scale"]
+    record = read_record(tmp_path / "run" / "model").preprocessing
+    assert told == {"mean": list(record.mean or ()), "std": list(record.std or ())}
     for path in sites.values():
-        served = path.parent / "state" / "quick" / "run" / "personal.safetensors"
-        with safe_open(served, framework="numpy") as file:
-            assert told == json.loads(file.metadata()["scale"])
+        record = read_record(path.parent / "state" / "quick" / "run" / "models" / "personal").preprocessing
+        assert told == {"mean": list(record.mean or ()), "std": list(record.std or ())}
     assert all("moments" not in facts for facts in result["sites"].values())
 
 
@@ -76,7 +75,7 @@ def test_federation_by_its_own_scale_equals_one_by_the_same_fixed_numbers(
     """Who takes the numbers from a result and writes them into the study gets the same weights, bit for bit."""
     first = run(study_of(make_study), make_sites(under="one"), tmp_path / "one" / "run")
     run(study_of(make_study, first["scale"]["columns"]), make_sites(under="two"), tmp_path / "two" / "run")
-    one, two = (load_file(tmp_path / name / "run" / "global.safetensors") for name in ("one", "two"))
+    one, two = (load_file(tmp_path / name / "run" / "model/weights.safetensors") for name in ("one", "two"))
     assert all(np.array_equal(one[name], two[name]) for name in one)
 
 
@@ -93,7 +92,7 @@ def test_site_that_keeps_its_sums_leaves_each_with_its_own_scale(
         "share the sums of its columns (share_scale = true in its site.toml)"
     )
     run(study_of(make_study, "site"), make_sites(under="own"), tmp_path / "own" / "run")
-    one, two = (load_file(tmp_path / name / "global.safetensors") for name in ("run", "own/run"))
+    one, two = (load_file(tmp_path / name / "model/weights.safetensors") for name in ("run", "own/run"))
     assert all(np.array_equal(one[name], two[name]) for name in one)
     with pytest.raises(ConfigError, match=r"site 'lyon' does not share the sums of its columns.*share_scale = true"):
         run(study_of(make_study, "federation"), sites, tmp_path / "refused")
@@ -158,7 +157,7 @@ def test_restarted_sites_scale_as_before(tmp_path: Path, make_sites: MakeSites, 
         return answering(message)
 
     run(study, sites, tmp_path / "two" / "run", deliver=forgetful)
-    one, two = (load_file(tmp_path / name / "run" / "global.safetensors") for name in ("one", "two"))
+    one, two = (load_file(tmp_path / name / "run" / "model/weights.safetensors") for name in ("one", "two"))
     assert all(np.array_equal(one[name], two[name]) for name in one)
 
 
@@ -378,10 +377,10 @@ def test_pooled_model_has_one_scale_whatever_the_sites_have(
 # --- adapt and doctor ------------------------------------------------------------------------------
 
 
-def test_adapt_takes_the_scale_of_the_weights_file(tmp_path: Path, make_study: MakeStudy) -> None:
+def test_adapt_takes_the_scale_of_the_federations_model(tmp_path: Path, make_study: MakeStudy) -> None:
     """At a new hospital with nearly all sick the federated model is right from the start, by the federation's numbers.
 
-    From a file that tells no scale it is not, and a note says that the site's own numbers were taken.
+    From a folder that tells no scale it is not, and a note says that the site's own numbers were taken.
     """
     settings = {"model": {"name": "linear"}, "rounds": 10, "training": {"epochs": 2, "learning_rate": 0.3}}
     study = study_of(make_study, **settings)
@@ -390,20 +389,22 @@ def test_adapt_takes_the_scale_of_the_weights_file(tmp_path: Path, make_study: M
     table = [(130 + n % 21 - 10 if n % 40 else 100, n % 5, "yes" if n % 40 else "no") for n in range(200)]
     write_rows(new.parent / "data.csv", "a,b,ill", table)
     (new.parent / "study.toml").write_text(study_text(study))
-    weights = tmp_path / "run" / "global.safetensors"
-    result = adapt_site(new, weights_file=weights, steps=0).as_json()
+    model = tmp_path / "run" / "model"
+    result = adapt_site(new, model=model, steps=0).as_json()
     assert result["num_test"] == result["starts"]["federated"]["right"][0]
     assert [] == result["notes"]
-    bare = tmp_path / "bare.safetensors"
-    save_file(load_file(weights), bare)
-    other = adapt_site(new, weights_file=bare, steps=0).as_json()
+    record, bare = read_record(model), tmp_path / "bare"
+    without = record.model_copy(update={"preprocessing": Preprocessing(known=False)})
+    write_model(bare, without, read_arrays(model))
+    other = adapt_site(new, model=bare, steps=0).as_json()
     assert other["starts"]["federated"]["right"][0] < other["num_test"]
-    assert ["the inputs are scaled by this site's own training rows: the weights file names no scale of all sites"] == (
+    assert ["the inputs are scaled by this site's own training rows: the folder names no scale of all sites"] == (
         other["notes"]
     )
-    save_file(load_file(weights), bare, metadata={"consilium": json.dumps({"scale": {"mean": [0], "std": [1]}})})
-    with pytest.raises(ModelError, match="its scale is of 1 columns, the study has 2"):
-        adapt_site(new, weights_file=bare, steps=0)
+    wrong = record.model_copy(update={"preprocessing": Preprocessing(mean=(0.0,), std=(1.0,))})
+    write_model(bare, wrong, read_arrays(model))
+    with pytest.raises(ModelError, match="preprocessing is of 1 features, the task has 2"):
+        adapt_site(new, model=bare, steps=0)
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def test_method_with_a_frozen_backbone_runs_through_the_site(
     run_in_process(make_study(method={"kind": kind}, model=model, rounds=2), sites, tmp_path / "run")
     for site, path in sites.items():
         folder = StateFolder.of(path.parent / "state", study="quick", run="run", site=site).path
-        served = load_file(folder / "personal.safetensors")
+        served = load_file(folder / "models/personal/weights.safetensors")
         frozen = [name for name in served if name.endswith("backbone.layer1.0.weight")]
         assert 1 == len(frozen)
         assert np.isfinite(load_file(folder / "test-scores.safetensors")["personal"]).all()
@@ -124,13 +124,13 @@ def test_method_with_a_frozen_backbone_runs_through_the_site(
 def test_adapt_starts_from_what_the_method_shared(
     kind: str, tmp_path: Path, make_sites: MakeSites, make_study: MakeStudy
 ) -> None:
-    """The weights file of a run is a start for a new hospital, as it is for every other method."""
+    """The model of a run is a start for a new hospital, as it is for every other method."""
     study, sites, study_file = make_study(method={"kind": kind}, rounds=2), make_sites(), tmp_path / "study.toml"
     run_in_process(study, sites, tmp_path / "run")
     study_file.write_text(study_text(study))
-    weights = tmp_path / "run" / "global.safetensors"
-    assert (kind != "fenda") == ("head.weight" in load_file(weights))
-    found = adapt_site(next(iter(sites.values())), study_file=study_file, weights_file=weights, steps=2).as_json()
+    model = tmp_path / "run" / "model"
+    assert (kind != "fenda") == ("head.weight" in load_file(model / "weights.safetensors"))
+    found = adapt_site(next(iter(sites.values())), study_file=study_file, model=model, steps=2).as_json()
     assert kind == found["method"] and found["headlines"]
 
 

@@ -50,7 +50,7 @@ TASK = {
     "scale": "site",
 }
 """The conftest's tables, with a scale that does not depend on which sites take part."""
-SERVED_FILE = "personal.safetensors"
+SERVED_FILE = "models/personal/weights.safetensors"
 every_model = pytest.mark.parametrize("name", sorted(SHAPES))
 with_features = pytest.mark.parametrize("name", ["mlp", "mlp_bn", "small_cnn"])
 with_batch_norm = pytest.mark.parametrize("name", ["mlp_bn", "small_cnn"])
@@ -470,7 +470,7 @@ def test_feddbe_federation_has_the_mean_over_sites_by_size(
         paths = make_sites(sizes, under=f"{folder.name}-sites")
         run_in_process(study, {site: paths[site] for site in sites}, folder)
         facts = json.loads((folder / "result.json").read_text(encoding="utf-8"))["sites"]
-        ends[sites, rounds] = load_file(folder / "global.safetensors"), {s: facts[s]["num_train"] for s in sites}
+        ends[sites, rounds] = load_file(folder / "model/weights.safetensors"), {s: facts[s]["num_train"] for s in sites}
     (one, n1), (other, n2) = ends[("berlin",), 1], ends[("lyon",), 1]
     (both, n), (later, _) = ends[("berlin", "lyon"), 1], ends[("berlin", "lyon"), 3]
     assert n1 | n2 == n
@@ -502,14 +502,13 @@ columns = {{a = {{kind = "number"}}, b = {{kind = "number"}}}}
 
 @pytest.mark.parametrize("trainable", ["all", "head"])
 def test_feddbe_weights_can_be_adapted_elsewhere(tmp_path: Path, make_sites: MakeSites, trainable: str) -> None:
-    """The file of weights holds gbar beside the model, frozen backbone or not; a new site reads it and starts there."""
+    """The model's folder holds gbar beside the model, frozen backbone or not; a new site reads it and starts there."""
     sites, study_file, folder = make_sites(), tmp_path / "study.toml", tmp_path / "run"
     study_file.write_text(STUDY.format(trainable=trainable), encoding="utf-8")
     run_in_process(load_study(study_file), {site: sites[site] for site in ("berlin", "lyon")}, folder)
-    file = folder / "global.safetensors"
-    found = adapt_site(sites["porto"], weights_file=file, study_file=study_file, steps=1).as_json()
+    found = adapt_site(sites["porto"], model=folder / "model", study_file=study_file, steps=1).as_json()
     assert {"federated", "random"} == set(found["starts"])
-    assert {MEAN, KNOWN} <= load_file(file).keys()
+    assert {MEAN, KNOWN} <= load_file(folder / "model" / "weights.safetensors").keys()
 
 
 def test_feddbe_of_a_model_without_features_is_refused() -> None:
@@ -547,7 +546,7 @@ def test_feddyn_comes_to_rest_where_scaffold_does_whatever_was_lost(
             return reply
 
         run_in_process(study, sites, tmp_path / name / "run", deliver=deliver)
-        ends.append(flat(load_file(tmp_path / name / "run" / "global.safetensors")))
+        ends.append(flat(load_file(tmp_path / name / "run" / "model/weights.safetensors")))
         if kind == "feddyn":
             state = load_checkpoint(
                 tmp_path / name / "run" / "checkpoint.safetensors", study_digest=study_digest(study)
@@ -581,7 +580,7 @@ def test_fedexp_federation_ends_with_the_mean_of_the_last_two_iterates(
         folder = tmp_path / str(rounds) / "run"
         run_in_process(study, sites, folder)
         states.append(load_checkpoint(folder / "checkpoint.safetensors", study_digest=study_digest(study)).weights)
-        ends.append(load_file(folder / "global.safetensors"))
+        ends.append(load_file(folder / "model/weights.safetensors"))
         for path in sites.values():
             served = load_file(path.parent / "state" / "quick" / "run" / SERVED_FILE)
             np.testing.assert_equal(ends[-1], served)

@@ -615,16 +615,20 @@ def test_knn_per_asks_no_more_neighbours_than_there_are() -> None:
 def test_knn_per_features_are_what_the_head_is_given() -> None:
     """The inputs for `linear` (images flattened), the backbone's output otherwise; maps are averaged."""
     x = random_work((1, 8, 8)).examples.x
-    flattened = WithNeighbours(built("linear", (1, 8, 8)), x, torch.zeros(20, dtype=torch.long), neighbours=1)
+    flattened = WithNeighbours.of_examples(
+        built("linear", (1, 8, 8)), x, torch.zeros(20, dtype=torch.long), neighbours=1
+    )
     assert torch.equal(x.flatten(1), flattened.features)
     model = built("small_cnn", (1, 8, 8))
     expected = model.module.eval().get_submodule("backbone")(x).detach()
-    assert torch.equal(expected, WithNeighbours(model, x, torch.zeros(20, dtype=torch.long), neighbours=1).features)
+    assert torch.equal(
+        expected, WithNeighbours.of_examples(model, x, torch.zeros(20, dtype=torch.long), neighbours=1).features
+    )
     head = nn.Conv2d(1, 2, kernel_size=1)
     module = nn.Sequential(nn.Identity(), head, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     names = ("1.weight", "1.bias")
     maps = Model(module, frozenset(names), frozenset(), frozenset(names), names, "average")
-    averaged = WithNeighbours(maps, x, torch.zeros(20, dtype=torch.long), neighbours=1).features
+    averaged = WithNeighbours.of_examples(maps, x, torch.zeros(20, dtype=torch.long), neighbours=1).features
     np.testing.assert_allclose(x.mean(dim=(2, 3)).numpy(), averaged.numpy(), atol=1e-6)
 
 

@@ -18,9 +18,12 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import consilium.common
+from consilium.commands.home_paths import HomePath, with_home_paths
 from consilium.commands.main import app, main
 from consilium.commands.parameters import examples, with_options
-from consilium.common.errors import ConfigError
+from consilium.commands.rows import print_rows
+from consilium.commands.usage import in_words
+from consilium.common.errors import ConfigError, ModelError
 from consilium.comparison.options import CompareOptions
 from consilium.data.options import SplitOptions
 from consilium.demo.demo import run_demo
@@ -64,9 +67,9 @@ def failure_of(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
 
 def test_every_command_is_walked() -> None:
     """Neither a command nor a group is missed below."""
-    assert {"demo", "run", "follow", "runs", "stop", "compare", "list", "adapt", "compose"} <= SINGLE.keys()
-    assert {"server start", "site init", "site approve-app", "data split", "flower run"} <= SINGLE.keys()
-    assert 16 == sum(isinstance(param, click.Argument) for command in SINGLE.values() for param in command.params)
+    assert {"demo", "run", "follow", "stop", "compare", "list", "adapt", "compose"} <= SINGLE.keys()
+    assert {"server start", "site init", "site approve-app", "data split", "flower run", "runs list"} <= SINGLE.keys()
+    assert 31 <= sum(isinstance(param, click.Argument) for command in SINGLE.values() for param in command.params)
 
 
 @pytest.mark.parametrize("path", EVERY)
@@ -199,6 +202,43 @@ WORDS_OF_LIBRARIES = re.compile(
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
+        (
+            "server start --address 0.0.0.0:99999",
+            "--address: the port must be a number from 1 to 65535, got '0.0.0.0:9",
+        ),
+        (
+            "server start --address 127.0.0.1:0",
+            "--address: the port must be a number from 1 to 65535, got '127.0.0.1:0",
+        ),
+        ("server start --address 127.0.0.1:-4", "--address: the port must be a number from 1 to 65535, got '127.0.0.1"),
+        (
+            "server start --address 127.0.0.1:abc",
+            "--address: must be host:port, e.g. 127.0.0.1:9095 or [::1]:9095, got",
+        ),
+        ("server start --address ::1:9092", "--address: must be host:port, e.g. 127.0.0.1:9095 or [::1]:9095, got '::"),
+        (
+            "server start --address [::1::]:9092",
+            "--address: between the brackets must stand an IPv6 address, got '[::1",
+        ),
+        ("server start --address :9092", "--address: must be host:port"),
+        ("server start --metrics localhost:99999", "--metrics: the port must be a number from 1 to 65535, got 'localh"),
+        ("server start --address 0.0.0.0:9094", "--address and --metrics both have port 9094; give each a port of its"),
+        ("server start --address localhost:9094", "--address and --metrics both have port 9094; give each a port of"),
+        ("server start --host 'a b'", "--host: must be a name or an address, e.g. study.example.org, 192.0.2.7 or 200"),
+        ("server start --host localhost:9092", "without a port, got 'localhost:9092'"),
+        ("server approve site.csr --name Berlin", "--name: must be small letters, digits and hyphens, 63 at most, e.g"),
+        ("server rotate site.csr --name 'St. Hilda'", "--name: must be small letters, digits and hyphens, 63 at most"),
+        ("site start --metrics 127.0.0.1:99999", "--metrics: the port must be a number from 1 to 65535, got '127.0.0."),
+        ("site init --name berlin --server a:99999", "server: the port must be a number from 1 to 65535, got 'a:99999"),
+        ("site init --name berlin --server a:1 --metrics a:0", "metrics_address: the port must be a number from 1 to "),
+        ("site start", "make a site with 'consilium site init', or run this command in the folder in which"),
+        ("site accept bundle.json", "make a site with 'consilium site init', or run this command in the folder in whi"),
+        ("site rotate-key", "make a site with 'consilium site init', or run this command in the folder in which"),
+        ("site rotate-key --activate", "make a site with 'consilium site init', or run this command in the folder in"),
+        ("site check", "make a site with 'consilium site init', or run this command in the folder in which"),
+        ("site approve-app --list", "make a site with 'consilium site init', or run this command in the folder in wh"),
+        ("site approve-app app", "make a site with 'consilium site init', or run this command in the folder in which"),
+        ("adapt model", "make a site with 'consilium site init', or run this command in the folder"),
         ("demo --rounds 0", "--rounds: must be a whole number of at least 1, got '0'"),
         ("demo --rounds many", "--rounds: must be a whole number of at least 1, got 'many'"),
         ("demo --rounds '1 is not 2'", "--rounds: must be a whole number of at least 1, got '1 is not 2'"),
@@ -213,8 +253,8 @@ WORDS_OF_LIBRARIES = re.compile(
         ("compare study.toml --seeds 0", "--seeds: must be a whole number of at least 1, got '0'"),
         ("compare study.toml --target high", "--target: must be a number, got 'high'"),
         ("compare gone.toml", "cannot read 'gone.toml'"),
-        ("adapt", "Missing option '--weights'."),
-        ("adapt --weights w --steps 1.5", "--steps: must be a whole number, got '1.5'"),
+        ("adapt", "Missing argument 'MODEL'."),
+        ("adapt model --steps 1.5", "--steps: must be a whole number, got '1.5'"),
         ("data split pool.npz --out x --by magic", "--by: must be one of dirichlet, classes, quantity,"),
         (
             "data split pool.npz --out x --by iid --sites 2000",
@@ -248,6 +288,9 @@ def test_wrong_input_is_a_sentence(
     ("change", "sentence"),
     [
         ({"method": "nope"}, "method: there is no kind 'nope'; known: local, fedavg"),
+        ({"model": "resnet19"}, "model.name: there is no model 'resnet19'; did you mean"),
+        ({"data": "heart-disease"}, "--data heart-disease needs --data-dir"),
+        ({"data_dir": Path("heart")}, "--data-dir means nothing with --data digits"),
         ({"pretrained": Path("nofile")}, "--pretrained: no such file 'nofile'"),
     ],
 )
@@ -256,12 +299,114 @@ def test_demo_refuses_a_wrong_option_before_anything_starts(
 ) -> None:
     """No folder of a run is left, and nothing was shown of one."""
     shown = io.StringIO()
-    with pytest.raises(ConfigError, match=sentence):
+    with pytest.raises((ConfigError, ModelError), match=sentence):
         run_demo(DemoOptions(runs=tmp_path / "runs", **change), Console(file=shown))
-    assert ("", []) == (shown.getvalue(), list((tmp_path / "runs").iterdir()))
+    assert ("", []) == (shown.getvalue(), list(tmp_path.iterdir()))
 
 
 def test_site_without_an_approved_app_says_so(tmp_path: Path) -> None:
     """An empty answer would look like a command that did nothing."""
     (tmp_path / "site.toml").touch()
     assert "no app is approved at this site" in invoke("site", "approve-app", "--list", "--folder", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("line", "package", "sentence"),
+    [
+        ("demo", "matplotlib", "consilium demo needs matplotlib, which is not installed; install it with: pip install"),
+        ("run study.toml", "matplotlib", "the run's report needs matplotlib, which is not installed; install it with"),
+        ("run study.toml --detach", "matplotlib", "cannot read 'study.toml'"),
+        ("compare study.toml", "pandas", "consilium compare needs pandas, which is not installed; install it with: pi"),
+        ("compare study.toml", "matplotlib", "pip install 'consilium[study]'"),
+        ("data split pool.npz --out o --by iid --sites 2", "matplotlib", "pip install 'consilium[report]'"),
+        ("adapt model --out out", "matplotlib", "the picture of --out needs matplotlib, which is not installed; insta"),
+        ("adapt model", "matplotlib", "cannot read 'site/site.toml'"),
+    ],
+)
+def test_missing_extra_is_a_sentence_before_anything_is_done(
+    line: str,
+    package: str,
+    sentence: str,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """With the command that installs it; what needs none goes on as far as it can."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("consilium.common.host.extras.find_spec", lambda name: None if name == package else name)
+    code, text = failure_of(capfd, monkeypatch, *shlex.split(line))
+    assert 0 != code
+    assert sentence in text
+    assert [] == list(tmp_path.iterdir())
+
+
+# --- every option, of the wrong kind -----------------------------------------------------------------
+
+
+def wrong_values() -> Iterator[tuple[str, str]]:
+    """Yield each command with each of its numbers and choices, as they are typed."""
+    for path, command in SINGLE.items():
+        for param in command.params:
+            if isinstance(param.type, click.Choice | click.types.IntParamType | click.types.FloatParamType):
+                yield path, param.name or ""
+
+
+@pytest.mark.parametrize(("path", "name"), list(wrong_values()))
+def test_every_number_and_choice_of_the_wrong_kind_is_a_sentence(path: str, name: str) -> None:
+    """It names the option as it is typed, what is expected in words, and what was given."""
+    arguments, options = list[str](), list[str]()
+    for param in SINGLE[path].params:
+        value = "x!" if param.name == name else "y"
+        if isinstance(param.type, click.Choice) and param.name != name:
+            value = str(param.type.choices[0])
+        if isinstance(param, click.Argument):
+            arguments += [value] if param.required or param.name == name else []
+        elif param.required or param.name == name:
+            options += [max(param.opts, key=len), value]
+    with pytest.raises(click.ClickException) as caught:
+        SINGLE[path].make_context(path, [*options, *arguments])
+    sentence = in_words(caught.value).format_message()
+    assert re.fullmatch(r"(--)?[A-Za-z-]+: must be (one of|a whole number|a number).*, got 'x!'", sentence), sentence
+    assert WORDS_OF_LIBRARIES.search(sentence) is None
+
+
+# --- paths with ~ --------------------------------------------------------------------------------------
+
+
+def test_every_path_may_begin_with_the_home_folder() -> None:
+    """No command is left out, whoever adds one."""
+    command = with_home_paths(typer.main.get_command(app))
+    kinds = [param.type for _, one in commands(command) for param in one.params if isinstance(param.type, click.Path)]
+    assert {HomePath} == {type(kind) for kind in kinds}
+    assert len(kinds) > 30
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("data split ~/pool.npz --out=~/out --by iid --sites 2", "pool '{home}/pool.npz' does not exist"),
+        ("site start ~/site.toml", "cannot read '{home}/site.toml'"),
+        ("server sites --home=~/server", "no server runs in '{home}/server'"),
+        ("site approve-app --folder=~/site --list", "'{home}/site' is no site's folder"),
+        ("demo --pretrained=~/weights.pt", "--pretrained: no such file '{home}/weights.pt'"),
+        ("server sites --home=~nobody-of-this-name/server", "no server runs in '~nobody-of-this-name/server'"),
+    ],
+)
+def test_path_with_a_tilde_is_in_the_home_folder(
+    line: str, sentence: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Also after `=`, where shells leave it as it is."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    _, text = failure_of(capfd, monkeypatch, *line.split())
+    assert sentence.format(home=tmp_path / "home") in text
+
+
+def test_list_has_a_header(capsys: pytest.CaptureFixture[str]) -> None:
+    """Tabs where a program reads, columns on a terminal."""
+    print_rows(["site", "status"], [["berlin", "online"], ["st-hilda", "-"]])
+    assert "site\tstatus\nberlin\tonline\nst-hilda\t-\n" == capsys.readouterr().out
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.stdout, "isatty", lambda: True)
+        print_rows(["site", "status"], [["berlin", "online"], ["st-hilda", "-"]])
+    assert "site      status\nberlin    online\nst-hilda  -\n" == capsys.readouterr().out

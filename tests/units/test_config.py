@@ -301,6 +301,19 @@ def test_site_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest
         assert conf / "../images" == site.data.path
 
 
+def test_site_paths_may_begin_with_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data, state and weights; a name that nobody has stays a folder of that name."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    path = write_site(tmp_path / "conf", top="weights_dir = '~/weights'\nstudy_key = '~nobody-of-this-name/study.pub'")
+    text = path.read_text(encoding="utf-8").replace('state_dir = "state"', 'state_dir = "~/state"')
+    path.write_text(re.sub(r'path = ".*"', 'path = "~/images"\ntest = "~/test"', text), encoding="utf-8")
+    site = load_site(path)
+    home = tmp_path / "home"
+    assert (home / "weights", home / "state") == (site.weights_dir, site.state_dir)
+    assert (home / "images", home / "test") == (site.data.path, site.data.test)
+    assert path.parent.resolve() / "~nobody-of-this-name" / "study.pub" == site.study_key
+
+
 def test_site_keeps_to_itself_by_default(tmp_path: Path) -> None:
     """Class counts and details of errors are told only where the site's owner says so; no file may be skipped."""
     site = load_site(write_site(tmp_path))

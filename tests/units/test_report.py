@@ -394,6 +394,13 @@ def test_page_can_be_read_by_a_screen_reader(html: str) -> None:
     assert "Test accuracy at berlin: majority class 0.20 [0.15, 0.26], local only 0.89" in html
 
 
+def test_page_keeps_what_decides_in_sight(html: str) -> None:
+    """On a telephone the first column and the difference stay where they are while the others scroll."""
+    assert 2 == html.count('<th scope="col" class="decisive">personal - local</th>')
+    assert (3 + 3) + 2 * 3 == html.count('<td class="decisive">')
+    assert ".decisive { position: sticky; right: 0;" in html
+
+
 def test_page_has_a_chart_for_what_is_known_and_says_what_is_not(html: str) -> None:
     """Two sites with three charts, porto with its bars only, and two charts of the comparison."""
     assert Page(html).tags.count("figure") == 2 * 3 + 1 + 2
@@ -428,12 +435,13 @@ def test_template_that_lacks_a_value_is_an_error() -> None:
 
 
 def test_templates_are_data_of_their_packages() -> None:
-    """Every template lies in a package that pyproject.toml ships with its data."""
+    """Every template lies in a folder of a package that pyproject.toml ships with every package."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    shipped = set(project["tool"]["setuptools"]["package-data"])
-    folders = {path.parent.parent for path in ROOT.glob("consilium/**/templates/*")}
-    assert {"consilium.findings", "consilium.report", "consilium.comparison"} == shipped
-    assert {".".join(folder.relative_to(ROOT).parts) for folder in folders} == shipped
+    assert "templates/*" in project["tool"]["setuptools"]["package-data"]["*"]
+    templates = [path for path in ROOT.glob("consilium/**/*") if path.suffix in (".j2", ".css")]
+    assert {"findings", "report", "comparison"} <= {path.parent.parent.name for path in templates}
+    assert {"templates"} == {path.parent.name for path in templates}
+    assert all((path.parent.parent / "__init__.py").is_file() for path in templates)
 
 
 # --- the terminal ----------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ TABLE: dict[str, Any] = {
     "label": "ill",
     "columns": {"age": {"kind": "number"}},
 }
+HOST_PORT = "host:port, e.g. study.example.org:9092 or [::1]:9092"
 SITE: dict[str, Any] = {
     "name": "berlin",
     "server": "localhost:9092",
@@ -90,8 +91,11 @@ def test_wrong_study_is_one_sentence_in_words_of_people(values: dict[str, Any], 
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"server": "nowhere"}, "server: must be host:port, e.g. study.example.org:9092, got 'nowhere'"),
-        ({"metrics_address": "x"}, "metrics_address: must be host:port, e.g. 127.0.0.1:9095, got 'x'"),
+        ({"server": "nowhere"}, f"server: must be {HOST_PORT}, got 'nowhere'"),
+        ({"metrics_address": "x"}, f"metrics_address: must be {HOST_PORT}, got 'x'"),
+        ({"metrics_address": "x:0"}, "metrics_address: the port must be a number from 1 to 65535, got 'x:0'"),
+        ({"server": "[::x]:1"}, f"server: must be {HOST_PORT}, got '[::x]:1'"),
+        ({"server": "[1::2::3]:1"}, "server: between the brackets must stand an IPv6 address, got '[1::2::3]:1'"),
         ({"share_class_counts": "maybe"}, "share_class_counts: must be true or false, got 'maybe'"),
         ({"data": {"kind": "images", "path": 3}}, "data.images.path: must be a path in quotes, got 3"),
         ({"data": {"path": "data"}}, "data.kind: is required, got nothing"),

@@ -15,7 +15,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from safetensors import safe_open
 from safetensors.numpy import save_file
 from scripted import ScriptedExchange, make_study
 
@@ -28,7 +27,7 @@ from consilium.common.study.study import StudyConfig
 from consilium.common.study.task import ImageTask
 from consilium.common.weights.arrays import Array, digest
 from consilium.server.strategies import ServerState
-from consilium.server.study.checkpoint import load_checkpoint, save_checkpoint, save_weights
+from consilium.server.study.checkpoint import load_checkpoint, save_checkpoint
 from consilium.server.study.cohort import choose_cohort
 from consilium.server.study.run import run_study
 from consilium.server.study.run_folder import RunFolder
@@ -310,18 +309,6 @@ def test_checkpoint_in_an_unwritable_folder_is_a_state_error(tmp_path: Path) -> 
     """A folder in which nothing can be written."""
     with pytest.raises(StateError, match="cannot write"):
         save_checkpoint(blocked(tmp_path / "file") / "c", STATE, run="run-1", study_digest="abc")
-
-
-def test_final_weights_are_the_same_file_every_time(tmp_path: Path) -> None:
-    """Arrays bit for bit, notes as JSON in the metadata, and equal bytes for equal content."""
-    for name in ("one", "two"):
-        save_weights(tmp_path / name, STATE.weights, {"study": "hearts", "round": 7})
-    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
-    with safe_open(tmp_path / "one", framework="numpy") as file:
-        seen: dict[str, Array] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        notes = json.loads(file.metadata()["consilium"])
-    assert digest(STATE.weights) == digest(seen)
-    assert {"study": "hearts", "round": 7} == notes
 
 
 # --- records ---------------------------------------------------------------------------------------

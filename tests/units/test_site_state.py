@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import MakeStudy
-from safetensors.numpy import load_file
 from safetensors.numpy import save as save_arrays
 
 from consilium.client.site.kept import Alone, Kept
@@ -121,19 +120,12 @@ def test_state_of_two_runs_is_kept_apart(tmp_path: Path) -> None:
 
 
 def test_state_files_are_readable_by_their_owner_only(tmp_path: Path) -> None:
-    """Personal weights are patients' data: mode 0600 for rounds, manifest and served model."""
+    """Personal weights are patients' data: mode 0600 for rounds and manifest."""
     kept = folder(tmp_path)
     kept.save(state(1.0), round_number=1, accepted=None)
-    kept.save_served(arrays_of(state(1.0)), {"study": "study"})
     modes = {path.name: oct(stat.S_IMODE(path.stat().st_mode)) for path in kept.path.iterdir()}
-    names = ("manifest.json", "personal.safetensors", "round-000001.safetensors")
+    names = ("manifest.json", "round-000001.safetensors")
     assert dict.fromkeys(names, "0o600") == modes
-
-
-def test_state_of_the_served_model_is_a_plain_safetensors_file(tmp_path: Path) -> None:
-    """Anyone at the site can load it without consilium."""
-    path = folder(tmp_path).save_served(arrays_of(state(3.0)), {"study": "study", "run": "run-1"})
-    np.testing.assert_equal(arrays_of(state(3.0)), load_file(path))
 
 
 @pytest.mark.parametrize("damage", [lambda old: old[:-1], lambda old: old[:-1] + b"!", lambda _: b""])

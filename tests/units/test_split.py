@@ -325,7 +325,7 @@ def test_federation_trains_in_its_study(pool: Path, tmp_path: Path) -> None:
         for site in study.sites
     }
     run_in_process(study, sites, tmp_path / "run")
-    assert (tmp_path / "run" / "global.safetensors").is_file()
+    assert (tmp_path / "run" / "model/weights.safetensors").is_file()
 
 
 @pytest.mark.parametrize("options", IMAGE_OPTIONS, ids=lambda options: options.by)

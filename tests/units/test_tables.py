@@ -16,7 +16,7 @@ from sklearn.impute import SimpleImputer
 
 from consilium.client.data import SiteData
 from consilium.client.data.base import Feature
-from consilium.client.data.impute import impute
+from consilium.client.data.impute import fill_values
 from consilium.client.data.split import split_rows
 from consilium.client.data.table import read_table
 from consilium.common.errors import DataError
@@ -254,7 +254,7 @@ def test_most_frequent_category_wins_and_at_a_tie_the_first_of_the_study(known: 
     codes = {"none": [0.0, 0.0], "some": [1.0, 0.0], "much": [0.0, 1.0]}
     x = torch.tensor([[float("nan")] * 2, *(codes[value] for value in known)], dtype=torch.float64)
     feature = Feature("pain", start=0, width=2, category=True)
-    assert expected == impute(x, [feature], np.arange(len(x)), site="lyon")[0].tolist()
+    assert expected == fill_values(x, [feature], np.arange(len(x)), site="lyon").tolist()
 
 
 def test_nothing_missing_gives_the_same_with_and_without_imputing(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """The way to the server: proxy, name, port, TLS, and whether it knows this site."""
 
-import ipaddress
 import socket
 import ssl
 import time
@@ -13,6 +12,7 @@ from consilium.client.operations.doctor.finding import Finding, failed, passed, 
 from consilium.client.wire.channel import tls_reason
 from consilium.client.wire.probe import greet, server_certificate
 from consilium.common.errors import ConnectionRefused, ConsiliumError
+from consilium.common.host.address import is_ip, parse_address
 from consilium.common.host.certificates import read_authorities
 from consilium.common.host.keys import fingerprint, read_private_key
 from consilium.common.study.site import SiteConfig
@@ -66,7 +66,7 @@ def _missing(grounds: list[Finding]) -> str | None:
 
 def check_proxy(config: SiteConfig, environment: Mapping[str, str]) -> Finding:
     """See whether gRPC would go through a proxy; it reads the same variables as other programs."""
-    host = config.server.rpartition(":")[0]
+    host = parse_address(config.server, what="server").host
     proxy = next((name for name in PROXIES if environment.get(name)), None)
     if proxy is None:
         return passed("proxy", "no proxy is set; the connection goes straight to the server")
@@ -80,15 +80,13 @@ def check_proxy(config: SiteConfig, environment: Mapping[str, str]) -> Finding:
 
 def check_dns(config: SiteConfig) -> Finding:
     """Look up the server's name."""
-    host, _, port = config.server.rpartition(":")
-    try:
-        ipaddress.ip_address(host)
+    server = parse_address(config.server, what="server")
+    host = server.host
+    if is_ip(host):
         return passed("dns", f"{host} is an address; there is no name to look up")
-    except ValueError:
-        pass
     try:
-        entries = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError, OverflowError) as error:
+        entries = socket.getaddrinfo(host, server.port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         fix = "check 'server' in site.toml, and this machine's DNS; or ask IT to add the name"
         return failed("dns", f"{host}: {reason}", fix, ConnectionRefused)
@@ -97,14 +95,15 @@ def check_dns(config: SiteConfig) -> Finding:
 
 def check_tcp(config: SiteConfig) -> Finding:
     """Open a connection to the server's port."""
-    host, _, port = config.server.rpartition(":")
+    server = parse_address(config.server, what="server")
+    host, port = server.host, server.port
     began = time.monotonic()
     try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+        socket.create_connection((host, port), timeout=CONNECT_SECONDS).close()
     except TimeoutError:
         fix = f"ask IT to allow outbound TCP from this machine to {host}, port {port}"
         return failed("tcp", f"{config.server} does not answer within {CONNECT_SECONDS:g} s", fix, ConnectionRefused)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         fix = f"ask the coordinator whether the server runs on port {port}, and IT whether the firewall rejects it"
         return failed("tcp", f"{config.server}: {getattr(error, 'strerror', None) or error}", fix, ConnectionRefused)
     return passed("tcp", f"{config.server} answers after {1000 * (time.monotonic() - began):.0f} ms")

@@ -2,22 +2,25 @@
 
 from pathlib import Path
 
+from consilium.client.operations.accepted_study import accepted_study
 from consilium.client.operations.doctor.finding import Finding, failed, passed, skipped, warned
 from consilium.client.site.versions import versions
 from consilium.common.errors import ConfigError, HandshakeMismatch
 from consilium.common.study.bundle import read_bundle
-from consilium.common.study.load import load_site, load_study
+from consilium.common.study.load import NO_SITE, load_site, load_study
+from consilium.common.study.parts import only
 from consilium.common.study.site import SiteConfig
 from consilium.common.study.study import StudyConfig
 
 
 def check_settings(path: Path) -> tuple[SiteConfig | None, Finding]:
     """Read the site.toml."""
+    if not path.exists():
+        return None, failed("settings", f"cannot read '{path}': there is no such file", NO_SITE, ConfigError)
     try:
         config = load_site(path)
     except ConfigError as error:
-        there = "correct the file; docs/reference/site.md lists every key"
-        fix = there if path.is_file() else "run this command in the folder in which 'consilium site init' ran"
+        fix = "correct the file; docs/reference/site.md lists every key"
         return None, failed("settings", str(error), fix, ConfigError)
     return config, passed("settings", f"{path}: site '{config.name}', server {config.server}")
 
@@ -27,7 +30,8 @@ def check_study(path: Path | None, config: SiteConfig | None) -> tuple[StudyConf
     if path is None:
         return None, skipped("study", "no study.toml known yet: the data is not read, only looked for")
     try:
-        study = load_study(path)
+        with only(config.parts if config is not None else ()):
+            study = load_study(path)
     except ConfigError as error:
         fix = "ask the coordinator for the study again, and whether both sides have the same consilium"
         return None, failed("study", str(error), fix, ConfigError)
@@ -35,6 +39,25 @@ def check_study(path: Path | None, config: SiteConfig | None) -> tuple[StudyConf
         fix = "ask the coordinator to add this site to 'sites'"
         return study, warned("study", f"'{study.name}' does not list site '{config.name}'", fix)
     return study, passed("study", f"'{study.name}', {study.rounds} rounds with {', '.join(study.sites)}")
+
+
+def check_ranges(path: Path | None, config: SiteConfig) -> Finding:
+    """Say with which other values the coordinator may run the study later without asking."""
+    if path is None:
+        return skipped("ranges", "no study known yet")
+    try:
+        accepted = accepted_study(path, config)
+    except ConfigError:
+        return skipped("ranges", "needs 'study'")
+    if not accepted.words:
+        struck = " (accept_ranges in site.toml strikes the ranges that it came with)" if accepted.offered else ""
+        return passed("ranges", f"the study runs exactly as accepted{struck}")
+    open_ = "; ".join(line for line in accepted.words if not line.startswith(" "))
+    return passed(
+        "ranges",
+        f"the coordinator may later run this study with other values without asking: {open_}. accept_ranges in "
+        "site.toml narrows or strikes this",
+    )
 
 
 def check_versions(bundle: Path) -> Finding:

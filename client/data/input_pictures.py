@@ -1,0 +1,239 @@
+"""Reads pictures for a finished model: a file, a folder of any shape, an `.npz` file, arrays, or uploaded files."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from consilium.client.data.arrays import check_bytes, check_classes, labels_of, prepared, usable_pictures
+from consilium.client.data.base import Bad, Inputs, Unread
+from consilium.client.data.image_files import FOLDER, SUFFIXES, patient_of
+from consilium.client.data.input_rows import numbers_of
+from consilium.client.data.pictures import Pixels, decode, normalised
+from consilium.common.data.npz import Array, array_names, channels_last, read_npz
+from consilium.common.errors import DataError, clean
+from consilium.common.study.task import ImageTask
+
+MOST_LEVELS = 8
+"""How deep folders may lie in each other."""
+_OTHERS = (".avif", ".dcm", ".dicom", ".gif", ".heic", ".heif", ".jp2", ".nii", ".psd", ".raw", ".svs")
+"""Pictures in formats that are not read: they are named, where other files beside pictures are left out."""
+_WHO = "the data"
+
+Content = Path | bytes
+
+
+def read_pictures(path: Path, task: ImageTask, *, labelled: bool, keep: Sequence[str], group: str | None) -> Inputs:
+    """Read a picture file, a folder of them, or an `.npz` file.
+
+    Raises:
+        DataError: no such file, one that is none of these, no picture, or texts to keep where a picture has none.
+        ConfigError: `group` is not one for a folder of pictures.
+    """
+    shown = clean(str(path))
+    try:
+        files = _files(path, task)
+    except OSError as error:
+        raise DataError(f"'{shown}' cannot be read: {error.strerror or error}") from error
+    if len(files) == 1 and files[0][1].suffix.lower() == ".npz":
+        return _read_npz(files[0][1], task, labelled=labelled, keep=keep, group=group)
+    if keep:
+        raise DataError(f"pictures have no column '{clean(keep[0])}' to keep, only tables have")
+    if labelled and not path.is_dir():
+        raise DataError(f"'{shown}' is one picture without a label, expected a folder with one sub-folder per class")
+    whose = _Owners(patient_of(group, who=_WHO), clean(group or ""), above=2 if labelled and group == FOLDER else 0)
+    return _labelled(files, task, whose) if labelled else _decoded(files, task, whose)
+
+
+def _files(path: Path, task: ImageTask) -> list[tuple[str, Path]]:
+    """Return the pictures, or the `.npz` file, that a path stands for, by their names.
+
+    Raises:
+        DataError: there is none.
+        OSError: a folder cannot be listed.
+    """
+    shown, expected = clean(str(path)), f"files {', '.join(SUFFIXES)}"
+    if path.is_file():
+        if path.suffix.lower() not in (*SUFFIXES, ".npz"):
+            raise DataError(f"'{shown}' is no picture, expected {expected}, a folder of them or an .npz file")
+        return [(path.name, path)]
+    if not path.is_dir():
+        seen = "is neither file nor folder" if path.exists() else "does not exist"
+        raise DataError(f"'{shown}' {seen}, expected a picture, a folder of pictures or an .npz file")
+    files = sorted(_walk(path, without=task.test))
+    if any(file.suffix.lower() in SUFFIXES for _, file in files):
+        return files
+    arrays = sorted(entry for entry in path.glob("*.npz") if entry.name != task.test)
+    if len(arrays) == 1:
+        return [(arrays[0].name, arrays[0])]
+    hint = f"; it has {len(files)} in other formats, e.g. '{clean(files[0][0], 100)}': convert them" if files else ""
+    hint += f"; it has {len(arrays)} .npz files: name one" if arrays else ""
+    raise DataError(f"folder '{shown}' has no picture, expected {expected}{hint}")
+
+
+def of_contents(contents: Mapping[str, bytes], task: ImageTask) -> Inputs:
+    """Decode the bytes of picture files.
+
+    Raises:
+        DataError: no picture.
+    """
+    if not contents:
+        raise DataError("there is no picture, expected at least one")
+    return _decoded(list(contents.items()), task, _Owners())
+
+
+def of_array(array: npt.NDArray[Any], task: ImageTask) -> Inputs:
+    """Take pictures `(N, H, W)`, `(N, H, W, C)` or `(N, C, H, W)`.
+
+    Raises:
+        DataError: another shape or type, or no picture.
+    """
+    images = channels_last(np.asarray(array), where="the pictures")
+    return _of_images(images, None, task, where="")
+
+
+def _read_npz(path: Path, task: ImageTask, *, labelled: bool, keep: Sequence[str], group: str | None) -> Inputs:
+    where, names = f"file '{clean(path.name)}'", array_names(path, who=_WHO)
+    more = [*keep, *([group] if group is not None else []), *(["y"] if labelled else [])]
+    known = ["classes"] if labelled and "classes" in names else []
+    held = read_npz(path, list(dict.fromkeys(["x", *more, *known])), who=_WHO)
+    images = channels_last(held["x"], where=where)
+    check_classes(held.get("classes"), task.classes, where=where)
+    labels = labels_of(held["y"], len(images), where=where) if labelled else None
+    texts = {name: _texts(held[name], name, len(images), where=where) for name in more if name != "y" or not labelled}
+    return _of_images(images, labels, task, where=f"{where}, ", texts=texts, keep=keep, group=group)
+
+
+def _of_images(
+    images: Array,
+    labels: Array | None,
+    task: ImageTask,
+    *,
+    where: str,
+    texts: Mapping[str, Sequence[str]] | None = None,
+    keep: Sequence[str] = (),
+    group: str | None = None,
+) -> Inputs:
+    who = where.rstrip(", ") or "the array"
+    if not len(images):
+        raise DataError(f"{who} has no picture, expected at least one")
+    check_bytes(len(images), task, where=who)
+    usable, unread, held = list[int](), list[Unread](), texts or {}
+    for number, found in enumerate(usable_pictures(images, labels, task, where=where)):
+        if isinstance(found, Bad):
+            unread.append(Unread(str(number), found.reason))
+        else:
+            usable.append(found)
+    rows = np.array(usable, dtype=np.int64)
+    return Inputs(
+        x=torch.from_numpy(prepared(images, rows, task)),
+        names=tuple(map(str, usable)),
+        y=None if labels is None else torch.from_numpy(labels[rows].astype(np.int64)),
+        groups=None if group is None else numbers_of([held[group][row] for row in usable]),
+        unread=tuple(unread),
+        kept={name: tuple(held[name][row] for row in usable) for name in keep},
+    )
+
+
+def _texts(array: Array, name: str, count: int, *, where: str) -> list[str]:
+    if array.shape != (count,) or array.dtype.kind not in "iufbU":
+        raise DataError(
+            f"{where}: array '{clean(name)}' has type {array.dtype} and shape {array.shape}, expected {count} numbers "
+            "or texts, one for each picture"
+        )
+    return [str(value) for value in array.tolist()]
+
+
+def _walk(folder: Path, *, without: str | None) -> Iterator[tuple[str, Path]]:
+    """Yield the pictures in a folder and those below it, with their paths in it; no folder is entered twice."""
+    seen, open_folders = {folder.resolve()}, [(folder, 1)]
+    while open_folders:
+        current, level = open_folders.pop()
+        for entry in sorted(current.iterdir()):
+            if entry.name.startswith(".") or (current == folder and entry.name == without):
+                continue
+            if entry.is_dir():
+                if level < MOST_LEVELS and (real := entry.resolve()) not in seen:
+                    seen.add(real)
+                    open_folders.append((entry, level + 1))
+            elif entry.suffix.lower() in (*SUFFIXES, *_OTHERS) and entry.is_file():
+                yield entry.relative_to(folder).as_posix(), entry
+
+
+@dataclass(frozen=True)
+class _Owners:
+    """Whose a picture is: by its folder, or its name; None where nothing says so.
+
+    Args:
+        group: as it was asked for.
+        above: how many folders a picture must lie in, so that the last one is its patient's and not its class's.
+    """
+
+    of: Callable[[Path], str | None] | None = None
+    group: str = ""
+    above: int = 0
+
+    def problem(self, name: str, content: Content) -> str | None:
+        """Return why it cannot be known whose a picture is, None where it can."""
+        if self.of is None or not isinstance(content, Path):
+            return None
+        if name.count("/") < self.above:
+            return f"image '{clean(name)}' lies in its class's folder itself, expected in a folder of its patient"
+        if self.of(content) is None:
+            return f"image '{clean(name)}': its name does not fit the pattern '{self.group}' of patients"
+        return None
+
+
+def _labelled(files: Sequence[tuple[str, Path]], task: ImageTask, whose: _Owners) -> Inputs:
+    """Decode pictures in one sub-folder per class, in the order in which a site reads them."""
+    known, unread = list[tuple[int, str, Path]](), list[Unread]()
+    for name, path in files:
+        folder, _, rest = name.partition("/")
+        if rest and folder in task.classes:
+            known.append((task.classes.index(folder), name, path))
+            continue
+        same = [label for label in task.classes if rest and label.casefold() == folder.casefold()]
+        seen = f"folder '{clean(folder)}' is none of the classes" if rest else "it lies in no class's folder"
+        hint = f"; upper and lower case differ from '{same[0]}'" if same else ""
+        reason = f"image '{clean(name)}': {seen}, expected a folder for each of {list(task.classes)}{hint}"
+        unread.append(Unread(clean(name), reason))
+    known.sort(key=lambda one: (one[0], one[2].name, one[2].parent))
+    found = _decoded([(name, path) for _, name, path in known], task, whose, [label for label, _, _ in known])
+    return replace(found, unread=(*unread, *found.unread))
+
+
+def _decoded(
+    files: Sequence[tuple[str, Content]], task: ImageTask, whose: _Owners, labels: Sequence[int] | None = None
+) -> Inputs:
+    check_bytes(len(files), task, where="the pictures")
+    x = np.empty((len(files), task.channels, task.size, task.size), dtype=np.float32)
+    used, unread = list[int](), list[Unread]()
+    for place, (name, content) in enumerate(files):
+        pixels = _pixels(name, content, task, whose)
+        if isinstance(pixels, str):
+            unread.append(Unread(clean(name), pixels))
+            continue
+        x[len(used)] = normalised(pixels, task)
+        used.append(place)
+    owners = [] if whose.of is None else [whose.of(Path(files[place][0])) or "" for place in used]
+    return Inputs(
+        x=torch.from_numpy(x[: len(used)].copy() if unread else x),
+        names=tuple(clean(files[place][0]) for place in used),
+        y=None if labels is None else torch.tensor([labels[place] for place in used], dtype=torch.int64),
+        groups=None if whose.of is None else numbers_of(owners),
+        unread=tuple(unread),
+    )
+
+
+def _pixels(name: str, content: Content, task: ImageTask, whose: _Owners) -> Pixels | str:
+    """Return a picture `(C, size, size)` in 0..1, or why there is none."""
+    if (problem := whose.problem(name, content)) is not None:
+        return problem
+    if isinstance(content, Path) and content.suffix.lower() not in SUFFIXES:
+        return f"image '{clean(name)}' is in a format that is not read, expected one of {', '.join(SUFFIXES)}"
+    found = decode(content, task, name=clean(name))
+    return found.reason if isinstance(found, Bad) else found

@@ -1,0 +1,154 @@
+"""Builds a model again from its folder, and answers with it."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from consilium.client.data.base import Inputs, Unread
+from consilium.client.data.preparation import Preparation
+from consilium.client.methods import build_method, extended, rebuilt
+from consilium.client.methods.contract import filled
+from consilium.client.models import Model, build_model, divide, set_weights
+from consilium.client.training.evaluation import EVALUATION_BATCH
+from consilium.common.errors import ModelError, listed
+from consilium.common.model import ModelRecord, Residuals, Temperature, read_arrays, read_record
+from consilium.common.seeds import seed_for
+from consilium.common.study.task import ImageTask
+from consilium.common.weights.arrays import Weights
+
+UNFILLED = "a value is missing and cannot be filled, or is too large to be scaled"
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What a model says of N inputs, in their order.
+
+    Args:
+        probabilities: float64 `(N, C)`, each row adds up to 1; None where the answer is a number.
+        values: float64 `(N,)` in the label's units; None where it is a class.
+        width: half of the interval around each value; None where the model is not calibrated.
+    """
+
+    probabilities: Tensor | None = None
+    values: Tensor | None = None
+    width: float | None = None
+
+    @property
+    def classes(self) -> Tensor:
+        """Return the number of the most probable class `(N,)`: of two equal ones the first."""
+        if self.probabilities is None:
+            raise ValueError("a number has no classes")
+        return self.probabilities.argmax(dim=1)
+
+
+@dataclass(frozen=True, eq=False)
+class ServedModel:
+    """A model from its folder, ready to answer.
+
+    Args:
+        module: takes prepared inputs `(N, ...)` and answers logits `(N, outputs)`; in evaluation mode, on the CPU.
+    """
+
+    record: ModelRecord
+    module: nn.Module
+    preparation: Preparation
+
+    def prepared(self, inputs: Inputs) -> Inputs:
+        """Return inputs ready for `module`, `x` float32; rows that cannot be filled or scaled are among the unread."""
+        x = self.preparation.applied(inputs.x).to(torch.float32)
+        usable = torch.isfinite(x.flatten(1)).all(dim=1)
+        if bool(usable.all()):
+            return replace(inputs, x=x)
+        keep, lost = usable.nonzero().flatten(), (~usable).nonzero().flatten().tolist()
+        rows = keep.tolist()
+        return replace(
+            inputs,
+            x=x[keep],
+            names=tuple(inputs.names[row] for row in rows),
+            y=None if inputs.y is None else inputs.y[keep],
+            groups=None if inputs.groups is None else inputs.groups[keep],
+            kept={name: tuple(texts[row] for row in rows) for name, texts in inputs.kept.items()},
+            unread=(*inputs.unread, *(Unread(inputs.names[row], f"'{inputs.names[row]}': {UNFILLED}") for row in lost)),
+        )
+
+    @torch.no_grad()
+    def logits(self, x: Tensor) -> Tensor:
+        """Return what the module answers to prepared inputs `(N, ...)`: `(N, outputs)`."""
+        if not len(x):
+            return torch.empty(0, self.record.task.num_outputs)
+        return torch.cat([self.module(part) for part in torch.split(x, EVALUATION_BATCH)])
+
+    def answers(self, prepared: Inputs) -> Answers:
+        """Return what the model says of prepared inputs."""
+        return answers_of(self.record, self.logits(prepared.x))
+
+
+def answers_of(record: ModelRecord, logits: Tensor) -> Answers:
+    """Return what logits `(N, outputs)` mean: probabilities after the calibration, or numbers in the label's units."""
+    number, calibration, exact = record.task.number, record.calibration, logits.to(torch.float64)
+    if number is not None:
+        width = calibration.width if isinstance(calibration, Residuals) else None
+        return Answers(values=exact[:, 0] * number.scale + number.center, width=width)
+    if isinstance(calibration, Temperature):
+        exact = exact / calibration.temperature
+    if exact.shape[1] == 1:
+        one = exact[:, 0].sigmoid()
+        return Answers(probabilities=torch.stack([1 - one, one], dim=1))
+    return Answers(probabilities=exact.softmax(dim=1))
+
+
+def load_model(folder: Path, *, weights_dir: Path | None = None) -> ServedModel:
+    """Return the model in a folder.
+
+    Args:
+        weights_dir: where the study's pretrained file lies, for a coordinator's folder, which holds what sites shared
+            and not the backbone that none of them trained.
+
+    Raises:
+        ModelError: there is no model, it is damaged, of a newer version, or cannot be used away from a site.
+    """
+    record = read_record(folder)
+    if not record.preprocessing.known:
+        raise ModelError(
+            f"model '{folder}': every site scaled its inputs by its own rows, so new inputs cannot be scaled here; "
+            "use the model that a site wrote, or adapt the federation's at a site: consilium adapt"
+        )
+    module = _build(record, read_arrays(folder), folder, weights_dir).cpu().eval()
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    preparation = Preparation.of_record(record.preprocessing, channels=isinstance(record.task, ImageTask))
+    return ServedModel(record, module, preparation)
+
+
+def _build(record: ModelRecord, arrays: Weights, folder: Path, weights_dir: Path | None) -> nn.Module:
+    method, config, shape = build_method(record.method), record.model, record.task.input_shape
+    built = build_model(
+        config.model_copy(update={"pretrained": None}) if record.complete else config,
+        input_shape=shape,
+        num_outputs=record.task.num_outputs,
+        weights_dir=weights_dir,
+        seed=seed_for(record.provenance.seed, "initial weights"),
+    )
+    model = extended(method, built, shape)
+    try:
+        if not record.complete:
+            return _completed(model, arrays, record)
+        if record.provenance.served == "personal":
+            return rebuilt(method, model, arrays)
+        return filled(model.module, arrays)
+    except ModelError as error:
+        raise ModelError(f"model '{folder}': {error}") from error
+
+
+def _completed(model: Model, arrays: Weights, record: ModelRecord) -> nn.Module:
+    """Put what the sites shared over the initial weights, as they all have them."""
+    if personal := divide(model, build_method(record.method)).personal:
+        raise ModelError(
+            f"method '{record.method.kind}' keeps a part at each site, which is not in the coordinator's folder: "
+            f"{listed(sorted(personal), 3)}; use the model that a site wrote, or adapt the shared part at a site: "
+            "consilium adapt"
+        )
+    set_weights(model.module, arrays)
+    return model.module

@@ -1,0 +1,40 @@
+"""Settings of models of one's own, and which settings of `[model]` a built-in model reads."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from consilium.common.errors import ConfigError
+from consilium.common.study.parts import check_not_shadowed, own_settings
+from consilium.common.study.record import Record
+
+SMALL_NAMES = ("small_cnn", "resnet20", "mlp", "mlp_bn", "linear")
+"""Models of our own; all others that are built in are torchvision's."""
+
+
+class ModelSettings(Record):
+    """Base of the settings of a model of one's own: what a study says of it in `[model.settings]`."""
+
+
+def model_settings(name: str, values: Mapping[str, Any]) -> Record | None:
+    """Return the settings of a model of one's own; None where the name is a built-in model's, or nobody's.
+
+    Raises:
+        ConfigError: its package may not be used, or it shadows a built-in name.
+        ValidationError: the values do not fit its settings.
+    """
+    if name in SMALL_NAMES:
+        check_not_shadowed("models", name)
+        return None
+    settings = own_settings("models", name, ModelSettings)
+    return None if settings is None else settings.model_validate(dict(values))
+
+
+def checked_settings(name: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Return `model.settings`; refuse those that the model does not read."""
+    try:
+        own = model_settings(name, values)
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
+    if own is None and values:
+        raise ValueError(f"model '{name}' reads no settings of its own: leave them out")
+    return values

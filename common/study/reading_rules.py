@@ -1,0 +1,73 @@
+"""Rules on settings that a study's model, method or task would not read: each returns the sentence, or None."""
+
+from typing import Protocol
+
+from consilium.common.study.methods import MethodConfig
+from consilium.common.study.metrics import unfit
+from consilium.common.study.task import Task
+from consilium.common.study.training import ModelConfig, SplitConfig
+
+WITH_HIDDEN = ("mlp", "mlp_bn")
+"""Models that read `model.hidden`."""
+
+
+class Study(Protocol):
+    """The part of a study that these rules read."""
+
+    @property
+    def task(self) -> Task:
+        """What is predicted."""
+        ...
+
+    @property
+    def model(self) -> ModelConfig:
+        """Which model."""
+        ...
+
+    @property
+    def split(self) -> SplitConfig:
+        """How each site divides its rows."""
+        ...
+
+    @property
+    def method(self) -> MethodConfig:
+        """What sites share, train and serve."""
+        ...
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Metrics in addition to loss and accuracy."""
+        ...
+
+
+def hidden_layers_are_read(study: Study) -> str | None:
+    """`model.hidden` is for models with hidden layers to choose."""
+    if study.model.hidden is None or study.model.name in WITH_HIDDEN:
+        return None
+    return (
+        f"model.hidden: model '{study.model.name}' has no hidden layers to choose: leave it out, or choose "
+        f"{' or '.join(repr(name) for name in WITH_HIDDEN)}"
+    )
+
+
+def head_layers_are_read(study: Study) -> str | None:
+    """`model.head` is for models and methods whose head may have several layers."""
+    if study.model.head is None:
+        return None
+    if study.model.name == "linear":
+        return "model.head: model 'linear' has no features before its head: leave it out, or choose 'mlp'"
+    if (why := study.method.linear_head) is not None:
+        return f"model.head: method '{study.method.kind}' {why}, which takes a head of one linear layer: leave it out"
+    return None
+
+
+def metrics_fit(study: Study) -> str | None:
+    """A metric is of classes or of numbers, as the task's labels are."""
+    return unfit(study.metrics, classes=bool(study.task.classes))
+
+
+def metrics_can_be_measured(study: Study) -> str | None:
+    """Metrics need validation examples."""
+    if not study.metrics or study.split.validation > 0 or study.split.parts is not None:
+        return None
+    return "metrics are measured on validation examples, but split.validation is 0"

@@ -1,0 +1,1 @@
+"""Runs and comparisons in a folder: listed, shown, and laid side by side, whatever state they are in."""

@@ -1,0 +1,1 @@
+"""A new package with a part of one's own, written from a template."""

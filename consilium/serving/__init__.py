@@ -1,0 +1,1 @@
+"""A model after its study: asked about new patients, measured, calibrated, offered to other programs."""

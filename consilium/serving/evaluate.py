@@ -1,0 +1,218 @@
+"""`consilium evaluate`: a finished model on rows with labels, beside its recorded score and its training rows."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.metrics import confusion_matrix
+
+from consilium.client.served.load import answers_of
+from consilium.client.served.summary import Shares
+from consilium.common.errors import ConfigError, DataError
+from consilium.common.host.files import write_atomically
+from consilium.common.model import ModelRecord, Score
+from consilium.comparison.evaluation import ClassScores
+from consilium.serving.metrics import Metric, Truth
+from consilium.serving.own_rows import own_rows_of
+from consilium.serving.question import Question, ask, load, read
+from consilium.serving.recorded import Recorded
+
+NUMBERS = "evaluation.json"
+"""File of an evaluation's folder."""
+_MAE = "mean absolute error"
+MAY_BE_TRAINING_ROWS = (
+    "Rows that the model was trained on are not excluded: if there are any among these, the numbers are too good. A "
+    "site measures its test rows alone with --test-rows SITE.TOML."
+)
+NO_GROUPS = (
+    "Every row counts as a patient: where patients have several rows, name what tells whose a row is with --group, or "
+    "the intervals are too narrow."
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What a model is worth on rows with labels.
+
+    Args:
+        data: what was evaluated, in words.
+        own_test: whether these are the test rows of the model's own site and run.
+    """
+
+    question: Question
+    truth: Truth
+    metrics: tuple[Metric, ...]
+    recorded: tuple[Recorded, ...]
+    data: str
+    own_test: bool
+
+    @property
+    def record(self) -> ModelRecord:
+        """The model's record."""
+        return self.question.model.record
+
+    @property
+    def num(self) -> int:
+        """How many rows."""
+        return len(self.truth.scores)
+
+    @property
+    def sentences(self) -> list[str]:
+        """Return what the recorded scores say about the new ones."""
+        if not self.recorded:
+            return ["The model's folder holds no score to compare with."]
+        return [one.sentence for one in self.recorded]
+
+    @property
+    def notes(self) -> list[str]:
+        """Return what to know before the numbers are believed."""
+        if self.own_test:
+            return []
+        return [MAY_BE_TRAINING_ROWS, *([] if self.truth.groups is not None else [NO_GROUPS])]
+
+    @property
+    def overall(self) -> list[Metric]:
+        """Return the metrics that are not about one class of many."""
+        return [one for one in self.metrics if not one.of or len(self.truth.classes) == 2]
+
+    @property
+    def by_class(self) -> list[tuple[str, int, Metric, Metric]]:
+        """Return of each class of many: its name, how many rows it has, its sensitivity and its specificity."""
+        if len(self.truth.classes) == 2:
+            return []
+        found = {(one.name, one.of): one for one in self.metrics}
+        return [
+            (name, count, found["sensitivity", name], found["specificity", name])
+            for name, count in zip(self.truth.classes, self.truth.scores.support, strict=True)
+        ]
+
+    @property
+    def confusion(self) -> list[list[int]] | None:
+        """Return rows by their true and their predicted class; None for numbers."""
+        scores = self.truth.scores
+        if not isinstance(scores, ClassScores):
+            return None
+        known = range(len(self.truth.classes))
+        found: list[list[int]] = confusion_matrix(scores.y, scores.predicted, labels=known).tolist()
+        return found
+
+    @property
+    def label_shares(self) -> Mapping[str, tuple[int, float, float | None]]:
+        """Return of each class how many rows have it, their share, and that among the training rows where known."""
+        before = self.question.summary.label if self.question.summary is not None else None
+        counts = before.counts if isinstance(before, Shares) else {}
+        total = sum(counts.values())
+        return {
+            name: (count, count / self.num, counts.get(name, 0.0) / total if total else None)
+            for name, count in zip(self.truth.classes, self.truth.scores.support, strict=True)
+        }
+
+    def as_json(self) -> dict[str, Any]:
+        """Return everything as JSON."""
+        confusion, calibration = self.confusion, self.record.calibration
+        return {
+            "schema": 1,
+            "model": {"folder": str(self.question.folder), **self.record.provenance.model_dump(mode="json")},
+            "data": self.data,
+            "num": self.num,
+            "patients": self.truth.patients,
+            "metrics": [one.as_json() for one in self.metrics],
+            "recorded": [one.as_json() for one in self.recorded],
+            "confusion": None if confusion is None else {"classes": self.truth.classes, "rows": confusion},
+            "labels": [
+                {"class": name, "num": count, "share": share, "training": before}
+                for name, (count, share, before) in self.label_shares.items()
+            ],
+            "calibration": None if calibration is None else calibration.model_dump(mode="json"),
+            "unread": [{"name": one.name, "reason": one.reason} for one in self.question.prepared.unread],
+            "drift": self.question.drift_json(),
+            "notes": self.notes,
+        }
+
+
+def evaluate(
+    model: Path,
+    data: Path | None,
+    *,
+    test_rows: Path | None = None,
+    group: str | None = None,
+    weights_dir: Path | None = None,
+) -> Evaluation:
+    """Evaluate a model on a file or a folder with labels, or on the test rows of its own site.
+
+    Args:
+        model: its folder, or what holds one.
+        test_rows: the `site.toml` of the model's site, in place of `data`.
+        group: what says whose a row is: a column, an array, "folder" or a pattern of file names.
+
+    Raises:
+        ConfigError: both or neither of `data` and `test_rows`, or settings that are wrong.
+        ModelError: the model cannot be used.
+        DataError: the data cannot be used, or none of it can be read.
+    """
+    if (data is None) == (test_rows is None):
+        raise ConfigError("give either DATA, with labels, or --test-rows SITE.TOML for a site's own test rows")
+    if test_rows is not None and group is not None:
+        raise ConfigError("--group: the run's own settings say whose the test rows are; leave it out with --test-rows")
+    folder, served = load(model, weights_dir=weights_dir)
+    if test_rows is not None:
+        own = own_rows_of(test_rows, served.record, part="test", option="--test-rows")
+        torch.set_num_threads(own.threads)  # how a sum is split over threads shows in its last bits
+        inputs, what = own.inputs, f"test rows of site {served.record.provenance.site} in the model's own run"
+    else:
+        assert data is not None
+        inputs, what = read(served, [data], labelled=True, group=group), str(data)
+    return of_question(ask(folder, served, inputs), data=what, own_test=test_rows is not None)
+
+
+def of_question(question: Question, *, data: str, own_test: bool) -> Evaluation:
+    """Return the evaluation of a question whose inputs have labels.
+
+    Raises:
+        DataError: they have none.
+    """
+    prepared, model = question.prepared, question.model
+    if prepared.y is None:
+        raise DataError("the data have no labels")
+    logits = model.logits(prepared.x)
+    answers = answers_of(model.record, logits)
+    groups = None if prepared.groups is None else prepared.groups.numpy()
+    if (number := model.record.task.number) is not None:
+        y = prepared.y.numpy()
+        truth = Truth.of_numbers(y, logits[:, 0].numpy(), number, groups=groups, width=answers.width)
+    else:
+        y = prepared.y.numpy().astype(np.int64)
+        truth = Truth.of_classes(y, answers, model.record.classes, groups=groups)
+    metrics = tuple(truth.metrics())
+    return Evaluation(question, truth, metrics, tuple(_recorded(model.record, metrics, own_test)), data, own_test)
+
+
+def _recorded(record: ModelRecord, metrics: tuple[Metric, ...], own_test: bool) -> list[Recorded]:
+    names = {record.task.score: "accuracy" if record.classes else "within_tolerance", _MAE: "mae"}
+    new = {one.name: one.interval for one in metrics}
+    site = f"site {record.provenance.site}" if record.provenance.site else "the coordinator"
+    found = []
+    for score in record.scores:
+        interval = new.get(names.get(score.name, ""))
+        if interval is not None:
+            found.append(Recorded(score, interval, own_test and _same(score), site))
+    return found
+
+
+def _same(score: Score) -> bool:
+    return score.rows == "test"
+
+
+def write_numbers(folder: Path, evaluation: Evaluation) -> Path:
+    """Write `evaluation.json`, readable by its owner alone, and return its path.
+
+    Raises:
+        StateError: the folder cannot be written.
+    """
+    text = json.dumps(evaluation.as_json(), indent=2, allow_nan=False, ensure_ascii=False)
+    write_atomically(folder / NUMBERS, f"{text}\n".encode(), mode=0o600)
+    return folder / NUMBERS

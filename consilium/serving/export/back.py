@@ -1,0 +1,84 @@
+"""The last part of an exported graph: from the network's logits to probabilities, class names, or numbers."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import TensorProto, ValueInfoProto, helper
+
+from consilium.common.model import ModelRecord, Residuals, Temperature
+from consilium.serving.export.front import Front, input_names
+from consilium.serving.export.graph import Graph
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Names of a graph's outputs: of a class its name and all probabilities, or a number with its interval."""
+
+    names: tuple[str, ...]
+    numbers: str
+    """The output that is compared with the model: probabilities, or the value."""
+
+
+def outputs_of(record: ModelRecord) -> Outputs:
+    """Return which outputs the graph of a model has; an underscore is put behind a name that a column has too."""
+    wanted: tuple[str, ...] = ("class", "probabilities")
+    if record.task.number is not None:
+        wanted = ("value", "low", "high") if isinstance(record.calibration, Residuals) else ("value",)
+    named, taken = list[str](), set(input_names(record.task))
+    for name in wanted:
+        while name in taken:
+            name += "_"
+        named.append(name)
+    return Outputs(tuple(named), named[-1] if record.task.number is None else named[0])
+
+
+def back_of(graph: Graph, record: ModelRecord, logits: str, front: Front) -> tuple[ValueInfoProto, ...]:
+    """Add the last part to a graph and return the graph's outputs; a row that is not usable is answered with NaN."""
+    names = outputs_of(record).names
+    add = _classes if record.task.number is None else _number
+    return add(graph, record, logits, front, names)
+
+
+def _classes(
+    graph: Graph, record: ModelRecord, logits: str, front: Front, names: tuple[str, ...]
+) -> tuple[ValueInfoProto, ...]:
+    if isinstance(record.calibration, Temperature):
+        logits = graph.op("Div", logits, graph.constant(record.calibration.temperature, np.float32))
+    chosen, probabilities = names
+    end = "" if front.usable is not None else probabilities
+    if record.task.num_outputs == 1:
+        one = graph.op("Sigmoid", logits)
+        other = graph.op("Sub", graph.constant(1, np.float32), one)
+        shares = graph.op("Concat", other, one, axis=1, name=end)
+    else:
+        shares = graph.op("Softmax", logits, axis=1, name=end)
+    place = graph.op("ArgMax", shares, axis=1, keepdims=0)
+    texts = graph.constant(np.array(record.classes, dtype=object))
+    named = graph.op("Gather", texts, place, axis=0, name="" if front.usable is not None else chosen)
+    if front.usable is not None:
+        graph.op("Where", front.usable, shares, graph.constant(np.nan, np.float32), name=probabilities)
+        flat = graph.op("Squeeze", front.usable, graph.constant([1], np.int64))
+        graph.op("Where", flat, named, graph.constant(np.array([""], dtype=object)), name=chosen)
+    return (
+        helper.make_tensor_value_info(chosen, TensorProto.STRING, ["N"]),
+        helper.make_tensor_value_info(probabilities, TensorProto.FLOAT, ["N", len(record.classes)]),
+    )
+
+
+def _number(
+    graph: Graph, record: ModelRecord, logits: str, front: Front, names: tuple[str, ...]
+) -> tuple[ValueInfoProto, ...]:
+    number = record.task.number
+    assert number is not None
+    exact = graph.op("Cast", graph.op("Squeeze", logits, graph.constant([1], np.int64)), to=TensorProto.DOUBLE)
+    scaled = graph.op("Mul", exact, graph.constant(number.scale, np.float64))
+    end = "" if front.usable is not None else names[0]
+    value = graph.op("Add", scaled, graph.constant(number.center, np.float64), name=end)
+    if front.usable is not None:
+        flat = graph.op("Squeeze", front.usable, graph.constant([1], np.int64))
+        value = graph.op("Where", flat, value, graph.constant(np.nan, np.float64), name=names[0])
+    if isinstance(record.calibration, Residuals):
+        width = graph.constant(record.calibration.width, np.float64)
+        graph.op("Sub", value, width, name=names[1])
+        graph.op("Add", value, width, name=names[2])
+    return tuple(helper.make_tensor_value_info(name, TensorProto.DOUBLE, ["N"]) for name in names)
