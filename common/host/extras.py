@@ -15,6 +15,10 @@ EXTRAS = {
     "onnx": "export",
     "onnxruntime": "export",
     "onnxscript": "export",
+    "fastapi": "serve",
+    "starlette": "serve",
+    "uvicorn": "serve",
+    "python_multipart": "serve",
     "pytest": "testing",
 }
 """The extra of `pyproject.toml` that brings each package which our modules import and not every installation has."""

@@ -10,7 +10,7 @@ from consilium.common.study.record import Record
 from consilium.common.study.scale import Scale
 from consilium.common.study.study import StudyConfig
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 """Version of plans and replies, raised by every change that another release could misread."""
 
 CODEC_VERSION = 1

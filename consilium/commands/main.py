@@ -27,6 +27,7 @@ from consilium.commands import (
     run,
     runs,
     schema,
+    serve,
     server,
     site,
 )
@@ -56,6 +57,7 @@ for commands in (
     evaluate.app,
     calibrate.app,
     export.app,
+    serve.app,
     compose.app,
     schema.app,
     new.app,

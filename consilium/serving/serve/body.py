@@ -148,6 +148,8 @@ def _rows(items: Sequence[object]) -> list[Mapping[str, Scalar]]:
             raise Refusal(400, f"'rows': row {number} must be an object with a value for each column")
         wrong = next((name for name, value in item.items() if isinstance(value, list | dict)), None)
         if wrong is not None:
-            raise Refusal(400, f"'rows': row {number} has a list or an object as '{clean(wrong, 80)}', expected a value")
+            raise Refusal(
+                400, f"'rows': row {number} has a list or an object as '{clean(wrong, 80)}', expected a value"
+            )
         rows.append(item)
     return rows
