@@ -39,7 +39,7 @@ INITIAL: dict[str, Array] = {
     "bn.count": np.array(0),
 }
 NUM_EXAMPLES = {"berlin": 1000, "madrid": 500, "paris": 200}
-VERSIONS = {
+VERSIONS: dict[str, Any] = {
     "consilium": consilium.common.__version__,
     "flwr": "1.39.0",
     "torch": "2.9.0",

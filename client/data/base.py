@@ -79,7 +79,7 @@ class SiteData:
     card: DataCard
     scale: Scale | None = None
     notes: tuple[str, ...] = ()
-    preparation: Preparation = Preparation()
+    preparation: Preparation = field(default_factory=Preparation)
 
     @property
     def input_shape(self) -> tuple[int, ...]:

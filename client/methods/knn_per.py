@@ -22,9 +22,11 @@ from torch import nn
 from consilium.client.data import Examples
 from consilium.client.methods.contract import Budget, Memory, Outcome, filled
 from consilium.client.models import Model, WithNeighbours
+from consilium.client.models.features import num_outputs
 from consilium.client.training.evaluation import loss_of
 from consilium.client.training.loop import train
 from consilium.client.training.work import LocalWork
+from consilium.common.errors import ModelError
 from consilium.common.weights.arrays import Weights
 
 MIXES = tuple(tenth / 10 for tenth in range(11))
@@ -59,8 +61,23 @@ class KnnPer:
         return served
 
     def rebuilt(self, model: Model, arrays: Weights) -> nn.Module:
-        """Return the model with the features that its file holds."""
+        """Return the model with the features that its file holds.
+
+        Raises:
+            ModelError: these are no examples' features and classes.
+        """
+        if absent := {"features", "classes", "mix"} - set(arrays):
+            raise ModelError(
+                f"array '{min(absent)}' is not there, expected features and classes of examples, and the mix"
+            )
         features, classes = (torch.from_numpy(np.array(arrays[name])) for name in ("features", "classes"))
+        known = range(max(2, num_outputs(model)))
+        fit = features.ndim == 2 and 0 < len(features) == classes.numel() and classes.dtype == torch.int64
+        if not fit or not set(classes.flatten().tolist()) <= set(known) or not 0 <= float(arrays["mix"]) <= 1:
+            raise ModelError(
+                f"features {tuple(features.shape)} and classes {tuple(classes.shape)} are none of examples, expected "
+                f"(N, D) and N whole numbers below {len(known)}, and a mix of 0 to 1"
+            )
         return filled(WithNeighbours(model, features, classes, neighbours=self.neighbours), arrays)
 
 

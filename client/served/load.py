@@ -12,7 +12,7 @@ from consilium.client.methods import build_method, extended, rebuilt
 from consilium.client.methods.contract import filled
 from consilium.client.models import Model, build_model, divide, set_weights
 from consilium.client.training.evaluation import EVALUATION_BATCH
-from consilium.common.errors import ModelError, listed
+from consilium.common.errors import ConsiliumError, ModelError, clean, listed
 from consilium.common.model import ModelRecord, Residuals, Temperature, read_arrays, read_record
 from consilium.common.seeds import seed_for
 from consilium.common.study.task import ImageTask
@@ -75,10 +75,17 @@ class ServedModel:
 
     @torch.no_grad()
     def logits(self, x: Tensor) -> Tensor:
-        """Return what the module answers to prepared inputs `(N, ...)`: `(N, outputs)`."""
+        """Return what the module answers to prepared inputs `(N, ...)`: `(N, outputs)`.
+
+        Raises:
+            ModelError: an answer is no finite number.
+        """
         if not len(x):
             return torch.empty(0, self.record.task.num_outputs)
-        return torch.cat([self.module(part) for part in torch.split(x, EVALUATION_BATCH)])
+        logits = torch.cat([self.module(part) for part in torch.split(x, EVALUATION_BATCH)])
+        if not bool(torch.isfinite(logits).all()):
+            raise ModelError("the model answers with numbers that are not finite: inputs or arrays are too large")
+        return logits
 
     def answers(self, prepared: Inputs) -> Answers:
         """Return what the model says of prepared inputs."""
@@ -115,11 +122,32 @@ def load_model(folder: Path, *, weights_dir: Path | None = None) -> ServedModel:
             f"model '{folder}': every site scaled its inputs by its own rows, so new inputs cannot be scaled here; "
             "use the model that a site wrote, or adapt the federation's at a site: consilium adapt"
         )
-    module = _build(record, read_arrays(folder), folder, weights_dir).cpu().eval()
+    module = _built(record, read_arrays(folder), folder, weights_dir)
+    for name, array in module.state_dict().items():
+        if not bool(torch.isfinite(array).all()):
+            raise ModelError(f"model '{folder}': array '{name}' holds numbers that are not finite")
     for parameter in module.parameters():
         parameter.requires_grad_(False)
     preparation = Preparation.of_record(record.preprocessing, channels=isinstance(record.task, ImageTask))
     return ServedModel(record, module, preparation)
+
+
+def _built(record: ModelRecord, arrays: Weights, folder: Path, weights_dir: Path | None) -> nn.Module:
+    """Build the model that a record describes, which may be anybody's.
+
+    Raises:
+        ModelError: it cannot be built, or not with these arrays.
+    """
+    try:
+        module = _build(record, arrays, folder, weights_dir).cpu().eval()
+        with torch.no_grad():
+            module(torch.zeros(1, *record.task.input_shape))  # whether it takes an input at all
+        return module
+    except ConsiliumError:
+        raise
+    except (RuntimeError, TypeError, ValueError, LookupError, MemoryError) as error:  # sizes that no machine can hold
+        why = clean(f"{type(error).__name__}: {error}".partition("\n")[0], 200)
+        raise ModelError(f"model '{folder}': it cannot be built as its record and its arrays say: {why}") from error
 
 
 def _build(record: ModelRecord, arrays: Weights, folder: Path, weights_dir: Path | None) -> nn.Module:

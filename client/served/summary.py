@@ -21,6 +21,7 @@ from consilium.client.data.base import Feature
 from consilium.client.data.scale import UnscaledData
 from consilium.common.errors import ModelError
 from consilium.common.model import SUMMARY
+from consilium.common.model.record import PlainText
 from consilium.common.study.record import Record
 from consilium.common.study.scale import Finite
 from consilium.common.study.sentences import describe
@@ -41,7 +42,7 @@ Count = float
 class Numbers(Record):
     """Numbers of the training rows."""
 
-    name: str
+    name: PlainText
     """What they are, as sentences begin: "column 'age'"."""
     known: Count = Field(ge=0)
     """Patients with a value."""
@@ -67,7 +68,7 @@ class Numbers(Record):
 class Shares(Record):
     """Categories, or classes, of the training rows."""
 
-    name: str
+    name: PlainText
     """What they are, as sentences begin: "column 'sex'"."""
     missing: Count = Field(ge=0)
     """Patients without a value."""
@@ -188,7 +189,7 @@ def read_summary(folder: Path) -> TrainingSummary | None:
         ModelError: the file cannot be read, or it is no summary.
     """
     path = folder / SUMMARY
-    if not path.exists():
+    if not path.is_file():
         return None
     who = f"model '{folder}': {SUMMARY}"
     try:

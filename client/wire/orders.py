@@ -114,7 +114,8 @@ class Orders:
             )
         who, known = f"site '{self._site}': run '{plan.run}'", self._runs.get(plan.run)
         if isinstance(plan, HandshakePlan):
-            if known is not None and known.round and known.study != study_digest(plan.study):
+            began = known is not None and (known.round > 0 or known.finished)
+            if known is not None and began and known.study != study_digest(plan.study):
                 raise ProtocolError(f"{who} has trained another study than the one asked for now; start a new run")
             self.check_room(self._state_dir / plan.study.name / plan.run)
             return

@@ -68,7 +68,7 @@ def _scores(record: ModelRecord) -> Iterator[str]:
     yield "|---|---|---|---|---|"
     for score in record.scores:
         value, rows = f"{score.value:.3f} | {interval_text(score)}", f"{score.num} {score.rows} | {score.patients}"
-        yield f"| {score.name} | {value} | {rows} |"
+        yield f"| {_listed((score.name,))} | {value} | {rows} |"
     yield from _calibration(record)
     yield ""
     yield "These rows are of the site that wrote this folder. At another place, measure again before you rely on it."
@@ -81,8 +81,8 @@ def _calibration(record: ModelRecord) -> Iterator[str]:
         yield ""
         yield (
             f"Its probabilities are calibrated on {found.num} validation rows (temperature {found.temperature:.3g}): "
-            f"of rows that were not fitted on, the log loss went from {loss:.3f} to {then:.3f}, the expected calibration "
-            f"error from {error:.3f} to {after:.3f}."
+            f"of rows that were not fitted on, the log loss went from {loss:.3f} to {then:.3f}, the expected "
+            f"calibration error from {error:.3f} to {after:.3f}."
         )
     elif isinstance(found, Residuals):
         yield ""

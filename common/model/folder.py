@@ -93,6 +93,8 @@ def read_record(folder: Path) -> ModelRecord:
         record = ModelRecord.model_validate(values)
     except ValidationError as error:
         raise ModelError(describe(error, f"{who}: {RECORD}")) from error
+    if WEIGHTS not in record.files:
+        raise ModelError(f"{who}: {RECORD} does not say which {WEIGHTS} belongs to it")
     for name, sha256 in record.files.items():
         path = folder / name
         if name == SUMMARY and not path.exists():
@@ -156,6 +158,8 @@ def _write(path: Path, pieces: Iterator[Payload], mode: int) -> str:
 
 
 def _sha256(path: Path, who: str) -> str:
+    if path.exists() and not path.is_file():
+        raise ModelError(f"{who}: {path.name} is no ordinary file")  # a device or a pipe may have no end
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,10 +2,11 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from consilium.common.protocol.plans import RunName
 from consilium.common.study.methods import MethodConfig
-from consilium.common.study.names import ClassName, PlainName, Sha256, SiteName
+from consilium.common.study.names import ClassName, PlainName, Sha256, SiteName, clean_text
 from consilium.common.study.record import Record
 from consilium.common.study.scale import Finite, Positive, Scale
 from consilium.common.study.task import CategoryColumn, TableTask, Task
@@ -14,6 +15,10 @@ from consilium.common.study.training import ModelConfig
 Served = Literal["personal", "global", "local", "adapted"]
 """What the arrays are: the site's own model, the federation's, the one that the site trained alone, or the federation's
 adapted at a site that never took part."""
+
+
+PlainText = Annotated[str, Field(max_length=300), AfterValidator(clean_text)]
+"""Text of whoever wrote a folder, which terminals show."""
 
 
 class Preprocessing(Record):
@@ -67,7 +72,7 @@ class Preprocessing(Record):
 class Score(Record):
     """A measurement of the model, with its 95 % interval."""
 
-    name: str
+    name: PlainText
     """`accuracy`, `share within 5 of the true 'age'`, or `mean absolute error`."""
     rows: Literal["test", "validation"] = "test"
     """Which rows of the site it was measured on."""
@@ -87,7 +92,7 @@ class Temperature(Record):
     """Temperature scaling: logits are divided by `temperature` (Guo et al. 2017, https://arxiv.org/abs/1706.04599)."""
 
     kind: Literal["temperature"] = "temperature"
-    temperature: Positive
+    temperature: Annotated[float, Field(ge=0.01, le=100)]
     """Above 1: the model was too sure."""
     num: Annotated[int, Field(ge=2)]
     """On how many validation rows it was fitted."""
@@ -121,7 +126,7 @@ class Provenance(Record):
     """Of the study as the site, or the server, had it."""
     seed: int
     """The study's."""
-    run: str
+    run: RunName
     """The run's name."""
     round: Annotated[int, Field(ge=0)]
     """The round that the weights are of."""
@@ -135,9 +140,9 @@ class Provenance(Record):
     """Of the site's examples in their splits."""
     num_train: Annotated[int, Field(ge=0)] | None = None
     """The site's training rows; None at the coordinator."""
-    created: str
+    created: PlainText
     """When the folder was written, in UTC."""
-    consilium: str
+    consilium: PlainText
     """The version that wrote it."""
 
 
@@ -168,6 +173,8 @@ class ModelRecord(Record):
             raise ValueError(f"preprocessing is of {wrong[0]} features, the task has {expected}")
         if (self.preprocessing.mean is None) != (self.preprocessing.std is None):
             raise ValueError("preprocessing needs both mean and std, or none of the two")
+        if self.calibration is not None and (self.task.number is None) != (self.calibration.kind == "temperature"):
+            raise ValueError(f"the calibration '{self.calibration.kind}' is of another kind of answer than the task's")
         return self
 
     @property

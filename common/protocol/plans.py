@@ -37,7 +37,7 @@ def study_digest(study: StudyConfig) -> str:
 
 
 class _Plan(Record):
-    protocol: Literal[4] = 4
+    protocol: Literal[5] = 5
     codecs: Literal[1] = 1
     run: RunName
     site: SiteName

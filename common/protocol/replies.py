@@ -26,7 +26,7 @@ MAX_SECONDS = 1e7
 
 
 class _Reply(Record):
-    protocol: Literal[4] = 4
+    protocol: Literal[5] = 5
     codecs: Literal[1] = 1
     run: RunName
     site: SiteName

@@ -28,7 +28,9 @@ GROUPS = {
 }
 """Kinds of parts, by the last word of their entry points' group (`consilium.methods`): what one of each is called."""
 
-_UNRECORDED = re.compile(r"(^|/)__pycache__/|\.py[co]$|\.pth$|(^|/)__editable__|\.(dist|egg)-info/")
+_UNRECORDED = re.compile(r"(^|/)__pycache__/|\.pth$|(^|/)__editable__|\.(dist|egg)-info/")
+_AT_EVERY_START = re.compile(r"[^/]*\.pth|(sitecustomize|usercustomize)(\.[^/]+|/.*)")
+"""Files that Python runs whenever it starts, whatever a site's settings name."""
 
 
 @dataclass(frozen=True)
@@ -81,16 +83,19 @@ def digest_of_package(offer: Offer) -> str:
     """Return the SHA-256 over name, version, entry points and every file of the package that offers a part.
 
     The files are those that its installation recorded, without what differs from machine to machine (bytecode, scripts
-    with a path of this machine, the record itself); of a package installed as a link to its source (`pip install -e`)
-    those of the source's modules, so that both ways give the same digest.
+    with a path of this machine, the record itself), and every other one that lies in its modules' folders; of a package
+    installed as a link to its source (`pip install -e`) the latter alone, so that both ways give the same digest.
 
     Raises:
-        ConfigError: a file is missing, or the module of a part is none of the package's files.
+        ConfigError: a file is missing, the module of a part is none of the package's files, or one of these is run at
+            every start of Python.
     """
-    files = _files_of(offer.distribution)
+    files = _files_of(offer)
     for entry in offer.distribution.entry_points:
         if entry.group.startswith("consilium."):
             _check_module(offer, entry, files)
+    for top in _own_modules(offer.distribution):
+        files |= _source_of(top)
     entries = sorted((one.group, one.name, one.value) for one in offer.distribution.entry_points)
     sums = {}
     for name, path in files.items():
@@ -104,17 +109,27 @@ def digest_of_package(offer: Offer) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _files_of(distribution: Distribution) -> dict[str, Path]:
-    """Return the files of a package by their names from its root."""
+def _files_of(offer: Offer) -> dict[str, Path]:
+    """Return the files of a package by their names from its root.
+
+    Raises:
+        ConfigError: Python runs one of them at every start.
+    """
+    distribution = offer.distribution
     recorded = {str(file): Path(str(file.locate())) for file in distribution.files or ()}
     files = {
         name: path
         for name, path in recorded.items()
-        if not _UNRECORDED.search(name) and not name.startswith("..") and not Path(name).is_absolute()
+        if not _UNRECORDED.search(name) and ".." not in Path(name).parts and not Path(name).is_absolute()
     }
     if _is_linked(distribution):
         for top in _own_modules(distribution):
             files |= _source_of(top)
+    elif always := next((name for name in recorded if _AT_EVERY_START.fullmatch(name)), None):
+        raise ConfigError(
+            f"package '{offer.package}' has the file '{clean(always, 200)}', which Python runs at every start, whoever "
+            "names the package: uninstall it, and ask for one without that file"
+        )
     return files
 
 

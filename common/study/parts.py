@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import BaseModel, Field, GetCoreSchemaHandler, ValidatorFunctionWrapHandler, WrapValidator
 
 from consilium.common.errors import ConfigError, clean, listed
-from consilium.common.study.names import Sha256
+from consilium.common.study.names import Sha256, Version
 from consilium.common.study.packages import GROUPS, Offer, digest_of_package, offers
 from consilium.common.study.ranges import variants
 from consilium.common.study.record import Record
@@ -46,7 +46,7 @@ class OwnPackage(Record):
 
     package: str = Field(min_length=1, max_length=100)
     """The package's name, as `pip` knows it."""
-    version: str = Field(pattern=r"^[A-Za-z0-9.+_!-]{1,64}$")
+    version: Version
     """The version that is installed."""
     sha256: Sha256
     """The digest of its files; `consilium site parts` prints it."""

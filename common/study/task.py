@@ -94,7 +94,7 @@ class CategoryColumn(Record):
     """A categorical feature, one-hot without its first value."""
 
     kind: Literal["category"] = "category"
-    values: tuple[str, ...] = Field(min_length=2)
+    values: tuple[ClassName, ...] = Field(min_length=2)
     """The categories; one-hot without the first."""
 
     @field_validator("values")
@@ -159,8 +159,8 @@ class TableTask(TaskBase):
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one example: a number is one feature, a category is one less than its values."""
-        widths = (len(column.values) - 1 if isinstance(column, CategoryColumn) else 1 for column in self.columns.values())
-        return (sum(widths),)
+        values = (len(column.values) if isinstance(column, CategoryColumn) else 2 for column in self.columns.values())
+        return (sum(values) - len(self.columns),)
 
     @property
     def scaled_columns(self) -> tuple[str, ...]:

@@ -38,7 +38,7 @@ class PretrainedConfig(Record):
 class ModelConfig(Record):
     """Which model, from which weights, and which part of it is trained."""
 
-    name: str = "small_cnn"
+    name: Annotated[str, Field(max_length=200), AfterValidator(clean_text)] = "small_cnn"
     """`small_cnn`, `resnet20`, `mlp`, `mlp_bn`, `linear`, a torchvision model, or one of a package of your own."""
     hidden: tuple[int, ...] | None = None
     """`mlp`, `mlp_bn`: sizes of the hidden layers; None: one of 32. No other model takes it."""

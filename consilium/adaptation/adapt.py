@@ -34,6 +34,7 @@ from consilium.client.training.work import LocalWork
 from consilium.common.errors import ConfigError
 from consilium.common.seeds import seed_for
 from consilium.common.study.load import load_site, load_study
+from consilium.common.study.parts import only
 from consilium.common.study.site import SiteConfig
 from consilium.common.study.study import StudyConfig
 
@@ -73,7 +74,28 @@ def adapt_site(
     if steps < 0:
         raise ConfigError(f"--steps: must be at least 0, got {steps}")
     site = load_site(settings)
-    study = load_study(study_file or _accepted_study(settings))
+    with only(site.parts):
+        return _adapted(
+            site,
+            load_study(study_file or _accepted_study(settings)),
+            model=model,
+            steps=steps,
+            learning_rate=learning_rate,
+            seed=seed,
+            out=out,
+        )
+
+
+def _adapted(
+    site: SiteConfig,
+    study: StudyConfig,
+    *,
+    model: Path,
+    steps: int,
+    learning_rate: float | None,
+    seed: int | None,
+    out: Path | None,
+) -> Adaptation:
     rate, rate_from = rate_of(study, learning_rate)
     torch.set_num_threads(site.threads)  # how a sum is split over threads shows in its last bits
 

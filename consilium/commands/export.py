@@ -23,16 +23,18 @@ class To(StrEnum):
 @app.command(
     epilog=examples(
         "consilium export site --to onnx --out exported",
-        "consilium export site --to onnx --int8 --site site/site.toml --out exported",
+        "consilium export site --int8 --site site/site.toml --out small",
         "consilium export model --to torch-export --out exported",
-        "consilium export site --to onnx --prune 0.5 --prune-curve --data labelled.csv --out exported",
+        "consilium export site --prune 0.5 --data labelled.csv --out pruned",
     )
 )
 @with_json
 def export(
     model: Model,
     out: Annotated[Path, typer.Option(help="A new or empty folder for the files.")],
-    to: Annotated[To, typer.Option(help="The form: onnx runs without torch, torch-export in any torch.")] = To.onnx,
+    to: Annotated[
+        To, typer.Option(help="The form: onnx runs without torch, torch-export with the same torch.")
+    ] = To.onnx,
     int8: Annotated[
         bool, typer.Option("--int8", help="Also write the model in int8, and measure what that costs.")
     ] = False,

@@ -24,7 +24,7 @@ WeightsDir = Annotated[
     epilog=examples(
         "consilium predict site patients.csv",
         "consilium predict site/state/STUDY/RUN/models/personal scans --out scans.csv",
-        "consilium predict model patients.csv --keep patient_id --out - > predictions.csv",
+        "consilium predict model patients.csv --keep patient_id --out named.csv",
     )
 )
 @with_json

@@ -35,9 +35,10 @@ def init(
         Path | None, typer.Option(envvar="CONSILIUM_DATA", help="Where the data lies; default: 'data' in the folder.")
     ] = None,
     kind: Annotated[
-        Literal["images", "table", "arrays"],
+        Literal["images", "table", "arrays", "features"],
         typer.Option(
-            envvar="CONSILIUM_KIND", help="A folder of images per class, .csv or .parquet files, or one .npz file."
+            envvar="CONSILIUM_KIND",
+            help="A folder of images per class, .csv or .parquet files, or one .npz file of images or of features.",
         ),
     ] = "images",
     metrics: Annotated[

@@ -30,7 +30,7 @@ from consilium.common.errors import ConfigError, DataError
 from consilium.common.model import ModelRecord, Residuals, Temperature, write_record
 from consilium.common.seeds import seed_for
 from consilium.comparison.evaluation import ClassScores
-from consilium.serving.own_rows import own_rows_of
+from consilium.serving.own_rows import own_rows_of, parts_of
 
 FOLDS = 5
 LEAST_PATIENTS = 2 * FOLDS
@@ -68,7 +68,8 @@ def calibrate(folder: Path, settings: Path, *, level: float = 0.9) -> Calibrated
     """
     if not 0 < level < 1:
         raise ConfigError(f"--level: must be a number between 0 and 1, got {level:g}")
-    model = load_model(folder)
+    with parts_of(settings):
+        model = load_model(folder)
     rows = own_rows_of(settings, model.record, part="validation", option="--site").inputs
     prepared = model.prepared(rows)
     assert prepared.y is not None
@@ -141,7 +142,7 @@ def _residuals(model: ServedModel, logits: Tensor, y: Tensor, groups: Ints, leve
     if rank > len(first):
         least = math.ceil(round(level / (1 - level), 9))
         raise DataError(
-            f"{len(first)} validation patients are too few for an interval that holds {level:.0%} of new ones, expected "
-            f"at least {least}; or give a smaller --level"
+            f"{len(first)} validation patients are too few for an interval that holds {level:.0%} of new ones, "
+            f"expected at least {least}; or give a smaller --level"
         )
     return Residuals(level=level, width=float(np.sort(errors[first])[rank - 1]), num=len(first))

@@ -12,12 +12,12 @@ from sklearn.metrics import confusion_matrix
 
 from consilium.client.served.load import answers_of
 from consilium.client.served.summary import Shares
-from consilium.common.errors import ConfigError, DataError
+from consilium.common.errors import ConfigError, DataError, clean
 from consilium.common.host.files import write_atomically
 from consilium.common.model import ModelRecord, Score
 from consilium.comparison.evaluation import ClassScores
 from consilium.serving.metrics import Metric, Truth
-from consilium.serving.own_rows import own_rows_of
+from consilium.serving.own_rows import own_rows_of, parts_of
 from consilium.serving.question import Question, ask, load, read
 from consilium.serving.recorded import Recorded
 
@@ -116,7 +116,7 @@ class Evaluation:
         confusion, calibration = self.confusion, self.record.calibration
         return {
             "schema": 1,
-            "model": {"folder": str(self.question.folder), **self.record.provenance.model_dump(mode="json")},
+            "model": {"folder": clean(str(self.question.folder)), **self.record.provenance.model_dump(mode="json")},
             "data": self.data,
             "num": self.num,
             "patients": self.truth.patients,
@@ -158,14 +158,15 @@ def evaluate(
         raise ConfigError("give either DATA, with labels, or --test-rows SITE.TOML for a site's own test rows")
     if test_rows is not None and group is not None:
         raise ConfigError("--group: the run's own settings say whose the test rows are; leave it out with --test-rows")
-    folder, served = load(model, weights_dir=weights_dir)
+    with parts_of(test_rows):
+        folder, served = load(model, weights_dir=weights_dir)
     if test_rows is not None:
         own = own_rows_of(test_rows, served.record, part="test", option="--test-rows")
         torch.set_num_threads(own.threads)  # how a sum is split over threads shows in its last bits
         inputs, what = own.inputs, f"test rows of site {served.record.provenance.site} in the model's own run"
     else:
         assert data is not None
-        inputs, what = read(served, [data], labelled=True, group=group), str(data)
+        inputs, what = read(served, [data], labelled=True, group=group), clean(str(data))
     return of_question(ask(folder, served, inputs), data=what, own_test=test_rows is not None)
 
 

@@ -1,5 +1,7 @@
-"""A site's own test or validation rows in a run that it took part in: the very rows that its models were measured on."""
+"""A site's own test or validation rows in a run that it took part in: those that its models were measured on."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,6 +15,20 @@ from consilium.common.errors import ConfigError, DataError, ProtocolError, clean
 from consilium.common.model import ModelRecord
 from consilium.common.study.load import load_site
 from consilium.common.study.parts import only
+
+
+@contextmanager
+def parts_of(settings: Path | None) -> Iterator[None]:
+    """Let no other packages be used in this block than a `site.toml` names; without one any that is installed.
+
+    Raises:
+        ConfigError: the settings are wrong.
+    """
+    if settings is None:
+        yield
+        return
+    with only(load_site(settings).parts):
+        yield
 
 
 @dataclass(frozen=True, eq=False)

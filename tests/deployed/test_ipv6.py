@@ -1,11 +1,11 @@
 """IPv6: an address in brackets wherever `host:port` is read, and a server, a site and pages on `::1` with real TLS."""
 
-import socket
 import subprocess
 import urllib.request
 from pathlib import Path
 
 import pytest
+from network import needs_ipv6
 from processes import COMMAND, ENVIRONMENT, Server, join, run, running_server, until
 
 from consilium.client.operations.doctor.network import check_dns, check_greeting, check_proxy, check_tcp, check_tls
@@ -20,19 +20,6 @@ from consilium.common.study.load import load_site
 from consilium.server.operations.authority import make_server_identity
 from consilium.server.operations.bundles import check_handout
 from consilium.server.operations.home import ServerAddress, ServerHome
-
-
-def has_ipv6() -> bool:
-    """Return whether this machine has the loopback address of IPv6."""
-    try:
-        with socket.socket(socket.AF_INET6) as probe:
-            probe.bind(("::1", 0))
-    except OSError:
-        return False
-    return True
-
-
-needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6: ::1 cannot be used")
 
 
 @pytest.mark.parametrize(
@@ -55,7 +42,7 @@ def test_address_is_read_and_written_alike(text: str, host: str, port: int) -> N
 
 @pytest.mark.parametrize(
     "text",
-    ["", ":1", "a", "a:", "a:b", "::1:9092", "[::1]", "[::1]9092", "[a]:1", "[]:1", "a b:1", "a/b:1", "a:1:2", "a:\uff11"],
+    ["", ":1", "a", "a:", "a:b", "::1:9092", "[::1]", "[::1]9092", "[a]:1", "[]:1", "a b:1", "a:1:2", "a:\uff11"],
 )
 def test_what_is_no_address_is_refused(text: str) -> None:
     """Two colons without brackets too: nobody knows which of them begins the port."""

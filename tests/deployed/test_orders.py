@@ -212,6 +212,7 @@ def test_server_that_resumed_asks_again(tmp_path: Path) -> None:
         ([handshake(), round_plan(3)], round_plan(2), "has answered round 3, the plan is for the earlier round 2"),
         ([handshake(), round_plan(3)], round_plan(4, OTHER), "this plan is of another one"),
         ([handshake(), round_plan(3)], handshake(OTHER), "has trained another study than the one asked for now"),
+        ([handshake(), finish()], handshake(OTHER), "has trained another study than the one asked for now"),
         ([handshake(), round_plan(5), finish()], round_plan(5), "has finished here"),
         ([handshake(), round_plan(3)], finish(3), "read after the study's last round, 5, and not after round 3"),
         ([handshake()], finish(0), "read after the study's last round, 5, and not after round 0"),

@@ -538,7 +538,7 @@ def test_four_commands_bring_a_site_in(server: Server, tmp_path: Path) -> None:
     assert "site\tstatus\tkey fingerprint\tsince\tcertificate until" == listed.splitlines()[0]
     assert f"paris\tregistered\t{told}\t" in listed
     ends = read_certificate((tmp_path / "site" / "site.pem").read_bytes()).ends
-    assert listed.splitlines()[0].endswith(f"\t{ends:%Y-%m-%d}")
+    assert listed.splitlines()[1].endswith(f"\t{ends:%Y-%m-%d}")
 
 
 @pytest.mark.e2e

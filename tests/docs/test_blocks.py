@@ -5,9 +5,9 @@ too if `<!-- run -->` stands above it; all others are only parsed, as they need 
 """
 
 import contextlib
-import shutil
 import re
 import shlex
+import shutil
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path

@@ -125,7 +125,8 @@ def initial_model(site: Path, **changes: Any) -> Path:
     (model, data), study = built(site), load_study(site.parent / "study.toml")
     names = divide(model, build_method(study.method)).shared
     arrays = get_weights(model.module, sorted(names)) | changes
-    come: dict[str, Any] = {"study": study.name, "study_digest": study_digest(study), "seed": study.seed, "run": "none", "round": 0}
+    come: dict[str, Any] = {"study": study.name, "study_digest": study_digest(study), "seed": study.seed}
+    come |= {"run": "none", "round": 0}
     record = ModelRecord(
         **{name: getattr(study, name) for name in ("task", "model", "method")},
         complete=False,

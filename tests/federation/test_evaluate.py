@@ -23,6 +23,7 @@ from consilium.running.in_process import run_in_process
 from consilium.serving.curves import MOST_POINTS
 from consilium.serving.evaluate import MAY_BE_TRAINING_ROWS, NO_GROUPS, Evaluation, evaluate
 from consilium.serving.page import page_of
+from consilium.serving.predict import predict
 
 
 def value(evaluation: Evaluation, name: str) -> float:
@@ -35,7 +36,7 @@ def value(evaluation: Evaluation, name: str) -> float:
 @pytest.fixture
 def run(tmp_path: Path, make_sites: MakeSites, make_study: MakeStudy) -> dict[str, Path]:
     """Sites that took part in a run, with their models."""
-    sites = make_sites({"berlin": 60, "lyon": 40}, data="data.csv")
+    sites = make_sites({"berlin": 200, "lyon": 40}, data="data.csv")
     study = make_study(sites=["berlin", "lyon"], rounds=2, split={"test": 0.4, "validation": 0.2})
     run_in_process(study, sites, tmp_path / "run")
     return sites
@@ -97,6 +98,20 @@ def test_own_test_rows_of_another_site_or_other_data_are_refused(run: dict[str, 
     (lyon.parent / "state/quick/run/study.json").unlink()
     with pytest.raises(ConfigError, match=r"no longer knows run 'run' of the model"):
         evaluate(lyon.parent, None, test_rows=lyon)
+
+
+def test_inputs_that_differ_from_the_training_rows_are_warned_of(run: dict[str, Path], tmp_path: Path) -> None:
+    """A column in another unit is named, by predict and on the page; the site's own rows give no warning."""
+    site, data = run["berlin"].parent, tmp_path / "other.csv"
+    lines = (site / "data.csv").read_text().splitlines()
+    cells = [line.split(",") for line in lines[1:]]
+    data.write_text("\n".join([lines[0], *(f"{float(a) + 40},{b},{ill}" for a, b, ill in cells)]))
+    warnings = predict(site, [data]).question.warnings
+    assert 1 == len(warnings)
+    assert warnings[0].startswith("differs from the training rows: column 'a': the median is 39.")
+    assert [] == predict(site, [site / "data.csv"]).question.warnings
+    assert "differ clearly" in page_of(evaluate(site, data))
+    assert "No column differs clearly" in page_of(evaluate(site, site / "data.csv"))
 
 
 # --- data with labels ----------------------------------------------------------------------------------

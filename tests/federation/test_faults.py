@@ -63,9 +63,9 @@ def with_arrays(change: Callable[[dict[str, Array]], None]) -> Any:
     return altered(payload=rewrite)
 
 
-def exception_in_the_app(message: Message, answering: Answering) -> Message:
-    """Have the real ClientApp meet a message without a plan, so that it raises."""
-    message.content.clear()  # the real ClientApp meets a message without a plan and raises
+def message_without_a_plan(message: Message, answering: Answering) -> Message:
+    """Have the real ClientApp meet a message without a plan, which it answers with a sentence."""
+    message.content.clear()
     return answering(message)
 
 
@@ -96,7 +96,7 @@ def retyped(arrays: dict[str, Array]) -> None:
 
 FAULTS: dict[str, tuple[Any, str]] = {
     "error reply": (error_reply, "crash"),
-    "exception": (exception_in_the_app, "crash"),
+    "no plan": (message_without_a_plan, "failure"),
     "reply lost": (lost, "timeout"),
     "message lost": (lambda message, answering: None, "timeout"),
     "NaN": (with_arrays(nan), "not_finite"),

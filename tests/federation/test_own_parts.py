@@ -8,21 +8,26 @@ from typing import Any
 import pytest
 from conftest import MakeSites, MakeStudy
 from federations import run
+from made_models import made_model
 from messages import REPLIES, VERSIONS
 from own_packages import METHOD, install, installed, on_path
 from paths import ROOT
 
 import consilium.common
+from consilium.adaptation.adapt import adapt_site
 from consilium.client.operations.own_packages import entries
-from consilium.common.errors import ConfigError, HandshakeMismatch, ProtocolError
+from consilium.common.errors import ConfigError, ConsiliumError, HandshakeMismatch, ProtocolError
+from consilium.common.model import read_record, write_record
 from consilium.common.protocol.plans import study_digest
-from consilium.common.study.load import load_site, parse_site, parse_study
+from consilium.common.study.load import load_site, parse_site, parse_study, study_text
 from consilium.common.study.methods import MethodConfig
 from consilium.common.study.parts import OwnPackage, only
 from consilium.common.study.study import StudyConfig
 from consilium.common.study.used import packages_of
 from consilium.comparison.variants import kinds, method_settings
 from consilium.server.study.handshake import compare
+from consilium.serving.calibrate import calibrate
+from consilium.serving.evaluate import evaluate
 
 METRIC = """
 from consilium.parts import MetricSettings, Part
@@ -95,6 +100,28 @@ def test_site_that_does_not_name_the_package_refuses_before_its_code_is_imported
     assert "ours_mod" not in sys.modules
 
 
+def test_commands_of_a_site_run_no_package_that_its_settings_do_not_name(
+    tmp_path: Path, make_sites: MakeSites, make_study: MakeStudy
+) -> None:
+    """Neither the study of `adapt` nor the folder of a model gets other code to run than the coordinator's plans do."""
+    folder, model, site = tmp_path / "lib", tmp_path / "model", make_sites({"berlin": 40})["berlin"]
+    install(folder, ENTRIES, MODULES, name="ours", version="1.2.0")
+    study = site.parent / "ours.toml"
+    with on_path(folder):
+        made_model(model)
+        write_record(model, read_record(model).model_copy(update={"method": make_study(**OURS).method}))
+        study.write_text(study_text(make_study(**OURS)))
+    with on_path(folder):
+        for command in (
+            lambda: adapt_site(site, model=model, study_file=study),
+            lambda: calibrate(model, site),
+            lambda: evaluate(model, None, test_rows=site),
+        ):
+            with pytest.raises(ConsiliumError, match="is code that this site's settings do not name"):
+                command()
+        assert "ours_mod" not in sys.modules
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -128,6 +155,39 @@ def test_changed_file_changes_the_digest_and_bytecode_does_not(lib: Path) -> Non
     assert before == installed("methods", "ours").sha256
     (lib / "ours_mod.py").write_text(METHOD + "\n")
     assert before != installed("methods", "ours").sha256
+
+
+def test_file_that_no_record_names_changes_the_digest(tmp_path: Path) -> None:
+    """A folder `core` would be imported in place of `core.py`, and bytecode without source in place of nothing."""
+    entries = {"methods": {"ours": "ours_pkg.core:PART"}}
+    install(tmp_path, entries, {"ours_pkg/__init__.py": "", "ours_pkg/core.py": METHOD}, name="ours", version="1")
+    with on_path(tmp_path):
+        digests = [installed("methods", "ours").sha256]
+        for name in ("core/__init__.py", "helper.pyc"):
+            path = tmp_path / "ours_pkg" / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("")
+            digests.append(installed("methods", "ours").sha256)
+    assert 3 == len(set(digests))
+
+
+@pytest.mark.parametrize("name", ["ours.pth", "sitecustomize.py", "usercustomize/__init__.py"])
+def test_package_with_a_file_that_runs_at_every_start_is_refused(name: str, tmp_path: Path) -> None:
+    """Its code would run whether or not a site names it."""
+    install(tmp_path, {"methods": {"ours": "ours_mod:PART"}}, MODULES | {name: ""}, name="ours", version="1")
+    with on_path(tmp_path), pytest.raises(ConfigError, match=f"has the file '{name}', which Python runs at every"):
+        installed("methods", "ours")
+
+
+def test_record_leads_to_no_file_outside_of_the_package(tmp_path: Path) -> None:
+    """`/dev/zero` by way of a name that begins with the package's has no end."""
+    install(tmp_path, {"methods": {"ours": "ours_mod:PART"}}, MODULES, name="ours", version="1")
+    with on_path(tmp_path):
+        before, record = installed("methods", "ours").sha256, tmp_path / "ours-1.dist-info" / "RECORD"
+        up = "/".join([".."] * 40)
+        record.write_text(record.read_text() + f"ours/{up}{tmp_path}/secret,,\n")
+        (tmp_path / "secret").write_text("x")
+        assert before == installed("methods", "ours").sha256
 
 
 def test_settings_of_a_part_survive_their_json_and_the_digest_is_stable(lib: Path, make_study: MakeStudy) -> None:

@@ -288,6 +288,7 @@ def test_labelled_rows_give_scores_a_curve_and_int8(tmp_path: Path) -> None:
     assert known.pruned.score == known.pruning[2].score
     assert known.model_dump(mode="json") == json.loads((tmp_path / "out" / "export.json").read_text())
     assert "zeros make no answer faster" in " ".join(known.notes)
+    assert "int8 is larger here" in " ".join(known.notes)  # a network of 49 weights
 
 
 def test_rows_of_a_patient_stay_together(tmp_path: Path) -> None:

@@ -473,6 +473,6 @@ def test_model_show_says_what_it_is(model: Path) -> None:
         assert text in " ".join(done.output.split()), text
     document = json.loads(CliRunner().invoke(app, ["model", "show", str(model), "--json"]).stdout)
     assert "hearts" == document["provenance"]["study"]
-    assert {"MODEL_CARD.md", "weights.safetensors"} == {file["name"] for file in document["files"]}
+    assert "weights.safetensors" in {file["name"] for file in document["files"]}
     (model / WEIGHTS).write_bytes(b"")
     assert isinstance(CliRunner().invoke(app, ["model", "show", str(model)]).exception, ModelError)

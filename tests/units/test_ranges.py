@@ -1,5 +1,6 @@
 """Ranges of settings: what is one, what a study inside them may be, and what a site makes of them."""
 
+import re
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -315,6 +316,33 @@ def test_ranges_of_a_plan_count_for_nothing(tmp_path: Path) -> None:
     assert {"rounds"} == check(rounds=20).keys()
     with pytest.raises(ConfigError, match=r"rounds \(asked for: 21; accepted: 10 and later up to 20\)"):
         check_accepted(site, load_site(site), wider)
+
+
+TABLE: dict[str, Any] = {"kind": "table", "classes": ["no", "yes"], "label": "ill"}
+
+
+@pytest.mark.parametrize(
+    ("accepted", "asked", "setting"),
+    [
+        ({"training": {"epochs": 1}}, {"training": {"epochs": 1, "weight_decay": -0.0}}, "training.weight_decay"),
+        (
+            {"task": TABLE | {"columns": {"age": {"kind": "number"}, "dose": {"kind": "number"}}}},
+            {"task": TABLE | {"columns": {"dose": {"kind": "number"}, "age": {"kind": "number"}}}},
+            "task.columns",
+        ),
+    ],
+)
+def test_study_that_is_equal_but_written_otherwise_is_another_one(
+    accepted: dict[str, Any], asked: dict[str, Any], setting: str, tmp_path: Path
+) -> None:
+    """It has another digest, and would read the test split once more than the site allows."""
+    assert study_of(**accepted) == study_of(**asked)
+    assert study_digest(study_of(**accepted)) != study_digest(study_of(**asked))
+    check = accepting(tmp_path, "", "")
+    (tmp_path / "study.toml").write_text(study_text(study_of(**accepted)))
+    assert {} == check(**accepted)
+    with pytest.raises(ConfigError, match=rf"they differ in {re.escape(setting)} \("):
+        check(**asked)
 
 
 def test_no_ranges_hold_nothing() -> None:

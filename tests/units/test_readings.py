@@ -84,6 +84,7 @@ CHANGES: Mapping[str, Any] = {
     "max_examples": 700,
     "join_timeout_seconds": 3.0,
     "round_timeout_seconds": 77.0,
+    "accept": {"rounds": "<= 50"},
 }
 
 

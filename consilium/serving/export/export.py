@@ -29,6 +29,8 @@ FULL_MATRICES = (
     "zeros make no answer faster: kernels for full matrices compute them too; only a compressed file is smaller"
 )
 
+LARGER = "int8 is larger here: in a model of so few weights the operators outweigh them; model.onnx is the one to use"
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -167,7 +169,10 @@ def _onnx(model: ServedModel, material: Material, title: str, *, int8: bool) -> 
         lesser = onnx_model.onnx_of(model, int8_of(network, material.calibration.prepared.x, name=title))
         contents[SMALL] = lesser.SerializeToString()
         small = _compared(graph, lesser, model, material)
-    return Made(_known(model, "onnx", title, compared, inputs, outputs, int8=small), contents)
+    known = _known(model, "onnx", title, compared, inputs, outputs, int8=small)
+    if small is not None and small.share_of_size > 1:
+        known = known.model_copy(update={"notes": (LARGER,)})
+    return Made(known, contents)
 
 
 def _compared(graph: ModelProto, lesser: ModelProto, model: ServedModel, material: Material) -> Int8:

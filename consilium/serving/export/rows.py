@@ -117,7 +117,7 @@ def of_data(model: ServedModel, path: Path, *, group: str | None = None) -> Mate
     if len(inputs) < 4:
         raise DataError(f"--data: '{shown}' has {len(inputs)} usable rows with a label, expected at least 4")
     owners = torch.arange(len(inputs)) if inputs.groups is None else inputs.groups
-    if len(owners.unique()) < 2:
+    if len(set(owners.tolist())) < 2:
         raise DataError(f"--group: all rows of '{shown}' are of one patient, expected at least 2")
     measured, calibration = (
         rows_of(model, picked(inputs, (owners % 2 == side).nonzero().flatten()), f"{name} of '{shown}'")

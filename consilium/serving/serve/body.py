@@ -12,7 +12,7 @@ from consilium.client.data.inputs import Inputs, image_inputs, pictures_inputs, 
 from consilium.common.errors import DataError, clean
 from consilium.common.study.task import ImageTask, TableTask, Task
 from consilium.serving.predict import order_of
-from consilium.serving.serve.limits import MAX_PICTURES, MAX_ROWS
+from consilium.serving.serve.limits import MAX_PARTS, MAX_PICTURES, MAX_ROWS
 from consilium.serving.serve.refusals import Refusal
 
 Scalar = str | int | float | bool | None
@@ -106,6 +106,8 @@ def _inputs(read: Callable[[], Inputs]) -> Inputs:
 
 
 def _parsed(content: bytes) -> object:
+    if content.count(b"[") + content.count(b"{") > MAX_PARTS:  # the parser would hold up everybody meanwhile
+        raise Refusal(413, f"the body has more than {MAX_PARTS} lists and objects; ask about fewer at once")
     try:
         return json.loads(content.decode(), parse_constant=_no_number, object_pairs_hook=_once)
     except json.JSONDecodeError as error:

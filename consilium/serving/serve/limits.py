@@ -4,6 +4,8 @@ MAX_JSON_BYTES = 8 * 2**20
 MAX_UPLOAD_BYTES = 64 * 2**20
 """Of pictures, all of a request together."""
 MAX_ROWS = 10_000
+MAX_PARTS = 300_000
+"""Lists and objects of a JSON document, all levels together."""
 MAX_PICTURES = 64
 MAX_WAITING = 4
 """Requests that are read or answered at once; one more is told to come again."""

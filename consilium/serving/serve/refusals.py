@@ -32,6 +32,10 @@ class Refusal(Exception):
         return json_response({"error": self.sentence}, status=self.status, headers=self.headers)
 
 
+FAILED = Refusal(500, "the server failed at this request; its log says where")
+"""An error of ours, whose text may hold a value and so is told to nobody."""
+
+
 def json_response(
     document: Mapping[str, object], *, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Response:
