@@ -47,13 +47,13 @@ class ConfigError(ConsiliumError):
 
 
 class DataError(ConsiliumError):
-    """A site's data is missing, empty, corrupt or too small."""
+    """Data is missing, empty, corrupt or too small, or is not what a study or a model is about."""
 
     exit_code = 4
 
 
 class ModelError(ConsiliumError):
-    """A model is unknown, or its pretrained weights do not fit."""
+    """A model is unknown or damaged, cannot be used here, or its weights do not fit."""
 
     exit_code = 5
 

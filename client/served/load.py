@@ -123,10 +123,9 @@ def load_model(folder: Path, *, weights_dir: Path | None = None) -> ServedModel:
             "use the model that a site wrote, or adapt the federation's at a site: consilium adapt"
         )
     module = _built(record, read_arrays(folder), folder, weights_dir)
-    for name, array in module.state_dict().items():
-        if not bool(torch.isfinite(array).all()):
+    for name, parameter in module.named_parameters():  # a buffer may hold -inf, as masks of attention do
+        if not bool(torch.isfinite(parameter).all()):
             raise ModelError(f"model '{folder}': array '{name}' holds numbers that are not finite")
-    for parameter in module.parameters():
         parameter.requires_grad_(False)
     preparation = Preparation.of_record(record.preprocessing, channels=isinstance(record.task, ImageTask))
     return ServedModel(record, module, preparation)

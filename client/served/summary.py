@@ -1,4 +1,4 @@
-"""What is kept of a site's training rows to notice later inputs that differ: `training-summary.json`.
+"""The summary of a site's training rows, by which later inputs that differ are noticed: `training-summary.json`.
 
 It stays at the site. Of a number column it holds how many values lie below rounded deciles, of a category how often
 each value stands; every patient counts once. A point is kept only if at least five patients' values lie on either side
@@ -7,9 +7,10 @@ of it, so that it is nobody's extreme value.
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +36,7 @@ _AT_ONCE = 256
 MAX_BYTES = 64_000_000
 
 Floats = npt.NDArray[np.float64]
-Count = float
+Count = Annotated[float, Field(ge=0, le=1e9)]
 """Patients: a patient with several rows counts by the share of them."""
 
 
@@ -44,9 +45,9 @@ class Numbers(Record):
 
     name: PlainText
     """What they are, as sentences begin: "column 'age'"."""
-    known: Count = Field(ge=0)
+    known: Count
     """Patients with a value."""
-    missing: Count = Field(ge=0)
+    missing: Count
     """Patients without."""
     points: tuple[Finite, ...] = ()
     """Rounded quantiles in rising order: the deciles, and where there are enough patients the 1st and 99th of 100;
@@ -62,6 +63,8 @@ class Numbers(Record):
             raise ValueError(f"points must be {len(SHARES) - 2} or {len(SHARES)} numbers in rising order, or none")
         if not len(self.points) == len(self.below) == len(self.up_to):
             raise ValueError("below and up_to must have one count for each point")
+        if self.points and not self.known:
+            raise ValueError("points are of patients with a value, of whom there are none")
         return self
 
 
@@ -70,7 +73,7 @@ class Shares(Record):
 
     name: PlainText
     """What they are, as sentences begin: "column 'sex'"."""
-    missing: Count = Field(ge=0)
+    missing: Count
     """Patients without a value."""
     counts: dict[str, Count]
     """Patients with each value."""
@@ -182,11 +185,14 @@ def summary_of(data: UnscaledData) -> TrainingSummary:
     )
 
 
-def read_summary(folder: Path) -> TrainingSummary | None:
+def read_summary(folder: Path, task: Task | None = None) -> TrainingSummary | None:
     """Return the summary in a model's folder; None where there is none, as in a coordinator's.
 
+    Args:
+        task: the model's.
+
     Raises:
-        ModelError: the file cannot be read, or it is no summary.
+        ModelError: the file cannot be read, it is no summary, or it is of another task.
     """
     path = folder / SUMMARY
     if not path.is_file():
@@ -197,13 +203,16 @@ def read_summary(folder: Path) -> TrainingSummary | None:
             content = file.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:
             raise ModelError(f"{who} has more than {MAX_BYTES} bytes")
-        return TrainingSummary.model_validate(json.loads(content))
+        summary = TrainingSummary.model_validate(json.loads(content))
     except OSError as error:
         raise ModelError(f"{who} cannot be read: {error.strerror or error}") from error
     except ValidationError as error:
         raise ModelError(describe(error, who)) from error
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{who} is no JSON, or it is damaged") from error
+    if task is not None and summary.task != task:
+        raise ModelError(f"{who} is of another task than the model")
+    return summary
 
 
 def _of_pictures(task: ImageTask, x: Tensor) -> Iterator[Observed]:
@@ -231,8 +240,8 @@ def _summed(column: Observed, weights: Floats) -> Numbers | Shares:
     missing = _rounded(float(weights[np.isnan(column.values)].sum()))
     if column.categories:
         counts = counts_of(column, weights).tolist()
-        told: Mapping[str, float] = dict(zip(column.categories, map(_rounded, counts), strict=True))
-        return Shares(name=column.name, missing=missing, counts=dict(told))
+        rounded = dict(zip(column.categories, map(_rounded, counts), strict=True))
+        return Shares(name=column.name, missing=missing, counts=rounded)
     known = float(weights[~np.isnan(column.values)].sum())
     points = _points(column.values, weights, known)
     below, up_to = (tuple(map(_rounded, part.tolist())) for part in counts_at(column.values, weights, points))

@@ -86,8 +86,8 @@ def read_record(folder: Path) -> ModelRecord:
         newer = isinstance(format_, int) and format_ > FORMAT
         advice = "a newer consilium wrote it: install that version" if newer else "it is no model of consilium"
         raise ModelError(f"{who}: its format is {clean(repr(format_), 40)}, this version reads {FORMAT}; {advice}")
-    told = values.pop("sha256", None)
-    if told != _digest(values):
+    expected = values.pop("sha256", None)
+    if expected != _digest(values):
         raise ModelError(f"{who}: {RECORD} is damaged, or was changed by hand: its sha256 is not what it says")
     try:
         record = ModelRecord.model_validate(values)

@@ -28,7 +28,10 @@ GROUPS = {
 }
 """Kinds of parts, by the last word of their entry points' group (`consilium.methods`): what one of each is called."""
 
-_UNRECORDED = re.compile(r"(^|/)__pycache__/|\.pth$|(^|/)__editable__|\.(dist|egg)-info/")
+_UNRECORDED = re.compile(r"(.*/)?__pycache__/[^/]+\.pyc(\.\d+)?|[^/]+\.(dist|egg)-info/.*")
+"""Files that differ from machine to machine: Python's own bytecode (also half written), and the record itself."""
+_LINK = re.compile(r"[^/]+\.pth|__editable__[^/]*")
+"""What `pip install -e` writes in place of the modules."""
 _AT_EVERY_START = re.compile(r"[^/]*\.pth|(sitecustomize|usercustomize)(\.[^/]+|/.*)")
 """Files that Python runs whenever it starts, whatever a site's settings name."""
 
@@ -68,15 +71,14 @@ def _every_offer() -> Iterator[Offer]:
     names = set[str]()
     for distribution in distributions():
         own = [entry for entry in distribution.entry_points if entry.group.startswith("consilium.")]
-        if not own or (package := distribution.metadata["Name"]) in names:
+        if not own or not (package := distribution.metadata["Name"]) or package in names:
             continue  # of two copies of a package on the path the first one counts, as in an import
         names.add(package)
         for entry in own:
             group = entry.group.removeprefix("consilium.")
             if group in GROUPS:
-                yield Offer(
-                    group, entry.name, clean(package, 100), clean(distribution.version, 64), entry, distribution
-                )
+                name, version = clean(entry.name, 100), clean(distribution.version, 64)
+                yield Offer(group, name, clean(package, 100), version, entry, distribution)
 
 
 def digest_of_package(offer: Offer) -> str:
@@ -116,13 +118,14 @@ def _files_of(offer: Offer) -> dict[str, Path]:
         ConfigError: Python runs one of them at every start.
     """
     distribution = offer.distribution
+    linked = _is_linked(distribution)
     recorded = {str(file): Path(str(file.locate())) for file in distribution.files or ()}
     files = {
         name: path
         for name, path in recorded.items()
-        if not _UNRECORDED.search(name) and ".." not in Path(name).parts and not Path(name).is_absolute()
+        if not (_UNRECORDED.fullmatch(name) or (linked and _LINK.fullmatch(name)) or _leads_out(name))
     }
-    if _is_linked(distribution):
+    if linked:
         for top in _own_modules(distribution):
             files |= _source_of(top)
     elif always := next((name for name in recorded if _AT_EVERY_START.fullmatch(name)), None):
@@ -131,6 +134,10 @@ def _files_of(offer: Offer) -> dict[str, Path]:
             "names the package: uninstall it, and ask for one without that file"
         )
     return files
+
+
+def _leads_out(name: str) -> bool:
+    return ".." in Path(name).parts or Path(name).is_absolute()
 
 
 def _is_linked(distribution: Distribution) -> bool:
@@ -157,7 +164,7 @@ def _source_of(top: str) -> dict[str, Path]:
     root = Path(next(iter(spec.submodule_search_locations)))
     found = (path for path in sorted(root.rglob("*")) if path.is_file())
     files = {str(path.relative_to(root.parent).as_posix()): path for path in found}
-    return {name: path for name, path in files.items() if not _UNRECORDED.search(name)}
+    return {name: path for name, path in files.items() if not _UNRECORDED.fullmatch(name)}
 
 
 def _check_module(offer: Offer, entry: EntryPoint, files: dict[str, Path]) -> None:

@@ -113,7 +113,7 @@ class SiteConfig(Record):
     study_key: Path = Path("study.pub")
     """The key whose signature every plan must bear."""
     state_dir: Path
-    """Where personal weights are kept."""
+    """Where personal weights, the models of finished runs and the log of events lie."""
     data: DataConfig
     """Where this site's examples lie, and what they are."""
     weights_dir: Path | None = None

@@ -24,11 +24,13 @@ def array_of(value: Any, *, what: str) -> Array:
     """Return a NumPy array of an array, a tensor on any device, a list or a column of a table.
 
     Raises:
-        ConfigError: it is none of these, or an array of Python objects that are not all texts.
+        ConfigError: it is none of these, an array of Python objects that are not all texts, or one with masked numbers.
     """
     if hasattr(value, "detach"):
         value = value.detach().cpu()
         value = value.float() if str(value.dtype) == "torch.bfloat16" else value
+    if np.ma.is_masked(value):  # a plain array of it would hold what the mask hides
+        raise ConfigError(f"{what} is a masked array, with numbers that are missing: fill or leave them out")
     try:
         array = np.asarray(value)
     except (ValueError, TypeError, RuntimeError) as error:

@@ -17,7 +17,7 @@ from consilium.api.options import DataOptions
 from consilium.api.study import Study, Table, parse_task
 from consilium.api.tensors import GROUPS, array_bytes, arrays_task, as_the_study_says, data_kind, write_if_new
 from consilium.client.models.given import Given
-from consilium.common.errors import ConfigError
+from consilium.common.errors import ConfigError, StateError, clean
 from consilium.common.host.extras import check_extra
 from consilium.common.host.files import check_writable
 from consilium.common.study.study import StudyConfig
@@ -185,6 +185,9 @@ def _model_settings(own: Table, model: Model, given: Given | None, task: Task) -
 def _write_site(folder: Path, content: bytes, task: Task, settings: Mapping[str, Any]) -> Path:
     kind = data_kind(task)
     file = "data.csv" if kind == "table" else "data.npz"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StateError(f"cannot make the folder '{clean(str(folder))}': {error.strerror or error}") from error
     write_if_new(folder / file, content)
     return write_local_site(folder, {"kind": kind, "path": file}, **settings)

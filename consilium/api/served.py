@@ -64,7 +64,7 @@ class Served:
         """Return one row per example: the class and every class's probability, or the value with its interval.
 
         The index is the DataFrame's own, or the number or name of each example. Of an example that cannot be read, the
-        column `problem` says why, and nothing else stands there; without any such there is no such column.
+        column `reason` says why, and nothing else stands there; without any such there is no such column.
 
         Args:
             data: a DataFrame, an array, or the path of a file or folder; labels are not needed.
@@ -80,7 +80,7 @@ class Served:
             classes = self.record.classes
             columns["class"] = [classes[place] for place in answers.classes.tolist()]
             chances = answers.probabilities.numpy()
-            columns |= {f"p({name})": chances[:, place] for place, name in enumerate(classes)}
+            columns |= {f"probability_{name}": chances[:, place] for place, name in enumerate(classes)}
         elif answers.values is not None:
             values = answers.values.numpy()
             columns["value"] = values
@@ -88,8 +88,8 @@ class Served:
                 columns |= {"low": values - answers.width, "high": values + answers.width}
         frame = pd.DataFrame(columns, index=list(prepared.names))
         if prepared.unread:
-            problems = pd.Series({one.name: one.reason for one in prepared.unread}, name="problem", dtype=object)
-            frame = frame.join(problems, how="outer")
+            reasons = pd.Series({one.name: one.reason for one in prepared.unread}, name="reason", dtype=object)
+            frame = frame.join(reasons, how="outer")
         return _indexed(frame, data)
 
     def _inputs(self, data: Any) -> Inputs:

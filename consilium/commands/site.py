@@ -84,6 +84,11 @@ def accept(
     study = note_acceptance(place, accepted)
     if study is not None and study.offered:
         _say_what_may_change(study, load_site(place.settings).max_runs)
+    if study is None and accepted.study is not None:
+        typer.echo(
+            "the study cannot be read here yet, so nothing is shown of what may change in it later without asking: "
+            "'consilium site check' says why, and shows it afterwards; to take none of it, accept with --exactly"
+        )
     typer.echo(f"bundle check code  {accepted.check_code()}")
     own_key = read_private_key(load_site(place.settings).private_key).public_key()
     then = (
@@ -141,7 +146,7 @@ def check(
 @app.command("parts", epilog=examples("consilium site parts", "consilium site parts site/site.toml"))
 @with_json
 def parts(settings: Settings = Path("site/site.toml")) -> Document:
-    """Print the packages of your own that are installed here, as site.toml names those whose code may run."""
+    """Print the installed packages that offer parts of studies, as entries for site.toml: it names those to be run."""
     from consilium.client.operations.own_packages import entries
     from consilium.common.study.load import load_site
 

@@ -2,7 +2,7 @@
 
 Classes: temperature scaling (Guo, Pleiss, Sun, Weinberger: On Calibration of Modern Neural Networks, ICML 2017, section
 4.2, https://arxiv.org/abs/1706.04599): probabilities of logits / T, with the T > 0 of least log loss. What it gains is
-told by rows on which T was not fitted: patients are in 5 folds, and each fold is answered with the T of the others.
+measured on rows on which T was not fitted: patients are in 5 folds, and each fold is answered with the T of the others.
 
 Numbers: split conformal prediction (Lei, G'Sell, Rinaldo, Tibshirani, Wasserman: Distribution-Free Predictive Inference
 for Regression, JASA 2018, algorithm 2, https://arxiv.org/abs/1604.04173): with |r|_(k) the k-th smallest absolute

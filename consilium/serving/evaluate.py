@@ -1,4 +1,4 @@
-"""`consilium evaluate`: a finished model on rows with labels, beside its recorded score and its training rows."""
+"""`consilium evaluate`: a finished model on rows with labels, compared with its recorded score and training rows."""
 
 import json
 from collections.abc import Mapping

@@ -67,7 +67,7 @@ def _folders(path: Path) -> Iterator[Path]:
         if seen > _MOST_ENTRIES:
             raise ModelError(f"model '{clean(str(path))}': too many files to search: name the model's own folder")
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if RECORD in files:
+        if RECORD in files and (Path(root) / RECORD).is_file():  # a pipe would be waited for
             yield Path(root)
         if RECORD in files or len(Path(root).parts) - level >= _DEEPEST:
             folders.clear()

@@ -1,4 +1,4 @@
-"""All metrics of a model's answers where the truth is known, with 95 % intervals, and the constant answer beside.
+"""All metrics of a model's answers where the truth is known, with 95 % intervals, and those of the constant answer.
 
 Means over rows (accuracy, sensitivity, Brier score, ...) have the intervals of `consilium.common.intervals`; others
 (AUROC, F1, ...) those of patients drawn anew. Numbers are scikit-learn's.
@@ -93,7 +93,7 @@ class Metric:
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """Answers beside what is true.
+    """Answers, and what is true.
 
     Args:
         scores: of the answers.
@@ -113,7 +113,7 @@ class Truth:
     def of_classes(
         cls, y: Labels, answers: Answers, classes: Sequence[str], *, groups: Labels | None = None
     ) -> "Truth":
-        """Return the answers beside the true classes `(N,)`, at least one."""
+        """Return the answers with the true classes `(N,)`, at least one."""
         if answers.probabilities is None:
             raise ValueError("the model answers numbers")
         counts = np.bincount(y, minlength=len(classes))
@@ -124,7 +124,7 @@ class Truth:
     def of_numbers(
         cls, y: Array, logits: Array, number: Regression, *, groups: Labels | None = None, width: float | None = None
     ) -> "Truth":
-        """Return the model's outputs beside the labels `(N,)`, both still `(number - center) / scale`."""
+        """Return the model's outputs with the labels `(N,)`, both still `(number - center) / scale`."""
         scores = NumberScores.of_outputs(y, logits, number)
         constant = NumberScores.of_outputs(y, np.full_like(y, y.astype(np.float64).mean()), number)
         return cls(scores, constant, groups, width)
@@ -161,7 +161,7 @@ class Truth:
     def _per_class(self, scores: ClassScores) -> Iterator[Metric]:
         """Yield how many of a class were found, and how many of the others were not taken for it.
 
-        Of two classes this is told of the second: of the first it is the same the other way round.
+        Of two classes only the second has these: those of the first are the same two, exchanged.
         """
         said, most = scores.predicted, int(np.bincount(scores.y).argmax())
         for place in range(len(self.classes)) if len(self.classes) > 2 else [1]:

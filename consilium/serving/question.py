@@ -117,7 +117,7 @@ def ask(folder: Path, model: ServedModel, inputs: Inputs) -> Question:
     if not len(prepared):
         reasons = _first(prepared.unread) or "there is none"
         raise DataError(f"no row or picture can be read: {reasons}")
-    summary = read_summary(folder)
+    summary = read_summary(folder, model.record.task)
     found = None if summary is None or not len(inputs) else drift(summary, inputs)
     return Question(folder, model, inputs, prepared, summary, found)
 

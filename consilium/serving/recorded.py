@@ -1,4 +1,4 @@
-"""A new score beside the one that a model's record holds: higher, lower, or not to be told apart.
+"""A new score compared with the one that a model's record holds: higher, lower, or no clear difference.
 
 Both are of different patients, so the difference of two independent estimates d = new - old has the interval
 
@@ -23,7 +23,7 @@ Verdict = Literal["same rows", "higher", "lower", "not clear", "too few"]
 
 @dataclass(frozen=True)
 class Recorded:
-    """One score of the record beside the new one.
+    """One score of the record, and the new one.
 
     Args:
         same_rows: whether the new one is of the very rows of the old one.

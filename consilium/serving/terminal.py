@@ -46,7 +46,7 @@ def print_predictions(predictions: Predictions, console: Console) -> None:
 
 
 def print_evaluation(evaluation: Evaluation, console: Console) -> None:
-    """Print all metrics with their intervals, the recorded score beside, and what to know of them."""
+    """Print all metrics with their intervals, the recorded score, and what to know of them."""
     print_question(evaluation.question, console)
     _say(console, f"rows     {evaluation.data}")
     console.print()

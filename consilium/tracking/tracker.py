@@ -60,7 +60,7 @@ class Follow:
 
     Args:
         study: its settings, where they are known before its result is.
-        say: is told, in a sentence, of what goes wrong.
+        say: takes a sentence about what goes wrong.
     """
 
     def __init__(self, folder: Path, targets: Sequence[Target], *, say: Say, study: StudyConfig | None = None) -> None:

@@ -15,7 +15,7 @@ LOGS = (
 )
 
 EXITS = {
-    0: "Done; `server start` and `site start` end so on Ctrl-C, which is how they are stopped.",
+    0: "Done; `server start`, `site start` and `serve` end so on Ctrl-C, which is how they are stopped.",
     1: "An unexpected error.",
     2: "The command line is wrong.",
     130: "Stopped with Ctrl-C.",

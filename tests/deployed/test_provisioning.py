@@ -321,6 +321,17 @@ def test_what_was_accepted_is_in_the_sites_log(joining: Joining, tmp_path: Path)
         assert event["checksum"].startswith(bundle.check_code().replace(" ", ""))
 
 
+def test_accept_says_that_it_cannot_show_what_may_change(joining: Joining, tmp_path: Path) -> None:
+    """A study of a package that is not named yet has ranges too; they count as soon as it is."""
+    study = STUDY + '[method]\nkind = "of_a_package"\n'
+    for text, told in ((study, True), (STUDY, False)):
+        bundle = write(tmp_path / "bundle.json", joining.bundle(study=text))
+        done = CliRunner().invoke(app, ["site", "accept", str(bundle), "--folder", str(joining.folder.path)])
+        assert 0 == done.exit_code, done.output
+        assert told == ("the study cannot be read here yet" in done.output)
+        assert told != ("rounds up to 50" in done.output)
+
+
 PARTS = ("site", "fingerprint", "server", "ca_certificate", "certificate", "study_key", "study", "versions", "sha256")
 
 

@@ -104,6 +104,6 @@ def test_notebook_runs_with_its_progress(tmp_path: Path) -> None:
     shown = ["".join(map(str, json.dumps(cell["outputs"]))) for cell in cells]
     assert "<progress value='5' max='5'>" in shown[1]
     assert "personal" in shown[1]
-    assert "p(1)" in shown[4]
+    assert "probability_1" in shown[4]
     assert "Round(2 of 5" in shown[5]
     assert "Round(3 of 5" not in shown[5]

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import shutil
 from html.parser import HTMLParser
@@ -21,8 +22,8 @@ from consilium.common.model import Residuals, Score, read_record, write_record
 from consilium.common.study.task import CategoryColumn, NumberColumn, TableTask
 from consilium.running.in_process import run_in_process
 from consilium.serving.curves import MOST_POINTS
-from consilium.serving.evaluate import MAY_BE_TRAINING_ROWS, NO_GROUPS, Evaluation, evaluate
-from consilium.serving.page import page_of
+from consilium.serving.evaluate import MAY_BE_TRAINING_ROWS, NO_GROUPS, Evaluation, evaluate, write_numbers
+from consilium.serving.page import page_of, write_page
 from consilium.serving.predict import predict
 
 
@@ -268,6 +269,17 @@ def test_page_opens_offline_and_escapes_what_it_shows(tmp_path: Path) -> None:
         "Are these patients like those of training?",
     ):
         assert title in page
+
+
+def test_names_of_folders_that_are_no_text_can_be_written(tmp_path: Path) -> None:
+    """A name in another encoding, with a character that steers a terminal, is written out in numbers and page."""
+    odd = Path(os.fsdecode(b"odd\xff\x1b[31m"))
+    model, data = made_model(tmp_path / odd / "model"), tmp_path / odd / "rows.csv"
+    data.write_text("age,sex,ill\n" + "3,f,yes\n-3,m,no\n" * 5)
+    evaluation = evaluate(model, data)
+    for path in (write_numbers(tmp_path / "out", evaluation), write_page(tmp_path / "out", evaluation)):
+        assert "udcff" in path.read_text()
+        assert "\x1b" not in path.read_text()
 
 
 def test_many_points_are_thinned_out(tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ def test_payloads_hold_exactly_the_shared_names(
     assert all(expected == set(load(payload)) for payload in payloads)
     for path in sites.values():
         assert (BACKBONE | HEAD) - expected == kept_by(path, tmp_path / "run", 3).personal.keys()
-    on_server = [load_file(file) for file in (tmp_path / "run").glob("*.safetensors")]
+    on_server = [load_file(file) for file in (tmp_path / "run").rglob("*.safetensors")]
     assert 2 == len(on_server)
     for file in on_server:
         assert expected == {name.removeprefix("weights/") for name in file}

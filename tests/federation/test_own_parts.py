@@ -28,6 +28,7 @@ from consilium.comparison.variants import kinds, method_settings
 from consilium.server.study.handshake import compare
 from consilium.serving.calibrate import calibrate
 from consilium.serving.evaluate import evaluate
+from consilium.serving.export.export import Wanted, export_model
 
 METRIC = """
 from consilium.parts import MetricSettings, Part
@@ -44,6 +45,7 @@ def share(y, answers):
 PART = Part(Facts, share)
 """
 MODULES = {"ours_mod.py": METHOD, "ours_metric.py": METRIC}
+HIDDEN = ("core/__init__.py", "helper.pyc", "__pycache__/x.py", "weights.pth", "__editable__x.py", "x.egg-info/x.py")
 ENTRIES = {"methods": {"ours": "ours_mod:PART"}, "metrics": {"ours_share": "ours_metric:PART"}}
 OURS = {"method": {"kind": "ours", "strength": 0.25}}
 
@@ -116,6 +118,7 @@ def test_commands_of_a_site_run_no_package_that_its_settings_do_not_name(
             lambda: adapt_site(site, model=model, study_file=study),
             lambda: calibrate(model, site),
             lambda: evaluate(model, None, test_rows=site),
+            lambda: export_model(model, Wanted("torch-export", site=site)),
         ):
             with pytest.raises(ConsiliumError, match="is code that this site's settings do not name"):
                 command()
@@ -163,10 +166,24 @@ def test_file_that_no_record_names_changes_the_digest(tmp_path: Path) -> None:
     install(tmp_path, entries, {"ours_pkg/__init__.py": "", "ours_pkg/core.py": METHOD}, name="ours", version="1")
     with on_path(tmp_path):
         digests = [installed("methods", "ours").sha256]
-        for name in ("core/__init__.py", "helper.pyc"):
+        for name in HIDDEN:
             path = tmp_path / "ours_pkg" / name
             path.parent.mkdir(exist_ok=True)
             path.write_text("")
+            digests.append(installed("methods", "ours").sha256)
+    assert 1 + len(HIDDEN) == len(set(digests))
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_every_byte_that_a_packages_code_could_load_is_in_its_digest(name: str, tmp_path: Path) -> None:
+    """Weights, and modules in places that look like those of bytecode, of metadata or of a link."""
+    entries = {"methods": {"ours": "ours_pkg.core:PART"}}
+    files = {"ours_pkg/__init__.py": "", "ours_pkg/core.py": METHOD, f"ours_pkg/{name}": "a", "__editable__x.py": "a"}
+    install(tmp_path, entries, files, name="ours", version="1")
+    with on_path(tmp_path):
+        digests = [installed("methods", "ours").sha256]
+        for path in (tmp_path / "ours_pkg" / name, tmp_path / "__editable__x.py"):
+            path.write_text("b")
             digests.append(installed("methods", "ours").sha256)
     assert 3 == len(set(digests))
 
@@ -177,6 +194,15 @@ def test_package_with_a_file_that_runs_at_every_start_is_refused(name: str, tmp_
     install(tmp_path, {"methods": {"ours": "ours_mod:PART"}}, MODULES | {name: ""}, name="ours", version="1")
     with on_path(tmp_path), pytest.raises(ConfigError, match=f"has the file '{name}', which Python runs at every"):
         installed("methods", "ours")
+
+
+def test_names_in_a_packages_metadata_steer_no_terminal(tmp_path: Path) -> None:
+    """What is printed of a package that nobody has read yet is written out."""
+    parts = {"ours": "ours_mod:PART", "\x1b[2Kgood": "ours_mod:PART"}
+    install(tmp_path, {"methods": parts}, MODULES, name="ours\x1b[31m", version="1")
+    with on_path(tmp_path):
+        (text,) = entries(None)
+    assert "\x1b" not in text and "\\x1b[2Kgood" in text
 
 
 def test_record_leads_to_no_file_outside_of_the_package(tmp_path: Path) -> None:

@@ -283,12 +283,12 @@ def test_model_of_a_site_predicts_frames_with_the_accuracy_of_its_card(tmp_path:
     frame = frames()["berlin"].set_index(pd.Index(np.arange(80) * 10))
     answers = served.predict(frame.drop(columns="ill"))
     assert list(frame.index) == list(answers.index)
-    assert ["class", "p(no)", "p(yes)"] == list(answers.columns)
-    np.testing.assert_allclose(answers[["p(no)", "p(yes)"]].sum(axis=1), 1)
+    assert ["class", "probability_no", "probability_yes"] == list(answers.columns)
+    np.testing.assert_allclose(answers[["probability_no", "probability_yes"]].sum(axis=1), 1)
     assert (answers["class"] == frame["ill"]).mean() > 0.8
     path = tmp_path / "rows.csv"
     frame.drop(columns="ill").to_csv(path, index=False)
-    np.testing.assert_array_equal(answers["p(yes)"].to_numpy(), served.predict(path)["p(yes)"].to_numpy())
+    np.testing.assert_array_equal(answers["probability_yes"].to_numpy(), served.predict(path)["probability_yes"].to_numpy())
 
 
 def test_row_that_cannot_be_read_keeps_its_place_with_the_reason() -> None:
@@ -298,7 +298,7 @@ def test_row_that_cannot_be_read_keeps_its_place_with_the_reason() -> None:
     frame.loc[1, "a"] = np.nan
     answers = cs.load_model(result.model_folder("lyon")).predict(frame)
     assert [False, True, False] == answers["class"].isna().tolist()
-    assert "column 'a'" in answers.loc[1, "problem"]
+    assert "column 'a'" in answers.loc[1, "reason"]
 
 
 def test_own_module_is_loaded_with_a_module_made_the_same_way() -> None:
@@ -311,7 +311,7 @@ def test_own_module_is_loaded_with_a_module_made_the_same_way() -> None:
     answers = cs.load_model(folder, module=Twice()).predict(x)
     with torch.no_grad():
         logits = result.model("berlin")(torch.from_numpy(x))
-    np.testing.assert_allclose(logits.softmax(1).numpy(), answers[["p(0)", "p(1)"]].to_numpy(), atol=1e-6)
+    np.testing.assert_allclose(logits.softmax(1).numpy(), answers[["probability_0", "probability_1"]].to_numpy(), atol=1e-6)
     with pytest.raises(ConsiliumError, match="array '"):
         cs.load_model(folder, module=nn.Sequential(nn.Linear(4, 2)))
 

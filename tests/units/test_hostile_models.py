@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from made_models import made_model
+from made_models import PICTURES, TABLE, made_model
 from safetensors.numpy import save_file
 
 from consilium.client.data.base import Inputs
@@ -18,7 +18,16 @@ from consilium.client.served import load_model
 from consilium.client.served.summary import read_summary
 from consilium.common.errors import ModelError
 from consilium.common.model import RECORD, SUMMARY, WEIGHTS, read_record
+from consilium.serving.find import find_model
 
+_NUMBERS = {
+    "name": "column 'age'",
+    "known": 10,
+    "missing": 0,
+    "points": [*range(9)],
+    "below": [0] * 9,
+    "up_to": [1] * 9,
+}
 KNN = {"model.weight": np.ones((1, 2), np.float32), "model.bias": np.zeros(1, np.float32)}
 
 
@@ -57,6 +66,14 @@ def test_arrays_that_are_not_finite_answer_nothing(number: float, tmp_path: Path
         assert "array 'weight' holds numbers that are not finite" in refused(folder)
 
 
+def test_buffers_may_be_infinite(tmp_path: Path) -> None:
+    """As those that hide a place from attention; answers that are not finite are refused all the same."""
+    near = {"features": np.array([[np.inf, 1]], np.float32), "classes": np.array([0]), "mix": np.array(0.5)}
+    model = load_model(forged(tmp_path / "m", _set("method", {"kind": "knn_per"}), **KNN, **near))
+    with pytest.raises(ModelError, match="answers with numbers that are not finite"):
+        model.logits(torch.zeros(1, 2))
+
+
 def test_answers_that_are_not_finite_are_none(tmp_path: Path) -> None:
     """Finite arrays and finite inputs whose sum is infinite less infinite."""
     big = np.float32(3e38)
@@ -86,6 +103,7 @@ def _set(*path: Any) -> Callable[[dict[str, Any]], None]:
         (_set("model", {"name": "mlp", "hidden": [10**18]}), "cannot be built as its record and its arrays say"),
         (_set("model", {"name": "mlp", "hidden": [10**30]}), "cannot be built as its record and its arrays say"),
         (_set("task", {"kind": "features", "classes": ["a", "b"], "shape": [10**15] * 6}), "cannot be built"),
+        (_set("model", "name", "\x1b[31m"), "model.name: must hold no control character"),
         (_set("provenance", "run", "x\x1b[31m"), "provenance.run: must be"),
         (_set("provenance", "created", "\x1b]0;x\x07"), "provenance.created: must hold no control character"),
         (_set("provenance", "consilium", "\n"), "provenance.consilium: must hold no control character"),
@@ -135,6 +153,14 @@ def test_examples_of_neighbours_that_are_none_are_refused(
     assert "model '" in refused(folder)
 
 
+def test_pipe_that_is_called_as_a_record_is_none(tmp_path: Path) -> None:
+    """A folder is searched for models without waiting for somebody who writes into the pipe."""
+    (tmp_path / "a").mkdir()
+    os.mkfifo(tmp_path / "a" / RECORD)
+    made_model(tmp_path / "b")
+    assert find_model(tmp_path) == tmp_path / "b"
+
+
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
 def test_files_without_an_end_are_not_read(make: Callable[[Path], None], tmp_path: Path) -> None:
     """A pipe and a device in the place of the arrays, and of the summary."""
@@ -145,3 +171,23 @@ def test_files_without_an_end_are_not_read(make: Callable[[Path], None], tmp_pat
     make(folder / WEIGHTS)
     with pytest.raises(ModelError, match=f"{WEIGHTS} is no ordinary file"):
         read_record(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"task": json.loads(PICTURES.model_dump_json())}, "is of another task than the model"),
+        ({"shares": [{"name": "column 'sex'", "missing": 0, "counts": {"f": 1e300}}]}, "must be at most"),
+        ({"shares": [{"name": "column 'sex'", "missing": 0, "counts": {"f": -1}}]}, "must be at least 0"),
+        ({"numbers": [_NUMBERS | {"known": 0}]}, "points are of patients with a value, of whom there are none"),
+        ({"numbers": [_NUMBERS | {"name": "\x1b[31m"}]}, "must hold no control character"),
+    ],
+)
+def test_summary_that_cannot_be_is_a_sentence(change: dict[str, Any], sentence: str, tmp_path: Path) -> None:
+    """Of another task, with less than nobody, with more than there are, with a name that steers a terminal."""
+    summary = {"task": json.loads(TABLE.model_dump_json()), "num": 10, "patients": 10, "numbers": [_NUMBERS]}
+    (tmp_path / SUMMARY).write_text(json.dumps(summary))
+    assert read_summary(tmp_path, TABLE) is not None
+    (tmp_path / SUMMARY).write_text(json.dumps(summary | change))
+    with pytest.raises(ModelError, match=sentence):
+        read_summary(tmp_path, TABLE)

@@ -63,6 +63,7 @@ CLIENTS: dict[str, tuple[Any, str]] = {
     "whole decimals": ({"a": (X, Y.astype(float))}, "give integers for classes, or tolerance=... for a number"),
     "dicts": ({"a": DataLoader(Dicts(), 2)}, "come as dicts with 'image', 'label', expected pairs (x, y)"),
     "texts": ({"a": (X.astype(str), Y)}, "x holds texts"),
+    "masked": ({"a": (np.ma.masked_less(X, 0), Y)}, "x is a masked array, with numbers that are missing"),
     "objects": ({"a": (np.array([[None]] * 30), Y)}, "x holds Python objects"),
     "mixed": ({"a": GOOD, "b": FRAME}, "gives a DataFrame, client 'a' arrays"),
     "oblong": ({"a": (np.zeros((4, 8, 6), np.uint8), np.arange(4) % 2)}, "8 x 6 pixels, expected squares"),

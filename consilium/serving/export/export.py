@@ -20,6 +20,7 @@ from consilium.serving.export.network import network_of
 from consilium.serving.export.readme import readme_of
 from consilium.serving.export.result import Check, Export, FileFacts, Form, Int8
 from consilium.serving.export.rows import Material, Rows, of_data, of_random, of_site
+from consilium.serving.own_rows import parts_of
 from consilium.serving.question import load, title_of
 
 ONNX, SMALL, PROGRAM = "model.onnx", "model.int8.onnx", "model.pt2"
@@ -107,7 +108,8 @@ def export_model(path: Path, wanted: Wanted, *, weights_dir: Path | None = None)
         DataError: the rows cannot be used.
     """
     wanted.check()
-    folder, model = load(path, weights_dir=weights_dir)
+    with parts_of(wanted.site):
+        folder, model = load(path, weights_dir=weights_dir)
     title = title_of(model, folder)
     material = _material(model, wanted)
     curve = pruning.curve(model, _labelled(material), pruning.SHARES) if wanted.curve else ()

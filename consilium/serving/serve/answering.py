@@ -35,7 +35,7 @@ class Served:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Return what a patient's record should hold beside an answer: which model gave it."""
+        """Return what a patient's record should hold with an answer: which model gave it."""
         come = self.model.record.provenance
         return {
             "study": come.study,
@@ -105,7 +105,8 @@ def load_served(path: Path, *, weights_dir: Path | None = None) -> Served:
     """
     folder = find_model(path)
     before = _digest(folder)
-    model, summary = load_model(folder, weights_dir=weights_dir), read_summary(folder)
+    model = load_model(folder, weights_dir=weights_dir)
+    summary = read_summary(folder, model.record.task)
     if _digest(folder) != before:
         raise ModelError(f"model '{clean(str(folder))}' was written anew while it was read; start again")
     return Served(model, before, title_of(model, folder), summary)

@@ -8,7 +8,7 @@ MAX_PARTS = 300_000
 """Lists and objects of a JSON document, all levels together."""
 MAX_PICTURES = 64
 MAX_WAITING = 4
-"""Requests that are read or answered at once; one more is told to come again."""
+"""Requests that are read or answered at once; one more is asked to come again."""
 MAX_CONNECTIONS = 64
 HEADER_SECONDS = 10.0
 """From a connection, or the end of an answer, to the end of the next request's headers."""

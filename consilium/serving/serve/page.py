@@ -30,15 +30,15 @@ def page(served: Served, *, answer: Mapping[str, Any] | None = None, problem: st
     """Return the page, with an answer, or with what was wrong with the question."""
     come = served.model.record.provenance
     whose = f"site {come.site}" if come.site else "the coordinator"
-    told = [f"<p><strong>{escape(problem)}</strong></p>"] if problem else []
-    told += [] if answer is None else [_answers(answer["predictions"])]
+    results = [f"<p><strong>{escape(problem)}</strong></p>"] if problem else []
+    results += [] if answer is None else [_answers(answer["predictions"])]
     lines = [
         "<!doctype html><html lang=en><meta charset=utf-8>",
         '<meta name=viewport content="width=device-width, initial-scale=1">',
         f"<title>{escape(come.study)}</title><style>{_STYLE}</style>",
         f"<h1>{escape(come.study)}</h1>",
         f"<p>The {escape(come.served)} model of {escape(whose)}, run {escape(come.run)}, round {come.round}.</p>",
-        *told,
+        *results,
         _form(served),
         _scores(served),
         "<p>No medical device: nobody has approved it for decisions about patients.</p>",

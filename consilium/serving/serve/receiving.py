@@ -68,12 +68,12 @@ async def fields(request: Request) -> dict[str, str]:
 
 
 async def _bounded(request: Request, most: int) -> bytes:
-    """Return the body, unless it is longer than told, or than allowed, or comes too slowly."""
+    """Return the body, unless it is longer than announced or allowed, or comes too slowly."""
     if (encoding := request.headers.get("content-encoding", "identity").lower()) != "identity":
         raise Refusal(415, f"the body is packed as '{clean(encoding, 40)}', expected it as it is")
     too_long = Refusal(413, f"the body is longer than {most} bytes; ask about fewer at once")
-    told = request.headers.get("content-length", "")
-    if told.isdecimal() and int(told) > most:
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > most:
         raise too_long
     found = bytearray()
     try:

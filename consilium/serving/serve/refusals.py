@@ -33,7 +33,7 @@ class Refusal(Exception):
 
 
 FAILED = Refusal(500, "the server failed at this request; its log says where")
-"""An error of ours, whose text may hold a value and so is told to nobody."""
+"""An error of ours, whose text may hold a value and so is shown to nobody."""
 
 
 def json_response(

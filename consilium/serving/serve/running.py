@@ -32,7 +32,7 @@ def serve(
 
     Args:
         opened: is closed at the end.
-        announce: is told which model answers, and where.
+        announce: takes sentences for people: which model answers, and where.
 
     Raises:
         ModelError: the model cannot be used.
