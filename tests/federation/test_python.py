@@ -288,7 +288,9 @@ def test_model_of_a_site_predicts_frames_with_the_accuracy_of_its_card(tmp_path:
     assert (answers["class"] == frame["ill"]).mean() > 0.8
     path = tmp_path / "rows.csv"
     frame.drop(columns="ill").to_csv(path, index=False)
-    np.testing.assert_array_equal(answers["probability_yes"].to_numpy(), served.predict(path)["probability_yes"].to_numpy())
+    np.testing.assert_array_equal(
+        answers["probability_yes"].to_numpy(), served.predict(path)["probability_yes"].to_numpy()
+    )
 
 
 def test_row_that_cannot_be_read_keeps_its_place_with_the_reason() -> None:
@@ -311,7 +313,9 @@ def test_own_module_is_loaded_with_a_module_made_the_same_way() -> None:
     answers = cs.load_model(folder, module=Twice()).predict(x)
     with torch.no_grad():
         logits = result.model("berlin")(torch.from_numpy(x))
-    np.testing.assert_allclose(logits.softmax(1).numpy(), answers[["probability_0", "probability_1"]].to_numpy(), atol=1e-6)
+    np.testing.assert_allclose(
+        logits.softmax(1).numpy(), answers[["probability_0", "probability_1"]].to_numpy(), atol=1e-6
+    )
     with pytest.raises(ConsiliumError, match="array '"):
         cs.load_model(folder, module=nn.Sequential(nn.Linear(4, 2)))
 
