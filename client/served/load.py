@@ -16,6 +16,7 @@ from consilium.common.errors import ConsiliumError, ModelError, clean, listed
 from consilium.common.model import ModelRecord, Residuals, Temperature, read_arrays, read_record
 from consilium.common.seeds import seed_for
 from consilium.common.study.task import ImageTask
+from consilium.common.study.training import ModelConfig
 from consilium.common.weights.arrays import Weights
 
 UNFILLED = "a value is missing and cannot be filled, or is too large to be scaled"
@@ -151,8 +152,11 @@ def _built(record: ModelRecord, arrays: Weights, folder: Path, weights_dir: Path
 
 def _build(record: ModelRecord, arrays: Weights, folder: Path, weights_dir: Path | None) -> nn.Module:
     method, config, shape = build_method(record.method), record.model, record.task.input_shape
+    if record.complete:
+        config = config.model_copy(update={"pretrained": None})
+        _check_size(record, config, arrays, folder)
     built = build_model(
-        config.model_copy(update={"pretrained": None}) if record.complete else config,
+        config,
         input_shape=shape,
         num_outputs=record.task.num_outputs,
         weights_dir=weights_dir,
@@ -167,6 +171,21 @@ def _build(record: ModelRecord, arrays: Weights, folder: Path, weights_dir: Path
         return filled(model.module, arrays)
     except ModelError as error:
         raise ModelError(f"model '{folder}': {error}") from error
+
+
+def _check_size(record: ModelRecord, config: ModelConfig, arrays: Weights, folder: Path) -> None:
+    """Refuse a record whose model is larger than its arrays, before any memory is taken for it."""
+    try:
+        with torch.device("meta"):
+            task = record.task
+            planned = build_model(
+                config, input_shape=task.input_shape, num_outputs=task.num_outputs, weights_dir=None, seed=0
+            )
+    except (RuntimeError, NotImplementedError):
+        return  # a model of somebody's own that must have its memory at once
+    described = sum(part.numel() for part in planned.module.state_dict().values())
+    if described > (there := sum(array.size for array in arrays.values())):
+        raise ModelError(f"model '{folder}': describes a model of {described} numbers, its weights have {there}")
 
 
 def _completed(model: Model, arrays: Weights, record: ModelRecord) -> nn.Module:

@@ -62,8 +62,8 @@ class Recorded:
             case "too few":
                 return f"{begin}: too few patients to compare the two."
             case "not clear":
-                return f"{begin}: no clear difference ({change(self.difference, 3)}). These are other patients."
-        return f"{begin}: clearly {self.verdict} here ({change(self.difference, 3)}). These are other patients."
+                return f"{begin}: no clear difference ({change(self.difference, 3)}). The two are of different rows."
+        return f"{begin}: clearly {self.verdict} here ({change(self.difference, 3)}). The two are of different rows."
 
     def as_json(self) -> dict[str, Any]:
         """Return both as JSON."""

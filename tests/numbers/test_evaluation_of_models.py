@@ -227,7 +227,7 @@ def test_verdict_beside_the_recorded_score(old: tuple[int, int], new: tuple[int,
     assert verdict == found.verdict
     word = f"clearly {verdict}" if verdict != "not clear" else "no clear difference"
     assert word in found.sentence
-    assert "other patients" in found.sentence
+    assert "different rows" in found.sentence
 
 
 def test_same_rows_and_too_few_have_sentences_of_their_own() -> None:

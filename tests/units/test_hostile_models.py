@@ -100,7 +100,11 @@ def _set(*path: Any) -> Callable[[dict[str, Any]], None]:
     [
         (_set("files", {}), f"does not say which {WEIGHTS} belongs to it"),
         (_set("files", "../x", "0" * 64), "must be the name of a file or folder without a path"),
-        (_set("model", {"name": "mlp", "hidden": [10**18]}), "cannot be built as its record and its arrays say"),
+        (
+            _set("model", {"name": "mlp", "hidden": [200_000] * 3}),
+            "a model of 80001200001 numbers, its weights have 3",
+        ),
+        (_set("model", {"name": "mlp", "hidden": [10**18]}), "describes a model of 4000000000000000001 numbers"),
         (_set("model", {"name": "mlp", "hidden": [10**30]}), "cannot be built as its record and its arrays say"),
         (_set("task", {"kind": "features", "classes": ["a", "b"], "shape": [10**15] * 6}), "cannot be built"),
         (_set("model", "name", "\x1b[31m"), "model.name: must hold no control character"),
