@@ -197,7 +197,7 @@ def test_coordinator_needs_no_network(federation: Federation) -> None:
         "import subprocess; print(subprocess.run(['consilium', 'runs', '--home', '/server'], "
         "capture_output=True, text=True, check=True).stdout)",
     )
-    assert ["finished"] * 3 == [line.split("\t")[1] for line in listed.splitlines()]
+    assert ["state", *["finished"] * 3] == [line.split("\t")[1] for line in listed.splitlines()]
 
 
 def test_client_image_has_neither_pandas_nor_matplotlib(federation: Federation) -> None:
