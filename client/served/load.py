@@ -181,8 +181,8 @@ def _check_size(record: ModelRecord, config: ModelConfig, arrays: Weights, folde
             planned = build_model(
                 config, input_shape=task.input_shape, num_outputs=task.num_outputs, weights_dir=None, seed=0
             )
-    except (RuntimeError, NotImplementedError):
-        return  # a model of somebody's own that must have its memory at once
+    except (RuntimeError, NotImplementedError, ModelError):
+        return  # a module of somebody's own, which has its memory already; or one that cannot be built, as is said next
     described = sum(part.numel() for part in planned.module.state_dict().values())
     if described > (there := sum(array.size for array in arrays.values())):
         raise ModelError(f"model '{folder}': describes a model of {described} numbers, its weights have {there}")

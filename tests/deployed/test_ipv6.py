@@ -1,6 +1,7 @@
 """IPv6: an address in brackets wherever `host:port` is read, and a server, a site and pages on `::1` with real TLS."""
 
 import subprocess
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -116,14 +117,22 @@ def test_site_joins_over_ipv6(tmp_path: Path) -> None:
     with running_server(tmp_path, metrics=str(metrics), host="::1") as server:
         assert server.address.startswith("[::1]:")
         assert "::1" in certificate_hosts(server.home.certificate.read_bytes())
-        with urllib.request.urlopen(f"http://{metrics}/readyz", timeout=5) as answer:
-            assert b"ready\n" == answer.read()
+        until(lambda: is_ready(metrics))
         folder = join(server, tmp_path, "berlin")
         config = load_site(folder.settings)
         assert server.address == config.server
         findings = [check_tcp(config), check_tls(config), *check_greeting(config)]
         assert ["PASS"] * 4 == [finding.status for finding in findings], findings
         assert_attends(server, folder.settings, tmp_path)
+
+
+def is_ready(metrics: Address) -> bool:
+    """Return whether the server's page says so; a moment after the start it does not yet."""
+    try:
+        with urllib.request.urlopen(f"http://{metrics}/readyz", timeout=5) as answer:
+            return bool(b"ready\n" == answer.read())
+    except urllib.error.HTTPError:
+        return False
 
 
 def assert_attends(server: Server, settings: Path, folder: Path) -> None:
