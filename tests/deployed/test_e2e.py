@@ -144,6 +144,7 @@ def test_demo_prints_one_plain_line_per_round_without_a_terminal(demo: Demo) -> 
     assert "worst" in demo.output
 
 
+@pytest.mark.nightly
 def test_demo_leaves_a_study_with_which_methods_can_be_compared(demo: Demo, tmp_path: Path) -> None:
     """The same study in process, on the hospitals' own settings, has the numbers that the separate processes told."""
     study = load_study(demo.folder / "hospitals" / "study.toml")
@@ -215,7 +216,7 @@ def test_demo_with_the_same_seed_gives_the_same_weights(demo: Demo, tmp_path_fac
     ).read_bytes()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.nightly)])
 def test_demo_that_is_stopped_leaves_no_process_behind(number: signal.Signals, tmp_path: Path) -> None:
     """Ctrl-C ends every process and exits with 130; so does even a kill, a few seconds later."""
     mark = uuid.uuid4().hex

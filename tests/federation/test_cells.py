@@ -222,6 +222,7 @@ def test_scale_that_a_site_forbids_is_told_before_anything_is_trained(study: Stu
     assert not find_sites(tmp_path, free, weights_dir=None)["lyon"].share_scale
 
 
+@pytest.mark.nightly
 def test_results_do_not_depend_on_the_number_of_jobs(study: StudyConfig, folder: Path, tmp_path: Path) -> None:
     """Equal to the bit, but for times; and this process's own environment is left as it was."""
     before = dict(os.environ)

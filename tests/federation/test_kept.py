@@ -94,6 +94,7 @@ def test_many_sites_are_built_once_while_there_is_room(
     assert sorted(MANY) == sorted(built)
 
 
+@pytest.mark.nightly
 def test_without_room_sites_are_built_anew_and_serve_the_same(
     make_sites: MakeSites, make_study: MakeStudy, tmp_path: Path, built: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

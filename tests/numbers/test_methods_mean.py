@@ -527,6 +527,7 @@ def comes_to_rest(kind: str) -> dict[str, Any]:
     return values | {"quorum": 1, "evaluate_every": 160, "local_baseline": False, "task": TASK}
 
 
+@pytest.mark.nightly
 def test_feddyn_comes_to_rest_where_scaffold_does_whatever_was_lost(
     tmp_path: Path, make_sites: MakeSites, make_study: MakeStudy
 ) -> None:
