@@ -4,14 +4,13 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from consilium.common.study.names import ClassName, without_duplicates
-from consilium.common.study.task_base import Regression, TaskBase
+from consilium.common.study.task_base import LabelTask
 
 MAX_SCALED = 10_000
 """Most features that a scale covers: each has its name in results and messages."""
 
 
-class FeaturesTask(TaskBase):
+class FeaturesTask(LabelTask):
     """Learn from arrays as they are: an `.npz` file with numbers `x` of any shape per example, and labels `y`.
 
     The label is one of `classes`, or with `regression` a number.
@@ -21,10 +20,6 @@ class FeaturesTask(TaskBase):
     kind: Literal["features"] = "features"
     shape: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1, max_length=6)
     """Shape of one example, without the number of examples."""
-    classes: tuple[ClassName, ...] = ()
-    """Names of the classes; two give one logit. Leave it out where the label is a number."""
-    regression: Regression | None = None
-    """The label is a number, in place of `classes`."""
     scale: Literal["federation", "site"] | None = None
     """Whose training examples the features are standardised by, one by one, where an example is a row of them; None:
     they stay as they are.
@@ -32,9 +27,6 @@ class FeaturesTask(TaskBase):
 
     @model_validator(mode="after")
     def _check(self) -> "FeaturesTask":
-        without_duplicates(self.classes, what="classes")
-        if (self.regression is None) == (not self.classes) or len(self.classes) == 1:
-            raise ValueError("give either 'classes', at least two, or 'regression' for a label that is a number")
         if self.scale is not None and (len(self.shape) > 1 or self.shape[0] > MAX_SCALED):
             raise ValueError(
                 f"scale = '{self.scale}' standardises the features of a row, at most {MAX_SCALED}, but shape is "
@@ -61,20 +53,3 @@ class FeaturesTask(TaskBase):
     def agrees_on_scale(self) -> bool:
         """Whether the scale is settled in the handshake."""
         return self.scale == "federation"
-
-    @property
-    def score(self) -> str:
-        """Name of the share of correct answers."""
-        if self.regression is None:
-            return super().score
-        return f"share within {self.regression.tolerance:g} of the true number"
-
-    @property
-    def constant(self) -> str:
-        """Name of the constant answer."""
-        return super().constant if self.regression is None else "training mean"
-
-    @property
-    def number(self) -> Regression | None:
-        """How a label that is a number is answered; None where it is a class."""
-        return self.regression

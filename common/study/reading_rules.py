@@ -11,7 +11,7 @@ WITH_HIDDEN = ("mlp", "mlp_bn")
 """Models that read `model.hidden`."""
 
 
-class Study(Protocol):
+class Settings(Protocol):
     """The part of a study that these rules read."""
 
     @property
@@ -40,7 +40,7 @@ class Study(Protocol):
         ...
 
 
-def hidden_layers_are_read(study: Study) -> str | None:
+def hidden_layers_are_read(study: Settings) -> str | None:
     """`model.hidden` is for models with hidden layers to choose."""
     if study.model.hidden is None or study.model.name in WITH_HIDDEN:
         return None
@@ -50,7 +50,7 @@ def hidden_layers_are_read(study: Study) -> str | None:
     )
 
 
-def head_layers_are_read(study: Study) -> str | None:
+def head_layers_are_read(study: Settings) -> str | None:
     """`model.head` is for models and methods whose head may have several layers."""
     if study.model.head is None:
         return None
@@ -61,12 +61,12 @@ def head_layers_are_read(study: Study) -> str | None:
     return None
 
 
-def metrics_fit(study: Study) -> str | None:
+def metrics_fit(study: Settings) -> str | None:
     """A metric is of classes or of numbers, as the task's labels are."""
     return unfit(study.metrics, classes=bool(study.task.classes))
 
 
-def metrics_can_be_measured(study: Study) -> str | None:
+def metrics_can_be_measured(study: Settings) -> str | None:
     """Metrics need validation examples."""
     if not study.metrics or study.split.validation > 0 or study.split.parts is not None:
         return None

@@ -5,9 +5,9 @@ from typing import Protocol
 
 from consilium.common.codecs import build_chain
 from consilium.common.study.codecs import CodecConfig
-from consilium.common.study.methods import MethodConfig
 from consilium.common.study.patterns import EXAMPLE, file_pattern
 from consilium.common.study.reading_rules import (
+    Settings,
     head_layers_are_read,
     hidden_layers_are_read,
     metrics_can_be_measured,
@@ -15,37 +15,17 @@ from consilium.common.study.reading_rules import (
 )
 from consilium.common.study.signals import CANDIDATE_LOSSES, CLASS_COUNTS, EFFECTIVE_STEPS, WITHOUT_ERROR
 from consilium.common.study.strategies import StrategyConfig
-from consilium.common.study.task import ImageTask, TableTask, Task
-from consilium.common.study.training import ModelConfig, SplitConfig, TrainingConfig
+from consilium.common.study.task import ImageTask, TableTask
+from consilium.common.study.training import TrainingConfig
 from consilium.common.study.weightings import WeightingConfig
 
 
-class Study(Protocol):
+class Study(Settings, Protocol):
     """The part of a study that the rules read."""
-
-    @property
-    def task(self) -> Task:
-        """What is predicted."""
-        ...
-
-    @property
-    def model(self) -> ModelConfig:
-        """Which model."""
-        ...
 
     @property
     def training(self) -> TrainingConfig:
         """How a site trains in one round."""
-        ...
-
-    @property
-    def split(self) -> SplitConfig:
-        """How each site divides its rows."""
-        ...
-
-    @property
-    def method(self) -> MethodConfig:
-        """What sites share, train and serve."""
         ...
 
     @property
@@ -81,11 +61,6 @@ class Study(Protocol):
     @property
     def needs(self) -> frozenset[str]:
         """Measurements that sites send in addition to the usual ones."""
-        ...
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """Metrics in addition to loss and accuracy."""
         ...
 
     @property

@@ -16,7 +16,7 @@ from consilium.common.study.names import ClassName, ColumnName, without_duplicat
 from consilium.common.study.parts import OwnKinds
 from consilium.common.study.record import Record
 from consilium.common.study.scale import ColumnScale, Scale, joined
-from consilium.common.study.task_base import Regression, TaskBase
+from consilium.common.study.task_base import LabelTask, Regression, TaskBase
 
 __all__ = [
     "CategoryColumn",
@@ -119,7 +119,7 @@ def _known_scale(value: Any) -> Any:
     return value
 
 
-class TableTask(TaskBase):
+class TableTask(LabelTask):
     """Learn from rows of a table: `.csv` files with a header, or `.parquet` files, in a site's data folder.
 
     The label is one of `classes`, or with `regression` a number. `scale` says how number columns are standardised: by
@@ -129,10 +129,6 @@ class TableTask(TaskBase):
 
     data_kinds: ClassVar[tuple[str, ...]] = ("table",)
     kind: Literal["table"] = "table"
-    classes: tuple[ClassName, ...] = ()
-    """Names of the classes; two give one logit. Leave it out where the label is a number."""
-    regression: Regression | None = None
-    """The label is a number, in place of `classes`."""
     label: ColumnName
     """The column with the class or the number."""
     columns: dict[ColumnName, Column] = Field(min_length=1)
@@ -146,9 +142,6 @@ class TableTask(TaskBase):
 
     @model_validator(mode="after")
     def _check(self) -> "TableTask":
-        without_duplicates(self.classes, what="classes")
-        if (self.regression is None) == (not self.classes) or len(self.classes) == 1:
-            raise ValueError("give either 'classes', at least two, or 'regression' for a label that is a number")
         if self.label in self.columns:
             raise ValueError(f"label '{self.label}' is also a feature column")
         if isinstance(self.scale, dict) and (differing := sorted(self.scale.keys() ^ set(self.scaled_columns))):
@@ -186,21 +179,9 @@ class TableTask(TaskBase):
         return joined([given[name] for name in self.scaled_columns])
 
     @property
-    def score(self) -> str:
-        """Name of the share of correct answers."""
-        if self.regression is None:
-            return super().score
-        return f"share within {self.regression.tolerance:g} of the true '{self.label}'"
-
-    @property
-    def constant(self) -> str:
-        """Name of the constant answer."""
-        return super().constant if self.regression is None else "training mean"
-
-    @property
-    def number(self) -> Regression | None:
-        """How a label that is a number is answered; None where it is a class."""
-        return self.regression
+    def label_name(self) -> str:
+        """The label's column."""
+        return f"'{self.label}'"
 
 
 Task = Annotated[ImageTask | TableTask | FeaturesTask, Field(discriminator="kind"), OwnKinds("tasks", TaskBase)]

@@ -1,10 +1,10 @@
 """What every task of a study has, and how a label that is a number is answered."""
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from consilium.common.study.names import ClassName, PlainName
+from consilium.common.study.names import ClassName, PlainName, without_duplicates
 from consilium.common.study.record import Record
 from consilium.common.study.scale import Scale
 
@@ -85,3 +85,41 @@ class Regression(Record):
     def reach(self) -> float:
         """How far an answer may be off in the model's units: the tolerance and the rounding of float32."""
         return self.tolerance / self.scale + _ROUNDING
+
+
+class LabelTask(TaskBase):
+    """A task whose label is one of `classes`, or with `regression` a number."""
+
+    classes: tuple[ClassName, ...] = ()
+    """Names of the classes; two give one logit. Leave it out where the label is a number."""
+    regression: Regression | None = None
+    """The label is a number, in place of `classes`."""
+
+    @model_validator(mode="after")
+    def _check_label(self) -> Self:
+        without_duplicates(self.classes, what="classes")
+        if (self.regression is None) == (not self.classes) or len(self.classes) == 1:
+            raise ValueError("give either 'classes', at least two, or 'regression' for a label that is a number")
+        return self
+
+    @property
+    def label_name(self) -> str:
+        """What the label is called in the name of the score."""
+        return "number"
+
+    @property
+    def score(self) -> str:
+        """Name of the share of correct answers."""
+        if self.regression is None:
+            return super().score
+        return f"share within {self.regression.tolerance:g} of the true {self.label_name}"
+
+    @property
+    def constant(self) -> str:
+        """Name of the constant answer."""
+        return super().constant if self.regression is None else "training mean"
+
+    @property
+    def number(self) -> Regression | None:
+        """How a label that is a number is answered; None where it is a class."""
+        return self.regression
