@@ -85,6 +85,21 @@ def test_run_of_the_coordinator_has_the_federations_model(tmp_path: Path, run: P
     assert (None, (), None) == (model.record.provenance.site, model.record.scores, model.record.provenance.data_digest)
 
 
+def test_coordinators_model_has_the_backbone_that_nobody_trained(
+    tmp_path: Path, make_sites: MakeSites, make_study: MakeStudy
+) -> None:
+    """Its folder holds the shared head alone; the rest follows from the study's seed, as at the sites."""
+    sites, head = make_sites(), {**MODEL, "trainable": "head"}
+    run_in_process(make_study(rounds=1, model=head), sites, tmp_path / "run")
+    model, own = (
+        load_model(folder)
+        for folder in (tmp_path / "run" / "model", state_dir(sites["lyon"], tmp_path / "run") / "models" / "global")
+    )
+    assert {"head.weight", "head.bias"} == load_file(tmp_path / "run" / "model" / WEIGHTS).keys()
+    x = torch.randn(7, 2, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(own.logits(x), model.logits(x))
+
+
 def test_run_whose_method_keeps_a_part_at_sites_has_no_whole_model(
     tmp_path: Path, make_sites: MakeSites, make_study: MakeStudy
 ) -> None:
