@@ -11,6 +11,27 @@ from consilium.client.data import Examples
 from consilium.common.weights.arrays import Weights
 
 
+@dataclass(frozen=True, eq=False)
+class Noise:
+    """How a site's training is made differentially private; see `consilium.client.training.private`.
+
+    Args:
+        multiplier: standard deviation of the noise on a step's sum of clipped gradients, in units of `clip`.
+        clip: largest Euclidean norm of one unit's gradient.
+        rate: probability with which a unit takes part in a step, each by itself.
+        units: for how many units the sum is divided: the announced number, not the true one.
+        groups: the patient of each training row `(N,)`; None where every row is a unit.
+        adaptive: the part of the gradients that the clip should leave as they are; None: it stays as it is.
+    """
+
+    multiplier: float
+    clip: float
+    rate: float
+    units: float
+    groups: Tensor | None = None
+    adaptive: float | None = None
+
+
 @dataclass(frozen=True)
 class LocalWork:
     """How much to train, on what, and how.
@@ -22,6 +43,7 @@ class LocalWork:
         control: the control variate that the server sent along (SCAFFOLD); empty otherwise.
         precision: of the forward and backward pass; weights, gradients and steps are float32.
         micro_batch_size: most examples at a time; a batch's gradient is the sum over its pieces.
+        noise: of training that leaves the site in a private study; None for training that does not, or elsewhere.
     """
 
     examples: Examples
@@ -37,6 +59,7 @@ class LocalWork:
     control: Weights = field(default_factory=dict)
     precision: Literal["float32", "bfloat16"] = "float32"
     micro_batch_size: int | None = None
+    noise: Noise | None = None
 
     def tuned(
         self,

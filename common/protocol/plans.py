@@ -10,7 +10,7 @@ from consilium.common.study.record import Record
 from consilium.common.study.scale import Scale
 from consilium.common.study.study import StudyConfig
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 """Version of plans and replies, raised by every change that another release could misread."""
 
 CODEC_VERSION = 1
@@ -37,7 +37,7 @@ def study_digest(study: StudyConfig) -> str:
 
 
 class _Plan(Record):
-    protocol: Literal[5] = 5
+    protocol: Literal[6] = 6
     codecs: Literal[1] = 1
     run: RunName
     site: SiteName

@@ -26,7 +26,7 @@ MAX_SECONDS = 1e7
 
 
 class _Reply(Record):
-    protocol: Literal[5] = 5
+    protocol: Literal[6] = 6
     codecs: Literal[1] = 1
     run: RunName
     site: SiteName

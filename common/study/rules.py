@@ -6,6 +6,7 @@ from typing import Protocol
 from consilium.common.codecs import build_chain
 from consilium.common.study.codecs import CodecConfig
 from consilium.common.study.patterns import EXAMPLE, file_pattern
+from consilium.common.study.privacy import PrivacyConfig
 from consilium.common.study.reading_rules import (
     Settings,
     head_layers_are_read,
@@ -46,6 +47,11 @@ class Study(Settings, Protocol):
     @property
     def downlink(self) -> tuple[CodecConfig, ...]:
         """How weights travel."""
+        ...
+
+    @property
+    def privacy(self) -> PrivacyConfig:
+        """What protects patients and sites."""
         ...
 
     @property

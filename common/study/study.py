@@ -15,6 +15,7 @@ from consilium.common.study.extents import RangeTable
 from consilium.common.study.methods import FedAvgMethod, MethodConfig
 from consilium.common.study.metrics import known_metrics
 from consilium.common.study.names import SiteName, without_duplicates
+from consilium.common.study.privacy import PrivacyConfig
 from consilium.common.study.record import Record
 from consilium.common.study.rules import problems
 from consilium.common.study.strategies import FedAvgStrategy, StrategyConfig
@@ -54,6 +55,8 @@ class StudyConfig(Record):
     """How updates travel: a chain of codecs, each with `kind` and its settings."""
     downlink: tuple[CodecConfig, ...] = ()
     """How weights travel, likewise; a site that holds the weights of the round before gets the coded difference."""
+    privacy: PrivacyConfig = Field(default=PrivacyConfig(), exclude_if=lambda privacy: privacy == PrivacyConfig())
+    """What protects patients and sites from those who see what leaves; by default only what stays at the sites."""
     cohort_fraction: float = Field(default=1.0, gt=0, le=1)
     """Part of the sites asked in each round, rounded up; a site trains alone in the rounds it is asked in."""
     quorum: int | None = Field(default=None, ge=1)

@@ -1,0 +1,1 @@
+"""What a hospital promises its patients: the budget, its ledger, sums in place of updates, and a policy."""

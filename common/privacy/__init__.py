@@ -1,0 +1,1 @@
+"""The mathematics of privacy that the server and the sites share."""
