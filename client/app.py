@@ -1,30 +1,36 @@
-"""Composition root of the Flower ClientApp: find this site's settings, answer the plan, say what failed."""
+"""Composition root of the Flower ClientApp: find this site's settings and policy, answer the plan, say what failed."""
 
 import logging
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from consilium.client.flower.app import answer_flower
+from consilium.client.flower.app import admit_flower, answer_flower
 from consilium.client.flower.message import content_of, plan_of
+from consilium.client.privacy.entries import Answered, answer_in, entry_of, entry_of_crash
+from consilium.client.privacy.policy.case import Case, with_data
+from consilium.client.privacy.policy.leaving import as_it_leaves
+from consilium.client.privacy.policy.order_rules import forget_sizes
+from consilium.client.privacy.policy.reading import forget_policies, policy_of
+from consilium.client.privacy.policy.rules import check
 from consilium.client.site.accepted import check_accepted
 from consilium.client.site.journal import note_answer, note_failure, note_study
 from consilium.client.site.memory import has_room
 from consilium.client.site.site import Site
 from consilium.client.site.state_folder import study_of
-from consilium.client.wire.orders import Orders
+from consilium.client.wire.books import Books, books_of, close_books, settings_of
 from consilium.common.codecs import Payload
-from consilium.common.errors import ConfigError, ConsiliumError, DataError, ProtocolError, StateError
-from consilium.common.host.study_key import read_study_public
+from consilium.common.errors import ConsiliumError, DataError, ProtocolError, StateError
+from consilium.common.protocol.audit import AuditHead
 from consilium.common.protocol.parse import parse_plan
 from consilium.common.protocol.plans import HandshakePlan, Plan, study_digest
 from consilium.common.protocol.replies import FailureReply, Reply
-from consilium.common.study.load import load_site
 from consilium.common.study.parts import only
+from consilium.common.study.policy import UNBOUND, PolicyConfig
 from consilium.common.study.site import SiteConfig
 from consilium.common.study.study import StudyConfig
 from consilium.common.wire.envelope import Order
@@ -37,11 +43,14 @@ LEAST_WARM = 64
 """How many sites one process keeps in memory in any case; more of them only while the machine has room."""
 NO_RUN = "unknown"
 """The run's name in the reply to an order that names none."""
+DEFAULTS = PolicyConfig()
+"""The policy of a site without a `policy.toml`, for orders of a server."""
 
 
 @dataclass(frozen=True)
 class _Warm:
     config: SiteConfig
+    policy: PolicyConfig
     run: str
     study: StudyConfig
     digest: str
@@ -50,17 +59,13 @@ class _Warm:
 
 _warm: dict[Path, _Warm] = {}
 """The last run's study and Site per settings file: data and model stay in memory from message to message."""
-_read_settings: dict[Path, tuple[tuple[int, int, int] | None, SiteConfig]] = {}
-"""Settings per file, with inode, time and size of the file when it was read, by which a change is noticed."""
-_ledgers: dict[Path, tuple[SiteConfig, Orders]] = {}
-"""The ledger of orders per settings file."""
 
 
 @app.train()
 def answer(message: Message, context: Context) -> Message:
     """Answer the plan in a message: Flower's way in, for a federation in one process."""
     path, began = Path(str(context.node_config["site"])), time.monotonic()
-    config = _settings(path)
+    config = settings_of(path)
     try:
         with only(config.parts):
             plan, payload = plan_of(message)
@@ -74,8 +79,9 @@ def answer(message: Message, context: Context) -> Message:
 def answer_order(path: Path, signed: bytes, payload: Payload | None) -> tuple[str, bytes | None]:
     """Answer an order as it came from the server: the reply's JSON and its payload.
 
-    An order that this site does not obey is answered with the reason, and goes to the program's log alone: a sender
-    without the study's key must not be able to fill this site's disk.
+    Every order that the study's key signed for this site has a line in its audit log before its answer leaves. Another
+    is answered with the reason, and goes to the program's log alone: a sender without the key must not be able to fill
+    this site's disk.
 
     Args:
         path: the site's `site.toml`.
@@ -83,79 +89,88 @@ def answer_order(path: Path, signed: bytes, payload: Payload | None) -> tuple[st
     Raises:
         RuntimeError: any error but a ConsiliumError; its text may go to the server.
     """
-    config, began = _settings(path), time.monotonic()
+    config, began = settings_of(path), time.monotonic()
     try:
-        orders = orders_of(path)
-        order = orders.open(signed, payload)
+        books = books_of(path)
+        order = books.orders.open(signed, payload)
     except ConsiliumError as error:
         log.error("order refused error=%s message=%s", type(error).__name__, error)
         return _failure(config, NO_RUN, error, began).model_dump_json(), None
-    if order.kind == "flower":
-        return _obey_flower(path, config, orders, order, payload)
-    reply, content = _obey(path, config, orders, order, payload)
-    return reply.model_dump_json(), content
-
-
-def orders_of(path: Path) -> Orders:
-    """Return the ledger of a site, kept open from order to order as long as its settings are the same.
-
-    Raises:
-        ConfigError: the study's public key cannot be read.
-        StateError: the ledger is damaged.
-    """
-    config = _settings(path)
-    if path not in _ledgers or _ledgers[path][0] != config:
-        key = read_study_public(config.study_key)
-        _ledgers[path] = config, Orders(config.state_dir, site=config.name, key=key, max_runs=config.max_runs)
-    return _ledgers[path][1]
-
-
-def _obey(
-    path: Path, config: SiteConfig, orders: Orders, order: Order, payload: Payload | None
-) -> tuple[Reply, bytes | None]:
-    began = time.monotonic()
     try:
-        with only(config.parts):
-            plan, done = parse_plan(order.text), False
-        orders.admit(order, plan)
-        try:
-            reply, content = answer_plan(path, plan, payload)
-            done = not isinstance(reply, FailureReply)
-        finally:
-            orders.answered(order, plan if done else None)
-        return reply, content
-    except ConsiliumError as error:
-        log.error("order refused run=%s number=%d message=%s", order.run, order.number, error)
-        return _failure(config, order.run, error, began), None
-
-
-def _obey_flower(
-    path: Path, config: SiteConfig, orders: Orders, order: Order, payload: Payload | None
-) -> tuple[str, bytes | None]:
-    began = time.monotonic()
+        answered = _obey(path, books, order, payload)
+    except RuntimeError:
+        books.audit.note("RuntimeError", entry_of_crash(order))
+        books.orders.answered(order)
+        raise
     try:
-        return answer_flower(config, path.resolve().parent, order, payload, orders)
-    except ConsiliumError as error:
-        log.error("order refused run=%s number=%d message=%s", order.run, order.number, error)
+        head = _noted(books, order, answered)
+    except StateError as error:  # what is not written down does not leave
+        log.error("order answered in vain run=%s message=%s", order.run, error)
         return _failure(config, order.run, error, began).model_dump_json(), None
+    return answered.reply.model_copy(update={"audit": head}).model_dump_json(), answered.content
 
 
-def answer_plan(path: Path, plan: Plan, payload: Payload | None) -> tuple[Reply, bytes | None]:
+def _noted(books: Books, order: Order, answered: Answered) -> AuditHead | None:
+    """Write an order into the audit log, and as answered into the ledger; return the log's new head."""
+    signed = books.audit.note(answer_in(answered), entry_of(order, answered))
+    head = AuditHead(**asdict(signed)) if signed is not None else None
+    if answered.is_used:
+        books.orders.answered(order, answered.plan if answered.is_obeyed else None, audit=head)
+    return head
+
+
+def _obey(path: Path, books: Books, order: Order, payload: Payload | None) -> Answered:
+    """Do what an order asks; one that is refused before anything was done is not used up."""
+    config, began = settings_of(path), time.monotonic()
+    plan: Plan | None = None
+    try:
+        policy = policy_of(path, otherwise=DEFAULTS)
+        case = _case(path, config, policy, order.run, recent=books.audit.obeyed())
+        check("order", case)
+        if order.kind == "flower":
+            check("app", case)
+            folder = path.resolve().parent
+            asked = admit_flower(config, folder, order, books.orders)
+        else:
+            with only(config.parts):
+                plan = parse_plan(order.text)
+            books.orders.admit(order, plan)
+            reply, content = answer_plan(path, plan, payload, otherwise=DEFAULTS)
+            return Answered(reply, content, plan, _shared(path, plan))
+    except ConsiliumError as error:
+        log.error("order refused run=%s number=%d message=%s", order.run, order.number, error)
+        return Answered(_failure(config, order.run, error, began), plan=plan, is_used=False)
+    try:
+        return Answered(*answer_flower(config, folder, asked, payload))
+    except ConsiliumError as error:
+        log.error("app failed run=%s number=%d message=%s", order.run, order.number, error)
+        return Answered(_failure(config, order.run, error, began))
+
+
+def answer_plan(
+    path: Path, plan: Plan, payload: Payload | None, *, otherwise: PolicyConfig = UNBOUND
+) -> tuple[Reply, bytes | None]:
     """Answer one plan; a ConsiliumError becomes a FailureReply, never a stack trace on the wire.
 
     Args:
         path: the site's `site.toml`.
+        otherwise: the policy of a site that has no `policy.toml`.
 
     Raises:
         RuntimeError: any other error; its text may go to the server.
     """
-    config, began = _settings(path), time.monotonic()
+    config, began = settings_of(path), time.monotonic()
     try:
         if plan.site != config.name:
             raise ProtocolError(f"the plan is for site '{plan.site}', this is site '{config.name}'")
         with only(config.parts):
-            warm = _warmed(path, config, plan)
-            reply, content = warm.site.answer(plan, payload)
+            policy = policy_of(path, otherwise=otherwise)
+            warm = _warmed(path, config, policy, plan)
+            facts = warm.site.facts
+            case = _case(path, config, policy, plan.run, study=warm.study, digest=warm.digest)
+            check("data", with_data(case, facts.card, facts.shared))
+            answered, content = warm.site.answer(plan, payload)
+            reply = as_it_leaves(answered, policy, noised=warm.study.privacy.examples is not None)
             if isinstance(plan, HandshakePlan):
                 note_study(config, warm.study, run=plan.run, changes=check_accepted(path, config, warm.study))
         note_answer(config, warm.study, plan, reply, bytes_up=len(content or b""), bytes_down=len(payload or b""))
@@ -163,8 +178,9 @@ def answer_plan(path: Path, plan: Plan, payload: Payload | None) -> tuple[Reply,
         return reply, content
     except ConsiliumError as error:
         log.error("plan failed kind=%s error=%s message=%s", plan.kind, type(error).__name__, error)
-        note_failure(config, _study_of(path, plan), plan, error)
-        return _failure(config, plan.run, error, began), None
+        note_failure(config, study := _study_of(path, plan), plan, error)
+        private = study is None or study.privacy.examples is not None
+        return _failure(config, plan.run, error, began, private=private), None
     except Exception as error:
         # The text of this error can hold a path or a value, and would go to the server.
         log.exception("plan failed unexpectedly kind=%s", plan.kind)
@@ -172,75 +188,82 @@ def answer_plan(path: Path, plan: Plan, payload: Payload | None) -> tuple[Reply,
         raise RuntimeError(f"unexpected {type(error).__name__}; the log of site '{config.name}' says more") from None
 
 
-def _settings(path: Path) -> SiteConfig:
-    """Return a site's settings, read again when the file has changed."""
-    now, known = _facts_of(path), _read_settings.get(path)
-    if known is not None and known[0] == now:
-        return known[1]
-    try:
-        config = load_site(path)
-        _read_settings[path] = now, config
-        return config
-    except ConfigError as error:
-        log.error("settings cannot be used message=%s", error)
-        raise RuntimeError("this site's settings cannot be used; its log says why") from None
-
-
-def _facts_of(path: Path) -> tuple[int, int, int] | None:
-    """Return inode, time and size, which change with a file; None for a missing one, which `load_site` reports."""
-    try:
-        at = path.stat()
-    except OSError:
-        return None
-    return at.st_ino, at.st_mtime_ns, at.st_size
-
-
-def _failure(config: SiteConfig, run: str, error: ConsiliumError, began: float) -> FailureReply:
+def _failure(
+    config: SiteConfig, run: str, error: ConsiliumError, began: float, *, private: bool = False
+) -> FailureReply:
     return FailureReply(
         run=run,
         site=config.name,
         pid=os.getpid(),
         seconds=time.monotonic() - began,
         error=type(error).__name__,
-        message=_disclosed(error, config),
+        message=_disclosed(error, config, private=private),
     )
 
 
-def _warmed(path: Path, config: SiteConfig, plan: Plan) -> _Warm:
+def _warmed(path: Path, config: SiteConfig, policy: PolicyConfig, plan: Plan) -> _Warm:
     """Return the plan's study with its Site, from memory if they are there.
 
     Raises:
-        ConsiliumError: another study than this site accepted or than the run began with; data or model do not fit.
+        ConsiliumError: another study than this site accepted, than its policy allows, or than the run began with; data
+            or model do not fit.
     """
     warm = _warm.get(path)
+    is_same = warm is not None and (warm.config, warm.policy) == (config, policy)
     if isinstance(plan, HandshakePlan):
         study, digest, site = plan.study, study_digest(plan.study), None
-    elif warm is not None and (warm.config, warm.run, warm.digest) == (config, plan.run, plan.study):
-        check_accepted(path, config, warm.study)
-        return warm
+    elif warm is not None and is_same and (warm.run, warm.digest) == (plan.run, plan.study):
+        study, digest, site = warm.study, warm.digest, warm.site
     else:
         digest = plan.study
         study = study_of(config.state_dir, run=plan.run, digest=digest, site=config.name)
-        site = warm.site if warm is not None and (warm.config, warm.digest) == (config, digest) else None
+        site = warm.site if warm is not None and is_same and warm.digest == digest else None
+    check("study", _case(path, config, policy, plan.run, study=study, digest=digest))
     check_accepted(path, config, study)
+    if warm is not None and site is warm.site and warm.run == plan.run:
+        return warm
     _warm.pop(path, None)
     del warm  # frees its data and model before those that replace them are read
     if len(_warm) >= LEAST_WARM and not has_room():
         _warm.popitem()  # the newest: sites are asked in turn, so the oldest is needed next
-    _warm[path] = _Warm(config, plan.run, study, digest, site or Site(config, study))
+    _warm[path] = _Warm(config, policy, plan.run, study, digest, site or Site(config, study, policy=policy))
     return _warm[path]
 
 
+def _case(
+    path: Path,
+    config: SiteConfig,
+    policy: PolicyConfig,
+    run: str,
+    *,
+    recent: int = 0,
+    study: StudyConfig | None = None,
+    digest: str = "",
+) -> Case:
+    return Case(config.name, run, policy, path.parent, config.state_dir, recent=recent, study=study, digest=digest)
+
+
+def _shared(path: Path, plan: Plan) -> frozenset[str]:
+    """Return the names of the arrays that may leave in a run, as far as they are known."""
+    warm = _warm.get(path)
+    return frozenset(warm.site.facts.shared) if warm is not None and warm.run == plan.run else frozenset()
+
+
 def forget_sites() -> None:
-    """Let go of every site's data and model, and of its ledger."""
+    """Let go of every site's data and model, and of its books and its policy."""
     _warm.clear()
-    _read_settings.clear()
-    _ledgers.clear()
+    close_books()
+    forget_policies()
+    forget_sizes()
 
 
-def _disclosed(error: ConsiliumError, config: SiteConfig) -> str:
-    """Return what the server may know of an error: paths and file names can hold patients' names."""
-    if config.share_error_details:
+def _disclosed(error: ConsiliumError, config: SiteConfig, *, private: bool) -> str:
+    """Return what the server may know of an error: paths and file names can hold patients' names.
+
+    Args:
+        private: the study is private, or unknown: what is wrong with data is not told, whatever the settings say.
+    """
+    if config.share_error_details and not private:
         return str(error)
     if isinstance(error, DataError | StateError):
         return f"{type(error).__name__}; the sentence that says why is in the log of site '{config.name}'"

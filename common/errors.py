@@ -14,8 +14,9 @@
     |-- PortInUse          11   something else listens on the port
     |-- ProtocolError      12   a message that does not follow the protocol
     |   `-- UpdateRejected      an update that is unusable, with the reason's short name
-    |-- PrivacyBudgetSpent 13   reserved for privacy accounting
-    `-- RunFailed          14   the server's run ended without a result
+    |-- PrivacyBudgetSpent 13   an answer would cost more of a site's privacy budget than is left, or nobody knows
+    |-- RunFailed          14   the server's run ended without a result
+    `-- PolicyRefused      15   a site's own policy forbids what a plan asks
 
 Errors are caught only at the composition roots. A message says who, what was seen and what was
 expected; never array contents, never example data. Text that others wrote enters it by way of `clean`.
@@ -109,7 +110,7 @@ class UpdateRejected(ProtocolError):
 
 
 class PrivacyBudgetSpent(ConsiliumError):
-    """A site's privacy budget allows no further answer; reserved, nothing raises it yet."""
+    """A site's privacy budget allows no further answer, or what was spent of it is no longer known."""
 
     exit_code = 13
 
@@ -118,6 +119,12 @@ class RunFailed(ConsiliumError):
     """The server's run ended without a result."""
 
     exit_code = 14
+
+
+class PolicyRefused(ConsiliumError):
+    """A site's own policy forbids what a plan asks; no plan overrides it."""
+
+    exit_code = 15
 
 
 EXIT_CODES: dict[str, int] = {
@@ -136,6 +143,7 @@ EXIT_CODES: dict[str, int] = {
         ProtocolError,
         PrivacyBudgetSpent,
         RunFailed,
+        PolicyRefused,
     )
 }
 

@@ -6,7 +6,7 @@ from pydantic import ConfigDict, Field
 
 from consilium.common.protocol.cards import Count, Versions
 from consilium.common.protocol.counts import TestCounts
-from consilium.common.protocol.replies import HandshakeReply
+from consilium.common.protocol.replies import HandshakeReply, PrivacySpent
 from consilium.common.study.names import ClassName, SiteName
 from consilium.common.study.record import Record
 from consilium.common.study.scale import ColumnScale
@@ -21,6 +21,7 @@ class SiteRound(Record):
         metrics: measured by the site: `global.loss`, `personal.accuracy`, ...
         weight: the site's share of the round; None where the round ended before it was known.
         signals: the measurements that the share was computed from.
+        privacy: what a private study has spent at the site after this round; None in other studies.
     """
 
     num_examples: int
@@ -28,6 +29,7 @@ class SiteRound(Record):
     metrics: dict[str, float]
     weight: float | None = Field(default=None, exclude_if=lambda weight: weight is None)
     signals: dict[str, float] = Field(default_factory=dict)
+    privacy: PrivacySpent | None = Field(default=None, exclude_if=lambda privacy: privacy is None)
 
 
 class RoundRecord(Record):
@@ -39,6 +41,7 @@ class RoundRecord(Record):
         update_norm: Euclidean norm of the change of the global weights.
         downlink_nmse: squared error of the coded weights over the squared norm of their change.
         notes: why the round was not weighted as the study says.
+        site_epsilon: what the weights of all rounds so far tell of any one site, with site-level privacy; None without.
     """
 
     round: int
@@ -55,6 +58,7 @@ class RoundRecord(Record):
     update_norm: float = 0.0
     downlink_nmse: float = 0.0
     notes: tuple[str, ...] = ()
+    site_epsilon: float | None = Field(default=None, exclude_if=lambda epsilon: epsilon is None)
     sites: dict[SiteName, SiteRound] = Field(default_factory=dict)
 
 
@@ -73,6 +77,7 @@ class SiteFacts(Record):
     num_copies: Count = 0
     num_alike: Count = 0
     test_digest: str = ""
+    data_commitment: str = ""
 
     @classmethod
     def of(cls, reply: HandshakeReply) -> "SiteFacts":
@@ -81,9 +86,14 @@ class SiteFacts(Record):
 
 
 class SiteResult(SiteFacts):
-    """A site's facts, and its counts on the test split; None where it did not report them."""
+    """A site's facts, and its counts on the test split; None where it did not report them.
+
+    Args:
+        privacy: what a private study has spent at the site in all; None in other studies.
+    """
 
     test: TestCounts | None
+    privacy: PrivacySpent | None = Field(default=None, exclude_if=lambda privacy: privacy is None)
 
 
 class ScaleFacts(Record):

@@ -6,7 +6,7 @@
 `PART = Part(MySettings, MyMethod)` stands in the module `my_package`; `consilium new` writes such a package.
 """
 
-from consilium.common.study.methods import MethodSettings
+from consilium.common.study.method_base import MethodSettings
 from consilium.common.study.metrics import MetricSettings
 from consilium.common.study.models import ModelSettings
 from consilium.common.study.parts import Part

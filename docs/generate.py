@@ -5,6 +5,7 @@
 
 from pathlib import Path
 
+from consilium.common.study.policy import PolicyConfig
 from consilium.common.study.site import SiteConfig
 from consilium.common.study.study import StudyConfig
 from consilium.schema.schema import FILES, schema_text
@@ -32,6 +33,13 @@ def pages() -> dict[str, str]:
             "A site's own settings; they never leave it. Paths are relative to the file. `consilium site init` writes "
             "one with every line explained.",
             SiteConfig,
+        ),
+        "policy.md": settings_page(
+            "policy.toml",
+            "A hospital's policy, beside its `site.toml`: no plan goes past it. Without the file these defaults hold "
+            "for orders of a server; [the page about it](../hospital/policy.md) says how to use it. `consilium site "
+            "policy --init` writes one with every line explained.",
+            PolicyConfig,
         ),
         **{f"{registry.page}.md": registry_page(registry) for registry in REGISTRIES},
         "commands.md": commands_page(),

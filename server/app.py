@@ -6,6 +6,7 @@ import os
 from collections.abc import Generator
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
@@ -22,8 +23,10 @@ from consilium.server.study.context import Study
 from consilium.server.study.exchange import Exchange
 from consilium.server.study.run import Progress, study_steps
 from consilium.server.study.run_folder import JOURNAL_VARIABLE, RunFolder
+from consilium.server.study.witness import WitnessedExchange
 from consilium.server.weighting import build_weighting
 from consilium.server.wire.grid import WireGrid
+from consilium.server.wire.site_keys import HOME_VARIABLE, approved_keys
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +62,7 @@ def run_steps(grid: Grid, text: str, path: Path, *, transport: str, tls: bool) -
             config=config,
             digest=study_digest(config),
             run=folder.path.name,
-            exchange=_exchange(grid),
+            exchange=WitnessedExchange(_exchange(grid), folder, _approved_keys),
             strategy=build_strategy(
                 config.strategy,
                 rounds=config.rounds,
@@ -97,3 +100,9 @@ def _journal(**labels: str) -> EventLog | None:
     """Return the server's own event log, if this process was started by `consilium server start`."""
     path = os.environ.get(JOURNAL_VARIABLE)
     return EventLog(Path(path), labels) if path else None
+
+
+def _approved_keys() -> dict[str, ec.EllipticCurvePublicKey]:
+    """Return the sites' keys, if this process was started by a server that has approved any."""
+    home = os.environ.get(HOME_VARIABLE)
+    return approved_keys(Path(home)) if home else {}

@@ -25,10 +25,10 @@ from consilium.server.wire.exchange import WireExchange
 from consilium.server.wire.grid import WireGrid
 from consilium.server.wire.outbox import Numbers, Outbox, Signer
 from consilium.server.wire.run_link import RunLink
+from consilium.server.wire.site_keys import HOME_VARIABLE
 
 log = logging.getLogger(__name__)
 
-HOME_VARIABLE = "CONSILIUM_HOME"
 ORDERS = "orders"
 """File of a run's folder: how far its orders are numbered."""
 

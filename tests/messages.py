@@ -8,8 +8,12 @@ from consilium.common.protocol.plans import (
     FinishPlan,
     HandshakePlan,
     InitialWeightsPlan,
+    KeysPlan,
+    PeersPlan,
     RoundPlan,
     ScalePlan,
+    SignedKey,
+    UnmaskPlan,
     study_digest,
 )
 from consilium.common.protocol.replies import (
@@ -17,8 +21,11 @@ from consilium.common.protocol.replies import (
     FinishReply,
     HandshakeReply,
     InitialWeightsReply,
+    KeysReply,
+    PeersReply,
     RoundReply,
     ScaleReply,
+    UnmaskReply,
 )
 from consilium.common.study.load import parse_study
 from consilium.common.study.scale import Moments, Scale
@@ -62,11 +69,15 @@ STUDY_VALUES = {
     "method": {"kind": "fine_tune", "learning_rate": 0.1},
 }
 CONFIG = parse_study(STUDY_VALUES, source="test")
+SIGNED_KEY = SignedKey(key="0a" * 32, signature="3045" * 8)
 PLANS: list[Any] = [
     HandshakePlan(study=CONFIG, **WHO),
     ScalePlan(study=study_digest(CONFIG), **WHO, scale=Scale(mean=(0.1 + 0.2,), std=(1e-30,))),
     InitialWeightsPlan(study=study_digest(CONFIG), **WHO),
     RoundPlan(study=study_digest(CONFIG), **WHO, round=3, asked=2, accepted=1),
+    KeysPlan(study=study_digest(CONFIG), **WHO),
+    PeersPlan(study=study_digest(CONFIG), **WHO, keys={"berlin": SIGNED_KEY}),
+    UnmaskPlan(study=study_digest(CONFIG), **WHO, round=3, attempt=1, survivors=("berlin", "bern", "bonn")),
     FinishPlan(study=study_digest(CONFIG), **WHO, round=0, asked=0),
 ]
 CARD = DataCard(
@@ -88,6 +99,9 @@ REPLIES: list[Any] = [
     ScaleReply(**STAMP),
     InitialWeightsReply(**STAMP),
     ROUND_REPLY,
+    KeysReply(**STAMP, signed=SIGNED_KEY),
+    PeersReply(**STAMP),
+    UnmaskReply(**STAMP, round=3, attempt=1),
     FinishReply(**STAMP, round=3, test=COUNTS),
     FailureReply(**STAMP, error="DataError", message="köln\n\u2028"),
 ]

@@ -20,6 +20,8 @@ from consilium.server.wire.submission import Control
 
 T = TypeVar("T")
 COMMAND = [sys.executable, "-P", "-m", "consilium"]
+NO_STUDY_NEEDED = "accepted_study = false\nmax_steps = 1_000_000_000\n"
+"""The policy of a site that obeys studies that it has not accepted, and rounds that would never end."""
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
@@ -91,13 +93,14 @@ def running_server(
 
 
 def join(server: Server, path: Path, name: str) -> SiteFolder:
-    """Make a site's folder and have it approved, in this process."""
+    """Make a site's folder and have it approved, in this process; it obeys any study, as it accepts none."""
     folder = make_folder(path, name, server.address)
     request = folder.path / "site.csr"
     with Control(server.home) as control:
         certificate = control.approve(request, name=name)
     bundle = make_bundle(server.home, certificate, name=name, address=server.address)
     accept_bundle(folder, write(path / f"{name}.json", bundle))
+    (folder.path / "policy.toml").write_text(NO_STUDY_NEEDED)
     return folder
 
 
@@ -142,3 +145,15 @@ def start_site(settings: Path, log: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             [*COMMAND, "site", "start", str(settings)], env=ENVIRONMENT, stdout=output, stderr=subprocess.STDOUT
         )
+
+
+def worker_of(site: int) -> int:
+    """The process id of a site's worker: its child that runs `consilium.client.worker`, once it has started one."""
+
+    def workers() -> list[int]:
+        children = [
+            child for task in Path(f"/proc/{site}/task").iterdir() for child in (task / "children").read_text().split()
+        ]
+        return [int(one) for one in children if b"consilium.client.worker" in Path(f"/proc/{one}/cmdline").read_bytes()]
+
+    return until(workers)[0]

@@ -76,6 +76,7 @@ def make_place(folder: Path, name: str, home: ServerHome, *, port: int = 1, appr
     files["authorities"].write_bytes(home.ca.read_bytes())
     if approve is not None:
         files["certificate"].write_bytes(approve.approve(read_signing_request(folder / "site.csr"), name=name))
+    (folder / "policy.toml").write_text("accepted_study = false\n")
     settings, log = folder / "site.toml", folder / "events.jsonl"
     return Place(name=name, server=f"localhost:{port}", settings=settings, log=log, **files)
 

@@ -53,11 +53,13 @@ def read_data(
     site: str,
     min_examples: int,
     share_class_counts: bool = False,
+    private: bool = False,
 ) -> UnscaledData:
     """Read, check and split a site's data; the same at every call.
 
     Args:
         min_examples: fewer usable examples than this, over all splits, is an error.
+        private: for a private study, where nothing that becomes of one patient's examples depends on another's.
         share_class_counts: put the number of examples of each class on the card.
 
     Raises:
@@ -65,15 +67,17 @@ def read_data(
         DataError: the data is missing, empty, corrupt or too small.
     """
     reader, how = _reader_of(config, task, site=site), split.model_dump_json(include={"group", "parts", "copies"})
+    each = private or split.draw == "each"
     raw = read_once(
-        f"{site} {config.model_dump_json()} {task.model_dump_json()} {how}",
+        f"{site} {config.model_dump_json()} {task.model_dump_json()} {how} {each}",
         read_from(config, task, split),
-        lambda: read_whole(reader, config, task, split, site=site),
+        lambda: read_whole(reader, config, task, split, site=site, each=each),
     )
     if raw.num_own < min_examples:
         raise DataError(f"site '{site}': {raw.num_own} usable examples, expected at least {min_examples}")
-    parts = divide(raw, split, site=site)
-    return UnscaledData(site, task, raw, parts, _card(raw, parts, task, share_class_counts=share_class_counts))
+    parts = divide(raw, split, site=site, each=each)
+    card = _card(raw, parts, task, share_class_counts=share_class_counts)
+    return UnscaledData(site, task, raw, parts, card, private)
 
 
 def _reader_of(config: DataConfig, task: Task, *, site: str) -> Reader:
@@ -107,6 +111,7 @@ def read_site(config: SiteConfig, study: StudyConfig, *, share_class_counts: boo
         site=config.name,
         min_examples=study.min_examples,
         share_class_counts=share_class_counts,
+        private=study.privacy.examples is not None,
     )
 
 

@@ -9,6 +9,8 @@ section 4.2.1. With T the training rows in which column j is known:
 A number column that is known in no training row takes its mean over all sites, where the study has one scale for all.
 Validation and test rows are filled, but never enter a mean or a mode. None of this leaves the site. Mean imputation
 shrinks the column's variance, so where much is missing, a row with many missing cells says little.
+
+In a private study the values are fixed instead: a mean would tell of every row that enters it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -53,6 +55,18 @@ def fill_values(
                 f"site '{site}': column '{feature.name}' has no value in any of the {len(train)} training rows, so "
                 'there is nothing to fill missing ones with (task.missing = "impute")'
             )
+    return fill
+
+
+def fixed_values(features: Sequence[Feature], mean: Mapping[str, float]) -> Tensor:
+    """Return what a missing feature becomes in a private study, float64 `(F,)`: the same whatever the rows hold.
+
+    A number takes the mean that the study scales by, so that it becomes 0; a category takes the first of its `values`.
+    """
+    fill = torch.zeros(sum(feature.width for feature in features), dtype=torch.float64)
+    for feature in features:
+        if not feature.category:
+            fill[feature.start] = mean[feature.name]
     return fill
 
 

@@ -15,16 +15,12 @@ data, another split) are reported with new noise and spend epsilon anew.
 import hmac
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from consilium.common.errors import StateError
-from consilium.common.host.files import check_writable, write_atomically
-
-KEY_BYTES = 32
+from consilium.client.privacy.commitment import site_secret
 
 
 def noisy_counts(counts: Mapping[str, int], classes: Sequence[str], epsilon: float, *, key: bytes) -> dict[str, int]:
@@ -52,14 +48,4 @@ def noise_key(state_dir: Path, *, site: str) -> bytes:
     Raises:
         StateError: the folder is unwritable, or the key there is unreadable or damaged.
     """
-    path = state_dir / "noise.key"
-    if not path.exists():
-        check_writable(state_dir, what=f"site '{site}': state folder")
-        write_atomically(path, os.urandom(KEY_BYTES), mode=0o600)
-    try:
-        key = path.read_bytes()
-    except OSError as error:
-        raise StateError(f"site '{site}': cannot read '{path}': {error.strerror or error}") from error
-    if len(key) != KEY_BYTES:
-        raise StateError(f"site '{site}': '{path}' has {len(key)} bytes, expected {KEY_BYTES}")
-    return key
+    return site_secret(state_dir / "noise.key", site=site)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from consilium.client.data.base import Examples, Feature, RawData, SiteData
-from consilium.client.data.impute import fill_values
+from consilium.client.data.impute import fill_values, fixed_values
 from consilium.client.data.preparation import Preparation
 from consilium.client.data.split import Indices, Split
 from consilium.common.errors import DataError
@@ -31,13 +31,19 @@ Told = tuple[int, float, float]
 
 @dataclass(frozen=True, eq=False)
 class UnscaledData:
-    """A site's examples, divided but not scaled yet, and their data card, which may leave the site."""
+    """A site's examples, divided but not scaled yet, and their data card, which may leave the site.
+
+    Args:
+        card: what the data say exactly; see `consilium.client.site.handshake` for what leaves the site of it.
+        private: missing cells are filled by fixed values, not by what other rows have.
+    """
 
     site: str
     task: Task
     raw: RawData
     parts: Split
     card: DataCard
+    private: bool = False
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -89,7 +95,11 @@ class UnscaledData:
         features = self.raw.features
         usual = {} if scale is None else dict(zip(_names_of_numbers(features), scale.mean, strict=True))
         fill = None
-        if isinstance(self.task, TableTask) and self.task.missing == "impute":
+        if self.private and scale is None:
+            raise DataError(f"site '{self.site}': a private study scales its inputs by fixed numbers, there are none")
+        if isinstance(self.task, TableTask) and self.task.missing == "impute" and self.private:
+            fill = fixed_values(features, usual)
+        elif isinstance(self.task, TableTask) and self.task.missing == "impute":
             fill = fill_values(self.raw.x, features, self.parts.train, site=self.site, usual=usual)
         x = Preparation(fill=fill).applied(self.raw.x)
         used = scale or _own(x[torch.from_numpy(self.parts.train)])

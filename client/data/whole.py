@@ -10,6 +10,7 @@ from consilium.client.data.base import RawData, Reader
 from consilium.client.data.feature_arrays import in_columns
 from consilium.client.data.parts import TEST, TRAIN, beside, index_file
 from consilium.client.data.split import Indices, Split, split_rows
+from consilium.client.data.unit_split import split_units, units_of
 from consilium.common.data.groups import coded, digest_of, first_of_pictures, groups_of, numbered, telling_rows
 from consilium.common.errors import DataError
 from consilium.common.study.site import DataConfig
@@ -20,14 +21,20 @@ LEAST_TEST_PATIENTS = 2
 """Fewest test patients of a site: a single one has no spread."""
 
 
-def read_whole(read: Reader, config: DataConfig, task: Task, split: SplitConfig, *, site: str) -> RawData:
+def read_whole(
+    read: Reader, config: DataConfig, task: Task, split: SplitConfig, *, site: str, each: bool = False
+) -> RawData:
     """Read a site's own examples and group them by patient; the rows of a common test set, if any, come last.
+
+    Args:
+        each: the patient of an example follows from that example alone.
 
     Raises:
         ConfigError: the data is of another kind than the study's task.
         DataError: the files cannot be used, or an example of the site's own is in the common test set.
     """
-    own = _with_patients(read(config, task, split, site=site), split)
+    pictures = _as_pictures(task)
+    own = _with_patients(read(config, task, split, site=site), split, pictures=pictures, each=each)
     if task.test is None:
         return own
     path = config.test or beside(config.path) / task.test
@@ -45,7 +52,8 @@ def read_whole(read: Reader, config: DataConfig, task: Task, split: SplitConfig,
         )
     except DataError as error:
         raise DataError(f"{error} (the study's common test set, task.test = '{task.test}')") from error
-    return _joined(own, _with_patients(test, split), split, pictures=_as_pictures(task), site=site)
+    common = _with_patients(test, split, pictures=pictures, each=each)
+    return _joined(own, common, split, pictures=pictures, site=site)
 
 
 def _as_pictures(task: Task) -> bool:
@@ -62,8 +70,11 @@ def read_from(config: DataConfig, task: Task, split: SplitConfig) -> list[Path]:
     return [config.path, *more]
 
 
-def divide(raw: RawData, split: SplitConfig, *, site: str) -> Split:
+def divide(raw: RawData, split: SplitConfig, *, site: str, each: bool = False) -> Split:
     """Return which examples are for training, validation and test.
+
+    Args:
+        each: each patient's part is drawn by itself.
 
     Raises:
         DataError: too few patients for that, or `split.parts` leaves a part empty, names test examples although the
@@ -73,20 +84,28 @@ def divide(raw: RawData, split: SplitConfig, *, site: str) -> Split:
     groups, parts = None if raw.groups is None else raw.groups[:own], raw.parts
     if parts is not None:
         _check_parts(parts, groups, split, common=len(common) > 0, site=site)
-    drawn = split if not len(common) else split.model_copy(update={"test": 0.0})
-    found = split_rows(raw.y[:own].numpy(), drawn, groups=groups, parts=parts)
+    if each:
+        found = split_units(raw, split, test=not len(common))
+    else:
+        drawn = split if not len(common) else split.model_copy(update={"test": 0.0})
+        found = split_rows(raw.y[:own].numpy(), drawn, groups=groups, parts=parts)
     if len(common):
         found = replace(found, test=common)
     _check_patients(found, raw, split, site=site)
     return found
 
 
-def _with_patients(raw: RawData, split: SplitConfig) -> RawData:
-    together = split.copies == "together"
-    groups = groups_of(raw.copies if together else None, raw.patients, count=len(raw.y))
+def _with_patients(raw: RawData, split: SplitConfig, *, pictures: bool, each: bool) -> RawData:
+    together = split.copies == "together" and (pictures or not each)
+    if each:
+        groups = units_of(raw, pictures=pictures and together)
+    else:
+        groups = groups_of(raw.copies if together else None, raw.patients, count=len(raw.y))
     notes, count = [], f"of {len(raw.y)} examples are"
     if raw.copies.num_copies:
         what = "they count as the same patient's" if together else "split.copies lets them lie in different parts"
+        if each and not together:
+            what = "they lie in one part, and count as different patients'"
         notes.append(f"{raw.copies.num_copies} {count} exact copies of others: {what}")
     if raw.copies.num_alike and raw.patients is None:
         notes.append(

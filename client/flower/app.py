@@ -24,6 +24,7 @@ from consilium.common.host.files import write_atomically
 from consilium.common.protocol.flower_orders import (
     SERVER_NODE,
     CodeOrder,
+    FlowerOrder,
     FlowerReply,
     MessageOrder,
     node_number,
@@ -63,36 +64,37 @@ _loaded: _Loaded | None = None
 _state: _State | None = None
 
 
-def answer_flower(
-    config: SiteConfig, folder: Path, order: Order, payload: Payload | None, orders: Orders
-) -> tuple[str, bytes | None]:
-    """Obey an order of kind "flower": keep an app's code, or hand a message to its ClientApp.
+def admit_flower(config: SiteConfig, folder: Path, order: Order, orders: Orders) -> FlowerOrder:
+    """Return what an order of kind "flower" asks, if this site may do it; nothing is done yet.
 
     Args:
         folder: the site's own, in which approvals are kept.
 
-    Returns:
-        The reply's JSON, and the content of the app's answer.
-
     Raises:
-        ConsiliumError: the order is not one for this site, the app is not approved, or it failed; the text of an
-            app's own error stays here unless `share_error_details` is set.
+        ConsiliumError: the order is not one for this site, the app is not approved, or there is no room for a run.
     """
-    began = time.monotonic()
     asked = parse_flower_order(order.text)
     if (asked.run, asked.site) != (order.run, order.site):
         raise ProtocolError(f"the order says run '{asked.run}' at site '{asked.site}', signed are others")
     check_approved(folder, asked.app, site=config.name)
-    place = config.state_dir / RUNS / asked.run
-    orders.check_room(place)
+    orders.check_room(config.state_dir / RUNS / asked.run)
+    return asked
+
+
+def answer_flower(
+    config: SiteConfig, folder: Path, asked: FlowerOrder, payload: Payload | None
+) -> tuple[FlowerReply, bytes | None]:
+    """Keep an app's code, or hand a message to its ClientApp; return the reply, and the content of the app's answer.
+
+    Raises:
+        ConsiliumError: it failed; the text of an app's own error stays here unless `share_error_details` is set.
+    """
+    began = time.monotonic()
     content: bytes | None = None
-    try:
-        if isinstance(asked, CodeOrder):
-            keep_code(folder, config.state_dir, asked.app, bytes(payload or b""))
-        else:
-            content = _answer(config, folder, asked, bytes(payload or b""), place / STATE)
-    finally:
-        orders.answered(order)
+    if isinstance(asked, CodeOrder):
+        keep_code(folder, config.state_dir, asked.app, bytes(payload or b""))
+    else:
+        content = _answer(config, folder, asked, bytes(payload or b""), config.state_dir / RUNS / asked.run / STATE)
     seconds = time.monotonic() - began
     if isinstance(asked, MessageOrder):
         event = MessageAnswered(
@@ -104,7 +106,7 @@ def answer_flower(
             bytes_up=len(content or b""),
         )
         event_log(config).log(event)
-    return FlowerReply(run=asked.run, site=config.name, seconds=seconds).model_dump_json(), content
+    return FlowerReply(run=asked.run, site=config.name, seconds=seconds), content
 
 
 def _answer(config: SiteConfig, folder: Path, asked: MessageOrder, payload: bytes, file: Path) -> bytes:

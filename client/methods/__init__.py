@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from consilium.client.methods.apfl import Apfl
-from consilium.client.methods.contract import Budget, Memory, Method, Outcome, extended, rebuilt
+from consilium.client.methods.contract import Budget, Memory, Method, Outcome, extended, private_steps, rebuilt
 from consilium.client.methods.ditto import Ditto
 from consilium.client.methods.fedala import FedAla
 from consilium.client.methods.fedavg import FedAvg
@@ -66,4 +66,4 @@ def build_method(config: MethodConfig) -> Method:
     return method(**config.model_dump(exclude={"kind"}))
 
 
-__all__ = ["METHODS", "Budget", "Memory", "Method", "Outcome", "build_method", "extended", "rebuilt"]
+__all__ = ["METHODS", "Budget", "Memory", "Method", "Outcome", "build_method", "extended", "private_steps", "rebuilt"]

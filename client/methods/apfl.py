@@ -12,7 +12,8 @@ The right-hand sides hold w, v and alpha as they are before the batch: neither g
 alpha moves once a round, at its first batch, as in the authors' own code; `alpha` is where it starts. At a site's
 first round v is what it received, so that alpha cannot move there yet. w is sent; the site serves `mixed` of its v
 and the received w. Statistics of BatchNorm are shared from w's passes, and the personal model's own from those
-of `mixed`. Plain SGD.
+of `mixed`. Plain SGD. In a private study w alone has noise, and v has batches of its own: v and alpha never leave and
+do not move w.
 """
 
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from torch.func import functional_call
 
 from consilium.client.methods.contract import Budget, Memory, Outcome
 from consilium.client.models import Model
-from consilium.client.training.loop import begin, full_gradient, own_randomness
+from consilium.client.training.loop import begin, full_gradient, gradients_of, own_randomness
 from consilium.client.training.work import LocalWork, batches
 from consilium.common.weights.arrays import under, with_prefix
 
@@ -47,23 +48,24 @@ class Apfl:
         v_buffers = {name: v.pop(name) for name in model.moving - shared.keys()}
         losses = list[float]()
         with own_randomness(work):
-            for number, (x, y) in enumerate(batches(work)):
-                loss, gradients = full_gradient(model.module, x, y, list(shared.values()), work)
+            steps = zip(gradients_of(model, shared, work), batches(work.free), strict=True)
+            for number, ((loss, gradients), (x, y)) in enumerate(steps):
                 mixed = {name: _mixed(alpha, v[name], w).requires_grad_() for name, w in shared.items()}
                 at_mixed = partial(functional_call, model.module, mixed | v_buffers)
-                _, mixed_gradients = full_gradient(at_mixed, x, y, list(mixed.values()), work)
+                _, mixed_gradients = full_gradient(at_mixed, x, y, list(mixed.values()), work.free)
                 slope = 0.0
                 with torch.no_grad():
                     for (name, w), g, m in zip(shared.items(), gradients, mixed_gradients, strict=True):
                         slope += float((m.double() * (v[name].double() - w.double())).sum())
                         v[name].add_(m, alpha=-work.learning_rate * alpha)
-                        w.add_(g, alpha=-work.learning_rate)
+                        if g is not None:
+                            w.add_(g, alpha=-work.learning_rate)
                 if self.adaptive and number == 0:
                     alpha = min(max(alpha - work.learning_rate * slope, 0.0), 1.0)
-                losses.append(loss)
+                losses += [] if loss is None else [loss]
         kept = {name: np.array(value.cpu().numpy()) for name, value in (v | v_buffers).items()}
-        metrics = {"apfl.alpha": alpha}
-        return Outcome(with_prefix(kept, "v/") | {"alpha": np.array(alpha)}, sum(losses) / len(losses), metrics=metrics)
+        mean, metrics = sum(losses) / max(1, len(losses)), {"apfl.alpha": alpha}
+        return Outcome(with_prefix(kept, "v/") | {"alpha": np.array(alpha)}, mean, metrics=metrics)
 
     def budget(self, work: LocalWork) -> Budget:
         """Return twice the round's steps: every batch gives a gradient to w and one to v."""

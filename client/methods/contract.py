@@ -63,6 +63,10 @@ class Method(Protocol):
         """Train `model` in place from the received (and the site's personal) weights it holds.
 
         What `model` holds afterwards is sent (shared names, as a delta) and kept (personal names).
+
+        In a private study `work` has noise. Law: of the examples, what is sent in this round and the later ones depends
+        on nothing but `consilium.client.training.loop.train` with that work. Training that never leaves the site and
+        never feeds back takes `work.free`; `personalise` always does.
         """
         ...
 
@@ -77,6 +81,24 @@ class Method(Protocol):
         never on others. Most return `model.module`.
         """
         ...
+
+
+@runtime_checkable
+class CountsPrivateSteps(Protocol):
+    """A method whose round takes another number of private steps than the round's work says."""
+
+    def private_steps(self, work: LocalWork) -> int:
+        """Return how many steps with noise a round takes."""
+        ...
+
+
+def private_steps(method: Method, work: LocalWork) -> int:
+    """Return how many steps with noise a round of a method takes: what its privacy costs is counted in these.
+
+    Args:
+        work: the round's, with its noise.
+    """
+    return method.private_steps(work) if isinstance(method, CountsPrivateSteps) else work.num_steps
 
 
 @runtime_checkable

@@ -7,8 +7,8 @@ algorithm 1, https://arxiv.org/abs/2012.04221
     v_k <- v_k - eta * (grad F_k(v_k) + lam * (v_k - w)), as many steps; this is kept, and served
 
 with `w` the weights received. `v_k` is in the site's memory, running statistics of BatchNorm included, and
-starts from the `w` of the site's first round. Where BatchNorm is local it has no global counterpart, and the
-site's own BatchNorm in w stands for it.
+starts from the `w` of the site's first round. It is never sent and moves nothing that is, so it has no noise in a
+private study. Where BatchNorm is local it has no global counterpart, and the site's own BatchNorm in w stands for it.
 """
 
 from dataclasses import dataclass, replace
@@ -41,7 +41,7 @@ class Ditto:
         loss = train(model, work)
         trained = get_weights(model.module, model.moving)
         set_weights(model.module, received | under(memory, KEPT))
-        train(model, replace(work, seed=seed_for(work.seed, "ditto")), correction=pull)
+        train(model, replace(work.free, seed=seed_for(work.seed, "ditto")), correction=pull)
         personal = get_weights(model.module, model.moving)
         set_weights(model.module, trained)
         return Outcome(with_prefix(personal, KEPT), loss)

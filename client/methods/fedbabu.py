@@ -50,7 +50,7 @@ class FedBabu:
         return model.module
 
     def _tuning(self, work: LocalWork) -> LocalWork:
-        return work.tuned(
+        return work.free.tuned(
             epochs=self.epochs,
             optimiser=self.optimiser,
             learning_rate=self.learning_rate,

@@ -37,7 +37,11 @@ class FedRep:
 
     def budget(self, work: LocalWork) -> Budget:
         """Return as many batches as head and backbone together see in a round."""
-        return Budget(replace(work, epochs=None, steps=self._head_work(work).num_steps + work.num_steps))
+        return Budget(replace(work, epochs=None, steps=self.private_steps(work)))
+
+    def private_steps(self, work: LocalWork) -> int:
+        """Return the steps of both: the head that is trained first forms the backbone's gradients."""
+        return self._head_work(work).num_steps + work.num_steps
 
     def personalise(self, model: Model, memory: Memory, work: LocalWork) -> nn.Module:
         """Serve the received backbone with the site's own head."""

@@ -50,7 +50,7 @@ class FineTune:
         return model.module
 
     def _tuning(self, work: LocalWork) -> LocalWork:
-        return work.tuned(
+        return work.free.tuned(
             epochs=self.epochs,
             steps=self.steps,
             optimiser=self.optimiser,

@@ -19,8 +19,12 @@ class Local:
         return frozenset()
 
     def train(self, model: Model, memory: Memory, work: LocalWork) -> Outcome:
-        """Train everything that is trainable."""
-        return Outcome(memory, train(model, work))
+        """Train everything that is trainable; nothing leaves, so nothing has noise."""
+        return Outcome(memory, train(model, work.free))
+
+    def private_steps(self, work: LocalWork) -> int:
+        """Return 0."""
+        return 0
 
     def budget(self, work: LocalWork) -> Budget:
         """Return the round's work."""

@@ -40,6 +40,8 @@ class SiteMetrics:
         self._bytes = counter("transfer_bytes_total", "bytes of payloads", "study", "direction", "codec")
         self._round = gauge("round", "last round answered", "study")
         self._last_plan = gauge("last_plan_timestamp_seconds", "when a plan was last answered", "study")
+        self._epsilon = gauge("privacy_epsilon_spent", "what a private study has spent here, by the ledger", "study")
+        self._budget = gauge("privacy_epsilon_budget", "the most that the study may spend here", "study")
         self._errors = counter("errors_total", "plans that failed, by kind of error", "error")
         self._gpu = gauge("gpu_memory_bytes", "GPU memory in use, where there is a GPU", "gpu")
         self._disk_free = gauge("disk_free_bytes", "free space where this site keeps its state")
@@ -79,6 +81,10 @@ class SiteMetrics:
         if event.card is not None:
             for split in ("train", "validation", "test"):
                 self._examples.labels(study, split).set(event.card[f"num_{split}"])
+        if event.privacy is not None:
+            self._epsilon.labels(study).set(event.privacy["epsilon"])
+            if (budget := event.privacy.get("budget")) is not None:
+                self._budget.labels(study).set(budget)
         if event.metrics is not None and event.round is not None:  # a round: the test split stays out of a live view
             self._round.labels(study).set(event.round)
             self._epochs.labels(study).inc(event.epochs or 0)

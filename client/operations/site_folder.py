@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from consilium.client.operations.site_template import TEMPLATE
+from consilium.client.privacy.audit import FILE, NEW_KEY, AuditLog
+from consilium.client.privacy.secure.peers import peer_key, write_peers
 from consilium.common.errors import ConfigError, ConnectionRefused, StateError
 from consilium.common.host.certificates import check_site_certificate, fingerprint_of_certificate
 from consilium.common.host.files import write_atomically
@@ -101,6 +103,7 @@ def accept_bundle(folder: SiteFolder, path: Path, *, exactly: bool = False) -> B
     if bundle.site != config.name:
         raise ConfigError(f"bundle '{path}' is for site '{bundle.site}', this is site '{config.name}'")
     certificate = _check_identity(config, bundle, path)
+    _check_peers(bundle, path)
     text = folder.settings.read_text(encoding="utf-8")
     changed = _with_server(text, bundle.server)
     if tomllib.loads(changed)["server"] != bundle.server:
@@ -112,6 +115,8 @@ def accept_bundle(folder: SiteFolder, path: Path, *, exactly: bool = False) -> B
     write_atomically(folder.bundle, bundle.to_json())
     if bundle.study is not None:
         write_atomically(folder.study, bundle.study.encode())
+    if bundle.peers is not None:
+        write_peers(config.peers, bundle.peers)
     if changed != text:
         write_atomically(folder.settings, changed.encode())
     return bundle
@@ -138,6 +143,19 @@ def _check_identity(config: SiteConfig, bundle: Bundle, path: Path) -> Path:
     except ConfigError as error:
         raise ConfigError(f"bundle '{path}': {error}; ask the coordinator for a new one") from error
     return place
+
+
+def _check_peers(bundle: Bundle, path: Path) -> None:
+    """Check the keys of the study's sites in a bundle: each is one, and this site's own is the one it was made for."""
+    if bundle.peers is None:
+        return
+    keys = {name: peer_key(name, line, who=f"bundle '{path}'") for name, line in bundle.peers.items()}
+    own = keys.get(bundle.site)
+    if own is None or fingerprint(own) != bundle.fingerprint:
+        raise ConfigError(
+            f"bundle '{path}': its keys of the study's sites do not hold the key that it was made for, "
+            f"{bundle.fingerprint!r}; ask the coordinator for a new one"
+        )
 
 
 def make_new_key(folder: SiteFolder) -> str:
@@ -180,6 +198,9 @@ def activate_new_key(folder: SiteFolder) -> str:
             f"the server at {config.server} does not take the new key {told}: {error}; the old key stays in force here"
         ) from error
     _put_in_place(config)
+    if (config.state_dir / FILE).exists():  # its next lines are signed with the new key
+        log = AuditLog(config.state_dir, site=config.name, key=read_private_key(config.private_key))
+        log.note(NEW_KEY, {"fingerprint": told})
     return told
 
 

@@ -28,7 +28,7 @@ def train_alone(learner: Learner, alone: Alone, *, rounds: int, seconds: float =
     with learner.holding(alone.weights) as module:
         while done < rounds:
             done += 1
-            train(learner.model, learner.method.budget(learner.work(done)).per_round)
+            train(learner.model, learner.method.budget(learner.work(done)).per_round.free)
             if time.monotonic() - began > seconds:
                 break
         return Alone(get_weights(module, learner.names.moving), done)
@@ -39,5 +39,5 @@ def serving_alone(learner: Learner, alone: Alone, work: LocalWork) -> Iterator[n
     """Give the local-only model as it is measured: trained further as the method trains before serving."""
     with learner.holding(alone.weights) as module:
         if (tuning := learner.method.budget(work).before_serving) is not None:
-            train(learner.model, tuning)
+            train(learner.model, tuning.free)
         yield module

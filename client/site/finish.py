@@ -9,10 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from consilium.client.data import Examples
+from consilium.client.models import get_weights
 from consilium.client.served.write import Origin
 from consilium.client.site.baseline import serving_alone, train_alone
 from consilium.client.site.kept import Best, Kept
 from consilium.client.site.learner import Learner, check_metrics
+from consilium.client.site.noised_counts import noised_counts, told_models
+from consilium.client.site.promise import Promise
 from consilium.client.site.readings import Readings
 from consilium.client.site.received import Received
 from consilium.client.site.state_folder import StateFolder
@@ -27,21 +30,37 @@ from consilium.common.weights.arrays import Array, Weights, digest
 
 @dataclass(frozen=True, eq=False)
 class TestReading:
-    """Every model's answers to the test examples, by the model's name, and all arrays of those that are written."""
+    """Every model's answers to the test examples, by the model's name, and all arrays of those that are written.
+
+    Args:
+        untuned: whether the served model is the global one as it was received.
+    """
 
     __test__ = False  # not a test of pytest's
 
     evaluations: Mapping[str, Evaluation]
     best: Mapping[str, Evaluation]
     arrays: Mapping[Served, Weights]
+    untuned: bool = False
 
 
 def read_test_once(
-    learner: Learner, folder: StateFolder, readings: Readings, plan: FinishPlan, received: Received, kept: Kept
+    learner: Learner,
+    folder: StateFolder,
+    readings: Readings,
+    plan: FinishPlan,
+    received: Received,
+    kept: Kept,
+    *,
+    promise: Promise | None = None,
 ) -> TestCounts:
     """Read the test split, once: constant answer, local-only, global and served model on it.
 
+    Args:
+        promise: of a private study, whose counts have noise.
+
     Raises:
+        PrivacyBudgetSpent: the counts would cost more than is left.
         ProtocolError: there is none, or it was read with other final weights as often as this site's settings allow.
         UpdateRejected: a model answers with numbers that are not finite.
     """
@@ -55,10 +74,16 @@ def read_test_once(
     for served, arrays in reading.arrays.items():
         origin.save(folder.models / served, served, arrays, reading.evaluations[served], test)
     folder.save_scores(_scores(learner, reading))
-    counts = earlier or _counts(_right(learner, reading), test.groups)
+    if promise is None:
+        counts = earlier or _counts(_right(learner, reading), test.groups)
+    else:
+        told = {model: of for model, of in reading.evaluations.items() if model in told_models(learner)}
+        counts = earlier or noised_counts(
+            told, test.groups, promise, plan, untuned=reading.untuned and "personal" in told
+        )
     readings.note(counts, run=plan.run, weights=weights, round_number=plan.round)
-    # Only now: that a loss is not finite says something of the test split too.
-    check_metrics({f"{model}.loss": evaluation.loss for model, evaluation in reading.evaluations.items()})
+    if promise is None:  # only now: that a loss is not finite says something of the test split too
+        check_metrics({f"{model}.loss": evaluation.loss for model, evaluation in reading.evaluations.items()})
     folder.save_counts(counts, round_number=plan.round)
     return counts
 
@@ -80,14 +105,17 @@ def _read(learner: Learner, plan: FinishPlan, received: Received, kept: Kept) ->
     with learner.holding(received.weights, kept.personal) as module:
         if not learner.names.personal:
             read("global", module)
-        read("personal", learner.method.personalise(learner.model, kept.method, work))
+        before = digest(get_weights(module))
+        served = learner.method.personalise(learner.model, kept.method, work)
+        read("personal", served)
+        untuned = not learner.names.personal and served is module and digest(get_weights(module)) == before
     if learner.study.local_baseline:
         alone = train_alone(learner, kept.alone, rounds=plan.asked)
         with serving_alone(learner, alone, work) as module:
             read("local", module)
     models = {"personal": kept.best, "local": kept.best_alone}
     best = {model: _evaluated(learner, best, test) for model, best in models.items() if best and best.weights}
-    return TestReading(evaluations, best, arrays)
+    return TestReading(evaluations, best, arrays, untuned)
 
 
 def _evaluated(learner: Learner, best: Best, test: Examples) -> Evaluation:

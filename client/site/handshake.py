@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from consilium.client.data import UnscaledData, noise_key, noisy_counts, read_site
 from consilium.client.methods import Method, extended
 from consilium.client.models import Model, build_model, divide, get_weights
+from consilium.client.site.announced import Announced, announce, private_card
 from consilium.common.errors import ProtocolError
 from consilium.common.protocol.cards import DataCard
 from consilium.common.seeds import seed_for
@@ -25,6 +26,7 @@ class Facts:
         shared: the initial weights that leave the site, in the order of their names.
         shared_digest: of these.
         buffers: names of those that gradients do not move.
+        announced: how many patients there are, as a private study is told; None in other studies.
     """
 
     card: DataCard
@@ -33,6 +35,7 @@ class Facts:
     shared: Weights
     shared_digest: str
     buffers: frozenset[str]
+    announced: Announced | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,13 +66,18 @@ def read_origin(config: SiteConfig, study: StudyConfig, method: Method) -> Origi
     model = extended(method, built, data.input_shape)
     initial, names = get_weights(model.module), divide(model, method)
     shared = {name: initial[name] for name in sorted(names.shared)}
+    announced, card = None, _card(config, study, data)
+    if (privacy := study.privacy.examples) is not None:
+        announced = announce(config, study, privacy, data)
+        card = private_card(study, announced, data)
     facts = Facts(
-        card=_card(config, study, data),
+        card=card,
         data_digest=data.digest,
         initial_digest=digest(initial),
         shared=shared,
         shared_digest=digest(shared),
         buffers=names.shared - model.trainable,
+        announced=announced,
     )
     return Origin(data, model, initial, facts)
 

@@ -12,7 +12,7 @@ from consilium.client.methods import Method
 from consilium.client.models import Model, Names, get_weights, set_weights
 from consilium.client.training.evaluation import evaluate
 from consilium.client.training.metrics import measure
-from consilium.client.training.work import LocalWork
+from consilium.client.training.work import LocalWork, Noise
 from consilium.common.errors import UpdateRejected
 from consilium.common.model import Served
 from consilium.common.seeds import seed_for
@@ -35,6 +35,7 @@ class Learner:
         micro_batch_size: the site's limit of examples at a time.
         written: the models that are written into folders at the end.
         summary: of the training rows, for these folders.
+        noise: of the training that leaves the site in a private study; None in other studies.
     """
 
     site: str
@@ -49,6 +50,12 @@ class Learner:
     micro_batch_size: int | None
     written: frozenset[Served] = frozenset()
     summary: bytes | None = None
+    noise: Noise | None = None
+
+    @property
+    def private(self) -> bool:
+        """Whether the study promises its patients privacy, so that nothing leaves that was drawn without noise."""
+        return self.study.privacy.examples is not None
 
     @property
     def shared(self) -> dict[str, Array]:
@@ -80,6 +87,7 @@ class Learner:
             validation=self.data.validation,
             control=control or {},
             micro_batch_size=self.micro_batch_size,
+            noise=self.noise,
             **self.study.training.model_dump(),
         )
 

@@ -1,12 +1,15 @@
 """A round at a site: receive, train, measure signals, serve, train alone, encode."""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import nn
 
 from consilium.client.methods import Outcome
 from consilium.client.models import get_weights
+from consilium.client.privacy.clipping import shortened
 from consilium.client.site.baseline import CATCH_UP_PART, serving_alone, train_alone
 from consilium.client.site.kept import Alone, Best, Held, Kept
 from consilium.client.site.learner import Learner, check_metrics
@@ -16,12 +19,17 @@ from consilium.client.training.work import LocalWork
 from consilium.common.codecs import Identity, Payload, build_chain
 from consilium.common.protocol.plans import CONTROL, RoundPlan
 from consilium.common.seeds import seed_for
-from consilium.common.study.signals import WITHOUT_ERROR
+from consilium.common.study.signals import EFFECTIVE_STEPS, WITHOUT_ERROR
 from consilium.common.weights.arithmetic import subtract
 from consilium.common.weights.arrays import Array, Weights, with_prefix
 from consilium.common.weights.checks import check_finite
 
 Metrics = dict[str, float]
+
+OF_NO_DATA = frozenset({EFFECTIVE_STEPS})
+"""Metrics that a private study is told: they follow from its settings and from announced numbers. What a codec loses of
+an update that has noise already is told too.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,21 +76,35 @@ class Coded:
     metrics: Metrics
 
 
-def play_round(learner: Learner, plan: RoundPlan, payload: Payload | None, kept: Kept) -> RoundResult:
+def play_round(
+    learner: Learner,
+    plan: RoundPlan,
+    payload: Payload | None,
+    kept: Kept,
+    *,
+    before: Callable[[], None] | None = None,
+) -> RoundResult:
     """Do what a round asks of a site, with what it kept before; nothing is written to its disk here.
+
+    Args:
+        before: is called once the weights from the server have been found usable, before training.
 
     Raises:
         ConsiliumError: the weights from the server cannot be used, or training has diverged.
     """
-    received = _receive(learner, plan, payload, kept)
+    received = received_in(learner, plan, payload, kept)
+    if before is not None:
+        before()
     now = Round(learner, plan, kept, received, learner.work(plan.round, control=received.control))
     training = _train(now)
     signals = measure_signals(_moment(now, training))
     served, best = _serve(now, training)
     alone, compared, best_alone = _train_alone(now)
     metrics = signals | training.metrics | served | compared
+    if learner.private:
+        metrics = {name: value for name, value in metrics.items() if name in OF_NO_DATA}
     check_metrics(metrics)
-    coded = _encode(now, training)
+    coded = _encode(now, _clipped(now, training))
     after = Kept(
         personal=training.personal,
         method=training.outcome.memory,
@@ -96,7 +118,12 @@ def play_round(learner: Learner, plan: RoundPlan, payload: Payload | None, kept:
     return RoundResult(after, coded.payload, metrics | coded.metrics)
 
 
-def _receive(learner: Learner, plan: RoundPlan, payload: Payload | None, kept: Kept) -> Received:
+def received_in(learner: Learner, plan: RoundPlan, payload: Payload | None, kept: Kept) -> Received:
+    """Return what a round's plan brings: weights in full, or those of an earlier round with a difference added.
+
+    Raises:
+        ConsiliumError: it cannot be used.
+    """
     if plan.base is None:
         return receive(learner, payload)
     return receive_difference(learner, payload, kept.held, base=plan.base)
@@ -110,10 +137,12 @@ def _train(now: Round) -> Training:
             metrics |= learner.measured("global", module)
         outcome = learner.method.train(learner.model, now.kept.method, now.work)
         after = get_weights(module, names.moving)
-    for arrays in (after, outcome.memory, outcome.control):
+    shared = {name: after[name] for name in sorted(names.shared)}
+    # In a private study a site does not fail by what has no noise: that it did would tell of single patients.
+    for arrays in (shared, outcome.control) if learner.private else (after, outcome.memory, outcome.control):
         check_finite(arrays, who="weights after training")
     return Training(
-        shared={name: after[name] for name in sorted(names.shared)},
+        shared=shared,
         personal={name: after[name] for name in names.personal},
         outcome=outcome,
         metrics=metrics | {"train.loss": outcome.loss, **outcome.metrics},
@@ -165,9 +194,18 @@ def _better(learner: Learner, best: Best | None, module: nn.Module, loss: float 
     Args:
         loss: of `module` on the validation examples; None without these.
     """
-    if not learner.study.keep_best or loss is None or (best is not None and best.loss <= loss):
+    if not learner.study.keep_best or loss is None or not math.isfinite(loss):
+        return best
+    if best is not None and best.loss <= loss:
         return best
     return Best(get_weights(module, learner.names.moving), loss)
+
+
+def _clipped(now: Round, training: Training) -> Training:
+    """Return the training with shared weights as near to those received as site-level privacy asks for."""
+    if (privacy := now.learner.study.privacy.sites) is None:
+        return training
+    return replace(training, shared=shortened(training.shared, now.received.weights, privacy.clip))
 
 
 def _encode(now: Round, training: Training) -> Coded:

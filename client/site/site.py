@@ -4,35 +4,61 @@ The steps of a round and of the end of a study are in `round.py` and `finish.py`
 folder. Of trained arrays, only the delta of the shared ones leaves the site.
 """
 
+import math
 import os
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from consilium.client.methods import build_method
+from consilium.client.methods import build_method, private_steps
 from consilium.client.models import device_of, divide
+from consilium.client.privacy.commitment import Commitment, commitment_key
+from consilium.client.privacy.secure.peers import read_peers
+from consilium.client.privacy.secure.run_keys import RunKeys
+from consilium.client.privacy.secure.sums import SecureSums
 from consilium.client.served.summary import summary_of
+from consilium.client.site.announced import Announced
+from consilium.client.site.answers import Answers
 from consilium.client.site.feature_cache import FEATURES, FeatureCache
 from consilium.client.site.finish import read_test_once
-from consilium.client.site.handshake import Origin, check_scale, read_origin
+from consilium.client.site.handshake import Facts, Origin, check_scale, read_origin
 from consilium.client.site.kept import Kept
 from consilium.client.site.learner import Learner
+from consilium.client.site.masked import digest_of, masked
+from consilium.client.site.promise import Promise, noise_of, promise_of
 from consilium.client.site.readings import Readings
 from consilium.client.site.received import receive
-from consilium.client.site.round import play_round
+from consilium.client.site.round import play_round, received_in
 from consilium.client.site.state_folder import StateFolder, load_kept
 from consilium.client.site.versions import versions_in
+from consilium.client.training.private import check_private
 from consilium.common.codecs import Identity, Payload
 from consilium.common.errors import ProtocolError
-from consilium.common.protocol.plans import FinishPlan, HandshakePlan, InitialWeightsPlan, Plan, RoundPlan, ScalePlan
+from consilium.common.host.keys import read_private_key
+from consilium.common.protocol.plans import (
+    FinishPlan,
+    HandshakePlan,
+    InitialWeightsPlan,
+    KeysPlan,
+    PeersPlan,
+    Plan,
+    RoundPlan,
+    ScalePlan,
+    UnmaskPlan,
+)
 from consilium.common.protocol.replies import (
     FinishReply,
     HandshakeReply,
     InitialWeightsReply,
+    KeysReply,
+    PeersReply,
     Reply,
     RoundReply,
     ScaleReply,
+    UnmaskReply,
 )
+from consilium.common.study.policy import UNBOUND, PolicyConfig
 from consilium.common.study.scale import Scale
 from consilium.common.study.site import SiteConfig
 from consilium.common.study.study import StudyConfig
@@ -41,24 +67,34 @@ from consilium.common.study.study import StudyConfig
 class Site:
     """Answers the plans of one study at one site; keeps data and model in memory between them."""
 
-    def __init__(self, config: SiteConfig, study: StudyConfig) -> None:
+    def __init__(self, config: SiteConfig, study: StudyConfig, *, policy: PolicyConfig = UNBOUND) -> None:
         """Read the data and build the initial model.
+
+        Args:
+            policy: the hospital's, whose limits hold over the study's.
 
         Raises:
             DataError: the data is missing, corrupt or too small.
             ModelError: the model or its pretrained weights do not fit.
         """
-        self._config, self._study = config, study
+        self._config, self._study, self._policy = config, study, policy
         self._device = device_of(config.device)
         self._method = build_method(study.method)
         self._last: dict[str, Kept] = {}
         self._learner: Learner | None = None
+        self._promise: Promise | None = None
         self._agreed: tuple[str, Scale | None] | None = None
+        self._clear: tuple[tuple[RoundPlan, str], RoundReply, bytes] | None = None
         self._origin: Origin | None = read_origin(config, study, self._method)
         self._facts = self._origin.facts
         self._readings = Readings.of(config, study, data=self._facts.data_digest)
         if not study.task.agrees_on_scale:
             self._scale_by(study.task.fixed_scale)
+
+    @property
+    def facts(self) -> Facts:
+        """What is reported of the data and of the initial weights."""
+        return self._facts
 
     @property
     def learner(self) -> Learner:
@@ -81,23 +117,41 @@ class Site:
                 check_scale(plan.scale, self._study.task, site=self._config.name)
                 folder.save_scale(plan.scale)
                 self._scale_for(plan.run, plan.scale)
-                return ScaleReply(**_stamp(plan, began)), None
+                return ScaleReply(**self._stamp(plan, began)), None
             case InitialWeightsPlan():
-                return InitialWeightsReply(**_stamp(plan, began)), Identity().encode(self._facts.shared)
+                return InitialWeightsReply(**self._stamp(plan, began)), Identity().encode(self._facts.shared)
+            case KeysPlan():
+                return KeysReply(**self._stamp(plan, began), signed=self._sums(plan, folder).keys.signed_key()), None
+            case PeersPlan():
+                self._sums(plan, folder).keys.take_peers(plan)
+                return PeersReply(**self._stamp(plan, began)), None
             case RoundPlan():
+                if self._study.privacy.secure_aggregation:
+                    return self._masked_round(plan, payload, folder, began)
                 return self._round(plan, payload, folder, began)
+            case UnmaskPlan():
+                opened = self._sums(plan, folder).unmask(plan, payload)
+                return UnmaskReply(**self._stamp(plan, began), round=plan.round, attempt=plan.attempt), opened
             case FinishPlan():
                 return self._finish(plan, payload, folder, began), None
 
-    def _shake_hands(self, plan: Plan, folder: StateFolder, began: float) -> HandshakeReply:
+    def _shake_hands(self, plan: HandshakePlan, folder: StateFolder, began: float) -> HandshakeReply:
         readings, facts = self._readings, self._facts
         made = len(readings.made())
         folder.check()  # a state folder that cannot be written is an error before training, not after
         folder.save_study(self._study)
+        if self._promise is not None:
+            self._promise.begin(plan)
+        key = commitment_key(self._config.state_dir, site=self._config.name)
+        announced = {
+            "test_readings": made,
+            "test_readings_allowed": readings.allowed,
+            "data_commitment": Commitment.of(facts.data_digest, run=plan.run, key=key).value,
+        }
         return HandshakeReply(
-            **_stamp(plan, began),
+            **self._stamp(plan, began),
             versions=versions_in(self._study, self._config),
-            card=facts.card.model_copy(update={"test_readings": made, "test_readings_allowed": readings.allowed}),
+            card=facts.card.model_copy(update=announced),
             initial_digest=facts.initial_digest,
             shared_digest=facts.shared_digest,
             shared_buffers=tuple(sorted(facts.buffers)),
@@ -106,14 +160,55 @@ class Site:
     def _round(
         self, plan: RoundPlan, payload: Payload | None, folder: StateFolder, began: float
     ) -> tuple[RoundReply, bytes]:
-        learner = self._learner_for(plan)
+        learner, promise = self._learner_for(plan), self._promise
         kept = load_kept(folder, plan, self._study, known=self._last).within(learner.names)
-        result = play_round(learner, plan, payload, kept)
-        sha256 = folder.save(result.kept, round_number=plan.round, accepted=plan.accepted)
-        self._last = {sha256: result.kept}
-        num_examples, stamp = len(learner.data.train), _stamp(plan, began)
-        reply = RoundReply(**stamp, round=plan.round, num_examples=num_examples, metrics=result.metrics)
-        return reply, result.payload
+
+        def play(before: Callable[[], None]) -> tuple[RoundReply, bytes]:
+            result = play_round(learner, plan, payload, kept, before=before)
+            sha256 = folder.save(result.kept, round_number=plan.round, accepted=plan.accepted)
+            self._last = {sha256: result.kept}
+            num_examples = len(learner.data.train) if promise is None else promise.announced.sizes.train
+            stamp = self._stamp(plan, began)
+            reply = RoundReply(**stamp, round=plan.round, num_examples=num_examples, metrics=result.metrics)
+            return reply, result.payload
+
+        if promise is None:
+            return play(lambda: None)
+        return Answers(folder.path, self._config.name).once(promise, plan, payload, play)
+
+    def _masked_round(
+        self, plan: RoundPlan, payload: Payload | None, folder: StateFolder, began: float
+    ) -> tuple[RoundReply, bytes]:
+        """Do what a round asks, and mask the update; asked again from the same weights, it is not trained anew."""
+        sums, learner = self._sums(plan, folder), self._learner_for(plan)
+        sums.check(plan)
+        kept = load_kept(folder, plan, self._study, known=self._last).within(learner.names)
+        received = digest_of(received_in(learner, plan, payload, kept))
+        asked = plan.model_copy(update={"secure": None}), received
+        if self._clear is None or self._clear[0] != asked:
+            self._clear = None
+            self._clear = asked, *self._round(asked[0], payload, folder, began)
+        _, reply, clear = self._clear
+        return reply.model_copy(update=self._stamp(plan, began)), masked(sums, plan, reply, clear, received=received)
+
+    def _sums(self, plan: Plan, folder: StateFolder) -> SecureSums:
+        """Return the secure sums of a plan's run.
+
+        Raises:
+            ProtocolError: the study has none.
+        """
+        config = self._config
+        if not self._study.privacy.secure_aggregation:
+            raise ProtocolError(f"site '{config.name}': the study says nothing of secure aggregation, the plan does")
+        keys = RunKeys(
+            site=config.name,
+            study=self._study,
+            run=plan.run,
+            folder=folder.path,
+            own_key=lambda: read_private_key(config.private_key),
+            checked=lambda: read_peers(config.peers, site=config.name),
+        )
+        return SecureSums(keys, least=self._policy.least_of_sum)
 
     def _finish(self, plan: FinishPlan, payload: Payload | None, folder: StateFolder, began: float) -> FinishReply:
         learner = self._learner_for(plan)
@@ -121,8 +216,9 @@ class Site:
         counts = folder.load_counts(plan.round)  # asked again, it answers with what it read then
         if counts is None:
             kept = load_kept(folder, plan, self._study, known=self._last).within(learner.names)
-            counts = read_test_once(learner, folder, self._readings, plan, received, kept)
-        return FinishReply(**_stamp(plan, began), round=plan.round, test=counts)
+            counts = read_test_once(learner, folder, self._readings, plan, received, kept, promise=self._promise)
+        spent = None if self._promise is None else self._promise.spent()
+        return FinishReply(**self._stamp(plan, began), round=plan.round, test=counts, privacy=spent)
 
     def _folder(self, plan: Plan) -> StateFolder:
         folder = StateFolder.of(self._config.state_dir, study=self._study.name, run=plan.run, site=self._config.name)
@@ -175,7 +271,27 @@ class Site:
             written=frozenset(self._config.models),
             summary=summary,
         )
+        if (announced := self._facts.announced) is not None:
+            self._promise_by(self._learner, announced)
 
+    def _promise_by(self, learner: Learner, announced: Announced) -> None:
+        """Find the noise of a private study's training.
 
-def _stamp(plan: Plan, began: float) -> dict[str, Any]:
-    return {"run": plan.run, "site": plan.site, "pid": os.getpid(), "seconds": time.monotonic() - began}
+        Raises:
+            ModelError: the model cannot be trained privately.
+            PolicyRefused: the study promises less than this site's policy demands.
+            PrivacyBudgetSpent: the privacy ledger is lost or was put back.
+        """
+        check_private(learner.model)
+        learner = replace(learner, noise=noise_of(self._study, announced, learner.data.train.groups))
+        steps = private_steps(self._method, learner.work(1))
+        promise = promise_of(self._config, self._study, self._policy, announced, steps=steps)
+        assert learner.noise is not None
+        self._learner = replace(learner, noise=replace(learner.noise, multiplier=promise.multiplier))
+        self._promise = promise
+
+    def _stamp(self, plan: Plan, began: float) -> dict[str, Any]:
+        """Return the facts that every reply has; a private study is told whole seconds, since time tells of data."""
+        seconds = time.monotonic() - began
+        seconds = seconds if self._promise is None else math.ceil(seconds)
+        return {"run": plan.run, "site": plan.site, "pid": os.getpid(), "seconds": seconds}

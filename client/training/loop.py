@@ -1,4 +1,4 @@
-"""The one training loop of a site: seeded, and changing nothing but the model."""
+"""The one training loop of a site: seeded, or private, and changing nothing but the model."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from consilium.client.models import Model, train_mode
 from consilium.client.training.closed_form import is_linear, linear_gradient
 from consilium.client.training.evaluation import loss_of
-from consilium.client.training.work import LocalWork, batches, chunks_of
+from consilium.client.training.private import private_gradients
+from consilium.client.training.work import LocalWork, batches, chunks_of, refuse_noise
 
 Correction = Callable[[str, nn.Parameter], Tensor]
 """`correction(name, parameter)` is added to the parameter's gradient before each step."""
@@ -45,20 +46,46 @@ def train(
 
     Without a parameter that may change the loss is 0.0 and the model stays as it is. BatchNorm layers
     that may not change stay in evaluation mode; dropout draws from a generator seeded by `work.seed`.
+
+    Where `work` has noise, every step's gradient is that of `private_gradients`, and a correction is added after the
+    noise: it has to be made of what is private already. The loss is then this site's own number, which must not leave.
+
+    Raises:
+        ModelError: the work has noise, and the model, a forward pass or a loss of the method's own do not go with it.
     """
     parameters = begin(model, names) | dict(extra or {})
     if not parameters:
         return 0.0
-    step, ask = _step(list(parameters.values()), work), forward or model.module
-    total, count = 0.0, 0
+    if work.noise is not None and (forward is not None or loss is not None or extra):
+        refuse_noise(work)
+    step, total, count = _step(list(parameters.values()), work), 0.0, 0
     with own_randomness(work):
-        for x, y in batches(work):
-            batch_loss, gradients = gradient(ask, x, y, list(parameters.values()), work, loss=loss)
+        for batch_loss, gradients in gradients_of(model, parameters, work, forward=forward, loss=loss):
             if correction is not None:
                 gradients = correct(parameters, gradients, correction)
             step(gradients)
-            total, count = total + batch_loss, count + 1
-    return total / count
+            if batch_loss is not None:
+                total, count = total + batch_loss, count + 1
+    return total / count if count else 0.0
+
+
+def gradients_of(
+    model: Model,
+    parameters: Mapping[str, nn.Parameter],
+    work: LocalWork,
+    *,
+    forward: Forward | None = None,
+    loss: Loss | None = None,
+) -> Iterator[tuple[float | None, Sequence[Tensor | None]]]:
+    """Yield each step's loss and gradients, with noise where the work has some; the parameters move in between.
+
+    The loss is None in a private step in which no row took part; a gradient where the loss does not depend on it.
+    """
+    if work.noise is not None:
+        yield from private_gradients(model, parameters, work)
+        return
+    for x, y in batches(work):
+        yield gradient(forward or model.module, x, y, list(parameters.values()), work, loss=loss)
 
 
 def gradient(
@@ -69,7 +96,11 @@ def gradient(
     One gradient per tensor, of its shape; None where the loss (`loss_of`, if no other is given) does not depend on
     it. In pieces of `work.micro_batch_size` examples the result is the same up to rounding, except that BatchNorm
     normalises each piece by itself.
+
+    Raises:
+        ModelError: the work has noise, which this gradient is without.
     """
+    refuse_noise(work)
     if work.micro_batch_size is None or work.micro_batch_size >= len(y):
         if loss is None and work.precision == "float32" and is_linear(forward, at):
             exact, by_parameter = linear_gradient(forward, x, y)
@@ -120,7 +151,7 @@ def begin(model: Model, names: Collection[str] | None = None) -> dict[str, nn.Pa
 
 @torch.no_grad()
 def correct(
-    parameters: dict[str, nn.Parameter], gradients: Sequence[Tensor | None], correction: Correction
+    parameters: Mapping[str, nn.Parameter], gradients: Sequence[Tensor | None], correction: Correction
 ) -> list[Tensor | None]:
     """Return the gradients with `correction(name, parameter)` added to each."""
     return [
@@ -142,13 +173,17 @@ def anchor_of(model: Model) -> dict[str, Tensor]:
 
 @contextmanager
 def own_randomness(work: LocalWork) -> Iterator[None]:
-    """Seed what layers draw from (dropout knows only the global generators), and put it back afterwards."""
+    """Seed what layers draw from (dropout knows only the global generators), and put it back afterwards.
+
+    In private training the seed is one that nobody else knows; see `consilium.client.training.private`.
+    """
     device = work.examples.x.device
+    seed = work.seed if work.noise is None else int.from_bytes(work.noise.entropy(8), "big") >> 1
     with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
-        torch.default_generator.manual_seed(work.seed)
+        torch.default_generator.manual_seed(seed)
         if device.type == "cuda":
             with torch.cuda.device(device):
-                torch.cuda.manual_seed(work.seed)
+                torch.cuda.manual_seed(seed)
         yield
 
 

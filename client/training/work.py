@@ -1,5 +1,7 @@
 """How much a site trains, on what and how, and the batches that follow from it; seeded."""
 
+import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -8,6 +10,8 @@ import torch
 from torch import Tensor
 
 from consilium.client.data import Examples
+from consilium.client.training.randomness import Entropy
+from consilium.common.errors import ModelError
 from consilium.common.weights.arrays import Weights
 
 
@@ -22,6 +26,7 @@ class Noise:
         units: for how many units the sum is divided: the announced number, not the true one.
         groups: the patient of each training row `(N,)`; None where every row is a unit.
         adaptive: the part of the gradients that the clip should leave as they are; None: it stays as it is.
+        entropy: where all that is random comes from; tests alone give another source than the operating system.
     """
 
     multiplier: float
@@ -30,6 +35,7 @@ class Noise:
     units: float
     groups: Tensor | None = None
     adaptive: float | None = None
+    entropy: Entropy = os.urandom
 
 
 @dataclass(frozen=True)
@@ -89,11 +95,21 @@ class LocalWork:
         )
 
     @property
+    def free(self) -> "LocalWork":
+        """As many steps without noise: for training of which nothing leaves the site, and nothing feeds back."""
+        return self if self.noise is None else replace(self, noise=None, epochs=None, steps=self.num_steps)
+
+    @property
     def num_steps(self) -> int:
-        """How many batches `batches` yields."""
+        """How many steps are taken: batches that `batches` yields, or private steps.
+
+        Private epochs are so many steps as the announced number of units makes, which others know already.
+        """
         if self.steps is not None:
             return self.steps
         assert self.epochs is not None
+        if self.noise is not None:
+            return self.epochs * max(1, math.ceil(self.noise.units / self.batch_size))
         return self.epochs * len(chunks_of(torch.arange(len(self.examples)), self.batch_size))
 
     @property
@@ -111,7 +127,11 @@ def batches(work: LocalWork) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield shuffled batches; no example is dropped, and no batch but an only one has a single example.
 
     (BatchNorm cannot train on a single example, so a lone last one joins the batch before it.)
+
+    Raises:
+        ModelError: the work has noise, which batches would go around.
     """
+    refuse_noise(work)
     generator = torch.Generator().manual_seed(work.seed)
     done = 0
     while True:
@@ -134,3 +154,16 @@ def chunks_of(order: Tensor, batch_size: int) -> list[Tensor]:
     if len(chunks) > 1 and len(chunks[-1]) == 1 and batch_size > 1:
         chunks[-2:] = [torch.cat(chunks[-2:])]
     return chunks
+
+
+def refuse_noise(work: LocalWork) -> None:
+    """Refuse to go around the noise of private training.
+
+    Raises:
+        ModelError: the work has some.
+    """
+    if work.noise is not None:
+        raise ModelError(
+            "a method asked for batches, or their gradient, without the noise that this study's privacy needs: it "
+            "trains by 'train' alone, or says why it is not private"
+        )

@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
+from consilium.client.privacy.policy.gate import Gate
 from consilium.client.wire.certificate import is_valid, keep_renewed, request_if_due
 from consilium.client.wire.channel import Attended, NotWelcome, attend, explained, refusal_sentence
 from consilium.client.wire.desk import Answering, Desk
@@ -42,7 +43,8 @@ class Connection:
     def __init__(self, place: Place, worker: Answering) -> None:
         self._place = place
         self._link, self._tasks = Link(), Tasks()
-        self._desk = Desk(place, worker, self._link, self._tasks)
+        gate = Gate(place.settings, place.log.parent, place.key)
+        self._desk = Desk(place, worker, self._link, self._tasks, gate)
         self._pause = 0.0
         self._last_problem = ""
 

@@ -5,6 +5,7 @@ import logging
 from dataclasses import dataclass
 from typing import Protocol
 
+from consilium.client.privacy.policy.gate import Gate
 from consilium.client.process.shared_memory import Box
 from consilium.client.process.supervisor import Parcel, WorkerFailed
 from consilium.client.wire.link import Link, pass_on_own
@@ -47,6 +48,7 @@ class Desk:
     worker: Answering
     link: Link
     tasks: Tasks
+    gate: Gate
 
     async def answer_all(self) -> None:
         """Answer orders until cancelled; whatever goes wrong with one, the next is answered."""
@@ -94,10 +96,11 @@ class Desk:
     def _check(self, task: Task) -> None:
         """Refuse a large payload that the study's key has not signed: else an intruder at the server fills this memory.
 
-        The worker checks every order again, and all of it.
+        And one that this site's policy refuses whatever its plan says. The worker checks every order again, all of it.
 
         Raises:
             ProtocolError: the order is not signed, or for another site, or of another size.
+            PolicyRefused: the site's policy refuses it.
             ConfigError: the study's key cannot be read.
         """
         order = open_order(task.order, read_study_public(self.place.study_key))
@@ -106,6 +109,7 @@ class Desk:
                 f"a payload of {task.size} bytes was announced, and the order is for site "
                 f"'{clean(order.site, 80)}' and {order.payload_size} bytes"
             )
+        self.gate.check(order)
 
     async def _worked(self, task: Task) -> Parcel | None:
         """Return the worker's answer; None for an order that was withdrawn, which is worked on a little longer.

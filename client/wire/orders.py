@@ -14,7 +14,16 @@ from pydantic import Field, TypeAdapter, ValidationError
 from consilium.common.codecs import Payload
 from consilium.common.errors import ProtocolError, StateError
 from consilium.common.host.files import write_atomically
-from consilium.common.protocol.plans import FinishPlan, HandshakePlan, Plan, RoundPlan, RunName, study_digest
+from consilium.common.protocol.audit import AuditHead
+from consilium.common.protocol.plans import (
+    FinishPlan,
+    HandshakePlan,
+    Plan,
+    RoundPlan,
+    RunName,
+    UnmaskPlan,
+    study_digest,
+)
 from consilium.common.study.names import Sha256, SiteName
 from consilium.common.study.record import Record
 from consilium.common.study.sentences import describe
@@ -46,8 +55,11 @@ class _Run(Record):
 
 
 class _File(Record):
+    """The ledger; `audit` is the newest head of the site's audit log that it knows."""
+
     site: SiteName
     runs: dict[RunName, _Run]
+    audit: AuditHead | None = None
 
 
 class Orders:
@@ -65,7 +77,9 @@ class Orders:
         """
         self._state_dir, self._site, self._key, self._max_runs = state_dir, site, key, max_runs
         self._path = state_dir / LEDGER
-        self._runs: Mapping[str, _Run] = self._read()
+        read = self._read()
+        self._runs: Mapping[str, _Run] = read.runs
+        self.audit = read.audit
 
     def open(self, signed: bytes, payload: Payload | None) -> Order:
         """Return a signed order of any kind, if it is one that this site may obey.
@@ -127,6 +141,10 @@ class Orders:
             )
         if isinstance(plan, RoundPlan):
             _check_round(plan, known, who)
+        if isinstance(plan, UnmaskPlan) and plan.round != known.round:
+            raise ProtocolError(
+                f"{who}: masks of round {plan.round} are to be taken off, the last round answered here is {known.round}"
+            )
         if isinstance(plan, FinishPlan) and plan.round != known.rounds:
             raise ProtocolError(
                 f"{who}: the test split is read after the study's last round, {known.rounds}, and not after round "
@@ -149,11 +167,12 @@ class Orders:
                 f"max_runs, then start run '{folder.name}' again"
             )
 
-    def answered(self, order: Order, plan: Plan | None = None) -> None:
+    def answered(self, order: Order, plan: Plan | None = None, *, audit: AuditHead | None = None) -> None:
         """Write down that an order was answered; it is refused from then on.
 
         Args:
             plan: the plan that was carried out; None if that failed, or the order held none.
+            audit: the head of the audit log that has the order's line.
 
         Raises:
             StateError: the folder is unwritable or the disk is full.
@@ -167,15 +186,16 @@ class Orders:
         if isinstance(plan, FinishPlan):
             changes["finished"] = True
         runs = {**self._runs, order.run: known.model_copy(update=changes)}
-        content = _File(site=self._site, runs=runs).model_dump_json(exclude_defaults=True).encode()
+        head = audit or self.audit
+        content = _File(site=self._site, runs=runs, audit=head).model_dump_json(exclude_defaults=True).encode()
         write_atomically(self._path, content, mode=_PRIVATE)
-        self._runs = runs
+        self._runs, self.audit = runs, head
 
-    def _read(self) -> Mapping[str, _Run]:
+    def _read(self) -> _File:
         try:
             content = self._path.read_bytes()
         except FileNotFoundError:
-            return {}
+            return _File(site=self._site, runs={})
         except OSError as error:
             raise StateError(
                 f"site '{self._site}': cannot read '{self._path}': {os.strerror(error.errno or 0)}"
@@ -190,7 +210,7 @@ class Orders:
             ) from error
         if ledger.site != self._site:
             raise StateError(f"'{self._path}' is the ledger of site '{ledger.site}', expected '{self._site}'")
-        return ledger.runs
+        return ledger
 
 
 def _check_round(plan: RoundPlan, known: _Run, who: str) -> None:

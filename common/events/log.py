@@ -1,18 +1,20 @@
 """An append-only event log: one JSON object per line, with `time` (ISO 8601, UTC) and `event`.
 
 It is the audit trail, the source of live views and metrics, and the only channel from short-lived processes (runs)
-to long-lived ones.
+to long-lived ones. Its lines are a hash chain (`chain.py`); several processes may append to one log.
 """
 
+import fcntl
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, Generic, NoReturn, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Generic, NoReturn, Protocol, Self, TypeVar
 
 from consilium.common.errors import StateError
+from consilium.common.events.chain import linked
 from consilium.common.host.files import open_in
 
 
@@ -90,13 +92,13 @@ class EventLog:
         self.append([self.line(event)])
 
     def line(self, event: Event) -> str:
-        """Return an event as a line of this log."""
+        """Return an event as a line of this log, without its place in the chain."""
         head = json.dumps({"time": event.time.isoformat(), "event": event.name, **self.labels})
         fields = json.dumps(event.values(), allow_nan=False)
         return head if fields == "{}" else f"{head[:-1]}, {fields[1:]}"
 
     def append(self, lines: Sequence[str], *, durable: bool = True) -> None:
-        """Append lines that `line` made.
+        """Append lines that `line` made, each with its number and the SHA-256 of the line before it.
 
         Args:
             durable: force them to the disk, with all before them; else they are with the system, and only a power cut
@@ -105,12 +107,10 @@ class EventLog:
         Raises:
             StateError: the folder is unwritable or the disk is full.
         """
-        content = "".join(f"{line}\n" for line in lines)
         try:
             with os.fdopen(open_in(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600), "a+b") as file:
-                if file.tell() and not _ends_a_line(file):
-                    content = "\n" + content  # a crash cut the last line off; it must not swallow this one
-                file.write(content.encode())
+                fcntl.flock(file, fcntl.LOCK_EX)  # gone with the file's descriptor
+                file.write(linked(lines, file.fileno()))
                 file.flush()
                 if durable:
                     os.fsync(file.fileno())
@@ -170,8 +170,3 @@ class Follower(Generic[E]):
         whole = content[: content.rfind(b"\n") + 1]
         self._offset += len(whole)
         return whole.splitlines()
-
-
-def _ends_a_line(file: BinaryIO) -> bool:
-    file.seek(-1, os.SEEK_END)
-    return file.read(1) == b"\n"

@@ -8,6 +8,9 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 
 from consilium.common.errors import StateError
 from consilium.common.events.log import Vocabulary
+from consilium.common.protocol.audit import AuditHead
+from consilium.common.protocol.cards import Versions
+from consilium.common.protocol.replies import PrivacySpent
 from consilium.common.results import RoundRecord, SiteFacts
 from consilium.common.study.sentences import describe
 
@@ -65,6 +68,10 @@ class RunStarted(RunEvent):
     codec: str
     metrics: tuple[str, ...] = Field(default=(), exclude_if=lambda metrics: not metrics)
     """What sites measure in addition to loss and accuracy."""
+    digest: str = ""
+    """SHA-256 of the study's settings, which names them in plans and checkpoints."""
+    settings: dict[str, Any] = Field(default_factory=dict, exclude_if=lambda settings: not settings)
+    """The study itself: with it an audit needs no other file to recompute shares."""
 
 
 class SitesOnline(RunEvent):
@@ -87,6 +94,12 @@ class SitesAgreed(RunEvent):
     name = "agreed"
     parts: dict[str, str] = Field(default_factory=dict, exclude_if=lambda parts: not parts)
     """Packages of one's own that the study uses: name and version with the digest of its files."""
+    versions: Versions | None = None
+    """Of the code, equal at all sites."""
+    weights: str = ""
+    """Digest (SHA-256) of the global weights that the next round begins with."""
+    buffers: tuple[str, ...] = Field(default=(), exclude_if=lambda buffers: not buffers)
+    """Names of the shared arrays that gradients do not move."""
     sites: dict[str, SiteFacts]
 
 
@@ -122,6 +135,10 @@ class UpdateAccepted(RunEvent):
     round: int
     site: str
     metrics: dict[str, float]
+    num_examples: int | None = None
+    """Training examples behind the update, as the site announced them."""
+    update: str = ""
+    """Digest (SHA-256) of the update as it was decoded; empty where the server sees sums over sites only."""
 
 
 class AnswerRejected(RunEvent):
@@ -133,6 +150,13 @@ class AnswerRejected(RunEvent):
     reason: str
     """Short and bounded, e.g. `timeout`."""
     message: str
+
+
+class HeadsNoted(RunEvent):
+    """Sites answered a plan; each reply had the head of the site's audit log, signed by the site."""
+
+    name = "audit"
+    heads: dict[str, AuditHead]
 
 
 class WeightingFallback(RunEvent):
@@ -148,6 +172,10 @@ class RoundFinished(RoundRecord, RunEvent):
 
     model_config = ConfigDict(extra="ignore")
     name = "round"
+    weights_before: str = ""
+    """Digest (SHA-256) of the global weights before the round."""
+    weights: str = ""
+    """Digest of the global weights after it."""
 
 
 class RoundFailed(RoundRecord, RunEvent):
@@ -177,6 +205,12 @@ class RunFinished(RunEvent):
 
     name = "finished"
     seconds: float
+    result: str = ""
+    """SHA-256 of the file `result.json`."""
+    model: str = ""
+    """SHA-256 of the file `model/model.json`, which names the SHA-256 of the final weights' file."""
+    privacy: dict[str, PrivacySpent] = Field(default_factory=dict, exclude_if=lambda privacy: not privacy)
+    """What a private study has spent at each site in all."""
 
 
 class RunFailure(RunEvent):
@@ -219,8 +253,8 @@ class MessagesAsked(RunEvent):
 
 STUDY_EVENTS = Vocabulary[RunEvent](
     *(ServerStarted, RunSubmitted, RunStarted, SitesOnline, RunWarning, SitesAgreed, RunResumed, SiteJoined),
-    *(RoundAsked, UpdateAccepted, AnswerRejected, WeightingFallback, RoundFinished, RoundFailed, CheckpointSaved),
-    *(FinishAsked, RunFinished, RunFailure, RunStopped),
+    *(RoundAsked, UpdateAccepted, AnswerRejected, HeadsNoted, WeightingFallback, RoundFinished, RoundFailed),
+    *(CheckpointSaved, FinishAsked, RunFinished, RunFailure, RunStopped),
 )
 """The events in the log of a study's run, and in the server's journal."""
 

@@ -11,7 +11,9 @@ from typing import Any, ClassVar, Self
 from consilium.common.events.log import Vocabulary
 from consilium.common.events.plain import checked
 
-OF_THE_PLAN = frozenset(("protocol", "codecs", "kind", "site", "versions", "run", "seconds"))
+OF_THE_PLAN = frozenset(
+    (*("protocol", "codecs", "kind", "site", "versions", "run", "seconds"), *("signed", "attempt", "audit"))
+)
 """Fields of a reply that its event takes from the plan, rounds, or leaves out."""
 
 
@@ -64,6 +66,8 @@ class PlanAnswered(SiteEvent):
     num_examples: int | None = None
     metrics: dict[str, float] | None = None
     test: dict[str, Any] | None = None
+    privacy: dict[str, Any] | None = None
+    """What the study has spent here of its privacy budget, after this answer; see `PrivacySpent`."""
 
 
 @dataclass(frozen=True, kw_only=True)

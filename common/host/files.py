@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import hashlib
 import itertools
 import os
 import secrets
@@ -103,6 +104,19 @@ def only_one(file: Path, *, otherwise: str) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 (hex) of a file.
+
+    Raises:
+        StateError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise StateError(f"cannot read '{path}': {error.strerror or error}") from error
 
 
 def with_home(path: str | Path) -> str:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 LEVEL = 0.95
 
@@ -14,6 +15,8 @@ SMALLEST = 1e-9
 
 UPPER = (1 + LEVEL) / 2
 """The upper of the two quantiles."""
+
+_Z = NormalDist().inv_cdf(UPPER)
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,29 @@ def hull(value: float, parts: Sequence[Interval]) -> Interval:
     if any(one is None or math.isnan(one) for one in (*lows, *highs, *ps)):
         return Interval(value)
     return Interval(value, min(value, *lows), max(value, *highs), max(ps))  # type: ignore[type-var]  # ps are numbers where there are draws
+
+
+def widened(one: Interval, noise: float, *, least: float, most: float) -> Interval:
+    """Return the interval of a value that has noise on it: what was said of the value is said of what it stands for.
+
+    Both limits move away from the value as independent errors add up, `sqrt(distance^2 + (1.96 noise)^2)`, and p is
+    the larger of the former and of the normal one of the wider error towards 0, so that it is below 0.05 only where
+    the interval leaves 0 out.
+
+    Args:
+        noise: standard deviation of the noise.
+        least, most: what is possible.
+    """
+    if one.low is None or one.high is None or noise <= 0:
+        return one
+    extra = _Z * noise
+    low = one.value - math.hypot(one.value - one.low, extra)
+    high = one.value + math.hypot(one.high - one.value, extra)
+    p = one.p
+    if p is not None:
+        towards = one.value - low if one.value > 0 else high - one.value
+        p = max(p, math.erfc(_Z * abs(one.value) / towards / math.sqrt(2)))
+    return Interval(one.value, max(low, least), min(high, most), p)
 
 
 def within(one: Interval, least: float, most: float) -> Interval:

@@ -47,6 +47,7 @@ class DataCard(Record):
     `test_digest`: the SHA-256 of the study's common test set, empty without one; its rows are `num_test`.
     `moments`: of each number column or channel, for one scale over all sites; None where the site does not share them
     or the study does not need them.
+    `data_commitment`: SHA-256 that the hospital can later open, to show an auditor which data it had in this run.
     `test_readings`: how often its test split was read for this study, of `test_readings_allowed`.
     """
 
@@ -62,6 +63,7 @@ class DataCard(Record):
     num_alike: Count = 0
     schema_digest: Digest
     test_digest: Digest = ""
+    data_commitment: Digest = ""
     moments: Moments | None = None
     test_readings: Count = 0
     test_readings_allowed: Annotated[Count, Field(ge=1)] = 1

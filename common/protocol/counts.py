@@ -10,7 +10,7 @@ from consilium.common.study.record import Record
 class PatientCounts(Record):
     """Sums over the patients of the test split: of correct answers per model, and of personal minus local."""
 
-    majority: Patients
+    majority: Patients | None = None
     local: Patients | None = None
     global_: Patients | None = None
     personal: Patients
@@ -21,18 +21,26 @@ class TestCounts(Record):
     """How many test examples each model got right; enough to recompute every interval.
 
     `pairs` counts the examples by (local right, personal right): both, only local, only personal,
-    neither. Both it and `local` are None in a study without the local-only baseline. `patients` are
+    neither. Both it and `local` are None in a study without the local-only baseline. `majority`, of the
+    constant answer, is None where the site's policy keeps it. `patients` are
     sums over patients, None where every example is a patient's only one. Counts and sums only: no
     example, no score.
+
+    In a private study every patient counts by one row, and `num_test` is the announced number of them. `global_` and
+    `personal` come from counts of right and of wrong answers that have noise of a standard deviation of `noise` each.
+    What would tell of single training patients is None: `majority`, the models that were trained without noise
+    (`local`, `pairs`, and `personal` where the site tunes it), and sums over patients.
     """
 
     num_test: Count = Field(ge=1)
-    majority: Count
+    majority: Count | None = None
     local: Count | None = None
     global_: Count | None = None
-    personal: Count
+    personal: Count | None
     pairs: tuple[Count, Count, Count, Count] | None = None
     patients: PatientCounts | None = None
+    noise: float | None = Field(default=None, gt=0, le=1e6, exclude_if=lambda noise: noise is None)
+    """Standard deviation of the noise on each count of a private study; None: they are exact."""
 
     @model_validator(mode="after")
     def _check(self) -> "TestCounts":
@@ -46,8 +54,11 @@ class TestCounts(Record):
                 raise ValueError(
                     f"pairs {self.pairs} give {seen} (tested, local right, personal right), expected {expected}"
                 )
-        if max(self.majority, self.global_ or 0, self.personal) > self.num_test:
+        if max(self.majority or 0, self.global_ or 0, self.personal or 0) > self.num_test:
             raise ValueError(f"more right than the {self.num_test} tested: {self.majority}, {self.global_}")
+        told = (self.global_, self.personal)
+        if self.noise is not None and told == (None, None):
+            raise ValueError(f"noise {self.noise:g} on no counts")
         if self.patients is not None:
             self._check_patients(self.patients)
         return self
@@ -56,7 +67,7 @@ class TestCounts(Record):
         """Refuse sums over patients that are not of these counts."""
         gained = None if self.pairs is None else self.pairs[2] - self.pairs[1]
         expected = {"majority": self.majority, "local": self.local, "global_": self.global_, "personal": self.personal}
-        first = of.majority
+        first = of.personal
         for name, total in (expected | {"difference": gained}).items():
             sums: Patients | None = getattr(of, name)
             if (sums is None) != (total is None):

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter
 
 from consilium.common.errors import ProtocolError
+from consilium.common.protocol.audit import AuditHead
 from consilium.common.protocol.parse import parse_json, parse_reply
 from consilium.common.protocol.plans import RunName
 from consilium.common.protocol.replies import FailureReply
@@ -55,6 +56,7 @@ class FlowerReply(Record):
     run: RunName
     site: SiteName
     seconds: float = Field(ge=0)
+    audit: AuditHead | None = Field(default=None, exclude_if=lambda audit: audit is None)
 
 
 _ORDER: TypeAdapter[FlowerOrder] = TypeAdapter(FlowerOrder)

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from consilium.common.privacy.secure.sizes import MOST_SITES
 from consilium.common.study.names import Sha256, SiteName
 from consilium.common.study.record import Record
 from consilium.common.study.scale import Scale
@@ -79,6 +80,45 @@ class InitialWeightsPlan(_LaterPlan):
     kind: Literal["initial_weights"] = "initial_weights"
 
 
+Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+"""32 bytes in hexadecimal digits."""
+
+
+class SignedKey(Record):
+    """A site's key of a run (X25519), and the signature of the site's own key under it."""
+
+    key: Hex32
+    signature: Annotated[str, Field(pattern=r"^[0-9a-f]{16,400}$")]
+
+
+class KeysPlan(_LaterPlan):
+    """Send your key of this run, signed, for secure sums."""
+
+    kind: Literal["keys"] = "keys"
+
+
+class PeersPlan(_LaterPlan):
+    """Here are the signed keys of the sites of this run, yours among them; believe none without its signature."""
+
+    kind: Literal["peers"] = "peers"
+    keys: dict[SiteName, SignedKey] = Field(max_length=MOST_SITES)
+
+
+Cohort = Annotated[tuple[SiteName, ...], Field(min_length=1, max_length=MOST_SITES)]
+
+
+class SecureRound(Record):
+    """What the sites of a secure sum must agree on, in addition to the round and its weights.
+
+    `attempt`: how often the round has been tried; `examples` and `loss`: what each measures its own weight by.
+    """
+
+    attempt: int = Field(ge=1, le=10_000)
+    cohort: Cohort
+    examples: int = Field(ge=1, le=2**53)
+    loss: float = Field(ge=0, le=1e80)
+
+
 class RoundPlan(_LaterPlan):
     """Evaluate the weights received, train, evaluate the served model, answer once.
 
@@ -88,6 +128,7 @@ class RoundPlan(_LaterPlan):
     training of as many rounds.
     `share`: the part that this site's last update has in the weights sent; 0 if it is not in them.
     `base`: the round whose weights the payload is a difference from; None for weights in full.
+    `secure`: mask the update for a sum over these sites; None: send it as it is.
     """
 
     kind: Literal["round"] = "round"
@@ -96,6 +137,7 @@ class RoundPlan(_LaterPlan):
     asked: int = Field(ge=1)
     share: float = Field(default=0.0, ge=0, le=1)
     base: int | None = Field(default=None, ge=1)
+    secure: SecureRound | None = Field(default=None, exclude_if=lambda secure: secure is None)
 
     @model_validator(mode="after")
     def _check(self) -> "RoundPlan":
@@ -103,6 +145,18 @@ class RoundPlan(_LaterPlan):
         if self.base is not None and self.base != self.accepted:
             raise ValueError(f"base is round {self.base}, but the last accepted round is {self.accepted}")
         return self
+
+
+class UnmaskPlan(_LaterPlan):
+    """Open your shares of the masks of a round: these sites have sent their update, the others of its cohort have not.
+
+    The payload holds what each of them sealed for this site, in the order of their names.
+    """
+
+    kind: Literal["unmask"] = "unmask"
+    round: int = Field(ge=1)
+    attempt: int = Field(ge=1, le=10_000)
+    survivors: Cohort
 
 
 class FinishPlan(_LaterPlan):
@@ -127,4 +181,7 @@ def _check_past(accepted: int | None, asked: int, *, before: int, rounds: int) -
         raise ValueError(f"asked {asked} times in {rounds} rounds")
 
 
-Plan = Annotated[HandshakePlan | ScalePlan | InitialWeightsPlan | RoundPlan | FinishPlan, Field(discriminator="kind")]
+Plan = Annotated[
+    HandshakePlan | ScalePlan | InitialWeightsPlan | KeysPlan | PeersPlan | RoundPlan | UnmaskPlan | FinishPlan,
+    Field(discriminator="kind"),
+]

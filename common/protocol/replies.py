@@ -5,9 +5,10 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from consilium.common.errors import clean
+from consilium.common.protocol.audit import AuditHead
 from consilium.common.protocol.cards import Count, DataCard, Digest, Versions
 from consilium.common.protocol.counts import TestCounts
-from consilium.common.protocol.plans import RunName
+from consilium.common.protocol.plans import RunName, SignedKey
 from consilium.common.study.names import SiteName
 from consilium.common.study.record import Record
 
@@ -32,6 +33,8 @@ class _Reply(Record):
     site: SiteName
     pid: int = Field(ge=1, le=2**32)
     seconds: float = Field(ge=0, le=MAX_SECONDS)
+    audit: AuditHead | None = Field(default=None, exclude_if=lambda audit: audit is None)
+    """Of the site's audit log, with the line of this reply; None where the order was not signed."""
 
 
 class HandshakeReply(_Reply):
@@ -60,8 +63,41 @@ class InitialWeightsReply(_Reply):
     kind: Literal["initial_weights"] = "initial_weights"
 
 
+class KeysReply(_Reply):
+    """The answer to a KeysPlan."""
+
+    kind: Literal["keys"] = "keys"
+    signed: SignedKey
+
+
+class PeersReply(_Reply):
+    """The answer to a PeersPlan: every signature is that of the site which people have checked."""
+
+    kind: Literal["peers"] = "peers"
+
+
+class PrivacySpent(Record):
+    """How much a site's answers to a private study can tell of one patient, so far: what its ledger says.
+
+    Args:
+        epsilon: of all that left the site for this study, in all its runs, at `delta`.
+        budget: the most that the study may spend; None where it gives the noise, and the cost follows.
+        noise: standard deviation of a step's noise, in units of the clip; None where nothing was trained yet.
+    """
+
+    epsilon: float = Field(ge=0)
+    budget: float | None = Field(default=None, gt=0, exclude_if=lambda budget: budget is None)
+    delta: float = Field(gt=0, lt=1)
+    noise: float | None = Field(default=None, ge=0, exclude_if=lambda noise: noise is None)
+
+    @property
+    def left(self) -> float | None:
+        """Return what remains of the budget; None where there is none."""
+        return None if self.budget is None else max(0.0, self.budget - self.epsilon)
+
+
 class RoundReply(_Reply):
-    """The answer to a RoundPlan; its payload holds the delta of the shared weights.
+    """The answer to a RoundPlan; its payload holds the delta of the shared weights, masked where the plan says so.
 
     `metrics` maps `global.loss`, `personal.accuracy`, `local.loss`, `train.loss`, ... to numbers, all
     on the site's validation split (`train.*`: on the batches trained).
@@ -71,6 +107,15 @@ class RoundReply(_Reply):
     round: int = Field(ge=1)
     num_examples: Count
     metrics: dict[MetricName, float] = Field(max_length=MAX_METRICS)
+    privacy: PrivacySpent | None = Field(default=None, exclude_if=lambda privacy: privacy is None)
+
+
+class UnmaskReply(_Reply):
+    """The answer to an UnmaskPlan; its payload holds the shares that were asked for."""
+
+    kind: Literal["unmask"] = "unmask"
+    round: int = Field(ge=1)
+    attempt: int = Field(ge=1)
 
 
 class FinishReply(_Reply):
@@ -79,6 +124,7 @@ class FinishReply(_Reply):
     kind: Literal["finish"] = "finish"
     round: int = Field(ge=0)
     test: TestCounts
+    privacy: PrivacySpent | None = Field(default=None, exclude_if=lambda privacy: privacy is None)
 
 
 class FailureReply(_Reply):
@@ -90,6 +136,14 @@ class FailureReply(_Reply):
 
 
 Reply = Annotated[
-    HandshakeReply | ScaleReply | InitialWeightsReply | RoundReply | FinishReply | FailureReply,
+    HandshakeReply
+    | ScaleReply
+    | InitialWeightsReply
+    | KeysReply
+    | PeersReply
+    | RoundReply
+    | UnmaskReply
+    | FinishReply
+    | FailureReply,
     Field(discriminator="kind"),
 ]

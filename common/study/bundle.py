@@ -1,8 +1,9 @@
 """The bundle that a coordinator hands to an approved site: one JSON file without secrets.
 
 It carries the server's address, the authorities that the site is to trust, the site's own certificate with the name
-and the key's fingerprint it was made for, the public key that orders are signed with, and the study. The checksum shows
-damage; against a forger, both sides compare the check code over the phone.
+and the key's fingerprint it was made for, the public key that orders are signed with, the study, and for one with
+secure aggregation the keys of all its sites. The checksum shows damage; against a forger, both sides compare the check
+code over the phone.
 """
 
 import hashlib
@@ -40,6 +41,7 @@ class Bundle(Record):
     certificate: str = Field(pattern="-----BEGIN CERTIFICATE-----")
     study_key: str = Field(pattern="-----BEGIN PUBLIC KEY-----")
     study: str | None = None
+    peers: dict[SiteName, str] | None = Field(default=None, max_length=10_000, exclude_if=lambda peers: peers is None)
     versions: ServerVersions
 
     def checksum(self) -> str:

@@ -1,4 +1,4 @@
-"""Read and write `study.toml` and `site.toml`, with a sentence for everything that is wrong."""
+"""Read `study.toml`, `site.toml` and `policy.toml`, write the first two, and say what is wrong in sentences."""
 
 import tomllib
 from collections.abc import Mapping
@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from consilium.common.errors import ConfigError
 from consilium.common.host.files import with_home, write_atomically
 from consilium.common.study.acceptance import check_words, ranges_of
+from consilium.common.study.policy import PolicyConfig
 from consilium.common.study.sentences import describe
 from consilium.common.study.site import SiteConfig
 from consilium.common.study.study import StudyConfig
@@ -18,7 +19,7 @@ from consilium.common.study.study import StudyConfig
 NO_SITE = "make a site with 'consilium site init', or run this command in the folder in which 'consilium site init' ran"
 """What to do where there is no site's folder."""
 
-_PATHS = ("ca_certificate", "private_key", "certificate", "study_key", "state_dir", "weights_dir")
+_PATHS = ("ca_certificate", "private_key", "certificate", "study_key", "peers", "state_dir", "weights_dir")
 
 
 def load_study(path: Path) -> StudyConfig:
@@ -71,6 +72,18 @@ def parse_site(values: dict[str, Any], *, source: str) -> SiteConfig:
     if not isinstance(config.accept_ranges, bool):
         check_words(config.accept_ranges, what="accept_ranges", source=source)
     return config
+
+
+def load_policy(path: Path) -> PolicyConfig:
+    """Read and check a `policy.toml`.
+
+    Raises:
+        ConfigError: the file is missing, is not TOML, or a key or value is wrong.
+    """
+    try:
+        return PolicyConfig.model_validate(_read_toml(path))
+    except ValidationError as error:
+        raise ConfigError(describe(error, str(path))) from error
 
 
 def study_text(study: StudyConfig) -> str:

@@ -4,36 +4,15 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from consilium.common.study.method_base import MethodSettings
 from consilium.common.study.parts import OwnKinds
 from consilium.common.study.ranges import Positive
-from consilium.common.study.record import Record
-
-
-class MethodSettings(Record):
-    """Base of every method's settings; declares the facts on a method that the rest of the program needs."""
-
-    plain_sgd: ClassVar[bool] = False
-    """It is defined for SGD without momentum and weight decay."""
-    plain_steps: ClassVar[bool] = True
-    """The shared arrays move by the study's optimiser alone, so that `train.effective_steps` holds."""
-    matched: ClassVar[bool] = False
-    """It is one half of an algorithm, and the strategy of the same name is the other, whose memory relies on the state
-    that the site keeps: a site that has lost it cannot go on in the run."""
-    own_strategy: ClassVar[str | None] = None
-    """The strategy with which its paper defines it."""
-    shares_nothing: ClassVar[bool] = False
-    """Every site trains alone; there is nothing to aggregate."""
-    local_batch_norm: ClassVar[bool] = False
-    """It is defined as keeping BatchNorm at the site."""
-    of_classes: ClassVar[str | None] = None
-    """In words, the step that needs classes and cannot be done with a label that is a number; None: there is none."""
-    linear_head: ClassVar[str | None] = None
-    """In words, the step that holds for a head of one linear layer alone; None: a head may have several."""
 
 
 class LocalMethod(MethodSettings):
     """Nothing is shared; every site trains alone."""
 
+    not_private: ClassVar[str | None] = None
     shares_nothing: ClassVar[bool] = True
     kind: Literal["local"] = "local"
 
@@ -41,12 +20,15 @@ class LocalMethod(MethodSettings):
 class FedAvgMethod(MethodSettings):
     """Everything is shared, nothing is personal."""
 
+    tunes_served: ClassVar[bool] = False
+    not_private: ClassVar[str | None] = None
     kind: Literal["fedavg"] = "fedavg"
 
 
 class FineTuneMethod(MethodSettings):
     """Everything is shared; a site serves the global model fine-tuned on its own training data."""
 
+    not_private: ClassVar[str | None] = None
     kind: Literal["fine_tune"] = "fine_tune"
     epochs: int = Field(default=5, ge=1)
     """Passes of fine-tuning over the site's training examples."""
@@ -63,6 +45,8 @@ class FineTuneMethod(MethodSettings):
 class FedProxMethod(MethodSettings):
     """Everything is shared; local training is pulled towards the weights received."""
 
+    tunes_served: ClassVar[bool] = False
+    not_private: ClassVar[str | None] = None
     plain_steps: ClassVar[bool] = False
     kind: Literal["fedprox"] = "fedprox"
     mu: float = Field(default=0.1, ge=0)
@@ -72,6 +56,8 @@ class FedProxMethod(MethodSettings):
 class ScaffoldMethod(MethodSettings):
     """The site's half of SCAFFOLD: local steps corrected by control variates."""
 
+    tunes_served: ClassVar[bool] = False
+    not_private: ClassVar[str | None] = None
     plain_sgd: ClassVar[bool] = True
     matched: ClassVar[bool] = True
     own_strategy: ClassVar[str | None] = "scaffold"
@@ -81,6 +67,8 @@ class ScaffoldMethod(MethodSettings):
 class FedDynMethod(MethodSettings):
     """The site's half of FedDyn: a pull to the weights received that is corrected by the site's last gradient."""
 
+    tunes_served: ClassVar[bool] = False
+    not_private: ClassVar[str | None] = None
     plain_steps: ClassVar[bool] = False
     matched: ClassVar[bool] = True
     own_strategy: ClassVar[str | None] = "feddyn"
@@ -92,6 +80,9 @@ class FedDynMethod(MethodSettings):
 class MoonMethod(MethodSettings):
     """Everything is shared; features are pulled to those of the weights received, away from the site's last ones."""
 
+    not_private: ClassVar[str | None] = (
+        "compares each row's features with those of two other models, in a loss that has no noise"
+    )
     kind: Literal["moon"] = "moon"
     mu: float = Field(default=1.0, ge=0)
     """Weight of the contrastive term; 0 is FedAvg."""
@@ -102,12 +93,16 @@ class MoonMethod(MethodSettings):
 class FedPerMethod(MethodSettings):
     """The backbone is shared, the head is personal."""
 
+    tunes_served: ClassVar[bool] = False
+    not_private: ClassVar[str | None] = None
     kind: Literal["fedper"] = "fedper"
 
 
 class FedRepMethod(MethodSettings):
     """The backbone is shared, the head is personal; the head is trained first, then the backbone."""
 
+    tunes_served: ClassVar[bool] = False
+    not_private: ClassVar[str | None] = None
     kind: Literal["fedrep"] = "fedrep"
     head_epochs: int = Field(default=10, ge=1)
     """Passes over the training examples that train the head before the backbone, in each round."""
@@ -116,6 +111,9 @@ class FedRepMethod(MethodSettings):
 class FedRodMethod(MethodSettings):
     """Everything is shared, trained as if classes were balanced; a personal head is added to the shared one."""
 
+    not_private: ClassVar[str | None] = (
+        "balances its loss by this site's class counts and trains a second head, both without noise"
+    )
     of_classes: ClassVar[str | None] = "balances classes"
     linear_head: ClassVar[str | None] = "adds two heads' arrays"
     kind: Literal["fedrod"] = "fedrod"
@@ -124,6 +122,7 @@ class FedRodMethod(MethodSettings):
 class FendaMethod(MethodSettings):
     """The backbone is shared; a second backbone and a head on the features of both are personal."""
 
+    not_private: ClassVar[str | None] = "trains a second backbone beside the shared one, without noise"
     linear_head: ClassVar[str | None] = "joins the features of two backbones in one layer"
     kind: Literal["fenda"] = "fenda"
 
@@ -131,12 +130,15 @@ class FendaMethod(MethodSettings):
 class LgFedAvgMethod(MethodSettings):
     """The head is shared, the backbone is personal."""
 
+    tunes_served: ClassVar[bool] = False
+    not_private: ClassVar[str | None] = None
     kind: Literal["lg_fedavg"] = "lg_fedavg"
 
 
 class FedBabuMethod(MethodSettings):
     """The backbone is shared and trained under a fixed head; a site serves a fine-tuned copy."""
 
+    not_private: ClassVar[str | None] = None
     kind: Literal["fedbabu"] = "fedbabu"
     epochs: int = Field(default=5, ge=1)
     """Passes of fine-tuning over the site's training examples."""
@@ -151,6 +153,7 @@ class FedBabuMethod(MethodSettings):
 class FedBnMethod(MethodSettings):
     """Everything but BatchNorm is shared."""
 
+    not_private: ClassVar[str | None] = "keeps BatchNorm, which makes every row's answer depend on the other rows"
     local_batch_norm: ClassVar[bool] = True
     kind: Literal["fedbn"] = "fedbn"
 
@@ -158,6 +161,7 @@ class FedBnMethod(MethodSettings):
 class FedDbeMethod(MethodSettings):
     """Everything is shared but a vector that shifts the head's inputs; the sites' mean features are pulled together."""
 
+    not_private: ClassVar[str | None] = "pulls and sends the mean features of a batch, which have no noise"
     kind: Literal["feddbe"] = "feddbe"
     kappa: float = Field(default=1.0, ge=0)
     """Strength of the pull of the features' mean towards that of all sites."""
@@ -168,6 +172,8 @@ class FedDbeMethod(MethodSettings):
 class MrMtlMethod(MethodSettings):
     """A personal whole model, pulled towards the mean of all sites' personal models."""
 
+    tunes_served: ClassVar[bool] = False
+    not_private: ClassVar[str | None] = None
     plain_steps: ClassVar[bool] = False
     kind: Literal["mr_mtl"] = "mr_mtl"
     lam: float = Field(default=1.0, ge=0)
@@ -177,6 +183,7 @@ class MrMtlMethod(MethodSettings):
 class DittoMethod(MethodSettings):
     """A personal whole model, pulled towards the global one."""
 
+    not_private: ClassVar[str | None] = None
     kind: Literal["ditto"] = "ditto"
     lam: float = Field(default=1.0, ge=0)
     """Strength of the pull of the personal model towards the global one; 0 is local training."""
@@ -185,6 +192,7 @@ class DittoMethod(MethodSettings):
 class ApflMethod(MethodSettings):
     """A personal whole model, mixed with the shared one in a proportion that each site learns."""
 
+    not_private: ClassVar[str | None] = None
     plain_sgd: ClassVar[bool] = True
     kind: Literal["apfl"] = "apfl"
     alpha: float = Field(default=0.5, ge=0, le=1)
@@ -196,6 +204,7 @@ class ApflMethod(MethodSettings):
 class PFedMeMethod(MethodSettings):
     """A personal whole model that solves a proximal problem around the shared one at every step."""
 
+    not_private: ClassVar[str | None] = "sends what personal models that are trained without noise have pulled it to"
     plain_sgd: ClassVar[bool] = True
     plain_steps: ClassVar[bool] = False
     kind: Literal["pfedme"] = "pfedme"
@@ -210,6 +219,7 @@ class PFedMeMethod(MethodSettings):
 class FedAlaMethod(MethodSettings):
     """A site starts from its own mix, learned element by element, of its last and the global weights."""
 
+    not_private: ClassVar[str | None] = "starts its training from a mix that is learned without noise"
     plain_steps: ClassVar[bool] = False
     kind: Literal["fedala"] = "fedala"
     layers: int = Field(default=1, ge=1)
@@ -225,6 +235,7 @@ class FedAlaMethod(MethodSettings):
 class KnnPerMethod(MethodSettings):
     """Everything is shared; a site serves the global model mixed with nearest neighbours of its own examples."""
 
+    not_private: ClassVar[str | None] = None
     of_classes: ClassVar[str | None] = "lets neighbours vote for a class"
     kind: Literal["knn_per"] = "knn_per"
     neighbours: int = Field(default=10, ge=1)
@@ -236,6 +247,7 @@ class KnnPerMethod(MethodSettings):
 class PerFedAvgMethod(MethodSettings):
     """Meta-learning: weights from which one or a few local steps lead far."""
 
+    not_private: ClassVar[str | None] = "takes gradients of gradients, in batches that have no noise"
     plain_sgd: ClassVar[bool] = True
     plain_steps: ClassVar[bool] = False
     own_strategy: ClassVar[str | None] = "per_fedavg"
@@ -253,6 +265,7 @@ class PerFedAvgMethod(MethodSettings):
 class ReptileMethod(MethodSettings):
     """Meta-learning: train as FedAvg does, serve after a few local steps."""
 
+    not_private: ClassVar[str | None] = None
     own_strategy: ClassVar[str | None] = "reptile"
     kind: Literal["reptile"] = "reptile"
     adapt_steps: int = Field(default=5, ge=0)

@@ -33,6 +33,8 @@ REFUSED: Mapping[str, str] = {
     "model": "decides which weights leave a site, and which file a site reads",
     **dict.fromkeys(("weighting", "metrics"), "decides what sites measure and send"),
     **dict.fromkeys(("uplink", "downlink"), "decides how weights travel"),
+    "privacy": "decides what protects patients and sites",
+    "keep_updates": "decides what the coordinator keeps of each site",
     "join_timeout_seconds": "changes nothing at a site, so it may be changed in any case",
 }
 """Why each of the other settings takes none."""

@@ -1,79 +1,19 @@
 """Which algorithms cannot be combined, each with the sentence that says why; checked when a study is read."""
 
 from collections.abc import Callable
-from typing import Protocol
 
 from consilium.common.codecs import build_chain
-from consilium.common.study.codecs import CodecConfig
 from consilium.common.study.patterns import EXAMPLE, file_pattern
-from consilium.common.study.privacy import PrivacyConfig
+from consilium.common.study.privacy_rules import PRIVACY_RULES
 from consilium.common.study.reading_rules import (
-    Settings,
     head_layers_are_read,
     hidden_layers_are_read,
     metrics_can_be_measured,
     metrics_fit,
 )
+from consilium.common.study.ruled import Study
 from consilium.common.study.signals import CANDIDATE_LOSSES, CLASS_COUNTS, EFFECTIVE_STEPS, WITHOUT_ERROR
-from consilium.common.study.strategies import StrategyConfig
 from consilium.common.study.task import ImageTask, TableTask
-from consilium.common.study.training import TrainingConfig
-from consilium.common.study.weightings import WeightingConfig
-
-
-class Study(Settings, Protocol):
-    """The part of a study that the rules read."""
-
-    @property
-    def training(self) -> TrainingConfig:
-        """How a site trains in one round."""
-        ...
-
-    @property
-    def strategy(self) -> StrategyConfig:
-        """How the server makes new weights."""
-        ...
-
-    @property
-    def weighting(self) -> WeightingConfig | None:
-        """How much each site counts; None: as the strategy has it."""
-        ...
-
-    @property
-    def uplink(self) -> tuple[CodecConfig, ...]:
-        """How updates travel."""
-        ...
-
-    @property
-    def downlink(self) -> tuple[CodecConfig, ...]:
-        """How weights travel."""
-        ...
-
-    @property
-    def privacy(self) -> PrivacyConfig:
-        """What protects patients and sites."""
-        ...
-
-    @property
-    def quorum(self) -> int | None:
-        """Updates that a round needs; None: of all that were asked."""
-        ...
-
-    @property
-    def cohort_size(self) -> int:
-        """Sites asked in a round."""
-        ...
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """Measurements that sites send in addition to the usual ones."""
-        ...
-
-    @property
-    def fixed_test(self) -> bool:
-        """Whether the test rows are given."""
-        ...
-
 
 Rule = Callable[[Study], str | None]
 
@@ -278,4 +218,5 @@ RULES: tuple[Rule, ...] = (
     _size_counts_once,
     _leave_one_out_is_exact,
     _shares_can_be_bounded,
+    *PRIVACY_RULES,
 )

@@ -112,6 +112,8 @@ class SiteConfig(Record):
     """This site's certificate, signed by the server's authority; it renews itself."""
     study_key: Path = Path("study.pub")
     """The key whose signature every plan must bear."""
+    peers: Path = Path("peers.json")
+    """The keys of the study's sites, for studies with secure aggregation; `consilium site accept` writes them."""
     state_dir: Path
     """Where personal weights, the models of finished runs and the log of events lie."""
     data: DataConfig
@@ -136,6 +138,10 @@ class SiteConfig(Record):
     """Send the server the number of examples of each class."""
     class_counts_epsilon: float | None = Field(default=None, gt=0)
     """Add geometric noise to the class counts: epsilon-differentially private for one example, smaller is noisier."""
+    declared_examples: int | None = Field(default=None, ge=1)
+    """Private studies: how many patients (or rows, where these count) this site says it has, a number that it would
+    publish anyway; None: the true number with noise, which costs a part of the study's budget.
+    """
     share_scale: bool = True
     """Send the server count, sum and sum of squares of number columns or channels, where the study needs them."""
     share_error_details: bool = False

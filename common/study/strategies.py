@@ -30,6 +30,11 @@ class StrategySettings(Record):
     """It is one half of an algorithm: the method of the same name is the other."""
     plain: ClassVar[bool] = False
     """It is the plain weighted mean, so it fits a study that shares nothing."""
+    of_mean: ClassVar[bool] = False
+    """Of the updates it takes nothing but their weighted mean."""
+    of_sums: ClassVar[bool] = False
+    """Of the updates it takes nothing but their mean, weighted or plain, and the sum of control variates, so that the
+    mean in every site's place gives the same."""
 
     @property
     def least_sites(self) -> int:
@@ -45,7 +50,9 @@ class StrategySettings(Record):
 class FedAvgStrategy(StrategySettings):
     """Weighted mean of the updates."""
 
+    of_sums: ClassVar[bool] = True
     plain: ClassVar[bool] = True
+    of_mean: ClassVar[bool] = True
     kind: Literal["fedavg"] = "fedavg"
     learning_rate: Positive = 1.0
     """How much of the mean update is taken."""
@@ -59,6 +66,8 @@ class FedAvgStrategy(StrategySettings):
 class FedAvgMStrategy(StrategySettings):
     """Weighted mean with momentum at the server."""
 
+    of_sums: ClassVar[bool] = True
+    of_mean: ClassVar[bool] = True
     kind: Literal["fedavgm"] = "fedavgm"
     learning_rate: Positive = 1.0
     """How much of the momentum is taken."""
@@ -77,6 +86,8 @@ class FedExPStrategy(StrategySettings):
 class FedAdamStrategy(StrategySettings):
     """Adam at the server."""
 
+    of_sums: ClassVar[bool] = True
+    of_mean: ClassVar[bool] = True
     kind: Literal["fedadam"] = "fedadam"
     learning_rate: Positive = 0.1
     """Step size at the server."""
@@ -91,6 +102,8 @@ class FedAdamStrategy(StrategySettings):
 class FedYogiStrategy(StrategySettings):
     """Yogi at the server."""
 
+    of_sums: ClassVar[bool] = True
+    of_mean: ClassVar[bool] = True
     kind: Literal["fedyogi"] = "fedyogi"
     learning_rate: Positive = 0.01
     """Step size at the server."""
@@ -105,6 +118,8 @@ class FedYogiStrategy(StrategySettings):
 class FedAdagradStrategy(StrategySettings):
     """Adagrad at the server."""
 
+    of_sums: ClassVar[bool] = True
+    of_mean: ClassVar[bool] = True
     kind: Literal["fedadagrad"] = "fedadagrad"
     learning_rate: Positive = 0.1
     """Step size at the server."""
@@ -131,6 +146,7 @@ class QFedAvgStrategy(StrategySettings):
 class ScaffoldStrategy(StrategySettings):
     """The server's half of SCAFFOLD: keeps and sends the mean control variate."""
 
+    of_sums: ClassVar[bool] = True
     takes: ClassVar[frozenset[str]] = frozenset({"num_sites"})
     travels: ClassVar[bool] = True
     matched: ClassVar[bool] = True
@@ -143,6 +159,7 @@ class ScaffoldStrategy(StrategySettings):
 class FedDynStrategy(StrategySettings):
     """The server's half of FedDyn: the unweighted mean, and a correction by the sum of all sites' deltas."""
 
+    of_sums: ClassVar[bool] = True
     takes: ClassVar[frozenset[str]] = frozenset({"num_sites"})
     matched: ClassVar[bool] = True
     weighted: ClassVar[bool] = False
@@ -159,6 +176,7 @@ class FedNovaStrategy(StrategySettings):
 class ReptileStrategy(StrategySettings):
     """A step towards the mean of the sites' weights that shrinks to 0 over the rounds."""
 
+    of_sums: ClassVar[bool] = True
     takes: ClassVar[frozenset[str]] = frozenset({"rounds"})
     size_exponent: ClassVar[float] = 0.0
     kind: Literal["reptile"] = "reptile"
@@ -171,6 +189,7 @@ class ReptileStrategy(StrategySettings):
 class PerFedAvgStrategy(StrategySettings):
     """The server's half of Per-FedAvg: the unweighted mean."""
 
+    of_sums: ClassVar[bool] = True
     weighted: ClassVar[bool] = False
     kind: Literal["per_fedavg"] = "per_fedavg"
 

@@ -57,6 +57,8 @@ class StudyConfig(Record):
     """How weights travel, likewise; a site that holds the weights of the round before gets the coded difference."""
     privacy: PrivacyConfig = Field(default=PrivacyConfig(), exclude_if=lambda privacy: privacy == PrivacyConfig())
     """What protects patients and sites from those who see what leaves; by default only what stays at the sites."""
+    keep_updates: bool = Field(default=False, exclude_if=lambda keep: not keep)
+    """The coordinator keeps every accepted update on its disk, so that an auditor can compute the weights again."""
     cohort_fraction: float = Field(default=1.0, gt=0, le=1)
     """Part of the sites asked in each round, rounded up; a site trains alone in the rounds it is asked in."""
     quorum: int | None = Field(default=None, ge=1)

@@ -87,7 +87,7 @@ class TrainingConfig(Record):
 
 
 class SplitConfig(Record):
-    """How each site splits its own data: stratified by class, the same at every start.
+    """How each site splits its own data: stratified by class or each patient by itself, the same at every start.
 
     Rows of one patient stay together: exact copies of each other, unless `copies` is `ignore`, and rows that `group`
     says are one patient's. Where `parts` is given, it says which rows are for training, validation and test.
@@ -111,6 +111,10 @@ class SplitConfig(Record):
     ) = None
     """Where each row's part is named, in place of drawing it: a file `NAME.csv` in the data folder; else a table's
     column, `folder`, or an array's name.
+    """
+    draw: Literal["counts", "each"] | None = None
+    """`counts`: parts of fixed sizes, stratified by class; `each`: each patient by itself, so that nobody's part hangs
+    on who else is there. None: `each` in a private study, else `counts`.
     """
     copies: Literal["together", "ignore"] = "together"
     """Exact copies stay together as one patient's rows; `ignore`: they are only counted, for published splits."""

@@ -40,6 +40,7 @@ def compare(
     strategies: Names | None = None,
     weightings: Names | None = None,
     learning_rates: Sequence[float] | None = None,
+    epsilons: Sequence[float] | None = None,
     seeds: int = 3,
     splits: int = 1,
     metric: str | None = None,
@@ -56,6 +57,7 @@ def compare(
     Args:
         study, clients, model, head, device, progress, options: as of `simulate`.
         methods, strategies, weightings, learning_rates: what is combined; without any, the study's own.
+        epsilons: privacy budgets with which every method is trained too; without any, that of a private study.
         seeds: of initial weights and order, each used for all methods.
         splits: random divisions of each site's examples into training, validation and test.
         metric: of the verdicts; `accuracy`, `auroc`, `brier`, for numbers `mae`, `rmse`, `r2`.
@@ -80,6 +82,7 @@ def compare(
         strategies=_listed(strategies),
         weightings=_listed(weightings),
         learning_rates=None if learning_rates is None else ",".join(f"{rate:.12g}" for rate in learning_rates),
+        epsilons=None if epsilons is None else ",".join(f"{epsilon:.12g}" for epsilon in epsilons),
         seeds=seeds,
         splits=splits,
         metric=metric,

@@ -12,6 +12,7 @@ import typer
 import consilium.common
 from consilium.commands import (
     adapt,
+    audit,
     calibrate,
     compare,
     compose,
@@ -30,6 +31,7 @@ from consilium.commands import (
     serve,
     server,
     site,
+    what_leaves,
 )
 from consilium.commands.home_paths import with_home_paths
 from consilium.commands.parameters import examples
@@ -61,10 +63,12 @@ for commands in (
     compose.app,
     schema.app,
     new.app,
+    what_leaves.app,
 ):
     app.add_typer(commands)
 for name, commands in {
     "runs": runs.app,
+    "audit": audit.app,
     "server": server.app,
     "site": site.app,
     "model": model.app,

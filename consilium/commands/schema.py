@@ -1,4 +1,4 @@
-"""The command `consilium schema`: JSON Schema of study.toml and site.toml for editors."""
+"""The command `consilium schema`: JSON Schema of study.toml, site.toml and policy.toml for editors."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,10 +15,12 @@ app = typer.Typer()
     epilog=examples("consilium schema study --out study.schema.json", "consilium schema site"),
 )
 def schema(
-    file: Annotated[Literal["study", "site"], typer.Argument(help="The file: study.toml or site.toml.")] = "study",
+    file: Annotated[
+        Literal["study", "site", "policy"], typer.Argument(help="The file: study.toml, site.toml or policy.toml.")
+    ] = "study",
     out: Annotated[Path | None, typer.Option(help="Write it into this file; default: print it.")] = None,
 ) -> None:
-    """Write the JSON Schema of study.toml or site.toml: an editor with it offers keys and marks wrong values."""
+    """Write the JSON Schema of a settings file: an editor with it offers keys and marks wrong values."""
     from consilium.common.host.files import write_atomically
     from consilium.schema.schema import schema_text
 

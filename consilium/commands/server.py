@@ -103,6 +103,8 @@ def _hand_out(bundle: "Bundle", out: Path | None, study: Path | None = None) -> 
     typer.echo(f"bundle             {path}")
     typer.echo(f"bundle check code  {bundle.check_code()}")
     config = load_study(study) if study is not None else None
+    if config is not None and config.privacy.secure_aggregation:
+        _say_whose_keys(bundle, len(config.sites))
     ranges = ranges_of(config, source=str(study)) if config is not None else None
     if config is not None and ranges is not None and ranges.by_path:
         typer.echo("if the site takes its ranges, this study may later be run with other values, without a new bundle:")
@@ -120,7 +122,22 @@ def _hand_out(bundle: "Bundle", out: Path | None, study: Path | None = None) -> 
         "check_code": bundle.check_code(),
         "study": config.name if config is not None else None,
         "ranges": ranges.open() if ranges is not None else {},
+        "peers": len(bundle.peers or {}),
     }
+
+
+def _say_whose_keys(bundle: "Bundle", sites: int) -> None:
+    if bundle.peers is None:
+        typer.echo(
+            f"this study sums updates securely, which takes the keys of all its {sites} sites, and not all are "
+            "approved yet: once they are, approve each site again with the same request and --study, and send these "
+            "bundles"
+        )
+        return
+    typer.echo(
+        f"the bundle holds the keys of all {sites} sites; those whose bundle was made earlier need a new one: approve "
+        "each again with the same request and --study"
+    )
 
 
 @app.command("revoke", epilog=examples("consilium server revoke berlin"))

@@ -1,19 +1,20 @@
 """The commands `consilium site ...`: for a hospital or device, which joins with its own data."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
+from consilium.commands import site_policy, site_privacy
+from consilium.commands.accepting import say_what_leaves, say_what_may_change, say_whose_keys
 from consilium.commands.parameters import Folder, Settings, examples
 from consilium.commands.rows import print_rows
 from consilium.commands.scripting import Document, Outcome, with_json
 from consilium.common.errors import ConfigError
 
-if TYPE_CHECKING:
-    from consilium.client.operations.accepted_study import AcceptedStudy
-
 app = typer.Typer(help="For a hospital or device: run the site.", no_args_is_help=True)
+app.add_typer(site_policy.app)
+app.add_typer(site_privacy.app)
 
 
 @app.command(
@@ -82,13 +83,17 @@ def accept(
     holds = "this site's certificate and the study" if accepted.study is not None else "this site's certificate"
     typer.echo(f"accepted: server {accepted.server}, {holds}")
     study = note_acceptance(place, accepted)
+    if study is not None:
+        say_what_leaves(study, place.study)
     if study is not None and study.offered:
-        _say_what_may_change(study, load_site(place.settings).max_runs)
+        say_what_may_change(study, load_site(place.settings).max_runs)
     if study is None and accepted.study is not None:
         typer.echo(
             "the study cannot be read here yet, so nothing is shown of what may change in it later without asking: "
             "'consilium site check' says why, and shows it afterwards; to take none of it, accept with --exactly"
         )
+    sums = study is not None and study.study.privacy.secure_aggregation
+    peers = say_whose_keys(accepted.peers, accepted.site) if sums or accepted.peers else {}
     typer.echo(f"bundle check code  {accepted.check_code()}")
     own_key = read_private_key(load_site(place.settings).private_key).public_key()
     then = (
@@ -103,21 +108,8 @@ def accept(
         "check_code": accepted.check_code(),
         "study": study.study.name if study is not None else None,
         "ranges": study.ranges.open() if study is not None else {},
+        "peers": peers,
     }
-
-
-def _say_what_may_change(study: "AcceptedStudy", max_runs: int) -> None:
-    if not study.words:
-        typer.echo("the study came with ranges; this site takes none (accept_ranges in site.toml): it runs exactly so")
-        return
-    typer.echo("the coordinator may later run this study with other values without asking:")
-    for line in study.words:
-        typer.echo(f"  {line}")
-    typer.echo(
-        "everything else stays as it is; another method comes with the defaults of its settings. Each such run may "
-        f"read the test split once more (max_runs = {max_runs} at most). To take none of this, accept with --exactly; "
-        "to take less, set accept_ranges in site.toml"
-    )
 
 
 @app.command("check", epilog=examples("consilium site check", "consilium site check site/site.toml --study study.toml"))

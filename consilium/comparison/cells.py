@@ -9,16 +9,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.numpy import load_file, save
 
 from consilium.client.app import forget_sites
+from consilium.client.data import read_site
+from consilium.client.site.announced import unit_rows
 from consilium.client.site.feature_cache import FEATURES
 from consilium.client.site.state_folder import TEST_SCORES, StateFolder
 from consilium.client.site.versions import versions
 from consilium.common.errors import ConsiliumError
 from consilium.common.host.files import scratch, write_atomically
-from consilium.common.study.load import parse_study, write_site
+from consilium.common.study.load import load_site, parse_study, write_site
 from consilium.common.study.study import StudyConfig
 from consilium.common.study.used import packages_of
 from consilium.common.weights.arrays import Array
@@ -167,7 +170,7 @@ def _write_settings(
         (own / "state" / FEATURES).symlink_to(cache.resolve())
         settings[name] = own / "site.toml"
         values = {
-            **{"name": name, "server": "localhost:1", "ca_certificate": "none", "private_key": "none"},
+            **{"name": name, "server": "localhost:1", "ca_certificate": "none", "private_key": "site.key"},
             **{"state_dir": "state", "weights_dir": site.weights_dir, "device": "cpu"},
             **{"share_class_counts": True, "share_error_details": True, "share_scale": site.share_scale, "models": ()},
             "parts": [
@@ -179,7 +182,20 @@ def _write_settings(
             },
         }
         write_site(settings[name], values)
+        if (declared := site.declared or _num_patients(settings[name], study)) is not None:
+            write_site(settings[name], values | {"declared_examples": declared})
     return settings
+
+
+def _num_patients(settings: Path, study: StudyConfig) -> int | None:
+    """Return how many patients a site would declare in a private study; None in others, or where parts are named.
+
+    Noise on that number is a matter of whether a hospital declares it, not of what a method makes of its budget.
+    """
+    if study.privacy.examples is None or study.split.parts is not None:
+        return None
+    data = read_site(load_site(settings), study)
+    return len(unit_rows(data, np.arange(data.raw.num_own), study.privacy.examples))
 
 
 def _run_federated(study: StudyConfig, settings: Mapping[str, Path], folder: Path) -> Outcome:
@@ -189,11 +205,16 @@ def _run_federated(study: StudyConfig, settings: Mapping[str, Path], folder: Pat
         state = StateFolder.of(path.parent / "state", study=study.name, run=_RUN, site=site).path
         if (state / TEST_SCORES).is_file():
             answers[site] = load_file(state / TEST_SCORES)
-    facts = {"num_train", "num_validation", "num_test", "class_counts", "num_copies", "num_groups"}
+    facts = {"num_train", "num_validation", "class_counts", "num_copies", "num_groups"}
     last = last_measured(result.rounds)
     return Outcome(
         sites={
-            site: SiteOutcome(**of.model_dump(include=facts), validation=last.get(site, {}))
+            site: SiteOutcome(
+                **of.model_dump(include=facts),
+                num_test=len(answers[site]["labels"]),  # what a private study's site announces has noise
+                validation=last.get(site, {}),
+                privacy=of.privacy,
+            )
             for site, of in result.sites.items()
             if site in answers
         },

@@ -2,11 +2,13 @@
 
 from markupsafe import Markup
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from consilium.comparison.evaluation import UNBOUNDED
+from consilium.comparison.prices import Price, price_sentence
 from consilium.comparison.report import Report
 from consilium.comparison.rows import ALONE, FEDAVG
-from consilium.findings.charts import COLOURS, chart, last_known, limits_of, line_chart
+from consilium.findings.charts import COLOURS, DASHES, chart, last_known, limits_of, line_chart
 from consilium.findings.decimals import point
 
 MOST_BARS, MOST_CURVES = 24, 12
@@ -61,6 +63,49 @@ def bar_chart(report: Report, site: str) -> Markup:
 
     values = ", ".join(f"{number}: {point(one, report.places)}" for number, _, one in known)
     return chart(f"Test numbers at {site}: {values}", draw, height=max(1.6, 0.17 * len(known) + 0.7))
+
+
+def price_figures(report: Report, price: Price) -> list[Figure]:
+    """Return per site a chart of its test numbers against epsilon, with "alone" beside it; the same scale for all."""
+    shown = report.study.sites[:MOST_BARS]
+    everything = [of.sites[site] for site in shown for of in (price.alone, *(one.joined for one in price.each))]
+    reach = [edge for one in everything if one is not None for edge in (one.value, *(one.bounds or ()))]
+    limits = limits_of(reach, accuracy=report.metric not in UNBOUNDED)
+    return [(site, _price_chart(report, price, site, limits)) for site in shown]
+
+
+def _price_chart(report: Report, price: Price, site: str, limits: tuple[float, float]) -> Markup:
+    """Chart the budgets on a logarithmic scale, the smallest on the left; no noise has a place of its own, right."""
+    known = [one for one in reversed(price.each) if one.joined.sites[site] is not None]
+    budgets = [one.epsilon for one in known if one.epsilon is not None]
+    beyond = 2.2 * max(budgets, default=1.0)
+    alone = price.alone.sites[site]
+
+    def draw(axes: Axes) -> None:
+        axes.set_xscale("log")
+        places = [beyond if one.epsilon is None else one.epsilon for one in known]
+        values = [one.joined.sites[site] for one in known]
+        line = [(at, one.value) for at, one in zip(places, values, strict=True) if one is not None and at != beyond]
+        axes.plot(*zip(*line, strict=True), color=COLOURS["personal"], linewidth=1.8) if line else None
+        for at, one in zip(places, values, strict=True):
+            if one is not None:
+                marker = "D" if at == beyond else "o"
+                axes.plot([at], [one.value], color=COLOURS["personal"], marker=marker, markersize=5, linestyle="none")
+                if one.bounds is not None:
+                    axes.plot([at, at], one.bounds, color=COLOURS["personal"], linewidth=1.1)
+        if alone is not None:
+            axes.axhline(alone.value, color=COLOURS["local"], linewidth=1.8, dashes=DASHES["local"])
+            if alone.bounds is not None:
+                axes.axhspan(*alone.bounds, color=COLOURS["local"], alpha=0.12, linewidth=0)
+        axes.set_ylim(*limits)
+        axes.set_xticks([*budgets, beyond], [*(f"{epsilon:g}" for epsilon in budgets), "none"])
+        axes.set_xticks([], minor=True)
+        axes.set_xlim(min(budgets, default=1.0) / 1.6, beyond * 1.5)
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+        axes.grid(axis="y")
+        axes.set_xlabel("epsilon")
+
+    return chart(price_sentence(price, site, report.places), draw)
 
 
 def weight_figures(report: Report) -> list[Figure]:

@@ -22,6 +22,7 @@ from consilium.comparison.numbers import all_numbers
 from consilium.comparison.options import CompareOptions
 from consilium.comparison.page import render_page
 from consilium.comparison.plan import first_cells, local_budgets, make_choices, refits
+from consilium.comparison.prices import prices_of
 from consilium.comparison.progress import CELLS, RunCells, run_with_progress
 from consilium.comparison.report import Report, build_report
 from consilium.comparison.site_files import find_sites
@@ -63,13 +64,15 @@ def compare(options: CompareOptions, console: Console, *, run_cells: RunCells = 
     studies = {variant.label: variant.study for variant in variants}
     choices = _run_and_choose(comparison, run, variants, studies, options, own=own)
     notes = {variant.label: variant.note for variant in variants}
-    rows = make_rows(comparison, list(studies), choices, notes=notes)
+    privacies = {variant.label: variant.privacy for variant in variants if variant.privacy is not None}
+    rows = make_rows(comparison, list(studies), choices, notes=notes, privacies=privacies)
     console.print("computing intervals ...", highlight=False)
     report = build_report(
         comparison,
         rows,
         study=study,
         skipped=skipped,
+        prices=prices_of(comparison, variants, local_budgets(variants), rows) if privacies else [],
         own=own,
         target=options.target,
         seconds=time.monotonic() - began,

@@ -36,6 +36,7 @@ class Line:
             "chosen": self.row.shares,
             "among": self.row.among,
             "note": self.row.note,
+            "epsilon": self.row.epsilon,
             "numbers": _summary_json(self.numbers),
             "minus local only": _summary_json(self.against_local),
             "minus FedAvg": _summary_json(self.against_fedavg),

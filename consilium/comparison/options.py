@@ -29,6 +29,10 @@ class CompareOptions:
     learning_rates: Annotated[
         str | None, typer.Option(help="Learning rates to try, e.g. 0.01,0.1; default: the study's.")
     ] = None
+    epsilons: Annotated[
+        str | None,
+        typer.Option(help="Privacy budgets to also train with, e.g. 8,3,1; default: that of a private study."),
+    ] = None
     seeds: Annotated[
         int, typer.Option(min=1, help="How many seeds of initial weights and order, each used for all methods.")
     ] = 3

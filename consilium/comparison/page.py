@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from consilium.comparison.charts import MOST_BARS, bar_chart, curve_figures, weight_figures
+from consilium.comparison.charts import MOST_BARS, bar_chart, curve_figures, price_figures, weight_figures
 from consilium.comparison.evaluation import UNBOUNDED
 from consilium.comparison.evidence import DRAWS
 from consilium.comparison.lines import Line
+from consilium.comparison.prices import Price, price_sentence
 from consilium.comparison.report import Report
 from consilium.comparison.rows import USUAL_TOOLS, shares_text
 from consilium.comparison.summary import OVER
@@ -54,6 +55,8 @@ def render_page(report: Report) -> str:
             "curves": curves,
             "bars": [(site, bar_chart(report, site)) for site in shown],
             "without_bars": len(report.study.sites) - len(shown),
+            "prices": [_price(report, price) for price in report.prices],
+            "epsilons": any(line.row.epsilon is not None for line in report.lines),
             "weights": _weights(report),
             "weight_figures": weight_figures(report),
             "holdings": _holdings(report),
@@ -103,6 +106,28 @@ def _others(line: Line) -> list[str]:
         DASH if value is None else f"{value:.4g}" if name in UNBOUNDED else f"{value:.3f}"
         for name, value in line.others.items()
     ]
+
+
+def _price(report: Report, price: Price) -> dict[str, Any]:
+    """Return what a method's budgets cost: titles, per site the cells of its row and a sentence, and the charts."""
+    rows = [
+        (
+            site,
+            price.alone.sites[site],
+            [
+                (one.joined.sites[site], one.minus_alone.sites[site], one.verdicts[site] in ("helps", "hurts"))
+                for one in price.each
+            ],
+        )
+        for site in report.study.sites
+    ]
+    return {
+        "method": price.method,
+        "titles": ["site", "alone", *(f"joined, {one.promise.replace('eps', 'epsilon')}" for one in price.each)],
+        "rows": rows,
+        "sentences": [price_sentence(price, site, report.places) for site in report.study.sites],
+        "figures": price_figures(report, price),
+    }
 
 
 def _weights(report: Report) -> list[tuple[str, list[str]]]:

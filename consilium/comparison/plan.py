@@ -82,8 +82,18 @@ def budget_of(study: StudyConfig) -> tuple[object, ...]:
 def make_choices(
     comparison: Comparison, studies: Mapping[str, StudyConfig], budgets: Mapping[str, Candidate], own: str
 ) -> Choices:
-    """Choose on validation, for all sites and each for itself, who joins and who stays alone."""
-    join = [Candidate(label) for label, study in studies.items() if not study.method.shares_nothing]
+    """Choose on validation, for all sites and each for itself, who joins and who stays alone.
+
+    No site of a private study tells what it measured, and which budget is right validation cannot say: a private study
+    is nobody's choice, and where the judged one is private, there is none.
+    """
+    if studies[own].privacy.examples is not None:
+        return Choices(same_budget=budgets[own])
+    join = [
+        Candidate(label)
+        for label, study in studies.items()
+        if not study.method.shares_nothing and study.privacy.examples is None
+    ]
     stay = list(dict.fromkeys(budgets.values()))
     if comparison.cells(USUAL_TOOLS, USUAL):
         stay.append(Candidate(USUAL_TOOLS, USUAL))

@@ -13,6 +13,7 @@ from consilium.comparison.comparison import Comparison
 from consilium.comparison.curves import curve_of, rounds_table, weights_of
 from consilium.comparison.headlines import headlines_of
 from consilium.comparison.lines import Line, make_line, with_marks
+from consilium.comparison.prices import Price
 from consilium.comparison.problems import contradictions_of, problems_of
 from consilium.comparison.rows import (
     ALONE_CHOSEN,
@@ -47,6 +48,7 @@ class Report:
         rounds: long table of validation numbers per cell and round.
         weights: per site the weight in each round of the judged method, as a mean over cells.
         problems: sentences on what was skipped, failed or is undefined.
+        prices: what privacy costs each site, per method that was trained with noise.
     """
 
     study: StudyConfig
@@ -68,6 +70,7 @@ class Report:
     target: float | None
     seconds: float
     settings: Mapping[str, str]
+    prices: Sequence[Price] = ()
 
     @property
     def places(self) -> int:
@@ -90,6 +93,7 @@ class Report:
             "seeds": self.seeds,
             "splits": self.splits,
             "target": self.target,
+            "privacy": [price.as_json() for price in self.prices],
             "settings": dict(self.settings),
         }
 
@@ -100,6 +104,7 @@ def build_report(
     *,
     study: StudyConfig,
     skipped: Sequence[Skipped],
+    prices: Sequence[Price] = (),
     own: str,
     target: float | None,
     seconds: float,
@@ -108,6 +113,7 @@ def build_report(
     """Compute everything that is shown.
 
     Args:
+        prices: what privacy costs with every method that was trained with noise.
         own: label of the method that is judged where validation cannot choose one.
         target: mean validation accuracy to reach; None: what FedAvg has in its last round, if that is above 0.
 
@@ -142,6 +148,7 @@ def build_report(
         target=target,
         seconds=seconds,
         settings=settings,
+        prices=prices,
     )
 
 

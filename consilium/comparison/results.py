@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
+from consilium.common.protocol.replies import PrivacySpent
 from consilium.common.results import RoundRecord
 from consilium.common.study.record import Record
 from consilium.common.weights.arrays import Array
@@ -29,6 +30,7 @@ class SiteOutcome(Record):
 
     Args:
         tool: which of the usual tools it chose, in a cell of these.
+        privacy: what a private study has spent there.
         support: test examples of each class.
         metrics: per model; None: not defined on these rows.
     """
@@ -40,6 +42,7 @@ class SiteOutcome(Record):
     num_groups: int | None = None
     num_copies: int = 0
     tool: str | None = None
+    privacy: PrivacySpent | None = None
     validation: dict[str, Validation] = Field(default_factory=dict)
     support: tuple[int, ...] = ()
     metrics: dict[str, dict[str, float | None]] = Field(default_factory=dict)

@@ -54,6 +54,7 @@ class Row:
         places: per split, for each seed, where each site's answers are.
         note: what a reader must know of it.
         among: from how many candidates it was chosen; 0: it is no choice.
+        epsilon: of a private study the budget, or what it has spent at most where it gives the noise.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Row:
     baseline: bool = False
     note: str = ""
     among: int = 0
+    epsilon: float | None = None
 
     @property
     def shares(self) -> dict[str, float]:

@@ -27,6 +27,7 @@ class SiteFiles:
         share_scale: whether the site shares the sums that one scale for all takes.
         parts: the packages of one's own whose code its settings let run; None: no settings, so those of the study.
         more: further settings of its data, for a reader of one's own.
+        declared: how many patients it says it has in a private study; None: as many as it has.
     """
 
     kind: str
@@ -37,6 +38,7 @@ class SiteFiles:
     share_scale: bool = True
     parts: tuple[OwnPackage, ...] | None = None
     more: Mapping[str, Any] = field(default_factory=dict)
+    declared: int | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -46,6 +48,7 @@ class SiteFiles:
             files += sorted(file for file in self.weights_dir.iterdir() if file.is_file())
         facts = [(str(file), *_size_and_time(file)) for file in files]
         settings = [self.kind, self.max_skipped, self.share_scale, *([self.more] if self.more else [])]
+        settings += [] if self.declared is None else [self.declared]
         return hashlib.sha256(json.dumps([settings, facts]).encode()).hexdigest()
 
 
@@ -104,6 +107,7 @@ def _by_settings(settings: Path, name: str, study: StudyConfig, weights_dir: Pat
         share_scale=config.share_scale,
         parts=config.parts,
         more=config.data.model_dump(mode="json", exclude={"kind", "path", "test", "max_skipped"}),
+        declared=config.declared_examples,
     )
 
 

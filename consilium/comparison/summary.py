@@ -138,7 +138,10 @@ def _size(comparison: Comparison, row: Row, splits: Sequence[int], site: str) ->
 
 def rows_tested_per_trained(comparison: Comparison, row: Row, splits: Sequence[int]) -> float:
     """Return how many test rows there are per row that was trained on: validation rows are not among these."""
-    facts = [comparison.facts(place.cell, site) for site, place in row.places[splits[0]][0].items()]
+    cells = {site: place.cell for site, place in row.places[splits[0]][0].items()}
+    if row.epsilon is not None and (exact := comparison.cells("fedavg").get(splits[0])):
+        cells = dict.fromkeys(cells, exact[0])  # what a private study's sites announce has noise
+    facts = [comparison.facts(cell, site) for site, cell in cells.items()]
     trained = sum(one.num_train for one in facts)
     return float(sum(one.num_test for one in facts) / max(1, trained))
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from consilium.common.study.privacy import ExamplePrivacy
 from consilium.comparison.cells import Cell
 from consilium.comparison.choices import Candidate, Choice, Choices, OwnChoice, refit_label
 from consilium.comparison.comparison import Comparison
@@ -32,14 +33,20 @@ from consilium.comparison.usual import USUAL
 
 
 def make_rows(
-    comparison: Comparison, labels: Sequence[str], choices: Choices, *, notes: Mapping[str, str] | None = None
+    comparison: Comparison,
+    labels: Sequence[str],
+    choices: Choices,
+    *,
+    notes: Mapping[str, str] | None = None,
+    privacies: Mapping[str, ExamplePrivacy] | None = None,
 ) -> list[Row]:
     """Return the baselines, every method, and what validation chose among those that join and those that do not.
 
     Args:
         notes: per label what a reader must know of it.
+        privacies: per label of a private study what it promises.
     """
-    base, notes = comparison.cells("fedavg"), notes or {}
+    base, notes, privacies = comparison.cells("fedavg"), notes or {}, privacies or {}
     rows = [
         comparison.row(MAJORITY if comparison.task.classes else MEAN, "majority", base, baseline=True),
         comparison.row(LOCAL, "local", base, baseline=True),
@@ -51,7 +58,13 @@ def make_rows(
         comparison.row(TUNED, "personal", comparison.cells("fine_tune"), baseline=True),
     ]
     rows += [
-        comparison.row(label, "personal", comparison.cells(label), note=notes.get(label, ""))
+        comparison.row(
+            label,
+            "personal",
+            comparison.cells(label),
+            note=notes.get(label, ""),
+            epsilon=_epsilon(comparison, label, privacies.get(label)),
+        )
         for label in labels
         if label not in NAMES
     ]
@@ -72,6 +85,15 @@ def make_rows(
             _choice_row(comparison, alone, choices.alone, refitted=refitted, among=choices.num_alone),
         ]
     return [row for row in rows if row.places]
+
+
+def _epsilon(comparison: Comparison, label: str, privacy: ExamplePrivacy | None) -> float | None:
+    """Return the budget of a private study; where it gives the noise, the most that any site spent in any cell."""
+    if privacy is None or privacy.epsilon is not None:
+        return None if privacy is None else privacy.epsilon
+    cells = [cell for cells in comparison.cells(label).values() for cell in cells]
+    spent = [comparison.facts(cell, site).privacy for cell in cells for site in comparison.sites]
+    return max((one.epsilon for one in spent if one is not None), default=None)
 
 
 def _tools(comparison: Comparison) -> str:

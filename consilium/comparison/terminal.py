@@ -5,6 +5,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from consilium.comparison.prices import price_sentence
 from consilium.comparison.report import Report
 from consilium.comparison.rows import Row
 from consilium.comparison.words import SURVIVES, explained, lead
@@ -16,6 +17,9 @@ def print_report(report: Report, console: Console) -> None:
     """Print the table of methods and the sentence of every site."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("method", overflow="fold")
+    private = any(line.row.epsilon is not None for line in report.lines)
+    if private:
+        table.add_column("epsilon", justify="right", no_wrap=True)
     for title in ("mean of sites", "weighted", "worst site", "minus local only"):
         table.add_column(title, justify="right", no_wrap=True)
     for line in report.lines:
@@ -24,6 +28,8 @@ def print_report(report: Report, console: Console) -> None:
         mark = SURVIVES if line.survives else ""
         minus = line.against_local
         cells.append(_both(minus.over["mean"], places, sign=True) + mark if minus else DASH)
+        if private:
+            cells.insert(0, DASH if line.row.epsilon is None else f"{line.row.epsilon:g}")
         table.add_row(Text(_with_note(line.row), style="dim" if line.row.baseline else ""), *cells)
     console.print(table)
     console.print(
@@ -38,6 +44,11 @@ def print_report(report: Report, console: Console) -> None:
     console.print(Text(lead(report)), soft_wrap=True)
     for _, text in report.headlines.values():
         console.print(Text(text), soft_wrap=True)
+    for price in report.prices:
+        console.print()
+        console.print(Text(f"What privacy costs each site ({price.method}):"), soft_wrap=True)
+        for site in report.study.sites:
+            console.print(Text(price_sentence(price, site, report.places)), soft_wrap=True)
     for problem in report.problems:
         console.print(Text(problem, style="yellow"), soft_wrap=True)
 

@@ -9,9 +9,11 @@ from typing import Any, get_args
 
 from consilium.common.errors import ConfigError
 from consilium.common.study.load import parse_study
-from consilium.common.study.methods import MethodConfig, MethodSettings
+from consilium.common.study.method_base import MethodSettings
+from consilium.common.study.methods import MethodConfig
 from consilium.common.study.packages import offers
 from consilium.common.study.parts import OwnKinds, own_settings
+from consilium.common.study.privacy import ExamplePrivacy
 from consilium.common.study.ranges import variants
 from consilium.common.study.strategies import StrategyConfig
 from consilium.common.study.study import StudyConfig
@@ -40,11 +42,21 @@ class Spec:
 
 @dataclass(frozen=True)
 class Variant:
-    """A study with another algorithm, what to call it, and what its method changed in the training (or nothing)."""
+    """A study with another algorithm, what to call it, and what its method changed in the training (or nothing).
+
+    Args:
+        ordinary: of a private study, the label of the same one without noise.
+    """
 
     label: str
     study: StudyConfig
     note: str = ""
+    ordinary: str = ""
+
+    @property
+    def privacy(self) -> ExamplePrivacy | None:
+        """Return what the study promises each patient; None where it promises nothing."""
+        return self.study.privacy.examples
 
 
 @dataclass(frozen=True)
@@ -150,6 +162,7 @@ def vary(
     strategies: Sequence[Spec] = (),
     weightings: Sequence[Sequence[Spec]] = (),
     learning_rates: Sequence[float] = (),
+    privacies: Sequence[ExamplePrivacy | None] = (),
     keep_rate: bool = False,
 ) -> Iterator[Variant | Skipped]:
     """Yield every combination as a study of its own; nothing given means the study's own.
@@ -157,18 +170,22 @@ def vary(
     A method that is one half of a whole is combined with its own strategy alone.
 
     Args:
+        privacies: what is promised to each patient; None: nothing, and no noise.
         keep_rate: methods of plain SGD train at the study's learning rate, although that is for momentum.
     """
     base = study.model_dump(mode="json", exclude_none=True)
     labels = set[str]()
     axes: list[Sequence[Any]] = [methods, strategies or [None], weightings or [None], learning_rates or [None]]
-    for method, strategy, weighting, rate in product(*axes):
+    for method, strategy, weighting, rate, privacy in product(*axes, privacies or [None]):
         settings = method_settings(method.kind)
+        if privacy is not None and settings is not None and settings.shares_nothing:
+            continue  # nothing is trained that leaves a site
         own = settings is not None and settings.own_strategy is not None
         parts = [method.label, "" if own or strategy is None else strategy.label]
         parts += ["" if weighting is None else "x".join(factor.label for factor in weighting)]
         parts += ["" if rate is None else f"lr {rate:g}"]
-        label = " + ".join(filter(None, parts))
+        ordinary = " + ".join(filter(None, parts))
+        label = ordinary if privacy is None else f"{ordinary} + {promise(privacy)}"
         if label in labels:
             continue
         labels.add(label)
@@ -179,11 +196,20 @@ def vary(
             values["weighting"] = {"factors": [factor.values for factor in weighting]}
         if rate is not None:
             values["training"]["learning_rate"] = rate
+        if privacy is not None:
+            settings_of_privacy = privacy.model_dump(mode="json", exclude_none=True)
+            values["privacy"] = {**values.get("privacy", {}), "examples": settings_of_privacy}
         note = fit_to_method(values, method, keep_rate=keep_rate)
         try:
-            yield Variant(label, parse_study(values, source=label), note)
+            yield Variant(label, parse_study(values, source=label), note, "" if privacy is None else ordinary)
         except ConfigError as error:
-            yield Skipped(label, str(error).removesuffix(f" ({label})"))
+            reason = str(error).removesuffix(f" ({label})")
+            yield Skipped(label if privacy is None else f"{ordinary} with noise", reason)
+
+
+def promise(privacy: ExamplePrivacy) -> str:
+    """Return what a private study promises, in a few letters: `eps 3`, or `noise 1.1` where the cost follows."""
+    return f"noise {privacy.noise:g}" if privacy.epsilon is None else f"eps {privacy.epsilon:g}"
 
 
 def strategy_kinds() -> list[str]:

@@ -32,6 +32,8 @@ class DemoOptions:
     model: Annotated[str | None, typer.Option(help="A model's name, e.g. small_cnn, squeezenet1_0, mlp.")] = None
     pretrained: Annotated[Path | None, typer.Option(help="A weights file (.safetensors, .pt, .th).")] = None
     seed: Annotated[int, typer.Option(min=0, help="The seed of everything random.")] = 42
-    compare: Annotated[bool, typer.Option(help="Also run personal heads and random initial weights.")] = True
+    compare: Annotated[
+        bool, typer.Option(help="Also run personal heads, random initial weights and a private study.")
+    ] = True
     runs: Annotated[Path, typer.Option(help="The folder in which each run gets a folder of its own.")] = Path("runs")
     cache: Path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "consilium"

@@ -14,11 +14,12 @@ from consilium.common.host.files import write_atomically
 from consilium.common.host.keys import make_site_key
 from consilium.common.host.signing_requests import make_signing_request
 from consilium.common.study.load import parse_study, write_site
-from consilium.common.study.methods import FedPerMethod
+from consilium.common.study.methods import FedAvgMethod, FedPerMethod
+from consilium.common.study.privacy import ExamplePrivacy, PrivacyConfig
 from consilium.common.study.strategies import FedAvgStrategy
 from consilium.common.study.study import StudyConfig
 from consilium.common.study.task import ImageTask, TableTask
-from consilium.common.study.training import ModelConfig
+from consilium.common.study.training import ModelConfig, TrainingConfig
 from consilium.comparison.variants import Spec, fit_to_method
 from consilium.data.federation import Federation
 from consilium.demo.options import DemoOptions
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from consilium.report.report import Report
 
 BACKBONE = "printed-characters.safetensors"
+EPSILON = 3.0
+"""Budget of the private study."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,8 @@ def make_studies(options: DemoOptions, federation: Federation, weights: Path | N
         if main.model.pretrained is not None:
             model = main.model.model_copy(update={"pretrained": None})
             others["random initial weights"] = _varied(main, "random", model=model)
+        if isinstance(main.task, ImageTask) and main.model.pretrained is not None:
+            others[f"private, epsilon {EPSILON:g} (head alone)"] = _private(main)
     return Studies(main, others, federation.title)
 
 
@@ -141,6 +146,21 @@ def _varied(study: StudyConfig, suffix: str, **changes: Any) -> StudyConfig:
     return study.model_copy(update={"name": f"{study.name}-{suffix}", **changes})
 
 
+def _private(study: StudyConfig) -> StudyConfig:
+    """Return the study with noise for each patient: of its network the head alone, on features as they are."""
+    changes = {
+        "method": FedAvgMethod(),
+        "strategy": FedAvgStrategy(),
+        "weighting": None,
+        "uplink": (),
+        "model": study.model.model_copy(update={"trainable": "head", "batch_norm": "freeze"}),
+        "training": TrainingConfig(steps=10, batch_size=64, learning_rate=0.1),
+        "privacy": PrivacyConfig(examples=ExamplePrivacy(epsilon=EPSILON)),
+        "local_baseline": False,  # its numbers would stay at the sites
+    }
+    return parse_study(_varied(study, "private", **changes).model_dump(), source="private demo")
+
+
 def _settings(task: ImageTask | TableTask) -> dict[str, Any]:
     """Return the demo's settings.
 
@@ -157,6 +177,17 @@ def _settings(task: ImageTask | TableTask) -> dict[str, Any]:
     training = {"epochs": 1, "batch_size": 32, "learning_rate": 0.02}
     model = {"name": ModelConfig().name}
     return {**common, "rounds": 12, "model": model, "training": training, "split": {"test": 0.3}}
+
+
+POLICY = """\
+# A demonstration's hospitals hold public data: they obey studies that nobody has accepted, with small batches.
+# A hospital's own policy is written by 'consilium site policy --init'.
+accepted_study = false
+min_batch = 1
+least_count = 1
+requests_per_hour = 1_000_000
+"""
+"""The `policy.toml` of each hospital."""
 
 
 def make_sites(
@@ -191,6 +222,7 @@ def make_sites(
             "data": {"kind": federation.data_kind, "path": _path_of(data, site)},
         }
         write_site(sites[name], values)
+        write_atomically(site / "policy.toml", POLICY.encode())
     return sites
 
 

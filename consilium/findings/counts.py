@@ -10,6 +10,7 @@ from consilium.common.intervals.interval import Interval
 from consilium.common.intervals.means import Kind, interval_of, over_sites
 from consilium.common.protocol.counts import TestCounts
 from consilium.common.protocol.patients import Patients
+from consilium.findings.noise import noise_on, too_noisy, with_noise
 from consilium.findings.verdict import Verdict, verdict
 
 ACCURACIES = ("majority", "local", "global", "personal")
@@ -42,13 +43,13 @@ class Findings:
 def findings_of(counts: Mapping[str, TestCounts]) -> Findings:
     """Return what the counts of a run's sites say; a site's own numbers depend on its counts alone."""
     evidence = {name: {site: _evidence(of, name) for site, of in counts.items()} for name in MEASURES}
-    sites = {site: {name: _alone(evidence[name][site], _kind(name)) for name in MEASURES} for site in counts}
+    sites = {site: {name: _alone(evidence[name][site], name, of) for name in MEASURES} for site, of in counts.items()}
     adjusted = holm({site: None if (one := of[DIFFERENCE]) is None else one.p for site, of in sites.items()})
     return Findings(
         sites,
-        mean={name: _over(evidence[name], dict.fromkeys(counts, 1.0), _kind(name)) for name in MEASURES},
+        mean={name: _over(evidence[name], counts, dict.fromkeys(counts, 1.0), name) for name in MEASURES},
         weighted_mean={
-            name: _over(evidence[name], {site: of.num_test for site, of in counts.items()}, _kind(name))
+            name: _over(evidence[name], counts, {site: of.num_test for site, of in counts.items()}, name)
             for name in MEASURES
         },
         worst={name: _worst([of[name] for of in sites.values()]) for name in MEASURES},
@@ -61,12 +62,20 @@ def _kind(name: str) -> Kind:
     return "difference" if name == DIFFERENCE else "share"
 
 
-def _alone(evidence: Evidence | None, kind: Kind) -> Interval | None:
-    return None if evidence is None else interval_of(evidence, kind=kind)
+def _alone(evidence: Evidence | None, name: str, counts: TestCounts) -> Interval | None:
+    if evidence is None:
+        return None
+    one = interval_of(evidence, kind=_kind(name))
+    return with_noise(one, noise_on(counts, one.value))
 
 
 def _evidence(counts: TestCounts, name: str) -> Evidence | None:
-    """Return the evidence for one measure of a site: rows of its patients, or else its rows as patients."""
+    """Return the evidence for one measure of a site: rows of its patients, or else its rows as patients.
+
+    None where a site does not tell it, or with so much noise that it would be of the noise.
+    """
+    if too_noisy(counts):
+        return None
     if name == DIFFERENCE:
         if counts.pairs is None:
             return None
@@ -82,12 +91,17 @@ def _evidence(counts: TestCounts, name: str) -> Evidence | None:
     return Evidence.of_patients(of_patients or single)
 
 
-def _over(evidence: Mapping[str, Evidence | None], weights: Mapping[str, float], kind: Kind) -> Interval | None:
+def _over(
+    evidence: Mapping[str, Evidence | None], counts: Mapping[str, TestCounts], weights: Mapping[str, float], name: str
+) -> Interval | None:
     """Return the mean over sites; None where a site has no such number: it would be a mean of something else."""
-    known = [one for one in evidence.values() if one is not None]
+    known = {site: one for site, one in evidence.items() if one is not None}
     if not known or len(known) < len(evidence):
         return None
-    return over_sites(known, [weights[site] for site in evidence], kind=kind)
+    one = over_sites(list(known.values()), [weights[site] for site in known], kind=_kind(name))
+    # each site's noise is its own
+    noises = [weights[site] * noise_on(counts[site], float(of.values.mean())) for site, of in known.items()]
+    return with_noise(one, math.hypot(*noises) / math.fsum(weights.values()))
 
 
 def _worst(each: list[Interval | None]) -> Interval | None:

@@ -16,6 +16,7 @@ VERDICT_TITLES = {
     "too_few": "Too little to tell",
     "unknown": "Nothing to compare",
     "stays": "Stays alone",
+    "withheld": "Withheld",
 }
 """What stands above the sentence of a site."""
 

@@ -13,7 +13,9 @@ from consilium.findings import ACCURACIES, DIFFERENCE, ESTIMAND, LEAST_PATIENTS,
 from consilium.findings.charts import COLOURS, chart, last_known, limits_of, line_chart
 from consilium.findings.decimals import DASH, bounds, counted, number, point
 from consilium.findings.pages import flattened, render
+from consilium.privacy.visibility import visibility
 from consilium.report.curves import CURVES, mean_curves, measured_rounds, metric_of, signals_of
+from consilium.report.privacy import COLUMNS, WITHHELD, lead, privacy_rows, promise
 from consilium.report.report import TITLES, Report, Run
 
 _RUN_STYLES = ("personal", "local", "global")
@@ -44,6 +46,11 @@ def render_page(report: Report) -> str:
             "notes": _notes(run.rounds),
             "took_part": [(site, *_took_part(run.rounds, site)) for site in run.result.study.sites],
             "settings": _settings(run),
+            "promise": promise(run.result),
+            "privacy_columns": COLUMNS,
+            "privacy_rows": privacy_rows(run.result),
+            "withheld": WITHHELD,
+            "visible": visibility(run.result.study),
             "estimand": ESTIMAND,
             "least_patients": LEAST_PATIENTS,
         },
@@ -65,12 +72,14 @@ def _facts(run: Run) -> list[str]:
 
 
 def _lead(run: Run) -> str:
+    if run.private is not None:
+        return lead(list(run.sites), run.result)
     kinds = [run.verdict(site) for site in run.sites]
-    lead = f"Of {counted(len(kinds), 'site')}, joining clearly helps {kinds.count('helps')} and clearly hurts "
-    lead += f"{kinds.count('hurts')}."
+    first = f"Of {counted(len(kinds), 'site')}, joining clearly helps {kinds.count('helps')} and clearly hurts "
+    first += f"{kinds.count('hurts')}."
     if few := kinds.count("too_few"):
-        lead += f" {few} {'has' if few == 1 else 'have'} fewer than {LEAST_PATIENTS} test patients."
-    return lead
+        first += f" {few} {'has' if few == 1 else 'have'} fewer than {LEAST_PATIENTS} test patients."
+    return first
 
 
 # --- charts ----------------------------------------------------------------------------------------

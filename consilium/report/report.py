@@ -6,9 +6,11 @@ from functools import cached_property
 from typing import Any
 
 from consilium.common.results import RoundRecord, RunResult, SiteResult
+from consilium.common.study.privacy import ExamplePrivacy
 from consilium.findings import ACCURACIES, DIFFERENCE, MEASURES, Findings, Interval, Measures, findings_of, sentence
 from consilium.findings.contradiction import contradiction
 from consilium.report.curves import mean_curves
+from consilium.report.privacy import headline
 
 TITLES: Mapping[str, str] = {
     "majority": "majority class",
@@ -57,9 +59,14 @@ class Run:
         """Return every measure of a site; all None where it reported no counts."""
         return self.findings.sites.get(site, dict.fromkeys(MEASURES))
 
+    @property
+    def private(self) -> ExamplePrivacy | None:
+        """Return what the study promises each patient; None where it promises nothing."""
+        return self.result.study.privacy.examples
+
     def verdict(self, site: str) -> str:
         """Return what joining does at a site, all sites counted (Holm)."""
-        return self.findings.verdicts.get(site, "unknown")
+        return "withheld" if self.private is not None else self.findings.verdicts.get(site, "unknown")
 
     @property
     def over_sites(self) -> list[tuple[str, Measures]]:
@@ -128,6 +135,8 @@ def build_report(result: RunResult, others: Mapping[str, RunResult] | None = Non
 
 def _headline(run: Run, site: str) -> str:
     measures = run.measures(site)
+    if run.private is not None:
+        return headline(site, run.sites[site].test, measures["personal"], run.score, run.private)
     if measures["personal"] is None:
         return f"There is no test result from {site}."
     return sentence(
@@ -145,7 +154,7 @@ def _contradictions(run: Run) -> list[str]:
     sentences = []
     for site, facts in run.sites.items():
         test = facts.test
-        if test is None or test.global_ is None or test.local is None:
+        if test is None or test.global_ is None or test.local is None or test.majority is None:
             continue
         text = contradiction(
             site,

@@ -19,6 +19,7 @@ from consilium.client.app import app as client_app
 from consilium.common.results import RunResult
 from consilium.common.study.load import write_site
 from consilium.common.study.study import StudyConfig
+from consilium.running.local_keys import provide_keys
 from consilium.server.app import app as server_app
 from consilium.server.app import run_steps
 from consilium.server.study.run import Progress
@@ -131,7 +132,7 @@ def write_local_site(folder: Path, data: Mapping[str, Any], **settings: Any) -> 
         data: its `[data]`; paths are relative to `folder`.
         settings: further ones.
     """
-    unused = {"server": "localhost:1", "ca_certificate": "none", "private_key": "none"}
+    unused = {"server": "localhost:1", "ca_certificate": "none", "private_key": "site.key"}
     path = folder / "site.toml"
     write_site(path, {"name": folder.name, **unused, "state_dir": "state", "device": "cpu", **settings, "data": data})
     return path
@@ -157,6 +158,7 @@ def run_in_process(
             "tls": False,
         },
     )
+    provide_keys(study, sites)
     server_app(InProcessGrid(sites, deliver=deliver), context)
     return RunResult.model_validate_json(RunFolder(folder).result.read_bytes())
 
@@ -172,5 +174,6 @@ def steps_in_process(
     Raises:
         ConsiliumError: what ended the run.
     """
+    provide_keys(study, sites)
     grid, text = InProcessGrid(sites, deliver=deliver), study.model_dump_json()
     return run_steps(grid, text, folder, transport=TRANSPORT, tls=False)

@@ -21,6 +21,7 @@ from consilium.common.events.run import (
     UpdateAccepted,
     WeightingFallback,
 )
+from consilium.common.results import SiteRound
 
 WAITING_SECONDS = 2.0
 """Least time between two lines about missing sites: a thousand sites come one by one."""
@@ -95,7 +96,7 @@ class Progress:
 
     def _take_round(self, event: RoundFinished) -> str:
         self.round = event.round
-        sites = "  ".join(f"{site} {_brief(facts.metrics)}" for site, facts in sorted(event.sites.items()))
+        sites = "  ".join(f"{site} {_brief(facts)}" for site, facts in sorted(event.sites.items()))
         return (
             f"{self.title}: round {self.round}/{self.rounds}  "
             f"answered {len(event.answered)}/{len(event.asked)}  "
@@ -127,7 +128,11 @@ class Progress:
         return (time.monotonic() - self._rounds_began) / done * max(self.rounds - self.round, 0)
 
 
-def _brief(metrics: Mapping[str, float]) -> str:
+def _brief(facts: SiteRound) -> str:
+    """Return what a site measured in a round; of a private study, where no measurement leaves, what it has spent."""
+    metrics, spent = facts.metrics, facts.privacy
+    if spent is not None:
+        return f"epsilon {spent.epsilon:.2f}" + ("" if spent.budget is None else f" of {spent.budget:g}")
     shown = {"loss": "global.loss", "global": "global.accuracy", "personal": "personal.accuracy"}
     if "personal.loss" in metrics and "global.loss" not in metrics:
         shown = {"loss": "personal.loss", "personal": "personal.accuracy"}

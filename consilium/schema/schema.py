@@ -11,17 +11,18 @@ from pydantic_core import core_schema
 from consilium.common.errors import ConfigError
 from consilium.common.study.packages import offers
 from consilium.common.study.parts import OwnKinds, own_settings
+from consilium.common.study.policy import PolicyConfig
 from consilium.common.study.site import SiteConfig
 from consilium.common.study.study import StudyConfig
 from consilium.schema.field_docs import known_field_docs
 
-File = Literal["study", "site"]
+File = Literal["study", "site", "policy"]
 
 DIALECT = "http://json-schema.org/draft-07/schema#"
 """What editors understand that know TOML."""
 
-FILES: Mapping[File, type[BaseModel]] = {"study": StudyConfig, "site": SiteConfig}
-_NOT_IN_FILES: Mapping[File, tuple[str, ...]] = {"study": ("num_sites",), "site": ()}
+FILES: Mapping[File, type[BaseModel]] = {"study": StudyConfig, "site": SiteConfig, "policy": PolicyConfig}
+_NOT_IN_FILES: Mapping[File, tuple[str, ...]] = {"study": ("num_sites",), "site": (), "policy": ()}
 """Fields that plans carry and files may not."""
 
 

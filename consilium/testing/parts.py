@@ -5,7 +5,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from consilium.common.study.methods import MethodConfig, MethodSettings
+from consilium.common.study.method_base import MethodSettings
+from consilium.common.study.methods import MethodConfig
 from consilium.common.study.metrics import METRICS, MetricSettings
 from consilium.common.study.models import SMALL_NAMES, ModelSettings
 from consilium.common.study.packages import digest_of_package, offers

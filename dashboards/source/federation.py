@@ -36,6 +36,7 @@ def build() -> models.Dashboard:
             "Now": [_state(), _progress(), _online(), _alerts(), _failed_rounds(), _since_asked()],
             "Sites": [_sites(), _firing()],
             "The last round": [_cohort(), _rejected(), _settings()],
+            "What has it told of patients?": [_spent(), _epsilon()],
             "Over time": [_states(), _connections(), _rounds()],
         },
     )
@@ -207,6 +208,35 @@ def _settings() -> Panel:
     )
     columns = {name: Column(name) for name in ("run", "method", "strategy", "codec")}
     return rows(look, columns, Query(f"max by (run, method, strategy, codec) (consilium_study_info{STUDY})"))
+
+
+def _spent() -> Panel:
+    look = Look(
+        "How much of the privacy budget is spent?",
+        "Private studies: what each site's ledger says that the study has spent, of what it may spend there. An alert "
+        "fires above 80 %.",
+        "percentunit",
+        (8, 7),
+        bounds=(0, 1),
+        decimals=0,
+        steps=((None, BLUE), (0.8, AMBER), (1, RED)),
+        empty="not private, or without a budget",
+    )
+    return bars(look, Query(f"max by (site) (study_site:consilium_site_privacy_epsilon:ratio{STUDY})", "{{site}}"))
+
+
+def _epsilon() -> Panel:
+    look = Look(
+        "How large is epsilon at each site?",
+        "What the study's answers can tell of one patient of a site, all its runs together, as the site's ledger says.",
+        "none",
+        (16, 7),
+        bounds=(0, None),
+        decimals=2,
+        names=SITES,
+        empty="not private",
+    )
+    return time_series(look, Query(f"max by (site) (consilium_site_privacy_epsilon_spent{STUDY})", "{{site}}"))
 
 
 def _states() -> Panel:

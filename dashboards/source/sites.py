@@ -32,6 +32,7 @@ def build() -> models.Dashboard:
             "What the site gets": [_accuracy(), _loss()],
             "Told by the site itself": [_examples(), _epochs(), _busy(), _errors()],
             "What the site does": [_own_accuracy(), _work(), _bytes(), _weights()],
+            "What the site's ledger says": [_own_epsilon(), _own_budget()],
         },
         by_site=True,
     )
@@ -222,6 +223,33 @@ def _work() -> Panel:
     )
     work = f"sum by (kind) (rate(consilium_node_work_seconds_total{HERE}[$__rate_interval]))"
     return time_series(look, Query(work, "{{kind}}"), stacked=True)
+
+
+def _own_epsilon() -> Panel:
+    look = Look(
+        "How large is epsilon here?",
+        "What the study's answers can tell of one patient of this site, all its runs together: told by the site's own "
+        "exporter.",
+        "none",
+        (16, 7),
+        bounds=(0, None),
+        decimals=2,
+        empty="not private",
+    )
+    return time_series(look, Query(f"max by (site) (consilium_node_privacy_epsilon_spent{HERE})", "epsilon"))
+
+
+def _own_budget() -> Panel:
+    look = Look(
+        "How much may still be told?",
+        "What is left of the study's privacy budget at this site, and the whole budget.",
+        "none",
+        (8, 7),
+        decimals=2,
+        empty="not private, or without a budget",
+    )
+    left = f"max(consilium_node_privacy_epsilon_budget{HERE} - consilium_node_privacy_epsilon_spent{HERE})"
+    return single_value(look, Query(left, "left"), Query(f"max(consilium_node_privacy_epsilon_budget{HERE})", "budget"))
 
 
 def _bytes() -> Panel:

@@ -3,6 +3,7 @@
 import types
 import typing
 from collections.abc import Iterable, Iterator
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
@@ -26,7 +27,7 @@ PAGES = {
 }
 """Keys of `study.toml` whose settings have a page of their own."""
 
-_WORDS = {int: "whole number", float: "number", str: "text", bool: "`true`, `false`", Path: "path"}
+_WORDS = {int: "whole number", float: "number", str: "text", bool: "`true`, `false`", Path: "path", date: "date"}
 _PLURALS = {"whole number": "whole numbers", "number": "numbers", "text": "texts", "table": "tables"}
 _SIGNS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
 

@@ -80,9 +80,11 @@ class GridExchange:
         waiting = dict(zip(sent, messages, strict=True))
         payload, instead, content = None, NOTHING, None  # frees memory: they are sent, and as large as the model
         messages.clear()
-        for site, message in self._pull(waiting, timeout_seconds):
-            yield _answer(site, message, bytes_down[site])
-        self._grid.forget(waiting)
+        try:
+            for site, message in self._pull(waiting, timeout_seconds):
+                yield _answer(site, message, bytes_down[site])
+        finally:  # also where enough have answered, and nobody waits for the others
+            self._grid.forget(waiting)
         for site in waiting.values():
             detail = f"site '{site}' did not answer within {timeout_seconds:g} s"
             yield Answer(site, problem="timeout", detail=detail, bytes_down=bytes_down[site])

@@ -7,10 +7,12 @@ import consilium.common
 from consilium.common.errors import ConfigError, ConnectionRefused
 from consilium.common.host.address import Address, is_wildcard, parse_address, same_host
 from consilium.common.host.certificates import certificate_hosts, read_certificate
+from consilium.common.host.keys import openssh
 from consilium.common.study.bundle import Bundle, ServerVersions
 from consilium.common.study.load import load_study
 from consilium.common.study.names import check_site_name
 from consilium.server.operations.home import ServerHome
+from consilium.server.wire.site_keys import approved_keys
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -38,8 +40,20 @@ def make_bundle(
         certificate=certificate.decode("ascii"),
         study_key=home.study_public.read_text(encoding="ascii"),
         study=study.read_text(encoding="utf-8") if study is not None else None,
+        peers=peers_of(home, study) or None if study is not None else None,
         versions=ServerVersions(consilium=consilium.common.__version__, flwr=version("flwr")),
     )
+
+
+def peers_of(home: ServerHome, study: Path) -> dict[str, str]:
+    """Return the keys of a study's sites, in OpenSSH form, once all of them are approved; none for other studies.
+
+    Only a study with secure aggregation needs them: its sites believe no key that did not come by way of people.
+    """
+    config, keys = load_study(study), approved_keys(home.path)
+    if not config.privacy.secure_aggregation or not set(config.sites) <= keys.keys():
+        return {}
+    return {name: openssh(keys[name]) for name in sorted(config.sites)}
 
 
 def check_handout(home: ServerHome, *, name: str, address: str | None = None, study: Path | None = None) -> str:

@@ -28,6 +28,7 @@ from consilium.common.events.run import (
     UpdateAccepted,
     WeightingFallback,
 )
+from consilium.common.protocol.replies import PrivacySpent
 from consilium.server.operations.series import LiveSeries, RunSeries, SiteSeries
 
 IN_PROGRESS = ("waiting", "training", "finishing")
@@ -176,6 +177,8 @@ class JournalMetrics:
             case FinishAsked():
                 self._enter(study, "finishing")
             case RunFinished():
+                for site, spent in event.privacy.items():
+                    self._show_privacy(study, site, spent)
                 self._enter(study, "finished")
             case RunFailure() if run.state in IN_PROGRESS:  # a run that is stopped fails while it ends
                 if run.in_round:  # neither completed nor ended by its quorum: the server itself failed in it
@@ -206,10 +209,17 @@ class JournalMetrics:
                 self._site.weight.labels(study, site).set(facts.weight)
             for signal, value in facts.signals.items():
                 self._site.signal.labels(study, site, signal).set(value)
+            if facts.privacy is not None:
+                self._show_privacy(study, site, facts.privacy)
         if isinstance(event, RoundFinished):
             self._run.round.labels(study).set(event.round)
             self._run.norm.labels(study).set(event.update_norm)
             self._run.downlink_error.labels(study).set(event.downlink_nmse)
+
+    def _show_privacy(self, study: str, site: str, spent: PrivacySpent) -> None:
+        self._site.epsilon.labels(study, site).set(spent.epsilon)
+        if spent.budget is not None:
+            self._site.budget.labels(study, site).set(spent.budget)
 
     def _enter(self, study: str, state: str) -> None:
         run = self._runs[study]

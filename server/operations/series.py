@@ -64,9 +64,13 @@ class SiteSeries:
         )
         self.examples = gauge("site_examples", "training examples behind the last update", "study", "site")
         self.round = gauge("site_round", "last round with an accepted update of the site, 0 if none", "study", "site")
+        self.epsilon = gauge(
+            "site_privacy_epsilon_spent", "what a private study has spent at the site, by its ledger", "study", "site"
+        )
+        self.budget = gauge("site_privacy_epsilon_budget", "the most that the study may spend there", "study", "site")
         self.of_one_run = (
             *(self.weight, self.signal, self.uplink_error, self.loss, self.accuracy, self.metric),
-            *(self.examples, self.round),
+            *(self.examples, self.round, self.epsilon, self.budget),
         )
 
 

@@ -6,6 +6,7 @@ from functools import cached_property
 
 from consilium.common.protocol.plans import study_digest
 from consilium.common.study.study import StudyConfig
+from consilium.server.privacy.secure.ring import KeyRing
 from consilium.server.strategies import Strategy
 from consilium.server.study.exchange import Exchange
 from consilium.server.study.handshake import Agreement
@@ -24,6 +25,7 @@ class Study:
         test_sizes: test examples per site, likewise.
         class_counts: training examples per class, for the sites that share them.
         site_digests: of the study as each site sees it.
+        ring: the sites' keys of the run, where it sums securely.
     """
 
     config: StudyConfig
@@ -37,6 +39,7 @@ class Study:
     test_sizes: Mapping[str, int] = field(default_factory=dict)
     class_counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     site_digests: Mapping[str, str] = field(default_factory=dict)
+    ring: KeyRing = field(default_factory=KeyRing)
 
     def with_sites(self, agreement: Agreement) -> "Study":
         """Return the study with the sites of an agreement, and what they announced."""

@@ -3,7 +3,6 @@
 from consilium.common.codecs import Identity
 from consilium.common.errors import CohortTooSmall, clean
 from consilium.common.events.run import AnswerRejected, FinishAsked
-from consilium.common.protocol.counts import TestCounts
 from consilium.common.protocol.plans import FinishPlan
 from consilium.common.protocol.replies import FailureReply, FinishReply
 from consilium.server.strategies import ServerState
@@ -12,8 +11,8 @@ from consilium.server.study.exchange import Answer
 from consilium.server.study.sentences import reasons
 
 
-def finish(study: Study, state: ServerState) -> dict[str, TestCounts]:
-    """Send every site the final weights and return the counts on its test split.
+def finish(study: Study, state: ServerState) -> dict[str, FinishReply]:
+    """Send every site the final weights and return its reply, with the counts on its test split.
 
     Raises:
         CohortTooSmall: a site that does not answer has no row in the report; fewer than the quorum end the run.
@@ -22,19 +21,19 @@ def finish(study: Study, state: ServerState) -> dict[str, TestCounts]:
     study.folder.log(FinishAsked(round=state.round, sites=tuple(sites)))
     plans = {site: finish_plan(study, state, site) for site in sites}
     payload, timeout = Identity().encode(state.served), study.config.round_timeout_seconds
-    counts: dict[str, TestCounts] = {}
+    replies: dict[str, FinishReply] = {}
     problems: dict[str, str] = {}
     for answer in study.exchange.ask(plans, payload=payload, timeout_seconds=timeout):
-        tested = counts_of(answer, study, round_number=state.round)
-        if isinstance(tested, TestCounts):
-            counts[answer.site] = tested
+        tested = checked(answer, study, round_number=state.round)
+        if isinstance(tested, FinishReply):
+            replies[answer.site] = tested
             continue
         problems[answer.site] = tested
         event = AnswerRejected(round=state.round, site=answer.site, reason="finish", message=tested)
         study.folder.log(event)
-    if len(counts) < min(study.quorum, len(sites)):
-        raise CohortTooSmall(f"only {len(counts)} of {len(sites)} sites reported test results; {reasons(problems)}")
-    return counts
+    if len(replies) < min(study.quorum, len(sites)):
+        raise CohortTooSmall(f"only {len(replies)} of {len(sites)} sites reported test results; {reasons(problems)}")
+    return replies
 
 
 def finish_plan(study: Study, state: ServerState, site: str) -> FinishPlan:
@@ -49,8 +48,8 @@ def finish_plan(study: Study, state: ServerState, site: str) -> FinishPlan:
     )
 
 
-def counts_of(answer: Answer, study: Study, *, round_number: int) -> TestCounts | str:
-    """Return a site's counts on its test split, or a sentence on what is wrong with its answer."""
+def checked(answer: Answer, study: Study, *, round_number: int) -> FinishReply | str:
+    """Return a site's reply with its counts on its test split, or a sentence on what is wrong with its answer."""
     reply = answer.reply
     if isinstance(reply, FailureReply):
         return reply.message or "an unexpected answer"
@@ -58,4 +57,6 @@ def counts_of(answer: Answer, study: Study, *, round_number: int) -> TestCounts 
         return clean(answer.detail) or "an unexpected answer"
     if reply.test.num_test > (most := study.test_sizes[answer.site]):
         return f"site '{answer.site}' tested {reply.test.num_test} examples, announced {most}"
-    return reply.test
+    if study.config.privacy.examples is None and (reply.test.noise is not None or reply.test.personal is None):
+        return f"site '{answer.site}' sent counts as of a private study, which this is not"
+    return reply

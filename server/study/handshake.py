@@ -23,7 +23,14 @@ from consilium.common.errors import (
 )
 from consilium.common.protocol.cards import DataCard
 from consilium.common.protocol.plans import HandshakePlan, InitialWeightsPlan, ScalePlan, study_digest
-from consilium.common.protocol.replies import FailureReply, HandshakeReply, InitialWeightsReply, ScaleReply
+from consilium.common.protocol.replies import (
+    FailureReply,
+    HandshakeReply,
+    InitialWeightsReply,
+    KeysReply,
+    PeersReply,
+    ScaleReply,
+)
 from consilium.common.study.limits import MAX_PAYLOAD_BYTES
 from consilium.common.study.parts import OwnPackage
 from consilium.common.study.signals import CLASS_COUNTS
@@ -38,7 +45,7 @@ from consilium.server.study.warnings import about_newcomers, at_the_start
 
 log = logging.getLogger(__name__)
 
-R = TypeVar("R", HandshakeReply, ScaleReply, InitialWeightsReply)
+R = TypeVar("R", HandshakeReply, ScaleReply, InitialWeightsReply, KeysReply, PeersReply)
 
 
 @dataclass(frozen=True)
@@ -101,7 +108,7 @@ def shake_hands(
         ConsiliumError: the sentence of the first site that could not do its part (bad data, wrong weights file).
     """
     answers = _ask(exchange, study, run, sites)
-    replies = {answer.site: _expect(answer, HandshakeReply, run) for answer in answers}
+    replies = {answer.site: expect(answer, HandshakeReply, run) for answer in answers}
     compare(replies, packages=packages_of(study))
     for site, reply in replies.items():
         check_card(study, site, reply)
@@ -109,7 +116,7 @@ def shake_hands(
         if scale is None:
             on_scale(scale := agree_on_scale(study, replies))
         for answer in _send_scale(exchange, study, run, replies, scale):
-            _expect(answer, ScaleReply, run)
+            expect(answer, ScaleReply, run)
     first = min(replies)
     plan = InitialWeightsPlan(study=study_digest(study.seen_by(first)), run=run, site=first)
     (answer,) = exchange.ask(
@@ -127,12 +134,12 @@ def admit(
     first = min(agreement.replies)
     for answer in _ask(exchange, study, run, sites):
         try:
-            reply = _expect(answer, HandshakeReply, run)
+            reply = expect(answer, HandshakeReply, run)
             compare({first: agreement.replies[first], answer.site: reply}, packages=packages_of(study))
             check_card(study, answer.site, reply)
             if agreement.scale is not None:
                 (answer,) = _send_scale(exchange, study, run, [answer.site], agreement.scale)
-                _expect(answer, ScaleReply, run)
+                expect(answer, ScaleReply, run)
             admitted[answer.site] = reply
         except ConsiliumError as error:
             if answer.problem is not None:
@@ -160,7 +167,12 @@ def _send_scale(
     return sorted(answers, key=lambda answer: answer.site)
 
 
-def _expect(answer: Answer, kind: type[R], run: str) -> R:
+def expect(answer: Answer, kind: type[R], run: str) -> R:
+    """Return an answer's reply, if it is of the kind and run that was asked for.
+
+    Raises:
+        ConsiliumError: the site's own sentence where it could not do what was asked, or what is wrong with its answer.
+    """
     if isinstance(answer.reply, FailureReply):
         raise error_named(answer.reply.error, named(answer.site, answer.reply.message))
     if answer.problem is not None:
@@ -258,7 +270,7 @@ def _package(package: OwnPackage) -> str:
 
 
 def _initial_weights(answer: Answer, handshake: HandshakeReply) -> dict[str, Array]:
-    _expect(answer, InitialWeightsReply, handshake.run)
+    expect(answer, InitialWeightsReply, handshake.run)
     try:
         weights = Identity().decode(answer.payload or b"")
     except ProtocolError as error:

@@ -55,6 +55,7 @@ class Aggregation:
         signals: the measurements that the shares were computed from, per site.
         notes: why the round was not weighted as the study says.
         update_norm: Euclidean norm of the change of the global weights.
+        site_epsilon: what site-level privacy has spent so far; None in studies without it.
     """
 
     state: ServerState
@@ -63,6 +64,7 @@ class Aggregation:
     notes: tuple[str, ...]
     update_norm: float
     seconds: float
+    site_epsilon: float | None = None
 
 
 def make_record(
@@ -96,6 +98,7 @@ def _with_aggregation(record: RoundRecord, aggregation: Aggregation) -> RoundRec
         update={
             "aggregation_seconds": record.aggregation_seconds + aggregation.seconds,
             "update_norm": aggregation.update_norm,
+            "site_epsilon": aggregation.site_epsilon,
             "notes": aggregation.notes,
             "sites": {site: of.model_copy(update=weighted.get(site)) for site, of in record.sites.items()},
         }

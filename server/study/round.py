@@ -19,17 +19,20 @@ from consilium.common.events.run import (
     WeightingFallback,
 )
 from consilium.common.protocol.plans import CONTROL, RoundPlan
+from consilium.common.protocol.replies import RoundReply
 from consilium.common.results import RoundRecord, SiteRound
 from consilium.common.seeds import seed_for
 from consilium.common.weights.arithmetic import distance
 from consilium.common.weights.arrays import Array, Weights, under, with_prefix
 from consilium.common.weights.checks import check_finite
+from consilium.server.privacy.noise import site_epsilon, with_site_noise
 from consilium.server.strategies import ServerState, Update
 from consilium.server.study.check import check_update
 from consilium.server.study.cohort import choose_cohort
 from consilium.server.study.context import Study
 from consilium.server.study.downlink import Sending, send
 from consilium.server.study.exchange import Answer
+from consilium.server.study.kept_updates import arrays_of, digest_of, forget_round, keep, kept_update
 from consilium.server.study.record import Aggregation, Cohort, Intake, make_record
 from consilium.server.study.sentences import reasons
 from consilium.server.study.update_files import Spool
@@ -107,6 +110,8 @@ def control_of(state: ServerState) -> dict[str, Array]:
 def receive(study: Study, state: ServerState, answers: Iterator[Answer], spool: Spool, *, held: Weights) -> Intake:
     """Check every answer as it arrives, and put the usable updates on disk."""
     intake = Intake()
+    if study.config.keep_updates:
+        forget_round(study.folder.path, state.round + 1)
     for answer in answers:
         intake.bytes_up += answer.bytes_up
         intake.bytes_down += answer.bytes_down
@@ -128,9 +133,24 @@ def receive(study: Study, state: ServerState, answers: Iterator[Answer], spool: 
 
 def accept(study: Study, state: ServerState, intake: Intake, answer: Answer, update: Update) -> None:
     """Note a usable update."""
-    seconds, metrics = answer.reply.seconds if answer.reply is not None else 0.0, dict(update.metrics)
-    intake.sites[update.site] = SiteRound(num_examples=update.num_examples, seconds=round(seconds, 4), metrics=metrics)
-    study.folder.note(UpdateAccepted(round=state.round + 1, site=update.site, metrics=metrics))
+    reply, metrics = answer.reply, dict(update.metrics)
+    intake.sites[update.site] = SiteRound(
+        num_examples=update.num_examples,
+        seconds=round(reply.seconds if reply is not None else 0.0, 4),
+        metrics=metrics,
+        privacy=reply.privacy if isinstance(reply, RoundReply) else None,
+    )
+    study.folder.note(
+        UpdateAccepted(
+            round=state.round + 1,
+            site=update.site,
+            metrics=metrics,
+            num_examples=update.num_examples,
+            update=digest_of(update),
+        )
+    )
+    if study.config.keep_updates:
+        keep(kept_update(study.folder.path, update.site, round_number=state.round + 1), arrays_of(update))
 
 
 def reject(study: Study, state: ServerState, intake: Intake, site: str, error: UpdateRejected) -> None:
@@ -171,7 +191,8 @@ def aggregate(study: Study, state: ServerState, updates: Sequence[Update]) -> Ag
     """
     began, number = time.monotonic(), state.round + 1
     weighed = weigh(study, state, updates)
-    step = study.strategy.apply(state, updates, weighed.shares)
+    noised = with_site_noise(study.config, updates, weighed.shares)
+    step = study.strategy.apply(state, noised, weighed.shares)
     check_finite(step.state.weights, who=f"round {number}: the new global weights")
     control = {name: array for name, array in step.state.along.items() if name.startswith(CONTROL)}
     along = control | candidates(study, state, updates, weighed)
@@ -180,7 +201,8 @@ def aggregate(study: Study, state: ServerState, updates: Sequence[Update]) -> Ag
     after = replace(step.state, along=along, weighting=weighed.memory, shares=dict(step.shares))
     # NumPy's sums differ in their last bits with where an array lies in memory; equal runs have equal records.
     norm = float(f"{distance(after.weights, state.weights):.12g}")
-    return Aggregation(after, after.shares, weighed.signals, weighed.notes, norm, time.monotonic() - began)
+    epsilon = site_epsilon(study.config, rounds_done=number)
+    return Aggregation(after, after.shares, weighed.signals, weighed.notes, norm, time.monotonic() - began, epsilon)
 
 
 def weigh(study: Study, state: ServerState, updates: Sequence[Update]) -> Weighed:

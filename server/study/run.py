@@ -1,5 +1,6 @@
 """A study from the handshake to its result: agree, run the rounds, finish; a restart goes on from the checkpoint."""
 
+import json
 import time
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, replace
@@ -18,15 +19,22 @@ from consilium.common.events.run import (
     SitesAgreed,
     SitesOnline,
 )
+from consilium.common.host.files import sha256_of
 from consilium.common.model import ModelRecord, Preprocessing, Provenance, write_model
-from consilium.common.protocol.counts import TestCounts
+from consilium.common.model.folder import RECORD
+from consilium.common.protocol.plans import study_json
+from consilium.common.protocol.replies import FinishReply
 from consilium.common.results import RoundRecord, RunResult, SiteFacts, SiteResult
+from consilium.common.weights.arrays import digest
 from consilium.common.weights.checks import check_like
+from consilium.server.privacy.noise import check_site_noise_fits
+from consilium.server.privacy.secure.round import exchange_keys, run_secure_round
 from consilium.server.strategies import ServerState
 from consilium.server.study.checkpoint import load_checkpoint, save_checkpoint
 from consilium.server.study.context import Study
 from consilium.server.study.finish import finish
 from consilium.server.study.handshake import Agreement, admit, shake_hands, wait_for_sites
+from consilium.server.study.kept_updates import keep, kept_weights
 from consilium.server.study.round import run_round
 from consilium.server.study.run_folder import RunFolder
 from consilium.server.study.scale import load_scale, save_scale, scale_facts
@@ -37,12 +45,14 @@ class Progress:
     """How far a run has come.
 
     Args:
+        weights: digest of the global weights.
         refused: sites that came late and differ from the others; they are not asked again.
     """
 
     study: Study
     agreement: Agreement
     state: ServerState
+    weights: str
     rounds: tuple[RoundRecord, ...] = ()
     refused: frozenset[str] = frozenset()
 
@@ -79,7 +89,7 @@ def study_steps(study: Study, *, transport: str, tls: bool) -> Generator[Progres
         progress = next_round(admit_newcomers(progress))
         yield progress
     save_final_model(progress)
-    counts = finish(progress.study, progress.state)
+    replies = finish(progress.study, progress.state)
     seconds = round(time.monotonic() - began, 3)
     result = RunResult(
         run=study.run,
@@ -93,10 +103,12 @@ def study_steps(study: Study, *, transport: str, tls: bool) -> Generator[Progres
         warnings=progress.agreement.warnings,
         scale=scale_facts(study.config, progress.agreement.scale),
         rounds=progress.rounds,
-        sites=site_results(progress.agreement, counts),
+        sites=site_results(progress.agreement, replies),
     )
     study.folder.save_result(result)
-    study.folder.log(RunFinished(seconds=seconds))
+    spent = {site: reply.privacy for site, reply in replies.items() if reply.privacy is not None}
+    written = sha256_of(study.folder.result), sha256_of(study.folder.model / RECORD)
+    study.folder.log(RunFinished(seconds=seconds, privacy=spent, result=written[0], model=written[1]))
     return result
 
 
@@ -104,13 +116,19 @@ def begin(study: Study) -> Progress:
     """Agree with the sites on the initial state; a run with a checkpoint goes on from that."""
     agreement = agree(study)
     study = study.with_sites(agreement)
+    if study.config.privacy.secure_aggregation:
+        exchange_keys(study)
     if study.folder.checkpoint.exists():
         state, rounds = resume(study, agreement)
     else:
         buffers = next(iter(agreement.replies.values())).shared_buffers
         state, rounds = study.strategy.init(agreement.weights, frozenset(buffers)), ()
-    study.folder.log(SitesAgreed(sites=_facts(agreement), parts=_packages(agreement)))
-    return Progress(study, agreement, state, rounds)
+        if study.config.keep_updates:
+            keep(kept_weights(study.folder.path), state.weights)
+    check_site_noise_fits(study.config, state)
+    weights = digest(state.weights)
+    study.folder.log(_agreed(agreement, state, weights))
+    return Progress(study, agreement, state, weights, rounds)
 
 
 def agree(study: Study) -> Agreement:
@@ -180,11 +198,13 @@ def admit_newcomers(progress: Progress) -> Progress:
 def next_round(progress: Progress) -> Progress:
     """Run one round, and write its checkpoint and its record."""
     study = progress.study
-    state, record = run_round(study, progress.state)
-    study.folder.log(RoundFinished(**dict(record)))
+    play = run_secure_round if study.config.privacy.secure_aggregation else run_round
+    state, record = play(study, progress.state)
+    weights = digest(state.weights)
+    study.folder.log(RoundFinished(**dict(record), weights_before=progress.weights, weights=weights))
     save_checkpoint(study.folder.checkpoint, state, run=study.run, study_digest=study.digest)
     study.folder.log(CheckpointSaved(round=state.round))
-    return replace(progress, state=state, rounds=(*progress.rounds, record))
+    return replace(progress, state=state, weights=weights, rounds=(*progress.rounds, record))
 
 
 def save_final_model(progress: Progress) -> None:
@@ -212,9 +232,26 @@ def save_final_model(progress: Progress) -> None:
     write_model(study.folder.model, record, state.served, mode=0o644)
 
 
-def site_results(agreement: Agreement, counts: Mapping[str, TestCounts]) -> dict[str, SiteResult]:
-    """Return every site's facts with its counts on the test split, if it reported them."""
-    return {site: SiteResult(**dict(facts), test=counts.get(site)) for site, facts in _facts(agreement).items()}
+def site_results(agreement: Agreement, replies: Mapping[str, FinishReply]) -> dict[str, SiteResult]:
+    """Return every site's facts with what it told at the end, its counts on the test split, if it did."""
+    return {
+        site: SiteResult(
+            **dict(facts),
+            test=replies[site].test if site in replies else None,
+            privacy=replies[site].privacy if site in replies else None,
+        )
+        for site, facts in _facts(agreement).items()
+    }
+
+
+def _agreed(agreement: Agreement, state: ServerState, weights: str) -> SitesAgreed:
+    return SitesAgreed(
+        sites=_facts(agreement),
+        parts=_packages(agreement),
+        versions=next(iter(agreement.replies.values())).versions,
+        weights=weights,
+        buffers=tuple(sorted(state.buffers)),
+    )
 
 
 def _facts(agreement: Agreement) -> dict[str, SiteFacts]:
@@ -237,4 +274,6 @@ def _started(study: Study) -> RunStarted:
         strategy=config.strategy.kind,
         codec=config.codec,
         metrics=config.metrics,
+        digest=study.digest,
+        settings=json.loads(study_json(config)),
     )

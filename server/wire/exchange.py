@@ -69,6 +69,19 @@ class WireExchange:
         yield from self._answers(waiting, timeout_seconds, sending)
 
     def _answers(self, waiting: dict[bytes, tuple[str, int]], timeout: float, sending: float) -> Iterator[Answer]:
+        try:
+            yield from self._arriving(waiting, timeout, sending)
+        finally:  # where enough have answered, and nobody waits for the others
+            self._give_up(waiting)
+
+    def _give_up(self, waiting: dict[bytes, tuple[str, int]]) -> None:
+        if waiting:
+            self._link.forget(waiting)
+        for identifier in waiting:
+            self._outbox.done(identifier)
+        waiting.clear()
+
+    def _arriving(self, waiting: dict[bytes, tuple[str, int]], timeout: float, sending: float) -> Iterator[Answer]:
         deadline = time.monotonic() + timeout
         while waiting and (left := deadline - time.monotonic()) > 0:
             for received in self._link.answers(left):
@@ -79,10 +92,9 @@ class WireExchange:
                     yield replace(answer, transfer_seconds=sending + received.seconds)
                 else:  # it was given up before
                     self._outbox.drop_reply(received.task)
-        if waiting:
-            self._link.forget(waiting)
-        for identifier, (site, bytes_down) in waiting.items():
-            self._outbox.done(identifier)
+        late = list(waiting.values())
+        self._give_up(waiting)
+        for site, bytes_down in late:
             detail = f"site '{site}' did not answer within {timeout:g} s"
             yield Answer(site, problem="timeout", detail=detail, bytes_down=bytes_down, transfer_seconds=sending)
 

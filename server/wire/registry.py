@@ -82,7 +82,7 @@ class Registry:
         self._entries: dict[str, _Entry] = {}
         self._names: dict[str, str] = {}
         self._changed = False
-        self._take(_read(self._file))
+        self._take(read_entries(self._file))
 
     # --- look-up ---
 
@@ -310,7 +310,7 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _read(file: Path) -> dict[str, _Entry]:
+def read_entries(file: Path) -> dict[str, _Entry]:
     """Return the entries by fingerprint; none where there is no file yet.
 
     Raises:

@@ -212,6 +212,55 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"weighting": {"maximum": 0.3}},
         "weighting.maximum: 0.3 for each of 3 sites is less than the whole",
     ),
+    "noise for whole sites on a median": (
+        {"privacy": {"sites": {"noise": 5}}, "strategy": {"kind": "median"}},
+        "privacy.sites adds noise to the mean of the updates, but strategy 'median' takes more from them than their",
+    ),
+    "noise for whole sites of which some count more": (
+        {"privacy": {"sites": {"noise": 5}}, "weighting": {"factors": [{"kind": "size", "exponent": 0.5}]}},
+        "privacy.sites hides one site among others that count the same: set weighting.factors = [{ kind",
+    ),
+    "noise for whole sites of which there are few": (
+        {"privacy": {"sites": {"noise": 5}}},
+        "privacy.sites needs at least 50 updates in a round, but a round of this study may have 3",
+    ),
+    "noise for patients whose rows scale the inputs": (
+        {"privacy": {"examples": {"epsilon": 3}}},
+        "privacy.examples needs inputs that are scaled by fixed numbers, not by what the patients' rows have: give",
+    ),
+    "noise for patients who move others from part to part": (
+        {"privacy": {"examples": {"epsilon": 3}}, "split": {"draw": "counts"}},
+        "privacy.examples needs parts in which each patient is drawn by itself: with split.draw = 'counts' one patient",
+    ),
+    "noise for patients of whom a loss is told": (
+        {"privacy": {"examples": {"epsilon": 3}}, "weighting": {"factors": [{"kind": "loss"}]}},
+        "privacy.examples lets no measurement leave a site, but the weighting or strategy needs update.loss",
+    ),
+    "noise for patients whom a method sees without it": (
+        {"privacy": {"examples": {"epsilon": 3}}, "method": {"kind": "moon"}},
+        "method 'moon' compares each row's features with those of two other models, in a loss that has no noise, so it "
+        "cannot be combined with privacy.examples",
+    ),
+    "noise for patients in fewer bits": (
+        {"privacy": {"examples": {"epsilon": 3}}, "training": {"epochs": 1, "precision": "bfloat16"}},
+        "privacy.examples clips gradients to a length, which is not exact in fewer bits: set training.precision =",
+    ),
+    "a sum of what must be seen one by one": (
+        {"privacy": {"secure_aggregation": True}, "strategy": {"kind": "median"}},
+        "privacy.secure_aggregation shows the server sums over sites alone, but strategy 'median' needs each update",
+    ),
+    "a sum of two sites": (
+        {"privacy": {"secure_aggregation": True}, "sites": ["berlin", "lyon"]},
+        "privacy.secure_aggregation needs 3 updates of the 2 sites that are asked in a round",
+    ),
+    "updates that are kept and never seen": (
+        {"privacy": {"secure_aggregation": True}, "keep_updates": True},
+        "keep_updates keeps every site's update at the coordinator, which privacy.secure_aggregation never shows it",
+    ),
+    "noise for whole sites that agree on a scale": (
+        {"privacy": {"sites": {"noise": 5}}},
+        "privacy.sites adds noise to weights, not to the scale of inputs that the sites would agree on",
+    ),
 }
 
 

@@ -167,7 +167,7 @@ def test_demo_leaves_no_process_behind(demo: Demo) -> None:
 def test_demo_keeps_keys_to_their_owner(demo: Demo) -> None:
     """Private keys and secrets are readable by the owner only, and so are the folders around them."""
     secrets = [*demo.folder.rglob("*.key"), *demo.folder.rglob("sites.json"), *demo.folder.rglob("runs.json")]
-    expected = {"ca.key", "server.key", "study.key", "site.key", "sites.json", "runs.json"}
+    expected = {"ca.key", "commitment.key", "server.key", "study.key", "site.key", "sites.json", "runs.json"}
     assert expected == {path.name for path in secrets}
     assert {0o600} == {path.stat().st_mode & 0o777 for path in secrets}
     assert 0o700 == demo.folder.stat().st_mode & 0o777

@@ -71,6 +71,7 @@ def started(second: int = 0, **changes: Any) -> dict[str, Any]:
 
 
 SIGNALS = {"size.examples": 30.0, "size.factor": 30.0}
+SPENT = {"epsilon": 1.25, "budget": 3.0, "delta": 1e-4, "noise": 1.1}
 
 
 def round_event(kind: str = "round", **changes: Any) -> dict[str, Any]:
@@ -88,7 +89,12 @@ def round_event(kind: str = "round", **changes: Any) -> dict[str, Any]:
         "aggregation_seconds": 0.5,
         "update_norm": 0.25,
         "downlink_nmse": 0.125,
-        "sites": {"berlin": {"num_examples": 30, "weight": 1.0, "seconds": 5.0, "metrics": {}, "signals": SIGNALS}},
+        "sites": {
+            "berlin": {
+                **{"num_examples": 30, "weight": 1.0, "seconds": 5.0, "metrics": {}},
+                **{"signals": SIGNALS, "privacy": SPENT},
+            }
+        },
     }
     return at(20, kind, **values | changes)
 
@@ -222,6 +228,8 @@ def test_server_metrics_have_the_values_of_the_journal() -> None:
         label("site_examples", **heart, site="berlin"): 30,
         label("site_round", **heart, site="berlin"): 1,
         label("site_round", **heart, site="lyon"): 0,
+        label("site_privacy_epsilon_spent", **heart, site="berlin"): 1.25,
+        label("site_privacy_epsilon_budget", **heart, site="berlin"): 3,
         label("site_online", site="berlin"): 1,
         label("site_online", site="lyon"): 0,
         label("site_online", site="porto"): 0,
@@ -241,6 +249,16 @@ def test_server_metrics_have_the_values_of_the_journal() -> None:
         label("disk_size_bytes"): 1000,
     }
     assert expected == shown(JOURNAL)
+
+
+def test_what_is_spent_in_the_end_is_shown_with_a_budget_or_without() -> None:
+    """The end of a run spends on test counts too; a study that gives its noise has no budget to show."""
+    spent = {"berlin": {"epsilon": 2.9, "budget": 3.0, "delta": 1e-4}, "lyon": {"epsilon": 70.0, "delta": 1e-4}}
+    found = shown([*JOURNAL, *of_run("run-1", [at(40, "finished", seconds=40.0, privacy=spent)])])
+    key = {"study": "heart"}
+    assert 2.9 == found[label("site_privacy_epsilon_spent", **key, site="berlin")]
+    assert 70.0 == found[label("site_privacy_epsilon_spent", **key, site="lyon")]
+    assert label("site_privacy_epsilon_budget", **key, site="lyon") not in found
 
 
 def test_server_metrics_of_two_studies_stand_side_by_side() -> None:
@@ -439,7 +457,9 @@ SITE_LOG = of_run(
         answered(1, "handshake", card=CARD),
         answered(2, "initial_weights"),
         answered(3, "round", round=1, num_examples=30, epochs=2, bytes_down=20, metrics=MEASURED),
-        answered(4, "round", round=2, num_examples=30, epochs=0.5, bytes_down=20, metrics={"global.loss": 0.4}),
+        answered(
+            4, "round", round=2, num_examples=30, epochs=0.5, bytes_down=20, metrics={"global.loss": 0.4}, privacy=SPENT
+        ),
         at(5, "failed", kind="round", error="UpdateRejected", message="..."),
         at(6, "failed", kind="round", error="RuntimeError", message="..."),
         answered(7, "finish", round=2, test=TESTED),
@@ -481,6 +501,8 @@ def test_site_metrics_have_the_values_of_the_log() -> None:
         label("node_transfer_bytes_total", **heart, direction="down", codec="identity"): 40,
         label("node_round", **heart): 2,
         label("node_last_plan_timestamp_seconds", **heart): DAY + 7,
+        label("node_privacy_epsilon_spent", **heart): 1.25,
+        label("node_privacy_epsilon_budget", **heart): 3,
         label("node_errors_total", error="UpdateRejected"): 1,
         label("node_errors_total", error="other"): 1,
         label("node_gpu_memory_bytes", gpu="0"): 2**30,

@@ -10,25 +10,34 @@ from typing import Any
 
 import pytest
 from conftest import MakeSites, MakeStudy
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from coordinators import KEY, STRANGER, Server, give_keys, order_of, signed
 from hypothesis import given
 from hypothesis import strategies as st
 
 from consilium.client.app import answer_order, answer_plan, forget_sites
+from consilium.client.privacy.audit import FILE
 from consilium.client.site.site import Site
 from consilium.client.wire.orders import LEDGER, MOST_KNOWN_RUNS, Orders
 from consilium.common.errors import ConfigError, ProtocolError, StateError
 from consilium.common.protocol.parse import parse_reply
-from consilium.common.protocol.plans import FinishPlan, HandshakePlan, InitialWeightsPlan, Plan, RoundPlan, study_digest
-from consilium.common.protocol.replies import FailureReply, FinishReply, HandshakeReply, InitialWeightsReply, RoundReply
+from consilium.common.protocol.plans import (
+    FinishPlan,
+    HandshakePlan,
+    InitialWeightsPlan,
+    KeysPlan,
+    PeersPlan,
+    Plan,
+    RoundPlan,
+    UnmaskPlan,
+    study_digest,
+)
+from consilium.common.protocol.replies import FailureReply, FinishReply, HandshakeReply, RoundReply
 from consilium.common.study.load import load_site, parse_study, study_text
+from consilium.common.study.policy import PolicyConfig
 from consilium.common.study.site import SiteConfig
 from consilium.common.study.study import StudyConfig
-from consilium.common.wire.envelope import Order, payload_digest, sign_order
+from consilium.common.wire.envelope import Order, sign_order
 
-KEY = Ed25519PrivateKey.from_private_bytes(b"k" * 32)
-STRANGER = Ed25519PrivateKey.from_private_bytes(b"s" * 32)
 TASK = {"kind": "images", "classes": ["a", "b"]}
 STUDY = parse_study(
     {"name": "hearts", "sites": ["berlin", "lyon", "porto"], "rounds": 5, "task": TASK}, source="test"
@@ -42,24 +51,6 @@ def ledger(folder: Path, *, max_runs: int = 20, site: str = "berlin") -> Orders:
     return Orders(folder, site=site, key=KEY.public_key(), max_runs=max_runs)
 
 
-def order_of(plan: Plan, number: int, payload: bytes | None = None) -> Order:
-    """Return an order with a plan."""
-    return Order(
-        number=number,
-        run=plan.run,
-        site=plan.site,
-        kind="plan",
-        text=plan.model_dump_json(),
-        payload_digest=payload_digest(payload),
-        payload_size=len(payload or b""),
-    )
-
-
-def signed(plan: Plan, number: int, payload: bytes | None = None, *, key: Ed25519PrivateKey = KEY) -> bytes:
-    """Return a signed order with a plan."""
-    return sign_order(order_of(plan, number, payload), key)
-
-
 def handshake(study: StudyConfig = STUDY, run: str = "run-1") -> HandshakePlan:
     """Return the plan of a handshake."""
     return HandshakePlan(study=study, run=run, site=study.sites[0])
@@ -68,6 +59,11 @@ def handshake(study: StudyConfig = STUDY, run: str = "run-1") -> HandshakePlan:
 def round_plan(number: int, study: StudyConfig = STUDY, run: str = "run-1") -> RoundPlan:
     """Return the plan of a round."""
     return RoundPlan(study=study_digest(study), run=run, site="berlin", round=number, asked=number)
+
+
+def unmask_plan(number: int) -> UnmaskPlan:
+    """Return the plan by which the masks of a round are taken off."""
+    return UnmaskPlan(study=study_digest(STUDY), **RUN, round=number, attempt=1, survivors=("berlin", "lyon", "porto"))
 
 
 def finish(number: int = 5) -> FinishPlan:
@@ -193,6 +189,15 @@ def test_whole_run_is_obeyed_by_a_worker_that_is_restarted_before_every_plan(tmp
         obey(ledger(tmp_path), plan, number)
 
 
+def test_keys_and_masks_are_asked_for_in_their_place(tmp_path: Path) -> None:
+    """Keys after the handshake, also again, and masks after the round that they hide."""
+    digest = study_digest(STUDY)
+    keys: list[Plan] = [KeysPlan(study=digest, **RUN), PeersPlan(study=digest, **RUN, keys={})]
+    rounds: list[Plan] = [round_plan(1), unmask_plan(1), *keys, round_plan(2), unmask_plan(2)]
+    for number, plan in enumerate([handshake(), *keys, *rounds, finish()], start=1):
+        obey(ledger(tmp_path), plan, number)
+
+
 def test_server_that_resumed_asks_again(tmp_path: Path) -> None:
     """From its checkpoint: the handshake, the last round that was answered, and in the end the test counts."""
     orders = after(tmp_path, handshake(), round_plan(1), round_plan(2), handshake(), round_plan(2), round_plan(5))
@@ -214,6 +219,8 @@ def test_server_that_resumed_asks_again(tmp_path: Path) -> None:
         ([handshake(), round_plan(3)], handshake(OTHER), "has trained another study than the one asked for now"),
         ([handshake(), finish()], handshake(OTHER), "has trained another study than the one asked for now"),
         ([handshake(), round_plan(5), finish()], round_plan(5), "has finished here"),
+        ([handshake()], unmask_plan(1), "masks of round 1 are to be taken off, the last round answered here is 0"),
+        ([handshake(), round_plan(3)], unmask_plan(2), "masks of round 2 are to be taken off, the last round answered"),
         ([handshake(), round_plan(3)], finish(3), "read after the study's last round, 5, and not after round 3"),
         ([handshake()], finish(0), "read after the study's last round, 5, and not after round 0"),
     ],
@@ -395,37 +402,13 @@ def make_study(make_study: MakeStudy) -> MakeStudy:
 
 @pytest.fixture
 def site(make_sites: MakeSites) -> Iterator[Path]:
-    """Yield the settings of a site that has the study's key."""
+    """Yield the settings of a site that has the study's key and its own, and obeys studies that it has not accepted."""
     path = make_sites({"berlin": 40}, max_runs=2)["berlin"]
-    pem = KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    (path.parent / "study.pub").write_bytes(pem)
+    give_keys(path)
+    (path.parent / "policy.toml").write_text("accepted_study = false\n")
     forget_sites()
     yield path
     forget_sites()
-
-
-class Server:
-    """Sends one site orders of a run, each with the next number."""
-
-    def __init__(self, path: Path, study: StudyConfig, run: str = "run-1") -> None:
-        self.path, self.number, self.view = path, 0, study.seen_by("berlin")
-        self.who: dict[str, Any] = {"study": study_digest(self.view), "run": run, "site": "berlin"}
-
-    def send(self, plan: Plan, payload: bytes | None = None) -> tuple[Any, bytes | None]:
-        """Return the reply and its payload."""
-        self.number += 1
-        text, content = answer_order(self.path, signed(plan, self.number, payload), payload)
-        return parse_reply(text, site="berlin"), content
-
-    def shake_hands(self) -> Any:
-        """Return the reply to a handshake."""
-        return self.send(HandshakePlan(study=self.view, run=self.who["run"], site="berlin"))[0]
-
-    def initial(self) -> bytes:
-        """Return the initial weights."""
-        reply, content = self.send(InitialWeightsPlan(**self.who))
-        assert isinstance(reply, InitialWeightsReply) and content is not None
-        return content
 
 
 def test_run_is_answered_by_a_worker_that_is_restarted_before_every_order(site: Path, make_study: MakeStudy) -> None:
@@ -449,9 +432,9 @@ def test_data_and_model_stay_in_memory_from_order_to_order(
     built: list[SiteConfig] = []
     servers = [Server(site, make_study(), run=name) for name in ("run-1", "run-2")]
 
-    def counting(config: SiteConfig, study: StudyConfig) -> Site:
+    def counting(config: SiteConfig, study: StudyConfig, *, policy: PolicyConfig) -> Site:
         built.append(config)
-        return Site(config, study)
+        return Site(config, study, policy=policy)
 
     monkeypatch.setattr("consilium.client.app.Site", counting)
     for runs, server in enumerate(servers, start=1):
@@ -490,7 +473,10 @@ def test_site_in_memory_is_of_no_use_to_a_run_without_a_handshake(site: Path, ma
 
 
 def test_what_is_refused_changes_nothing_at_the_site(site: Path, make_study: MakeStudy) -> None:
-    """Forged, replayed, of another study, past the end, of one run too many: a sentence each, and no file differs."""
+    """Forged, replayed, of another study, past the end, of one run too many: a sentence each, and no file differs.
+
+    But for the audit log, which has a line for each of those that the study's key signed for this site anew.
+    """
     study = make_study(rounds=2)
     server = Server(site, study)
     server.shake_hands()
@@ -503,7 +489,8 @@ def test_what_is_refused_changes_nothing_at_the_site(site: Path, make_study: Mak
     other: dict[str, Any] = {**server.who, "study": study_digest(make_study(rounds=3).seen_by("berlin"))}
     elsewhere: dict[str, Any] = {**server.who, "site": "lyon"}
     unknown = HandshakePlan(study=server.view, run="run-3", site="berlin")
-    before = {path: path.read_bytes() for path in state.rglob("*") if path.is_file()}
+    audit, lines = state / FILE, len((state / FILE).read_bytes().splitlines())
+    before = {path: path.read_bytes() for path in state.rglob("*") if path.is_file() and path != audit}
     for content, sentence in (
         (signed(plan, 4, weights, key=STRANGER), "not signed with the study's key"),
         (genuine, "order 3 of run 'run-1' was answered already"),
@@ -520,7 +507,9 @@ def test_what_is_refused_changes_nothing_at_the_site(site: Path, make_study: Mak
         assert sentence in reply.message
     reply = parse_reply(answer_order(site, signed(unknown, 1), None)[0], site="berlin")
     assert isinstance(reply, FailureReply) and "max_runs = 2" in reply.message and str(state) not in reply.message
-    assert before == {path: path.read_bytes() for path in state.rglob("*") if path.is_file()}
+    assert before == {path: path.read_bytes() for path in state.rglob("*") if path.is_file() and path != audit}
+    refused = [json.loads(line) for line in audit.read_bytes().splitlines()[lines:]]
+    assert [("ProtocolError", "run-1")] * 3 + [("ProtocolError", "run-3")] == [(e["answer"], e["run"]) for e in refused]
 
 
 def test_plan_that_failed_is_used_up(site: Path, make_study: MakeStudy) -> None:

@@ -17,6 +17,7 @@ from paths import ROOT
 from processes import (
     COMMAND,
     ENVIRONMENT,
+    NO_STUDY_NEEDED,
     Server,
     doses_study,
     join,
@@ -564,6 +565,7 @@ def test_site_joins_a_running_study_with_four_commands_and_another_leaves(server
         certificate = control.approve(early.path / "site.csr", name="early")
     bundle = make_bundle(server.home, certificate, name="early", address=server.address)
     accept_bundle(early, write(tmp_path / "early.json", bundle))
+    (early.path / "policy.toml").write_text(NO_STUDY_NEEDED)
     write_patients(early.path / "data", 0.0)
     sites = [start_site(early.settings, tmp_path / "early.log")]
     coordinator = subprocess.Popen(
@@ -585,7 +587,9 @@ def test_site_joins_a_running_study_with_four_commands_and_another_leaves(server
             )
             write_patients(tmp_path / "site" / "data", 1.5)
             approved = run(
-                "server", "approve", "site/site.csr", *named, "--address", server.address, *home, cwd=tmp_path
+                *("server", "approve", "site/site.csr", *named, "--study", "study.toml"),
+                *("--address", server.address, *home),
+                cwd=tmp_path,
             )
             assert 0 == approved.returncode, approved.stderr
             assert 0 == run("site", "accept", "late-bundle.json", cwd=tmp_path).returncode

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from federations import run
-from processes import doses_study, running_server, start_site, write, write_patients
+from processes import NO_STUDY_NEEDED, doses_study, running_server, start_site, write, write_patients
 from processes import run as run_command
 from safetensors.numpy import load_file
 
@@ -30,6 +30,7 @@ def test_deployed_sites_scale_as_those_in_one_process(tmp_path: Path) -> None:
                     certificate = control.approve(folder.path / "site.csr", name=name)
                 bundle = make_bundle(server.home, certificate, name=name, address=server.address)
                 accept_bundle(folder, write(tmp_path / f"{name}.json", bundle))
+                (folder.path / "policy.toml").write_text(NO_STUDY_NEEDED)
                 write_patients(folder.path / "data", shift)
                 settings[name] = folder.settings
                 processes.append(start_site(folder.settings, tmp_path / f"{name}.log"))

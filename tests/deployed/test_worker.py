@@ -9,7 +9,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import COMMAND, ENVIRONMENT, Server, doses_study, join, running_server, start_site, until, write_patients
+from processes import (
+    COMMAND,
+    ENVIRONMENT,
+    Server,
+    doses_study,
+    join,
+    running_server,
+    start_site,
+    until,
+    worker_of,
+    write_patients,
+)
 
 from consilium.client.operations.site_folder import SiteFolder
 from consilium.common.errors import ConnectionRefused
@@ -74,18 +85,6 @@ def cpu_seconds(process: int) -> float:
     """Return how much computing time a process has had."""
     fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def worker_of(site: int) -> int:
-    """The process id of a site's worker: its child that runs `consilium.client.worker`, once it has started one."""
-
-    def workers() -> list[int]:
-        children = [
-            child for task in Path(f"/proc/{site}/task").iterdir() for child in (task / "children").read_text().split()
-        ]
-        return [int(one) for one in children if b"consilium.client.worker" in Path(f"/proc/{one}/cmdline").read_bytes()]
-
-    return until(workers)[0]
 
 
 def finished(process: subprocess.Popen[str]) -> tuple[int, str]:

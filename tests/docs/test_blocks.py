@@ -26,6 +26,7 @@ from consilium.commands.main import app
 from consilium.common.results import RunResult
 from consilium.common.study.acceptance import ranges_of
 from consilium.common.study.load import load_study, parse_site, parse_study
+from consilium.common.study.policy import PolicyConfig
 from consilium.report.files import write_report
 from consilium.report.report import build_report
 from consilium.running.in_process import run_in_process
@@ -137,12 +138,14 @@ def shell(example: Example) -> None:
 
 
 def settings(example: Example) -> None:
-    """Check that a whole study.toml or site.toml is accepted, and that a part of one is TOML."""
+    """Check that a whole study.toml, site.toml or policy.toml is accepted, and that a part of one is TOML."""
     content = tomllib.loads(str(example.parsed))
     if "sites" in content:
         ranges_of(parse_study(content, source="page"), source="page")
     elif "state_dir" in content:
         parse_site(content, source="page")
+    elif content.keys() <= PolicyConfig.model_fields.keys():
+        PolicyConfig.model_validate(content)
 
 
 SYBIL = Sybil(

@@ -1,4 +1,4 @@
-"""The programs in `examples/` and the command of the committed results, each as a process of its own."""
+"""The programs in `examples/` and the command of the committed results as processes, and the studies there."""
 
 import os
 import re
@@ -13,7 +13,14 @@ from typing import TypeVar
 import pytest
 from paths import ROOT, SHARED
 
+from consilium.common.study.load import load_study
+from consilium.data.sources import heart_disease_hospitals
+from consilium.demo.scenario import make_sites
+from consilium.privacy.visibility import visibility
+from consilium.running.in_process import run_in_process
+
 T = TypeVar("T")
+HEART = SHARED / "data" / "heart_disease"
 CIFAR10 = SHARED / "data" / "cifar10" / "cifar10_subset_10k_2k.npz"
 
 
@@ -75,15 +82,33 @@ def test_resnet50_sends_its_head_alone_and_learns() -> None:
 
 
 @pytest.mark.e2e
-def test_two_parties_find_what_neither_has_and_are_told_that_the_sum_is_plain() -> None:
-    """The rows follow value = 2 aspirin - codeine + 1 with noise of 0.1: the factors of 200 rows are right to 0.05."""
-    warning, model = printed_by("two_parties.py")
-    assert "plain updates" in warning
+def test_three_parties_find_what_none_has_and_the_worker_sees_sums_only() -> None:
+    """The rows follow value = 2 aspirin - codeine + 0.5 morphine + 1 with noise of 0.1: factors are right to 0.05."""
+    model, seen = printed_by("secure_worker.py")
     factors = [float(number) for number in re.findall(r"[-+]?\d+\.\d+", model)]
-    assert factors == pytest.approx([2.0, -1.0, 1.0], abs=0.05)
+    assert factors == pytest.approx([2.0, -1.0, 0.5, 1.0], abs=0.05)
+    assert seen == "what the worker sees of the parties' changes: sums over sites only"
 
 
-@pytest.mark.skipif(not (SHARED / "data" / "heart_disease").is_dir(), reason="the data do not lie beside the project")
+@pytest.mark.skipif(not HEART.is_dir(), reason="the data do not lie beside the project")
+@pytest.mark.parametrize("name", ["private", "secure"])
+def test_example_study_runs_and_keeps_what_it_promises(name: str, tmp_path: Path) -> None:
+    """Four hospitals: each one's ledger stays within epsilon 3; or the coordinator sees sums of updates only."""
+    study = load_study(ROOT / "examples" / f"{name}.toml").model_copy(update={"rounds": 2})
+    hospitals = heart_disease_hospitals(HEART, tmp_path / "hospitals")
+    sites = make_sites(tmp_path / "hospitals", hospitals, "localhost:1", None)
+    result = run_in_process(study, sites, tmp_path / "run")
+    spent = [of.privacy for of in result.sites.values()]
+    if name == "private":
+        assert all(one is not None and 0 < one.epsilon <= 3.0 for one in spent)
+        assert not any(of.metrics for record in result.rounds for of in record.sites.values())
+    else:
+        assert spent == [None] * 4
+        assert {"sums over sites only"} == {row.seen for row in visibility(study) if "RoundReply.payload" in row.covers}
+    assert all(of.test is not None for of in result.sites.values())
+
+
+@pytest.mark.skipif(not HEART.is_dir(), reason="the data do not lie beside the project")
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_killed_script_of_results_leaves_no_comparison_running(how: signal.Signals, tmp_path: Path) -> None:
     """The `consilium compare` that the script started ends soon after it, however the script ends."""

@@ -19,6 +19,7 @@ from consilium.client.models import build_model, cut
 from consilium.client.site.memory import has_room
 from consilium.client.site.site import Site
 from consilium.client.site.state_folder import StateFolder
+from consilium.client.wire.books import settings_of
 from consilium.common.study.site import TableData
 from consilium.common.study.task import NumberColumn, TableTask
 from consilium.common.study.training import ModelConfig, SplitConfig
@@ -42,9 +43,9 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     build = Site.__init__
 
-    def noting(self: Site, config: Any, study: Any) -> None:
+    def noting(self: Site, config: Any, study: Any, **named: Any) -> None:
         names.append(config.name)
-        build(self, config, study)
+        build(self, config, study, **named)
 
     monkeypatch.setattr(Site, "__init__", noting)
     return names
@@ -136,10 +137,10 @@ def test_room_is_a_quarter_of_the_memory(
 def test_settings_that_change_are_read_again(make_sites: MakeSites) -> None:
     """A `site.toml` is read once, and anew when it was written again."""
     path = make_sites({"berlin": 24})["berlin"]
-    first = consilium.client.app._settings(path)
-    assert first is consilium.client.app._settings(path)
+    first = settings_of(path)
+    assert first is settings_of(path)
     path.write_text(f"share_class_counts = true\n{path.read_text(encoding='utf-8')}", encoding="utf-8")
-    assert consilium.client.app._settings(path).share_class_counts
+    assert settings_of(path).share_class_counts
 
 
 # --- readings of files -----------------------------------------------------------------------------

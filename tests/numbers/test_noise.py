@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consilium.client.data.noise import KEY_BYTES, noise_key, noisy_counts
+from consilium.client.data.noise import noise_key, noisy_counts
+from consilium.client.privacy.commitment import KEY_BYTES
 from consilium.common.errors import StateError
 
 CLASSES = ("healthy", "ill", "unclear")

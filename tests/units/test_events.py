@@ -25,7 +25,15 @@ from consilium.common.events.run import (
 )
 from consilium.common.events.site import OF_THE_PLAN, SITE_EVENTS, PlanAnswered, PlanFailed, SiteEvent
 from consilium.common.protocol.cards import DataCard
-from consilium.common.protocol.replies import FinishReply, HandshakeReply, InitialWeightsReply, RoundReply, ScaleReply
+from consilium.common.protocol.replies import (
+    FinishReply,
+    HandshakeReply,
+    InitialWeightsReply,
+    KeysReply,
+    RoundReply,
+    ScaleReply,
+    UnmaskReply,
+)
 from consilium.common.results import RoundRecord, SiteFacts, SiteRound
 
 ASKED = RoundAsked(round=1, sites=("berlin", "lyon"), quorum=2)
@@ -38,6 +46,8 @@ FINISHED = RoundFinished(
     seconds=2.5,
     sites={"berlin": SiteRound(num_examples=30, seconds=1.5, metrics={"global.loss": 0.25}, weight=1.0)},
 )
+FIRST = {"line": 1, "before": "0" * 64}
+"""What the chain adds to a log's first line."""
 
 
 def matched(tree: ast.AST) -> set[str]:
@@ -87,7 +97,7 @@ def test_event_reads_as_it_was_written(tmp_path: Path) -> None:
     assert [ASKED.model_copy(update=labels), FINISHED.model_copy(update=labels)] == log.read(STUDY_EVENTS)
     first, second = (json.loads(line) for line in log.path.read_text().splitlines())
     expected = {"event": "asked", **labels, "round": 1, "sites": ["berlin", "lyon"], "quorum": 2}
-    assert {"time": ASKED.time.isoformat()} | expected == first
+    assert {"time": ASKED.time.isoformat()} | expected | FIRST == first
     assert ["time", "event", "study", "run", "round", "asked"] == list(second)[:6]
 
 
@@ -167,7 +177,7 @@ def test_event_of_a_site_reads_as_it_was_written(tmp_path: Path) -> None:
     log.log(failed)
     assert [replace(answered, site="berlin"), replace(failed, site="berlin")] == log.read(SITE_EVENTS)
     first, second = (json.loads(line) for line in log.path.read_text().splitlines())
-    assert {"time": answered.time.isoformat(), "event": "answered", "site": "berlin", **ANSWERED} == first
+    assert {"time": answered.time.isoformat(), "event": "answered", "site": "berlin", **ANSWERED, **FIRST} == first
     assert second["study"] is None
 
 
@@ -211,11 +221,11 @@ def test_event_can_be_neither_changed_nor_infinite() -> None:
 
 def test_site_notes_every_field_of_every_reply() -> None:
     """What leaves a site is in its own log: its audit trail."""
-    replies = (HandshakeReply, ScaleReply, InitialWeightsReply, RoundReply, FinishReply)
+    replies = (*(HandshakeReply, ScaleReply, InitialWeightsReply, RoundReply, FinishReply), KeysReply, UnmaskReply)
     told = {name for reply in replies for name in reply.model_fields}
     noted = {each.name for each in fields(PlanAnswered)}
     assert told - OF_THE_PLAN <= noted
-    assert {"protocol", "codecs", "versions"} == OF_THE_PLAN - noted
+    assert {"protocol", "codecs", "versions", "signed", "attempt", "audit"} == OF_THE_PLAN - noted
 
 
 def test_facts_of_a_site_are_those_of_its_card() -> None:

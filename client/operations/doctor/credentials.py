@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from consilium.client.operations.doctor.finding import Finding, failed, passed, skipped, warned
+from consilium.client.privacy.secure.peers import read_peers
 from consilium.common.errors import ConfigError
 from consilium.common.host.certificates import check_site_certificate, read_authorities, read_certificate
 from consilium.common.host.keys import fingerprint, read_private_key
@@ -82,6 +83,19 @@ def check_study_key(config: SiteConfig) -> Finding:
         fix = "accept the coordinator's bundle: consilium site accept BUNDLE"
         return failed("study key", str(error), fix, ConfigError)
     return passed("study key", "only plans that are signed with it are obeyed")
+
+
+def check_peers(config: SiteConfig) -> Finding:
+    """Check the keys of the study's sites, for a study with secure aggregation: this site's own is one of them."""
+    try:
+        keys = read_peers(config.peers, site=config.name)
+        own = fingerprint(read_private_key(config.private_key).public_key())
+    except ConfigError as error:
+        return failed("peers", str(error), "accept a bundle that holds them: consilium site accept BUNDLE", ConfigError)
+    if config.name not in keys or fingerprint(keys[config.name]) != own:
+        fix = "ask the coordinator for a bundle made with this site's present key, and accept it"
+        return failed("peers", "the keys of the study's sites do not hold this site's own", fix, ConfigError)
+    return passed("peers", f"updates are added up with those of {', '.join(sorted(keys))} alone")
 
 
 def check_authorities(config: SiteConfig) -> Finding:

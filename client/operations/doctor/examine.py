@@ -3,12 +3,18 @@
 import os
 from pathlib import Path
 
-from consilium.client.operations.doctor.credentials import check_identity
+from consilium.client.operations.doctor.credentials import check_identity, check_peers
 from consilium.client.operations.doctor.data import check_data, check_scale, check_weights
 from consilium.client.operations.doctor.finding import Finding, skipped
 from consilium.client.operations.doctor.machine import check_disk, check_gpu, check_memory, check_state
 from consilium.client.operations.doctor.network import check_network
-from consilium.client.operations.doctor.settings import check_ranges, check_settings, check_study, check_versions
+from consilium.client.operations.doctor.settings import (
+    check_policy,
+    check_ranges,
+    check_settings,
+    check_study,
+    check_versions,
+)
 from consilium.client.operations.site_folder import BUNDLE, STUDY
 from consilium.common.study.site import SiteConfig
 from consilium.common.study.study import StudyConfig
@@ -16,7 +22,7 @@ from consilium.common.study.study import StudyConfig
 NEED_SETTINGS = (
     *("key", "certificate", "study key", "authority"),
     *("proxy", "dns", "tcp", "tls", "clock", "approved"),
-    *("ranges", "data", "scale", "weights", "state", "disk"),
+    *("ranges", "policy", "data", "scale", "weights", "state", "disk"),
 )
 """Checks that get a line in the list even if the settings cannot be read."""
 
@@ -34,16 +40,19 @@ def examine(path: Path, *, study: Path | None = None) -> list[Finding]:
     if config is None:
         findings += [skipped(name, "needs the settings") for name in NEED_SETTINGS]
     else:
-        findings += _check_site(config, plan, study)
+        findings += _check_site(path, config, plan, study)
     return [*findings, check_memory()]
 
 
-def _check_site(config: SiteConfig, study: StudyConfig | None, path: Path | None) -> list[Finding]:
+def _check_site(settings: Path, config: SiteConfig, study: StudyConfig | None, path: Path | None) -> list[Finding]:
     identity = check_identity(config)
+    sums = study is not None and study.privacy.secure_aggregation
     return [
         *identity,
+        *([check_peers(config)] if sums else []),
         *check_network(config, identity, os.environ),
         check_ranges(path, config),
+        check_policy(settings, study, config),
         check_data(config, study),
         check_scale(config, study),
         check_weights(config, study),

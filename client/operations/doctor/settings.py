@@ -1,14 +1,19 @@
 """Settings, study and versions."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from consilium.client.operations.accepted_study import accepted_study
 from consilium.client.operations.doctor.finding import Finding, failed, passed, skipped, warned
+from consilium.client.privacy.policy.case import Case
+from consilium.client.privacy.policy.reading import FILE
+from consilium.client.privacy.policy.rules import check
 from consilium.client.site.versions import versions
-from consilium.common.errors import ConfigError, HandshakeMismatch
+from consilium.common.errors import ConfigError, HandshakeMismatch, PolicyRefused
 from consilium.common.study.bundle import read_bundle
-from consilium.common.study.load import NO_SITE, load_site, load_study
+from consilium.common.study.load import NO_SITE, load_policy, load_site, load_study
 from consilium.common.study.parts import only
+from consilium.common.study.policy import PolicyConfig
 from consilium.common.study.site import SiteConfig
 from consilium.common.study.study import StudyConfig
 
@@ -58,6 +63,31 @@ def check_ranges(path: Path | None, config: SiteConfig) -> Finding:
         f"the coordinator may later run this study with other values without asking: {open_}. accept_ranges in "
         "site.toml narrows or strikes this",
     )
+
+
+def check_policy(settings: Path, study: StudyConfig | None, config: SiteConfig) -> Finding:
+    """Say whether this site has a policy of its own, and whether the study is within it."""
+    path = settings.parent / FILE
+    try:
+        policy = load_policy(path) if path.exists() else PolicyConfig()
+        where = (
+            f"'{path}'"
+            if path.exists()
+            else f"no '{path}': the defaults hold ('consilium site policy --init' writes them)"
+        )
+        view = study.seen_by(config.name) if study is not None and config.name in study.sites else None
+        case = Case(config.name, "check", policy, settings.parent, config.state_dir)
+        check("order", case)
+        if view is not None:
+            check("study", replace(case, policy=policy.model_copy(update={"approve_runs": False}), study=view))
+    except ConfigError as error:
+        return failed(
+            "policy", str(error), "correct the file; 'consilium site policy --explain' has every rule", ConfigError
+        )
+    except PolicyRefused as error:
+        fix = "change the policy, or have the coordinator change the study"
+        return failed("policy", f"no plan of this study would be obeyed: {error}", fix, PolicyRefused)
+    return passed("policy", where + ("; each run is approved by hand" if policy.approve_runs else ""))
 
 
 def check_versions(bundle: Path) -> Finding:

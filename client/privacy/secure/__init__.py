@@ -1,0 +1,1 @@
+"""Secure aggregation at a site: its keys, its masks, and what it reveals of them."""

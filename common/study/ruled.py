@@ -1,0 +1,69 @@
+"""What the rules on combinations read of a study: they are below the study, which they are checked for."""
+
+from typing import Protocol
+
+from consilium.common.study.codecs import CodecConfig
+from consilium.common.study.privacy import PrivacyConfig
+from consilium.common.study.reading_rules import Settings
+from consilium.common.study.strategies import StrategyConfig
+from consilium.common.study.training import TrainingConfig
+from consilium.common.study.weightings import WeightingConfig
+
+
+class Study(Settings, Protocol):
+    """The part of a study that the rules read."""
+
+    @property
+    def training(self) -> TrainingConfig:
+        """How a site trains in one round."""
+        ...
+
+    @property
+    def strategy(self) -> StrategyConfig:
+        """How the server makes new weights."""
+        ...
+
+    @property
+    def weighting(self) -> WeightingConfig | None:
+        """How much each site counts; None: as the strategy has it."""
+        ...
+
+    @property
+    def uplink(self) -> tuple[CodecConfig, ...]:
+        """How updates travel."""
+        ...
+
+    @property
+    def downlink(self) -> tuple[CodecConfig, ...]:
+        """How weights travel."""
+        ...
+
+    @property
+    def privacy(self) -> PrivacyConfig:
+        """What protects patients and sites."""
+        ...
+
+    @property
+    def keep_updates(self) -> bool:
+        """Whether the coordinator keeps every accepted update."""
+        ...
+
+    @property
+    def quorum(self) -> int | None:
+        """Updates that a round needs; None: of all that were asked."""
+        ...
+
+    @property
+    def cohort_size(self) -> int:
+        """Sites asked in a round."""
+        ...
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Measurements that sites send in addition to the usual ones."""
+        ...
+
+    @property
+    def fixed_test(self) -> bool:
+        """Whether the test rows are given."""
+        ...

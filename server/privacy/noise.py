@@ -1,0 +1,125 @@
+"""Site-level differential privacy: noise on the mean update, so that the weights do not tell what one site sent.
+
+McMahan, Ramage, Talwar and Zhang (2018), "Learning differentially private recurrent language models", algorithm 1,
+<https://arxiv.org/abs/1710.06963>, with all sites of the cohort in a round and equal weights:
+
+    mean = (1 / K) * (sum over sites of delta * min(1, C / |delta|)  +  N(0, (z C)^2))
+
+with K the updates of the round, C the `clip` and z the noise multiplier. Against the round in which one site sent
+nothing but zeros, the sum moves by at most C: one Gaussian mechanism of noise z a round. Who took part is no secret,
+and which sites a round asks follows from the study's seed, so nothing is subtracted for sites that were not asked.
+
+The server itself is trusted here: the weights that it sends and the model that the run ends with are protected, the
+numbers that sites report to it (losses, counts) are not.
+"""
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
+
+from consilium.common.errors import ModelError, listed
+from consilium.common.privacy.accounting import Charge, epsilon_of, noise_for
+from consilium.common.study.privacy import SiteLevelPrivacy
+from consilium.common.study.study import StudyConfig
+from consilium.common.weights.arithmetic import add_scaled, norm
+from consilium.common.weights.arrays import Array, Weights, spec
+from consilium.server.strategies import ServerState, Update
+
+Entropy = Callable[[int], bytes]
+"""`entropy(count)` gives so many bytes that nobody can guess: `os.urandom`, and in tests whatever they choose."""
+
+
+def check_site_noise_fits(config: StudyConfig, state: ServerState) -> None:
+    """Check that all that sites share is moved by gradients, before the first round.
+
+    Raises:
+        ModelError: a study with site-level noise shares running statistics or whole numbers.
+    """
+    if config.privacy.sites is None or not state.averaged:
+        return
+    raise ModelError(
+        f"privacy.sites: arrays {listed(state.averaged, 4)} are running statistics or whole numbers, which noise would "
+        "make useless: set model.batch_norm = 'freeze' or 'local', or take a model without BatchNorm"
+    )
+
+
+def with_site_noise(
+    config: StudyConfig, updates: Sequence[Update], shares: Mapping[str, float], *, entropy: Entropy = os.urandom
+) -> Sequence[Update]:
+    """Return updates whose mean has the noise of a round; without site-level privacy, the updates as they are.
+
+    No update is longer than `clip` in these, whatever a site or a codec made of it. The first of them carries all of
+    the noise, so that any rule that takes the mean gets it.
+
+    Raises:
+        ValueError: shares that are not equal; the rules of a study see to it that they are.
+    """
+    privacy = config.privacy.sites
+    if privacy is None:
+        return updates
+    if any(not math.isclose(share, 1 / len(updates), rel_tol=1e-9) for share in shares.values()):
+        raise ValueError(f"site-level noise needs equal shares, got {dict(shares)}")
+    first, *others = [replace(update, delta=_shortened(update.delta, privacy.clip)) for update in updates]
+    noise = {name: _normal(spec(first.delta, name)[0], entropy) for name in first.delta}
+    scale = noise_multiplier(privacy, rounds=config.rounds) * privacy.clip
+    arrays = {name: first.delta[name] for name in first.delta}
+    return [replace(first, delta=add_scaled(arrays, noise, scale)), *others]
+
+
+def noise_multiplier(privacy: SiteLevelPrivacy, *, rounds: int) -> float:
+    """Return the noise of a round in units of `clip`: as given, or such that all rounds keep to the budget."""
+    if privacy.noise is not None:
+        return privacy.noise
+    assert privacy.epsilon is not None
+    return noise_for(privacy.epsilon, privacy.delta, rate=1.0, steps=rounds)
+
+
+def site_epsilon(config: StudyConfig, *, rounds_done: int) -> float | None:
+    """Return what the rounds so far tell of any one site; None without site-level privacy."""
+    privacy = config.privacy.sites
+    if privacy is None:
+        return None
+    noise = noise_multiplier(privacy, rounds=config.rounds)
+    return epsilon_of([Charge("sgd", noise, steps=rounds_done)], privacy.delta)
+
+
+class _Shorter(Mapping[str, Array]):
+    """Weights times a factor, each array computed when it is asked for."""
+
+    def __init__(self, weights: Weights, factor: float) -> None:
+        self._weights, self._factor = weights, factor
+
+    def __getitem__(self, name: str) -> Array:
+        array = self._weights[name]
+        scaled: Array = np.multiply(array, self._factor, dtype=array.dtype)
+        return scaled
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+
+def _shortened(delta: Weights, clip: float) -> Weights:
+    length = norm(delta)
+    return delta if length <= clip else _Shorter(delta, clip / length * (1 - 1e-6))  # 1e-6: rounding in float32
+
+
+def _normal(shape: tuple[int, ...], entropy: Entropy) -> npt.NDArray[np.float64]:
+    """Return independent standard normal numbers, from the operating system's entropy and not from the study's seed.
+
+    A new key is expanded by ChaCha20 (RFC 8439), and made normal by Box and Muller (1958); floating-point numbers are
+    no real ones, which is the limit of every such noise (Mironov 2012).
+    """
+    half = (math.prod(shape) + 1) // 2
+    stream = Cipher(algorithms.ChaCha20(entropy(32), bytes(16)), mode=None).encryptor()
+    words = np.frombuffer(stream.update(bytes(16 * half)), dtype="<u8")
+    u, v = ((words >> np.uint64(11)) * 2.0**-53).reshape(2, half)
+    radius, angle = np.sqrt(-2 * np.log1p(-u)), 2 * math.pi * v
+    return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[: math.prod(shape)].reshape(shape)

@@ -1,0 +1,227 @@
+"""One round of secure sums: plan, ask, add up what cannot be read, unmask the sum, aggregate, record.
+
+Each masked update is added to the sum as it arrives, and forgotten: no file and no variable holds one in the clear. The
+strategy gets the weighted mean in the place of every site's update, which gives what its own mean would: it takes no
+more of the updates than their mean, weighted or not, and the sum of control variates (`StrategySettings.of_sums`).
+
+Shares in the record are computed from what sites tell of themselves, as they compute their own weights; the server
+cannot check that a site did.
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from consilium.common.errors import CohortTooSmall, ProtocolError, UpdateRejected
+from consilium.common.events.run import RoundFailed, RunWarning, UpdateAccepted
+from consilium.common.privacy.secure.fixed import Layout, Mean, to_mean
+from consilium.common.privacy.secure.masks import Words
+from consilium.common.privacy.secure.payload import from_payload, payload_bytes
+from consilium.common.privacy.secure.sizes import LEAST_SITES, threshold
+from consilium.common.privacy.secure.weights import reference_loss
+from consilium.common.protocol.plans import CONTROL, RoundPlan, SecureRound
+from consilium.common.protocol.replies import RoundReply
+from consilium.common.results import RoundRecord, SiteRound
+from consilium.common.study.signals import UPDATE_LOSS
+from consilium.common.weights.arrays import under
+from consilium.server.privacy.secure.attempts import Attempt, keep, next_attempt
+from consilium.server.privacy.secure.unmask import unmask
+from consilium.server.strategies import ServerState, Update
+from consilium.server.study.check import check_reply, check_round, check_signals
+from consilium.server.study.context import Study
+from consilium.server.study.downlink import Sending, send
+from consilium.server.study.exchange import Answer
+from consilium.server.study.record import Aggregation, Cohort, Intake, make_record
+from consilium.server.study.round import aggregate, choose, make_plans, reject, remember
+from consilium.server.study.sentences import reasons
+
+LEAST_LOSS = "sum/loss"
+"""Number in the weighting's memory: the least `update.loss` of the round before."""
+
+
+@dataclass(eq=False)
+class Summing:
+    """A sum that is being made.
+
+    Args:
+        sealed: the sealed shares that each site has sent along with its words.
+    """
+
+    total: Words
+    sealed: dict[str, tuple[bytes, ...]] = field(default_factory=dict)
+
+
+def run_secure_round(study: Study, state: ServerState) -> tuple[ServerState, RoundRecord]:
+    """Run one round and return the new state with its record.
+
+    Raises:
+        CohortTooSmall: fewer usable updates than the quorum, or than a sum takes; names the sites that failed and why.
+        UpdateRejected: the sum is not one that the sites' updates can have.
+    """
+    cohort, intake = choose(study, state), Intake()
+    cohort, attempt = _begin(study, state, cohort, intake)
+    sending = send(study.config, state)
+    layout = layout_of(study, state)
+    plans = make_plans(study, state, cohort, in_part=sending.differences)
+    asked = _secure(study, state, attempt)
+    secure_plans = {site: plan.model_copy(update={"secure": asked}) for site, plan in plans.items()}
+    answers = _ask(study, secure_plans, sending, most_bytes=payload_bytes(layout, sites=len(attempt.cohort)))
+    sending = sending.without_payloads()
+    summing = _receive(study, state, answers, attempt, layout, intake)
+    _check_enough(study, cohort, attempt, intake, sending)
+    attempt = keep(study.folder.path, attempt.model_copy(update={"survivors": intake.accepted}))
+    unmask(study, attempt, summing.total, summing.sealed, intake)
+    mean = to_mean(layout, summing.total, sites=len(intake.accepted))
+    aggregation = _aggregate(study, state, mean, intake)
+    after = remember(study, state, cohort, intake, sending, aggregation)
+    return after, make_record(cohort, intake, sending, aggregation)
+
+
+def exchange_keys(study: Study) -> None:
+    """Have all sites of a run exchange their keys, before its first round.
+
+    Raises:
+        ConsiliumError: the sentence of the first site that could not.
+    """
+    problems = study.ring.prepare(study.exchange, study.config, study.run, sorted(study.train_sizes))
+    for _, error in sorted(problems.items()):
+        raise error
+
+
+def layout_of(study: Study, state: ServerState) -> Layout:
+    """Return which word of a round's sum stands for what."""
+    control = under(state.along, CONTROL)
+    return Layout.of(state.weights, control, bound=study.config.privacy.bound, sites=len(study.config.sites))
+
+
+def _begin(study: Study, state: ServerState, cohort: Cohort, intake: Intake) -> tuple[Cohort, Attempt]:
+    """Return the sites that are asked, those that have all keys, and which attempt at the round it is.
+
+    Raises:
+        CohortTooSmall: too few have, or of a round that was to be unmasked before a restart not all.
+    """
+    for site, error in study.ring.prepare(study.exchange, study.config, study.run, cohort.sites).items():
+        reject(study, state, intake, site, UpdateRejected("keys", str(error)))
+    ready = tuple(site for site in cohort.sites if site not in intake.rejected)
+    if len(ready) < LEAST_SITES:
+        raise CohortTooSmall(
+            f"round {cohort.round}: {len(ready)} of {len(cohort.sites)} sites have the keys of the others, expected "
+            f"{LEAST_SITES}; {reasons(intake.details)}"
+        )
+    attempt = next_attempt(study.folder.path, round_number=cohort.round, cohort=ready)
+    if attempt.survivors is None:
+        return replace(cohort, sites=ready), attempt
+    if missing := sorted(set(attempt.survivors) - set(ready)):
+        raise CohortTooSmall(
+            f"round {cohort.round}: its sum was to be unmasked when the server ended, and only that sum can still be "
+            f"had, for which site '{missing[0]}' must send its update again; go on when it is there"
+        )
+    return replace(cohort, sites=attempt.survivors, quorum=len(attempt.survivors)), attempt
+
+
+def _secure(study: Study, state: ServerState, attempt: Attempt) -> SecureRound:
+    return SecureRound(
+        attempt=attempt.number,
+        cohort=attempt.cohort,
+        examples=max(1, *(study.train_sizes[site] for site in attempt.cohort)),
+        loss=reference_loss(study.config.weights_by, state.weighting.get(LEAST_LOSS)),
+    )
+
+
+def _ask(study: Study, plans: Mapping[str, RoundPlan], sending: Sending, *, most_bytes: int) -> Iterator[Answer]:
+    return study.exchange.ask(
+        plans,
+        payload=sending.full,
+        instead=sending.differences,
+        timeout_seconds=study.config.round_timeout_seconds,
+        most_bytes=most_bytes,
+    )
+
+
+def _receive(
+    study: Study, state: ServerState, answers: Iterator[Answer], attempt: Attempt, layout: Layout, intake: Intake
+) -> Summing:
+    """Check every answer as it arrives, and add its words to the sum."""
+    summing = Summing(Words.zeros(layout.narrow, layout.wide))
+    for answer in answers:
+        intake.bytes_up += answer.bytes_up
+        intake.bytes_down += answer.bytes_down
+        intake.transfer_seconds += answer.transfer_seconds
+        if answer.reply is not None:
+            intake.answered.append(answer.site)
+        began = time.monotonic()
+        try:
+            reply = _add(study, state, answer, layout, summing, sites=len(attempt.cohort))
+        except UpdateRejected as error:
+            reject(study, state, intake, answer.site, error)
+            continue
+        intake.checking_seconds += time.monotonic() - began
+        _accept(study, intake, reply)
+    return summing
+
+
+def _add(
+    study: Study, state: ServerState, answer: Answer, layout: Layout, summing: Summing, *, sites: int
+) -> RoundReply:
+    """Add a masked update to the sum.
+
+    Raises:
+        UpdateRejected: it is none, or not this round's.
+    """
+    reply, payload = check_reply(answer)
+    check_round(reply, state, study, site=answer.site)
+    check_signals(reply.metrics, study, who=f"site '{answer.site}'")
+    try:
+        masked = from_payload(payload, layout, sites=sites)
+    except ProtocolError as error:
+        raise UpdateRejected("protocol", f"site '{answer.site}': {error}") from error
+    summing.total.add(masked.words)
+    summing.sealed[answer.site] = masked.sealed
+    if answer.file is not None:
+        answer.file.close()
+    return reply
+
+
+def _accept(study: Study, intake: Intake, reply: RoundReply) -> None:
+    metrics = dict(reply.metrics)
+    intake.sites[reply.site] = SiteRound(
+        num_examples=reply.num_examples, seconds=round(reply.seconds, 4), metrics=metrics, privacy=reply.privacy
+    )
+    study.folder.note(
+        UpdateAccepted(round=reply.round, site=reply.site, metrics=metrics, num_examples=reply.num_examples)
+    )
+
+
+def _check_enough(study: Study, cohort: Cohort, attempt: Attempt, intake: Intake, sending: Sending) -> None:
+    """Check that enough updates are in the sum for the study, and for the sites to unmask it.
+
+    Raises:
+        CohortTooSmall: they are too few; names the sites that failed and why.
+    """
+    least = max(cohort.quorum, threshold(len(attempt.cohort)), LEAST_SITES)
+    if len(intake.sites) >= least:
+        return
+    study.folder.log(RoundFailed(**dict(make_record(cohort, intake, sending))))
+    raise CohortTooSmall(
+        f"round {cohort.round}: {len(intake.sites)} of {len(attempt.cohort)} sites sent a usable update, a secure sum "
+        f"of this round needs {least}; {reasons(intake.details)}"
+    )
+
+
+def _aggregate(study: Study, state: ServerState, mean: Mean, intake: Intake) -> Aggregation:
+    """Give the strategy the mean in the place of each site's update."""
+    updates = [
+        Update(site, mean.delta, of.num_examples, of.metrics, mean.control) for site, of in sorted(intake.sites.items())
+    ]
+    if mean.shortened:
+        message = (
+            f"round {state.round + 1}: {mean.shortened} of {len(updates)} updates were longer than privacy.bound = "
+            f"{study.config.privacy.bound:g} and were shortened to it"
+        )
+        study.folder.log(RunWarning(message=message))
+    aggregation = aggregate(study, state, updates)
+    losses = [update.metrics[UPDATE_LOSS] for update in updates if UPDATE_LOSS in update.metrics]
+    if not losses:
+        return aggregation
+    after = replace(aggregation.state, weighting={**aggregation.state.weighting, LEAST_LOSS: min(losses)})
+    return replace(aggregation, state=after)

@@ -1,0 +1,99 @@
+"""Keeps the heads of the sites' audit logs, which travel in their replies: a log changed since then is found out."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from consilium.common.events.run import HeadsNoted, RunWarning
+from consilium.common.host.audit_heads import is_signed
+from consilium.common.protocol.audit import AuditHead
+from consilium.common.protocol.plans import Plan
+from consilium.server.study.exchange import NOTHING, Answer, Exchange
+from consilium.server.study.run_folder import RunFolder
+
+Keys = Mapping[str, ec.EllipticCurvePublicKey]
+"""The sites' own keys, as they were approved."""
+
+
+@dataclass
+class WitnessedExchange:
+    """An exchange that writes the heads in its answers into the run's log, and warns of those that cannot be.
+
+    Args:
+        read_keys: reads the keys of the sites that are approved now.
+    """
+
+    exchange: Exchange
+    folder: RunFolder
+    read_keys: Callable[[], Keys]
+    _keys: Keys = field(default_factory=dict)
+    _last: dict[str, AuditHead] | None = None
+
+    def connected(self) -> frozenset[str]:
+        """Return the names of the sites that are online now."""
+        return self.exchange.connected()
+
+    def ask(
+        self,
+        plans: Mapping[str, Plan],
+        *,
+        payload: bytes | None,
+        timeout_seconds: float,
+        instead: Mapping[str, bytes] = NOTHING,
+        most_bytes: int = 0,
+    ) -> Iterator[Answer]:
+        """Ask the sites, and note the heads once all have answered."""
+        heads: dict[str, AuditHead] = {}
+        answers = self.exchange.ask(
+            plans, payload=payload, timeout_seconds=timeout_seconds, instead=instead, most_bytes=most_bytes
+        )
+        try:
+            for answer in answers:
+                if answer.reply is not None and answer.reply.audit is not None:
+                    heads[answer.site] = answer.reply.audit
+                yield answer
+        finally:
+            if heads:
+                self._note(heads)
+
+    def _note(self, heads: dict[str, AuditHead]) -> None:
+        """Write the heads down, and a warning for each that is not signed, or that lies before one seen in this run."""
+        last = self._last if self._last is not None else last_heads(self.folder)
+        for site, head in sorted(heads.items()):
+            problem = self._problem(site, head, last.get(site))
+            if problem:
+                self.folder.log(RunWarning(message=f"site '{site}': its audit log {problem}"))
+        self.folder.note(HeadsNoted(heads=heads))
+        self._last = last | heads
+
+    def _problem(self, site: str, head: AuditHead, before: AuditHead | None) -> str:
+        if not self._is_signed(site, head):
+            return "has a head that is not signed with the site's approved key"
+        if before is not None and head.count <= before.count:
+            return f"has {head.count} lines, and had {before.count} before: it was cut, or put back"
+        return ""
+
+    def _is_signed(self, site: str, head: AuditHead) -> bool:
+        """Check a head with the key as it was read, and again with the one of now: it may have been replaced."""
+        if _is_signed(site, head, self._keys):
+            return True
+        self._keys = self.read_keys()
+        return _is_signed(site, head, self._keys)
+
+
+def _is_signed(site: str, head: AuditHead, keys: Keys) -> bool:
+    return site in keys and is_signed(head.head, head.signature, site=site, key=keys[site])
+
+
+def last_heads(folder: RunFolder) -> dict[str, AuditHead]:
+    """Return the newest head of each site in a run's log.
+
+    Raises:
+        StateError: the log is damaged.
+    """
+    found: dict[str, AuditHead] = {}
+    for event in folder.read_events():
+        if isinstance(event, HeadsNoted):
+            found |= event.heads
+    return found
