@@ -99,8 +99,7 @@ def answer_order(path: Path, signed: bytes, payload: Payload | None) -> tuple[st
     try:
         answered = _obey(path, books, order, payload)
     except RuntimeError:
-        books.audit.note("RuntimeError", entry_of_crash(order))
-        books.orders.answered(order)
+        _note_crash(books, order)
         raise
     try:
         head = _noted(books, order, answered)
@@ -108,6 +107,15 @@ def answer_order(path: Path, signed: bytes, payload: Payload | None) -> tuple[st
         log.error("order answered in vain run=%s message=%s", order.run, error)
         return _failure(config, order.run, error, began).model_dump_json(), None
     return answered.reply.model_copy(update={"audit": head}).model_dump_json(), answered.content
+
+
+def _note_crash(books: Books, order: Order) -> None:
+    """Write down an order whose answer crashed; that this cannot be written is for this site's log alone."""
+    try:
+        books.audit.note("RuntimeError", entry_of_crash(order))
+        books.orders.answered(order)
+    except StateError as error:
+        log.error("crash not written down run=%s message=%s", order.run, error)
 
 
 def _noted(books: Books, order: Order, answered: Answered) -> AuditHead | None:

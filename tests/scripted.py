@@ -126,6 +126,8 @@ def honest(site: str, plan: Plan, payload: bytes | None) -> Answer:
         case FinishPlan():
             tested = Counts(num_test=20, majority=11, local=15, global_=16, personal=17, pairs=(14, 1, 3, 2))
             return Answer(site, reply=FinishReply(**stamp, round=plan.round, test=tested))
+        case _:
+            raise AssertionError(f"no scripted study asks for '{plan.kind}'")
 
 
 def trained(site: str, weights: Weights) -> dict[str, Array]:

@@ -92,6 +92,8 @@ class AuditLog:
             self._uncounted += 1
             return None
         line: dict[str, Any] = {"time": now.isoformat(timespec="milliseconds"), "answer": answer, **entry}
+        if not self._last.count and (head := self._log.head()).count:  # another process wrote the first lines
+            self._last = self._signed(head)
         if self._uncounted:
             line["refusals_before"] = self._uncounted
         if self._last.count:
@@ -111,10 +113,11 @@ class AuditLog:
         return SignedHead(head.count, head.sha256, sign_head(head, site=self._site, key=self._key))
 
     def _forget_old(self) -> None:
-        first = datetime.now(UTC) - HOUR
+        now = datetime.now(UTC)
         for times in (self._obeyed, self._refused):
-            while times and times[0] < first:
-                times.popleft()
+            kept = [min(time, now) for time in times if time >= now - HOUR]  # what a fast clock dated later is of now
+            times.clear()
+            times.extend(kept)
 
 
 def verified(path: Path, *, site: str, keys: Collection[str]) -> Iterator[tuple[Head, str]]:

@@ -6,6 +6,7 @@ is on the disk before it is handed on. So for one charge at most one answer leav
 
     crash before the answer is kept    nothing has left: the same attempt is drawn anew, without a new charge
     crash after it was kept            the same answer
+    failed, and the server was told    another attempt, which is charged
     lost, or asked with other weights  another attempt, which is charged
 """
 
@@ -119,7 +120,12 @@ class Answers:
         if (kept := self.kept(attempt)) is not None:
             charge()  # is in the ledger already, unless this copy of it is an old one
             return kept
-        reply, content = play(charge)
+        try:
+            reply, content = play(charge)
+        except Exception:
+            # The server is told that it failed, which may hang on what was drawn: the next draw is another attempt.
+            self._write(_Answer(asked=attempt.asked, attempt=secrets.token_hex(16)))
+            raise
         reply = reply.model_copy(update={"privacy": promise.spent()})
         self.keep(attempt, reply, content)
         return reply, content

@@ -72,8 +72,8 @@ class Promise:
         alone = _noise_for(most * (1 - privacy.numbers), self.limit.delta, self.rate, steps, ())
         return max(alone, _noise_for(most, self.limit.delta, self.rate, steps, before)) if before else alone
 
-    def begin(self, plan: HandshakePlan) -> None:
-        """Charge the numbers that the handshake tells, once for all runs of the study.
+    def begin(self, plan: HandshakePlan | RoundPlan | FinishPlan) -> None:
+        """Charge the numbers that the handshake and later replies tell, once for all runs of the study.
 
         Raises:
             PrivacyBudgetSpent: they would cost more than is left.
@@ -89,6 +89,7 @@ class Promise:
         Raises:
             PrivacyBudgetSpent: it would cost more than is left.
         """
+        self.begin(plan)  # a handshake that was refused, or other data since, leaves them uncharged
         if self.steps:
             cost = Charge("sgd", self.multiplier, self.rate, self.steps)
             self._charge([cost], run=plan.run, round_number=plan.round, what=TRAINING, key=key)
@@ -119,6 +120,7 @@ class Promise:
         Raises:
             PrivacyBudgetSpent: it would cost more than is left.
         """
+        self.begin(plan)
         cost = Charge("gaussian", noise, steps=count)
         self._charge([cost], run=plan.run, round_number=plan.round, what=COUNTS, key=None)
 

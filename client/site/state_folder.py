@@ -76,9 +76,15 @@ class StateFolder:
         """Keep the study that this run began with: later plans name it by its digest.
 
         Raises:
+            ProtocolError: the run has trained another study here, whose memory this one might send.
             StateError: the folder is unwritable or the disk is full.
         """
         path, content = self.path / STUDY, study_json(study).encode()
+        if path.is_file() and path.read_bytes() != content and self._manifest()["rounds"]:
+            raise ProtocolError(
+                f"site '{self.site}': run '{self.path.name}' has trained another study than the one asked for now; "
+                "start a new run"
+            )
         if not path.is_file() or path.read_bytes() != content:
             write_atomically(path, content, mode=_PRIVATE)
 

@@ -34,11 +34,12 @@ class LayerRows:
 
     def squares(self) -> Tensor:
         """Return the square of the norm of each row's gradient in this layer `(B,)`."""
-        lengths: Tensor = (
-            torch.linalg.vector_norm(self.given, dim=1).square_() if self.weight else self.given.new_zeros(1)
-        )
-        errors: Tensor = torch.linalg.vector_norm(self.errors, dim=1).square_()
-        return errors.mul_(lengths.add_(1) if self.bias else lengths)
+        exact = torch.float64  # in float32 a tiny error's square is 0, however large what the layer is given
+        lengths = self.given.new_zeros(1, dtype=exact)
+        if self.weight:
+            lengths = torch.linalg.vector_norm(self.given, dim=1, dtype=exact).square_()
+        errors: Tensor = torch.linalg.vector_norm(self.errors, dim=1, dtype=exact).square_()
+        return errors.mul_(lengths.add_(1) if self.bias else lengths).float()
 
     def of_rows(self) -> list[Tensor]:
         """Return each row's gradient `(B, *shape)` by what is trained."""

@@ -49,6 +49,8 @@ class Settings(TypedDict, total=False):
     min_examples: int
     max_examples: int
     keep_best: bool
+    keep_updates: bool
+    privacy: Table
     evaluate_every: int
     metrics: Sequence[str]
     accept: Table

@@ -52,7 +52,7 @@ def run(
     ] = None,
 ) -> Outcome:
     """Audit a run at the coordinator: its log, every round's shares, the weights where updates were kept, its files."""
-    from consilium.common.errors import StateError
+    from consilium.common.errors import StateError, clean
     from consilium.common.host.files import write_atomically
     from consilium.common.protocol.opened import read_opened
     from consilium.history.folder import find_entry
@@ -67,7 +67,7 @@ def run(
         write_atomically(out, render_audit(audit).encode())
         typer.echo(f"written: {out}")
     if audit.problems:
-        typer.echo(f"the audit fails: {audit.problems[0]}", err=True)
+        typer.echo(f"the audit fails: {clean(audit.problems[0], 10_000)}", err=True)
     return Outcome(audit.as_json(), StateError.exit_code if audit.problems else 0)
 
 

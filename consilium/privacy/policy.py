@@ -1,5 +1,6 @@
 """A site's policy in words: every rule with its value, where that comes from, and why a careful hospital wants it."""
 
+import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -62,7 +63,7 @@ def rules_in_force(settings: Path, site: SiteConfig) -> list[RuleInForce]:
         ConfigError: the policy is wrong.
     """
     path = settings.parent / FILE
-    policy = load_policy(path) if path.exists() else PolicyConfig()
+    policy = load_policy(path) if os.path.lexists(path) else PolicyConfig()
     rows = _rows(policy, tuple(PolicyConfig.model_fields), file=FILE)
     return [*rows, *_rows(site, OF_THE_SITE, file=settings.name)]
 

@@ -303,3 +303,19 @@ def test_folder_without_a_run_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "events.jsonl").touch()
     with pytest.raises(ConfigError, match="does not hold the study's settings"):
         audit_run(tmp_path)
+
+
+def test_foreign_run_cannot_steer_the_terminal(make_sites: MakeSites, make_study: MakeStudy, tmp_path: Path) -> None:
+    """Control characters in a log whose chain was built anew are written out: they could hide what is wrong."""
+    run_in_process(make_study(rounds=1), make_sites(), tmp_path / "run")
+    path, lines, before = tmp_path / "run" / "events.jsonl", list[str](), "0" * 64
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        entry = {name: value for name, value in json.loads(line).items() if name not in ("line", "before")}
+        entry |= {name: "\x1b[2Jx" for name in ("weights", "weights_before", "result") if name in entry}
+        for facts in entry.get("sites", {}).values() if entry["event"] == "agreed" else ():
+            facts["data_commitment"] = "\x1b[2Jx"
+        lines.append(f'{json.dumps(entry)[:-1]}, "line": {number}, "before": "{before}"}}')
+        before = hashlib.sha256(lines[-1].encode()).hexdigest()
+    path.write_text("\n".join(lines) + "\n")
+    result = CliRunner().invoke(app, ["audit", "run", str(tmp_path / "run")])
+    assert "\x1b[2J" not in result.output and "\\x1b[2J" in result.output

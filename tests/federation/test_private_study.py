@@ -2,23 +2,21 @@
 
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import PLAIN_SGD, MakeSites, MakeStudy, method_settings
+from conftest import MakeSites, MakeStudy, method_settings
 from federations import Wire, global_bytes, run, state_dir
 from flwr.app import Message
+from private_sites import alone, asked, begun, ledger_of, private, weights_of
 from safetensors.numpy import load_file
 
 from consilium.adaptation.adapt import adapt_site
 from consilium.client.app import _warm
 from consilium.client.flower.message import plan_of
-from consilium.client.privacy.entry import Entry
-from consilium.client.privacy.ledger import PrivacyLedger
 from consilium.client.site.announced import ANNOUNCED
 from consilium.client.site.answers import PAYLOAD
 from consilium.client.site.kept import Kept
@@ -35,62 +33,18 @@ from consilium.common.errors import (
 )
 from consilium.common.model import read_record
 from consilium.common.privacy.accounting import epsilon_of
-from consilium.common.protocol.plans import FinishPlan, HandshakePlan, RoundPlan, study_digest
-from consilium.common.protocol.replies import FinishReply, HandshakeReply, RoundReply
+from consilium.common.protocol.plans import FinishPlan, RoundPlan, study_digest
+from consilium.common.protocol.replies import FinishReply, RoundReply
 from consilium.common.study.load import load_site
 from consilium.common.study.policy import UNBOUND
-from consilium.common.study.study import StudyConfig
 from consilium.running.in_process import Answering
 from consilium.serving.own_rows import own_rows_of
 
 SIZES = {"berlin": 120, "lyon": 80, "porto": 90}
-COLUMNS = {"a": {"kind": "number"}, "b": {"kind": "number"}}
-FIXED = {name: {"mean": 0.0, "std": 1.0} for name in COLUMNS}
-TASK = {"kind": "table", "classes": ["no", "yes"], "label": "ill", "columns": COLUMNS, "scale": FIXED}
 
 
 class Killed(BaseException):
     """The server's process ends here."""
-
-
-def private(make_study: MakeStudy, promise: Mapping[str, Any] | None = None, **changes: Any) -> StudyConfig:
-    """Return a private study of three sites; 100 patients each where they declare them."""
-    settings = {"task": TASK, "training": PLAIN_SGD, "privacy": {"examples": promise or {"epsilon": 3.0}}}
-    return make_study(**settings | changes)
-
-
-def ledger_of(path: Path) -> tuple[Entry, ...]:
-    """Return the lines of a site's privacy ledger."""
-    return PrivacyLedger.open(path.parent / "state", path.parent.name).entries()
-
-
-def begun(site: Site, study: StudyConfig, *, run: str = "run") -> HandshakeReply:
-    """Shake hands with a site."""
-    reply, _ = site.answer(HandshakePlan(run=run, site="berlin", study=study), None)
-    assert isinstance(reply, HandshakeReply)
-    return reply
-
-
-def asked(study: StudyConfig, number: int = 1, *, run: str = "run", accepted: int | None = None) -> RoundPlan:
-    """Return the plan of a round."""
-    digest = study_digest(study)
-    return RoundPlan(study=digest, run=run, site="berlin", round=number, asked=number, accepted=accepted)
-
-
-def weights_of(site: Site, by: float = 0.0) -> bytes:
-    """Return the initial weights with something added, as a payload."""
-    return Identity().encode(
-        {name: np.add(array, by, dtype=array.dtype) for name, array in site.learner.shared.items()}
-    )
-
-
-def alone(
-    make_sites: MakeSites, make_study: MakeStudy, promise: Mapping[str, Any] | None = None, **settings: Any
-) -> tuple[Path, StudyConfig]:
-    """Return a site of 120 rows in a private study of its own."""
-    settings = {"declared_examples": 100} | settings
-    path = make_sites({"berlin": 120}, **{name: one for name, one in settings.items() if one is not None})["berlin"]
-    return path, private(make_study, promise, sites=["berlin"])
 
 
 @pytest.mark.parametrize("method", ["fedavg", "fedper", "ditto", "scaffold"])

@@ -147,7 +147,9 @@ def test_results_tables_say_what_the_report_says() -> None:
     assert list(SIZES) == list(result.sites.index)
     assert [80, 60] == result.sites["n"].tolist()
     tests = {site: of.test for site, of in result.run.sites.items()}
-    assert [of.personal / of.num_test for of in tests.values() if of and of.personal is not None] == result.sites["personal"].tolist()
+    assert [of.personal / of.num_test for of in tests.values() if of and of.personal is not None] == result.sites[
+        "personal"
+    ].tolist()
     train = result.sites["n_train"]
     assert (train / train.sum()).tolist() == pytest.approx(result.weights.loc[2].tolist())
     assert {"global", "personal", "alone"} == set(result.rounds["model"])

@@ -444,12 +444,12 @@ def test_reply_survives_json(reply: Any) -> None:
     ("old", "new", "where"),
     [
         (
-            '"protocol":5',
+            '"protocol":6',
             '"protocol":3',
-            "it is of protocol version 3 and codec version 1, here they are 5 and 1: install",
+            "it is of protocol version 3 and codec version 1, here they are 6 and 1: install",
         ),
-        ('"codecs":1', '"codecs":7', "it is of protocol version 5 and codec version 7, here they are 5 and 1: install"),
-        ('"protocol":5', '"protocol":"x"', "round.protocol: must be 5, got 'x'"),
+        ('"codecs":1', '"codecs":7', "it is of protocol version 6 and codec version 7, here they are 6 and 1: install"),
+        ('"protocol":6', '"protocol":"x"', "round.protocol: must be 6, got 'x'"),
         ('"round":3', '"round":0', "round.round: must be at least 1, got 0"),
         ('"pid":4711', '"pid":0', "round.pid: "),
         ('"seconds":0.25', '"seconds":-1', "round.seconds: "),

@@ -1,5 +1,6 @@
 """Settings, study and versions."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,7 +70,7 @@ def check_policy(settings: Path, study: StudyConfig | None, config: SiteConfig) 
     """Say whether this site has a policy of its own, and whether the study is within it."""
     path = settings.parent / FILE
     try:
-        policy = load_policy(path) if path.exists() else PolicyConfig()
+        policy = load_policy(path) if os.path.lexists(path) else PolicyConfig()
         where = (
             f"'{path}'"
             if path.exists()

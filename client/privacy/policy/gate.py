@@ -5,9 +5,11 @@ be read here is left to the worker, which then refuses everything.
 """
 
 import hashlib
+import logging
 import time
 import tomllib
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -15,13 +17,17 @@ from typing import Any
 
 from consilium.client.privacy.audit import AuditLog
 from consilium.client.privacy.policy.approvals import approved_runs
-from consilium.common.errors import PolicyRefused, StateError
+from consilium.common.errors import ConfigError, PolicyRefused, StateError, clean
 from consilium.common.host.keys import read_private_key
 from consilium.common.study.limits import REQUESTS_PER_HOUR
 from consilium.common.wire.envelope import Order
 
+log = logging.getLogger(__name__)
+
 FILE = "policy.toml"
 HOUR_SECONDS = 3600.0
+MOST_OF_A_NAME = 200
+"""How many characters of a run's name, which nobody has checked yet, are written down."""
 
 
 @dataclass
@@ -52,7 +58,7 @@ class Gate:
             self._check(order)
         except PolicyRefused as error:
             entry = {
-                "run": order.run,
+                "run": clean(order.run, MOST_OF_A_NAME),
                 "order": order.number,
                 "kind": order.kind,
                 "order_sha256": hashlib.sha256(order.text.encode()).hexdigest(),
@@ -60,10 +66,19 @@ class Gate:
                 "bytes_down": 0,
                 "message": str(error),
             }
-            if self._audit is None:
-                self._audit = AuditLog(self.state_dir, site=order.site, key=read_private_key(self.key))
-            self._audit.note(type(error).__name__, entry)
+            self._note(type(error).__name__, entry, order.site)
             raise
+
+    def _note(self, answer: str, entry: Mapping[str, Any], site: str) -> None:
+        try:
+            if self._audit is None:
+                self._audit = AuditLog(self.state_dir, site=site, key=read_private_key(self.key))
+            self._audit.note(answer, entry)
+        except (StateError, ConfigError) as error:  # its text has paths, and would go to the server
+            log.error("refusal not written down message=%s", error)
+            raise StateError(
+                f"site '{site}' cannot write its audit log, so it answers nothing; its log says why"
+            ) from None
 
     def _check(self, order: Order) -> None:
         folder, policy = self.settings.parent, _values(self.settings.parent / FILE)
@@ -76,7 +91,7 @@ class Gate:
         if isinstance(last, date) and datetime.now(UTC).date() > last:
             raise self._refused(order, "its policy has expired", "expires")
         if policy.get("approve_runs") is True and not _is_approved(folder, order.run):
-            raise self._refused(order, f"run '{order.run}' is not approved here", "approve_runs")
+            raise self._refused(order, f"run '{clean(order.run, MOST_OF_A_NAME)}' is not approved here", "approve_runs")
         if order.kind == "plan" and policy.get("accepted_study", True) and not (folder / "study.toml").is_file():
             raise self._refused(order, "this site has accepted no study", "accepted_study")
         if isinstance(most, int) and len(self._passed) >= most:

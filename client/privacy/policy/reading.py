@@ -46,7 +46,7 @@ def _facts_of(path: Path) -> _Facts:
     try:
         at = path.stat()
     except FileNotFoundError:
-        return None
+        return (0, 0, 0) if path.is_symlink() else None  # a link to nothing is a policy that cannot be read
     except OSError:  # there, but out of reach: reading it says why
         return 0, 0, 0
     return at.st_ino, at.st_mtime_ns, at.st_size
