@@ -20,7 +20,7 @@ _OVER_SPLITS = {"evaluate_every": 5, "split": _HEART_SPLIT}
 """What differs where there are many splits: fewer measurements, and copies on one side of each."""
 
 
-def heart(data: Path, folder: Path, *, scale: str, changes: Changes | None = None) -> StudyConfig:
+def heart(data: Path, folder: Path, *, scale: str | Changes, changes: Changes | None = None) -> StudyConfig:
     """Return FLamby's study of four hospitals: logistic regression, 15 rounds of 100 steps, their test rows.
 
     FLamby has one scale per hospital, and divides without a look at copies (VA has one row twice).
@@ -53,10 +53,31 @@ def heart_rate(data: Path, folder: Path) -> StudyConfig:
     return changed(study, {"name": "fed-heart-rate", "task": task})
 
 
-def _heart(scale: str, changes: Changes | None = None) -> Callable[[Path, Path], StudyConfig]:
+def _heart(scale: str | Changes, changes: Changes | None = None) -> Callable[[Path, Path], StudyConfig]:
     return partial(heart, scale=scale, changes=changes)
 
 
+_KNOWN_SCALE = {
+    name: {"mean": mean, "std": std}
+    for name, mean, std in (
+        ("age", 55.0, 10.0),
+        ("sex", 0.5, 0.5),
+        ("trestbps", 130.0, 20.0),
+        ("chol", 220.0, 60.0),
+        ("fbs", 0.5, 0.5),
+        ("thalach", 140.0, 25.0),
+        ("exang", 0.5, 0.5),
+        ("oldpeak", 1.0, 1.0),
+    )
+}
+"""Numbers that anybody knows, those of examples/private.toml: nothing of a patient is in them."""
+_PRIVATE = {
+    **_OVER_SPLITS,
+    "name": "private-heart",
+    "rounds": 20,
+    "training": {"steps": 5, "batch_size": 32, "learning_rate": 0.5, "momentum": 0.0},
+    "method": {"kind": "fedavg"},
+}
 _HEART_OPTIONS = {"methods": _HEART_METHODS, "learning-rates": "0.001,0.01", "refit": ""}
 _WEIGHTING_OPTIONS = {"methods": "fedavg,fedper", "weightings": _WEIGHTINGS}
 HEART: dict[str, Result] = {
@@ -90,6 +111,17 @@ HEART: dict[str, Result] = {
         _heart("federation", _OVER_SPLITS),
         {**_WEIGHTING_OPTIONS, "learning-rates": "0.01", "seeds": "1", "splits": "20"},
         against="{method} + size + lr 0.01",
+    ),
+    "heart-private": Result(
+        "four hospitals, noise for each patient at epsilon 8, 3 and 1, clip 1, 3 rates, 20 splits",
+        _heart(_KNOWN_SCALE, _PRIVATE),
+        {
+            "methods": "fedavg",
+            "learning-rates": "0.1,0.5,2",
+            "epsilons": "8,3,1",
+            "seeds": "1",
+            "splits": "20",
+        },
     ),
     "heart-rate-20": Result(
         "four hospitals, a number to predict: the highest heart rate; 7 methods, 2 rates, 20 splits",
