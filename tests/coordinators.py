@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from conftest import MakeStudy
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
@@ -16,6 +17,13 @@ from consilium.common.wire.envelope import Order, payload_digest, sign_order
 
 KEY = Ed25519PrivateKey.from_private_bytes(b"k" * 32)
 STRANGER = Ed25519PrivateKey.from_private_bytes(b"s" * 32)
+
+
+def with_fixed_scales(make_study: MakeStudy) -> MakeStudy:
+    """Return the function that builds a study, with fixed scales: no order has to settle them."""
+    fixed = {name: {"mean": 0.0, "std": 1.0} for name in "ab"}
+    task = make_study().task.model_dump() | {"scale": fixed}
+    return lambda **changes: make_study(**{"task": task, **changes})
 
 
 def give_keys(site: Path) -> None:

@@ -1,19 +1,42 @@
 """A hospital's policy, `policy.toml` beside its `site.toml`: what no plan may do, whatever the study says."""
 
 from datetime import date
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
+from consilium.common.study.codecs import CodecConfig
 from consilium.common.study.limits import REQUESTS_PER_HOUR
+from consilium.common.study.methods import MethodConfig
 from consilium.common.study.names import clean_text
+from consilium.common.study.packages import GROUPS, offers
+from consilium.common.study.parts import no_such_kind
+from consilium.common.study.ranges import variants
 from consilium.common.study.record import Record
+from consilium.common.study.strategies import StrategyConfig
+from consilium.common.study.weightings import FactorConfig
 
 LEAST_OF_SUM = 3
 """Fewest sites whose sum a site adds to under secure aggregation: of two, each could subtract its own."""
 
 Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(clean_text)]
 """A method's, strategy's, weighting's, model's or codec's name."""
+
+
+def _known(group: str, union: Any) -> AfterValidator:
+    """Return the check that a name is that of a part, built in or of an installed package: no other would be asked."""
+
+    def check(name: str) -> str:
+        known = [variant.model_fields["kind"].default for variant in variants(union)]
+        if name not in known and name not in {one.name for one in offers(group)}:
+            if group not in GROUPS:
+                raise ValueError(f"there is no codec '{name}', expected one of {', '.join(known)}")
+            raise ValueError(no_such_kind(group, name, known, what=GROUPS[group]))
+        return name
+
+    return AfterValidator(check)
+
+
 Glob = Annotated[str, Field(min_length=1, max_length=300), AfterValidator(clean_text)]
 """A name in which `*`, `?` and `[...]` stand for others, as in a shell."""
 
@@ -33,15 +56,15 @@ class PolicyConfig(Record):
     """Last day (UTC) on which plans are obeyed; without it, there is none. The approval of an ethics committee has an
     end, and a server that is forgotten has not.
     """
-    methods: tuple[Name, ...] = ()
+    methods: tuple[Annotated[Name, _known("methods", MethodConfig)], ...] = ()
     """Methods that may be asked for; empty: all. A method decides which weights leave."""
-    strategies: tuple[Name, ...] = ()
+    strategies: tuple[Annotated[Name, _known("strategies", StrategyConfig)], ...] = ()
     """Strategies that may be asked for; empty: all. A strategy decides what else is measured and sent."""
-    weightings: tuple[Name, ...] = ()
+    weightings: tuple[Annotated[Name, _known("weightings", FactorConfig)], ...] = ()
     """Weightings that may be asked for; empty: all. A weighting decides which losses and counts are sent."""
     models: tuple[Name, ...] = ()
     """Models that may be asked for; empty: all. Weights of large dense layers tell most of the rows behind them."""
-    codecs: tuple[Name, ...] = ()
+    codecs: tuple[Annotated[Name, _known("codecs", CodecConfig)], ...] = ()
     """Codecs that may be asked for, both ways; empty: all. None of them protects anybody; each is code that runs."""
     require_privacy: bool = False
     """Obey only studies with `privacy.examples`: without noise, a server with weights made for it can read single rows

@@ -80,6 +80,7 @@ _MUST = {
     **dict.fromkeys(("tuple_type", "list_type"), "be a list in brackets"),
     **dict.fromkeys(("dict_type", "mapping_type", "model_type", "model_attributes_type"), "be a section with keys"),
     **dict.fromkeys(("path_type", "is_instance_of"), "be a path in quotes"),
+    **dict.fromkeys(("date_type", "date_parsing", "date_from_datetime_parsing"), "be a day such as 2027-01-31"),
     "finite_number": "be a finite number",
     "literal_error": "be {expected}",
     "greater_than": "be greater than {gt}",

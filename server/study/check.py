@@ -17,8 +17,8 @@ from consilium.server.study.exchange import Answer
 from consilium.server.study.sentences import named
 
 
-def check_update(answer: Answer, state: ServerState, study: Study, *, held: Weights) -> Update:
-    """Decode and check a round's answer.
+def check_update(answer: Answer, state: ServerState, study: Study, *, held: Weights) -> tuple[RoundReply, Update]:
+    """Decode and check a round's answer; return the reply with the update that came with it.
 
     Args:
         held: the weights that the site trained from.
@@ -39,7 +39,7 @@ def check_update(answer: Answer, state: ServerState, study: Study, *, held: Weig
     check_like(delta, {**state.weights, **control}, who=who)
     check_finite(delta, who=who)
     own = {name: delta[name] for name in state.weights}
-    return Update(answer.site, own, reply.num_examples, reply.metrics, under(delta, CONTROL))
+    return reply, Update(answer.site, own, reply.num_examples, reply.metrics, under(delta, CONTROL))
 
 
 def check_reply(answer: Answer) -> tuple[RoundReply, Payload]:

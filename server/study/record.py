@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from consilium.common.results import RoundRecord, SiteRound
 from consilium.server.strategies import ServerState, Update
 from consilium.server.study.downlink import Sending
+from consilium.server.study.exchange import Answer
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,14 @@ class Intake:
     bytes_down: int = 0
     transfer_seconds: float = 0.0
     checking_seconds: float = 0.0
+
+    def arrived(self, answer: Answer) -> None:
+        """Count an answer, whether it is usable or not."""
+        self.bytes_up += answer.bytes_up
+        self.bytes_down += answer.bytes_down
+        self.transfer_seconds += answer.transfer_seconds
+        if answer.reply is not None:
+            self.answered.append(answer.site)
 
     @property
     def accepted(self) -> tuple[str, ...]:

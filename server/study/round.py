@@ -49,7 +49,8 @@ def run_round(study: Study, state: ServerState) -> tuple[ServerState, RoundRecor
     cohort = choose(study, state)
     sending = send(study.config, state)
     plans = make_plans(study, state, cohort, in_part=sending.differences)
-    answers = ask(study, state, plans, sending)
+    chain = build_chain(study.config.uplink, exact=state.buffers)
+    answers = ask(study, plans, sending, most_bytes=chain.max_bytes({**sending.held, **control_of(state)}))
     sending = sending.without_payloads()  # frees memory: the payloads are as large as the model
     with Spool(study.folder.path) as spool:
         intake = receive(study, state, answers, spool, held=sending.held)
@@ -90,15 +91,14 @@ def make_plans(study: Study, state: ServerState, cohort: Cohort, *, in_part: Col
     }
 
 
-def ask(study: Study, state: ServerState, plans: Mapping[str, RoundPlan], sending: Sending) -> Iterator[Answer]:
+def ask(study: Study, plans: Mapping[str, RoundPlan], sending: Sending, *, most_bytes: int) -> Iterator[Answer]:
     """Send the plans and yield the answers as they arrive; the wire takes in none that is longer than an update."""
-    chain = build_chain(study.config.uplink, exact=state.buffers)
     return study.exchange.ask(
         plans,
         payload=sending.full,
         instead=sending.differences,
         timeout_seconds=study.config.round_timeout_seconds,
-        most_bytes=chain.max_bytes({**sending.held, **control_of(state)}),
+        most_bytes=most_bytes,
     )
 
 
@@ -113,44 +113,35 @@ def receive(study: Study, state: ServerState, answers: Iterator[Answer], spool: 
     if study.config.keep_updates:
         forget_round(study.folder.path, state.round + 1)
     for answer in answers:
-        intake.bytes_up += answer.bytes_up
-        intake.bytes_down += answer.bytes_down
-        intake.transfer_seconds += answer.transfer_seconds
-        if answer.reply is not None:
-            intake.answered.append(answer.site)
+        intake.arrived(answer)
         began = time.monotonic()
         try:
-            update = check_update(answer, state, study, held=held)
+            reply, update = check_update(answer, state, study, held=held)
         except UpdateRejected as error:
             reject(study, state, intake, answer.site, error)
             continue
         intake.checking_seconds += time.monotonic() - began
-        accept(study, state, intake, answer, update)
+        accept(study, intake, reply, update=digest_of(update))
+        if study.config.keep_updates:
+            keep(kept_update(study.folder.path, update.site, round_number=state.round + 1), arrays_of(update))
         intake.updates.append(_on_disk(update, answer, spool, coded=bool(study.config.uplink)))
     intake.updates.sort(key=lambda update: update.site)
     return intake
 
 
-def accept(study: Study, state: ServerState, intake: Intake, answer: Answer, update: Update) -> None:
-    """Note a usable update."""
-    reply, metrics = answer.reply, dict(update.metrics)
-    intake.sites[update.site] = SiteRound(
-        num_examples=update.num_examples,
-        seconds=round(reply.seconds if reply is not None else 0.0, 4),
-        metrics=metrics,
-        privacy=reply.privacy if isinstance(reply, RoundReply) else None,
+def accept(study: Study, intake: Intake, reply: RoundReply, *, update: str = "") -> None:
+    """Note a usable update.
+
+    Args:
+        update: its digest; empty where the server does not see it by itself.
+    """
+    number, metrics = reply.num_examples, dict(reply.metrics)
+    intake.sites[reply.site] = SiteRound(
+        num_examples=number, seconds=round(reply.seconds, 4), metrics=metrics, privacy=reply.privacy
     )
     study.folder.note(
-        UpdateAccepted(
-            round=state.round + 1,
-            site=update.site,
-            metrics=metrics,
-            num_examples=update.num_examples,
-            update=digest_of(update),
-        )
+        UpdateAccepted(round=reply.round, site=reply.site, metrics=metrics, num_examples=number, update=update)
     )
-    if study.config.keep_updates:
-        keep(kept_update(study.folder.path, update.site, round_number=state.round + 1), arrays_of(update))
 
 
 def reject(study: Study, state: ServerState, intake: Intake, site: str, error: UpdateRejected) -> None:

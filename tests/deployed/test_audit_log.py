@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import MakeSites, MakeStudy
-from coordinators import KEY, Server, give_keys, order_of
+from coordinators import KEY, Server, give_keys, order_of, with_fixed_scales
 from processes import doses_study, join, running_server, start_site, until, write_patients
 from processes import run as run_command
 
@@ -37,9 +37,7 @@ from consilium.server.wire.submission import Control
 @pytest.fixture
 def make_study(make_study: MakeStudy) -> MakeStudy:
     """Return the function that builds a study, with fixed scales: no order has to settle them."""
-    fixed = {name: {"mean": 0.0, "std": 1.0} for name in "ab"}
-    task = make_study().task.model_dump() | {"scale": fixed}
-    return lambda **changes: make_study(**{"task": task, **changes})
+    return with_fixed_scales(make_study)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import tomli_w
 from conftest import PLAIN_SGD, MakeSites, MakeStudy
-from coordinators import KEY, Server, give_keys
+from coordinators import KEY, Server, give_keys, with_fixed_scales
 
 from consilium.client.app import answer_order, answer_plan, forget_sites
 from consilium.client.privacy.audit import FILE, verified
@@ -116,7 +116,7 @@ ATTACKS = [
     Attack("requests_per_hour", "obeys 2 plans an hour", {"requests_per_hour": 2}, {BEGUN: True}),
     Attack("max_state_mb", "keeps at most 1 MB of state", {"max_state_mb": 1}, before=fill),
     Attack("kept_updates", "the coordinator keeps its updates", {}, {"keep_updates": True}),
-    Attack("forbidden_arrays", "never lets these arrays leave", {"forbidden_arrays": ["*weight"]}),
+    Attack("forbidden_arrays", "never lets these arrays leave", {"forbidden_arrays": ["*Weight"]}),
     Attack(
         "metrics",
         "leave: train.*; the study needs update.loss",
@@ -132,9 +132,7 @@ LATER = [each for each in ATTACKS if each.rule != "max_steps" and not ENDLESS & 
 @pytest.fixture
 def make_study(make_study: MakeStudy) -> MakeStudy:
     """Return the function that builds a study, with fixed scales: no order has to settle them."""
-    fixed = {name: {"mean": 0.0, "std": 1.0} for name in "ab"}
-    task = make_study().task.model_dump() | {"scale": fixed}
-    return lambda **changes: make_study(**{"task": task, **changes})
+    return with_fixed_scales(make_study)
 
 
 @pytest.fixture

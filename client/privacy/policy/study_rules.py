@@ -169,7 +169,8 @@ def min_examples(case: Case) -> str | None:
 
 def forbidden_arrays(case: Case) -> str | None:
     """Refuse a study whose method shares an array that never leaves."""
-    leaving = sorted(name for name in case.shared if allowed(name, case.policy.forbidden_arrays))
+    patterns = [pattern.lower() for pattern in case.policy.forbidden_arrays]  # `Head.*` forbids no less than `head.*`
+    leaving = sorted(name for name in case.shared if allowed(name.lower(), patterns))
     return f"never lets these arrays leave, which the study shares: {listed(leaving, _MOST_NAMED)}" if leaving else None
 
 

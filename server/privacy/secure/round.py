@@ -9,19 +9,19 @@ cannot check that a site did.
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from consilium.common.errors import CohortTooSmall, ProtocolError, UpdateRejected
-from consilium.common.events.run import RoundFailed, RunWarning, UpdateAccepted
+from consilium.common.events.run import RoundFailed, RunWarning
 from consilium.common.privacy.secure.fixed import Layout, Mean, to_mean
 from consilium.common.privacy.secure.masks import Words
 from consilium.common.privacy.secure.payload import from_payload, payload_bytes
 from consilium.common.privacy.secure.sizes import LEAST_SITES, threshold
 from consilium.common.privacy.secure.weights import reference_loss
-from consilium.common.protocol.plans import CONTROL, RoundPlan, SecureRound
+from consilium.common.protocol.plans import CONTROL, SecureRound
 from consilium.common.protocol.replies import RoundReply
-from consilium.common.results import RoundRecord, SiteRound
+from consilium.common.results import RoundRecord
 from consilium.common.study.signals import UPDATE_LOSS
 from consilium.common.weights.arrays import under
 from consilium.server.privacy.secure.attempts import Attempt, keep, next_attempt
@@ -32,7 +32,7 @@ from consilium.server.study.context import Study
 from consilium.server.study.downlink import Sending, send
 from consilium.server.study.exchange import Answer
 from consilium.server.study.record import Aggregation, Cohort, Intake, make_record
-from consilium.server.study.round import aggregate, choose, make_plans, reject, remember
+from consilium.server.study.round import accept, aggregate, ask, choose, make_plans, reject, remember
 from consilium.server.study.sentences import reasons
 
 LEAST_LOSS = "sum/loss"
@@ -65,7 +65,7 @@ def run_secure_round(study: Study, state: ServerState) -> tuple[ServerState, Rou
     plans = make_plans(study, state, cohort, in_part=sending.differences)
     asked = _secure(study, state, attempt)
     secure_plans = {site: plan.model_copy(update={"secure": asked}) for site, plan in plans.items()}
-    answers = _ask(study, secure_plans, sending, most_bytes=payload_bytes(layout, sites=len(attempt.cohort)))
+    answers = ask(study, secure_plans, sending, most_bytes=payload_bytes(layout, sites=len(attempt.cohort)))
     sending = sending.without_payloads()
     summing = _receive(study, state, answers, attempt, layout, intake)
     _check_enough(study, cohort, attempt, intake, sending)
@@ -128,27 +128,13 @@ def _secure(study: Study, state: ServerState, attempt: Attempt) -> SecureRound:
     )
 
 
-def _ask(study: Study, plans: Mapping[str, RoundPlan], sending: Sending, *, most_bytes: int) -> Iterator[Answer]:
-    return study.exchange.ask(
-        plans,
-        payload=sending.full,
-        instead=sending.differences,
-        timeout_seconds=study.config.round_timeout_seconds,
-        most_bytes=most_bytes,
-    )
-
-
 def _receive(
     study: Study, state: ServerState, answers: Iterator[Answer], attempt: Attempt, layout: Layout, intake: Intake
 ) -> Summing:
     """Check every answer as it arrives, and add its words to the sum."""
     summing = Summing(Words.zeros(layout.narrow, layout.wide))
     for answer in answers:
-        intake.bytes_up += answer.bytes_up
-        intake.bytes_down += answer.bytes_down
-        intake.transfer_seconds += answer.transfer_seconds
-        if answer.reply is not None:
-            intake.answered.append(answer.site)
+        intake.arrived(answer)
         began = time.monotonic()
         try:
             reply = _add(study, state, answer, layout, summing, sites=len(attempt.cohort))
@@ -156,7 +142,7 @@ def _receive(
             reject(study, state, intake, answer.site, error)
             continue
         intake.checking_seconds += time.monotonic() - began
-        _accept(study, intake, reply)
+        accept(study, intake, reply)
     return summing
 
 
@@ -180,16 +166,6 @@ def _add(
     if answer.file is not None:
         answer.file.close()
     return reply
-
-
-def _accept(study: Study, intake: Intake, reply: RoundReply) -> None:
-    metrics = dict(reply.metrics)
-    intake.sites[reply.site] = SiteRound(
-        num_examples=reply.num_examples, seconds=round(reply.seconds, 4), metrics=metrics, privacy=reply.privacy
-    )
-    study.folder.note(
-        UpdateAccepted(round=reply.round, site=reply.site, metrics=metrics, num_examples=reply.num_examples)
-    )
 
 
 def _check_enough(study: Study, cohort: Cohort, attempt: Attempt, intake: Intake, sending: Sending) -> None:
