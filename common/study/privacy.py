@@ -24,7 +24,7 @@ class ExamplePrivacy(Record):
     """Or the noise multiplier of a step, in units of `clip`; each site says what that costs."""
     delta: Delta | None = None
     """None: the largest power of ten up to 1 / (10 n) at each site, with n the number of patients that it announces."""
-    clip: float = Field(default=1.0, ge=1e-4, le=1e6)
+    clip: float = Field(default=1.0, ge=1e-12, le=1e6)
     """Largest Euclidean norm of one patient's gradient; longer ones are shortened to it."""
     adaptive_clip: float | None = Field(default=None, gt=0, lt=1)
     """The part of the gradients that `clip` should leave as they are: it is then adapted, and this is paid for."""
