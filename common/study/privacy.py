@@ -20,7 +20,7 @@ class ExamplePrivacy(Record):
 
     epsilon: float | None = Field(default=None, gt=0, le=100)
     """The budget of each site for the whole run; each site finds the noise that keeps to it."""
-    noise: float | None = Field(default=None, gt=0, le=1000)
+    noise: float | None = Field(default=None, ge=0.1, le=1000)
     """Or the noise multiplier of a step, in units of `clip`; each site says what that costs."""
     delta: Delta | None = None
     """None: the largest power of ten up to 1 / (10 n) at each site, with n the number of patients that it announces."""
@@ -48,7 +48,7 @@ class SiteLevelPrivacy(Record):
 
     epsilon: float | None = Field(default=None, gt=0, le=100)
     """The budget of the whole run; the server finds the noise that keeps to it."""
-    noise: float | None = Field(default=None, gt=0, le=1000)
+    noise: float | None = Field(default=None, ge=0.1, le=1000)
     """Or the noise multiplier of a round, in units of `clip`."""
     delta: Delta = 1e-5
     """Probability with which the bound of epsilon may be missed."""
