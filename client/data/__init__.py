@@ -69,9 +69,9 @@ def read_data(
     reader, how = _reader_of(config, task, site=site), split.model_dump_json(include={"group", "parts", "copies"})
     each = private or split.draw == "each"
     raw = read_once(
-        f"{site} {config.model_dump_json()} {task.model_dump_json()} {how} {each}",
+        f"{site} {config.model_dump_json()} {task.model_dump_json()} {how} {each} {private}",
         read_from(config, task, split),
-        lambda: read_whole(reader, config, task, split, site=site, each=each),
+        lambda: read_whole(reader, config, task, split, site=site, each=each, private=private),
     )
     if raw.num_own < min_examples:
         raise DataError(f"site '{site}': {raw.num_own} usable examples, expected at least {min_examples}")

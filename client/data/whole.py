@@ -22,12 +22,21 @@ LEAST_TEST_PATIENTS = 2
 
 
 def read_whole(
-    read: Reader, config: DataConfig, task: Task, split: SplitConfig, *, site: str, each: bool = False
+    read: Reader,
+    config: DataConfig,
+    task: Task,
+    split: SplitConfig,
+    *,
+    site: str,
+    each: bool = False,
+    private: bool = False,
 ) -> RawData:
     """Read a site's own examples and group them by patient; the rows of a common test set, if any, come last.
 
     Args:
         each: the patient of an example follows from that example alone.
+        private: that an own example is in the common test set is noted here, and refused nowhere: a refusal would tell
+            whoever made the test set.
 
     Raises:
         ConfigError: the data is of another kind than the study's task.
@@ -53,7 +62,7 @@ def read_whole(
     except DataError as error:
         raise DataError(f"{error} (the study's common test set, task.test = '{task.test}')") from error
     common = _with_patients(test, split, pictures=pictures, each=each)
-    return _joined(own, common, split, pictures=pictures, site=site)
+    return _joined(own, common, split, pictures=pictures, site=site, refuse=not private)
 
 
 def _as_pictures(task: Task) -> bool:
@@ -115,13 +124,13 @@ def _with_patients(raw: RawData, split: SplitConfig, *, pictures: bool, each: bo
     return replace(raw, groups=groups, notes=(*raw.notes, *notes))
 
 
-def _joined(own: RawData, test: RawData, split: SplitConfig, *, pictures: bool, site: str) -> RawData:
+def _joined(own: RawData, test: RawData, split: SplitConfig, *, pictures: bool, site: str, refuse: bool) -> RawData:
     if own.x.shape[1:] != test.x.shape[1:]:
         raise DataError(f"site '{site}': the common test set has other inputs than the site's own data")
     notes = own.notes
     if shared := _num_shared(own, test, pictures=pictures):
         text = f"{shared} of {len(own.y)} examples are also in the study's common test set"
-        if split.copies == "together":
+        if refuse and split.copies == "together":
             raise DataError(
                 f"site '{site}': {text}, which must overlap with no site's own data: take them out of the data"
             )

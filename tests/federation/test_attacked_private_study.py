@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import MakeSites, MakeStudy
-from private_sites import alone, asked, begun, ledger_of, private, weights_of
+from private_sites import TASK, alone, asked, begun, ledger_of, private, weights_of
 
 from consilium.client.site.site import Site
 from consilium.client.training.layered_rows import LayerRows
@@ -58,6 +58,34 @@ def test_memory_of_one_method_is_not_sent_by_another(make_sites: MakeSites, make
     site.answer(asked(one), weights_of(site))
     with pytest.raises(ProtocolError, match="run 'run' has trained another study"):
         begun(Site(load_site(path), other), other)
+
+
+@pytest.mark.parametrize("more", ["", "500.0,0.0,yes\n"])
+def test_row_far_from_the_scale_is_no_reason_to_refuse(make_sites: MakeSites, make_study: MakeStudy, more: str) -> None:
+    """A standard deviation of 1e-36 would ask whether a value is above 340: with and without one the site answers."""
+    path, _ = alone(make_sites, make_study)
+    scale = {"a": {"mean": 0.0, "std": 1e-36}, "b": {"mean": 0.0, "std": 1.0}}
+    file = path.parent / "data.csv"
+    file.write_text(file.read_text() + more)
+    study = private(make_study, sites=["berlin"], task={**TASK, "scale": scale})
+    site = Site(load_site(path), study)
+    begun(site, study)
+    assert torch.isfinite(site.learner.data.train.x).all()
+
+
+@pytest.mark.parametrize("more", [[], ["12.345678,9.8765432,yes"]])
+def test_row_of_the_common_test_set_is_no_reason_to_refuse(
+    make_sites: MakeSites, make_study: MakeStudy, more: list[str]
+) -> None:
+    """The coordinator puts one person's row into it: a site that has that person answers as one that has not."""
+    path, _ = alone(make_sites, make_study)
+    file, common = path.parent / "data.csv", path.parent / "common.csv"
+    common.write_text("a,b,ill\n12.345678,9.8765432,yes\n1.5,2.5,no\n0.25,0.75,yes\n")
+    file.write_text("\n".join([*file.read_text().splitlines(), *more]) + "\n")
+    config = load_site(path)
+    config = config.model_copy(update={"data": config.data.model_copy(update={"test": common})})
+    study = private(make_study, sites=["berlin"], task={**TASK, "test": "common.csv"})
+    assert begun(Site(config, study), study).card.num_test == 3
 
 
 def test_tiny_errors_do_not_hide_a_long_gradient() -> None:
