@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler, TensorDat
 
 import consilium as cs
 from consilium.client.models import build_model, get_weights
-from consilium.common.errors import ConsiliumError, StateError
+from consilium.common.errors import ConsiliumError, ProtocolError
 from consilium.common.events.run import RunStopped
 from consilium.common.model import WEIGHTS
 from consilium.common.results import RunResult
@@ -230,9 +230,9 @@ def test_exception_in_the_loop_stops_the_run_too(tmp_path: Path) -> None:
 
 
 def test_folder_of_another_study_is_refused(tmp_path: Path) -> None:
-    """Its checkpoint is of another study; nothing is overwritten."""
+    """Its sites have trained another study; nothing is overwritten."""
     cs.simulate(cs.Study(rounds=1), clients(), mlp(), folder=tmp_path)
-    with pytest.raises(StateError, match="checkpoint"):
+    with pytest.raises(ProtocolError, match="has trained another study than the one asked for now"):
         cs.simulate(cs.Study(rounds=2), clients(), mlp(), folder=tmp_path)
 
 
