@@ -103,10 +103,36 @@ class ScaleFacts(Record):
     columns: dict[str, ColumnScale] | None = Field(default=None, exclude_if=lambda columns: columns is None)
 
 
+class Stopped(Record):
+    """A study that ended before its last round.
+
+    Args:
+        round: the last that was run.
+        metric: what is measured on the sites' validation rows.
+        best_round, best: the round of its best mean over the sites, and that mean.
+    """
+
+    round: int
+    metric: str
+    best_round: int
+    best: float
+
+    @property
+    def text(self) -> str:
+        """The state in words: `stopped early after round 12: ...`."""
+        passed = self.round - self.best_round
+        return (
+            f"stopped early after round {self.round}: the sites' mean validation {self.metric} has not improved for "
+            f"{passed} round{'' if passed == 1 else 's'} (best: {self.best:.4g} in round {self.best_round})"
+        )
+
+
 class RunResult(Record):
     """The content of `result.json`.
 
     Args:
+        stopped: why it ended before the study's last round; None where it did not.
+        final_round: the round whose model the run ended with, where that is not its last one.
         started: ISO 8601, UTC.
         transport: what carried plans and payloads.
         tls: whether the connections were encrypted.
@@ -125,6 +151,8 @@ class RunResult(Record):
     seconds: float
     versions: Versions
     warnings: tuple[str, ...]
+    stopped: Stopped | None = Field(default=None, exclude_if=lambda stopped: stopped is None)
+    final_round: int | None = Field(default=None, exclude_if=lambda final_round: final_round is None)
     scale: ScaleFacts
     rounds: tuple[RoundRecord, ...]
     sites: dict[SiteName, SiteResult]

@@ -95,6 +95,7 @@ VALUES: dict[str, Callable[[Now, Labels], float]] = {
     "consilium_study_info": lambda now, labels: 1,
     "consilium_study_rounds": lambda now, labels: 500,
     "consilium_study_round": lambda now, labels: now.round,
+    "consilium_study_stopped_round": lambda now, labels: 0,
     "consilium_study_state": lambda now, labels: labels["state"] == ("training" if now.seconds > 4 else "waiting"),
     "consilium_study_quorum": lambda now, labels: 2,
     "consilium_rounds_total": lambda now, labels: now.round if labels["outcome"] == "completed" else 0,

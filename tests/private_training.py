@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from consilium.client.data import Examples
+from consilium.client.data.target import NumberTarget
 from consilium.client.models import Model, build_model, cut, marked
 from consilium.client.training.work import LocalWork, Noise
 from consilium.common.study.training import ModelConfig
@@ -52,7 +53,7 @@ def rows(count: int, shape: tuple[int, ...], outputs: int, *, number: bool = Fal
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(count, *shape, generator=generator)
     if number:
-        return Examples(x, torch.randn(count, generator=generator), 0.5)
+        return Examples(x, torch.randn(count, generator=generator), NumberTarget(0.5))
     return Examples(x, torch.randint(0, max(2, outputs), (count,), generator=generator))
 
 

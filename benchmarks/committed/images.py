@@ -29,17 +29,47 @@ def cifar10(data: Path, folder: Path, *, alpha: float, changes: Changes) -> Stud
     return divided(data / "cifar10" / "cifar10_subset_10k_2k.npz", folder, options, {**_CIFAR10, **changes})
 
 
-def cifar10_squeezenet(data: Path, folder: Path, *, alpha: float) -> StudyConfig:
-    """Return the same sites with SqueezeNet 1.0 from ImageNet, frozen but for its head, int8 in both directions."""
-    study = cifar10(data, folder, alpha=alpha, changes={})
+def with_squeezenet(study: StudyConfig, data: Path, folder: Path, changes: Changes) -> StudyConfig:
+    """Return a study of pictures with SqueezeNet 1.0 from ImageNet on 96 x 96, frozen but for its head."""
     weights = put_weights(folder, data / "pretrained" / _SQUEEZENET)
-    codec = [{"kind": "int8"}]
     # What these weights were trained on: 0..255 minus the mean of each colour.
     pixels = {"size": 96, "pixel_max": 255.0, "mean": [123.0, 117.0, 104.0], "std": [1.0]}
     task = study.task.model_dump(mode="json", exclude_none=True) | pixels
     pretrained = {"file": weights.name, "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
     model = {"name": "squeezenet1_0", "trainable": "head", "pretrained": pretrained}
-    return changed(study, {"task": task, "model": model, "uplink": codec, "downlink": codec})
+    return changed(study, {"task": task, "model": model, **changes})
+
+
+def cifar10_squeezenet(data: Path, folder: Path, *, alpha: float) -> StudyConfig:
+    """Return the twenty sites with SqueezeNet's frozen features, int8 in both directions."""
+    codec = [{"kind": "int8"}]
+    study = cifar10(data, folder, alpha=alpha, changes={})
+    return with_squeezenet(study, data, folder, {"uplink": codec, "downlink": codec})
+
+
+def cifar10_private(data: Path, folder: Path) -> StudyConfig:
+    """Return five sites of 2,000 images, tested on the official test images, with noise for each image."""
+    options = SplitOptions("iid", sites=5, official_test=True)
+    study = divided(data / "cifar10" / "cifar10_subset_10k_2k.npz", folder, options, {})
+    changes = {
+        "rounds": 15,
+        "evaluate_every": 5,
+        "training": {"epochs": None, "steps": 4, "batch_size": 400, "learning_rate": 0.001, "momentum": 0.0},
+        "method": {"kind": "fedavg"},
+        "privacy": {"examples": {"epsilon": 3.0, "clip": 100.0}},  # the median image's features have a norm of 525
+    }
+    return with_squeezenet(study, data, folder, changes)
+
+
+def cifar10_scheduled(data: Path, folder: Path) -> StudyConfig:
+    """Return five sites alike, tested on the official test images, with AdamW and a cosine over ten rounds.
+
+    Rate, decay and epochs were chosen on the sites' validation images.
+    """
+    options = SplitOptions("interleaved", sites=5, official_test=True)
+    study = divided(data / "cifar10" / "cifar10_subset_10k_2k.npz", folder, options, {"rounds": 10})
+    training = {"optimiser": "adamw", "learning_rate": 0.002, "weight_decay": 0.01, "epochs": 3}
+    return with_squeezenet(study, data, folder, {"training": {**training, "schedule": {"kind": "cosine"}}})
 
 
 def digits(_data: Path, folder: Path) -> StudyConfig:
@@ -77,6 +107,22 @@ IMAGES: dict[str, Result] = {
         )
         for alpha in (0.1, 0.5, 5)
     },
+    "cifar10-scheduled": Result(
+        "CIFAR-10, five sites alike, official test images, SqueezeNet frozen, AdamW with a cosine, 2 seeds",
+        cifar10_scheduled,
+        {"methods": "fedavg", "seeds": "2", "weights-dir": f"{SITES}/weights"},
+    ),
+    "cifar10-private": Result(
+        "CIFAR-10, five sites alike, SqueezeNet frozen, noise for each image at epsilon 8, 3 and 1, 3 rates, 5 seeds",
+        cifar10_private,
+        {
+            "methods": "fedavg",
+            "learning-rates": "0.0005,0.001,0.002",
+            "epsilons": "8,3,1",
+            "seeds": "5",
+            "weights-dir": f"{SITES}/weights",
+        },
+    ),
     "digits": Result(
         "three hospitals whose scanners differ, small_cnn pretrained on printed characters, 11 methods, 5 seeds",
         digits,

@@ -57,7 +57,9 @@ def changed(study: StudyConfig, changes: Changes) -> StudyConfig:
     """Return a study with some settings replaced, checked again; of a table in it only what is named."""
     values = study.model_dump(mode="json", exclude_none=True)
     for key, value in changes.items():
-        values[key] = values[key] | value if isinstance(value, Mapping) and key not in ("task", "method") else value
+        values[key] = (
+            values.get(key, {}) | value if isinstance(value, Mapping) and key not in ("task", "method") else value
+        )
     return parse_study(values, source=study.name)
 
 

@@ -40,6 +40,11 @@ SCRIPTS: dict[str, Script] = {
         lambda data, _: ["heart_disease.py", "--data-dir", str(data / "heart_disease")],
         "heart_disease.csv",
     ),
+    "text-lora": Script(
+        "LoRA of a pretrained BERT on SST-2 at five sites, together and alone, 5 seeds",
+        lambda data, work: ["text_lora.py", "--sst2", str(data / "sst2"), "--work", str(work)],
+        "text_lora.csv",
+    ),
     "cifar10-random-squeezenet": Script(
         "FedAvg of SqueezeNet from random weights on the sites of cifar10-squeezenet-0.1, 3 seeds",
         _one_method,

@@ -14,8 +14,12 @@ from consilium.client.data.images import read_images
 from consilium.client.data.kept import keep_readings, read_once
 from consilium.client.data.noise import noise_key, noisy_counts
 from consilium.client.data.scale import UnscaledData
+from consilium.client.data.series import read_series
 from consilium.client.data.split import Split
-from consilium.client.data.table import read_table
+from consilium.client.data.table import as_read_at, read_table
+from consilium.client.data.target import target_of
+from consilium.client.data.text import read_text
+from consilium.client.data.text_tokens import read_tokenizer
 from consilium.client.data.whole import divide, read_from, read_whole
 from consilium.common.errors import DataError
 from consilium.common.protocol.cards import DataCard
@@ -41,7 +45,14 @@ __all__ = [
 ]
 
 READERS: Mapping[str, Reader] = MappingProxyType(
-    {"images": read_images, "table": read_table, "arrays": read_arrays, "features": read_features}
+    {
+        "images": read_images,
+        "table": read_table,
+        "arrays": read_arrays,
+        "features": read_features,
+        "series": read_series,
+        "text": read_text,
+    }
 )
 
 
@@ -68,6 +79,7 @@ def read_data(
     """
     reader, how = _reader_of(config, task, site=site), split.model_dump_json(include={"group", "parts", "copies"})
     each = private or split.draw == "each"
+    asked, task = task, as_read_at(config, task, site=site)
     raw = read_once(
         f"{site} {config.model_dump_json()} {task.model_dump_json()} {how} {each} {private}",
         read_from(config, task, split),
@@ -75,8 +87,8 @@ def read_data(
     )
     if raw.num_own < min_examples:
         raise DataError(f"site '{site}': {raw.num_own} usable examples, expected at least {min_examples}")
-    parts = divide(raw, split, site=site, each=each)
-    card = _card(raw, parts, task, share_class_counts=share_class_counts)
+    parts = divide(raw, split, site=site, strata=target_of(task).strata(raw.y).numpy(), each=each)
+    card = _card(raw, parts, asked, share_class_counts=share_class_counts)
     return UnscaledData(site, task, raw, parts, card, private)
 
 
@@ -103,7 +115,9 @@ def read_site(config: SiteConfig, study: StudyConfig, *, share_class_counts: boo
     Raises:
         ConfigError: the data is of another kind than the study's task.
         DataError: the data is missing, empty, corrupt or too small.
+        ModelError: the study's texts need a tokeniser that this site does not have.
     """
+    read_tokenizer(study.task, config.weights_dir, who=f"site '{config.name}'")
     return read_data(
         config.data,
         study.task,

@@ -4,13 +4,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from PIL import Image
 
 from consilium.client.data.base import Bad, RawData, keep_usable, kind_mismatch
+from consilium.client.data.frames import SIXTEEN_BITS, Frame, Pixels, normalised, pixels_of
 from consilium.client.data.parts import KNOWN, TEST, TRAIN, index_file, part_of, parts_in_file
-from consilium.client.data.pictures import Pixels, normalised
+from consilium.client.data.picture_facts import PictureFacts
 from consilium.common.data.groups import Ints, copies_of_pictures
 from consilium.common.data.npz import Array, array_names, channels_last, read_npz
 from consilium.common.errors import DataError
@@ -18,8 +17,6 @@ from consilium.common.study.site import ArraysData, DataConfig
 from consilium.common.study.task import ImageTask, Task
 from consilium.common.study.training import SplitConfig
 
-# ITU-R 601-2 luma, as Pillow takes it for 8 bits.
-_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 # Rounding to float16 and back can leave a value a little above 1.
 _ABOVE_ONE = 1e-3
 MAX_BYTES = 2**36
@@ -29,7 +26,9 @@ MAX_BYTES = 2**36
 def read_arrays(config: DataConfig, task: Task, split: SplitConfig, *, site: str) -> RawData:
     """Read `x` and `y` of an `.npz` file, in the order of the file.
 
-    `x` has shape `(N, H, W)`, `(N, H, W, C)` or `(N, C, H, W)` with C 1 or 3; uint8 in 0..255 or floats in 0..1.
+    `x` has shape `(N, H, W)`, `(N, H, W, C)` or `(N, C, H, W)` with C 1 or 3; uint8 in 0..255, uint16 or floats in
+    the study's `pixel_range` (without it 0..65535, or 0..1), or int16 in that range. What is not uint8 and has shape
+    `(N, H, W)` with H other than W is refused: it may be a series.
     `y` has shape `(N,)`, integers that index the study's classes. If the file also has an array `classes` (names),
     it must equal the study's classes. An image becomes `(C, size, size)` float32 as in a folder of images: greyscale
     or RGB by the task's channels, resized (bilinear), scaled to 0..pixel_max, minus mean, divided by std. The same
@@ -51,6 +50,7 @@ def read_arrays(config: DataConfig, task: Task, split: SplitConfig, *, site: str
     where = f"{who}: file '{file.name}'"
     check_classes(held.get("classes"), task.classes, where=where)
     images = channels_last(held["x"], where=where)
+    check_levels(images, task, where=where)
     labels = labels_of(held["y"], len(images), where=where)
     examples = usable_pictures(images, labels, task, where=f"file '{file.name}', ")
     usable, num_skipped = keep_usable(examples, site=site, max_skipped=config.max_skipped)
@@ -58,13 +58,16 @@ def read_arrays(config: DataConfig, task: Task, split: SplitConfig, *, site: str
         raise DataError(f"{where}: no usable image, {num_skipped} skipped")
     check_bytes(len(usable), task, where=where)
     rows = np.array(usable, dtype=np.int64)
-    x = prepared(images, rows, task)
+    facts = PictureFacts(task)
+    x = prepared(images, rows, task, facts)
     y = torch.from_numpy(labels[rows].astype(np.int64))
     return RawData(
         x=torch.from_numpy(x),
         y=y,
         num_skipped=num_skipped,
         copies=copies_of_pictures(x),
+        seen=tuple(facts.seen()),
+        odd=tuple(facts.odd()),
         patients=None if split.group is None else patients_of(held[split.group], split.group, rows, len(images), where),
         parts=parts_of(held, split, rows, len(images), file=file, site=site),
     )
@@ -140,52 +143,56 @@ def labels_of(y: Array, num_images: int, *, where: str) -> Array:
     return y
 
 
+def check_levels(images: Array, task: ImageTask, *, where: str) -> None:
+    """Refuse pictures `(N, H, W, C)` of which nothing says what is black and what is white."""
+    if images.dtype == np.uint8 or isinstance(task.pixel_range, tuple) or task.pixel_range == "picture":
+        return
+    if task.pixel_range == "window":
+        raise DataError(f"{where}: array 'x' states no window, as task.pixel_range = 'window' asks for")
+    if images.dtype.kind == "i":
+        raise DataError(
+            f"{where}: array 'x' has type {images.dtype}, of which nothing says what is black and what is white: set "
+            "task.pixel_range in the study, such as [-1000, 1000] for Hounsfield units"
+        )
+
+
 def usable_pictures(images: Array, labels: Array | None, task: ImageTask, *, where: str) -> Iterator[int | Bad]:
     """Yield the number of each image `(N, H, W, C)`, or why it cannot be used; without labels none is looked at."""
     known = np.ones(len(images), dtype=bool) if labels is None else (labels >= 0) & (labels < len(task.classes))
-    floats = images.dtype != np.uint8
+    floats = images.dtype.kind == "f"
     for row in range(len(images)):
         image = f"{where}image {row}"
         if not known[row]:
             yield Bad(f"{image}: its label in 'y' is not one of 0..{len(task.classes) - 1}")
         elif floats and not np.isfinite(images[row]).all():
             yield Bad(f"{image}: a pixel is not a finite number")
-        elif floats and not (images[row].min() >= 0 and images[row].max() <= 1 + _ABOVE_ONE):
-            yield Bad(f"{image}: a pixel is outside 0..1, which is what floats in 'x' must hold")
+        elif floats and task.pixel_range is None and not 0 <= images[row].min() <= images[row].max() <= 1 + _ABOVE_ONE:
+            yield Bad(
+                f"{image}: a pixel is outside 0..1, which is what floats in 'x' must hold without task.pixel_range"
+            )
         else:
             yield row
 
 
-def prepared(images: Array, rows: npt.NDArray[np.int64], task: ImageTask) -> Pixels:
-    """Return images `(N, H, W, C)` of these numbers as `(M, channels, size, size)`, as the study's images are."""
+def prepared(images: Array, rows: Ints, task: ImageTask, facts: PictureFacts | None = None) -> Pixels:
+    """Return images `(N, H, W, C)` of these numbers as `(M, channels, size, size)`, as the study's images are.
+
+    Args:
+        facts: where the pictures' levels and sizes are counted.
+    """
     x = np.empty((len(rows), task.channels, task.size, task.size), dtype=np.float32)
-    prepare = _eight_bits if images.dtype == np.uint8 else _floats
     for place, row in enumerate(rows):
-        x[place] = normalised(prepare(images[row], task), task)
+        frame = frame_of(images[row])
+        if facts is not None:
+            facts.add(frame)
+        pixels = pixels_of(frame, task, name=f"image {row}")
+        assert not isinstance(pixels, Bad)  # `check_levels` and `usable_pictures` have said what is none
+        x[place] = normalised(pixels, task)
     return x
 
 
-def _eight_bits(image: Array, task: ImageTask) -> Pixels:
-    """Return `(H, W, C)` uint8 as `(channels, size, size)` in 0..1, by the same steps as an image file."""
-    picture = Image.fromarray(np.ascontiguousarray(image[..., 0] if image.shape[2] == 1 else image))
-    small = picture.convert("L" if task.channels == 1 else "RGB").resize(
-        (task.size, task.size), Image.Resampling.BILINEAR
-    )
-    pixels = np.asarray(small, dtype=np.float32).reshape(task.size, task.size, task.channels)
-    return pixels.transpose(2, 0, 1) / np.float32(255)
-
-
-def _floats(image: Array, task: ImageTask) -> Pixels:
-    """Return `(H, W, C)` floats as `(channels, size, size)`."""
-    pixels = image.astype(np.float32)
-    if task.channels == 1 and pixels.shape[2] == 3:
-        pixels = (pixels @ _LUMA)[..., None]
-    planes = [_resized(pixels[..., channel], task.size) for channel in range(pixels.shape[2])]
-    return np.broadcast_to(np.stack(planes), (task.channels, task.size, task.size))
-
-
-def _resized(plane: Pixels, size: int) -> Pixels:
-    if plane.shape == (size, size):
-        return plane
-    resized = Image.fromarray(np.ascontiguousarray(plane)).resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(resized, dtype=np.float32)
+def frame_of(image: Array) -> Frame:
+    """Return a picture `(H, W, C)` of an array as one of a file."""
+    if image.dtype.kind == "u" and image.dtype.itemsize == 2:
+        return Frame(image, SIXTEEN_BITS)
+    return Frame(image, (0.0, 1.0) if image.dtype.kind == "f" else None)

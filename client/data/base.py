@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from consilium.client.data.preparation import Preparation
+from consilium.client.data.target import CLASSES, Target
 from consilium.common.data.groups import Copies, Ints
 from consilium.common.errors import ConfigError, DataError
 from consilium.common.protocol.cards import DataCard
@@ -27,14 +28,14 @@ class Examples:
     """Rows of data: `x` float32 of shape `(N, ...)`, `y` of shape `(N,)`: int64 class numbers, or float32 numbers.
 
     Args:
-        tolerance: how far a correct answer may be from the number in `y`, in its units; None for classes.
+        target: what the labels are, and how an answer is compared with them.
         groups: int64 `(N,)`, on the CPU: rows with the same number are of one patient; None where every row is a
             patient's only one.
     """
 
     x: Tensor
     y: Tensor
-    tolerance: float | None = None
+    target: Target = CLASSES
     groups: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -54,13 +55,11 @@ class Examples:
 
     def constant(self) -> Tensor:
         """Return the constant answer `()` that every model must beat: the most frequent class, or the mean."""
-        return self.y.mode().values if self.tolerance is None else self.y.mean()
+        return self.target.constant(self.y)
 
     def right(self, answers: Tensor) -> Tensor:
         """Return a mask `(N,)` of correct answers: equal class, or within the tolerance. One answer `()` is for all."""
-        if self.tolerance is None:
-            return answers == self.y
-        return (answers - self.y).abs() <= self.tolerance
+        return self.target.right(answers, self.y)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +70,9 @@ class SiteData:
         scale: how the inputs were scaled; None for images that are as the study's `mean` and `std` make them.
         notes: sentences about oddities of the data, for the site's own staff.
         preparation: how inputs that are read became `x`.
+        reading: sentences on how the files were read, for the site's own staff.
+        task: the study's task with the site's own codes of missing values, by which its inputs are read; None where
+            it is the study's.
     """
 
     train: Examples
@@ -80,6 +82,8 @@ class SiteData:
     scale: Scale | None = None
     notes: tuple[str, ...] = ()
     preparation: Preparation = field(default_factory=Preparation)
+    reading: tuple[str, ...] = ()
+    task: Task | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -116,6 +120,9 @@ class RawData:
         parts: the part of each own example (training, validation, test), by `split.parts`; None without that setting.
         groups: the patient of each example `(N,)`; None where every example is a patient's only one.
         notes: sentences about oddities of the data, for the site's own staff.
+        reading: sentences on how the files were read, for the site's own staff.
+        seen: sentences on what pictures are like, their levels and sizes, for the site's own staff.
+        odd: sentences on what looks wrong about pictures, for the site's own staff.
     """
 
     x: Tensor
@@ -129,6 +136,9 @@ class RawData:
     num_common: int = 0
     test_digest: str = ""
     notes: tuple[str, ...] = ()
+    reading: tuple[str, ...] = ()
+    seen: tuple[str, ...] = ()
+    odd: tuple[str, ...] = ()
 
     @property
     def num_own(self) -> int:

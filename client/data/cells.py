@@ -1,36 +1,25 @@
 """Turns the cells of a table's rows into features and labels: for training, and for a finished model alike."""
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
-import torch
 
 from consilium.client.data.base import Feature
-from consilium.common.data.tables import MISSING, BoolTexts, number_in
-from consilium.common.study.task import CategoryColumn, NumberColumn, Regression, TableTask
+from consilium.client.data.columns import BadCell, Cells, Column, Floats, MissingCell, Numbers, Values
+from consilium.common.data.words import BoolTexts, DecimalSign
+from consilium.common.study.task import CategoryColumn, NumberColumn, TableTask
 
-_LARGEST = torch.finfo(torch.float32).max
+__all__ = ["BadCell", "Encoded", "Encoder", "Floats", "MissingCell", "booleans_of", "features_of", "in_blocks"]
+
 _ROWS_AT_ONCE = 4096
-_MISSING, _BAD = -1, -2
 
-Places = Mapping[str | float, int]
-Floats = npt.NDArray[np.float64]
-Mask = npt.NDArray[np.bool_]
+EVENT = ("0", "1")
+"""Values of the column that says whether an event was seen."""
 
 T = TypeVar("T")
-
-
-class MissingCell(Exception):
-    """A needed cell is empty."""
-
-
-class BadCell(Exception):
-    """A cell that cannot be used; the text says what was expected, never the value."""
 
 
 def features_of(task: TableTask) -> tuple[Feature, ...]:
@@ -69,12 +58,12 @@ class Encoded:
     Args:
         x: features `(N, F)`; NaN where a cell is missing, and anything in a row with a problem.
         labels: `(N,)`; zeros where rows have no label.
-        problems: why a row cannot be used, by its place.
+        problems: why a row cannot be used, by its place: at least one reason, those of missing cells first.
     """
 
     x: Floats
     labels: Floats
-    problems: Mapping[int, MissingCell | BadCell]
+    problems: Mapping[int, tuple[MissingCell | BadCell, ...]]
 
 
 class Encoder:
@@ -86,134 +75,68 @@ class Encoder:
 
     def __init__(self, task: TableTask, *, labelled: bool = True) -> None:
         self._impute = task.missing == "impute"
-        self._columns = {name: _column(column, f"column '{name}'") for name, column in task.columns.items()}
-        where = f"label column '{task.label}'"
-        label = _Numbers(where, task.regression) if task.regression else _Values(where, task.classes, whole=True)
-        self._label = {task.label: label} if labelled else {}
+        self._columns = {name: _column(task, name) for name in task.columns}
+        self._label = _label(task) if labelled else {}
+        self._joined = with_signs if task.survival is not None else _only
 
-    def __call__(self, cells: Mapping[str, Sequence[str]]) -> Encoded:
+    def __call__(self, cells: Mapping[str, Sequence[str]], decimal: DecimalSign = ".") -> Encoded:
         """Return the features and labels of rows, given the cells `(N,)` of each column.
 
-        A row has a problem, and the first of its columns is named, if a cell is missing that is not filled later, else
-        if a value is no number, no known category or no known class.
+        A row has a problem if a cell is missing that is not filled later, or if a value is no number, no known category
+        or no known class.
+
+        Args:
+            decimal: the sign before a number's fraction, as the file has it.
         """
-        held = {name: column.encoded(cells[name]) for name, column in (self._columns | self._label).items()}
+        held = {name: column.encoded(cells[name], decimal) for name, column in (self._columns | self._label).items()}
         features = [held[name].values for name in self._columns]
-        labels = next((held[name].values[:, 0] for name in self._label), np.zeros(len(features[0])))
+        labels = self._joined([held[name].values[:, 0] for name in self._label] or [np.zeros(len(features[0]))] * 2)
         needed = [name for name in held if name in self._label or not self._impute]
         troubled = np.any([held[name].bad for name in held] + [held[name].missing for name in needed], axis=0)
         problems = {
-            place: self._problem({name: cells[name][place] for name in held}, needed, held, place)
+            place: tuple(self._problems({name: cells[name][place] for name in held}, needed, held, place))
             for place in np.flatnonzero(troubled).tolist()
         }
         return Encoded(np.concatenate(features, axis=1), labels, problems)
 
-    def _problem(
-        self, row: Mapping[str, str], needed: Sequence[str], held: Mapping[str, "_Cells"], place: int
-    ) -> MissingCell | BadCell:
-        if missing := [name for name in needed if held[name].missing[place]]:
-            return MissingCell(f"column '{missing[0]}': the value is missing")
-        bad = next(name for name in held if held[name].bad[place])
-        return (self._columns | self._label)[bad].problem(row[bad])
+    def _problems(
+        self, row: Mapping[str, str], needed: Sequence[str], held: Mapping[str, Cells], place: int
+    ) -> Iterator[MissingCell | BadCell]:
+        for name in needed:
+            if held[name].missing[place]:
+                yield MissingCell(f"{_where(name)}: the value is missing")
+        for name in held:
+            if held[name].bad[place]:
+                yield (self._columns | self._label)[name].problem(row[name])
 
 
-@dataclass(frozen=True, eq=False)
-class _Cells:
-    """Cells of one column: values `(N, W)`, and which of them `(N,)` are missing or cannot be used."""
-
-    values: Floats
-    missing: Mask
-    bad: Mask
+def _where(name: str) -> str:
+    return f"column '{name}'"
 
 
-class _Column(Protocol):
-    def encoded(self, texts: Sequence[str]) -> _Cells:
-        """Return the cells' values."""
-
-    def problem(self, text: str) -> BadCell:
-        """Return why a cell cannot be used."""
-
-
-def _column(column: NumberColumn | CategoryColumn, where: str) -> _Column:
-    return _Numbers(where, None) if isinstance(column, NumberColumn) else _Values(where, column.values, whole=False)
+def _column(task: TableTask, name: str) -> Column:
+    column, codes = task.columns[name], task.codes_of(name)
+    if isinstance(column, NumberColumn):
+        return Numbers(_where(name), None, codes)
+    return Values(_where(name), column.values, codes, booleans_of(task, name), whole=False)
 
 
-@dataclass(frozen=True)
-class _Numbers:
-    """Numbers, or labels that are numbers, as the model answers them."""
-
-    where: str
-    label: Regression | None
-
-    def encoded(self, texts: Sequence[str]) -> _Cells:
-        read = _floats(texts)
-        missing = np.zeros(len(texts), dtype=bool)
-        for place in np.flatnonzero(np.isnan(read)).tolist():
-            missing[place] = texts[place].casefold() in MISSING
-        with np.errstate(over="ignore", invalid="ignore"):
-            values = read if self.label is None else (read - self.label.center) / self.label.scale
-        bad = ~missing & ~((np.abs(read) <= _LARGEST) & (np.abs(values) <= _LARGEST))
-        return _Cells(values[:, None], missing, bad)
-
-    def problem(self, text: str) -> BadCell:
-        value = number_in(text)
-        if value is None:
-            return BadCell(f"{self.where}: expected a number, got text")
-        if not abs(value) <= _LARGEST:
-            return BadCell(f"{self.where}: expected a finite number, got one that is infinite or too large")
-        return BadCell(f"{self.where}: expected a number that task.regression.scale leaves finite, got a larger one")
+def _label(task: TableTask) -> dict[str, Column]:
+    where, codes = f"label {_where(task.label)}", task.codes_of(task.label)
+    if task.survival is not None:
+        event = task.survival.event
+        happened = Values(f"label {_where(event)}", EVENT, task.codes_of(event), {True: "1", False: "0"}, whole=True)
+        return {task.label: Numbers(where, None, codes, least=0), event: happened}
+    if task.regression is not None:
+        return {task.label: Numbers(where, task.regression, codes)}
+    return {task.label: Values(where, task.classes, codes, booleans_of(task, task.label), whole=True)}
 
 
-class _Values:
-    """Categories, one-hot without the first, or classes by their whole number."""
-
-    def __init__(self, where: str, values: tuple[str, ...], *, whole: bool) -> None:
-        self._where, self._values = where, values
-        self._codes = _codes(values)
-        known = np.arange(len(values), dtype=np.float64)[:, None] if whole else np.eye(len(values))[:, 1:]
-        # The last two rows are those of cells that cannot be used (-2) and that are missing (-1).
-        self._rows = np.concatenate([known, np.full((2, known.shape[1]), math.nan)])
-        self._seen: dict[str, int] = {}
-
-    def encoded(self, texts: Sequence[str]) -> _Cells:
-        for text in set(texts).difference(self._seen):
-            self._seen[text] = self._place(text)
-        places = np.fromiter(map(self._seen.__getitem__, texts), dtype=np.int64, count=len(texts))
-        if len(self._seen) > _ROWS_AT_ONCE:  # texts that are no categories must not pile up
-            self._seen.clear()
-        return _Cells(self._rows[places], places == _MISSING, places == _BAD)
-
-    def _place(self, text: str) -> int:
-        if text in self._codes:
-            return self._codes[text]
-        if text.casefold() in MISSING:
-            return _MISSING
-        number = number_in(text)
-        return _BAD if number is None else self._codes.get(number, _BAD)
-
-    def problem(self, text: str) -> BadCell:
-        same = [value for value in self._values if value.casefold() == text.casefold()]
-        seen = "text" if number_in(text) is None else "a number"
-        hint = f"; upper and lower case differ from '{same[0]}'" if same else ""
-        return BadCell(f"{self._where}: expected one of {list(self._values)}, got {seen} that is not among them{hint}")
+def _only(labels: Sequence[Floats]) -> Floats:
+    return labels[0]
 
 
-def _floats(texts: Sequence[str]) -> Floats:
-    """Return the numbers that cells hold, NaN for texts."""
-    try:
-        if "_" not in "".join(texts):
-            return np.array([float(text) if text else math.nan for text in texts], dtype=np.float64)
-    except ValueError:
-        pass
-    numbers: Iterator[Any] = (number_in(text) for text in texts)
-    return np.array([math.nan if number is None else number for number in numbers], dtype=np.float64)
-
-
-def _codes(values: tuple[str, ...]) -> Places:
-    """Map each value, and the number it reads as, to its place: a cell "1.0" is the value "1"."""
-    codes: dict[str | float, int] = {}
-    for place, value in enumerate(values):
-        number = number_in(value)
-        if number is not None and math.isfinite(number):
-            codes.setdefault(number, place)
-    return codes | {value: place for place, value in enumerate(values)}
+def with_signs(labels: Sequence[Floats]) -> Floats:
+    """Return times `(N,)` with a minus sign where no event was seen, given times and events (1, else 0)."""
+    times, events = labels
+    return np.where(events == 1, times, -times)

@@ -1,17 +1,28 @@
 """Finds a site's image files, and the class, the patient and the part of each by its folders and its name."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from consilium.client.data.parts import KNOWN, index_file, part_of
+from consilium.client.data.picture_files import (
+    FORMAT_OF,
+    MOST_LEVELS,
+    SUFFIXES,
+    FoundFile,
+    Tally,
+    is_picture,
+    suffix_of,
+    walk,
+)
 from consilium.common.errors import ConfigError, DataError
+from consilium.common.study.image_task import ImageTask
 from consilium.common.study.patterns import EXAMPLE, file_pattern
-from consilium.common.study.task import ImageTask
+from consilium.common.study.site import ImageFolderData
 from consilium.common.study.training import SplitConfig
 
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-FOLDER = "folder"
+FOLDER, ANY = "folder", "any"
 
 
 @dataclass(frozen=True)
@@ -24,12 +35,23 @@ class ImageFile:
     part: int | None
 
 
-@dataclass(frozen=True)
-class _Patients:
-    """Where a file's patient is written: nowhere, in the folder below the class, or in the file's name."""
+@dataclass(frozen=True, eq=False)
+class Listing:
+    """The image files of a site, in order, and a sentence on what was read and what was passed over."""
 
-    folders: bool
-    of: Callable[[Path], str | None]
+    files: tuple[ImageFile, ...]
+    tally: Tally
+    depth: int
+
+    def sentence(self, *, read: Sequence[ImageFile]) -> str:
+        """Return what was read, by suffix, and what was passed over and why."""
+        tally = replace(self.tally, read=Counter(suffix_of(file.path) for file in read))
+        return tally.sentence(depth=self.depth)
+
+    @property
+    def lacks_pictures(self) -> bool:
+        """Whether pictures were passed over that could be read with another setting or an extra."""
+        return bool(self.tally.deep or self.tally.lacking)
 
 
 def list_folders(folder: Path) -> list[Path]:
@@ -40,49 +62,99 @@ def list_folders(folder: Path) -> list[Path]:
 def list_images(folder: Path) -> list[Path]:
     """Return the image files that are not hidden, sorted by name; other files are left out."""
     return sorted(
-        entry
-        for entry in folder.iterdir()
-        if entry.suffix.lower() in SUFFIXES and not entry.name.startswith(".") and entry.is_file()
+        entry for entry in folder.iterdir() if not entry.name.startswith(".") and entry.is_file() and is_picture(entry)
     )
 
 
-def labelled_files(folder: Path, task: ImageTask, split: SplitConfig, *, site: str) -> list[ImageFile]:
+def labelled_files(config: ImageFolderData, task: ImageTask, split: SplitConfig, *, site: str) -> Listing:
     """Return the images below a site's folder, in the order of the study's classes and of the file names.
 
     Raises:
-        ConfigError: `split.group` or `split.parts` is not one for a folder of images.
+        ConfigError: `split.group`, `split.parts` or `data.depth` is not one for a folder of images.
         DataError: no folder, an unknown class or part, no image, or an image whose patient cannot be known.
         OSError: a folder cannot be listed.
     """
+    folder, who = config.path, f"site '{site}'"
     if not folder.is_dir():
         seen = "is not a folder" if folder.exists() else "does not exist"
-        raise DataError(f"site '{site}': data folder '{folder}' {seen}")
-    patients = _patients(split.group, site=site)
-    files = list[ImageFile]()
+        raise DataError(f"{who}: data folder '{folder}' {seen}")
+    by_folder = split.group == FOLDER
+    patient, depth = _patient_in_class(split.group, who=who), _depth(config, by_folder=by_folder, who=who)
+    tally, files = Tally(), list[ImageFile]()
     for top, part in _tops(folder, task, split, site=site):
-        for label, path in _in_classes(top, task.classes, patients, site=site):
-            files.append(ImageFile(path, label, patients.of(path), part))
+        for class_folder in top:
+            if class_folder.name not in task.classes:
+                raise _unknown_class(class_folder, task.classes, site=site)
+            label = task.classes.index(class_folder.name)
+            for file in _wanted(class_folder, depth, config.formats, tally):
+                if by_folder and len(file.parts) == 1:
+                    raise DataError(
+                        f"{who}: image '{file.path.name}' lies in class '{class_folder.name}' itself, expected in a "
+                        f"folder of its patient, as split.group = '{FOLDER}' says"
+                    )
+                files.append(ImageFile(file.path, label, patient(file), part))
+    _count_loose(folder, split, tally)
     if not files:
-        where = "patients' folders" if patients.folders else "sub-folders"
-        raise DataError(f"site '{site}': no image in the {where} of '{folder}', expected files {', '.join(SUFFIXES)}")
-    return sorted(files, key=lambda file: (file.label, file.path.name, file.path.parent))
+        where = "patients' folders" if by_folder else "sub-folders"
+        seen = tally.sentence(depth=depth)
+        expected = f"expected files {', '.join(SUFFIXES)}"
+        raise DataError(f"{who}: no image in the {where} of '{folder}', {expected}{seen and f'; {seen}'}")
+    ordered = sorted(files, key=lambda file: (file.label, file.path.name, file.path.parent))
+    return Listing(tuple(ordered), tally, depth)
 
 
-def _patients(group: str | None, *, site: str) -> _Patients:
-    patient = patient_of(group, who=f"site '{site}'")
+def _depth(config: ImageFolderData, *, by_folder: bool, who: str) -> int:
+    """Return how many folders deep below a class images are looked for."""
+    if config.depth is None:
+        return int(by_folder)
+    if config.depth == 0 and by_folder:
+        raise ConfigError(
+            f"{who}: data.depth is 0, but split.group = '{FOLDER}' reads class/patient/picture: set data.depth = 1, or "
+            'more, or "any"'
+        )
+    return MOST_LEVELS if config.depth == ANY else int(config.depth)
+
+
+def _wanted(folder: Path, depth: int, formats: Sequence[str] | None, tally: Tally) -> Iterator[FoundFile]:
+    """Yield the pictures in a class's folder that are to be read, and count all others."""
+    for file in walk(folder):
+        level = len(file.parts) - 1
+        if not file.is_picture or (formats is not None and FORMAT_OF[file.suffix] not in formats):
+            tally.others[file.suffix] += 1
+        elif file.extra is not None:
+            tally.lacking[file.suffix, file.extra] += 1
+        elif level > depth:
+            tally.deep[file.suffix, level] += 1
+        else:
+            yield file
+
+
+def _count_loose(folder: Path, split: SplitConfig, tally: Tally) -> None:
+    """Count the files that lie in the data folder itself, where no class is."""
+    known = {index_file(split.parts)}
+    for entry in folder.iterdir():
+        if entry.is_file() and not entry.name.startswith(".") and entry.name not in known:
+            tally.others[suffix_of(entry)] += 1
+
+
+def _patient_in_class(group: str | None, *, who: str) -> Callable[[FoundFile], str | None]:
+    """Return the function that reads whose an image below its class is; a folder's is the first one below the class."""
+    patient = patient_of(group, who=who)
     if patient is None:
-        return _Patients(False, lambda path: None)
+        return lambda file: None
+    if group == FOLDER:
+        return lambda file: file.parts[0]
 
-    def of(path: Path) -> str:
-        if (found := patient(path)) is None:
-            raise DataError(f"site '{site}': the name of image '{path.name}' does not fit split.group = '{group}'")
+    def of(file: FoundFile) -> str:
+        if (found := patient(file.path)) is None:
+            raise DataError(f"{who}: the name of image '{file.path.name}' does not fit split.group = '{group}'")
         return found
 
-    return _Patients(group == FOLDER, of)
+    return of
 
 
 def patient_of(group: str | None, *, who: str) -> Callable[[Path], str | None] | None:
-    """Return the function that reads whose an image is from its path, None where its name does not fit.
+    """Return the function that reads whose a file is from its path, None where its name does not fit.
 
     Args:
         group: as `split.group`; without it there is no function.
@@ -132,24 +204,6 @@ def _tops(
                 "classes"
             )
         yield list_folders(sub), part
-
-
-def _in_classes(
-    folders: Sequence[Path], classes: tuple[str, ...], patients: _Patients, *, site: str
-) -> Iterator[tuple[int, Path]]:
-    for folder in folders:
-        if folder.name not in classes:
-            raise _unknown_class(folder, classes, site=site)
-        label = classes.index(folder.name)
-        if not patients.folders:
-            yield from ((label, path) for path in list_images(folder))
-            continue
-        if loose := list_images(folder):
-            raise DataError(
-                f"site '{site}': image '{loose[0].name}' lies in class '{folder.name}' itself, expected in a folder of "
-                f"its patient, as split.group = '{FOLDER}' says"
-            )
-        yield from ((label, path) for patient in list_folders(folder) for path in list_images(patient))
 
 
 def _unknown_class(folder: Path, classes: tuple[str, ...], *, site: str) -> DataError:

@@ -1,5 +1,6 @@
 """Reads a folder of image files with one sub-folder per class."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -7,24 +8,30 @@ import numpy as np
 import torch
 
 from consilium.client.data.base import Bad, RawData, keep_usable, kind_mismatch
+from consilium.client.data.frames import NoPicture, Pixels, normalised
 from consilium.client.data.image_files import ImageFile, labelled_files
 from consilium.client.data.parts import index_file, parts_in_file
-from consilium.client.data.pictures import Pixels, decode, normalised
+from consilium.client.data.picture_facts import PictureFacts
+from consilium.client.data.picture_files import Tally, suffix_of
+from consilium.client.data.pictures import decoded_pixels
 from consilium.common.data.groups import Ints, copies_of_pictures
 from consilium.common.errors import DataError
 from consilium.common.study.site import DataConfig, ImageFolderData
 from consilium.common.study.task import ImageTask, Task
 from consilium.common.study.training import SplitConfig
 
+_log = logging.getLogger(__name__)
+
 
 def read_images(config: DataConfig, task: Task, split: SplitConfig, *, site: str) -> RawData:
     """Read `<path>/<class>/<image file>`, in the order of the study's classes and of the file names.
 
     With `split.group = "folder"` a class has a sub-folder for each patient, with `split.parts = "folder"` the classes
-    lie in folders called train, validation and test. A patient of one name in two classes is the same patient.
+    lie in folders called train, validation and test. A patient of one name in two classes is the same patient. With
+    `data.depth` files in deeper folders are read too. Slices of one volume are one patient's.
 
-    An image becomes `(C, size, size)` float32: greyscale or RGB by the task's channels, resized
-    (bilinear), scaled to 0..pixel_max, minus mean, divided by std. 16-bit greyscale is scaled by 65535.
+    An image becomes `(C, size, size)` float32: turned upright (EXIF), greyscale or RGB by the task's channels, resized
+    (bilinear), scaled to 0..pixel_max, minus mean, divided by std; of more than 8 bits by `task.pixel_range`.
 
     Raises:
         ConfigError: the study's task is not about images.
@@ -34,24 +41,47 @@ def read_images(config: DataConfig, task: Task, split: SplitConfig, *, site: str
     if not (isinstance(config, ImageFolderData) and isinstance(task, ImageTask)):
         raise kind_mismatch(config, task, site=site)
     try:
-        files = labelled_files(config.path, task, split, site=site)
+        listing = labelled_files(config, task, split, site=site)
     except OSError as error:
         raise DataError(f"site '{site}': cannot list data folder '{config.path}': {error.strerror or error}") from error
-    decoded = _decode_all(files, task, folder=config.path)
+    files, facts = listing.files, PictureFacts(task)
+    decoded = _decode_all(files, task, facts, listing.tally, folder=config.path)
     usable, num_skipped = keep_usable(decoded, site=site, max_skipped=config.max_skipped)
     if not usable:
-        raise DataError(f"site '{site}': no usable image in '{config.path}', {num_skipped} skipped as corrupt")
+        seen = listing.sentence(read=())
+        raise DataError(
+            f"site '{site}': no usable image in '{config.path}', {num_skipped} skipped as corrupt{seen and f'; {seen}'}"
+        )
     x = torch.from_numpy(np.stack([pixels for pixels, _ in usable]))
     used = [place for _, place in usable]
     kept = [files[place] for place in used]
+    what = listing.sentence(read=[files[place] for place in dict.fromkeys(used)])
+    _log.info("pictures read site=%s reading=%s", site, what)
+    odd = (*((what,) if listing.lacks_pictures else ()), *facts.odd())
+    for sentence in odd:
+        _log.warning("pictures look wrong site=%s what=%s", site, sentence)
     return RawData(
         x=x,
         y=torch.tensor([file.label for file in kept], dtype=torch.int64),
         num_skipped=num_skipped,
         copies=copies_of_pictures(x.numpy()),
-        patients=[file.patient or "" for file in kept] if split.group is not None else None,
+        patients=_patients(files, used, config.path, split),
         parts=_parts(files, used, config.path, split, site=site) if split.parts is not None else None,
+        reading=() if listing.lacks_pictures else (what,),
+        seen=tuple(facts.seen()),
+        odd=odd,
     )
+
+
+def _patients(
+    files: Sequence[ImageFile], used: Sequence[int], folder: Path, split: SplitConfig
+) -> Sequence[str] | None:
+    """Return whose each picture is; without `split.group` those of one file are one patient's."""
+    if split.group is not None:
+        return [files[place].patient or "" for place in used]
+    if len(set(used)) == len(used):
+        return None
+    return [files[place].path.relative_to(folder).as_posix() for place in used]
 
 
 def _parts(files: Sequence[ImageFile], used: Sequence[int], folder: Path, split: SplitConfig, *, site: str) -> Ints:
@@ -62,11 +92,15 @@ def _parts(files: Sequence[ImageFile], used: Sequence[int], folder: Path, split:
     return parts_in_file(folder / index, keys, used, key="file", site=site)
 
 
-def _decode_all(files: Sequence[ImageFile], task: ImageTask, *, folder: Path) -> Iterator[tuple[Pixels, int] | Bad]:
-    """Yield each image with its place in `files`, or why it cannot be used."""
+def _decode_all(
+    files: Sequence[ImageFile], task: ImageTask, facts: PictureFacts, tally: Tally, *, folder: Path
+) -> Iterator[tuple[Pixels, int] | Bad]:
+    """Yield each image with its place in `files`, or why a file cannot be used; what is no picture is counted."""
     for place, file in enumerate(files):
-        pixels = decode(file.path, task, name=file.path.relative_to(folder).as_posix())
-        if isinstance(pixels, Bad):
+        pixels = decoded_pixels(file.path, task, name=file.path.relative_to(folder).as_posix(), facts=facts)
+        if isinstance(pixels, NoPicture):
+            tally.empty[suffix_of(file.path)] += 1
+        elif isinstance(pixels, Bad):
             yield pixels
         else:
-            yield normalised(pixels, task), place
+            yield from ((normalised(one, task), place) for one in pixels)

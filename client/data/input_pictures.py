@@ -1,6 +1,6 @@
 """Reads pictures for a finished model: a file, a folder of any shape, an `.npz` file, arrays, or uploaded files."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,18 +9,25 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from consilium.client.data.arrays import check_bytes, check_classes, labels_of, prepared, usable_pictures
+from consilium.client.data.arrays import (
+    check_bytes,
+    check_classes,
+    check_levels,
+    labels_of,
+    prepared,
+    usable_pictures,
+)
 from consilium.client.data.base import Bad, Inputs, Unread
-from consilium.client.data.image_files import FOLDER, SUFFIXES, patient_of
+from consilium.client.data.frames import Pixels, normalised
+from consilium.client.data.image_files import FOLDER, patient_of
 from consilium.client.data.input_rows import numbers_of
-from consilium.client.data.pictures import Pixels, decode, normalised
+from consilium.client.data.picture_files import SUFFIXES, is_picture, suffix_of, walk
+from consilium.client.data.pictures import decoded_pixels
 from consilium.common.data.npz import Array, array_names, channels_last, read_npz
 from consilium.common.errors import DataError, clean
 from consilium.common.study.task import ImageTask
 
-MOST_LEVELS = 8
-"""How deep folders may lie in each other."""
-_OTHERS = (".avif", ".dcm", ".dicom", ".gif", ".heic", ".heif", ".jp2", ".nii", ".psd", ".raw", ".svs")
+_OTHERS = (".avif", ".gif", ".heic", ".heif", ".jp2", ".mha", ".nrrd", ".psd", ".raw", ".svs")
 """Pictures in formats that are not read: they are named, where other files beside pictures are left out."""
 _WHO = "the data"
 
@@ -45,7 +52,7 @@ def read_pictures(path: Path, task: ImageTask, *, labelled: bool, keep: Sequence
         raise DataError(f"pictures have no column '{clean(keep[0])}' to keep, only tables have")
     if labelled and not path.is_dir():
         raise DataError(f"'{shown}' is one picture without a label, expected a folder with one sub-folder per class")
-    whose = _Owners(patient_of(group, who=_WHO), clean(group or ""), above=2 if labelled and group == FOLDER else 0)
+    whose = _Owners(patient_of(group, who=_WHO), clean(group or ""), task.classes)
     return _labelled(files, task, whose) if labelled else _decoded(files, task, whose)
 
 
@@ -58,14 +65,18 @@ def _files(path: Path, task: ImageTask) -> list[tuple[str, Path]]:
     """
     shown, expected = clean(str(path)), f"files {', '.join(SUFFIXES)}"
     if path.is_file():
-        if path.suffix.lower() not in (*SUFFIXES, ".npz"):
+        if path.suffix.lower() != ".npz" and not is_picture(path):
             raise DataError(f"'{shown}' is no picture, expected {expected}, a folder of them or an .npz file")
         return [(path.name, path)]
     if not path.is_dir():
         seen = "is neither file nor folder" if path.exists() else "does not exist"
         raise DataError(f"'{shown}' {seen}, expected a picture, a folder of pictures or an .npz file")
-    files = sorted(_walk(path, without=task.test))
-    if any(file.suffix.lower() in SUFFIXES for _, file in files):
+    files = sorted(
+        ("/".join(file.parts), file.path)
+        for file in walk(path, without=[task.test] if task.test is not None else [])
+        if file.suffix in (*SUFFIXES, *_OTHERS)
+    )
+    if any(suffix_of(file) in SUFFIXES for _, file in files):
         return files
     arrays = sorted(entry for entry in path.glob("*.npz") if entry.name != task.test)
     if len(arrays) == 1:
@@ -93,6 +104,7 @@ def of_array(array: npt.NDArray[Any], task: ImageTask) -> Inputs:
         DataError: another shape or type, or no picture.
     """
     images = channels_last(np.asarray(array), where="the pictures")
+    check_levels(images, task, where="the pictures")
     return _of_images(images, None, task, where="")
 
 
@@ -102,6 +114,7 @@ def _read_npz(path: Path, task: ImageTask, *, labelled: bool, keep: Sequence[str
     known = ["classes"] if labelled and "classes" in names else []
     held = read_npz(path, list(dict.fromkeys(["x", *more, *known])), who=_WHO)
     images = channels_last(held["x"], where=where)
+    check_levels(images, task, where=where)
     check_classes(held.get("classes"), task.classes, where=where)
     labels = labels_of(held["y"], len(images), where=where) if labelled else None
     texts = {name: _texts(held[name], name, len(images), where=where) for name in more if name != "y" or not labelled}
@@ -148,44 +161,34 @@ def _texts(array: Array, name: str, count: int, *, where: str) -> list[str]:
     return [str(value) for value in array.tolist()]
 
 
-def _walk(folder: Path, *, without: str | None) -> Iterator[tuple[str, Path]]:
-    """Yield the pictures in a folder and those below it, with their paths in it; no folder is entered twice."""
-    seen, open_folders = {folder.resolve()}, [(folder, 1)]
-    while open_folders:
-        current, level = open_folders.pop()
-        for entry in sorted(current.iterdir()):
-            if entry.name.startswith(".") or (current == folder and entry.name == without):
-                continue
-            if entry.is_dir():
-                if level < MOST_LEVELS and (real := entry.resolve()) not in seen:
-                    seen.add(real)
-                    open_folders.append((entry, level + 1))
-            elif entry.suffix.lower() in (*SUFFIXES, *_OTHERS) and entry.is_file():
-                yield entry.relative_to(folder).as_posix(), entry
-
-
 @dataclass(frozen=True)
 class _Owners:
     """Whose a picture is: by its folder, or its name; None where nothing says so.
 
     Args:
         group: as it was asked for.
-        above: how many folders a picture must lie in, so that the last one is its patient's and not its class's.
+        classes: names of the folders that are no patients.
     """
 
     of: Callable[[Path], str | None] | None = None
     group: str = ""
-    above: int = 0
+    classes: tuple[str, ...] = ()
+
+    def whose(self, name: str) -> str | None:
+        """Return whose a picture is, by its path; None where it does not say so, or nobody asked."""
+        parts = name.split("/")
+        below = parts[1:] if len(parts) > 1 and parts[0] in self.classes else parts
+        if self.group == FOLDER:
+            return below[0] if len(below) > 1 else None
+        return None if self.of is None else self.of(Path(name))
 
     def problem(self, name: str, content: Content) -> str | None:
         """Return why it cannot be known whose a picture is, None where it can."""
-        if self.of is None or not isinstance(content, Path):
+        if self.of is None or not isinstance(content, Path) or self.whose(name) is not None:
             return None
-        if name.count("/") < self.above:
+        if self.group == FOLDER:
             return f"image '{clean(name)}' lies in its class's folder itself, expected in a folder of its patient"
-        if self.of(content) is None:
-            return f"image '{clean(name)}': its name does not fit the pattern '{self.group}' of patients"
-        return None
+        return f"image '{clean(name)}': its name does not fit the pattern '{self.group}' of patients"
 
 
 def _labelled(files: Sequence[tuple[str, Path]], task: ImageTask, whose: _Owners) -> Inputs:
@@ -209,31 +212,34 @@ def _labelled(files: Sequence[tuple[str, Path]], task: ImageTask, whose: _Owners
 def _decoded(
     files: Sequence[tuple[str, Content]], task: ImageTask, whose: _Owners, labels: Sequence[int] | None = None
 ) -> Inputs:
-    check_bytes(len(files), task, where="the pictures")
-    x = np.empty((len(files), task.channels, task.size, task.size), dtype=np.float32)
-    used, unread = list[int](), list[Unread]()
+    check_bytes(len(files) * len(task.slices.at), task, where="the pictures")
+    pictures, used, names, unread = list[Pixels](), list[int](), list[str](), list[Unread]()
     for place, (name, content) in enumerate(files):
         pixels = _pixels(name, content, task, whose)
         if isinstance(pixels, str):
             unread.append(Unread(clean(name), pixels))
             continue
-        x[len(used)] = normalised(pixels, task)
-        used.append(place)
-    owners = [] if whose.of is None else [whose.of(Path(files[place][0])) or "" for place in used]
+        pictures += [normalised(one, task) for one in pixels]
+        used += [place] * len(pixels)
+        names += [clean(name)] if len(pixels) == 1 else [f"{clean(name)}#{at:02}" for at in range(1, len(pixels) + 1)]
+    owners = [] if whose.of is None else [whose.whose(files[place][0]) or "" for place in used]
+    if whose.of is None and len(set(used)) < len(used):
+        owners = [files[place][0] for place in used]  # slices of one volume are one patient's
+    x = np.stack(pictures) if pictures else np.empty((0, *task.input_shape), dtype=np.float32)
     return Inputs(
-        x=torch.from_numpy(x[: len(used)].copy() if unread else x),
-        names=tuple(clean(files[place][0]) for place in used),
+        x=torch.from_numpy(x),
+        names=tuple(names),
         y=None if labels is None else torch.tensor([labels[place] for place in used], dtype=torch.int64),
-        groups=None if whose.of is None else numbers_of(owners),
+        groups=None if whose.of is None and not owners else numbers_of(owners),
         unread=tuple(unread),
     )
 
 
-def _pixels(name: str, content: Content, task: ImageTask, whose: _Owners) -> Pixels | str:
-    """Return a picture `(C, size, size)` in 0..1, or why there is none."""
+def _pixels(name: str, content: Content, task: ImageTask, whose: _Owners) -> list[Pixels] | str:
+    """Return the pictures of a file `(C, size, size)` in 0..1, or why there are none."""
     if (problem := whose.problem(name, content)) is not None:
         return problem
-    if isinstance(content, Path) and content.suffix.lower() not in SUFFIXES:
+    if isinstance(content, Path) and suffix_of(content) not in SUFFIXES:
         return f"image '{clean(name)}' is in a format that is not read, expected one of {', '.join(SUFFIXES)}"
-    found = decode(content, task, name=clean(name))
+    found = decoded_pixels(content, task, name=clean(name))
     return found.reason if isinstance(found, Bad) else found

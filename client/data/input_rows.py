@@ -1,10 +1,8 @@
-"""Reads the rows of tables for a finished model: from `.csv` and `.parquet` files, or rows that are in memory."""
+"""Reads the rows of tables for a finished model: from files as for training, or rows that are in memory."""
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +10,14 @@ import torch
 
 from consilium.client.data.base import Inputs, Unread
 from consilium.client.data.cells import BadCell, Encoder, Floats, booleans_of, features_of, in_blocks
+from consilium.client.data.table_files import fault_of_header, open_for, table_files
 from consilium.common.data.groups import first_of
-from consilium.common.data.tables import MISSING, BoolTexts, csv_records, parquet_records
-from consilium.common.errors import DataError, clean, listed
+from consilium.common.data.words import MISSING_IN_NUMBERS, BoolTexts, DecimalSign
+from consilium.common.errors import DataError, clean
 from consilium.common.study.task import TableTask
 
-SUFFIXES = (".csv", ".parquet")
-_MOST_NAMED = 20
 _WHO = "the data"
+_RENAME = "rename"
 
 Row = Sequence[str] | str
 """The cells of a row, or why it has none."""
@@ -39,18 +37,18 @@ class Wanted:
         if self.group is not None:
             more[self.group] = " (whose row it is)"
         if self.labelled:
-            more[task.label] = " (the label)"
+            more |= dict.fromkeys(task.label_columns, " (the label)")
         return more | dict.fromkeys(task.columns, "")
 
 
 def read_rows(path: Path, task: TableTask, *, labelled: bool, keep: Sequence[str], group: str | None) -> Inputs:
-    """Read a `.csv` or `.parquet` file, or all of a folder in the order of their names.
+    """Read a file as `read_table` does, or all of a folder in the order of their names.
 
     Raises:
         DataError: no such file, one that is no table, a missing column, or no row.
     """
     wanted = Wanted(labelled, tuple(dict.fromkeys(keep)), group)
-    files, collected = _files(path, without=task.test), _Collected(task, wanted)
+    files, collected = table_files(path, without={task.test}, what=""), _Collected(task, wanted)
     for file in files:
         _add_file(file, task, wanted, collected, alone=len(files) == 1)
     if not collected.num_rows:
@@ -69,9 +67,10 @@ def of_rows(rows: Sequence[Mapping[str, object]], task: TableTask, *, labelled: 
     wanted = Wanted(labelled, tuple(dict.fromkeys(keep)))
     needed = wanted.columns(task)
     present = {name for row in rows for name in row}
-    _check_columns(needed, sorted(map(str, present)), where="the rows have")
+    if fault := fault_of_header(needed, sorted(map(str, present)), where="the data", advice=_RENAME):
+        raise DataError(fault)
     texts = {name: booleans_of(task, name) for name in needed}
-    free = frozenset(wanted.keep) - task.columns.keys() - {task.label}
+    free = frozenset(wanted.keep) - task.columns.keys() - task.label_columns.keys()
     collected, places = _Collected(task, wanted), {name: place for place, name in enumerate(needed)}
     for block in in_blocks(rows):
         collected.add([_cells(row, texts, free) for row in block], places, _Rows())
@@ -132,12 +131,12 @@ class _Collected:
         self._names, self._owners, self._unread = list[str](), list[str](), list[Unread]()
         self.num_rows = 0
 
-    def add(self, rows: Sequence[Row], places: Mapping[str, int], named: "_Rows") -> None:
+    def add(self, rows: Sequence[Row], places: Mapping[str, int], named: "_Rows", decimal: DecimalSign = ".") -> None:
         """Encode some more rows, in whose cells the columns stand at `places`."""
         self.num_rows += len(rows)
         turned = list(zip(*(row for row in rows if not isinstance(row, str)), strict=True))
         columns = {name: [*map(str.strip, turned[place] if turned else ())] for name, place in places.items()}
-        encoded, usable, found = self._encode(columns), list[int](), 0
+        encoded, usable, found = self._encode(columns, decimal), list[int](), 0
         owners = columns[self._wanted.group] if self._wanted.group is not None else None
         for row in rows:
             name, place = named.next()
@@ -145,8 +144,8 @@ class _Collected:
                 self._unread.append(Unread(name, f"{place}{row}"))
                 continue
             at, found = found, found + 1
-            problem: object = encoded.problems.get(at)
-            if problem is None and owners is not None and owners[at].casefold() in MISSING:
+            problem: object = next(iter(encoded.problems.get(at, ())), None)
+            if problem is None and owners is not None and owners[at].casefold() in MISSING_IN_NUMBERS:
                 problem = f"column '{self._wanted.group}': expected whose row it is, got an empty cell"
             if problem is not None:
                 self._unread.append(Unread(name, f"{place}, {problem}"))
@@ -160,7 +159,7 @@ class _Collected:
 
     def inputs(self) -> Inputs:
         """Return all rows that could be encoded, and why others could not."""
-        kind = torch.float32 if self._task.regression else torch.int64
+        kind = torch.int64 if self._task.classes else torch.float32
         kept = list(zip(*self._kept, strict=True)) or [()] * len(self._wanted.keep)
         return Inputs(
             x=torch.from_numpy(np.concatenate(self._x)),
@@ -181,58 +180,13 @@ def numbers_of(owners: Sequence[str]) -> torch.Tensor:
 
 def _add_file(file: Path, task: TableTask, wanted: Wanted, collected: _Collected, *, alone: bool) -> None:
     needed, shown = wanted.columns(task), clean(file.name)
-    if file.suffix.lower() == ".parquet":
-        found = parquet_records(file, who=_WHO, names=needed, booleans=partial(booleans_of, task))
-    else:
-        found = csv_records(file, who=_WHO)
-    first = next(found, None)
-    if first is None:
-        raise DataError(f"file '{shown}' is empty, expected a header")
-    header = [name.strip() for name in first[1]]
-    _check_columns(needed, header, where=f"file '{shown}' has")
-    places, named = {name: header.index(name) for name in needed}, _Rows("" if alone else shown)
-    for block in in_blocks(fields for _, fields in found):
-        collected.add([_fitting(fields, len(header)) for fields in block], places, named)
+    table = open_for(file, task, needed, who=_WHO, others=False)
+    if fault := fault_of_header(needed, table.header, where=f"file '{shown}'", advice=_RENAME):
+        raise DataError(fault)
+    places, named = {name: table.header.index(name) for name in needed}, _Rows("" if alone else shown)
+    for block in in_blocks(fields for _, fields in table.rows):
+        collected.add([_fitting(fields, len(table.header)) for fields in block], places, named, table.decimal)
 
 
 def _fitting(fields: Sequence[str], width: int) -> Row:
     return fields if len(fields) == width else f": expected {width} fields as in the header, got {len(fields)}"
-
-
-def _check_columns(needed: Mapping[str, str], header: Sequence[str], *, where: str) -> None:
-    """Refuse a table without all columns, naming every one that is missing, and what may be meant by it."""
-    twice = [name for name in needed if header.count(name) > 1]
-    if twice:
-        raise DataError(f"{where} column '{twice[0]}' {header.count(twice[0])} times in its header, expected it once")
-    missing = [f"'{name}'{why}" for name, why in needed.items() if name not in header]
-    if not missing:
-        return
-    semicolons = len(header) == 1 and ";" in header[0]
-    hint = "; the fields seem to be separated by ';', expected ','" if semicolons else ""
-    near = [(name, other) for name in needed if name not in header for other in header if _like(name) == _like(other)]
-    if near:
-        pairs = [f"'{clean(other)}' to '{name}'" for name, other in near]
-        hint += f"; rename {listed(pairs, _MOST_NAMED)}"
-    word = "column" if len(missing) == 1 else "columns"
-    raise DataError(f"{where} no {word} {listed(missing, _MOST_NAMED)}{hint}")
-
-
-def _like(name: str) -> str:
-    return re.sub(r"[\W_]+", "", name).casefold()
-
-
-def _files(path: Path, *, without: str | None) -> list[Path]:
-    shown = clean(str(path))
-    try:
-        if path.is_file() and path.suffix.lower() in SUFFIXES:
-            return [path]
-        if not path.is_dir():
-            seen = "is not a .csv or .parquet file" if path.exists() else "does not exist"
-            raise DataError(f"'{shown}' {seen}, expected a .csv or .parquet file or a folder of them")
-        found = [entry for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES and entry.is_file()]
-    except OSError as error:
-        raise DataError(f"'{shown}' cannot be listed: {error.strerror or error}") from error
-    files = sorted(file for file in found if not file.name.startswith(".") and file.name != without)
-    if not files:
-        raise DataError(f"folder '{shown}' has no .csv or .parquet file")
-    return files

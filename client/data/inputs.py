@@ -16,8 +16,10 @@ from consilium.client.data.base import Inputs, Unread
 from consilium.client.data.feature_arrays import of_features, read_feature_inputs
 from consilium.client.data.input_pictures import of_array, of_contents, read_pictures
 from consilium.client.data.input_rows import of_rows, read_rows
+from consilium.client.data.series import of_series, read_series_inputs
+from consilium.client.data.text import of_text_rows, read_text_inputs
 from consilium.common.errors import DataError
-from consilium.common.study.task import FeaturesTask, ImageTask, TableTask, Task
+from consilium.common.study.task import FeaturesTask, ImageTask, SeriesTask, TableTask, Task, TextTask
 
 __all__ = ["Inputs", "Unread", "image_inputs", "pictures_inputs", "read_inputs", "rows_inputs"]
 
@@ -44,6 +46,8 @@ _KINDS: Mapping[type, _Kind] = MappingProxyType(
         ImageTask: _Kind("pictures", read_pictures, of_array),
         TableTask: _Kind("rows of a table", read_rows),
         FeaturesTask: _Kind("arrays", read_feature_inputs, of_features),
+        SeriesTask: _Kind("series", read_series_inputs, of_series),
+        TextTask: _Kind("texts", read_text_inputs),
     }
 )
 """By the task's class, and by that of what it is made from; one entry for each kind."""
@@ -88,6 +92,8 @@ def rows_inputs(
     Raises:
         DataError: no row, a column that is in none of the rows, or a model that is not about tables.
     """
+    if isinstance(task, TextTask):
+        return of_text_rows(rows, task, labelled=labelled, keep=keep)
     if not isinstance(task, TableTask):
         raise DataError(f"the model answers about {_kind_of(task).what}, got rows of a table")
     return of_rows(rows, task, labelled=labelled, keep=keep)

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from consilium.common.data.tables import csv_records
+from consilium.common.data.tables import Wanted, open_table
 from consilium.common.errors import DataError
 
 Ints = npt.NDArray[np.int64]
@@ -52,15 +52,15 @@ def parts_in_file(
             a word that is no part, or misses an example.
     """
     who = f"site '{site}'"
-    records = csv_records(file, who=who)
-    header = [name.strip() for name in next(records, ("", []))[1]]
+    table = open_table(file, Wanted((key, "part")), who=who)
+    header = list(table.header)
     if sorted(header) != sorted((key, "part")):
         raise DataError(
             f"{who}: file '{file.name}' (split.parts) has {len(header)} other columns, expected two: '{key}' and 'part'"
         )
     place_of = {name: place for place, name in enumerate(keys)}
     found: dict[int, int] = {}
-    for where, fields in records:
+    for where, fields in table.rows:
         line = f"{who}: file '{file.name}', {where}"
         if len(fields) != 2:
             raise DataError(f"{line}: expected 2 fields as in the header, got {len(fields)}")

@@ -13,8 +13,8 @@ class Preparation:
     """Missing features are filled, then inputs become `(x - mean) / std`.
 
     Args:
-        mean, std: float64 `(F,)` of a table's features, or float32 `(C, 1, 1)` of channels; None: inputs stay as
-            they are.
+        mean, std: float64 `(F,)` of a table's features or of a series' channels, or float32 `(C, 1, 1)` of pictures'
+            channels; None: inputs stay as they are.
         fill: float64 `(F,)`, NaN where nothing is known; None where no cell is filled.
     """
 

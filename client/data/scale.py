@@ -17,10 +17,11 @@ from consilium.client.data.base import Examples, Feature, RawData, SiteData
 from consilium.client.data.impute import fill_values, fixed_values
 from consilium.client.data.preparation import Preparation
 from consilium.client.data.split import Indices, Split
+from consilium.client.data.target import target_of
 from consilium.common.errors import DataError
 from consilium.common.protocol.cards import DataCard
 from consilium.common.study.scale import LEAST_ROWS, MOST_ALONE, ColumnScale, Moments, Scale, combine, joined
-from consilium.common.study.task import FeaturesTask, ImageTask, TableTask, Task
+from consilium.common.study.task import FeaturesTask, ImageTask, SeriesTask, TableTask, Task
 from consilium.common.weights.arrays import digest
 
 _IMAGES_AT_ONCE = 256
@@ -69,6 +70,8 @@ class UnscaledData:
         rows = self.raw.x[torch.from_numpy(self.parts.train)]
         if isinstance(self.task, ImageTask):
             told = _of_images(rows)
+        elif isinstance(self.task, SeriesTask):
+            told = _of_series(rows)
         else:
             told = _of_columns(rows, self.raw.features, leaving=least > 1)
         columns = [one if one[0] >= least else (0, 0.0, 0.0) for one in told]
@@ -90,6 +93,8 @@ class UnscaledData:
         """
         if isinstance(self.task, TableTask) or (isinstance(self.task, FeaturesTask) and self.task.scale is not None):
             return self._scaled_table(scale)
+        if isinstance(self.task, SeriesTask):
+            return self._scaled_series(self.task, scale)
         if self.task.scale is None:
             return self._divided(self.raw.x, None)
         return self._scaled_images(scale or _known(combine([self.moments(least=1)])))
@@ -108,6 +113,14 @@ class UnscaledData:
         used = scale or _own(x[torch.from_numpy(self.parts.train)])
         mean, std = _tensors(used if scale is None else _widened(scale, features))
         prepared = Preparation(mean, std, fill)
+        return replace(self._finite(self._divided(prepared.applied(self.raw.x), used)), preparation=prepared)
+
+    def _scaled_series(self, task: SeriesTask, scale: Scale | None) -> SiteData:
+        """Return series `(N, T, C)` with their channels scaled; steps that short ones lack become 0 after that."""
+        used = None if task.scale is None else scale or _known(combine([self.moments(least=1)]))
+        mean, std = (None, None) if used is None else _tensors(used)
+        fill = torch.zeros(len(task.channels), dtype=torch.float64) if mean is None else mean
+        prepared = Preparation(mean, std, fill if task.short == "pad" else None)
         return replace(self._finite(self._divided(prepared.applied(self.raw.x), used)), preparation=prepared)
 
     def _scaled_images(self, scale: Scale) -> SiteData:
@@ -129,13 +142,14 @@ class UnscaledData:
     def _divided(self, x: Tensor, scale: Scale | None) -> SiteData:
         parts = (self.parts.train, self.parts.validation, self.parts.test)
         train, validation, test = (self._examples(x, rows) for rows in parts)
-        return SiteData(train, validation, test, self.card, scale, self.raw.notes)
+        notes, reading = self.raw.notes, self.raw.reading
+        return SiteData(train, validation, test, self.card, scale, notes, reading=reading, task=self.task)
 
     def _examples(self, x: Tensor, rows: Indices) -> Examples:
         chosen = torch.from_numpy(rows)
-        tolerance = None if self.task.number is None else self.task.number.reach
+        target = target_of(self.task)
         groups = None if self.raw.groups is None else torch.from_numpy(self.raw.groups[rows])
-        return Examples(x[chosen].to(torch.float32), self.raw.y[chosen], tolerance, groups)
+        return Examples(x[chosen].to(torch.float32), self.raw.y[chosen], target, groups)
 
 
 def _of_columns(rows: Tensor, features: Sequence[Feature], *, leaving: bool) -> Iterator[Told]:
@@ -167,6 +181,14 @@ def _of_images(rows: Tensor) -> Iterator[Told]:
             means += exact.mean(dim=(1, 2)).tolist()
             squares += exact.square().mean(dim=(1, 2)).tolist()
         yield len(rows), math.fsum(means), math.fsum(squares)
+
+
+def _of_series(rows: Tensor) -> Iterator[Told]:
+    """Yield each channel's sums over series `(N, T, C)`: of the mean of a series' steps, and of their squares."""
+    for channel in range(rows.shape[2]):
+        steps = rows[:, :, channel].to(torch.float64)
+        means, squares = steps.nanmean(dim=1), steps.square().nanmean(dim=1)
+        yield len(rows), math.fsum(means.tolist()), math.fsum(squares.tolist())
 
 
 def _known(columns: Sequence[ColumnScale | None]) -> Scale:

@@ -9,12 +9,12 @@ import torch
 from consilium.client.data.base import RawData, Reader
 from consilium.client.data.feature_arrays import in_columns
 from consilium.client.data.parts import TEST, TRAIN, beside, index_file
-from consilium.client.data.split import Indices, Split, split_rows
+from consilium.client.data.split import Indices, Labels, Split, split_rows
 from consilium.client.data.unit_split import split_units, units_of
 from consilium.common.data.groups import coded, digest_of, first_of_pictures, groups_of, numbered, telling_rows
 from consilium.common.errors import DataError
 from consilium.common.study.site import DataConfig
-from consilium.common.study.task import FeaturesTask, ImageTask, Task
+from consilium.common.study.task import FeaturesTask, ImageTask, SeriesTask, Task, TextTask
 from consilium.common.study.training import SplitConfig
 
 LEAST_TEST_PATIENTS = 2
@@ -67,7 +67,9 @@ def read_whole(
 
 def _as_pictures(task: Task) -> bool:
     """Return whether examples are compared as a whole, and not column by column."""
-    return isinstance(task, ImageTask) or (isinstance(task, FeaturesTask) and not in_columns(task))
+    if isinstance(task, FeaturesTask):
+        return not in_columns(task)
+    return isinstance(task, ImageTask | SeriesTask | TextTask)
 
 
 def read_from(config: DataConfig, task: Task, split: SplitConfig) -> list[Path]:
@@ -79,10 +81,11 @@ def read_from(config: DataConfig, task: Task, split: SplitConfig) -> list[Path]:
     return [config.path, *more]
 
 
-def divide(raw: RawData, split: SplitConfig, *, site: str, each: bool = False) -> Split:
+def divide(raw: RawData, split: SplitConfig, *, site: str, strata: Labels, each: bool = False) -> Split:
     """Return which examples are for training, validation and test.
 
     Args:
+        strata: what the parts are stratified by `(N,)`, integers; floats where they are not.
         each: each patient's part is drawn by itself.
 
     Raises:
@@ -97,7 +100,7 @@ def divide(raw: RawData, split: SplitConfig, *, site: str, each: bool = False) -
         found = split_units(raw, split, test=not len(common))
     else:
         drawn = split if not len(common) else split.model_copy(update={"test": 0.0})
-        found = split_rows(raw.y[:own].numpy(), drawn, groups=groups, parts=parts)
+        found = split_rows(strata[:own], drawn, groups=groups, parts=parts)
     if len(common):
         found = replace(found, test=common)
     _check_patients(found, raw, split, site=site)

@@ -28,7 +28,6 @@ from torch import Tensor, nn
 
 from consilium.client.methods.contract import Budget, Memory, Outcome, filled
 from consilium.client.models import Model, Shifted, head_layer, num_features
-from consilium.client.training.evaluation import loss_of
 from consilium.client.training.loop import train
 from consilium.client.training.work import LocalWork
 from consilium.common.errors import ModelError
@@ -74,7 +73,7 @@ class FedDbe:
             running = (1 - self.mu) * mean + self.mu * features.float().mean(dim=0)
             mean = running.detach()
             pull = self.kappa / 2 * (running - target).square().mean() if known else 0.0
-            return loss_of(logits, y) + pull
+            return work.loss(logits, y) + pull
 
         extra = {SHIFT: shifted.shift} if known else {}
         told = train(model, work, forward=shifted.see, loss=loss, extra=extra)

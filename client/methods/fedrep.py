@@ -48,4 +48,4 @@ class FedRep:
         return model.module
 
     def _head_work(self, work: LocalWork) -> LocalWork:
-        return work.tuned(epochs=self.head_epochs, learning_rate=work.learning_rate, seed=seed_for(work.seed, "head"))
+        return work.tuned(epochs=self.head_epochs, seed=seed_for(work.seed, "head"))

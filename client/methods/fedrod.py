@@ -24,7 +24,6 @@ from torch import Tensor, nn
 
 from consilium.client.methods.contract import Budget, Memory, Outcome
 from consilium.client.models import Model, flattened, get_weights, head_layer, set_weights, watched
-from consilium.client.training.evaluation import loss_of
 from consilium.client.training.loop import train
 from consilium.client.training.work import LocalWork
 from consilium.common.weights.arithmetic import add_scaled
@@ -52,7 +51,7 @@ class FedRod:
         def loss(answer: Any, y: Tensor) -> Tensor:
             logits, features = answer
             added = flattened(own(features.detach()), layer)
-            return loss_of(logits + prior, y) + loss_of(logits.detach() + added, y)
+            return work.loss(logits + prior, y) + work.loss(logits.detach() + added, y)
 
         with watched(model.module, layer) as ask:
             total = train(

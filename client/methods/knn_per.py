@@ -23,7 +23,6 @@ from consilium.client.data import Examples
 from consilium.client.methods.contract import Budget, Memory, Outcome, filled
 from consilium.client.models import Model, WithNeighbours
 from consilium.client.models.features import num_outputs
-from consilium.client.training.evaluation import loss_of
 from consilium.client.training.loop import train
 from consilium.client.training.work import LocalWork
 from consilium.common.errors import ModelError
@@ -86,5 +85,5 @@ def _tuned(served: WithNeighbours, validation: Examples) -> float:
     if not len(validation):
         return UNTUNED
     near, whole = served.parts(validation.x)
-    losses = [float(loss_of(served.answer(near, whole, mix), validation.y)) for mix in MIXES]
+    losses = [float(validation.target.loss(served.answer(near, whole, mix), validation.y)) for mix in MIXES]
     return MIXES[losses.index(min(losses))]

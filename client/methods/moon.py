@@ -21,7 +21,6 @@ from torch.nn import functional
 
 from consilium.client.methods.contract import Budget, Memory, Outcome
 from consilium.client.models import Model, flattened, get_weights, head_layer, set_weights, watched
-from consilium.client.training.evaluation import loss_of
 from consilium.client.training.loop import train
 from consilium.client.training.work import LocalWork
 from consilium.common.errors import ModelError
@@ -66,7 +65,7 @@ class Moon:
         def loss(answer: Any, y: Tensor) -> Tensor:
             logits, *features = answer
             z, z_received, z_before = (flattened(found, layer).float() for found in features)
-            return loss_of(logits, y) + self.mu * contrast(z, z_received, z_before, self.temperature)
+            return work.loss(logits, y) + self.mu * contrast(z, z_received, z_before, self.temperature)
 
         with (
             watched(model.module, layer) as ask,

@@ -97,7 +97,7 @@ class PerFedAvg:
         if not self.adapt_steps:
             return None
         plain = replace(work, optimiser="sgd", momentum=0.0, weight_decay=0.0, learning_rate=self.inner_learning_rate)
-        return replace(plain, steps=self.adapt_steps, epochs=None, seed=seed_for(work.seed, "adapt"))
+        return replace(plain, rates=None, steps=self.adapt_steps, epochs=None, seed=seed_for(work.seed, "adapt"))
 
 
 def meta_step(

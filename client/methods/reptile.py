@@ -48,4 +48,4 @@ class Reptile:
         if not self.adapt_steps:
             return None
         seed, rate = seed_for(work.seed, "adapt"), self.adapt_learning_rate
-        return replace(work.free, steps=self.adapt_steps, epochs=None, learning_rate=rate, seed=seed)
+        return replace(work.free, steps=self.adapt_steps, epochs=None, learning_rate=rate, rates=None, seed=seed)

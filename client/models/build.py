@@ -3,7 +3,7 @@
 import copy
 import difflib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,11 +13,17 @@ from torch import nn
 
 from consilium.client.models.given import OWN, given_as
 from consilium.client.models.heads import with_hidden_layers
+from consilium.client.models.libraries import build_of_library
+from consilium.client.models.lora import trained_of, with_adapters
 from consilium.client.models.own import build_own
 from consilium.client.models.pretrained import load_pretrained
 from consilium.client.models.small import SMALL_NAMES, build_small, check_images
+from consilium.client.models.text import HEAD, build_text
+from consilium.client.models.text_folder import load_folder
 from consilium.common.errors import ModelError, clean
 from consilium.common.seeds import seed_for
+from consilium.common.study.models import LIBRARIES, library_of, model_settings
+from consilium.common.study.text_models import TEXT_SETTINGS, TransformerSettings
 from consilium.common.study.training import ModelConfig
 from consilium.common.weights.arrays import Array, Weights
 
@@ -25,7 +31,7 @@ from consilium.common.weights.arrays import Array, Weights
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 
 # Where models keep the sequence of their blocks; looked for from the outside in.
-_CONTAINERS = ("features", "backbone", "encoder", "layers", "blocks", "trunk_output")
+_CONTAINERS = ("features", "backbone", "encoder", "layers", "blocks", "stages", "trunk_output")
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,7 @@ class Model:
         names: all names, in the module's order.
         batch_norm_policy: the study's `model.batch_norm`.
         extra: buffers that the study's method added; they leave the site, and no gradient moves them.
+        notes: a sentence for each thing that was done to make pretrained weights fit.
     """
 
     module: nn.Module
@@ -48,6 +55,7 @@ class Model:
     names: tuple[str, ...]
     batch_norm_policy: Literal["average", "local", "freeze"]
     extra: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
 
     @property
     def own_batch_norm(self) -> frozenset[str]:
@@ -83,24 +91,38 @@ def build_model(
         torch.default_generator.manual_seed(seed)  # modules are built on the CPU: other devices stay untouched
         module, head = _build(config, input_shape, num_outputs)
     _check_input(config.name, module, input_shape)
-    if config.pretrained is not None:
-        load_pretrained(module, name=config.name, head=head, config=config.pretrained, weights_dir=weights_dir)
+    notes: tuple[str, ...] = ()
+    if config.pretrained is not None and config.pretrained.folder is not None:
+        load_folder(module, _transformer(config), config.pretrained, weights_dir=weights_dir)
+    elif config.pretrained is not None:
+        notes = load_pretrained(module, name=config.name, head=head, config=config.pretrained, weights_dir=weights_dir)
     if config.head is not None:  # after the weights: a file's names are those of the model with one linear layer
         head = with_hidden_layers(module, head, config.head, name=config.name, seed=seed_for(seed, "head"))
-    return marked(module, head, config.trainable, config.batch_norm)
+    if config.adapter is None:
+        return replace(marked(module, head, config.trainable, config.batch_norm), notes=notes)
+    with_adapters(module, head, config.adapter, name=config.name, seed=seed_for(seed, "adapter"))
+    adapted = head | frozenset(trained_of(module, config.adapter))
+    return replace(marked(module, head, adapted, config.batch_norm), notes=notes)
+
+
+def _transformer(config: ModelConfig) -> TransformerSettings:
+    settings = model_settings(config.name, config.settings)
+    if not isinstance(settings, TransformerSettings):
+        raise ModelError(f"model '{clean(config.name, 100)}' takes no folder of weights: give pretrained.file")
+    return settings
 
 
 def marked(
     module: nn.Module,
     head: frozenset[str],
-    part: Literal["all", "head", "last_block"] = "all",
+    part: Literal["all", "head", "last_block"] | frozenset[str] = "all",
     policy: Literal["average", "local", "freeze"] = "average",
 ) -> Model:
     """Return a module with what its arrays are; only the part that is trained gets gradients.
 
     Args:
         head: the state_dict names of its head.
-        part: what is trained, as `model.trainable`.
+        part: what is trained, as `model.trainable`, or the names of the parameters themselves.
         policy: what becomes of BatchNorm, as `model.batch_norm`.
     """
     batch_norm = _batch_norm_names(module)
@@ -116,14 +138,20 @@ def _build(config: ModelConfig, input_shape: tuple[int, ...], num_outputs: int) 
         return _copied(config)
     if name in SMALL_NAMES:
         return build_small(name, input_shape=input_shape, num_outputs=num_outputs, hidden=config.hidden)
+    if name in TEXT_SETTINGS:
+        settings = model_settings(name, config.settings)
+        return build_text(settings, name=name, input_shape=input_shape, num_outputs=num_outputs), HEAD
+    if library_of(name) is not None:
+        return build_of_library(name, input_shape=input_shape, num_outputs=num_outputs)
     if (own := build_own(config, input_shape=input_shape, num_outputs=num_outputs)) is not None:
         return own
     from consilium.client.models import vision  # here, because a table study needs no torchvision
 
-    known = [*SMALL_NAMES, *vision.vision_names()]
+    known = [*SMALL_NAMES, *TEXT_SETTINGS, *vision.vision_names()]
     if name not in known:
         close = difflib.get_close_matches(name, known, n=3)
-        hint = f"did you mean {' or '.join(repr(match) for match in close)}?" if close else f"known: {', '.join(known)}"
+        all_of_them = f"known: {', '.join(known)}; those of a library are called {' or '.join(LIBRARIES.values())}"
+        hint = f"did you mean {' or '.join(repr(match) for match in close)}?" if close else all_of_them
         raise ModelError(f"model.name: there is no model '{name}'; {hint}")
     check_images(name, input_shape)
     if input_shape[0] != 3:
@@ -160,8 +188,12 @@ def _batch_norm_names(module: nn.Module) -> frozenset[str]:
     return frozenset(f"{path}.{name}" for path, layer in layers for name in layer.state_dict())
 
 
-def _trainable(module: nn.Module, head: frozenset[str], part: Literal["all", "head", "last_block"]) -> frozenset[str]:
+def _trainable(
+    module: nn.Module, head: frozenset[str], part: Literal["all", "head", "last_block"] | frozenset[str]
+) -> frozenset[str]:
     parameters = frozenset(name for name, _ in module.named_parameters())
+    if isinstance(part, frozenset):
+        return parameters & part
     if part == "all":
         return parameters
     return parameters & (head | (_last_block(module, head) if part == "last_block" else frozenset()))

@@ -15,8 +15,6 @@ from consilium.client.models.build import Model
 
 _CHANCE = ("dropout", "stochastic_depth", "drop_path", "rrelu")
 """Words in the names of layers and functions that draw random numbers in training."""
-_LAYERS_OF_CHANCE = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.MultiheadAttention, nn.RNNBase, nn.Transformer)
-"""Layers that may draw random numbers in training: they are never in the body."""
 
 
 @dataclass(frozen=True)
@@ -36,15 +34,12 @@ def cut(model: Model) -> Cut | None:
     """Return the model cut behind its frozen part; None where there is nothing to gain or no single place to cut."""
     if all(name in model.moving for name, _ in model.module.named_parameters()):
         return None  # nothing is frozen
-    model.module.train()  # a graph holds what `self.training` was: chance must be seen, not traced away
-    try:
-        graph = fx.Tracer().trace(model.module)
-    except Exception:  # a model whose forward depends on values cannot be traced, and may raise any error
+    if (graph := _traced(model.module)) is None:
         return None
     modules = dict(model.module.named_modules())
     live: set[fx.Node] = set()
     for node in graph.nodes:
-        if node.op == "call_function" and any(word in getattr(node.target, "__name__", "") for word in _CHANCE):
+        if node.op == "call_function" and _is_drawn(node):
             return None  # its `training` is a constant of the graph now
         if _moves(node, modules, model.moving) or live.intersection(node.all_input_nodes):
             live.add(node)
@@ -74,6 +69,27 @@ def cut(model: Model) -> Cut | None:
     return Cut(body, Model(tail, *parts, names, policy, model.extra))
 
 
+class _Tracer(fx.Tracer):
+    """Looks into no BatchNorm, also not into those that a library derives from torch's."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Say whether a layer is one node of the graph."""
+        return isinstance(m, nn.modules.batchnorm._BatchNorm) or super().is_leaf_module(m, module_qualified_name)
+
+
+def _traced(module: nn.Module) -> fx.Graph | None:
+    """Return the module's graph; None where there is none, or where it is another one in training than outside.
+
+    A graph holds what `self.training` was when it was made: what depends on that could not be seen in it.
+    """
+    try:
+        outside, inside = (_Tracer().trace(module.train(training)) for training in (False, True))
+    except Exception:  # a model whose forward depends on values cannot be traced, and may raise any error
+        return None
+    same = str(outside) == str(inside)
+    return inside if same else None
+
+
 def _moves(node: fx.Node, modules: Mapping[str, nn.Module], moving: frozenset[str]) -> bool:
     """Say whether a node's own value can differ from call to call for one input."""
     if node.op == "get_attr":
@@ -84,7 +100,24 @@ def _moves(node: fx.Node, modules: Mapping[str, nn.Module], moving: frozenset[st
         return False
     layer = modules[str(node.target)]
     own = {f"{node.target}.{name}" for name in layer.state_dict()}
-    return bool(own & moving) or any(isinstance(part, _LAYERS_OF_CHANCE) for part in layer.modules())
+    return bool(own & moving) or any(_draws(part) for part in layer.modules())
+
+
+def _draws(layer: nn.Module) -> bool:
+    """Say whether a layer draws random numbers in training: dropout of nothing does not."""
+    if isinstance(layer, nn.modules.dropout._DropoutNd):
+        return float(layer.p) > 0
+    if isinstance(layer, nn.MultiheadAttention | nn.RNNBase):
+        return float(layer.dropout) > 0
+    return isinstance(layer, nn.RReLU | nn.Transformer)
+
+
+def _is_drawn(node: fx.Node) -> bool:
+    """Say whether a function draws random numbers in training."""
+    name = getattr(node.target, "__name__", "")
+    if name == "scaled_dot_product_attention":
+        return bool(node.kwargs.get("dropout_p") or (node.args[4] if len(node.args) > 4 else 0))
+    return any(word in name for word in _CHANCE)
 
 
 def _part(root: nn.Module, graph: fx.Graph, output: fx.Node, given: fx.Node | None = None) -> nn.Module:

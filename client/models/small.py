@@ -6,8 +6,9 @@ from collections import OrderedDict
 from torch import Tensor, nn
 
 from consilium.client.models.resnet20 import ResNet20
+from consilium.client.models.series import build_series
 from consilium.common.errors import ModelError
-from consilium.common.study.models import SMALL_NAMES
+from consilium.common.study.models import SERIES_NAMES, SMALL_NAMES
 
 __all__ = ["SMALL_NAMES", "FlatLinear", "build_small", "check_images", "mlp", "small_cnn"]
 
@@ -21,18 +22,21 @@ def build_small(
     """Build one of `SMALL_NAMES` and return it with the state_dict names of its head.
 
     Args:
-        input_shape: `(C, H, W)` for images or `(D,)` for rows of a table.
+        input_shape: `(C, H, W)` for images, `(T, C)` for series or `(D,)` for rows of a table.
         hidden: sizes of the hidden layers, None for `HIDDEN`; only `mlp` and `mlp_bn` read it.
 
     Raises:
-        ModelError: `small_cnn` or `resnet20` for a table, or `mlp` or `mlp_bn` without a hidden layer.
+        ModelError: `small_cnn` or `resnet20` for what is no image, `cnn1d` or `gru` for what is no series, or `mlp` or
+            `mlp_bn` without a hidden layer.
     """
     if name == "linear":
         return FlatLinear(math.prod(input_shape), num_outputs), frozenset({"bias"})
     if name == "resnet20":
         check_images(name, input_shape)
         return ResNet20(input_shape[0], num_outputs), frozenset({"linear.weight", "linear.bias"})
-    if name in ("mlp", "mlp_bn"):
+    if name in SERIES_NAMES:
+        module = build_series(name, input_shape=input_shape, num_outputs=num_outputs)
+    elif name in ("mlp", "mlp_bn"):
         sizes = HIDDEN if hidden is None else hidden
         module = mlp(math.prod(input_shape), num_outputs, sizes, batch_norm=name == "mlp_bn")
     else:
@@ -45,8 +49,13 @@ def check_images(name: str, input_shape: tuple[int, ...]) -> None:
     """Check that a vision model is given images.
 
     Raises:
-        ModelError: the task is a table.
+        ModelError: the task is a table, or of series.
     """
+    if len(input_shape) == 2:
+        raise ModelError(
+            f"model '{name}' takes images, but the task has examples of shape {list(input_shape)}: choose "
+            f"{', '.join(repr(one) for one in SERIES_NAMES)}, 'mlp' or 'linear'"
+        )
     if len(input_shape) != 3:
         raise ModelError(
             f"model '{name}' takes images, but the task is a table with {math.prod(input_shape)} features: "

@@ -41,7 +41,7 @@ accept_ranges = true
 {metrics}
 
 [data]
-# "images": a folder with one sub-folder per class. "table": a .csv or .parquet file or a folder of them.
+# "images": a folder with one sub-folder per class. "table": a .csv, .xlsx or .parquet file or a folder of them.
 # "arrays": an .npz file with images x and class numbers y, or a folder with one.
 {kind}
 {path}

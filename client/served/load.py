@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from consilium.client.data.base import Inputs, Unread
 from consilium.client.data.preparation import Preparation
+from consilium.client.data.text_tokens import TOKENIZER, read_tokenizer
 from consilium.client.methods import build_method, extended, rebuilt
 from consilium.client.methods.contract import filled
 from consilium.client.models import Model, build_model, divide, set_weights
@@ -123,6 +124,8 @@ def load_model(folder: Path, *, weights_dir: Path | None = None) -> ServedModel:
             f"model '{folder}': every site scaled its inputs by its own rows, so new inputs cannot be scaled here; "
             "use the model that a site wrote, or adapt the federation's at a site: consilium adapt"
         )
+    if TOKENIZER in record.files or weights_dir is not None:
+        read_tokenizer(record.task, folder, weights_dir, who=f"model '{folder}'")
     module = _built(record, read_arrays(folder), folder, weights_dir)
     for name, parameter in module.named_parameters():  # a buffer may hold -inf, as masks of attention do
         if not bool(torch.isfinite(parameter).all()):

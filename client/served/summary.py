@@ -26,7 +26,7 @@ from consilium.common.model.record import PlainText
 from consilium.common.study.record import Record
 from consilium.common.study.scale import Finite
 from consilium.common.study.sentences import describe
-from consilium.common.study.task import CategoryColumn, FeaturesTask, ImageTask, TableTask, Task
+from consilium.common.study.task import CategoryColumn, FeaturesTask, ImageTask, SeriesTask, TableTask, Task, TextTask
 
 LEAST_BEYOND = 5
 """Fewest patients on either side of a point that is kept."""
@@ -118,6 +118,10 @@ def observed(task: Task, x: Tensor, features: Sequence[Feature]) -> Iterator[Obs
     """Yield each column of inputs `(N, ...)` as they are read: not filled, not scaled."""
     if isinstance(task, ImageTask):
         yield from _of_pictures(task, x)
+    elif isinstance(task, TextTask):
+        yield Observed("texts' length in tokens", (x > 0).sum(dim=1).to(torch.float64).numpy())
+    elif isinstance(task, SeriesTask):
+        yield from _of_series(task, x)
     elif features:
         values = x.to(torch.float64).numpy()
         for feature in features:
@@ -132,6 +136,8 @@ def observed_labels(task: Task, y: Tensor) -> Observed:
     """Return the labels `(N,)` as a column, numbers in their own units."""
     name = f"label '{task.label}'" if isinstance(task, TableTask) else "the label"
     values = y.to(torch.float64).numpy()
+    if task.survival_times is not None:
+        return Observed(name, np.abs(values))
     if task.number is not None:
         return Observed(name, values * task.number.scale + task.number.center)
     return Observed(name, values, tuple(task.classes))
@@ -225,6 +231,16 @@ def _of_pictures(task: ImageTask, x: Tensor) -> Iterator[Observed]:
         of = "" if task.channels == 1 else f" in {name}"
         yield Observed(f"pictures' brightness{of}", ((means * std + mean) / task.pixel_max).numpy())
         yield Observed(f"pictures' contrast{of}", (spreads * std / task.pixel_max).numpy())
+
+
+def _of_series(task: SeriesTask, x: Tensor) -> Iterator[Observed]:
+    """Yield the mean and the standard deviation of each channel over the steps of each series `(N, T, C)`."""
+    steps = x.to(torch.float64)
+    for channel, name in enumerate(task.channels):
+        means = steps[:, :, channel].nanmean(dim=1)
+        spreads = (steps[:, :, channel] - means[:, None]).square().nanmean(dim=1).sqrt()
+        yield Observed(f"a series' mean of '{name}'", means.numpy())
+        yield Observed(f"a series' standard deviation of '{name}'", spreads.numpy())
 
 
 def _of_feature(task: Task, values: Floats, feature: Feature) -> Observed:

@@ -12,6 +12,7 @@ from torch import Tensor
 import consilium.common
 from consilium.client.data import Examples
 from consilium.client.data.preparation import Preparation
+from consilium.client.data.text_tokens import tokenizer_file
 from consilium.client.training.evaluation import Evaluation
 from consilium.common.intervals.evidence import Evidence
 from consilium.common.intervals.interval import Interval
@@ -20,6 +21,8 @@ from consilium.common.model import ModelRecord, Provenance, Score, Served, write
 from consilium.common.protocol.plans import study_digest
 from consilium.common.study.study import StudyConfig
 from consilium.common.study.task import Task
+from consilium.common.survival.evidence import evidence_of
+from consilium.common.survival.times import Times
 from consilium.common.weights.arrays import Weights
 
 
@@ -28,6 +31,7 @@ class Origin:
     """What all models of one run at one site have in common.
 
     Args:
+        task: the study's, with the site's own codes of missing values; None: the study's.
         summary: the content of `training-summary.json`.
         created: in UTC; now, if not given.
     """
@@ -39,6 +43,7 @@ class Origin:
     preparation: Preparation
     data_digest: str
     num_train: int
+    task: Task | None = None
     summary: bytes | None = None
     created: str = ""
 
@@ -52,7 +57,7 @@ class Origin:
         """
         study = self.study
         record = ModelRecord(
-            task=study.task,
+            task=self.task or study.task,
             model=study.model,
             method=study.method,
             complete=True,
@@ -73,7 +78,7 @@ class Origin:
                 consilium=consilium.common.__version__,
             ),
         )
-        return write_model(folder, record, weights, summary=self.summary)
+        return write_model(folder, record, weights, summary=self.summary, tokenizer=tokenizer_file(self.study.task))
 
 
 def now() -> str:
@@ -87,11 +92,26 @@ def scores_of(evaluation: Evaluation, test: Examples, task: Task) -> tuple[Score
     Args:
         evaluation: of the model on `test`, at least one example.
     """
+    if task.survival_times is not None:
+        return _ranked(evaluation, test, task)
     rows: Mapping[str, tuple[Tensor, Kind]] = {task.score: (evaluation.right, "share")}
     if (number := task.number) is not None:
         errors = (evaluation.logits[:, 0].double() - test.y.cpu().double()).abs() * number.scale
         rows = {**rows, "mean absolute error": (errors, "number")}
     return tuple(score(name, each, test.groups, kind=kind) for name, (each, kind) in rows.items())
+
+
+def _ranked(evaluation: Evaluation, test: Examples, task: Task) -> tuple[Score, ...]:
+    """Return how well the model ranks the patients; nothing where no two can be compared."""
+    groups = None if test.groups is None else test.groups.numpy()
+    of = Times.of_labels(test.y.cpu().numpy())
+    found = evidence_of(of, {task.score: evaluation.logits[:, 0].double().numpy()}, groups)
+    patients = len(of) if groups is None else len(np.unique(groups))
+    intervals = {name: interval_of(one, kind="share") for name, one in found.items()}
+    return tuple(
+        Score(name=name, num=len(of), patients=patients, value=one.value, low=one.low, high=one.high)
+        for name, one in intervals.items()
+    )
 
 
 def score(name: str, each: Tensor, groups: Tensor | None, *, kind: Kind) -> Score:

@@ -25,7 +25,12 @@ from consilium.common.model import Served
 from consilium.common.protocol.counts import PatientCounts, TestCounts
 from consilium.common.protocol.patients import Patients
 from consilium.common.protocol.plans import FinishPlan
+from consilium.common.survival.evidence import estimates_of
+from consilium.common.survival.times import Times
 from consilium.common.weights.arrays import Array, Weights, digest
+
+_FIELDS: Mapping[str, str] = {"personal": "personal", "local": "local", "global": "global_"}
+"""Models by their names in `TestCounts`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +79,9 @@ def read_test_once(
     for served, arrays in reading.arrays.items():
         origin.save(folder.models / served, served, arrays, reading.evaluations[served], test)
     folder.save_scores(_scores(learner, reading))
-    if promise is None:
+    if learner.study.task.survival_times is not None:
+        counts = earlier or _ranked(learner, reading)
+    elif promise is None:
         counts = earlier or _counts(_right(learner, reading), test.groups)
     else:
         told = {model: of for model, of in reading.evaluations.items() if model in told_models(learner)}
@@ -129,14 +136,24 @@ def _scores(learner: Learner, reading: TestReading) -> dict[str, Array]:
     scores = {"labels": test.y.cpu().numpy(), "majority": constant.cpu().numpy()}
     scores |= {model: evaluation.logits.numpy() for model, evaluation in reading.evaluations.items()}
     scores |= {f"{model}.best": evaluation.logits.numpy() for model, evaluation in reading.best.items()}
+    if learner.study.task.survival_times is not None:  # whose censoring Uno's c is weighted by
+        scores["training"] = learner.data.train.y.cpu().numpy()
     return scores | ({} if test.groups is None else {"groups": test.groups.numpy()})
 
 
 def _right(learner: Learner, reading: TestReading) -> dict[str, Tensor]:
     """Return a mask of each model's correct answers to the test examples, by its name in `TestCounts`."""
     right = {"majority": learner.data.test.right(learner.data.train.constant())}
-    fields = {"personal": "personal", "local": "local", "global": "global_"}
-    return right | {fields[model]: evaluation.right for model, evaluation in reading.evaluations.items()}
+    return right | {_FIELDS[model]: evaluation.right for model, evaluation in reading.evaluations.items()}
+
+
+def _ranked(learner: Learner, reading: TestReading) -> TestCounts:
+    """Return how well each model ranks the test patients by their risk: estimates, as no answer is right by itself."""
+    test = learner.data.test
+    of, groups = Times.of_labels(test.y.cpu().numpy()), None if test.groups is None else test.groups.numpy()
+    risks = {_FIELDS[model]: of_one.logits[:, 0].double().numpy() for model, of_one in reading.evaluations.items()}
+    risks["majority"] = np.zeros(len(of))
+    return TestCounts(num_test=len(of), personal=None, estimates=estimates_of(of, risks, groups))
 
 
 def _origin(learner: Learner, folder: StateFolder, plan: FinishPlan) -> Origin:
@@ -148,6 +165,7 @@ def _origin(learner: Learner, folder: StateFolder, plan: FinishPlan) -> Origin:
         preparation=learner.data.preparation,
         data_digest=folder.data,
         num_train=len(learner.data.train),
+        task=learner.data.task,
         summary=learner.summary,
     )
 

@@ -1,6 +1,8 @@
 """Before the first round: a site's data as read, its model as built, and what it reports of both in the handshake."""
 
+import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 from consilium.client.data import UnscaledData, noise_key, noisy_counts, read_site
 from consilium.client.methods import Method, extended
@@ -14,6 +16,8 @@ from consilium.common.study.site import SiteConfig
 from consilium.common.study.study import StudyConfig
 from consilium.common.study.task import Task
 from consilium.common.weights.arrays import Weights, digest
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,14 +60,9 @@ def read_origin(config: SiteConfig, study: StudyConfig, method: Method) -> Origi
         ModelError: the model or its pretrained weights do not fit.
     """
     data = read_site(config, study, share_class_counts=config.share_class_counts)
-    built = build_model(
-        study.model,
-        input_shape=data.input_shape,
-        num_outputs=study.task.num_outputs,
-        weights_dir=config.weights_dir,
-        seed=seed_for(study.seed, "initial weights"),
-    )
-    model = extended(method, built, data.input_shape)
+    model = initial_model(study, method, data.input_shape, weights_dir=config.weights_dir)
+    for note in model.notes:
+        log.info("pretrained weights read site=%s note=%r", config.name, note)
     initial, names = get_weights(model.module), divide(model, method)
     shared = {name: initial[name] for name in sorted(names.shared)}
     announced, card = None, _card(config, study, data)
@@ -80,6 +79,25 @@ def read_origin(config: SiteConfig, study: StudyConfig, method: Method) -> Origi
         announced=announced,
     )
     return Origin(data, model, initial, facts)
+
+
+def initial_model(
+    study: StudyConfig, method: Method, input_shape: tuple[int, ...], *, weights_dir: Path | None
+) -> Model:
+    """Return the model that a study begins with at every site.
+
+    Raises:
+        ConfigError: a package that it is of is not installed, or may not be used.
+        ModelError: it or its pretrained weights do not fit the study.
+    """
+    built = build_model(
+        study.model,
+        input_shape=input_shape,
+        num_outputs=study.task.num_outputs,
+        weights_dir=weights_dir,
+        seed=seed_for(study.seed, "initial weights"),
+    )
+    return extended(method, built, input_shape)
 
 
 def _card(config: SiteConfig, study: StudyConfig, data: UnscaledData) -> DataCard:

@@ -12,6 +12,7 @@ from consilium.client.methods import Method
 from consilium.client.models import Model, Names, get_weights, set_weights
 from consilium.client.training.evaluation import evaluate
 from consilium.client.training.metrics import measure
+from consilium.client.training.planned import planned
 from consilium.client.training.work import LocalWork, Noise
 from consilium.common.errors import UpdateRejected
 from consilium.common.model import Served
@@ -81,14 +82,16 @@ class Learner:
 
     def work(self, round_number: int, *, control: Weights | None = None) -> LocalWork:
         """Return the local training of a round."""
-        return LocalWork(
+        return planned(
+            self.study,
+            round_number,
             examples=self.data.train,
-            seed=seed_for(self.study.seed, "training", round_number, self.site),
             validation=self.data.validation,
+            seed=seed_for(self.study.seed, "training", round_number, self.site),
+            scale=self.scale,
             control=control or {},
             micro_batch_size=self.micro_batch_size,
             noise=self.noise,
-            **self.study.training.model_dump(),
         )
 
     def measures_in(self, round_number: int) -> bool:
@@ -104,7 +107,9 @@ class Learner:
             return {}
         validation = self.data.validation
         evaluation = evaluate(module, validation)
-        values = {"loss": evaluation.loss, "accuracy": evaluation.accuracy}
+        values = {"loss": evaluation.loss}
+        if not math.isnan(evaluation.accuracy):  # these rows do not say
+            values["accuracy"] = evaluation.accuracy
         values |= measure(self.study.metrics, evaluation.logits, validation.y, self.study.task.number)
         return {f"{model}.{name}": value for name, value in values.items()}
 

@@ -14,12 +14,15 @@ def digest_of(received: Received) -> str:
     return digest({**received.weights, **with_prefix(received.control, CONTROL), **candidates})
 
 
-def masked(sums: SecureSums, plan: RoundPlan, reply: RoundReply, clear: bytes, *, received: str) -> bytes:
+def masked(
+    sums: SecureSums, plan: RoundPlan, reply: RoundReply, clear: bytes, *, received: str, buffers: frozenset[str]
+) -> bytes:
     """Return the payload of a reply, masked.
 
     Args:
         clear: its payload as the site would send it by itself.
         received: digest of what it trained from.
+        buffers: shared arrays that gradients do not move.
 
     Raises:
         ConsiliumError: a sum that this site does not add to.
@@ -27,4 +30,4 @@ def masked(sums: SecureSums, plan: RoundPlan, reply: RoundReply, clear: bytes, *
     arrays = Identity().decode(clear)
     control = under(arrays, CONTROL)
     delta = {name: array for name, array in arrays.items() if not name.startswith(CONTROL)}
-    return sums.mask(plan, Masking(delta, control, reply.num_examples, reply.metrics, received))
+    return sums.mask(plan, Masking(delta, control, reply.num_examples, reply.metrics, received, buffers))

@@ -27,8 +27,8 @@ from consilium.common.weights.checks import check_finite
 Metrics = dict[str, float]
 
 OF_NO_DATA = frozenset({EFFECTIVE_STEPS})
-"""Metrics that a private study is told: they follow from its settings and from announced numbers. What a codec loses of
-an update that has noise already is told too.
+"""Metrics that a private study is told, and one whose sums hide whole sites: they follow from its settings and from
+announced numbers. What a codec loses of an update that has noise already is told too.
 """
 
 
@@ -101,7 +101,7 @@ def play_round(
     served, best = _serve(now, training)
     alone, compared, best_alone = _train_alone(now)
     metrics = signals | training.metrics | served | compared
-    if learner.private:
+    if learner.private or learner.study.privacy.hides_sites:
         metrics = {name: value for name, value in metrics.items() if name in OF_NO_DATA}
     check_metrics(metrics)
     coded = _encode(now, _clipped(now, training))

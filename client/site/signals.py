@@ -1,5 +1,6 @@
 """The numbers that a site measures for the study's strategy and weighting; `SIGNALS` has one entry for each."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -90,7 +91,8 @@ def _without_error(moment: Moment) -> float | None:
     if not len(moment.work.validation) or (moment.share != 0 and not moment.sent):
         return None
     others = leave_one_out(moment.received.weights, moment.sent, moment.share)
-    return 1 - moment.evaluated(others, moment.personal, on=moment.work.validation).accuracy
+    accuracy = moment.evaluated(others, moment.personal, on=moment.work.validation).accuracy
+    return None if math.isnan(accuracy) else 1 - accuracy
 
 
 SIGNALS: Mapping[str, Signal] = {

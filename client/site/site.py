@@ -165,7 +165,7 @@ class Site:
 
         def play(before: Callable[[], None]) -> tuple[RoundReply, bytes]:
             result = play_round(learner, plan, payload, kept, before=before)
-            sha256 = folder.save(result.kept, round_number=plan.round, accepted=plan.accepted)
+            sha256 = folder.save(result.kept, round_number=plan.round, accepted=plan.accepted, best=plan.best)
             self._last = {sha256: result.kept}
             num_examples = len(learner.data.train) if promise is None else promise.announced.sizes.train
             stamp = self._stamp(plan, began)
@@ -189,7 +189,8 @@ class Site:
             self._clear = None
             self._clear = asked, *self._round(asked[0], payload, folder, began)
         _, reply, clear = self._clear
-        return reply.model_copy(update=self._stamp(plan, began)), masked(sums, plan, reply, clear, received=received)
+        payload = masked(sums, plan, reply, clear, received=received, buffers=learner.buffers)
+        return reply.model_copy(update=self._stamp(plan, began)), payload
 
     def _sums(self, plan: Plan, folder: StateFolder) -> SecureSums:
         """Return the secure sums of a plan's run.
@@ -256,7 +257,9 @@ class Site:
         self._origin = None  # images are large; another run's scale, which is rare, reads them anew
         model.module.to(self._device)
         digest = f"{self._facts.data_digest} scaled by {data.scale}"
-        tail, inputs = FeatureCache(self._config.state_dir / FEATURES, digest).apply(model, data)
+        tail, inputs = model, data
+        if self._study.training.augment is None:  # features are those of pictures as they are
+            tail, inputs = FeatureCache(self._config.state_dir / FEATURES, digest).apply(model, data)
         self._learner = Learner(
             site=self._config.name,
             study=self._study,

@@ -4,7 +4,7 @@ One folder per study and run: `study.json` is the study that the run began with,
 and `manifest.json` names two rounds' safetensors files with their sha256: the last round whose update counted at the
 server, as far as this site knows, and the round after it that was answered last. The next plan says which of the two is
 in force: a reply that was lost or rejected, and a round that is asked again (the server restarted before its
-checkpoint), leave no trace.
+checkpoint), leave no trace. A third one is that of the best round, where a study ends with its model.
 """
 
 import hashlib
@@ -119,11 +119,12 @@ class StateFolder:
             )
         return kept
 
-    def save(self, state: Kept, *, round_number: int, accepted: int | None) -> str:
+    def save(self, state: Kept, *, round_number: int, accepted: int | None, best: int | None = None) -> str:
         """Write what is kept after a round and return its sha256; after a crash the state before it is still in force.
 
         Args:
-            accepted: the round that this one went on from; its state is kept, that of every other round is not.
+            accepted: the round that this one went on from; its state is kept.
+            best: another round whose state is kept; None: of no other.
 
         Raises:
             StateError: the folder is unwritable or the disk is full.
@@ -138,7 +139,7 @@ class StateFolder:
 
         write_atomically(self.path / file, pieces(), mode=_PRIVATE)
         entry = {"round": round_number, "file": file, "sha256": sha.hexdigest()}
-        kept = [old for old in self._manifest()["rounds"] if old["round"] == accepted]
+        kept = [old for old in self._manifest()["rounds"] if old["round"] in (accepted, best)]
         self._write_manifest([*kept, entry])
         for old in self.path.glob("round-*.safetensors"):
             if old.name not in {item["file"] for item in [*kept, entry]}:

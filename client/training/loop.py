@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from consilium.client.models import Model, train_mode
 from consilium.client.training.closed_form import is_linear, linear_gradient
-from consilium.client.training.evaluation import loss_of
 from consilium.client.training.private import private_gradients
 from consilium.client.training.work import LocalWork, batches, chunks_of, refuse_noise
 
@@ -39,9 +38,9 @@ def train(
 
     Args:
         names: parameters that may change, default `model.trainable`.
-        correction: a term added to each parameter's gradient (proximal, a control variate).
+        correction: a term added to each parameter's gradient (proximal, a control variate), before it is clipped.
         forward: answers a batch in place of the module itself.
-        loss: is minimised in place of `loss_of`, given what `forward` answers.
+        loss: is minimised in place of `work.loss`, given what `forward` answers.
         extra: parameters outside the module that are trained with it, by names that it does not have.
 
     Without a parameter that may change the loss is 0.0 and the model stays as it is. BatchNorm layers
@@ -59,11 +58,15 @@ def train(
     if work.noise is not None and (forward is not None or loss is not None or extra):
         refuse_noise(work)
     step, total, count = _step(list(parameters.values()), work), 0.0, 0
+    rate = work.rate_of_steps()
     with own_randomness(work):
-        for batch_loss, gradients in gradients_of(model, parameters, work, forward=forward, loss=loss):
+        steps = gradients_of(model, parameters, work, forward=forward, loss=loss)
+        for number, (batch_loss, gradients) in enumerate(steps):
             if correction is not None:
                 gradients = correct(parameters, gradients, correction)
-            step(gradients)
+            if work.clip_gradient is not None:
+                gradients = shortened(gradients, work.clip_gradient)
+            step(gradients, rate(number))
             if batch_loss is not None:
                 total, count = total + batch_loss, count + 1
     return total / count if count else 0.0
@@ -93,23 +96,24 @@ def gradient(
 ) -> tuple[float, list[Tensor | None]]:
     """Return the mean loss of a batch and its gradient with respect to `at`, computed as `work` says.
 
-    One gradient per tensor, of its shape; None where the loss (`loss_of`, if no other is given) does not depend on
+    One gradient per tensor, of its shape; None where the loss (`work.loss`, if no other is given) does not depend on
     it. In pieces of `work.micro_batch_size` examples the result is the same up to rounding, except that BatchNorm
-    normalises each piece by itself.
+    normalises each piece by itself. Where the loss is of a batch as a whole (survival), there are no pieces.
 
     Raises:
         ModelError: the work has noise, which this gradient is without.
     """
     refuse_noise(work)
-    if work.micro_batch_size is None or work.micro_batch_size >= len(y):
-        if loss is None and work.precision == "float32" and is_linear(forward, at):
+    by_rows = work.examples.target.by_rows
+    if work.micro_batch_size is None or work.micro_batch_size >= len(y) or not by_rows:
+        if loss is None and work.aim.plain and work.precision == "float32" and is_linear(forward, at):
             exact, by_parameter = linear_gradient(forward, x, y)
             return exact, [by_parameter[to] for to in at]
-        whole = _loss_in(work.precision, forward, x, y, loss or loss_of)
+        whole = _loss_in(work.precision, forward, x, y, loss or work.loss)
         return float(whole.detach()), list(torch.autograd.grad(whole, at, allow_unused=True))
     total, sums = 0.0, list[Tensor | None]([None] * len(at))
     for part_x, part_y in zip(chunks_of(x, work.micro_batch_size), chunks_of(y, work.micro_batch_size), strict=True):
-        part = _loss_in(work.precision, forward, part_x, part_y, loss or loss_of) * (len(part_y) / len(y))
+        part = _loss_in(work.precision, forward, part_x, part_y, loss or work.loss) * (len(part_y) / len(y))
         gradients = torch.autograd.grad(part, at, allow_unused=True)
         sums = [_sum(*pair) for pair in zip(sums, gradients, strict=True)]
         total += float(part.detach())
@@ -160,6 +164,19 @@ def correct(
     ]
 
 
+@torch.no_grad()
+def shortened(gradients: Sequence[Tensor | None], most: float) -> list[Tensor | None]:
+    """Return the gradients with a Euclidean norm, over all of them together, of at most `most` > 0.
+
+    As `torch.nn.utils.clip_grad_norm_` does it: a longer one is multiplied by `most / (norm + 1e-6)`.
+    """
+    known = [gradient for gradient in gradients if gradient is not None]
+    if not known:
+        return list(gradients)
+    factor = (most / (torch.nn.utils.get_total_norm(known) + 1e-6)).clamp(max=1.0)
+    return [None if gradient is None else gradient * factor.to(gradient.device) for gradient in gradients]
+
+
 def proximal(model: Model, strength: float) -> Correction:
     """Return the gradient of `strength / 2 * |parameter - anchor|**2`; the anchor is what the model holds now."""
     anchor = anchor_of(model)
@@ -187,15 +204,22 @@ def own_randomness(work: LocalWork) -> Iterator[None]:
         yield
 
 
-def _step(parameters: list[nn.Parameter], work: LocalWork) -> Callable[[Sequence[Tensor | None]], None]:
-    """Return the function that moves the parameters, in place, by one step of the optimiser."""
+Step = Callable[[Sequence[Tensor | None], float], None]
+"""`step(gradients, rate)` moves the parameters, in place, by one step of the optimiser."""
+
+
+def _step(parameters: list[nn.Parameter], work: LocalWork) -> Step:
+    """Return the function that moves the parameters."""
     if work.optimiser == "sgd":
         return partial(_sgd, parameters, [None] * len(parameters), work)
-    adam = torch.optim.Adam(parameters, lr=work.learning_rate, weight_decay=work.weight_decay)
+    make = torch.optim.Adam if work.optimiser == "adam" else torch.optim.AdamW
+    adam = make(parameters, lr=work.learning_rate, weight_decay=work.weight_decay)
 
-    def step(gradients: Sequence[Tensor | None]) -> None:
+    def step(gradients: Sequence[Tensor | None], rate: float) -> None:
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
+        for group in adam.param_groups:
+            group["lr"] = rate
         adam.step()
         adam.zero_grad(set_to_none=True)
 
@@ -208,6 +232,7 @@ def _sgd(
     velocities: list[Tensor | None],
     work: LocalWork,
     gradients: Sequence[Tensor | None],
+    rate: float,
 ) -> None:
     """Take torch.optim.SGD's step, to the last bit, without its overhead (half of a small step's time)."""
     for place, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
@@ -219,4 +244,4 @@ def _sgd(
             before = velocities[place]
             gradient = gradient.clone() if before is None else before.mul_(work.momentum).add_(gradient)
             velocities[place] = gradient
-        parameter.add_(gradient, alpha=-work.learning_rate)
+        parameter.add_(gradient, alpha=-rate)

@@ -14,9 +14,10 @@ made of what was announced, not of how many took part; a step in which nobody do
 
 Three things would break the law and are seen to. A unit whose gradient is not finite counts as 0. Every row is given
 to the model by itself, and BatchNorm, for which rows are not by themselves, is refused unless it is frozen. What a
-layer draws (dropout) comes from the operating system's entropy as the noise does: drawn from the study's seed, which
-others know, a row's mask would say at which place in the batch the row was. Sums of floating-point numbers are rounded,
-by about 1e-7 of C: no proof covers that. Nor does one cover the time that a step takes, which grows with the batch.
+layer draws (dropout), and how a picture is changed (`augment`), comes from the operating system's entropy as the noise
+does: drawn from the study's seed, which others know, a row's mask would say at which place in the batch the row was.
+Sums of floating-point numbers are rounded, by about 1e-7 of C: no proof covers that. Nor does one cover the time that
+a step takes, which grows with the batch.
 
 With `adaptive` = gamma, C follows the gamma-quantile of the norms from step to step, from `clip` at the beginning of
 every call (Andrew, Thakkar, McMahan, Ramaswamy: Differentially Private Learning with Adaptive Clipping, NeurIPS 2021,
@@ -31,6 +32,7 @@ A unit moves that sum by 1/2, so that the count has the multiplier 2 s. The grad
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -83,13 +85,16 @@ def private_gradients(
     check_private(model)
     if work.precision != "float32":
         raise ModelError(f"private training needs training.precision = 'float32', got '{work.precision}'")
-    layered = layered_rows(model.module, parameters, examples.x)
-    rows = layered or row_gradients(model.module, parameters, examples.x, examples.y)
+    if work.sampling != "shuffled":
+        raise ModelError(f"private training draws every patient alike, got training.sampling = '{work.sampling}'")
+    layered = layered_rows(model.module, parameters, examples.x) if work.aim.plain else None
+    rows = layered or row_gradients(model.module, parameters, examples.x, examples.y, loss=work.loss)
     most = min(max(1, _MOST_NUMBERS // sum(one.numel() for one in trained)), work.micro_batch_size or len(examples))
     own, clip, expected = _units(work, noise), noise.clip, noise.rate * noise.units
     multiplier, of_count = _multipliers(noise)
     for chances, normals in _chance(work, noise, own, sum(one.numel() for one in trained)):
         drawn, units = _drawn(examples, chances < noise.rate, own)
+        drawn = _changed(drawn, work, noise)
         with torch.no_grad():
             found = clipped_sum(rows, drawn, clip=clip, most=most) if units else None
             sums = [torch.zeros_like(one) for one in trained] if found is None else found.sums
@@ -138,6 +143,19 @@ def _drawn(examples: Examples, chosen: Tensor, own: Tensor | None) -> tuple[Draw
         owners = torch.unique_consecutive(own[rows], return_inverse=True)[1].to(examples.y.device)
     rows = rows.to(examples.y.device)
     return Drawn(examples.x[rows], examples.y[rows], owners), units
+
+
+def _changed(drawn: Drawn, work: LocalWork, noise: Noise) -> Drawn:
+    """Return the rows with their pictures changed, each by its own draw, where the work says so.
+
+    The draws know nothing of any row, and a row's own picture alone is changed by its draw: with or without one
+    patient, those of all others are alike in distribution. They come from entropy, as a layer's do: a draw that others
+    know would say at which place of the batch a picture was.
+    """
+    if work.augment is None or not len(drawn.y):
+        return drawn
+    seed = int.from_bytes(noise.entropy(8), "big") >> 1
+    return replace(drawn, x=work.augment(drawn.x, torch.Generator().manual_seed(seed)))
 
 
 def _noised(sums: list[Tensor], normals: Tensor, deviation: float, expected: float) -> list[Tensor]:

@@ -13,20 +13,27 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
-from consilium.client.training.evaluation import loss_of
+from consilium.client.data.target import loss_of
 
 RowGradients = Callable[[Tensor, Tensor], tuple[Tensor, list[Tensor]]]
 """`rows(x, y)` returns the loss of each row `(B,)`, and the rows' gradients `(B, *shape)` by each parameter; B >= 1."""
 
 
-def row_gradients(module: nn.Module, parameters: Mapping[str, nn.Parameter], x: Tensor, y: Tensor) -> RowGradients:
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""`loss(answer, y)` is the loss of a batch of one row."""
+
+
+def row_gradients(
+    module: nn.Module, parameters: Mapping[str, nn.Parameter], x: Tensor, y: Tensor, *, loss: Loss = loss_of
+) -> RowGradients:
     """Return how the gradients of a module's rows are found, at what its parameters hold whenever it is asked.
 
     Args:
         parameters: those to differentiate by, named as in the module.
         x, y: examples, of which the first is tried out, with zeros for its inputs.
+        loss: of a row by itself.
     """
-    rows = _by_torch_func(module, parameters)
+    rows = _by_torch_func(module, parameters, loss)
     if not len(x):
         return rows
     try:
@@ -34,15 +41,15 @@ def row_gradients(module: nn.Module, parameters: Mapping[str, nn.Parameter], x: 
             warnings.simplefilter("error", UserWarning)  # a layer that torch.func takes, but slower than row by row
             rows(torch.zeros_like(x[:1]), y[:1])
     except (RuntimeError, UserWarning):  # in many words, for layers that it does not take
-        return _one_by_one(module, parameters)
+        return _one_by_one(module, parameters, loss)
     return rows
 
 
-def _by_torch_func(module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> RowGradients:
-    def loss(at: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        return loss_of(functional_call(module, at, (x[None],)), y[None])
+def _by_torch_func(module: nn.Module, parameters: Mapping[str, nn.Parameter], loss: Loss) -> RowGradients:
+    def of_row(at: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        return loss(functional_call(module, at, (x[None],)), y[None])
 
-    of_rows = vmap(grad_and_value(loss), in_dims=(None, 0, 0), randomness="different")
+    of_rows = vmap(grad_and_value(of_row), in_dims=(None, 0, 0), randomness="different")
 
     def rows(x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
         gradients, losses = of_rows({name: value.detach() for name, value in parameters.items()}, x, y)
@@ -51,12 +58,12 @@ def _by_torch_func(module: nn.Module, parameters: Mapping[str, nn.Parameter]) ->
     return rows
 
 
-def _one_by_one(module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> RowGradients:
+def _one_by_one(module: nn.Module, parameters: Mapping[str, nn.Parameter], loss: Loss) -> RowGradients:
     @torch.enable_grad()
     def row(x: Tensor, y: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-        loss = loss_of(functional_call(module, {**parameters, **buffers}, (x,)), y)
-        return loss.detach(), torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
+        own = loss(functional_call(module, {**parameters, **buffers}, (x,)), y)
+        return own.detach(), torch.autograd.grad(own, list(parameters.values()), materialize_grads=True)
 
     def rows(x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
         found = [row(*pair) for pair in zip(torch.split(x, 1), torch.split(y, 1), strict=True)]

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -10,9 +10,16 @@ import torch
 from torch import Tensor
 
 from consilium.client.data import Examples
+from consilium.client.data.target import Target
+from consilium.client.training.augment import Augmentation
 from consilium.client.training.randomness import Entropy
+from consilium.client.training.sampling import balanced, shuffled, spread
+from consilium.client.training.schedule import RateOfSteps
 from consilium.common.errors import ModelError
+from consilium.common.seeds import seed_for
 from consilium.common.weights.arrays import Weights
+
+Optimiser = Literal["sgd", "adam", "adamw"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,18 +51,24 @@ class LocalWork:
 
     Args:
         seed: fixes the order of examples; a generator of its own, never the global one.
+        learning_rate: of all steps, or what `rates` multiplies.
         epochs, steps: exactly one is set: passes over the examples, or batches.
         validation: the site's validation examples, for selection only; may be empty.
         control: the control variate that the server sent along (SCAFFOLD); empty otherwise.
         precision: of the forward and backward pass; weights, gradients and steps are float32.
         micro_batch_size: most examples at a time; a batch's gradient is the sum over its pieces.
         noise: of training that leaves the site in a private study; None for training that does not, or elsewhere.
+        clip_gradient: largest norm of a step's gradient over all trained arrays; None: any.
+        sampling: how examples are drawn; `balanced` needs classes.
+        rates: how the learning rate changes from step to step; None: not at all.
+        augment: random changes of the pictures of a batch; None: none.
+        target: whose loss training minimises, in place of that of the examples, by which models are measured.
     """
 
     examples: Examples
     batch_size: int
     seed: int
-    optimiser: Literal["sgd", "adam"]
+    optimiser: Optimiser
     learning_rate: float
     momentum: float
     weight_decay: float
@@ -66,21 +79,27 @@ class LocalWork:
     precision: Literal["float32", "bfloat16"] = "float32"
     micro_batch_size: int | None = None
     noise: Noise | None = None
+    clip_gradient: float | None = None
+    sampling: Literal["shuffled", "balanced"] = "shuffled"
+    rates: RateOfSteps | None = None
+    augment: Augmentation | None = None
+    target: Target | None = None
 
     def tuned(
         self,
         *,
         epochs: int,
-        learning_rate: float,
         seed: int,
+        learning_rate: float | None = None,
         steps: int | None = None,
-        optimiser: Literal["sgd", "adam"] | None = None,
+        optimiser: Optimiser | None = None,
     ) -> "LocalWork":
-        """Return the same work with another amount, rate and order, and another optimiser if one is named.
+        """Return the same work with another amount and order, and another rate and optimiser if these are named.
 
         Tuned SGD keeps the momentum only of work that is SGD itself: Adam's settings say nothing of it.
 
         Args:
+            learning_rate: of all steps, whatever the study's schedule says; None: the study's, with its schedule.
             steps: batches in place of `epochs`.
         """
         momentum = self.momentum if optimiser is None or (optimiser, self.optimiser) == ("sgd", "sgd") else 0.0
@@ -88,11 +107,28 @@ class LocalWork:
             self,
             epochs=None if steps is not None else epochs,
             steps=steps,
-            learning_rate=learning_rate,
+            learning_rate=self.learning_rate if learning_rate is None else learning_rate,
+            rates=self.rates if learning_rate is None else None,
             seed=seed,
             optimiser=optimiser or self.optimiser,
             momentum=momentum,
         )
+
+    def rate_of_steps(self) -> Callable[[int], float]:
+        """Return the function that gives the learning rate of a step, from 0."""
+        rates, steps = self.rates, 0 if self.rates is None else self.num_steps
+        if rates is None:
+            return lambda _: self.learning_rate
+        return lambda step: self.learning_rate * rates.at(step, steps=steps)
+
+    def loss(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Return what training minimises: the mean loss `()` of a batch's answers `(B, outputs)`."""
+        return self.aim.loss(logits, y)
+
+    @property
+    def aim(self) -> Target:
+        """What training minimises the loss of: `target`, or what the labels are without it."""
+        return self.examples.target if self.target is None else self.target
 
     @property
     def free(self) -> "LocalWork":
@@ -126,7 +162,9 @@ class LocalWork:
 def batches(work: LocalWork) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield shuffled batches; no example is dropped, and no batch but an only one has a single example.
 
-    (BatchNorm cannot train on a single example, so a lone last one joins the batch before it.)
+    (BatchNorm cannot train on a single example, so a lone last one joins the batch before it.) With `sampling` balanced
+    the batches are as large and as many, and their examples drawn anew. With `augment` their pictures are changed, each
+    batch by a generator of its own, seeded by the work's seed and the number of the step.
 
     Raises:
         ModelError: the work has noise, which batches would go around.
@@ -135,17 +173,28 @@ def batches(work: LocalWork) -> Iterator[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(work.seed)
     done = 0
     while True:
-        order = torch.randperm(len(work.examples), generator=generator).to(work.examples.y.device)
+        order = _order(work, generator).to(work.examples.y.device)
         chunks = chunks_of(order, work.batch_size)
         for chunk in chunks:
             if work.steps is not None and done == work.steps:
                 return
             done += 1
-            yield work.examples.x[chunk], work.examples.y[chunk]
+            x = work.examples.x[chunk]
+            if work.augment is not None:
+                x = work.augment(x, torch.Generator().manual_seed(seed_for(work.seed, "augment", done)))
+            yield x, work.examples.y[chunk]
         if work.steps is None:
             assert work.epochs is not None
             if done >= work.epochs * len(chunks):
                 return
+
+
+def _order(work: LocalWork, generator: torch.Generator) -> Tensor:
+    if work.sampling == "balanced":
+        return balanced(work.examples.y, generator)
+    if not work.examples.target.by_rows:
+        return spread(work.examples.target.strata(work.examples.y), generator)
+    return shuffled(len(work.examples), generator)
 
 
 def chunks_of(order: Tensor, batch_size: int) -> list[Tensor]:

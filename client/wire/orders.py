@@ -45,6 +45,7 @@ class _Run(Record):
         study: digest of the study that the run began with, as this site sees it.
         rounds: of the study.
         round: the highest that was answered.
+        early: whether the study may end before its last round.
     """
 
     number: int = Field(ge=0)
@@ -52,6 +53,7 @@ class _Run(Record):
     rounds: int = Field(default=0, ge=0)
     round: int = Field(default=0, ge=0)
     finished: bool = False
+    early: bool = False
 
 
 class _File(Record):
@@ -145,7 +147,12 @@ class Orders:
             raise ProtocolError(
                 f"{who}: masks of round {plan.round} are to be taken off, the last round answered here is {known.round}"
             )
-        if isinstance(plan, FinishPlan) and plan.round != known.rounds:
+        if isinstance(plan, FinishPlan) and known.early and not 1 <= plan.round <= known.rounds:
+            raise ProtocolError(
+                f"{who}: the test split is read after one of the study's {known.rounds} rounds, and not after round "
+                f"{plan.round}"
+            )
+        if isinstance(plan, FinishPlan) and not known.early and plan.round != known.rounds:
             raise ProtocolError(
                 f"{who}: the test split is read after the study's last round, {known.rounds}, and not after round "
                 f"{plan.round}"
@@ -181,6 +188,7 @@ class Orders:
         known = self._runs.get(order.run, _Run(number=order.number))
         if isinstance(plan, HandshakePlan):
             changes |= {"study": study_digest(plan.study), "rounds": plan.study.rounds}
+            changes["early"] = plan.study.stopping is not None
         if isinstance(plan, RoundPlan):
             changes["round"] = plan.round
         if isinstance(plan, FinishPlan):

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from consilium.common.data.npz import Array
-from consilium.common.data.tables import number_in
+from consilium.common.data.words import number_in
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]

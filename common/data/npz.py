@@ -42,6 +42,8 @@ _FAULTS = (
     struct.error,
     zlib.error,
 )
+_WHOLE = (np.uint8, np.uint16, np.int16)
+"""Types of whole numbers that pixels may have."""
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
@@ -90,15 +92,22 @@ def channels_last(x: Array, *, where: str) -> Array:
     """Return images of shape `(N, H, W)`, `(N, H, W, C)` or `(N, C, H, W)` as `(N, H, W, C)`, C 1 or 3.
 
     Raises:
-        DataError: another shape, one that can be read in two ways, an image without pixels, or neither uint8 nor
-            floats; the sentence starts with `where`.
+        DataError: another shape, one that can be read in two ways, an image without pixels, or another type than uint8,
+            uint16, int16 and floats; the sentence starts with `where`.
     """
-    if x.dtype != np.uint8 and x.dtype.kind != "f":
-        raise DataError(f"{where}: array 'x' has type {x.dtype}, expected uint8 or a float type")
+    if x.dtype.kind != "f" and x.dtype.newbyteorder("=") not in _WHOLE:
+        raise DataError(f"{where}: array 'x' has type {x.dtype}, expected uint8, uint16, int16 or a float type")
     first, last = x.ndim == 4 and x.shape[1] in (1, 3), x.ndim == 4 and x.shape[3] in (1, 3)
     if 0 in x.shape[1:] or not (x.ndim == 3 or first or last):
+        hint = "; rows of features are no pictures" if x.ndim == 2 else ""
         raise DataError(
             f"{where}: array 'x' has shape {x.shape}, expected (N, H, W), (N, H, W, C) or (N, C, H, W) with C 1 or 3"
+            f"{hint}"
+        )
+    if x.ndim == 3 and x.dtype != np.uint8 and x.shape[1] != x.shape[2]:
+        raise DataError(
+            f"{where}: array 'x' of type {x.dtype} and shape {x.shape} may be a series (N, T, C), which is no picture; "
+            "grey pictures of this type that are no squares have the shape (N, H, W, 1)"
         )
     if first and last:
         raise DataError(f"{where}: array 'x' of shape {x.shape} has its channels on the second or on the last axis")

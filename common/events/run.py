@@ -11,7 +11,7 @@ from consilium.common.events.log import Vocabulary
 from consilium.common.protocol.audit import AuditHead
 from consilium.common.protocol.cards import Versions
 from consilium.common.protocol.replies import PrivacySpent
-from consilium.common.results import RoundRecord, SiteFacts
+from consilium.common.results import RoundRecord, SiteFacts, Stopped
 from consilium.common.study.sentences import describe
 
 
@@ -192,6 +192,13 @@ class CheckpointSaved(RunEvent):
     round: int
 
 
+class StoppedEarly(Stopped, RunEvent):
+    """The study ends with this round, as its stopping says: what sites measure no longer improves."""
+
+    model_config = ConfigDict(extra="ignore")
+    name = "stopped_early"
+
+
 class FinishAsked(RunEvent):
     """All sites were asked to read their test split."""
 
@@ -254,7 +261,7 @@ class MessagesAsked(RunEvent):
 STUDY_EVENTS = Vocabulary[RunEvent](
     *(ServerStarted, RunSubmitted, RunStarted, SitesOnline, RunWarning, SitesAgreed, RunResumed, SiteJoined),
     *(RoundAsked, UpdateAccepted, AnswerRejected, HeadsNoted, WeightingFallback, RoundFinished, RoundFailed),
-    *(CheckpointSaved, FinishAsked, RunFinished, RunFailure, RunStopped),
+    *(CheckpointSaved, StoppedEarly, FinishAsked, RunFinished, RunFailure, RunStopped),
 )
 """The events in the log of a study's run, and in the server's journal."""
 

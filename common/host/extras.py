@@ -10,6 +10,9 @@ EXTRAS = {
     "markupsafe": "report",
     "pandas": "study",
     "pyarrow": "parquet",
+    "openpyxl": "excel",
+    "pydicom": "dicom",
+    "nibabel": "nifti",
     "tensorboard": "tensorboard",
     "mlflow": "mlflow",
     "onnx": "export",
@@ -19,6 +22,10 @@ EXTRAS = {
     "starlette": "serve",
     "uvicorn": "serve",
     "python_multipart": "serve",
+    "timm": "timm",
+    "monai": "monai",
+    "transformers": "text",
+    "tokenizers": "text",
     "pytest": "testing",
 }
 """The extra of `pyproject.toml` that brings each package which our modules import and not every installation has."""

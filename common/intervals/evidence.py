@@ -6,12 +6,15 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from consilium.common.protocol.patients import Patients
 from consilium.common.seeds import seed_for
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+
+_DRAWS = 300
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +47,14 @@ class Evidence:
     def of_patients(cls, patients: Patients) -> "Evidence":
         """Return the evidence of one seed from sums over patients alone."""
         return cls(values=np.array([patients.total / patients.rows]), patients=patients)
+
+    @classmethod
+    def of_estimate(cls, value: float, error: float, *, num_rows: int) -> "Evidence":
+        """Return the evidence of one seed from a metric and its standard error, as draws of a normal distribution."""
+        middles = (np.arange(_DRAWS) + 0.5) / _DRAWS
+        scores = stats.norm.ppf(middles)
+        draws = value + error * scores / scores.std(ddof=1)
+        return cls(values=np.array([value]), draws=draws[None], num_rows=num_rows)
 
     @cached_property
     def counted(self) -> Patients | None:

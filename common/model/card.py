@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from consilium.common.model.record import ModelRecord, Residuals, Score, Temperature
-from consilium.common.study.task import ImageTask, TableTask
+from consilium.common.study.task import ImageTask, SeriesTask, TableTask, TextTask
 
 _SERVED = {
     "personal": "the model of one site, personalised in a federation",
@@ -45,6 +45,11 @@ def _what_it_does(record: ModelRecord) -> Iterator[str]:
     task = record.task
     if task.number is None:
         yield f"It says which of these classes an example is of, with a probability for each: {_listed(task.classes)}."
+    elif task.survival_times is not None:
+        yield (
+            "It answers the log of a patient's risk, relative to other patients: of two, the one with the larger "
+            "answer is expected to have the event first. It says nothing of when."
+        )
     else:
         yield (
             f"It answers a number; within {task.number.tolerance:g} of the true one an answer counts as right in the "
@@ -55,6 +60,10 @@ def _what_it_does(record: ModelRecord) -> Iterator[str]:
     elif isinstance(task, ImageTask):
         colours = "grey" if task.channels == 1 else "colour"
         yield f"It reads {colours} pictures, which are resized to {task.size} x {task.size} pixels."
+    elif isinstance(task, SeriesTask):
+        yield f"It reads series of {task.length} steps of the channels {_listed(task.channels)}."
+    elif isinstance(task, TextTask):
+        yield f"It reads texts, of each {'the last' if task.next else 'the first'} {task.length} tokens."
     else:
         yield f"It reads arrays of shape {list(task.input_shape)}."
     yield f"Network: `{record.model.name}`; method of the study: `{record.method.kind}`."

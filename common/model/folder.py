@@ -26,17 +26,25 @@ from consilium.common.weights.arrays import Array, Weights
 
 FORMAT = 1
 RECORD, WEIGHTS, CARD, SUMMARY = "model.json", "weights.safetensors", "MODEL_CARD.md", "training-summary.json"
+TOKENIZER = "tokenizer.json"
 """Files of a model's folder."""
 MAX_RECORD_BYTES = 64_000_000
 
 
 def write_model(
-    folder: Path, record: ModelRecord, weights: Weights, *, summary: bytes | None = None, mode: int = 0o600
+    folder: Path,
+    record: ModelRecord,
+    weights: Weights,
+    *,
+    summary: bytes | None = None,
+    tokenizer: bytes | None = None,
+    mode: int = 0o600,
 ) -> ModelRecord:
     """Write a model's folder, its card too, and return its record with the digests of its files.
 
     Args:
         summary: the content of `training-summary.json`, which stays at the site.
+        tokenizer: the content of `tokenizer.json`, of a model of texts that needs one.
 
     Raises:
         StateError: the folder is unwritable or the disk is full; there is then no `model.json`.
@@ -47,6 +55,8 @@ def write_model(
         contents[SUMMARY] = iter([summary])
     else:
         _remove(folder / SUMMARY)
+    if tokenizer is not None:
+        contents[TOKENIZER] = iter([tokenizer])
     files = {name: _write(folder / name, pieces, mode) for name, pieces in contents.items()}
     record = record.model_copy(update={"files": files})
     write_atomically(folder / CARD, card_of(record).encode(), mode=mode)

@@ -9,7 +9,7 @@ from consilium.common.study.methods import MethodConfig
 from consilium.common.study.names import ClassName, PlainName, Sha256, SiteName, clean_text
 from consilium.common.study.record import Record
 from consilium.common.study.scale import Finite, Positive, Scale
-from consilium.common.study.task import CategoryColumn, TableTask, Task
+from consilium.common.study.task import CategoryColumn, SeriesTask, TableTask, Task
 from consilium.common.study.training import ModelConfig
 
 Served = Literal["personal", "global", "local", "adapted"]
@@ -36,6 +36,8 @@ class Preprocessing(Record):
     @classmethod
     def of_scale(cls, task: Task, scale: Scale | None) -> "Preprocessing":
         """Return what is known of a study without a site's data: the scale of all sites, or the study's own."""
+        if isinstance(task, SeriesTask):
+            return cls._of_series(task, scale)
         if scale is None:
             return cls(known=not task.scaled_columns or (not isinstance(task, TableTask) and task.scale is None))
         mean, std = scale.mean, scale.std
@@ -54,6 +56,15 @@ class Preprocessing(Record):
             std=tuple(one for _, one in widened),
             fill=tuple(fill) if task.missing == "impute" else None,
         )
+
+    @classmethod
+    def _of_series(cls, task: SeriesTask, scale: Scale | None) -> "Preprocessing":
+        """Return what is known of series, of which the steps that short ones lack become 0 after scaling."""
+        zeros = scale.mean if scale is not None else (0.0,) * len(task.channels)
+        fill = zeros if task.short == "pad" else None
+        if scale is None:
+            return cls(fill=fill if task.scale is None else None, known=task.scale is None)
+        return cls(mean=scale.mean, std=scale.std, fill=fill)
 
     def scale_of(self, task: Task) -> Scale | None:
         """Return the scale of the number columns or channels, in the task's order; None where there is none."""
@@ -167,7 +178,7 @@ class ModelRecord(Record):
 
     @model_validator(mode="after")
     def _check(self) -> "ModelRecord":
-        expected = self.task.input_shape[0]
+        expected = self.task.input_shape[-1 if isinstance(self.task, SeriesTask) else 0]
         of_parts = (self.preprocessing.mean, self.preprocessing.std, self.preprocessing.fill)
         if wrong := [len(part) for part in of_parts if part is not None and len(part) != expected]:
             raise ValueError(f"preprocessing is of {wrong[0]} features, the task has {expected}")

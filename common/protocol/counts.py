@@ -17,6 +17,23 @@ class PatientCounts(Record):
     difference: Patients | None = None
 
 
+class Estimate(Record):
+    """A number measured on the test split, and its standard error over the patients."""
+
+    value: float = Field(ge=-1, le=1)
+    error: float = Field(ge=0, le=1)
+
+
+class Estimates(Record):
+    """The score of every model where it is no share of right answers: None where the test split does not say it."""
+
+    majority: Estimate | None = None
+    local: Estimate | None = None
+    global_: Estimate | None = None
+    personal: Estimate | None = None
+    difference: Estimate | None = None
+
+
 class TestCounts(Record):
     """How many test examples each model got right; enough to recompute every interval.
 
@@ -30,6 +47,8 @@ class TestCounts(Record):
     `personal` come from counts of right and of wrong answers that have noise of a standard deviation of `noise` each.
     What would tell of single training patients is None: `majority`, the models that were trained without noise
     (`local`, `pairs`, and `personal` where the site tunes it), and sums over patients.
+
+    Where answers are neither right nor wrong, as risks are, there are `estimates` and no counts.
     """
 
     num_test: Count = Field(ge=1)
@@ -41,9 +60,14 @@ class TestCounts(Record):
     patients: PatientCounts | None = None
     noise: float | None = Field(default=None, gt=0, le=1e6, exclude_if=lambda noise: noise is None)
     """Standard deviation of the noise on each count of a private study; None: they are exact."""
+    estimates: Estimates | None = Field(default=None, exclude_if=lambda estimates: estimates is None)
+    """Scores with their standard errors, in place of counts; None where there are counts."""
 
     @model_validator(mode="after")
     def _check(self) -> "TestCounts":
+        counts = (self.majority, self.local, self.global_, self.personal, self.patients, self.noise)
+        if self.estimates is not None and any(one is not None for one in counts):
+            raise ValueError("estimates stand in place of counts, expected one of the two")
         if (self.pairs is None) != (self.local is None):
             raise ValueError("pairs and local go together: expected both or neither")
         if self.pairs is not None:

@@ -110,13 +110,17 @@ Cohort = Annotated[tuple[SiteName, ...], Field(min_length=1, max_length=MOST_SIT
 class SecureRound(Record):
     """What the sites of a secure sum must agree on, in addition to the round and its weights.
 
-    `attempt`: how often the round has been tried; `examples` and `loss`: what each measures its own weight by.
+    `attempt`: how often the round has been tried; `examples`, `loss` and `steps`: what each measures its own weight by,
+    and its update per step; `noise`: the noise multiplier of the sum where it hides whole sites, of which each adds its
+    share.
     """
 
     attempt: int = Field(ge=1, le=10_000)
     cohort: Cohort
     examples: int = Field(ge=1, le=2**53)
     loss: float = Field(ge=0, le=1e80)
+    steps: float | None = Field(default=None, ge=1, le=1e9, exclude_if=lambda steps: steps is None)
+    noise: float | None = Field(default=None, gt=0, le=1e9, exclude_if=lambda noise: noise is None)
 
 
 class RoundPlan(_LaterPlan):
@@ -128,6 +132,7 @@ class RoundPlan(_LaterPlan):
     training of as many rounds.
     `share`: the part that this site's last update has in the weights sent; 0 if it is not in them.
     `base`: the round whose weights the payload is a difference from; None for weights in full.
+    `best`: a round whose state this site keeps as well: with its model the study may end; None: of no other.
     `secure`: mask the update for a sum over these sites; None: send it as it is.
     """
 
@@ -137,6 +142,7 @@ class RoundPlan(_LaterPlan):
     asked: int = Field(ge=1)
     share: float = Field(default=0.0, ge=0, le=1)
     base: int | None = Field(default=None, ge=1)
+    best: int | None = Field(default=None, ge=1, exclude_if=lambda best: best is None)
     secure: SecureRound | None = Field(default=None, exclude_if=lambda secure: secure is None)
 
     @model_validator(mode="after")
@@ -144,6 +150,8 @@ class RoundPlan(_LaterPlan):
         _check_past(self.accepted, self.asked, before=self.round, rounds=self.round)
         if self.base is not None and self.base != self.accepted:
             raise ValueError(f"base is round {self.base}, but the last accepted round is {self.accepted}")
+        if self.best is not None and (self.accepted is None or self.best > self.accepted):
+            raise ValueError(f"best is round {self.best}, but the last accepted round is {self.accepted}")
         return self
 
 

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from consilium.common.errors import ConfigError
 from consilium.common.host.files import with_home, write_atomically
 from consilium.common.study.acceptance import check_words, ranges_of
+from consilium.common.study.column_patterns import has_patterns, with_names
 from consilium.common.study.policy import PolicyConfig
 from consilium.common.study.sentences import describe
 from consilium.common.study.site import SiteConfig
@@ -23,16 +24,28 @@ _PATHS = ("ca_certificate", "private_key", "certificate", "study_key", "peers", 
 
 
 def load_study(path: Path) -> StudyConfig:
-    """Read and check a `study.toml`.
+    """Read and check a `study.toml`; patterns of columns become the names of the columns of a table.
 
     Raises:
         ConfigError: the file is missing, is not TOML, or a key or value is wrong.
     """
-    study = parse_study(_read_toml(path), source=str(path))
+    study = parse_study(with_names(_read_toml(path), path.parent, source=str(path)), source=str(path))
     if study.num_sites is not None:
         raise ConfigError(f"num_sites: is counted, not set; remove it ({path})")
     ranges_of(study, source=str(path))
     return study
+
+
+def study_source(path: Path) -> str:
+    """Return the text of a `study.toml` as sites get it: as it is, or with columns' names in place of patterns.
+
+    Raises:
+        ConfigError: the file cannot be read, or there is no table to take names from.
+    """
+    values = _read_toml(path)
+    if not has_patterns(values):
+        return path.read_text(encoding="utf-8")
+    return tomli_w.dumps(with_names(values, path.parent, source=str(path)))
 
 
 def parse_study(values: dict[str, Any], *, source: str) -> StudyConfig:

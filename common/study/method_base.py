@@ -27,6 +27,8 @@ class MethodSettings(Record):
     """What a site serves is also trained by what never leaves it: a private study is not told how well it does, since
     no noise hides the patients whom that training saw.
     """
+    balances: ClassVar[bool] = False
+    """It balances the classes in its own loss."""
     linear_head: ClassVar[str | None] = None
     """In words, the step that holds for a head of one linear layer alone; None: a head may have several."""
     not_private: ClassVar[str | None] = "does not say that all its training may be private (not_private = None)"

@@ -115,6 +115,7 @@ class FedRodMethod(MethodSettings):
         "balances its loss by this site's class counts and trains a second head, both without noise"
     )
     of_classes: ClassVar[str | None] = "balances classes"
+    balances: ClassVar[bool] = True
     linear_head: ClassVar[str | None] = "adds two heads' arrays"
     kind: Literal["fedrod"] = "fedrod"
 

@@ -1,17 +1,18 @@
 """Metrics that a study may name in addition to loss and accuracy: what each is of, and which way is better."""
 
 from collections.abc import Iterable, Mapping
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from consilium.common.errors import ConfigError
 from consilium.common.study.parts import check_not_shadowed, no_such_kind, own_settings
 from consilium.common.study.record import Record
+from consilium.common.study.task_base import LabelKind
 
 
 class MetricSettings(Record):
     """Base of every metric's facts; a metric has no settings to choose."""
 
-    of: ClassVar[Literal["classes", "numbers"]] = "classes"
+    of: ClassVar[LabelKind] = "classes"
     """The labels that it is defined for."""
     smaller_is_better: ClassVar[bool] = False
     """Whether a perfect model has the least value."""
@@ -42,21 +43,21 @@ class Brier(MetricSettings):
 class Mae(MetricSettings):
     """Mean absolute error, in the label's units."""
 
-    of: ClassVar[Literal["classes", "numbers"]] = "numbers"
+    of: ClassVar[LabelKind] = "numbers"
     smaller_is_better: ClassVar[bool] = True
 
 
 class Rmse(MetricSettings):
     """Square root of the mean squared error, in the label's units."""
 
-    of: ClassVar[Literal["classes", "numbers"]] = "numbers"
+    of: ClassVar[LabelKind] = "numbers"
     smaller_is_better: ClassVar[bool] = True
 
 
 class R2(MetricSettings):
     """Part of the labels' variance that the answers explain; 0 is the constant answer, 1 a perfect model."""
 
-    of: ClassVar[Literal["classes", "numbers"]] = "numbers"
+    of: ClassVar[LabelKind] = "numbers"
 
 
 METRICS: Mapping[str, type[MetricSettings]] = {
@@ -100,12 +101,11 @@ def known_metrics(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
-def unfit(names: Iterable[str], *, classes: bool) -> str | None:
+def unfit(names: Iterable[str], *, labels: LabelKind) -> str | None:
     """Return the sentence on a metric that this task's labels have none of; None where all fit."""
-    expected: Literal["classes", "numbers"] = "classes" if classes else "numbers"
     for name in names:
-        if facts_of(name).of != expected:
-            fitting = ", ".join(one for one, facts in METRICS.items() if facts.of == expected)
-            what = "classes" if classes else "numbers"
-            return f"metrics: '{name}' is not defined where the labels are {what}; of these there are {fitting}"
+        if facts_of(name).of != labels:
+            fitting = ", ".join(one for one, facts in METRICS.items() if facts.of == labels)
+            told = f"of these there are {fitting}" if fitting else "of these the concordance index is measured anyway"
+            return f"metrics: '{name}' is not defined where the labels are {labels}; {told}"
     return None

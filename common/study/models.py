@@ -6,9 +6,20 @@ from typing import Any
 from consilium.common.errors import ConfigError
 from consilium.common.study.parts import check_not_shadowed, own_settings
 from consilium.common.study.record import Record
+from consilium.common.study.text_models import TEXT_SETTINGS
 
-SMALL_NAMES = ("small_cnn", "resnet20", "mlp", "mlp_bn", "linear")
-"""Models of our own; all others that are built in are torchvision's."""
+SERIES_NAMES = ("cnn1d", "gru")
+"""Models of our own that read series."""
+SMALL_NAMES = ("small_cnn", "resnet20", "mlp", "mlp_bn", "linear", *SERIES_NAMES)
+"""Models of our own; all others that are built in are torchvision's, or of a library that the name begins with."""
+LIBRARIES = {"timm": "timm/resnet18", "monai": "monai/densenet121"}
+"""Libraries whose models are named `LIBRARY/MODEL`, each with an example, and an extra of its name."""
+
+
+def library_of(name: str) -> str | None:
+    """Return the library that a model's name begins with; None where it is of none."""
+    library, slash, _ = name.partition("/")
+    return library if slash and library in LIBRARIES else None
 
 
 class ModelSettings(Record):
@@ -25,6 +36,9 @@ def model_settings(name: str, values: Mapping[str, Any]) -> Record | None:
     if name in SMALL_NAMES:
         check_not_shadowed("models", name)
         return None
+    if name in TEXT_SETTINGS:
+        check_not_shadowed("models", name)
+        return TEXT_SETTINGS[name].model_validate(dict(values))
     settings = own_settings("models", name, ModelSettings)
     return None if settings is None else settings.model_validate(dict(values))
 

@@ -41,19 +41,25 @@ class ExamplePrivacy(Record):
 
 
 class SiteLevelPrivacy(Record):
-    """Differential privacy for each site as a whole, against everybody but the server: noise on the mean update.
+    """Differential privacy for each site as a whole: noise on the mean update.
 
-    For studies of many sites or devices: with few, the noise that hides one would hide all.
+    The server adds it, against everybody but itself; with `secure_aggregation` each site adds its share before the
+    update is masked, against the server too. For studies of many sites or devices: with few, the noise that hides one
+    would hide all.
     """
 
     epsilon: float | None = Field(default=None, gt=0, le=100)
-    """The budget of the whole run; the server finds the noise that keeps to it."""
+    """The budget of the whole run; the server finds the noise that keeps to it, and with secure sums sites check it."""
     noise: float | None = Field(default=None, ge=0.1, le=1000)
     """Or the noise multiplier of a round, in units of `clip`."""
     delta: Delta = 1e-5
     """Probability with which the bound of epsilon may be missed."""
     clip: Positive = 1.0
     """Largest Euclidean norm of one site's update; longer ones are shortened to it."""
+    colluding: int | None = Field(default=None, ge=0, exclude_if=lambda colluding: colluding is None)
+    """With secure sums: how many sites of a round may tell the server their own noise, and the promise to the others
+    still holds; the more, the more noise. None: as many as the masks withstand, a third of the sites asked.
+    """
 
     @model_validator(mode="after")
     def _check(self) -> "SiteLevelPrivacy":
@@ -68,11 +74,23 @@ class PrivacyConfig(Record):
     examples: ExamplePrivacy | None = None
     """Noise at each site, for each of its patients; without the table, none."""
     sites: SiteLevelPrivacy | None = None
-    """Noise at the server, for each site as a whole, from 50 sites on; without the table, none."""
+    """Noise for each site as a whole, from 50 sites on, at the server or in secure sums; without the table, none."""
     secure_aggregation: bool = False
     """The server learns sums over sites of what they send in a round, never one site's."""
     bound: float = Field(default=10.0, gt=0, le=1e6)
-    """Secure aggregation: the largest Euclidean norm of a site's update; a longer one is shortened to it."""
+    """Secure aggregation: the largest Euclidean norm of a site's update; a longer one is shortened to it. With `sites`
+    it is their `clip`.
+    """
+
+    @property
+    def longest(self) -> float:
+        """The largest Euclidean norm of an update in a secure sum."""
+        return self.bound if self.sites is None else self.sites.clip
+
+    @property
+    def hides_sites(self) -> bool:
+        """Whether whole sites are hidden from the server too: sums have noise when it sees them."""
+        return self.sites is not None and self.secure_aggregation
 
     @property
     def is_none(self) -> bool:

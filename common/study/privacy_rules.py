@@ -14,7 +14,7 @@ LEAST_SITES = 50
 
 SUMMABLE = (
     *("fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad"),
-    *("scaffold", "feddyn", "reptile", "per_fedavg"),
+    *("scaffold", "feddyn", "fednova", "reptile", "per_fedavg"),
 )
 """Strategies that take nothing but sums over sites."""
 SUMMABLE_FACTORS = ("size", "loss")
@@ -63,6 +63,24 @@ def _site_noise_is_on_the_weights_alone(study: Study) -> str | None:
     )
 
 
+def _site_noise_withstands_some_sites(study: Study) -> str | None:
+    """Refuse more sites that work with the server than masks or noise withstand."""
+    privacy, asked = study.privacy.sites, study.cohort_size
+    if privacy is None or privacy.colluding is None:
+        return None
+    if not study.privacy.secure_aggregation:
+        return (
+            "privacy.sites.colluding is about noise that sites add to secure sums, but in this study the server adds "
+            "it: set privacy.secure_aggregation = true, or leave colluding out"
+        )
+    if privacy.colluding <= (most := asked - threshold(asked)):
+        return None
+    return (
+        f"privacy.sites.colluding = {privacy.colluding} is more than a third of the {asked} sites that are asked in a "
+        f"round, and so many could take off the masks: set {most} or fewer"
+    )
+
+
 def _examples_are_seen_by_noised_steps_alone(study: Study) -> str | None:
     if study.privacy.examples is None or (why := study.method.not_private) is None:
         return None
@@ -101,6 +119,16 @@ def _examples_are_scaled_by_numbers(study: Study) -> str | None:
         what = "scale the inputs by numbers that are known (task.mean and task.std of images), and leave task.scale out"
     return (
         f"privacy.examples needs inputs that are scaled by fixed numbers, not by what the patients' rows have: {what}"
+    )
+
+
+def _examples_have_losses_of_their_own(study: Study) -> str | None:
+    if study.privacy.examples is None or study.task.survival_times is None:
+        return None
+    return (
+        "privacy.examples clips the gradient of each patient, but with task.survival a patient's part of the loss "
+        "hangs on all who are still at risk, so that no patient has a gradient of its own: leave privacy.examples out; "
+        "privacy.secure_aggregation hides single sites' updates"
     )
 
 
@@ -151,10 +179,6 @@ def _not_a_sum(study: Study) -> str | None:
             f"codec '{study.uplink[0].kind}' of the uplink changes numbers that must add up, or makes nothing smaller "
             "of masked ones: leave uplink out; codecs of the downlink can stay"
         )
-    if study.privacy.sites is not None:
-        return (
-            "privacy.sites adds its noise to updates at the server: set privacy.examples, or leave one of the two out"
-        )
     return None
 
 
@@ -180,7 +204,9 @@ PRIVACY_RULES: tuple[Callable[[Study], str | None], ...] = (
     _site_noise_is_for_equal_weights,
     _site_noise_is_for_many_sites,
     _site_noise_is_on_the_weights_alone,
+    _site_noise_withstands_some_sites,
     _examples_are_scaled_by_numbers,
+    _examples_have_losses_of_their_own,
     _examples_are_drawn_each,
     _examples_measure_nothing,
     _examples_are_seen_by_noised_steps_alone,

@@ -18,7 +18,7 @@ from consilium.common.study.study import StudyConfig
 TABLES = ("method", "strategy")
 """Settings that are a table of one kind among several."""
 
-RANGED = frozenset({"training", *TABLES}) | {
+RANGED = frozenset({"training", "stopping", *TABLES}) | {
     *("seed", "rounds", "cohort_fraction", "quorum"),
     *("keep_best", "evaluate_every", "local_baseline", "round_timeout_seconds"),
 }

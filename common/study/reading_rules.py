@@ -4,6 +4,7 @@ from typing import Protocol
 
 from consilium.common.study.methods import MethodConfig
 from consilium.common.study.metrics import unfit
+from consilium.common.study.models import SERIES_NAMES
 from consilium.common.study.task import Task
 from consilium.common.study.training import ModelConfig, SplitConfig
 
@@ -61,9 +62,22 @@ def head_layers_are_read(study: Settings) -> str | None:
     return None
 
 
+def series_models_are_of_series(study: Settings) -> str | None:
+    """A model that goes along time reads series `(T, C)`; those of libraries read pictures, channels first."""
+    if study.task.kind == "series" and "/" in study.model.name:
+        known = ", ".join(f"'{one}'" for one in SERIES_NAMES)
+        return f"model.name: model '{study.model.name}' reads no series: choose {known}, or a model of your own"
+    if study.model.name not in SERIES_NAMES or len(study.task.input_shape) == 2:
+        return None
+    return (
+        f"model.name: model '{study.model.name}' reads series, but task.kind is '{study.task.kind}' with examples of "
+        f"shape {list(study.task.input_shape)}: choose another model"
+    )
+
+
 def metrics_fit(study: Settings) -> str | None:
-    """A metric is of classes or of numbers, as the task's labels are."""
-    return unfit(study.metrics, classes=bool(study.task.classes))
+    """A metric is of classes, of numbers or of times, as the task's labels are."""
+    return unfit(study.metrics, labels=study.task.label_kind)
 
 
 def metrics_can_be_measured(study: Settings) -> str | None:

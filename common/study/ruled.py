@@ -5,6 +5,7 @@ from typing import Protocol
 from consilium.common.study.codecs import CodecConfig
 from consilium.common.study.privacy import PrivacyConfig
 from consilium.common.study.reading_rules import Settings
+from consilium.common.study.stopping import StoppingConfig
 from consilium.common.study.strategies import StrategyConfig
 from consilium.common.study.training import TrainingConfig
 from consilium.common.study.weightings import WeightingConfig
@@ -16,6 +17,16 @@ class Study(Settings, Protocol):
     @property
     def training(self) -> TrainingConfig:
         """How a site trains in one round."""
+        ...
+
+    @property
+    def rounds(self) -> int:
+        """Rounds of training."""
+        ...
+
+    @property
+    def stopping(self) -> StoppingConfig | None:
+        """When the study ends before its last round; None: never."""
         ...
 
     @property

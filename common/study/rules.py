@@ -10,10 +10,13 @@ from consilium.common.study.reading_rules import (
     hidden_layers_are_read,
     metrics_can_be_measured,
     metrics_fit,
+    series_models_are_of_series,
 )
 from consilium.common.study.ruled import Study
 from consilium.common.study.signals import CANDIDATE_LOSSES, CLASS_COUNTS, EFFECTIVE_STEPS, WITHOUT_ERROR
 from consilium.common.study.task import ImageTask, TableTask
+from consilium.common.study.text_rules import TEXT_RULES
+from consilium.common.study.training_rules import TRAINING_RULES
 
 Rule = Callable[[Study], str | None]
 
@@ -57,21 +60,32 @@ def _sets_its_own_shares(study: Study) -> str | None:
 def _steps_are_plain_sgd(study: Study) -> str | None:
     training = study.training
     if not study.method.plain_sgd or (
-        training.optimiser == "sgd" and training.momentum == 0 and training.weight_decay == 0
+        training.optimiser == "sgd"
+        and training.momentum == 0
+        and training.weight_decay == 0
+        and training.clip_gradient is None
     ):
         return None
     return (
         f"method '{study.method.kind}' is defined for plain SGD: set training.optimiser = 'sgd', "
-        "training.momentum = 0 and training.weight_decay = 0"
+        "training.momentum = 0 and training.weight_decay = 0, and leave training.clip_gradient out"
     )
 
 
 def _steps_are_as_long_as_the_rate_says(study: Study) -> str | None:
-    if not study.strategy.without_momentum or (study.training.optimiser == "sgd" and study.training.momentum == 0):
+    training = study.training
+    if not study.strategy.without_momentum:
+        return None
+    if training.optimiser != "sgd" or training.momentum != 0:
+        return (
+            f"strategy '{study.strategy.kind}' takes 1 / learning_rate for the slope of the loss, which holds for SGD "
+            "without momentum: set training.optimiser = 'sgd' and training.momentum = 0"
+        )
+    if training.schedule is None and training.clip_gradient is None:
         return None
     return (
-        f"strategy '{study.strategy.kind}' takes 1 / learning_rate for the slope of the loss, which holds for SGD "
-        "without momentum: set training.optimiser = 'sgd' and training.momentum = 0"
+        f"strategy '{study.strategy.kind}' takes 1 / learning_rate for the slope of the loss, which holds for steps at "
+        "one rate that are not shortened: leave training.schedule and training.clip_gradient out"
     )
 
 
@@ -88,9 +102,9 @@ def _needs_classes(study: Study) -> str | None:
     if study.task.classes:
         return None
     if (why := study.method.of_classes) is not None:
-        return f"method '{study.method.kind}' {why}, but this task's label is a number"
+        return f"method '{study.method.kind}' {why}, but this task's label is {study.task.one_label}"
     if CLASS_COUNTS in study.needs:
-        return "the weighting needs class counts, but this task's label is a number"
+        return f"the weighting needs class counts, but this task's label is {study.task.one_label}"
     return None
 
 
@@ -175,7 +189,8 @@ def _some_rows_are_for_test(study: Study) -> str | None:
 
 
 def _who_and_what_for_are_no_features(study: Study) -> str | None:
-    columns = {*getattr(study.task, "columns", ()), getattr(study.task, "label", None)}
+    label = getattr(study.task, "label_columns", (getattr(study.task, "label", None),))
+    columns = {*getattr(study.task, "columns", ()), *label}
     for setting, name in (("split.group", study.split.group), ("split.parts", study.split.parts)):
         if name is not None and name in columns:
             return (
@@ -199,6 +214,7 @@ def _names_of_patients_can_be_read(study: Study) -> str | None:
 RULES: tuple[Rule, ...] = (
     head_layers_are_read,
     metrics_fit,
+    series_models_are_of_series,
     metrics_can_be_measured,
     _some_rows_are_for_test,
     _who_and_what_for_are_no_features,
@@ -218,5 +234,7 @@ RULES: tuple[Rule, ...] = (
     _size_counts_once,
     _leave_one_out_is_exact,
     _shares_can_be_bounded,
+    *TEXT_RULES,
+    *TRAINING_RULES,
     *PRIVACY_RULES,
 )

@@ -13,10 +13,16 @@ from pydantic import (
     model_validator,
 )
 
+from consilium.common.errors import written
 from consilium.common.study.extents import JSON_RANGES, Words, flat
-from consilium.common.study.names import HostPort, SiteName
+from consilium.common.study.missing import MissingValues
+from consilium.common.study.names import ColumnName, HostPort, SiteName
 from consilium.common.study.parts import OwnKinds, OwnPackage, only
 from consilium.common.study.record import Record
+
+MOST_DEPTH = 7
+"""Most folders between a class's folder and a picture."""
+PictureFormat = Literal["bmp", "dicom", "jpeg", "nifti", "png", "tiff", "webp"]
 
 
 class DataSettings(Record):
@@ -32,6 +38,12 @@ class DataSettings(Record):
     """Unusable examples that may be left out."""
 
 
+def _known_depth(value: Any) -> Any:
+    if value is None or value == "any" or (type(value) is int and 0 <= value <= MOST_DEPTH):
+        return value
+    raise ValueError(f"must be a whole number from 0 to {MOST_DEPTH}, or 'any', got {written(value)[:60]}")
+
+
 class ImageFolderData(DataSettings):
     """Image files under `path`, one sub-folder per class."""
 
@@ -42,18 +54,47 @@ class ImageFolderData(DataSettings):
     """Where the study's common test set (`task.test`) lies, if not in the data folder."""
     max_skipped: int = Field(default=0, ge=0)
     """Unusable files that may be left out."""
+    depth: Annotated[int | Literal["any"] | None, BeforeValidator(_known_depth)] = Field(
+        default=None, exclude_if=lambda depth: depth is None
+    )
+    """How many folders deep below a class's folder files are read: 0: those in it; 1: also those in a folder in it
+    (class/patient/picture.png); `any`: all. None: 0, or 1 where the study's `split.group` is `folder`.
+    """
+    formats: tuple[PictureFormat, ...] | None = Field(
+        default=None, min_length=1, exclude_if=lambda formats: formats is None
+    )
+    """The formats that are read; others are passed over. None: all, `dicom` and `nifti` with the extras of that name.
+    """
 
 
 class TableData(DataSettings):
-    """One `.csv` or `.parquet` file, or a folder of them."""
+    """One table, `.csv`, `.tsv`, `.xlsx` or `.parquet`, or a folder of them; how it is written is found in the file."""
 
     kind: Literal["table"] = "table"
     path: Path
-    """A `.csv` or `.parquet` file, or a folder of them."""
+    """A `.csv`, `.tsv`, `.xlsx` or `.parquet` file, or a folder of them; a file that is named may also end in `.tab`,
+    `.txt` or `.data`.
+    """
     test: Path | None = None
     """Where the study's common test set (`task.test`) lies, if not in the data folder."""
     max_skipped: int = Field(default=0, ge=0)
     """Unusable rows that may be left out."""
+    missing_values: MissingValues = Field(default_factory=dict, exclude_if=lambda codes: not codes)
+    """Codes that mean a missing value at this site, by the study's name of a column or by a pattern of names:
+    `{ age = [-9, 999] }`; they are added to those of the study, and models that this site keeps know them.
+    """
+    rename: dict[ColumnName, ColumnName] = Field(default_factory=dict, exclude_if=lambda names: not names)
+    """The study's name of a column by its name in the files: `{ "Age (years)" = "age" }`."""
+    delimiter: Literal[",", ";", "\t", "|"] | None = Field(default=None, exclude_if=lambda sign: sign is None)
+    """The sign between fields; None: found in the file."""
+    decimal: Literal[".", ","] | None = Field(default=None, exclude_if=lambda sign: sign is None)
+    """The sign before a number's fraction; None: found in the file."""
+    encoding: str | None = Field(default=None, max_length=40, exclude_if=lambda name: name is None)
+    """The files' encoding as Python calls it, such as `cp1252`; None: found in the file."""
+    sheet: str | None = Field(default=None, max_length=100, exclude_if=lambda name: name is None)
+    """The sheet of an Excel workbook; None: the only one, or the one that has the study's columns."""
+    names: tuple[ColumnName, ...] = Field(default=(), exclude_if=lambda names: not names)
+    """The columns' names, in the order of the files, where these have no header."""
 
 
 class ArraysData(DataSettings):
@@ -80,9 +121,33 @@ class FeaturesData(DataSettings):
     """Unusable examples that may be left out."""
 
 
+class SeriesData(DataSettings):
+    """Series over time: one `.npz` file with arrays `x` (N, T, C) and `y`, or tables with a row per series and time."""
+
+    kind: Literal["series"] = "series"
+    path: Path
+    """An `.npz` file, a table, or a folder with one `.npz` file or with tables."""
+    test: Path | None = None
+    """Where the study's common test set (`task.test`) lies, if not in the data folder."""
+    max_skipped: int = Field(default=0, ge=0)
+    """Unusable series that may be left out."""
+
+
+class TextData(DataSettings):
+    """Texts: a table with a column of them, or `.txt` files, in one sub-folder per class or as the study reads them."""
+
+    kind: Literal["text"] = "text"
+    path: Path
+    """A table, a `.txt` file, or a folder of them."""
+    test: Path | None = None
+    """Where the study's common test set (`task.test`) lies, if not in the data folder."""
+    max_skipped: int = Field(default=0, ge=0)
+    """Unusable texts that may be left out."""
+
+
 # `test`: where the study's common test set lies, if not in the data folder under the name that the study gives it.
 DataConfig = Annotated[
-    ImageFolderData | TableData | ArraysData | FeaturesData,
+    ImageFolderData | TableData | ArraysData | FeaturesData | SeriesData | TextData,
     Field(discriminator="kind"),
     OwnKinds("readers", DataSettings),
 ]

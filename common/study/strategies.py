@@ -35,6 +35,8 @@ class StrategySettings(Record):
     of_sums: ClassVar[bool] = False
     """Of the updates it takes nothing but their mean, weighted or plain, and the sum of control variates, so that the
     mean in every site's place gives the same."""
+    per_step: ClassVar[bool] = False
+    """The mean that it takes of what gradients move is of updates per step: each divided by its site's steps."""
 
     @property
     def least_sites(self) -> int:
@@ -169,6 +171,8 @@ class FedDynStrategy(StrategySettings):
 class FedNovaStrategy(StrategySettings):
     """Updates divided by the sites' numbers of local steps before the mean."""
 
+    of_sums: ClassVar[bool] = True
+    per_step: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({EFFECTIVE_STEPS})
     kind: Literal["fednova"] = "fednova"
 

@@ -18,6 +18,7 @@ from consilium.common.study.names import SiteName, without_duplicates
 from consilium.common.study.privacy import PrivacyConfig
 from consilium.common.study.record import Record
 from consilium.common.study.rules import problems
+from consilium.common.study.stopping import StoppingConfig
 from consilium.common.study.strategies import FedAvgStrategy, StrategyConfig
 from consilium.common.study.task import Task
 from consilium.common.study.training import ModelConfig, SplitConfig, TrainingConfig
@@ -43,6 +44,8 @@ class StudyConfig(Record):
     """Which model, from which weights, and which part of it is trained."""
     training: TrainingConfig = TrainingConfig(epochs=1)
     """How a site trains in one round; without the table, one epoch."""
+    stopping: StoppingConfig | None = Field(default=None, exclude_if=lambda stopping: stopping is None)
+    """When the study ends before its last round; None: never."""
     split: SplitConfig = SplitConfig()
     """How each site divides its own rows."""
     method: MethodConfig = FedAvgMethod()

@@ -1,15 +1,24 @@
 """What every task of a study has, and how a label that is a number is answered."""
 
-from typing import ClassVar, Self
+from collections.abc import Mapping
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from consilium.common.study.names import ClassName, PlainName, without_duplicates
+from consilium.common.study.names import ClassName, ColumnName, PlainName, without_duplicates
 from consilium.common.study.record import Record
 from consilium.common.study.scale import Scale
 
 _ROUNDING = 1e-5
 """Rounding error of a label in float32, in the model's units, with a margin; negligible next to a tolerance."""
+
+
+LabelKind = Literal["classes", "numbers", "times until an event"]
+_ONE: Mapping[LabelKind, str] = {
+    "classes": "a class",
+    "numbers": "a number",
+    "times until an event": "a time until an event",
+}
 
 
 class TaskBase(Record):
@@ -32,6 +41,18 @@ class TaskBase(Record):
         return "accuracy"
 
     @property
+    def label_kind(self) -> LabelKind:
+        """What the labels are."""
+        if self.survival_times is not None:
+            return "times until an event"
+        return "classes" if self.number is None else "numbers"
+
+    @property
+    def one_label(self) -> str:
+        """What one label is, in words."""
+        return _ONE[self.label_kind]
+
+    @property
     def constant(self) -> str:
         """Name of the constant answer, from a site's own training labels, that every model must beat."""
         return "most frequent class"
@@ -39,6 +60,11 @@ class TaskBase(Record):
     @property
     def number(self) -> "Regression | None":
         """How a label that is a number is answered; None where it is a class."""
+        return None
+
+    @property
+    def survival_times(self) -> "Survival | None":
+        """Where a label that is a time until an event is found; None where it is none."""
         return None
 
     @property
@@ -87,6 +113,28 @@ class Regression(Record):
         return self.tolerance / self.scale + _ROUNDING
 
 
+class Survival(Record):
+    """The label is the time until an event, which of some patients is known only to be later than another time.
+
+    The model answers the log of a patient's risk, relative to others of the site; the loss is Cox's partial likelihood.
+    """
+
+    time: ColumnName
+    """The column with the time until the event, or until the patient was last seen; at least 0, in any one unit."""
+    event: ColumnName
+    """The column that says whether the event was seen at that time: 1 or true, and 0 or false where it was not."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.time == self.event:
+            raise ValueError(f"time and event are both column '{self.time}', expected two")
+        return self
+
+
+LOG_RISK = Regression(tolerance=1.0)
+"""How a log risk is answered: as it is. It has no unit, and no true value, so that its tolerance is never asked."""
+
+
 class LabelTask(TaskBase):
     """A task whose label is one of `classes`, or with `regression` a number."""
 
@@ -98,7 +146,13 @@ class LabelTask(TaskBase):
     @model_validator(mode="after")
     def _check_label(self) -> Self:
         without_duplicates(self.classes, what="classes")
-        if (self.regression is None) == (not self.classes) or len(self.classes) == 1:
+        if self.survival_times is not None:
+            if self.classes or self.regression is not None:
+                raise ValueError(
+                    "survival says what the label is: leave 'classes' and 'regression' out (a number that is censored "
+                    "in some rows cannot be learned as one)"
+                )
+        elif (self.regression is None) == (not self.classes) or len(self.classes) == 1:
             raise ValueError("give either 'classes', at least two, or 'regression' for a label that is a number")
         return self
 
@@ -110,6 +164,8 @@ class LabelTask(TaskBase):
     @property
     def score(self) -> str:
         """Name of the share of correct answers."""
+        if self.survival_times is not None:
+            return "concordance index"
         if self.regression is None:
             return super().score
         return f"share within {self.regression.tolerance:g} of the true {self.label_name}"
@@ -117,9 +173,11 @@ class LabelTask(TaskBase):
     @property
     def constant(self) -> str:
         """Name of the constant answer."""
+        if self.survival_times is not None:
+            return "same risk for all"
         return super().constant if self.regression is None else "training mean"
 
     @property
     def number(self) -> Regression | None:
-        """How a label that is a number is answered; None where it is a class."""
-        return self.regression
+        """How an answer that is a number is told; None where it is a class. Of survival it is the log of a risk."""
+        return self.regression if self.survival_times is None else LOG_RISK

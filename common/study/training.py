@@ -5,19 +5,41 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
+    Discriminator,
     Field,
+    Tag,
     ValidationInfo,
     field_validator,
     model_validator,
 )
 
+from consilium.common.study.adapter import LoraConfig
+from consilium.common.study.augment import AugmentConfig
 from consilium.common.study.models import checked_settings
-from consilium.common.study.names import Fraction, Sha256, clean_text, file_beside
+from consilium.common.study.names import ClassName, Fraction, PlainName, Sha256, clean_text, file_beside
+from consilium.common.study.ranges import Positive
 from consilium.common.study.record import Record
+from consilium.common.study.schedules import ScheduleConfig
+from consilium.common.study.text_models import TRANSFORMER_WEIGHTS
+from consilium.common.study.text_task import PathInside
+
+ClassWeights = Annotated[
+    Annotated[Literal["balanced"], Tag("word")] | Annotated[dict[ClassName, Positive], Tag("classes")],
+    Discriminator(lambda value: "classes" if isinstance(value, dict) else "word"),
+]
+"""Weights of classes; tagged, so that an error names one number alone."""
+
+
+def _is_none(value: object) -> bool:
+    return value is None
 
 
 class PretrainedConfig(Record):
-    """Where the backbone's weights come from: torchvision by name, or a local file."""
+    """Where the backbone's weights come from: torchvision by name, a local file, or a local folder of files.
+
+    A file may be as its training script left it: wrappers are opened, one prefix of all names is taken off where that
+    makes them fit, and its head is left out.
+    """
 
     weights: str | None = None
     """A torchvision weights name, e.g. `IMAGENET1K_V1`."""
@@ -25,11 +47,19 @@ class PretrainedConfig(Record):
     """Or a file in every site's `weights_dir`."""
     sha256: Sha256 | None = None
     """The SHA-256 that the file must have."""
+    folder: PathInside | None = Field(default=None, exclude_if=_is_none)
+    """Or a folder in every site's `weights_dir`, for model `transformer`."""
+    files: dict[PlainName, Sha256] = Field(default_factory=dict, max_length=20, exclude_if=lambda files: not files)
+    """The SHA-256 that each of the folder's files must have: `model.safetensors`, and others such as `config.json`."""
 
     @model_validator(mode="after")
     def _check(self) -> "PretrainedConfig":
-        if (self.weights is None) == (self.file is None):
-            raise ValueError("give exactly one of 'weights' (a torchvision name) and 'file'")
+        if sum(one is not None for one in (self.weights, self.file, self.folder)) != 1:
+            raise ValueError("give exactly one of 'weights' (a torchvision name), 'file' and 'folder'")
+        if (self.folder is not None) != (TRANSFORMER_WEIGHTS in self.files):
+            raise ValueError(
+                f'a folder needs files = {{ "{TRANSFORMER_WEIGHTS}" = its sha256, ... }}, and nothing else has files'
+            )
         if self.file is not None and (Path(self.file).is_absolute() or ".." in Path(self.file).parts):
             raise ValueError(f"file must be relative to the site's weights folder, got '{self.file}'")
         return self
@@ -39,13 +69,17 @@ class ModelConfig(Record):
     """Which model, from which weights, and which part of it is trained."""
 
     name: Annotated[str, Field(max_length=200), AfterValidator(clean_text)] = "small_cnn"
-    """`small_cnn`, `resnet20`, `mlp`, `mlp_bn`, `linear`, a torchvision model, or one of a package of your own."""
+    """`small_cnn`, `resnet20`, `mlp`, `mlp_bn`, `linear`; of texts `text_mean`, `text_transformer`, `transformer`; a
+    torchvision model, one of timm or MONAI (`timm/resnet18`, `monai/densenet121`), or one of a package of your own.
+    """
     hidden: tuple[int, ...] | None = None
     """`mlp`, `mlp_bn`: sizes of the hidden layers; None: one of 32. No other model takes it."""
     head: tuple[Annotated[int, Field(ge=1, le=100_000)], ...] | None = Field(default=None, min_length=1)
     """Sizes of hidden layers of the head, with a ReLU after each; None: one linear layer. `linear` takes none."""
     settings: dict[str, bool | int | float | str | tuple[int, ...]] = Field(default_factory=dict, validate_default=True)
-    """Settings of a model of a package of your own."""
+    """Settings of `text_mean`, `text_transformer`, `transformer`, or of a model of a package of your own."""
+    adapter: LoraConfig | None = Field(default=None, exclude_if=_is_none)
+    """Small matrices that are trained in place of the backbone: `{ kind = "lora", rank = 4 }`; None: no such."""
     pretrained: PretrainedConfig | None = None
     """Where the backbone's weights come from; None: random."""
     trainable: Literal["all", "head", "last_block"] = "all"
@@ -62,12 +96,12 @@ class ModelConfig(Record):
 class TrainingConfig(Record):
     """How a site trains in one round."""
 
-    optimiser: Literal["sgd", "adam"] = "sgd"
-    """The optimiser; its memory is empty at the start of each round."""
+    optimiser: Literal["sgd", "adam", "adamw"] = "sgd"
+    """The optimiser; its memory is empty at the start of each round. `adamw` is Adam with decoupled weight decay."""
     learning_rate: float = Field(default=0.05, gt=0)
     """Step size of a site's training."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
-    """Momentum of `sgd`; `adam` ignores it."""
+    """Momentum of `sgd`; `adam` and `adamw` ignore it."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Strength of the pull of all weights towards 0."""
     batch_size: int = Field(default=32, ge=1)
@@ -78,6 +112,26 @@ class TrainingConfig(Record):
     """Or in batches; give exactly one of the two."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """`bfloat16`: passes in half the bits where the device is quicker with them; weights and steps stay float32."""
+    clip_gradient: float | None = Field(default=None, gt=0, exclude_if=_is_none)
+    """Largest Euclidean norm of a step's gradient, over all weights together; a longer one is shortened to it."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1, exclude_if=lambda smoothing: smoothing == 0)
+    """The part of every label that all classes share, so that no answer need be certain; 0: none."""
+    class_weights: ClassWeights | None = Field(default=None, exclude_if=_is_none)
+    """How much rows of each class count in the loss of training: numbers by class, or `balanced` so that at each site
+    all classes that it has count the same; None: all rows alike. Models are measured without.
+    """
+    sampling: Literal["shuffled", "balanced"] = Field(
+        default="shuffled", exclude_if=lambda sampling: sampling == "shuffled"
+    )
+    """How batches are drawn: `shuffled` takes every example once in a pass; `balanced` draws each class that a site has
+    as often as the others, and examples of it again and again. Batches are as many and as large.
+    """
+    schedule: ScheduleConfig | None = Field(default=None, exclude_if=_is_none)
+    """How the learning rate changes over the rounds; None: not at all."""
+    augment: AugmentConfig | None = Field(default=None, exclude_if=_is_none)
+    """Random changes of training pictures; None: none. Features of a frozen backbone are then not kept, so that every
+    batch passes through the backbone.
+    """
 
     @model_validator(mode="after")
     def _check(self) -> "TrainingConfig":

@@ -96,6 +96,11 @@ def _adapted(
     seed: int | None,
     out: Path | None,
 ) -> Adaptation:
+    if study.task.survival_times is not None:
+        raise ConfigError(
+            "adapting counts right answers, and a risk is neither right nor wrong: it is not there yet for studies "
+            "with task.survival"
+        )
     rate, rate_from = rate_of(study, learning_rate)
     torch.set_num_threads(site.threads)  # how a sum is split over threads shows in its last bits
 
@@ -138,6 +143,7 @@ def _origin(
         preparation=data.preparation,
         data_digest=unscaled.digest,
         num_train=len(data.train),
+        task=data.task,
         summary=summary_of(unscaled).to_bytes(),
     )
 

@@ -9,6 +9,8 @@ from consilium.common.errors import ModelError, UpdateRejected
 from consilium.common.model import WEIGHTS, ModelRecord, read_arrays, read_record
 from consilium.common.study.scale import Scale
 from consilium.common.study.study import StudyConfig
+from consilium.common.study.task import equal_but_for_codes
+from consilium.common.study.task_base import TaskBase
 from consilium.common.weights.arrays import Weights
 from consilium.common.weights.checks import check_finite, check_like
 
@@ -46,14 +48,18 @@ def read_federated(folder: Path, study: StudyConfig) -> FederatedModel:
         )
     if come.study != study.name:
         raise ModelError(f"{who}: is of study '{come.study}', the study.toml is of '{study.name}'")
-    for what, theirs, ours in (
-        ("task", record.task.model_copy(update=_MAY_DIFFER), study.task.model_copy(update=_MAY_DIFFER)),
-        ("model", record.model, study.model),
-        ("method", record.method.kind, study.method.kind),
+    for what, same in (
+        ("task", _equal(record.task, study.task)),
+        ("model", record.model == study.model),
+        ("method", record.method.kind == study.method.kind),
     ):
-        if theirs != ours:
+        if not same:
             raise ModelError(f"{who}: its {what} is another one than that of study.toml: use the study that it is of")
     return FederatedModel(folder, record, read_arrays(folder))
+
+
+def _equal(one: TaskBase, other: TaskBase) -> bool:
+    return equal_but_for_codes(one.model_copy(update=_MAY_DIFFER), other.model_copy(update=_MAY_DIFFER))
 
 
 def scale_in(model: FederatedModel) -> tuple[Scale | None, list[str]]:

@@ -6,7 +6,7 @@ import torch
 
 from consilium.client.data import Examples
 from consilium.client.models import Model, set_weights
-from consilium.client.training.evaluation import Evaluation, evaluate, loss_of
+from consilium.client.training.evaluation import Evaluation, evaluate
 from consilium.client.training.loop import begin, own_randomness
 from consilium.client.training.work import LocalWork, batches
 from consilium.common.errors import ConfigError
@@ -49,7 +49,7 @@ def follow(model: Model, start: Weights, work: LocalWork, test: Examples, *, who
     with own_randomness(work):
         for step, (x, y) in enumerate(batches(work), start=1):
             optimiser.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss_of(model.module(x), y))
+            torch.autograd.backward(work.loss(model.module(x), y))
             optimiser.step()
             if step in wanted:
                 measure(step)

@@ -21,7 +21,7 @@ from consilium.common.errors import ConfigError, StateError, clean
 from consilium.common.host.extras import check_extra
 from consilium.common.host.files import check_writable
 from consilium.common.study.study import StudyConfig
-from consilium.common.study.task import TableTask, Task
+from consilium.common.study.task import SeriesTask, TableTask, Task, TextTask
 from consilium.running.in_process import write_local_site
 
 StudyLike: TypeAlias = Study | StudyConfig | str | Path | Table | None
@@ -155,6 +155,8 @@ def _of_frames(
         task = parse_task({**settings, **given})
     elif isinstance(known, TableTask):
         task, written, notes = known, frames.as_the_study_says(held, known), ()
+    elif isinstance(known, TextTask) and known.next is None:
+        task, written, notes = known, frames.texts_as_the_study_says(held, known), ()
     else:
         raise ConfigError("the study's task is about arrays: give every client's as (x, y), not as a DataFrame")
     return task, {name: frames.csv_of(frame) for name, frame in written.items()}, notes
@@ -178,13 +180,17 @@ def _model_settings(own: Table, model: Model, given: Given | None, task: Task) -
         return {**own, "name": given.name}
     if isinstance(model, str):
         return {**own, "name": model}
+    if isinstance(task, TextTask):
+        return {"name": "text_mean", "settings": {"vocabulary": task.tokens.size}, **own}
+    if isinstance(task, SeriesTask):
+        return {"name": "gru", **own}
     flat = len(task.input_shape) == 1
     return {"name": "mlp" if flat else "small_cnn", **own}
 
 
 def _write_site(folder: Path, content: bytes, task: Task, settings: Mapping[str, Any]) -> Path:
     kind = data_kind(task)
-    file = "data.csv" if kind == "table" else "data.npz"
+    file = "data.csv" if kind in ("table", "text") else "data.npz"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

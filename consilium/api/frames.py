@@ -10,9 +10,9 @@ import pandas as pd
 from consilium.api.arrays import Array
 from consilium.api.labels import Labels, read_labels
 from consilium.api.options import DataOptions, task_options
-from consilium.common.data.tables import number_in
+from consilium.common.data.words import number_in
 from consilium.common.errors import ConfigError, clean, listed
-from consilium.common.study.task import CategoryColumn, TableTask
+from consilium.common.study.task import CategoryColumn, TableTask, TextTask
 from consilium.data.task import is_identifier
 
 MOST_VALUES = 20
@@ -67,6 +67,21 @@ def as_the_study_says(frames: Mapping[str, pd.DataFrame], task: TableTask) -> di
     categories = {name: of.values for name, of in task.columns.items() if isinstance(of, CategoryColumn)}
     known = categories | {task.label: task.classes}
     return {client: _with_booleans(frame, known) for client, frame in frames.items()}
+
+
+def texts_as_the_study_says(frames: Mapping[str, pd.DataFrame], task: TextTask) -> dict[str, pd.DataFrame]:
+    """Return frames of texts as they are written for a study whose task is known already.
+
+    Raises:
+        ConfigError: frames differ in their columns, or lack the text or the label.
+    """
+    _check_columns(frames)
+    for client, frame in frames.items():
+        if absent := [name for name in (task.text, task.label) if name not in frame.columns]:
+            raise ConfigError(
+                f"client '{client}': its DataFrame has no column '{absent[0]}', which the study's task has"
+            )
+    return {client: _with_booleans(frame, {task.label: task.classes}) for client, frame in frames.items()}
 
 
 def csv_of(frame: pd.DataFrame) -> bytes:

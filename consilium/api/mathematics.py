@@ -14,8 +14,8 @@ from consilium.api.clients import held_by
 from consilium.api.modules import own_head
 from consilium.api.study import Study, Table
 from consilium.client.data import Examples
+from consilium.client.data.target import loss_of
 from consilium.client.models import marked
-from consilium.client.training.evaluation import loss_of
 from consilium.client.training.loop import train
 from consilium.client.training.work import LocalWork
 from consilium.common.errors import ConfigError, UpdateRejected

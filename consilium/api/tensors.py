@@ -14,7 +14,7 @@ from consilium.common.data.npz import channels_last
 from consilium.common.errors import ConfigError, DataError
 from consilium.common.host.files import write_atomically
 from consilium.common.study.features_task import FeaturesTask
-from consilium.common.study.task import ImageTask, TableTask, Task
+from consilium.common.study.task import ImageTask, SeriesTask, TableTask, Task, TextTask
 
 GROUPS = "patients"
 """The array that says whose an example is, where clients give one."""
@@ -59,6 +59,8 @@ def as_the_study_says(clients: Mapping[str, Arrays], task: Task) -> dict[str, di
     Raises:
         ConfigError: the task is about tables, or the labels are not of its kind.
     """
+    if isinstance(task, TextTask):
+        raise ConfigError("the study's task is about texts: give every client's rows as a DataFrame with a text column")
     if isinstance(task, TableTask):
         raise ConfigError("the study's task is a table: give every client's rows as a DataFrame")
     options: DataOptions = {"classes": task.classes} if task.classes else {"tolerance": 1.0}
@@ -69,6 +71,10 @@ def as_the_study_says(clients: Mapping[str, Arrays], task: Task) -> dict[str, di
 
 def data_kind(task: Task) -> str:
     """Return `data.kind` of a site with arrays for this task."""
+    if isinstance(task, TextTask):
+        return "text"
+    if isinstance(task, SeriesTask):
+        return "series"
     return "features" if isinstance(task, FeaturesTask) else "arrays" if isinstance(task, ImageTask) else "table"
 
 

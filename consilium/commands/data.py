@@ -57,7 +57,7 @@ def fetch(
 @with_json
 @with_options(SplitOptions)
 def split(
-    pool: Annotated[Path, typer.Argument(help="An .npz file with x and y (or MedMNIST's), or a .csv/.parquet table.")],
+    pool: Annotated[Path, typer.Argument(help="An .npz file with x and y (or MedMNIST's), or a table.")],
     out: Annotated[Path, typer.Option(help="The folder to write the federation into.")],
     options: SplitOptions,
 ) -> Document:

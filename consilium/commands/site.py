@@ -36,10 +36,10 @@ def init(
         Path | None, typer.Option(envvar="CONSILIUM_DATA", help="Where the data lies; default: 'data' in the folder.")
     ] = None,
     kind: Annotated[
-        Literal["images", "table", "arrays", "features"],
+        Literal["images", "table", "arrays", "features", "series", "text"],
         typer.Option(
             envvar="CONSILIUM_KIND",
-            help="A folder of images per class, .csv or .parquet files, or one .npz file of images or of features.",
+            help="A folder of images per class, tables, one .npz file of images or of features, or texts.",
         ),
     ] = "images",
     metrics: Annotated[

@@ -123,6 +123,8 @@ def run_cell(cell: Cell, sites: Mapping[str, SiteFiles], out: Path, key: str) ->
         update={
             "sites": measured,
             "rounds": outcome.rounds,
+            "stopped": outcome.stopped,
+            "ended": outcome.ended,
             "warnings": outcome.warnings,
             "scale": outcome.scale,
             "seconds": time.monotonic() - began,
@@ -220,6 +222,8 @@ def _run_federated(study: StudyConfig, settings: Mapping[str, Path], folder: Pat
         },
         answers=answers,
         rounds=tuple(RoundMeans.of(record) for record in result.rounds),
+        stopped=result.stopped,
+        ended=result.final_round or len(result.rounds),
         warnings=result.warnings,
         scale=result.scale.by,
     )

@@ -97,7 +97,7 @@ def _run_and_choose(
     run(first_cells(variants, set(budgets.values()), options))
     choices = make_choices(comparison, studies, budgets, own)
     if options.refit and choices.own:
-        run(refits(choices, studies, options))
+        run(refits(comparison, choices, studies, options))
         choices = replace(choices, refitted=True)
     return choices
 

@@ -78,9 +78,10 @@ class Comparison:
     def validation(self, cell: Cell, model: str, site: str) -> tuple[float, float] | None:
         """Return what a choice looks at, larger is better: a site's validation accuracy of a model, and minus its loss.
 
-        Where the label is a number, the loss alone.
+        Where the label is no class, the loss alone.
         """
         measured = self.facts(cell, site).validation.get(model)
         if measured is None:
             return None
-        return (measured.accuracy if self.task.classes else -measured.loss), -measured.loss
+        by_loss = not self.task.classes or measured.accuracy is None
+        return (-measured.loss if by_loss else measured.accuracy or 0.0), -measured.loss

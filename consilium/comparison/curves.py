@@ -24,7 +24,8 @@ class Curve:
 def curve_of(comparison: Comparison, row: Row) -> Curve:
     """Return the curve of the row's model.
 
-    Rounds in which nothing was measured are left out. A row in which each site has its own has no curve.
+    Rounds in which nothing was measured are left out. A row in which each site has its own has no curve. Where a cell
+    stopped early, the curve ends with the rounds that all cells have.
     """
     runs = []
     for split, cells in row.cells().items():
@@ -36,9 +37,10 @@ def curve_of(comparison: Comparison, row: Row) -> Curve:
 
     def means(number: str) -> list[float | None]:
         values = [[each.means.get(f"{model}.{number}") for each in rounds] for model, rounds in runs]
-        return [None if None in column else float(np.mean(column)) for column in zip(*values, strict=True)]
+        return [None if None in column else float(np.mean(column)) for column in zip(*values, strict=False)]
 
-    return Curve([each.round for each in runs[0][1]] if runs else [], means("accuracy"), means("loss"))
+    rounds = min(([each.round for each in measured] for _, measured in runs), key=len, default=[])
+    return Curve(rounds, means("accuracy"), means("loss"))
 
 
 def to_target(comparison: Comparison, row: Row, target: float) -> dict[str, float] | None:
@@ -90,9 +92,9 @@ def rounds_table(comparison: Comparison) -> pd.DataFrame:
 
 
 def weights_of(comparison: Comparison, cells: Sequence[Cell]) -> dict[str, list[float]]:
-    """Return per site its weight in each round, as a mean over cells."""
+    """Return per site its weight in each round that all cells have, as a mean over cells."""
     weights: dict[str, list[list[float]]] = {site: [] for site in comparison.sites}
     for cell in cells:
         for site in comparison.sites:
             weights[site].append([each.weights.get(site, 0.0) for each in comparison.results[cell].rounds])
-    return {site: [sum(column) / len(column) for column in zip(*runs, strict=True)] for site, runs in weights.items()}
+    return {site: [sum(column) / len(column) for column in zip(*runs, strict=False)] for site, runs in weights.items()}

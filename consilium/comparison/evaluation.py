@@ -5,6 +5,7 @@ A number that a split does not define (one class only, say) is None, never a sta
 
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,6 +15,9 @@ from sklearn import metrics
 from sklearn.calibration import calibration_curve
 
 from consilium.common.study.task import Regression, Task
+from consilium.common.study.task_base import LabelKind
+from consilium.common.survival.concordance import harrell, uno
+from consilium.common.survival.times import Times
 from consilium.common.weights.arrays import Array
 
 Floats = NDArray[np.float64]
@@ -241,9 +245,55 @@ class NumberScores(Scores):
         raise _unknown(name, self.METRICS)
 
 
-def kind_of(task: Task) -> type[ClassScores] | type[NumberScores]:
+@dataclass(frozen=True)
+class TimeScores(Scores):
+    """Answers where the label is a time until an event.
+
+    Args:
+        y: the times `(N,)`, with a minus sign where they are censored.
+        risks: the log of each patient's risk `(N,)`.
+        training: the times of the training patients, in the same form; None where they are not known.
+    """
+
+    METRICS: ClassVar[tuple[str, ...]] = ("c_index", "uno_c")
+
+    y: Array
+    risks: Floats
+    training: Array | None = None
+
+    def taken(self, rows: Labels) -> "TimeScores":
+        """Return the scores of some rows; a row may be there twice."""
+        return TimeScores(self.y[rows], self.risks[rows], self.training)
+
+    def per_example(self, name: str) -> Floats | None:
+        """Return None: no metric of times is a mean of what each patient adds."""
+        return None
+
+    def measure(self, name: str) -> float | None:
+        """Return one of `METRICS`, in [0, 1]: Harrell's c, or Uno's by the training patients' censoring.
+
+        Raises:
+            ValueError: there is no such metric.
+        """
+        of = Times.of_labels(self.y)
+        match name:
+            case "c_index":
+                return harrell(of, self.risks)
+            case "uno_c":
+                return None if self.training is None else uno(of, self.risks, training=Times.of_labels(self.training))
+        raise _unknown(name, self.METRICS)
+
+
+_KINDS: Mapping[LabelKind, type[Scores]] = {
+    "classes": ClassScores,
+    "numbers": NumberScores,
+    "times until an event": TimeScores,
+}
+
+
+def kind_of(task: Task) -> type[Scores]:
     """Return what a task's answers are."""
-    return ClassScores if task.classes else NumberScores
+    return _KINDS[task.label_kind]
 
 
 def _unknown(name: str, known: tuple[str, ...]) -> ValueError:

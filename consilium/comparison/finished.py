@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 from consilium.common.study.task import Task
 from consilium.common.weights.arrays import Array
-from consilium.comparison.evaluation import ClassScores, NumberScores, Scores
+from consilium.comparison.evaluation import ClassScores, NumberScores, Scores, TimeScores
 from consilium.comparison.results import Answers, CellResult
 
 
@@ -38,6 +38,9 @@ def scores_of(answers: Mapping[str, Array], model: str, task: Task) -> Scores | 
     if model not in answers:
         return None
     labels, own, constant = answers["labels"], answers[model], model == "majority"
+    if task.survival_times is not None:
+        risks = np.zeros(len(labels)) if constant else own[:, 0].astype(np.float64)
+        return TimeScores(labels, risks, answers.get("training"))
     if task.number is not None:
         outputs = np.full(len(labels), own) if constant else own[:, 0]
         return NumberScores.of_outputs(labels, outputs, task.number)

@@ -6,7 +6,8 @@ import torch
 
 from consilium.client.data import Examples
 from consilium.client.methods import build_method
-from consilium.client.training.work import LocalWork
+from consilium.client.training.planned import planned
+from consilium.common.protocol.plans import study_json
 from consilium.common.study.study import StudyConfig
 from consilium.common.study.task import FeaturesTask, TableTask, Task
 from consilium.comparison.cells import Cell, make_cell
@@ -18,6 +19,8 @@ from consilium.comparison.usual import USUAL
 from consilium.comparison.variants import Variant
 
 _SOME_ROWS = 1009
+_HOW = {"clip_gradient", "label_smoothing", "class_weights", "sampling", "schedule", "augment"}
+"""Settings of training that say how its steps are taken, whatever a method makes of their number and rate."""
 
 
 def first_cells(variants: Sequence[Variant], budgets: Collection[Candidate], options: CompareOptions) -> list[Cell]:
@@ -41,6 +44,8 @@ def first_cells(variants: Sequence[Variant], budgets: Collection[Candidate], opt
 
 def _in_columns(task: Task) -> bool:
     """Return whether the usual tools can be used: on tables, and on arrays whose examples are rows of numbers."""
+    if task.survival_times is not None:  # none of them is of censored times
+        return False
     return isinstance(task, TableTask) or (isinstance(task, FeaturesTask) and len(task.shape) == 1)
 
 
@@ -62,10 +67,12 @@ def local_budgets(variants: Sequence[Variant]) -> dict[str, Candidate]:
 def budget_of(study: StudyConfig) -> tuple[object, ...]:
     """Return what a study's local-only baseline trains, at a site of some size: equal where it is the same training."""
     rows = Examples(x=torch.zeros(_SOME_ROWS, 1), y=torch.zeros(_SOME_ROWS, dtype=torch.int64))
-    work = LocalWork(examples=rows, validation=rows, seed=0, **study.training.model_dump())
+    work = planned(study, 1, examples=rows, validation=rows, seed=0)
     budget = build_method(study.method).budget(work)
+    # A study that may stop early trains its baseline for as many rounds as itself.
+    stops_with = "" if study.stopping is None else study_json(study)
     parts = [part for part in (budget.per_round, budget.before_serving) if part is not None]
-    return tuple(
+    taken = (
         (
             part.num_steps,
             part.batch_size,
@@ -74,9 +81,11 @@ def budget_of(study: StudyConfig) -> tuple[object, ...]:
             part.momentum,
             part.weight_decay,
             part.precision,
+            part.rates is None,
         )
         for part in parts
     )
+    return (*taken, study.training.model_dump_json(include=_HOW), stops_with)
 
 
 def make_choices(
@@ -110,14 +119,22 @@ def make_choices(
     )
 
 
-def refits(choices: Choices, studies: Mapping[str, StudyConfig], options: CompareOptions) -> list[Cell]:
-    """Return the cells that train everything that anybody chose again, on training and validation rows."""
+def refits(
+    comparison: Comparison, choices: Choices, studies: Mapping[str, StudyConfig], options: CompareOptions
+) -> list[Cell]:
+    """Return the cells that train everything that anybody chose again, on training and validation rows.
+
+    A study that is stopped by validation rows has none now: it trains for as many rounds as its cells ended with, on
+    average.
+    """
     with_local = {(split, one.label) for split, one in choices.wanted() if one.model == "local"}
     wanted = sorted({(split, one.label, one.kind) for split, one in choices.wanted()})
     return [
         make_cell(
             refit_label(label),
-            without_validation(studies["fedavg"] if kind == USUAL else studies[label]),
+            without_validation(
+                studies["fedavg"] if kind == USUAL else studies[label], rounds=_rounds_of(comparison, label)
+            ),
             seed=seed,
             split=split,
             kind=kind,
@@ -128,6 +145,22 @@ def refits(choices: Choices, studies: Mapping[str, StudyConfig], options: Compar
     ]
 
 
-def without_validation(study: StudyConfig) -> StudyConfig:
-    """Return the study with its validation rows among the training rows; the test rows stay the same."""
-    return study.model_copy(update={"split": study.split.model_copy(update={"validation": 0.0})})
+def _rounds_of(comparison: Comparison, label: str) -> int:
+    ended = [comparison.results[cell].ended for cells in comparison.cells(label).values() for cell in cells]
+    return max(1, round(sum(ended) / len(ended))) if ended else 1
+
+
+def without_validation(study: StudyConfig, *, rounds: int) -> StudyConfig:
+    """Return the study with its validation rows among the training rows; the test rows stay the same.
+
+    Args:
+        rounds: of a study that is stopped by its validation rows.
+    """
+    whole = study.model_copy(update={"split": study.split.model_copy(update={"validation": 0.0})})
+    if study.stopping is None:
+        return whole
+    training = study.training
+    if training.schedule is not None:
+        schedule = training.schedule.model_copy(update={"rounds": training.schedule.rounds or study.rounds})
+        training = training.model_copy(update={"schedule": schedule})
+    return whole.model_copy(update={"stopping": None, "rounds": rounds, "training": training})

@@ -1,19 +1,24 @@
 """The baseline that no federation may have: one model, trained on the data of all sites in one place."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from consilium.client.data import Examples, SiteData, UnscaledData, read_site
+from consilium.client.data.target import TimeTarget
 from consilium.client.models import Model, build_model, cut, features_of, get_weights, set_weights
 from consilium.client.site.feature_cache import worthwhile
 from consilium.client.training.evaluation import evaluate
 from consilium.client.training.loop import train
+from consilium.client.training.metrics import measure
+from consilium.client.training.planned import planned
 from consilium.client.training.work import LocalWork
 from consilium.common.errors import DataError
 from consilium.common.seeds import seed_for
+from consilium.common.stopping import Point, best_of, stopped_by
 from consilium.common.study.load import load_site
 from consilium.common.study.scale import Scale, combine, joined
 from consilium.common.study.study import StudyConfig
@@ -48,19 +53,72 @@ def run_pooled(study: StudyConfig, settings: Mapping[str, Path]) -> Outcome:
         weights_dir=next(iter(configs.values())).weights_dir,
         seed=seed_for(study.seed, "initial weights"),
     )
-    model, data = _on_features(model, data)
+    if study.training.augment is None:
+        model, data = _on_features(model, data)
     pool, validation = (_joined([getattr(one, part) for one in data.values()]) for part in ("train", "validation"))
-    best, least = None, float("inf")
+    course, number = _Course(study, model, validation), 0
     for number in range(1, study.rounds + 1):
-        train(model, _work(study, number, pool, validation, len(data)))
+        train(model, _work(study, number, pool, validation, len(data), first.scale))
         check_finite(get_weights(model.module, model.moving), who="pooled weights after training")
-        if len(validation) and (loss := evaluate(model.module, validation).loss) < least:
-            best, least = get_weights(model.module, model.moving), loss
+        if course.ends_with(number):
+            break
+    if study.stopping is not None and study.stopping.final == "best" and course.chosen:
+        set_weights(model.module, course.chosen)
     return Outcome(
         sites={site: _facts(one) for site, one in data.items()},
-        answers=_answers(model, data, best),
+        answers=_answers(model, data, course.best),
+        stopped=None if number == study.rounds else stopped_by(study.stopping, course.points),
+        ended=course.ended,
         scale="study" if scale is None or scale == study.task.fixed_scale else "all training rows",
     )
+
+
+@dataclass
+class _Course:
+    """What is measured of the pooled model round by round, by which a study that may stop early stops this one too.
+
+    Args:
+        best: the weights of the least validation loss; None without validation rows.
+        chosen: those of the best number that the study is stopped by; None where it is not stopped.
+    """
+
+    study: StudyConfig
+    model: Model
+    validation: Examples
+    best: Weights | None = None
+    chosen: Weights | None = None
+    least: float = math.inf
+    points: tuple[Point, ...] = ()
+
+    @property
+    def ended(self) -> int:
+        """The round whose model is final; 0 where nothing was measured to stop by."""
+        stopping = self.study.stopping
+        if stopping is None or not self.points:
+            return 0
+        best = best_of(stopping, self.points)
+        return self.points[-1].round if best is None or stopping.final == "last" else best.round
+
+    def ends_with(self, number: int) -> bool:
+        """Measure after a round; return whether training stops with it."""
+        if not len(self.validation):
+            return False
+        evaluation, stopping = evaluate(self.model.module, self.validation), self.study.stopping
+        if evaluation.loss < self.least:
+            self.best, self.least = get_weights(self.model.module, self.model.moving), evaluation.loss
+        if stopping is None:
+            return False
+        known = {"loss": evaluation.loss, "accuracy": evaluation.accuracy}
+        known = {name: value for name, value in known.items() if not math.isnan(value)}
+        if stopping.metric not in known:
+            number_task = self.study.task.number
+            known |= measure([stopping.metric], evaluation.logits, self.validation.y, number_task)
+        if stopping.metric in known:
+            self.points = (*self.points, Point(number, known[stopping.metric]))
+        best = best_of(stopping, self.points)
+        if best is not None and best.round == number:
+            self.chosen = get_weights(self.model.module, self.model.moving)
+        return stopped_by(stopping, self.points) is not None
 
 
 def _facts(data: SiteData) -> SiteOutcome:
@@ -75,6 +133,9 @@ def _facts(data: SiteData) -> SiteOutcome:
 def _answers(model: Model, data: Mapping[str, SiteData], best: Weights | None) -> Answers:
     """Return the answers of the last model, and of that of the best round where there are validation rows."""
     answers = {site: {"labels": one.test.y.numpy(), POOLED: _logits(model, one.test)} for site, one in data.items()}
+    if isinstance(next(iter(data.values())).train.target, TimeTarget):  # whose censoring Uno's c is weighted by
+        for site, one in data.items():
+            answers[site]["training"] = one.train.y.numpy()
     if best is not None:
         set_weights(model.module, best)
         for site, one in data.items():
@@ -111,12 +172,17 @@ def _on_features(model: Model, data: Mapping[str, SiteData]) -> tuple[Model, dic
     }
 
 
-def _work(study: StudyConfig, number: int, pool: Examples, validation: Examples, num_sites: int) -> LocalWork:
-    settings = study.training.model_dump()
-    if settings["steps"] is not None:
-        settings["steps"] *= num_sites
+def _work(
+    study: StudyConfig,
+    number: int,
+    pool: Examples,
+    validation: Examples,
+    num_sites: int,
+    scale: Scale | None,
+) -> LocalWork:
+    steps = None if study.training.steps is None else study.training.steps * num_sites
     seed = seed_for(study.seed, POOLED, number)
-    return LocalWork(examples=pool, seed=seed, validation=validation, **settings)
+    return planned(study, number, examples=pool, validation=validation, seed=seed, scale=scale, steps=steps)
 
 
 def _joined(parts: list[Examples]) -> Examples:

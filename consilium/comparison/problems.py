@@ -8,7 +8,7 @@ import numpy as np
 from consilium.common.errors import listed
 from consilium.comparison.comparison import Comparison
 from consilium.comparison.evaluation import Floats, NumberScores
-from consilium.comparison.rows import FEDAVG, LOCAL, MAJORITY, MEAN, Row
+from consilium.comparison.rows import CONSTANTS, FEDAVG, LOCAL, Row
 from consilium.comparison.variants import Skipped
 from consilium.findings.contradiction import contradiction, contradiction_of_errors
 
@@ -18,11 +18,13 @@ MOST_NAMED = 4
 
 def contradictions_of(comparison: Comparison, by_name: Mapping[str, Row]) -> list[str]:
     """Return a sentence per site whose data contradict the others', by FedAvg's model."""
-    names = (MAJORITY if comparison.task.classes else MEAN, LOCAL, FEDAVG)
+    if comparison.task.label_kind not in _CONTRADICTED:
+        return []
+    names = (CONSTANTS[comparison.task.label_kind], LOCAL, FEDAVG)
     rows = [by_name[name] for name in names if name in by_name]
     if len(rows) < len(names):
         return []
-    of_site = _by_classes if comparison.task.classes else _by_numbers
+    of_site = _CONTRADICTED[comparison.task.label_kind]
     return [text for site in comparison.sites if (text := of_site(comparison, rows, site)) is not None]
 
 
@@ -60,6 +62,10 @@ def _errors_at(comparison: Comparison, row: Row, site: str) -> Floats | None:
     return np.mean(errors, axis=0) if errors and len(errors) == len(seeds) else None
 
 
+_CONTRADICTED = {"classes": _by_classes, "numbers": _by_numbers}
+"""How data that contradict the others' are noticed, by what labels are; times until an event contradict nobody."""
+
+
 def problems_of(comparison: Comparison, row: Row, skipped: Sequence[Skipped]) -> list[str]:
     """Return what could not be run, failed, or is not defined on the test rows (looked up in the cells of one row)."""
     problems = [f"Not run: {one.label}: {one.reason}" for one in skipped]
@@ -81,5 +87,14 @@ def problems_of(comparison: Comparison, row: Row, skipped: Sequence[Skipped]) ->
             f"Test rows of some split have no example of some class at {listed(lacking, MOST_NAMED, 'sites')}: "
             "numbers that need every class are not defined there and shown as a dash"
         )
+    early = Counter(cell.label for cell, result in comparison.results.items() if result.stopped is not None)
+    for label, count in early.items():
+        ends = [one.stopped.round for cell, one in comparison.results.items() if cell.label == label and one.stopped]
+        problems.append(f"Stopped early: {label} in {count} of {tried[label]} studies, after {_rounds(ends)}")
     warnings = {text for result in comparison.results.values() for text in result.warnings}
     return problems + sorted(warnings)
+
+
+def _rounds(numbers: Sequence[int]) -> str:
+    least, most = min(numbers), max(numbers)
+    return f"round {least}" if least == most else f"rounds {least} to {most}"

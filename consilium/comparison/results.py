@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from consilium.common.protocol.replies import PrivacySpent
-from consilium.common.results import RoundRecord
+from consilium.common.results import RoundRecord, Stopped
 from consilium.common.study.record import Record
 from consilium.common.weights.arrays import Array
 
@@ -19,9 +19,13 @@ Answers = Mapping[str, Mapping[str, Array]]
 
 
 class Validation(Record):
-    """What a site measured of one model on its validation rows."""
+    """What a site measured of one model on its validation rows.
 
-    accuracy: float
+    Args:
+        accuracy: None where these rows do not say.
+    """
+
+    accuracy: float | None
     loss: float
 
 
@@ -75,6 +79,8 @@ class CellResult(Record):
     """The content of a cell's JSON file.
 
     Args:
+        stopped: why it ended before the study's last round; None where it did not.
+        ended: the round whose model it ended with; 0 where there are no rounds.
         scale: by whose numbers the inputs were scaled.
         error: why it could not be run; such a result is not written.
         key: what the cell's files are called.
@@ -88,6 +94,8 @@ class CellResult(Record):
     error: str | None = None
     sites: dict[str, SiteOutcome] = Field(default_factory=dict)
     rounds: tuple[RoundMeans, ...] = ()
+    stopped: Stopped | None = None
+    ended: int = 0
     warnings: tuple[str, ...] = ()
     scale: str = ""
     seconds: float = 0.0
@@ -101,6 +109,8 @@ class Outcome:
     sites: Mapping[str, SiteOutcome]
     answers: Answers
     rounds: tuple[RoundMeans, ...] = ()
+    stopped: Stopped | None = None
+    ended: int = 0
     warnings: tuple[str, ...] = ()
     scale: str = ""
 
@@ -115,6 +125,6 @@ def last_measured(rounds: Iterable[RoundRecord]) -> dict[str, dict[str, Validati
         for site, of in record.sites.items():
             for model in ("global", "personal", "local"):
                 if f"{model}.loss" in of.metrics:
-                    numbers = {name: of.metrics[f"{model}.{name}"] for name in ("accuracy", "loss")}
-                    last.setdefault(site, {})[model] = Validation(**numbers)
+                    loss, accuracy = of.metrics[f"{model}.loss"], of.metrics.get(f"{model}.accuracy")
+                    last.setdefault(site, {})[model] = Validation(loss=loss, accuracy=accuracy)
     return last

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from consilium.common.errors import listed
+from consilium.common.study.task_base import LabelKind
 from consilium.comparison.cells import Cell
 
 MAJORITY, MEAN, LOCAL, POOLED, FEDAVG, TUNED = (
@@ -15,6 +16,13 @@ MAJORITY, MEAN, LOCAL, POOLED, FEDAVG, TUNED = (
     "FedAvg",
     "FedAvg + fine-tuning",
 )
+
+CONSTANTS: Mapping[LabelKind, str] = {
+    "classes": MAJORITY,
+    "numbers": MEAN,
+    "times until an event": "the same risk for all",
+}
+"""What the row of the constant answer is called, by what labels are."""
 
 USUAL_TOOLS = "alone, with usual tools"
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from consilium.common.data.tables import SUFFIXES
 from consilium.common.errors import ConfigError
 from consilium.common.study.load import load_site
 from consilium.common.study.parts import OwnPackage
 from consilium.common.study.study import StudyConfig
 
-_DATA_KINDS = {".npz": "arrays", ".csv": "table", ".parquet": "table"}
+_DATA_KINDS = {".npz": "arrays", **dict.fromkeys(SUFFIXES, "table")}
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class SiteFiles:
         """Return what changes when a file of data or weights is added, changed or removed: names, sizes and times."""
         files = [file for path in (self.path, self.test) if path is not None for file in _files_of(path)]
         if self.weights_dir is not None:
-            files += sorted(file for file in self.weights_dir.iterdir() if file.is_file())
+            files += sorted(file for file in self.weights_dir.rglob("*") if file.is_file())
         facts = [(str(file), *_size_and_time(file)) for file in files]
         settings = [self.kind, self.max_skipped, self.share_scale, *([self.more] if self.more else [])]
         settings += [] if self.declared is None else [self.declared]
@@ -81,7 +82,7 @@ def find_sites(folder: Path, study: StudyConfig, *, weights_dir: Path | None) ->
         if settings.is_file():
             files[name] = _by_settings(settings, name, study, weights_dir)
         else:
-            files[name] = _by_folder(folder / name, name, weights_dir, features=study.task.kind == "features")
+            files[name] = _by_folder(folder / name, name, weights_dir, task=study.task.kind)
     return files
 
 
@@ -111,12 +112,12 @@ def _by_settings(settings: Path, name: str, study: StudyConfig, weights_dir: Pat
     )
 
 
-def _by_folder(folder: Path, name: str, weights_dir: Path | None, *, features: bool) -> SiteFiles:
+def _by_folder(folder: Path, name: str, weights_dir: Path | None, *, task: str) -> SiteFiles:
     path = folder / "data" if (folder / "data").is_dir() else folder
     if not path.is_dir():
         raise ConfigError(f"there is no data of site '{name}': expected a folder '{folder / 'data'}'")
     suffixes = {file.suffix.lower() for file in path.iterdir() if file.is_file()}
     kind = next((kind for suffix, kind in _DATA_KINDS.items() if suffix in suffixes), "images")
-    if kind == "arrays" and features:
-        kind = "features"
+    if (kind == "arrays" and task == "features") or task in ("series", "text"):
+        kind = task
     return SiteFiles(kind, path.resolve(), weights_dir and weights_dir.resolve())

@@ -13,10 +13,9 @@ from consilium.comparison.rows import (
     ALONE_OWN_REFITTED,
     ALONE_REFITTED,
     CHOSEN,
+    CONSTANTS,
     FEDAVG,
     LOCAL,
-    MAJORITY,
-    MEAN,
     NAMES,
     OWN,
     OWN_REFITTED,
@@ -48,7 +47,7 @@ def make_rows(
     """
     base, notes, privacies = comparison.cells("fedavg"), notes or {}, privacies or {}
     rows = [
-        comparison.row(MAJORITY if comparison.task.classes else MEAN, "majority", base, baseline=True),
+        comparison.row(CONSTANTS[comparison.task.label_kind], "majority", base, baseline=True),
         comparison.row(LOCAL, "local", base, baseline=True),
         comparison.row(
             USUAL_TOOLS, USUAL, comparison.cells(USUAL_TOOLS, "usual"), baseline=True, note=_tools(comparison)

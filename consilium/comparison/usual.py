@@ -21,6 +21,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from torch import Tensor
 
 from consilium.client.data import Examples, read_site
+from consilium.client.data.target import NumberTarget
 from consilium.common.seeds import seed_for
 from consilium.common.study.load import load_site
 from consilium.common.study.study import StudyConfig
@@ -78,8 +79,8 @@ def _measured(part: Examples, fitted: Fitted) -> Validation:
     """Return loss and accuracy as a site measures its networks: cross entropy, or squared error in the model's unit."""
     answers = fitted.answers(_inputs(part))
     y = part.y.numpy()
-    if part.tolerance is not None:
-        right = np.abs(answers[:, 0].astype(np.float32) - y) <= np.float32(part.tolerance)
+    if isinstance(part.target, NumberTarget):
+        right = np.abs(answers[:, 0].astype(np.float32) - y) <= np.float32(part.target.tolerance)
     else:
         right = answers.argmax(axis=1) == y
     return Validation(accuracy=float(right.mean()), loss=float(_losses(answers, y).mean()))

@@ -20,12 +20,13 @@ from consilium.data.partition import (
     labels_of_groups,
     rows_of_groups,
 )
-from consilium.data.pool import ImagePool, Labels, TablePool, site_slug
+from consilium.data.pool import ArrayPool, site_slug
+from consilium.data.table_pool import Labels, TablePool
 
 
-def without_test(pool: ImagePool | TablePool, *, by: By) -> tuple[ImagePool, ImagePool, list[str]]:
+def without_test(pool: ArrayPool | TablePool, *, by: By) -> tuple[ArrayPool, ArrayPool, list[str]]:
     """Return the pool without its official test images and their copies, the test images, and sentences."""
-    if not isinstance(pool, ImagePool):
+    if isinstance(pool, TablePool):
         raise ConfigError("--official-test is for images; a table's own parts are named by split.parts in the study")
     if pool.test is None:
         raise ConfigError(
@@ -44,7 +45,7 @@ def without_test(pool: ImagePool | TablePool, *, by: By) -> tuple[ImagePool, Ima
     return pool.only(np.flatnonzero(~pool.test & ~shared)), pool.only(np.flatnonzero(pool.test)), sentences
 
 
-def groups_in(pool: ImagePool | TablePool, group: str | None) -> tuple[Rows | None, list[str]]:
+def groups_in(pool: ArrayPool | TablePool, group: str | None) -> tuple[Rows | None, list[str]]:
     """Return the number of each example's patient, None where all differ, and sentences about copies."""
     copies, count = pool.copies, len(pool.y)
     sentences = []
@@ -59,7 +60,7 @@ def groups_in(pool: ImagePool | TablePool, group: str | None) -> tuple[Rows | No
 
 
 def divide(
-    pool: ImagePool | TablePool, groups: Rows | None, options: SplitOptions
+    pool: ArrayPool | TablePool, groups: Rows | None, options: SplitOptions
 ) -> tuple[dict[str, Rows], list[str]]:
     """Return each site's rows, all of a group's at one site, and sentences about rows that were moved for that."""
     chosen = with_defaults(options)

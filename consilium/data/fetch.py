@@ -18,7 +18,8 @@ from consilium.common.data.npz import Array
 from consilium.common.errors import ConfigError, DataError
 from consilium.data.download import Progress, PublicFile, bring
 from consilium.data.files import write_images
-from consilium.data.pool import PART, read_images, read_table, sha256_of
+from consilium.data.pool import PART, read_images, sha256_of
+from consilium.data.table_pool import read_table
 
 POOL = "pool.npz"
 DOWNLOADS = "downloads"

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,9 +16,11 @@ from consilium.common.data.npz import Array
 from consilium.common.errors import ConfigError, listed
 from consilium.common.host.files import write_atomically
 from consilium.common.study.load import parse_study
-from consilium.common.study.task import ImageTask, TableTask
+from consilium.common.study.task import FeaturesTask, ImageTask, SeriesTask, TableTask
+from consilium.common.study.task_base import TaskBase
 from consilium.data.options import MIN_EXAMPLES
-from consilium.data.pool import Labels, site_slug
+from consilium.data.pool import site_slug
+from consilium.data.table_pool import Labels
 
 TEST = "test.npz"
 """The common test set in every site's data folder."""
@@ -38,7 +41,7 @@ def check_free(out: Path) -> None:
 
 def federation_texts(
     study: str,
-    task: ImageTask | TableTask,
+    task: ImageTask | FeaturesTask | SeriesTask | TableTask,
     counts: Mapping[str, Mapping[str, int]],
     *,
     record: Mapping[str, Any],
@@ -132,7 +135,12 @@ RECORD_HEAD = (
 
 
 def _study(
-    name: str, task: ImageTask | TableTask, sites: Sequence[str], *, min_examples: int, group: str | None
+    name: str,
+    task: ImageTask | FeaturesTask | SeriesTask | TableTask,
+    sites: Sequence[str],
+    *,
+    min_examples: int,
+    group: str | None,
 ) -> dict[str, Any]:
     """Return the values of a study to start from."""
     images = isinstance(task, ImageTask)
@@ -143,12 +151,18 @@ def _study(
         "sites": sites,
         "rounds": 20,
         "min_examples": min(MIN_EXAMPLES, min_examples),
-        "model": {"name": "small_cnn" if images else "linear"},
-        "training": {"epochs": 1, "batch_size": 32, "learning_rate": 0.02 if images else 0.05},
+        "model": {"name": "small_cnn" if images else "cnn1d" if isinstance(task, SeriesTask) else "linear"},
+        "training": {"epochs": 1, "batch_size": 32, "learning_rate": 0.02 if images else _rate(task)},
         "split": held_out | {"validation": 0.15} | ({} if group is None else {"group": group}),
         "method": {"kind": "fine_tune"},
         "task": {key: value for key, value in values.items() if value != []},
     }
+
+
+def _rate(task: TaskBase) -> float:
+    """Return a learning rate for rows: steps on the squared error of F scaled inputs grow from about 1 / F on."""
+    rate = 0.05 if task.number is None else min(0.05, 0.4 / math.prod(task.input_shape))
+    return float(f"{rate:.1g}")
 
 
 def study_name(path: Path, by: str) -> str:

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from consilium.common.data.tables import Form
+from consilium.common.data.text_files import DELIMITERS
 from consilium.common.errors import ConfigError
 
 By = Literal["dirichlet", "classes", "quantity", "feature", "iid", "interleaved", "column"]
@@ -49,6 +51,29 @@ class SplitOptions:
     official_test: Annotated[
         bool, typer.Option("--official-test", help="The pool's own test images are every site's test set.")
     ] = False
+    series: Annotated[
+        bool, typer.Option("--series", help="x of an .npz file is series over time, (N, T, C) or (N, T), no pictures.")
+    ] = False
+    delimiter: Annotated[
+        str | None, typer.Option(help="Tables: the sign between fields, ',', ';', '|' or tab. Default: found.")
+    ] = None
+    decimal: Annotated[
+        str | None, typer.Option(help="Tables: the sign before a number's fraction, '.' or ','. Default: found.")
+    ] = None
+    encoding: Annotated[str | None, typer.Option(help="Tables: the file's encoding, e.g. cp1252. Default: found.")] = (
+        None
+    )
+    sheet: Annotated[str | None, typer.Option(help="Excel: the sheet, where several could be meant.")] = None
+    no_header: Annotated[
+        bool, typer.Option("--no-header", help="Tables: the first line is a row; columns are column_1, column_2, ...")
+    ] = False
+
+    @property
+    def form(self) -> Form:
+        """How a table's file is to be read."""
+        sign = "\t" if self.delimiter in ("tab", "\\t") else self.delimiter
+        decimal: Any = self.decimal
+        return Form(sign, decimal, self.encoding, self.sheet, no_header=self.no_header)
 
 
 _USED: Mapping[By, tuple[str, ...]] = {
@@ -61,6 +86,7 @@ _USED: Mapping[By, tuple[str, ...]] = {
     "column": ("column",),
 }
 """The options that each rule uses, of those that not all rules use."""
+_OF_TABLES = ("delimiter", "decimal", "encoding", "sheet", "no_header")
 
 
 def check_options(options: SplitOptions) -> None:
@@ -70,6 +96,10 @@ def check_options(options: SplitOptions) -> None:
         ConfigError: they do not.
     """
     used = _USED[options.by]
+    if options.decimal not in (None, ".", ","):
+        raise ConfigError(f"--decimal must be '.' or ',', got '{options.decimal}'")
+    if options.delimiter is not None and options.form.delimiter not in DELIMITERS:
+        raise ConfigError(f"--delimiter must be ',', ';', '|' or tab, got '{options.delimiter}'")
     for name in ("label", "column"):
         if options.group is not None and options.group == getattr(options, name):
             raise ConfigError(
@@ -85,14 +115,19 @@ def check_options(options: SplitOptions) -> None:
             raise ConfigError(f"--by {options.by} needs {option}")
 
 
-def check_fit(options: SplitOptions, *, images: bool) -> None:
-    """Check that options fit a pool of images, or of rows of a table.
+def check_fit(options: SplitOptions, kind: Literal["images", "features", "series", "table"]) -> None:
+    """Check that options fit a pool of images, of other arrays of numbers, of series, or of rows of a table.
 
     Raises:
         ConfigError: they do not.
     """
-    if images and options.by == "column":
-        raise ConfigError("--by column is for tables; images have no columns")
+    images = kind == "images"
+    if kind != "table" and options.by == "column":
+        raise ConfigError(f"--by column is for tables; {kind} of an .npz file have no such columns")
+    if kind != "table" and (given := [name for name in _OF_TABLES if getattr(options, name)]):
+        raise ConfigError(f"--{given[0].replace('_', '-')} is for tables; an .npz file has no rows of text")
+    if kind == "table" and options.series:
+        raise ConfigError("--series is for an .npz file; give each site its part of a table of series as it is")
     if not images and options.by == "feature":
         raise ConfigError("--by feature is for images: it changes how each site's device shows them")
     if options.tolerance is None:
@@ -100,7 +135,7 @@ def check_fit(options: SplitOptions, *, images: bool) -> None:
     if not 0 < options.tolerance < math.inf:
         raise ConfigError(f"--tolerance must be above 0, got {options.tolerance:g}")
     if images:
-        raise ConfigError("--tolerance is for tables whose label is a number; images have classes")
+        raise ConfigError("--tolerance is for labels that are numbers; images have classes")
     if options.by in ("dirichlet", "classes"):
         raise ConfigError(
             f"--by {options.by} spreads classes, but with --tolerance the label is a number: divide --by quantity, "

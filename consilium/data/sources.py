@@ -14,8 +14,9 @@ import numpy.typing as npt
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from consilium.client.data.base import Bad
 from consilium.client.data.image_files import list_folders, list_images
-from consilium.client.data.pictures import DECODE_ERRORS, FORMATS
+from consilium.client.data.pictures import decode
 from consilium.common.errors import DataError
 from consilium.common.host.files import write_atomically
 from consilium.common.seeds import seed_for
@@ -153,7 +154,8 @@ def _csv(rows: list[tuple[str, ...]]) -> bytes:
 
 # How many images of each class at each site are opened to tell greyscale from colour.
 _SAMPLED = 5
-_GREY_MODES = ("1", "L", "LA", "I", "F")
+_ANY = ImageTask(classes=("a", "b"), pixel_range="picture")
+"""A task by which every picture can be read."""
 
 
 def image_folder_hospitals(source: Path, *, size: int = 32) -> Federation:
@@ -194,14 +196,12 @@ def _site_name(folder: Path) -> str:
 
 
 def _all_grey(folders: Mapping[str, Path]) -> bool:
-    modes = [mode for folder in folders.values() for sub in list_folders(folder) for mode in _modes(sub)]
-    return bool(modes) and all(mode in _GREY_MODES or mode.startswith("I;16") for mode in modes)
+    grey = [one for folder in folders.values() for sub in list_folders(folder) for one in _are_grey(sub)]
+    return bool(grey) and all(grey)
 
 
-def _modes(folder: Path) -> Iterator[str]:
+def _are_grey(folder: Path) -> Iterator[bool]:
     for file in islice(list_images(folder), _SAMPLED):
-        try:
-            with Image.open(file, formats=FORMATS) as image:
-                yield image.mode
-        except DECODE_ERRORS:
-            continue  # a corrupt file is named when the site reads its data
+        found = decode(file, _ANY, name=file.name)
+        if not isinstance(found, Bad):  # a corrupt file is named when the site reads its data
+            yield all(frame.values.shape[2] == 1 for frame in found.frames)

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from consilium.common.data.npz import Array
+from consilium.common.errors import ConfigError
 from consilium.common.host.files import write_atomically
-from consilium.common.study.task import ImageTask, TableTask
+from consilium.common.study.task import FeaturesTask, ImageTask, SeriesTask, TableTask
 from consilium.data.division import class_counts, divide, groups_in, without_test
+from consilium.data.feature_pool import FeaturePool, features_task
 from consilium.data.files import (
     TEST,
     check_free,
@@ -17,11 +19,14 @@ from consilium.data.files import (
     study_name,
     write_federation,
     write_images,
+    write_npz,
     write_table,
 )
 from consilium.data.options import SplitOptions, check_fit, check_options, settings_of
 from consilium.data.partition import Rows, as_seen_by, device_of
-from consilium.data.pool import ImagePool, TablePool, read_pool, sha256_of
+from consilium.data.picture_range import range_of
+from consilium.data.pool import ArrayPool, read_pool, sha256_of
+from consilium.data.table_pool import TablePool
 from consilium.data.task import table_task
 
 
@@ -40,8 +45,15 @@ def split_pool(path: Path, out: Path, options: SplitOptions) -> list[str]:
     """
     check_free(out)
     check_options(options)
-    pool = read_pool(path, label=options.label, label_is_number=options.tolerance is not None, group=options.group)
-    check_fit(options, images=isinstance(pool, ImagePool))
+    pool = read_pool(
+        path,
+        label=options.label,
+        label_is_number=options.tolerance is not None,
+        group=options.group,
+        form=options.form,
+        series=options.series,
+    )
+    check_fit(options, kind_of(pool))
     sentences: list[str] = []
     test = None
     if options.official_test:
@@ -64,6 +76,8 @@ def split_pool(path: Path, out: Path, options: SplitOptions) -> list[str]:
     if test is not None:
         _write_test([out / site / "data" / TEST for site in parts], test, group=options.group)
     write_federation(out, texts, counts)
+    if isinstance(pool, TablePool):
+        sentences = [*pool.reading, *sentences]
     return [*sentences, *about_copies, *about_moves, *about_columns, *shortages(counts)]
 
 
@@ -80,20 +94,31 @@ def _record(path: Path, options: SplitOptions, sites: list[str]) -> dict[str, An
 
 
 def _task(
-    pool: ImagePool | TablePool, parts: Mapping[str, Rows], options: SplitOptions
-) -> tuple[ImageTask | TableTask, list[str]]:
+    pool: ArrayPool | TablePool, parts: Mapping[str, Rows], options: SplitOptions
+) -> tuple[ImageTask | FeaturesTask | SeriesTask | TableTask, list[str]]:
     if isinstance(pool, TablePool):
         return table_task(pool, parts, leave_out=(options.column, options.group), tolerance=options.tolerance)
+    test = TEST if options.official_test else None
+    if isinstance(pool, FeaturePool):
+        return features_task(pool, tolerance=options.tolerance, test=test), []
     height, width, channels = pool.images.shape[1:]
     size = min(max(height, width, 4), 1024)
     grey: Literal[1, 3] = 1 if channels == 1 else 3
-    test = TEST if options.official_test else None
-    return ImageTask(classes=pool.classes, size=size, channels=grey, mean=(0.5,), std=(0.25,), test=test), []
+    levels, said = range_of(pool.images)
+    if levels is not None and options.by == "feature":
+        raise ConfigError("--by feature is for pictures of 8 bits, or of floats in 0..1: their levels are changed")
+    task = ImageTask(
+        classes=pool.classes, size=size, channels=grey, pixel_range=levels, mean=(0.5,), std=(0.25,), test=test
+    )
+    return task, said
 
 
-def _write_site(folder: Path, pool: ImagePool | TablePool, rows: Rows, options: SplitOptions, *, number: int) -> None:
+def _write_site(folder: Path, pool: ArrayPool | TablePool, rows: Rows, options: SplitOptions, *, number: int) -> None:
     if isinstance(pool, TablePool):
         write_table(folder / "patients.csv", pool.header, [pool.rows[row] for row in rows])
+        return
+    if isinstance(pool, FeaturePool):
+        _write_arrays(folder / "data.npz", pool.only(rows), group=options.group)
         return
     x = pool.x[rows]
     if options.by == "feature":
@@ -102,13 +127,29 @@ def _write_site(folder: Path, pool: ImagePool | TablePool, rows: Rows, options: 
     write_images(folder / "data.npz", x, pool.y[rows], pool.classes, **_named(options.group, patients))
 
 
-def _write_test(paths: list[Path], test: ImagePool, *, group: str | None) -> None:
+def _write_test(paths: list[Path], test: ArrayPool, *, group: str | None) -> None:
     """Write the official test set, packed once, to every path."""
     first, *others = paths
-    write_images(first, test.x, test.y, test.classes, **_named(group, test.patients))
+    _write_arrays(first, test, group=group)
     content = first.read_bytes()
     for path in others:
         write_atomically(path, content)
+
+
+def _write_arrays(path: Path, pool: ArrayPool, *, group: str | None) -> None:
+    if isinstance(pool, FeaturePool):
+        write_npz(path, pool.arrays | _named(group, pool.patients))
+        return
+    write_images(path, pool.x, pool.y, pool.classes, **_named(group, pool.patients))
+
+
+def kind_of(pool: ArrayPool | TablePool) -> Literal["images", "features", "series", "table"]:
+    """Return what a pool is of."""
+    if isinstance(pool, TablePool):
+        return "table"
+    if isinstance(pool, FeaturePool):
+        return "series" if pool.series else "features"
+    return "images"
 
 
 def _named(group: str | None, patients: Array | None) -> dict[str, Array]:

@@ -2,16 +2,19 @@
 
 import itertools
 import math
-import re
-from collections.abc import Collection, Mapping, Sequence
-from typing import Literal
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
-from consilium.common.errors import DataError
+import numpy as np
+
+from consilium.common.data.identifiers import names_identifiers
+from consilium.common.data.oddities import codes_in
+from consilium.common.errors import DataError, clean
 from consilium.common.study.task import CategoryColumn, Column, NumberColumn, Regression, TableTask
 from consilium.data.partition import (
     Rows,
 )
-from consilium.data.pool import TablePool, in_order, is_number
+from consilium.data.table_pool import ColumnCells, TablePool, in_order, is_number
 
 _MOST_VALUES = 20
 """A column of text with more different values is a name or a remark, not a category."""
@@ -26,59 +29,91 @@ def table_task(
 ) -> tuple[TableTask, list[str]]:
     """Return the task of a table, and sentences about columns that are left out or that a site has no value in.
 
-    A column whose known cells are all numbers is a number, one of up to 20 different texts a category. One that names
-    or numbers patients is left out: a model would learn from it which rows stood together in a file. Where the label
-    is a number, it is centred and scaled by mean and standard deviation of the pool's, to three digits of the latter.
+    A column whose known cells are numbers is a number, also where few are other texts, which the study then counts as
+    missing; one of up to 20 different texts is a category. One that names or numbers patients is left out: a model
+    would learn from it which rows stood together in a file. Where the label is a number, it is centred and scaled by
+    mean and standard deviation of the pool's, to three digits of the latter.
 
     Raises:
         DataError: no column is left.
     """
     columns: dict[str, Column] = {}
-    sentences, gaps = [], False
+    sentences, gaps, codes = list[str](), False, dict[str, tuple[str, ...]]()
     for name in pool.header:
         if name in (pool.label, *leave_out):
             continue
-        cells = pool.column(name)
-        column, reason = _column(name, cells)
-        if reason := reason or _identifies(name, cells):
+        held = pool.feature(name)
+        column, reason = _column(name, held)
+        if reason := reason or _identifies(name, pool.column(name)):
             column = None
         if column is None:
             sentences.append(f"column '{name}' is left out of the study: {reason}")
             continue
         columns[name] = column
-        gaps = gaps or "" in cells
-        empty = [f"'{site}'" for site, rows in parts.items() if not any(cells[row] for row in rows)]
-        if empty:
-            sentences.append(f"column '{name}' has no value at {', '.join(empty)}, which cannot fill it: leave it out")
+        gaps = gaps or "" in held.cells
+        if held.others:
+            codes[name] = tuple(in_order({*held.others}))
+        sentences += _remarks(name, held, parts)
     if not columns:
-        raise DataError("the table has no column to learn from besides the label")
+        raise DataError(
+            f"the table has no column to learn from besides the label ({'; '.join(sentences)}); for what is written as "
+            'text there are studies of texts, task.kind = "text"'
+        )
     missing: Literal["refuse", "impute"] = "impute" if gaps else "refuse"
+    known: dict[str, Any] = {"label": pool.label, "columns": columns, "missing": missing, "missing_values": codes}
     if pool.numbers is None or tolerance is None:
-        return TableTask(classes=pool.classes, label=pool.label, columns=columns, missing=missing), sentences
+        return TableTask(classes=pool.classes, **known), sentences
     scale = float(f"{pool.numbers.std():.3g}")
     center = round(float(pool.numbers.mean()), 2 - math.floor(math.log10(scale)))
     number = Regression(center=center, scale=scale, tolerance=tolerance)
-    return TableTask(label=pool.label, regression=number, columns=columns, missing=missing), sentences
+    return TableTask(regression=number, **known), sentences
 
 
-def _column(name: str, cells: Sequence[str]) -> tuple[Column | None, str]:
-    values = {cell for cell in cells if cell}
+def _remarks(name: str, held: ColumnCells, parts: Mapping[str, Rows]) -> Iterator[str]:
+    """Yield sentences about a column that is kept: texts among its numbers, doubtful words, sites without a value."""
+    if held.others:
+        times = [f"'{clean(text, 40)}' ({count} {_rows(count)})" for text, count in held.others.most_common()]
+        yield (
+            f"column '{name}' is one of numbers: {', '.join(times)} in it count{'s' * (len(times) == 1)} as missing "
+            "(task.missing_values)"
+        )
+    elif held.number:
+        for code in codes_in(np.array([float(cell) if cell else math.nan for cell in held.cells])):
+            yield (
+                f"column '{name}' has {code.words}: if it means that nothing is known, list it in the study, "
+                f'task.missing_values = {{ "{name}" = [{code.value:g}] }}'
+            )
+    if held.doubtful:
+        words = ", ".join(f"'{word}'" for word in held.doubtful)
+        yield (
+            f"column '{name}' has {words} among its texts, which counts as a value; list it in task.missing_values "
+            "and take it out of the column's values if it means that nothing is known"
+        )
+    if empty := [f"'{site}'" for site, rows in parts.items() if not any(held.cells[row] for row in rows)]:
+        yield f"column '{name}' has no value at {', '.join(empty)}, which cannot fill it: leave it out"
+
+
+def _rows(count: int) -> str:
+    return "row" if count == 1 else "rows"
+
+
+def _column(name: str, held: ColumnCells) -> tuple[Column | None, str]:
+    values = {cell for cell in held.cells if cell}
     if not name:
         return None, "it has no name"
     if len(values) < 2:
         return None, "it has one value only" if values else "it has no value"
-    if all(is_number(value) for value in values):
+    if held.number:
         return NumberColumn(), ""
     if len(values) > _MOST_VALUES:
-        return None, f"it has {len(values)} different texts, more than {_MOST_VALUES}"
+        share = sum(map(is_number, held.cells)) / sum(map(bool, held.cells))
+        numbers = f", and numbers in {share:.0%} of the rows that have a value" if share > 0 else ""
+        return None, f"it has {len(values)} different texts, more than {_MOST_VALUES}{numbers}"
     return CategoryColumn(values=in_order(values)), ""
 
 
-_ID = re.compile(
-    r"(?i:(^|[_\W])(id|ids|uid|guid|uuid|mrn|nr|index|idx|identifier)$)|[a-z](Id|ID)$"
-    r"|(?i:^(patient|subject|case)([_\W]?(no|num|number|name|code))?$)"
-)
-"""Names of columns that say whose a row is, or which."""
+_NEARLY, _LEAST_ROWS = 0.95, 50
+"""Whole numbers that differ in this part of so many rows number them, as no measurement does."""
 
 
 def is_identifier(name: str, cells: Sequence[str]) -> bool:
@@ -92,14 +127,29 @@ def _identifies(name: str, cells: Sequence[str]) -> str:
     different = len(set(known))
     if any("." in cell for cell in known):
         return ""
-    if _ID.search(name) is None:
-        steps = {int(b) - int(a) for a, b in itertools.pairwise(known)} if all(map(_is_whole, known)) else set()
-        return "it numbers the rows" if steps == {1} and different > _MOST_VALUES else ""
+    if not names_identifiers(name):
+        return _numbers_rows(known)
     if different == len(known):
         return "it is an identifier, different in every row"
     return (
         f"it is an identifier of {different} different values in {len(known)} rows; if these are patients, "
         f"'--group {name}' keeps a patient's rows together"
+    )
+
+
+def _numbers_rows(known: Sequence[str]) -> str:
+    """Return why a column whose name says nothing tells which row it is; '' where it does not."""
+    different = len(set(known))
+    if not known or not all(map(_is_whole, known)):
+        return ""
+    steps = {int(b) - int(a) for a, b in itertools.pairwise(known)}
+    if steps == {1} and different > _MOST_VALUES:
+        return "it numbers the rows"
+    if len(known) < _LEAST_ROWS or different < _NEARLY * len(known):
+        return ""
+    return (
+        f"it has whole numbers that differ in {different} of {len(known)} rows, as identifiers do; if it is a "
+        'measurement, add it to the study: task.columns.NAME = { kind = "number" }'
     )
 
 

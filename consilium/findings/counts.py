@@ -8,7 +8,7 @@ from consilium.common.intervals.evidence import Evidence
 from consilium.common.intervals.holm import holm
 from consilium.common.intervals.interval import Interval
 from consilium.common.intervals.means import Kind, interval_of, over_sites
-from consilium.common.protocol.counts import TestCounts
+from consilium.common.protocol.counts import Estimate, Estimates, TestCounts
 from consilium.common.protocol.patients import Patients
 from consilium.findings.noise import noise_on, too_noisy, with_noise
 from consilium.findings.verdict import Verdict, verdict
@@ -76,6 +76,8 @@ def _evidence(counts: TestCounts, name: str) -> Evidence | None:
     """
     if too_noisy(counts):
         return None
+    if counts.estimates is not None:
+        return _estimated(counts.estimates, name, counts.num_test)
     if name == DIFFERENCE:
         if counts.pairs is None:
             return None
@@ -89,6 +91,12 @@ def _evidence(counts: TestCounts, name: str) -> Evidence | None:
         single = Patients.single(counts.num_test, right, 0)
         of_patients = None if counts.patients is None else getattr(counts.patients, field)
     return Evidence.of_patients(of_patients or single)
+
+
+def _estimated(estimates: Estimates, name: str, num_test: int) -> Evidence | None:
+    field = {"global": "global_", DIFFERENCE: "difference"}.get(name, name)
+    one: Estimate | None = getattr(estimates, field)
+    return None if one is None else Evidence.of_estimate(one.value, one.error, num_rows=num_test)
 
 
 def _over(

@@ -18,6 +18,7 @@ from consilium.common.events.run import (
     RunStarted,
     RunStopped,
     RunSubmitted,
+    StoppedEarly,
 )
 from consilium.common.results import RunResult
 from consilium.common.study.sentences import describe
@@ -26,7 +27,7 @@ from consilium.history.reading import event_lines, read_bounded, read_object
 from consilium.history.scores import MODELS, mean_of, scores_of
 
 APP, LOG, RESULT, REPORT = "app.bin", "events.jsonl", "result.json", "report.json"
-_WANTED = ("submitted", "started", "finished", "failed", "stopped")
+_WANTED = ("submitted", "started", "stopped_early", "finished", "failed", "stopped")
 
 
 @dataclass
@@ -118,6 +119,8 @@ def _take(event: RunEvent | None, log: _Log) -> None:
             log.status = "finished"
         case RunFailure():
             log.status, log.detail = "failed", clean(f"{event.error}: {event.message}", 300)
+        case StoppedEarly():
+            log.detail = clean(event.text, 300)
         case RunStopped():
             log.status = "stopped"
 

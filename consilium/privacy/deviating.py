@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from consilium.common.privacy.secure.noise import colluding_sites, fewest_answers
 from consilium.common.study.study import StudyConfig
 
 ATTACKS = "benchmarks/attacks.py"
@@ -50,12 +51,24 @@ def _from_sums(study: StudyConfig) -> Iterator[str]:
             "of a sum knows the last one's update. Sites refuse sums of fewer than three sites, and of fewer than "
             "their policy says."
         )
-    if study.privacy.sites is not None:
+    if study.privacy.hides_sites:
+        yield (
+            "Noise for whole sites is added by the sites, who refuse sums with less of it and sums of fewer than "
+            f"{fewest_answers(study)} sites: with {colluding_sites(study)} of these a server can take off their share, "
+            "and the promise to the others holds; with more it does not."
+        )
+    elif study.privacy.sites is not None:
         yield "Noise for whole sites is added by the server: it protects sites from others, not from the server."
 
 
 def _from_numbers(study: StudyConfig) -> Iterator[str]:
     if study.privacy.examples is not None:
+        return
+    if study.privacy.hides_sites:
+        yield (
+            "Noise for whole sites is on their updates alone. No measurement of a round leaves; numbers of examples, "
+            "classes and the test counts at the end do, exact, unless a hospital's policy.toml keeps them."
+        )
         return
     yield (
         "Exact numbers tell of the data, too: the test counts of the constant answer give the balance of the classes, "

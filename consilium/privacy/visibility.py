@@ -121,10 +121,12 @@ def _exactness(study: StudyConfig) -> str:
         how = f"epsilon {private.epsilon:g}" if private.epsilon is not None else f"noise multiplier {private.noise:g}"
         words.append(f"with noise: {whom} part is clipped, {how} over the run")
     if study.privacy.secure_aggregation:
-        words.append(f"masked, to {study.privacy.bound:g} in length")
+        words.append(f"masked, to {study.privacy.longest:g} in length")
     if study.uplink and not build_chain(study.uplink).lossless:
         words.append(f"coded ({study.codec})")
-    if study.privacy.sites is not None:
+    if study.privacy.hides_sites:
+        words.append("each site has added its share of the noise that hides it as a whole")
+    elif study.privacy.sites is not None:
         words.append("the coordinator adds noise to the mean, after it has seen each")
     return "; ".join(words) or EXACT
 
@@ -148,15 +150,14 @@ def _sums(study: StudyConfig) -> Iterator[Row]:
 
 def _measurements(study: StudyConfig) -> Iterator[Row]:
     private = study.privacy.examples is not None
+    kept = private or study.privacy.hides_sites
     scores = ("loss", "accuracy", *study.metrics)
     sides = [side for side in SIDES if side != "local" or study.local_baseline]
     names = tuple(f"metric:{side}.{score}" for side in sides for score in scores)
     often = EACH_ROUND if study.evaluate_every == 1 else f"every {study.evaluate_every} rounds, and in the last one"
     what = f"{', '.join(scores)} of the {', '.join(sides)} model on the validation rows, and the loss in training"
     covers = (*names, "metric:train.loss", "metric:apfl.alpha")
-    yield Row(
-        "measurements", what, NOTHING if private else ALONE, "kept at the site" if private else EXACT, often, covers
-    )
+    yield Row("measurements", what, NOTHING if kept else ALONE, "kept at the site" if kept else EXACT, often, covers)
     of_data = sorted(study.needs - {EFFECTIVE_STEPS, CLASS_COUNTS})
     if of_data:
         what = f"what the strategy and the weighting ask for: {', '.join(of_data)}"
@@ -204,6 +205,11 @@ def _classes(*, private: bool) -> tuple[str, str]:
 
 def _test_counts(study: StudyConfig) -> Iterator[Row]:
     private = study.privacy.examples
+    if study.task.survival_times is not None:
+        yield Row("counts", "how many test rows it has", ALONE, EXACT, AT_THE_END, ("TestCounts.num_test",))
+        what = "how well each model and the constant answer rank the test patients, with standard errors"
+        yield Row("measurements", what, ALONE, EXACT, AT_THE_END, ("Estimate.*",))
+        return
     if private is None:
         what = "how many test rows each model and the constant answer got right, and which of two models did better"
         counts = ("majority", "local", "global_", "personal", "pairs")

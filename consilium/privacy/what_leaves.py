@@ -80,6 +80,8 @@ def _protects(study: StudyConfig) -> str:
         parts.append("noise at each site, for each of its patients")
     if study.privacy.secure_aggregation:
         parts.append("sums over sites in place of single updates")
-    if study.privacy.sites is not None:
+    if study.privacy.hides_sites:
+        parts.append("noise of the sites in these sums, for each site as a whole")
+    elif study.privacy.sites is not None:
         parts.append("noise at the coordinator, for each site as a whole")
     return f"The study protects by {' and '.join(parts)}."

@@ -15,7 +15,7 @@ from consilium.findings.decimals import DASH, bounds, counted, number, point
 from consilium.findings.pages import flattened, render
 from consilium.privacy.visibility import visibility
 from consilium.report.curves import CURVES, mean_curves, measured_rounds, metric_of, signals_of
-from consilium.report.privacy import COLUMNS, WITHHELD, lead, privacy_rows, promise
+from consilium.report.privacy import COLUMNS, WITHHELD, lead, privacy_rows, promise, promise_of_sites
 from consilium.report.report import TITLES, Report, Run
 
 _RUN_STYLES = ("personal", "local", "global")
@@ -47,6 +47,7 @@ def render_page(report: Report) -> str:
             "took_part": [(site, *_took_part(run.rounds, site)) for site in run.result.study.sites],
             "settings": _settings(run),
             "promise": promise(run.result),
+            "promise_of_sites": promise_of_sites(run.result),
             "privacy_columns": COLUMNS,
             "privacy_rows": privacy_rows(run.result),
             "withheld": WITHHELD,
@@ -64,6 +65,8 @@ def _facts(run: Run) -> list[str]:
         re.sub(r"^(\d{4}-\d\d-\d\d)T(\d\d:\d\d).*(Z|\+00:00)$", r"\1 \2 UTC", result.started),
         counted(len(result.study.sites), "site"),
         counted(len(run.rounds), "round"),
+        *([] if result.stopped is None else [result.stopped.text]),
+        *([] if result.final_round is None else [f"the model of round {result.final_round} is the final one"]),
         f"{result.seconds:,.0f} seconds",
         f"{megabytes:,.1f} MB exchanged",
         f"method {result.study.method.kind}",

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from consilium.common.privacy.secure.noise import colluding_sites, honest_sites
 from consilium.common.protocol.counts import TestCounts
 from consilium.common.protocol.replies import PrivacySpent
 from consilium.common.results import RunResult
@@ -9,6 +10,7 @@ from consilium.common.study.privacy import ExamplePrivacy
 from consilium.findings import Interval
 from consilium.findings.decimals import DASH, bounds, number
 from consilium.findings.noise import MOST_NOISE
+from consilium.server.privacy.noise import noise_multiplier, site_epsilon_alone
 
 WITHHELD = "withheld"
 """Stands for what a site of a private study measures and does not tell."""
@@ -55,6 +57,33 @@ def promise(result: RunResult) -> str:
         "changes by a factor of e^epsilon at most, but for a probability of delta: against everybody who sees it. "
         "Epsilon is of this study at this site, all its runs together; what other studies of the site spend is in the "
         "site's own ledger (consilium site privacy), and nowhere else."
+    )
+
+
+def promise_of_sites(result: RunResult) -> str:
+    """Return what a study with noise for whole sites has told of any one of them; empty without such noise."""
+    study, spent = result.study, [one.site_epsilon for one in result.rounds if one.site_epsilon is not None]
+    if study.privacy.sites is None or not spent:
+        return ""
+    sites, rounds = study.privacy.sites, len(result.rounds)
+    noise = f"{noise_multiplier(sites, rounds=study.rounds):.4g} times the clip of {sites.clip:g}"
+    what = (
+        f"what the mean updates of {rounds} rounds tell of any one site, against the same with nothing but zeros from "
+        f"it, but for a probability of {sites.delta:g}"
+    )
+    if not study.privacy.secure_aggregation:
+        return (
+            f"The coordinator added noise of {noise} to the sum of each round. Epsilon {spent[-1]:.4g} bounds {what}: "
+            "for all who see the weights, but not for the coordinator, who saw each site's update."
+        )
+    alone = site_epsilon_alone(study, answers=[len(one.accepted) for one in result.rounds])
+    assert alone is not None
+    return (
+        f"Each site added its share of the noise before its update was masked: any {honest_sites(study)} of those that "
+        f"answered have {noise} together, and the coordinator added none. Epsilon {spent[-1]:.4g} bounds {what}: for "
+        f"the coordinator together with {colluding_sites(study)} sites that tell it their own noise. For the "
+        f"coordinator alone it is {alone:.4g}. It is of this run: another one tells as much again. The sites' numbers "
+        "of examples, their classes and their test counts are exact, and not covered."
     )
 
 

@@ -52,8 +52,9 @@ class Run:
 
     @property
     def titles(self) -> dict[str, str]:
-        """Return `TITLES` as they are in this study: without classes, the constant answer is a mean."""
-        return {**TITLES, **({} if self.result.study.task.classes else {"majority": "training mean"})}
+        """Return `TITLES` as they are in this study: without classes, the constant answer is another one."""
+        task = self.result.study.task
+        return {**TITLES, **({} if task.classes else {"majority": task.constant})}
 
     def measures(self, site: str) -> Measures:
         """Return every measure of a site; all None where it reported no counts."""

@@ -18,6 +18,7 @@ from consilium.common.events.run import (
     SiteJoined,
     SitesAgreed,
     SitesOnline,
+    StoppedEarly,
     UpdateAccepted,
     WeightingFallback,
 )
@@ -61,6 +62,9 @@ class Progress:
                 return f"round {event.round}: {event.message}"
             case RoundFinished():
                 return self._take_round(event)
+            case StoppedEarly():
+                self.rounds = event.round
+                return f"{self.title}: {event.text}"
             case FinishAsked() | RunFinished() | RunFailure():
                 return self._take_end(event)
         return ""

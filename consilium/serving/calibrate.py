@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from scipy import optimize
 from torch import Tensor
 
+from consilium.client.data.target import loss_of
 from consilium.client.served import ServedModel, load_model
-from consilium.client.training.evaluation import loss_of
 from consilium.common.errors import ConfigError, DataError
 from consilium.common.model import ModelRecord, Residuals, Temperature, write_record
 from consilium.common.seeds import seed_for
@@ -70,6 +70,8 @@ def calibrate(folder: Path, settings: Path, *, level: float = 0.9) -> Calibrated
         raise ConfigError(f"--level: must be a number between 0 and 1, got {level:g}")
     with parts_of(settings):
         model = load_model(folder)
+    if model.record.task.survival_times is not None:
+        raise ConfigError("a model of task.survival answers relative risks, which have no true value to calibrate by")
     rows = own_rows_of(settings, model.record, part="validation", option="--site").inputs
     prepared = model.prepared(rows)
     assert prepared.y is not None

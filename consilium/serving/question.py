@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from consilium.client.data.image_files import SUFFIXES
 from consilium.client.data.inputs import Inputs, Unread, image_inputs, read_inputs
+from consilium.client.data.picture_files import SUFFIXES, is_picture
 from consilium.client.served.drift import Drift, drift
 from consilium.client.served.load import ServedModel, load_model
 from consilium.client.served.summary import TrainingSummary, read_summary
@@ -97,7 +97,7 @@ def read(
         raise DataError(f"got {len(paths)} files or folders, expected one; several may only be pictures to predict")
     contents = {}
     for path in paths:
-        if path.suffix.lower() not in SUFFIXES:
+        if path.is_file() and not is_picture(path):
             raise DataError(f"'{clean(str(path))}' is no picture, expected files {', '.join(SUFFIXES)}, or one folder")
         try:
             contents[str(path)] = path.read_bytes()

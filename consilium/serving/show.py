@@ -10,7 +10,7 @@ from rich.text import Text
 from consilium.common.errors import clean, listed
 from consilium.common.model import RECORD, ModelRecord, Residuals, Temperature, read_record
 from consilium.common.model.card import interval_text
-from consilium.common.study.task import ImageTask, TableTask
+from consilium.common.study.task import ImageTask, SeriesTask, TableTask, TextTask
 from consilium.findings.decimals import number
 from consilium.serving.find import find_model
 
@@ -88,12 +88,18 @@ def _reads(record: ModelRecord) -> str:
         return f"columns {listed(list(task.columns), _MOST_NAMED)}"
     if isinstance(task, ImageTask):
         return f"{'grey' if task.channels == 1 else 'colour'} pictures, resized to {task.size} x {task.size}"
+    if isinstance(task, SeriesTask):
+        return f"series of {task.length} steps of the channels {listed(list(task.channels), _MOST_NAMED)}"
+    if isinstance(task, TextTask):
+        return f"texts of up to {task.length} tokens"
     return f"arrays of shape {list(task.input_shape)}"
 
 
 def _answers(record: ModelRecord) -> str:
     if record.classes:
         return f"one of {len(record.classes)} classes: {listed(list(record.classes), _MOST_NAMED)}"
+    if record.task.survival_times is not None:
+        return "the log of a risk, relative to other patients"
     return f"a number; {record.task.score} counts as right"
 
 

@@ -90,7 +90,7 @@ def task_contract(*names: str) -> Test:
 
 def _as_parts(group: str, names: Iterable[str]) -> Iterable[tuple[Law, tuple[Any, ...]]]:
     """Yield the laws of parts of packages, for those that are not built in."""
-    own = [name for name in names if name not in parts.built_in(group)]
+    own = [name for name in names if not parts.is_built_in(group, name)]
     return ((law, (group, name)) for name in own for law in parts.LAWS)
 
 

@@ -20,7 +20,7 @@ from consilium.common.study.training import ModelConfig
 from consilium.common.weights.arithmetic import add_scaled
 from consilium.common.weights.arrays import Array, Weights, is_float
 
-SHAPES = {"linear": (3,), "mlp": (3,), "mlp_bn": (3,), "small_cnn": (1, 8, 8)}
+SHAPES = {"linear": (3,), "mlp": (3,), "mlp_bn": (3,), "small_cnn": (1, 8, 8), "cnn1d": (9, 2), "gru": (9, 2)}
 PARTS, POLICIES = ("all", "head", "last_block"), ("average", "local", "freeze")
 
 

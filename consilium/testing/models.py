@@ -9,7 +9,7 @@ from consilium.client.models import Model, build_model, get_weights
 from consilium.common.errors import ConsiliumError
 from consilium.common.study.training import ModelConfig
 
-SHAPES = ((3,), (1, 16, 16), (3, 32, 32), (3, 224, 224))
+SHAPES = ((3,), (12, 2), (1, 16, 16), (3, 32, 32), (3, 224, 224))
 """Shapes of inputs that are tried, the smallest first; a model must take one of them."""
 
 

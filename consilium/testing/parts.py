@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 from consilium.common.study.method_base import MethodSettings
 from consilium.common.study.methods import MethodConfig
 from consilium.common.study.metrics import METRICS, MetricSettings
-from consilium.common.study.models import SMALL_NAMES, ModelSettings
+from consilium.common.study.models import SMALL_NAMES, ModelSettings, library_of
 from consilium.common.study.packages import digest_of_package, offers
 from consilium.common.study.parts import Part, implementation_of, offer_of, own_part
 from consilium.common.study.ranges import variants
@@ -44,6 +44,11 @@ def built_in(group: str) -> frozenset[str]:
     if group == "metrics":
         return frozenset(METRICS)
     return frozenset(variant.model_fields["kind"].default for variant in variants(UNIONS[group]))
+
+
+def is_built_in(group: str, name: str) -> bool:
+    """Say whether a name is built in, or names a model of a library such as `timm/resnet18`."""
+    return name in built_in(group) or (group == "models" and library_of(name) is not None)
 
 
 def every(group: str, registry: Mapping[str, object]) -> tuple[str, ...]:

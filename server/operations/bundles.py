@@ -9,7 +9,7 @@ from consilium.common.host.address import Address, is_wildcard, parse_address, s
 from consilium.common.host.certificates import certificate_hosts, read_certificate
 from consilium.common.host.keys import openssh
 from consilium.common.study.bundle import Bundle, ServerVersions
-from consilium.common.study.load import load_study
+from consilium.common.study.load import load_study, study_source
 from consilium.common.study.names import check_site_name
 from consilium.server.operations.home import ServerHome
 from consilium.server.wire.site_keys import approved_keys
@@ -39,7 +39,7 @@ def make_bundle(
         ca_certificate=home.ca.read_text(encoding="ascii"),
         certificate=certificate.decode("ascii"),
         study_key=home.study_public.read_text(encoding="ascii"),
-        study=study.read_text(encoding="utf-8") if study is not None else None,
+        study=study_source(study) if study is not None else None,
         peers=peers_of(home, study) or None if study is not None else None,
         versions=ServerVersions(consilium=consilium.common.__version__, flwr=version("flwr")),
     )

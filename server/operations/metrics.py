@@ -25,6 +25,7 @@ from consilium.common.events.run import (
     RunStopped,
     ServerStarted,
     SitesAgreed,
+    StoppedEarly,
     UpdateAccepted,
     WeightingFallback,
 )
@@ -141,6 +142,7 @@ class JournalMetrics:
             for metric in (*self._run.of_one_run, *self._site.of_one_run):
                 metric.remove_by_labels({"study": study})
             self._run.round.labels(study).set(0)
+            self._run.stopped.labels(study).set(0)
             for site in event.sites:
                 self._site.round.labels(study, site).set(0)
             self._runs[study] = _Run(event.run, metrics=event.metrics)
@@ -174,6 +176,8 @@ class JournalMetrics:
                 self._show_round(study, event)
             case CheckpointSaved():
                 self._run.checkpoint.labels(study).set(event.time.timestamp())
+            case StoppedEarly():
+                self._run.stopped.labels(study).set(event.round)
             case FinishAsked():
                 self._enter(study, "finishing")
             case RunFinished():

@@ -20,6 +20,9 @@ class RunSeries:
         )
         self.rounds_planned = gauge("study_rounds", "rounds the study plans", "study")
         self.round = gauge("study_round", "last completed round", "study")
+        self.stopped = gauge(
+            "study_stopped_round", "round after which the study stopped early, 0 if it has not", "study"
+        )
         self.state = gauge("study_state", "1 for the state the run is in", "study", "state")
         self.quorum = gauge("study_quorum", "usable updates a round needs", "study")
         self.rounds = counter("rounds_total", "rounds by outcome", "study", "outcome")

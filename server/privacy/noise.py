@@ -10,7 +10,8 @@ nothing but zeros, the sum moves by at most C: one Gaussian mechanism of noise z
 and which sites a round asks follows from the study's seed, so nothing is subtracted for sites that were not asked.
 
 The server itself is trusted here: the weights that it sends and the model that the run ends with are protected, the
-numbers that sites report to it (losses, counts) are not.
+numbers that sites report to it (losses, counts) are not. In secure sums sites add the noise, in shares, and the server
+adds none: see `common/privacy/secure/noise.py`. The multiplier is found here in both cases, and sites check it.
 """
 
 import math
@@ -24,6 +25,8 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 
 from consilium.common.errors import ModelError, listed
 from consilium.common.privacy.accounting import Charge, epsilon_of, noise_for
+from consilium.common.privacy.secure.fixed import too_coarse
+from consilium.common.privacy.secure.noise import noise_share
 from consilium.common.study.privacy import SiteLevelPrivacy
 from consilium.common.study.study import StudyConfig
 from consilium.common.weights.arithmetic import add_scaled, norm
@@ -35,23 +38,30 @@ Entropy = Callable[[int], bytes]
 
 
 def check_site_noise_fits(config: StudyConfig, state: ServerState) -> None:
-    """Check that all that sites share is moved by gradients, before the first round.
+    """Check that all that sites share is moved by gradients, and that words can hold it, before the first round.
 
     Raises:
-        ModelError: a study with site-level noise shares running statistics or whole numbers.
+        ModelError: a study with site-level noise shares running statistics or whole numbers, or too many numbers.
     """
-    if config.privacy.sites is None or not state.averaged:
+    if config.privacy.sites is None:
         return
-    raise ModelError(
-        f"privacy.sites: arrays {listed(state.averaged, 4)} are running statistics or whole numbers, which noise would "
-        "make useless: set model.batch_norm = 'freeze' or 'local', or take a model without BatchNorm"
-    )
+    if state.averaged:
+        raise ModelError(
+            f"privacy.sites: arrays {listed(state.averaged, 4)} are running statistics or whole numbers, which noise "
+            "would make useless: set model.batch_norm = 'freeze' or 'local', or take a model without BatchNorm"
+        )
+    share = noise_share(config, multiplier_of_sums(config))
+    numbers = sum(math.prod(spec(state.weights, name)[0]) for name in state.weights)
+    if share is not None and not share.holds(numbers):
+        raise ModelError(f"privacy.sites: {too_coarse(numbers, share)}")
 
 
 def with_site_noise(
     config: StudyConfig, updates: Sequence[Update], shares: Mapping[str, float], *, entropy: Entropy = os.urandom
 ) -> Sequence[Update]:
     """Return updates whose mean has the noise of a round; without site-level privacy, the updates as they are.
+
+    In secure sums they stay as they are too: each site has added its share.
 
     No update is longer than `clip` in these, whatever a site or a codec made of it. The first of them carries all of
     the noise, so that any rule that takes the mean gets it.
@@ -60,7 +70,7 @@ def with_site_noise(
         ValueError: shares that are not equal; the rules of a study see to it that they are.
     """
     privacy = config.privacy.sites
-    if privacy is None:
+    if privacy is None or config.privacy.secure_aggregation:
         return updates
     if any(not math.isclose(share, 1 / len(updates), rel_tol=1e-9) for share in shares.values()):
         raise ValueError(f"site-level noise needs equal shares, got {dict(shares)}")
@@ -79,13 +89,37 @@ def noise_multiplier(privacy: SiteLevelPrivacy, *, rounds: int) -> float:
     return noise_for(privacy.epsilon, privacy.delta, rate=1.0, steps=rounds)
 
 
+def multiplier_of_sums(config: StudyConfig) -> float | None:
+    """Return the noise of each secure sum in units of `clip`; None where a study's sums do not hide whole sites."""
+    if config.privacy.sites is None or not config.privacy.secure_aggregation:
+        return None
+    return noise_multiplier(config.privacy.sites, rounds=config.rounds)
+
+
 def site_epsilon(config: StudyConfig, *, rounds_done: int) -> float | None:
-    """Return what the rounds so far tell of any one site; None without site-level privacy."""
+    """Return what the rounds so far tell of any one site; None without site-level privacy.
+
+    In secure sums that is what they tell whoever sees them together with as many sites as the study says may collude,
+    where no more sites have answered than had to. What they tell the server alone is `site_epsilon_alone`.
+    """
     privacy = config.privacy.sites
     if privacy is None:
         return None
     noise = noise_multiplier(privacy, rounds=config.rounds)
     return epsilon_of([Charge("sgd", noise, steps=rounds_done)], privacy.delta)
+
+
+def site_epsilon_alone(config: StudyConfig, *, answers: Sequence[int]) -> float | None:
+    """Return what secure sums tell the server of any one site if no site tells it its own noise; else None.
+
+    Args:
+        answers: how many sites are in the sum of each round so far.
+    """
+    share = noise_share(config, multiplier_of_sums(config))
+    if share is None:
+        return None
+    assert config.privacy.sites is not None
+    return epsilon_of([Charge("sgd", share.multiplier_of(count)) for count in answers], config.privacy.sites.delta)
 
 
 class _Shorter(Mapping[str, Array]):

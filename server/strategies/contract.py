@@ -38,6 +38,21 @@ class Update:
 
 
 @dataclass(frozen=True)
+class BestRound:
+    """The round that measured best so far, where a study ends with its model.
+
+    Args:
+        weights: as its sites received and measured them.
+        asked, accepted: of its end, as in `ServerState`.
+    """
+
+    round: int
+    weights: Weights
+    asked: Mapping[str, int]
+    accepted: Mapping[str, int]
+
+
+@dataclass(frozen=True)
 class ServerState:
     """All that passes from one round to the next; a checkpoint holds exactly this.
 
@@ -54,6 +69,7 @@ class ServerState:
         holders: the sites that have `held`.
         asked: in how many rounds each site was asked; sites that never were are not in it.
         accepted: the round of each site's last update that counted; sites without one are not in it.
+        best: the round that measured best so far; None in studies that do not end with it.
     """
 
     round: int
@@ -68,6 +84,7 @@ class ServerState:
     holders: frozenset[str] = frozenset()
     asked: Mapping[str, int] = field(default_factory=dict)
     accepted: Mapping[str, int] = field(default_factory=dict)
+    best: BestRound | None = None
 
     @property
     def optimised(self) -> tuple[str, ...]:

@@ -13,9 +13,9 @@ from consilium.common.codecs.container import parts
 from consilium.common.errors import StateError, clean
 from consilium.common.host.files import write_atomically
 from consilium.common.weights.arrays import Array, Weights, bytes_view, under
-from consilium.server.strategies.contract import ServerState
+from consilium.server.strategies.contract import BestRound, ServerState
 
-LAYOUT = "2"
+LAYOUT = "3"
 """Version of the file's layout; a release with another one cannot read it."""
 
 
@@ -28,6 +28,9 @@ def save_checkpoint(path: Path, state: ServerState, *, run: str, study_digest: s
     arrays = {f"{part}/{name}": array for part, items in _parts(state).items() for name, array in items.items()}
     names = {"buffers": json.dumps(sorted(state.buffers)), "holders": json.dumps(sorted(state.holders))}
     names |= {part: json.dumps(dict(numbers), sort_keys=True) for part, numbers in _per_site(state).items()}
+    if (best := state.best) is not None:
+        facts = {"round": best.round, "asked": dict(best.asked), "accepted": dict(best.accepted)}
+        names["best"] = json.dumps(facts, sort_keys=True)
     notes = {"layout": LAYOUT, "run": run, "round": str(state.round), "study_digest": study_digest, **names}
     notes["crc32"] = _sum_of(arrays, notes)
     write_atomically(path, parts(arrays, form_of(arrays), notes=notes))
@@ -63,6 +66,7 @@ def load_checkpoint(path: Path, *, study_digest: str) -> ServerState:
         asked=json.loads(notes["asked"]),
         accepted=json.loads(notes["accepted"]),
         weighting={name: float(value) for name, value in under(arrays, "weighting/").items()},
+        best=BestRound(weights=under(arrays, "best/"), **json.loads(notes["best"])) if "best" in notes else None,
     )
 
 
@@ -97,4 +101,5 @@ def _per_site(state: ServerState) -> dict[str, Mapping[str, float]]:
 def _parts(state: ServerState) -> dict[str, Weights]:
     numbers = {name: np.array(value, dtype=np.float64) for name, value in state.weighting.items()}
     arrays = {"weights": state.weights, "memory": state.memory, "along": state.along}
-    return {**arrays, "weighting": numbers, "held": state.held, "link": state.link}
+    best = {} if state.best is None else {"best": state.best.weights}
+    return {**arrays, "weighting": numbers, "held": state.held, "link": state.link, **best}

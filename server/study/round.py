@@ -86,6 +86,7 @@ def make_plans(study: Study, state: ServerState, cohort: Cohort, *, in_part: Col
             asked=cohort.asked[site],
             share=state.shares.get(site, 0.0),
             base=state.round if site in in_part else None,
+            best=None if state.best is None else state.best.accepted.get(site),
         )
         for site in cohort.sites
     }

@@ -18,13 +18,15 @@ from consilium.common.events.run import (
     SiteJoined,
     SitesAgreed,
     SitesOnline,
+    StoppedEarly,
 )
 from consilium.common.host.files import sha256_of
 from consilium.common.model import ModelRecord, Preprocessing, Provenance, write_model
 from consilium.common.model.folder import RECORD
 from consilium.common.protocol.plans import study_json
 from consilium.common.protocol.replies import FinishReply
-from consilium.common.results import RoundRecord, RunResult, SiteFacts, SiteResult
+from consilium.common.results import RoundRecord, RunResult, SiteFacts, SiteResult, Stopped
+from consilium.common.stopping import Point, stopped_by
 from consilium.common.weights.arrays import digest
 from consilium.common.weights.checks import check_like
 from consilium.server.privacy.noise import check_site_noise_fits
@@ -38,6 +40,7 @@ from consilium.server.study.kept_updates import keep, kept_weights
 from consilium.server.study.round import run_round
 from consilium.server.study.run_folder import RunFolder
 from consilium.server.study.scale import load_scale, save_scale, scale_facts
+from consilium.server.study.stopping import ending, points_of, with_best
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Progress:
 
     Args:
         weights: digest of the global weights.
+        points: what the study is stopped by, in the rounds in which it was measured.
         refused: sites that came late and differ from the others; they are not asked again.
     """
 
@@ -54,7 +58,14 @@ class Progress:
     state: ServerState
     weights: str
     rounds: tuple[RoundRecord, ...] = ()
+    points: tuple[Point, ...] = ()
     refused: frozenset[str] = frozenset()
+
+    @property
+    def stopped(self) -> Stopped | None:
+        """Why the study ends before its last round; None where it does not, or not yet."""
+        config = self.study.config
+        return None if self.state.round >= config.rounds else stopped_by(config.stopping, self.points)
 
 
 def run_study(study: Study, *, transport: str, tls: bool) -> RunResult:
@@ -85,11 +96,14 @@ def study_steps(study: Study, *, transport: str, tls: bool) -> Generator[Progres
     study.folder.log(_started(study))
     progress = begin(study)
     yield progress
-    while progress.state.round < study.config.rounds:
+    while progress.state.round < study.config.rounds and progress.stopped is None:
         progress = next_round(admit_newcomers(progress))
         yield progress
-    save_final_model(progress)
-    replies = finish(progress.study, progress.state)
+    if (stopped := progress.stopped) is not None:
+        study.folder.log(StoppedEarly(**dict(stopped)))
+    final = ending(progress.state)
+    save_final_model(progress, final)
+    replies = finish(progress.study, final)
     seconds = round(time.monotonic() - began, 3)
     result = RunResult(
         run=study.run,
@@ -101,6 +115,8 @@ def study_steps(study: Study, *, transport: str, tls: bool) -> Generator[Progres
         seconds=seconds,
         versions=next(iter(progress.agreement.replies.values())).versions,
         warnings=progress.agreement.warnings,
+        stopped=stopped,
+        final_round=None if final.round == progress.state.round else final.round,
         scale=scale_facts(study.config, progress.agreement.scale),
         rounds=progress.rounds,
         sites=site_results(progress.agreement, replies),
@@ -128,7 +144,7 @@ def begin(study: Study) -> Progress:
     check_site_noise_fits(study.config, state)
     weights = digest(state.weights)
     study.folder.log(_agreed(agreement, state, weights))
-    return Progress(study, agreement, state, weights, rounds)
+    return Progress(study, agreement, state, weights, rounds, points_of(study.config.stopping, rounds))
 
 
 def agree(study: Study) -> Agreement:
@@ -200,16 +216,21 @@ def next_round(progress: Progress) -> Progress:
     study = progress.study
     play = run_secure_round if study.config.privacy.secure_aggregation else run_round
     state, record = play(study, progress.state)
-    weights = digest(state.weights)
+    points = (*progress.points, *points_of(study.config.stopping, [record]))
+    state, weights = with_best(study.config.stopping, progress.state, state, points), digest(state.weights)
     study.folder.log(RoundFinished(**dict(record), weights_before=progress.weights, weights=weights))
     save_checkpoint(study.folder.checkpoint, state, run=study.run, study_digest=study.digest)
     study.folder.log(CheckpointSaved(round=state.round))
-    return replace(progress, state=state, weights=weights, rounds=(*progress.rounds, record))
+    return replace(progress, state=state, weights=weights, rounds=(*progress.rounds, record), points=points)
 
 
-def save_final_model(progress: Progress) -> None:
-    """Write the model that the run ends with, into a folder of its own."""
-    study, state, agreed = progress.study, progress.state, progress.agreement.scale
+def save_final_model(progress: Progress, state: ServerState) -> None:
+    """Write the model that the run ends with, into a folder of its own.
+
+    Args:
+        state: that of the last round, or of the best one.
+    """
+    study, agreed = progress.study, progress.agreement.scale
     config, scale = study.config, study.config.task.fixed_scale if agreed is None else agreed.scale
     record = ModelRecord(
         task=config.task,

@@ -43,7 +43,10 @@ from consilium.testing.method_cases import (
 KINDS = sorted(METHODS)
 every_method = pytest.mark.parametrize("kind", KINDS)
 every_model = pytest.mark.parametrize("name", sorted(SHAPES))
-REFUSED = {("fedbn", "linear"), ("fedbn", "mlp"), ("moon", "linear"), ("fenda", "linear"), ("feddbe", "linear")}
+REFUSED = {("fedbn", "linear"), ("fedbn", "mlp"), ("moon", "linear"), ("fenda", "linear"), ("feddbe", "linear")} | {
+    ("fedbn", "cnn1d"),
+    ("fedbn", "gru"),
+}
 """FedBN needs BatchNorm; MOON, FENDA and FedDBE need features."""
 NOTHING_IF_FROZEN = {"fedper", "fedrep", "fedbabu", "moon", "fenda"}
 """Methods that would share nothing where the backbone is frozen."""

@@ -1,6 +1,7 @@
 """Metrics, models and readers that are built in keep the contracts that those of other packages are held to."""
 
 import math
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,11 @@ from consilium.testing import every, metric_contract, model_contract, reader_con
 
 test_metric_keeps_the_contract = metric_contract(*every("metrics", METRICS))
 
-test_model_keeps_the_contract = model_contract("small_cnn", "resnet20", "mlp", "linear")
+test_model_keeps_the_contract = model_contract("small_cnn", "resnet20", "mlp", "linear", "cnn1d", "gru")
+
+test_model_of_a_library_keeps_the_contract = pytest.mark.skipif(
+    find_spec("timm") is None or find_spec("monai") is None, reason="the extras 'timm' and 'monai' are not installed"
+)(model_contract("timm/test_resnet", "timm/test_vit", "timm/test_efficientnet", "monai/resnet10"))
 
 
 def _arrays(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -20,6 +20,7 @@ IMAGES = {"kind": "images", "classes": ["no", "yes"], "size": 8, "channels": 1}
 PLAIN = {"epochs": 1, "batch_size": 8, "learning_rate": 0.1, "momentum": 0.0}
 NUMBER = {"kind": "table", "label": "b", "regression": {"tolerance": 1.0}, "columns": {"a": {"kind": "number"}}}
 PICTURES = {"kind": "images", "classes": ["no", "yes"]}
+TIMES = {"kind": "table", "survival": {"time": "t", "event": "e"}, "columns": {"a": {"kind": "number"}}}
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "nothing for test": (
         {"split": {"test": 0.0}},
@@ -77,6 +78,29 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "distance of class counts of a number": (
         {"task": NUMBER, "weighting": {"factors": [{"kind": "divergence"}]}},
         "the weighting needs class counts, but this task's label is a number",
+    ),
+    "votes over classes for a time": (
+        {"task": TIMES, "method": {"kind": "knn_per"}},
+        "'knn_per' lets neighbours vote for a class, but this task's label is a time until an event",
+    ),
+    "class counts of times": (
+        {"task": TIMES, "weighting": {"factors": [{"kind": "feddisco"}]}},
+        "the weighting needs class counts, but this task's label is a time until an event",
+    ),
+    "a metric of classes for times": (
+        {"task": TIMES, "metrics": ["auroc"]},
+        "'auroc' is not defined where the labels are times until an event; of these the concordance index is measured",
+    ),
+    "balanced draws of times": (
+        {"task": TIMES, "training": PLAIN | {"sampling": "balanced"}},
+        "training.sampling = 'balanced' draws classes alike, and this task's label is none",
+    ),
+    "times with patients' privacy": (
+        {
+            "task": TIMES | {"scale": {"a": {"mean": 0.0, "std": 1.0}}},
+            "privacy": {"examples": {"epsilon": 3}},
+        },
+        "privacy.examples clips the gradient of each patient, but with task.survival a patient's part of the loss hangs",
     ),
     "scaffold's server half alone": (
         {"strategy": {"kind": "scaffold"}},
@@ -256,6 +280,92 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "updates that are kept and never seen": (
         {"privacy": {"secure_aggregation": True}, "keep_updates": True},
         "keep_updates keeps every site's update at the coordinator, which privacy.secure_aggregation never shows it",
+    ),
+    "sites that collude where the server has the noise": (
+        {"privacy": {"sites": {"noise": 5, "colluding": 2}}},
+        "privacy.sites.colluding is about noise that sites add to secure sums, but in this study the server adds it",
+    ),
+    "rows of a table that are turned": (
+        {"task": NUMBER, "training": PLAIN | {"augment": {"rotate": 10}}},
+        "training.augment changes pictures, and a task of kind 'table' has none: leave it out",
+    ),
+    "pieces of pictures that could be all black": (
+        {"task": PICTURES, "training": PLAIN | {"augment": {"crop": 32}}},
+        "training.augment.crop puts 32 pixels around pictures of 32 x 32, so that a piece could be all black: set it",
+    ),
+    "a warm-up without an end": (
+        {"training": PLAIN | {"schedule": {"kind": "linear_warmup", "warmup": 3}}},
+        "training.schedule.warmup is 3 rounds of 3, so that training would never reach the learning rate",
+    ),
+    "another rate in every step of a method with one": (
+        {"method": {"kind": "apfl"}, "training": PLAIN | {"schedule": {"kind": "cosine", "by": "step"}}},
+        "method 'apfl' computes with one learning rate for all steps of a round: set training.schedule.by = 'round'",
+    ),
+    "steps of other lengths that are counted": (
+        {"strategy": {"kind": "fednova"}, "training": PLAIN | {"schedule": {"kind": "cosine", "by": "step"}}},
+        "strategy 'fednova' divides by the number of local SGD steps, which are equally long where the rate changes",
+    ),
+    "another rate in every round of a slope": (
+        {"strategy": {"kind": "qfedavg"}, "training": PLAIN | {"schedule": {"kind": "cosine"}}},
+        "strategy 'qfedavg' takes 1 / learning_rate for the slope of the loss, which holds for steps at one rate",
+    ),
+    "clipped steps of plain SGD": (
+        {"method": {"kind": "per_fedavg"}, "training": PLAIN | {"clip_gradient": 1.0}},
+        "method 'per_fedavg' is defined for plain SGD: set training.optimiser = 'sgd', training.momentum = 0 and "
+        "training.weight_decay = 0, and leave training.clip_gradient out",
+    ),
+    "balanced draws of a number": (
+        {"task": NUMBER, "training": PLAIN | {"sampling": "balanced"}},
+        "training.sampling = 'balanced' draws classes alike, and this task's label is none: leave it out",
+    ),
+    "balanced draws for a method that balances": (
+        {"method": {"kind": "fedrod"}, "training": PLAIN | {"sampling": "balanced"}},
+        "method 'fedrod' balances the classes itself, by how many examples of each a site has: leave",
+    ),
+    "smooth labels of a number": (
+        {"task": NUMBER, "training": PLAIN | {"label_smoothing": 0.1}},
+        "training.label_smoothing is for labels that are classes, and this task's label is none: leave it out",
+    ),
+    "weights of classes that there are not": (
+        {"training": PLAIN | {"class_weights": {"no": 1.0, "maybe": 2.0}}},
+        "training.class_weights: 'maybe' has a weight, but is no class of the task: give one for each class",
+    ),
+    "weights of some classes": (
+        {"training": PLAIN | {"class_weights": {"no": 1.0}}},
+        "training.class_weights: 'yes' has no weight, expected one: give one for each class",
+    ),
+    "weights of classes for a method that balances": (
+        {"method": {"kind": "fedrod"}, "training": PLAIN | {"class_weights": "balanced"}},
+        "method 'fedrod' balances the classes itself, by how many examples of each a site has: leave "
+        "training.class_weights out",
+    ),
+    "weights by how many patients there are": (
+        {"privacy": {"examples": {"epsilon": 3}}, "training": PLAIN | {"class_weights": "balanced"}},
+        "training.class_weights = 'balanced' weighs by how many patients of each class a site has, which",
+    ),
+    "a study that is stopped by no rows": (
+        {"stopping": {"patience": 2}, "split": {"validation": 0.0}},
+        "stopping looks at validation examples, but split.validation is 0: give it a part of each site's rows",
+    ),
+    "a study that is stopped by what nobody measures": (
+        {"stopping": {"patience": 2, "metric": "auroc"}},
+        "stopping.metric: 'auroc' is not measured in this study, which measures loss, accuracy: name it in metrics",
+    ),
+    "a private study that is stopped": (
+        {"privacy": {"examples": {"epsilon": 3}}, "stopping": {"patience": 2}},
+        "stopping looks at what sites measure in every round, which privacy.examples lets none of them tell",
+    ),
+    "a study that hides sites and is stopped": (
+        {"privacy": {"sites": {"noise": 5}}, "stopping": {"patience": 2}},
+        "stopping ends the study by what sites measure, which has no noise, so that its last round would tell more",
+    ),
+    "balanced draws of patients": (
+        {"privacy": {"examples": {"epsilon": 3}}, "training": PLAIN | {"sampling": "balanced"}},
+        "training.sampling = 'balanced' draws by how many patients of each class a site has, which privacy.examples",
+    ),
+    "noise for patients that is clipped": (
+        {"privacy": {"examples": {"epsilon": 3}}, "training": PLAIN | {"clip_gradient": 1.0}},
+        "privacy.examples clips each patient's gradient (privacy.examples.clip), and what is clipped after that is",
     ),
     "noise for whole sites that agree on a scale": (
         {"privacy": {"sites": {"noise": 5}}},

@@ -8,6 +8,7 @@ from conftest import MakeStudy, method_settings
 from pydantic import TypeAdapter
 
 from consilium.common.errors import ConfigError
+from consilium.common.privacy.secure.noise import colluding_sites
 from consilium.common.study.privacy_rules import SUMMABLE, SUMMABLE_FACTORS
 from consilium.common.study.strategies import StrategyConfig
 from consilium.common.study.weightings import FactorConfig
@@ -62,6 +63,9 @@ def test_mean_in_every_sites_place_gives_the_same(kind: str) -> None:
         metrics = {"start.loss": 1.0 + number, "train.effective_steps": 1.0 + number}
         updates.append(Update(name, delta, 10, metrics, control))
     mean = weighted_mean([update.delta for update in updates], [shares[name] for name in names])
+    if config.per_step:
+        rates = [shares[update.site] / update.metrics["train.effective_steps"] for update in updates]
+        mean |= weighted_mean([{"a": update.delta["a"]} for update in updates], rates)
     control = weighted_mean([update.control for update in updates], [0.2] * 5) if config.travels else {}
     same = [Update(update.site, mean, 10, update.metrics, control) for update in updates]
     one, other = strategy.apply(state, updates, shares).state, strategy.apply(state, same, shares).state
@@ -115,8 +119,8 @@ def test_combination_is_refused_before_round_1(make_study: MakeStudy, changes: d
         make_study(**changes, privacy=SUM)
 
 
-def test_site_level_noise_is_not_combined(make_study: MakeStudy) -> None:
-    """Its noise is added at the server to single updates' mean, and for many more sites than a sum may have."""
+def test_site_level_noise_is_combined_where_sites_are_enough_and_few_collude(make_study: MakeStudy) -> None:
+    """Sites add their shares; of 60 that are asked 20 may collude, by default as many, and without sums none can."""
     sites = [f"site-{number}" for number in range(60)]
     more: dict[str, Any] = {
         "weighting": {"factors": [{"kind": "size", "exponent": 0}]},
@@ -126,8 +130,15 @@ def test_site_level_noise_is_not_combined(make_study: MakeStudy) -> None:
         },
     }
     make_study(sites=sites, **more, privacy={"sites": {"epsilon": 3.0}})
-    with pytest.raises(ConfigError, match=r"privacy\.sites adds its noise to updates at the server"):
-        make_study(sites=sites, **more, privacy={**SUM, "sites": {"epsilon": 3.0}})
+    study = make_study(sites=sites, **more, privacy={**SUM, "sites": {"epsilon": 3.0}})
+    assert (True, 20) == (study.privacy.hides_sites, colluding_sites(study))
+    make_study(sites=sites, **more, privacy={**SUM, "sites": {"epsilon": 3.0, "colluding": 20}})
+    with pytest.raises(ConfigError, match=r"colluding = 21 is more than a third of the 60 .* set 20 or fewer"):
+        make_study(sites=sites, **more, privacy={**SUM, "sites": {"epsilon": 3.0, "colluding": 21}})
+    with pytest.raises(ConfigError, match=r"in this study the server adds it: set privacy\.secure_aggregation = true"):
+        make_study(sites=sites, **more, privacy={"sites": {"epsilon": 3.0, "colluding": 0}})
+    with pytest.raises(ConfigError, match=r"privacy\.sites needs at least 50 updates in a round"):
+        make_study(sites=sites[:49], **more, privacy={**SUM, "sites": {"epsilon": 3.0}})
 
 
 def test_downlink_codecs_can_stay(make_study: MakeStudy) -> None:

@@ -87,7 +87,19 @@ def studies(make: MakeStudy) -> list[StudyConfig]:
         make(privacy={"secure_aggregation": True}),
         make(privacy={"examples": {"epsilon": 8.0}}, task=task),
         make(task=task | {"test": "common.csv"}),
+        make(task={"kind": "table", "survival": {"time": "t", "event": "e"}, "columns": {"a": {"kind": "number"}}}),
     ]
+
+
+def hiding(make: MakeStudy) -> StudyConfig:
+    """Return a study whose sums hide whole sites."""
+    scale = {"a": {"mean": 0.0, "std": 1.0}, "b": {"mean": 0.0, "std": 1.0}}
+    return make(
+        sites=[f"site-{number:02}" for number in range(60)],
+        task=make().task.model_dump() | {"scale": scale},
+        weighting={"factors": [{"kind": "size", "exponent": 0}]},
+        privacy={"secure_aggregation": True, "sites": {"noise": 5.0, "clip": 2.0}},
+    )
 
 
 def test_every_field_of_every_reply_is_in_a_row(make_study: MakeStudy) -> None:
@@ -138,6 +150,24 @@ def test_what_a_private_study_keeps_does_not_leave(
     assert not covered("TestCounts.majority", private)
 
 
+def test_sums_that_hide_sites_say_so_and_no_measurement_leaves(make_study: MakeStudy) -> None:
+    """The clip in place of the bound, whose noise it is, how many may collude; that none leaves, a federation shows."""
+    study = hiding(make_study)
+    row = next(row for row in visibility(study) if "RoundReply.payload" in row.covers)
+    assert ("sums over sites only", "masked, to 2 in length; each site has added its share of the noise that") == (
+        row.seen,
+        row.exact[: len("masked, to 2 in length; each site has added its share of the noise that")],
+    )
+    assert not covered("metric:global.loss", study)
+    assert covered("TestCounts.majority", study)
+    told = " ".join(what_deviating_servers_learn(study))
+    assert "sums of fewer than 60 sites: with 20 of these a server can take off their share" in told
+    assert "added by the server" not in told
+    plain = study.model_copy(update={"privacy": study.privacy.model_copy(update={"secure_aggregation": False})})
+    assert "Noise for whole sites is added by the server" in " ".join(what_deviating_servers_learn(plain))
+    assert covered("metric:global.loss", plain)
+
+
 def unseen(study: StudyConfig, sites: dict[str, Path], folder: Path) -> set[str]:
     """Run a study and return what its replies hold that no row says is seen."""
     wire = Wire()
@@ -148,7 +178,7 @@ def unseen(study: StudyConfig, sites: dict[str, Path], folder: Path) -> set[str]
 
 def test_page_of_weights_says_alone_or_in_sums(make_study: MakeStudy) -> None:
     """The words that a data protection officer looks for."""
-    plain, _, _, secure, private, _ = studies(make_study)
+    plain, _, _, secure, private, *_ = studies(make_study)
 
     def weights(study: StudyConfig) -> tuple[str, str]:
         row = next(row for row in visibility(study) if "RoundReply.payload" in row.covers)

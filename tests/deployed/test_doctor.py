@@ -1,7 +1,6 @@
 """Every check of the doctor, passing and failing, with real sockets and real TLS on the loopback interface."""
 
 import contextlib
-import hashlib
 import os
 import socket
 import ssl
@@ -12,7 +11,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-import safetensors.torch
 import torch
 from conftest import MakeStudy, write_table
 from cryptography import x509
@@ -28,7 +26,7 @@ from consilium.client.operations.doctor.credentials import (
     check_key,
     check_study_key,
 )
-from consilium.client.operations.doctor.data import check_data, check_weights
+from consilium.client.operations.doctor.data import check_data
 from consilium.client.operations.doctor.examine import examine, exit_code
 from consilium.client.operations.doctor.finding import Finding, failed, warned
 from consilium.client.operations.doctor.machine import check_disk, check_gpu, check_memory, check_state
@@ -581,46 +579,6 @@ def test_class_without_examples_is_warned_about(config: SiteConfig, make_study: 
     found = check_data(config, make_study(task=task))
     assert "WARN" == found.status
     assert "perhaps" in found.message
-
-
-def test_weights_file_is_looked_for_and_compared(config: SiteConfig, make_study: MakeStudy) -> None:
-    """Present and right passes; missing, or with another sha256, fails as it would in the study."""
-    assert config.weights_dir is not None
-    content = safetensors.torch.save({"a": torch.zeros(2)})
-    right = hashlib.sha256(content).hexdigest()
-
-    def check(sha256: str | None) -> Finding:
-        model = {"name": "mlp", "pretrained": {"file": "w.safetensors", "sha256": sha256}}
-        return check_weights(config, make_study(model=model))
-
-    assert ("weights", "FAIL", ModelError) == seen(check(right))
-    (config.weights_dir / "w.safetensors").write_bytes(content)
-    assert "PASS" == check(right).status
-    assert "PASS" == check(None).status
-    found = check("0" * 64)
-    assert ("weights", "FAIL", ModelError) == seen(found)
-    assert "the study pins" in found.message
-    assert "SKIP" == check_weights(config, make_study()).status
-    assert "SKIP" == check_weights(config, None).status
-
-
-def test_weights_by_name_are_not_fetched(
-    config: SiteConfig, make_study: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Missing ones are a warning with the address to open; unknown ones fail."""
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-
-    def check(weights: str) -> Finding:
-        task = {"kind": "images", "classes": ["a", "b"]}
-        return check_weights(
-            config, make_study(task=task, model={"name": "resnet18", "pretrained": {"weights": weights}})
-        )
-
-    found = check("IMAGENET1K_V1")
-    assert "WARN" == found.status
-    assert "https://download.pytorch.org" in found.message
-    assert not list(tmp_path.rglob("*.pth"))
-    assert ("weights", "FAIL", ModelError) == seen(check("IMAGENET9K"))
 
 
 # --- the machine ------------------------------------------------------------------------------------

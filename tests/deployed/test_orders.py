@@ -206,6 +206,27 @@ def test_server_that_resumed_asks_again(tmp_path: Path) -> None:
         obey(orders, plan, number)
 
 
+def test_study_that_may_stop_early_may_finish_after_any_of_its_rounds(tmp_path: Path) -> None:
+    """After the third, or as if it had ended with an earlier one, and then never again; but not before the first."""
+    early = parse_study(STUDY.model_dump(mode="json") | {"stopping": {"patience": 2}}, source="test")
+    past: list[Plan] = [handshake(early), round_plan(1, early), round_plan(2, early), round_plan(3, early)]
+    for number, sentence in ((0, "one of the study's 5 rounds, and not after round 0"), (6, "and not after round 6")):
+        orders, plan = (
+            after(tmp_path / str(number), *past),
+            finish(number).model_copy(update={"study": study_digest(early)}),
+        )
+        with pytest.raises(ProtocolError, match=sentence):
+            obey(orders, plan, len(past) + 1)
+    for number in (1, 3):
+        orders, plan = (
+            after(tmp_path / str(number), *past),
+            finish(number).model_copy(update={"study": study_digest(early)}),
+        )
+        obey(orders, plan, len(past) + 1)
+        with pytest.raises(ProtocolError, match="no round comes after that"):
+            obey(orders, round_plan(4, early), len(past) + 2)
+
+
 @pytest.mark.parametrize(
     ("past", "plan", "sentence"),
     [

@@ -252,6 +252,15 @@ def test_metrics_leave_by_name_and_with_few_digits(site: Path, make_study: MakeS
     assert sorted(reply.metrics) == lines(site)[-1]["metrics"]
 
 
+def test_study_that_is_stopped_by_what_may_not_leave_is_refused(site: Path, make_study: MakeStudy) -> None:
+    """The server could not say when it ends; stopped by what leaves, or not at all, the same study is obeyed."""
+    write_policy(site, metrics=["train.*", "personal.loss"])
+    refused = Server(site, make_study(stopping={"patience": 2, "metric": "accuracy"})).shake_hands()
+    assert "PolicyRefused" == refused.error
+    assert "the study needs personal.accuracy" in refused.message
+    begun(site, make_study(stopping={"patience": 2}), "run-2")
+
+
 def test_class_counts_with_a_small_cell_stay(site: Path, make_study: MakeStudy) -> None:
     """A class of fewer than `least_count` rows is a few persons; then no count leaves, since the rest would tell it."""
     site.write_text("share_class_counts = true\n" + site.read_text())

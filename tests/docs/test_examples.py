@@ -13,7 +13,9 @@ from typing import TypeVar
 import pytest
 from paths import ROOT, SHARED
 
+from consilium.client.data.text import read_text
 from consilium.common.study.load import load_study
+from consilium.common.study.site import TextData
 from consilium.data.sources import heart_disease_hospitals
 from consilium.demo.scenario import make_sites
 from consilium.privacy.visibility import visibility
@@ -21,6 +23,7 @@ from consilium.running.in_process import run_in_process
 
 T = TypeVar("T")
 HEART = SHARED / "data" / "heart_disease"
+PLAYS = SHARED / "data" / "shakespeare" / "tinyshakespeare.txt"
 CIFAR10 = SHARED / "data" / "cifar10" / "cifar10_subset_10k_2k.npz"
 
 
@@ -79,6 +82,17 @@ def test_resnet50_sends_its_head_alone_and_learns() -> None:
     right, tested = map(int, re.findall(r"\d+", lines[-1])[:2])
     assert tested == 200
     assert right > 35  # chance is 20, with a standard deviation of 4.2
+
+
+@pytest.mark.skipif(not PLAYS.is_file(), reason="Shakespeare's plays do not lie beside the project")
+def test_plays_are_divided_by_speaker_and_the_study_reads_them(tmp_path: Path) -> None:
+    """The two who say most are the sites, and every character of their lines is in pieces of the study's length."""
+    lines = printed_by("shakespeare.py", str(PLAYS), str(tmp_path), "--speakers", "2")
+    assert ["gloucester: 37,615 characters", "duke-vincentio: 34,094 characters"] == lines[:2]
+    study = load_study(tmp_path / "study.toml")
+    config = TextData(path=tmp_path / "gloucester" / "data")
+    raw = read_text(config, study.task, study.split, site="gloucester")
+    assert len(range(0, 37_616 - 32, 8)) == len(raw.y)
 
 
 @pytest.mark.e2e

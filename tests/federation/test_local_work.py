@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from consilium.client.data import Examples, SiteData
+from consilium.client.data.target import loss_of
 from consilium.client.models import Model, build_model, cut, features_of, get_weights
 from consilium.client.site.feature_cache import FeatureCache
-from consilium.client.training.evaluation import loss_of
 from consilium.client.training.loop import full_gradient, gradient, train
 from consilium.client.training.work import LocalWork
 from consilium.common.protocol.cards import DataCard
@@ -97,12 +97,16 @@ class Chancy(nn.Module):
     def __init__(self, how: str) -> None:
         super().__init__()
         self.first, self.drop, self.head, self._how = nn.Linear(4, 4), nn.Dropout(0.5), nn.Linear(4, 3), how
+        if how == "nothing":
+            self.drop = nn.Dropout(0.0)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Answer, with dropout where the test wants it."""
         hidden = self.first(x)
-        if self._how == "layer":
+        if self._how in ("layer", "nothing"):
             hidden = self.drop(hidden)
+        if self._how == "training":
+            hidden = 2 * hidden if self.training else hidden
         if self._how == "function":
             hidden = nn.functional.dropout(hidden, training=self.training)
         if self._how == "values" and hidden.sum() > 0:
@@ -111,9 +115,11 @@ class Chancy(nn.Module):
         return out
 
 
-@pytest.mark.parametrize(("how", "expected"), [("layer", "behind first"), ("function", None), ("values", None)])
+@pytest.mark.parametrize(
+    ("how", "expected"), [("layer", "behind first"), ("function", None), ("values", None), ("training", None)]
+)
 def test_chance_is_never_cached(how: str, expected: str | None) -> None:
-    """A frozen part that draws at random is no part to cache."""
+    """A frozen part that draws at random, or does in training what it does not do outside, is no part to cache."""
     model = chancy(how)
     parted = cut(model)
     assert (parted is None) == (expected is None)
@@ -121,6 +127,14 @@ def test_chance_is_never_cached(how: str, expected: str | None) -> None:
         assert isinstance(parted.tail.module.get_submodule("drop"), nn.Dropout)
         x = torch.rand(2, 4)
         torch.testing.assert_close(features_of(parted.body, x, batch_size=2), model.module.get_submodule("first")(x))
+
+
+def test_dropout_of_nothing_is_no_chance() -> None:
+    """Many libraries build their models with dropout layers of probability 0: the cut is behind them."""
+    parted = cut(chancy("nothing"))
+    assert parted is not None
+    assert ("head.weight", "head.bias") == parted.tail.names
+    assert "drop" not in dict(parted.tail.module.named_modules())
 
 
 def test_two_ways_around_the_frozen_part_join_in_it() -> None:

@@ -19,10 +19,11 @@ from site_data import load_data
 from consilium.adaptation.adapt import adapt_site
 from consilium.client.data import Examples
 from consilium.client.data.split import split_rows
+from consilium.client.data.target import NumberTarget, loss_of
 from consilium.client.methods import METHODS
 from consilium.client.operations.doctor.data import check_data
 from consilium.client.site.state_folder import StateFolder
-from consilium.client.training.evaluation import evaluate, loss_of
+from consilium.client.training.evaluation import evaluate
 from consilium.common.errors import ConfigError, DataError
 from consilium.common.model import read_record
 from consilium.common.study.load import load_site, parse_study, study_text
@@ -101,7 +102,9 @@ def test_labels_are_centred_and_scaled_alike_at_every_site(make_sites: MakeSites
         found = np.sort(np.concatenate([part.y.numpy() for part in parts]) * 2.0 + 0.1)
         rows = [line.split(",") for line in (path.parent / "data.csv").read_text().splitlines()[1:]]
         np.testing.assert_allclose(found, np.sort([float(row[1]) for row in rows]), atol=1e-6)
-        assert [part.tolerance for part in parts] == pytest.approx([0.35] * 3, abs=2e-5)
+        assert [part.target.tolerance for part in parts if isinstance(part.target, NumberTarget)] == pytest.approx(
+            [0.35] * 3, abs=2e-5
+        )
         assert (data.card.classes, data.card.class_counts) == ((), None)
 
 
@@ -151,7 +154,7 @@ def test_loss_is_the_mean_squared_error() -> None:
 
 def test_right_is_near_enough_and_the_constant_is_the_mean() -> None:
     """Within the tolerance counts as right; a constant answer is the labels' mean."""
-    examples = Examples(torch.zeros(4, 1), torch.tensor([0.0, 1.0, 2.0, 5.0]), tolerance=1.0)
+    examples = Examples(torch.zeros(4, 1), torch.tensor([0.0, 1.0, 2.0, 5.0]), NumberTarget(1.0))
     assert examples.right(torch.tensor([0.9, 2.0, 0.5, 7.0])).tolist() == [True, True, False, False]
     assert float(examples.constant()) == 2.0
     assert examples.right(examples.constant()).tolist() == [False, True, True, False]
@@ -164,7 +167,7 @@ def test_evaluation_counts_answers_within_the_tolerance() -> None:
         module.weight.fill_(1.0)
         module.bias.fill_(0.0)
     x = torch.tensor([[0.0], [1.0], [2.0], [3.0]])
-    seen = evaluate(module, Examples(x, torch.tensor([0.2, 1.0, 3.0, 3.4]), tolerance=0.5))
+    seen = evaluate(module, Examples(x, torch.tensor([0.2, 1.0, 3.0, 3.4]), NumberTarget(0.5)))
     assert seen.right.tolist() == [True, True, False, True]
     assert seen.accuracy == 0.75
     assert seen.loss == pytest.approx((0.04 + 0 + 1 + 0.16) / 4)
@@ -290,7 +293,7 @@ def test_off_by_exactly_the_tolerance_is_right_at_the_site_and_in_the_comparison
     answers = np.linspace(center - 3 * scale, center + 3 * scale, 200)
     for off, right in ((tolerance, True), (-tolerance, True), (1.001 * tolerance, False)):
         y, outputs = (((values - center) / scale).astype(np.float32) for values in (answers + off, answers))
-        examples = Examples(torch.zeros(len(y), 1), torch.from_numpy(y), number.reach)
+        examples = Examples(torch.zeros(len(y), 1), torch.from_numpy(y), NumberTarget(number.reach))
         assert set(examples.right(torch.from_numpy(outputs)).tolist()) == {right}
         assert set(NumberScores.of_outputs(y, outputs, number).right.tolist()) == {right}
 
@@ -298,8 +301,8 @@ def test_off_by_exactly_the_tolerance_is_right_at_the_site_and_in_the_comparison
 def test_examples_on_another_device_keep_their_tolerance(make_sites: MakeSites, study: StudyConfig) -> None:
     """Moving data loses nothing."""
     moved = load(make_sites()["lyon"], study).on_device(torch.device("meta"))
-    assert (moved.test.tolerance, moved.test.y.device.type) == (moved.train.tolerance, "meta")
-    assert moved.train.tolerance is not None
+    assert (moved.test.target, moved.test.y.device.type) == (moved.train.target, "meta")
+    assert isinstance(moved.train.target, NumberTarget)
 
 
 def test_errors_by_hand_in_the_labels_units() -> None:

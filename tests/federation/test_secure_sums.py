@@ -72,6 +72,13 @@ STRATEGIES: dict[str, dict[str, Any]] = {
         kind: {"strategy": {"kind": kind}, "method": {"kind": kind}, "training": SGD}
         for kind in ("scaffold", "feddyn", "reptile", "per_fedavg")
     },
+    "fednova": {"strategy": {"kind": "fednova"}},
+    "fednova with momentum, BatchNorm and weights by loss": {
+        "strategy": {"kind": "fednova"},
+        "model": {"name": "mlp_bn", "hidden": [6]},
+        "training": {"epochs": 2, "batch_size": 4, "learning_rate": 0.05, "momentum": 0.9},
+        "weighting": {"factors": [{"kind": "size"}, {"kind": "loss"}]},
+    },
     "personal parts": {"method": {"kind": "fedper"}},
     "batch norm, whose counter is an integer": {"model": {"name": "mlp_bn", "hidden": [6]}},
     "weights by loss": {"weighting": {"factors": [{"kind": "loss", "temperature": 0.5}]}},

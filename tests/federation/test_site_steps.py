@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import MakeSites, MakeStudy, scaled_site
 
+from consilium.client.data.target import loss_of
 from consilium.client.models import get_weights, set_weights
 from consilium.client.site.baseline import train_alone
 from consilium.client.site.kept import Alone, Best, Kept
@@ -16,7 +17,6 @@ from consilium.client.site.learner import Learner
 from consilium.client.site.received import Received
 from consilium.client.site.round import play_round
 from consilium.client.site.signals import SIGNALS, Moment, measure_signals
-from consilium.client.training.evaluation import loss_of
 from consilium.common.codecs import Identity
 from consilium.common.protocol.plans import RoundPlan, study_digest
 from consilium.common.study.signals import CANDIDATES, CLASS_COUNTS, LIMITS

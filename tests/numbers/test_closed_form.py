@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from consilium.client.data import Examples
+from consilium.client.data.target import CLASSES, NumberTarget, loss_of
 from consilium.client.models import build_model
 from consilium.client.models.small import FlatLinear
 from consilium.client.training.closed_form import is_linear, linear_gradient
-from consilium.client.training.evaluation import loss_of
 from consilium.client.training.loop import train
 from consilium.client.training.work import LocalWork
 from consilium.common.study.training import ModelConfig
@@ -48,7 +48,9 @@ def test_training_is_the_same_with_and_without_the_formula(number: bool, monkeyp
 
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(41, 5, generator=generator)
-    examples = Examples(x, x[:, 0] - x[:, 1] if number else (x[:, 0] > 0).long(), 0.5 if number else None)
+    examples = Examples(
+        x, x[:, 0] - x[:, 1] if number else (x[:, 0] > 0).long(), NumberTarget(0.5) if number else CLASSES
+    )
     settings = {"optimiser": "sgd", "learning_rate": 0.1, "momentum": 0.9, "weight_decay": 0.01, "steps": None}
     work = LocalWork(examples=examples, validation=examples, batch_size=8, seed=1, epochs=3, **settings)  # type: ignore[arg-type]  # any settings
     by_formula = trained()

@@ -16,9 +16,9 @@ from scipy import stats
 from torch import Tensor, nn
 
 from consilium.client.data import Examples
+from consilium.client.data.target import loss_of
 from consilium.client.models import Model, marked
 from consilium.client.training.clipping import Drawn, clipped_sum
-from consilium.client.training.evaluation import loss_of
 from consilium.client.training.layered_rows import LayeredRows, layered_rows
 from consilium.client.training.loop import begin, gradient, train
 from consilium.client.training.private import private_gradients

@@ -19,8 +19,9 @@ from consilium.common.privacy.secure.masks import Words, add_mask
 from consilium.common.privacy.secure.party import Party, opened_shares, sealed_bytes
 from consilium.common.privacy.secure.shamir import PRIME, SHARE_BYTES, factors, join, random_bytes, split
 from consilium.common.privacy.secure.sizes import MOST_SITES, threshold
-from consilium.common.privacy.secure.weights import own_weight, reference_loss
+from consilium.common.privacy.secure.weights import own_weight, per_step, reference_loss, reference_steps
 from consilium.common.study.strategies import FedAvgStrategy, PerFedAvgStrategy
+from consilium.common.study.training import TrainingConfig
 from consilium.common.study.weightings import LossFactor, SizeFactor, WeightingConfig
 from consilium.common.weights.arrays import Array
 
@@ -359,3 +360,46 @@ def test_reference_of_losses_leaves_room_below_the_last_round() -> None:
     assert pytest.approx(0.4) == reference_loss(by_loss, 0.7)
     assert 0.0 == reference_loss(by_loss, None) == reference_loss(by_loss, 0.2)
     assert 0.0 == reference_loss(WeightingConfig(), 5.0)
+
+
+# --- updates per step --------------------------------------------------------------------------------
+
+
+@given(examples=st.integers(1, 500), batch=st.integers(1, 70), epochs=st.integers(1, 4))
+def test_reference_of_steps_is_no_more_than_a_site_takes(examples: int, batch: int, epochs: int) -> None:
+    """A lone last row joins the batch before it, so that batches are never fewer than the whole ones."""
+    training = TrainingConfig(batch_size=batch, epochs=epochs)
+    batches = math.ceil(examples / batch) - (1 if batch > 1 and examples > batch and examples % batch == 1 else 0)
+    assert 1 <= reference_steps(training, examples) <= epochs * batches
+    assert 7.0 == reference_steps(TrainingConfig(batch_size=batch, steps=7), examples)
+
+
+def test_update_per_step_is_never_longer_than_the_update() -> None:
+    """Whatever the server says; without a count of the steps it is none."""
+    assert 0.25 == per_step({"train.effective_steps": 8.0}, 2.0)
+    assert 1.0 == per_step({"train.effective_steps": 8.0}, 100.0)
+    for metrics in ({}, {"train.effective_steps": 0.0}):
+        with pytest.raises(UpdateRejected, match=r"'train\.effective_steps' was not measured"):
+            per_step(metrics, 1.0)
+
+
+def test_factors_are_those_of_the_arrays_named_and_apply_after_the_bound() -> None:
+    """An update of length 20 is shortened to 10, and then one of its arrays is halved: 8 and 6 become 4 and 6."""
+    delta = {"a": np.array([16.0]), "b": np.array([12.0])}
+    layout = Layout.of(delta, {}, bound=10.0, sites=3)
+    total = Words.zeros(layout.narrow, layout.wide)
+    for _ in range(3):
+        total.add(to_words(layout, delta, {}, 0.5, factor_of={"a": 0.5}))
+    mean = to_mean(layout, total, sites=3)
+    assert [pytest.approx(4.0, abs=1e-6), pytest.approx(6.0, abs=1e-6)] == [float(mean.delta[n][0]) for n in "ab"]
+
+
+def test_mean_that_is_to_be_divided_by_too_little_is_refused() -> None:
+    """Its error would be divided too: one of 1e-8 of the bound by 1e-4 is more than `ERROR`."""
+    layout = Layout.of({"a": np.zeros(10)}, {}, bound=1.0, sites=64)
+    total = Words.zeros(layout.narrow, layout.wide)
+    for _ in range(64):
+        total.add(to_words(layout, {"a": np.full(10, 0.01)}, {}, 1.0))
+    to_mean(layout, total, sites=64, least=1e-2)
+    with pytest.raises(UpdateRejected, match="too little for an exact mean"):
+        to_mean(layout, total, sites=64, least=1e-4)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy import optimize
 
 from consilium.client.data import Examples
+from consilium.client.data.target import CLASSES, NumberTarget
 from consilium.common.study.study import StudyConfig
 from consilium.comparison.usual import FOLDS, PENALTIES, USUAL, assign_folds, fit, run_usual
 
@@ -21,7 +22,7 @@ def examples(x: Floats, y: NDArray[Any], *, number: bool, groups: NDArray[np.int
     """Return examples of numbers or classes, of patients where groups are given."""
     labels = torch.from_numpy(y).to(torch.float32 if number else torch.int64)
     of = None if groups is None else torch.from_numpy(groups)
-    return Examples(torch.from_numpy(x).to(torch.float32), labels, 0.5 if number else None, of)
+    return Examples(torch.from_numpy(x).to(torch.float32), labels, NumberTarget(0.5) if number else CLASSES, of)
 
 
 def standardised(x: Floats, like: Floats) -> Floats:
@@ -152,5 +153,6 @@ def test_sites_answer_their_test_rows_and_measure_their_validation_rows(study: S
         assert len(right) == facts.num_test == 18
         assert right.mean() > 0.7
         measured = facts.validation[USUAL]
+        assert measured.accuracy is not None and measured.loss is not None
         assert 0 < measured.loss < 0.7 and measured.accuracy > 0.6
         assert round(measured.accuracy * facts.num_validation, 6) % 1 == 0

@@ -139,7 +139,10 @@ def test_classes_in_the_file_must_be_those_of_the_study(tmp_path: Path) -> None:
         ({"x": pixels(N, 8, 8, 2)}, "array 'x' has shape (12, 8, 8, 2), expected"),
         ({"x": pixels(N, 8, 0)}, "array 'x' has shape (12, 8, 0), expected"),
         ({"x": pixels(N, 3, 8, 3)}, "array 'x' of shape (12, 3, 8, 3) has its channels on the second or on the last"),
-        ({"x": pixels(N, 8, 8).astype(np.int64)}, "array 'x' has type int64, expected uint8 or a float type"),
+        (
+            {"x": pixels(N, 8, 8).astype(np.int64)},
+            "array 'x' has type int64, expected uint8, uint16, int16 or a float type",
+        ),
         ({"x": pixels(N - 1, 8, 8)}, "array 'y' has shape (12,), expected (11,), one number for each image"),
         ({"y": LABELS[:, None]}, "array 'y' has shape (12, 1), expected (12,)"),
         ({"y": LABELS.astype(float)}, "array 'y' has type float64, expected integer class numbers"),

@@ -274,7 +274,8 @@ def test_corrupt_images_up_to_max_skipped_are_logged_and_counted(
     with caplog.at_level(logging.WARNING):
         card = load_images(folder, max_skipped=2).card
     assert (20, 2) == (card.num_examples, card.num_skipped)
-    assert [True, True] == ["site=berlin" in record.getMessage() for record in caplog.records]
+    lines = [record.getMessage() for record in caplog.records if "bad example" in record.getMessage()]
+    assert [True, True] == ["site=berlin" in line for line in lines]
     assert "(2 bad examples so far, at most 1 allowed by data.max_skipped)" in error_of(
         load_images, folder, max_skipped=1
     )
@@ -397,35 +398,45 @@ def test_bad_rows_up_to_max_skipped_are_counted(tmp_path: Path) -> None:
     card = load_table(file, max_skipped=2).card
     assert (40, 2) == (card.num_examples, card.num_skipped)
     message = error_of(load_table, file, max_skipped=1)
-    assert message.endswith("(2 bad examples so far, at most 1 allowed by data.max_skipped)")
+    assert message.endswith("(2 bad rows, at most 1 allowed by data.max_skipped)")
+    assert "column 'age': expected a number, got text (1 row: line 42); expected 4 fields as in the header" in message
 
 
 def test_missing_column_is_named(tmp_path: Path) -> None:
-    """A file without a column of the study is refused, with a hint when ';' separates its fields."""
+    """A file without a column of the study is refused, with all that it lacks and what may be meant by it."""
     message = error_of(load_table, table_file(tmp_path / "a.csv", ["1,1,no"], header="age,pain,disease"))
     assert "site 'lyon': file 'a.csv' has no column 'pressure'" == message
-    message = error_of(load_table, table_file(tmp_path / "a.csv", [], header=HEADER.replace(",", ";")))
-    assert message.endswith("has no column 'age'; the fields seem to be separated by ';', expected ','")
+    message = error_of(load_table, table_file(tmp_path / "a.csv", [], header="Age, pain ,blood,Disease"))
+    assert (
+        "site 'lyon': file 'a.csv' has no columns 'age', 'pressure', 'disease' (task.label); it has 'Age', expected "
+        "'age'; 'Disease', expected 'disease': rename in the file, or in site.toml by data.rename = "
+        '{ "name there" = "name here" }'
+    ) == message
     message = error_of(load_table, table_file(tmp_path / "a.csv", [], header=f"{HEADER},age"))
     assert message.endswith("column 'age' stands 2 times in the header, expected once")
 
 
 def test_missing_and_empty_tables_are_told_apart(tmp_path: Path) -> None:
     """Each way to have no rows has its own sentence."""
-    assert "does not exist, expected a .csv or .parquet file" in error_of(load_table, tmp_path / "nowhere")
+    assert "does not exist, expected a .csv, .tsv, .xlsx or .parquet file" in error_of(load_table, tmp_path / "nowhere")
     (tmp_path / "d").mkdir()
-    assert "has no .csv or .parquet file" in error_of(load_table, tmp_path / "d")
-    (tmp_path / "rows.txt").write_text("x")
-    assert "is not a .csv or .parquet file" in error_of(load_table, tmp_path / "rows.txt")
+    assert "has no .csv, .tsv, .xlsx or .parquet file" in error_of(load_table, tmp_path / "d")
+    (tmp_path / "rows.xls").write_text("x")
+    assert "is an old Excel file (.xls): save it as .xlsx" in error_of(load_table, tmp_path / "rows.xls")
+    (tmp_path / "rows.doc").write_text("x")
+    assert "is not a .csv, .tsv, .xlsx or .parquet file" in error_of(load_table, tmp_path / "rows.doc")
     (tmp_path / "d" / "a.csv").write_text("\n")
     assert "file 'a.csv' is empty, expected a header" in error_of(load_table, tmp_path / "d")
     assert "no usable row" in error_of(load_table, table_file(tmp_path / "d" / "a.csv", []))
 
 
 def test_file_that_is_not_text_or_not_csv_is_refused(tmp_path: Path) -> None:
-    """Other encodings and unclosed quotes are named, not guessed at."""
-    (tmp_path / "a.csv").write_bytes(HEADER.encode() + b"\n\xff\xfe")
-    assert "file 'a.csv' is not UTF-8 text (byte 26)" in error_of(load_table, tmp_path / "a.csv")
+    """Bytes that are no text in any encoding that is looked for, or of two, and unclosed quotes are named."""
+    (tmp_path / "a.csv").write_bytes(HEADER.encode() + b"\n\x01\xff")
+    assert "file 'a.csv' is not text: character 26 is a control character" in error_of(load_table, tmp_path / "a.csv")
+    (tmp_path / "a.csv").write_bytes(HEADER.encode() + b"\nK\xc3\xb6ln,\xff")
+    message = error_of(load_table, tmp_path / "a.csv")
+    assert "file 'a.csv' is mostly UTF-8 text, but byte 32 is not: it is damaged, or of two encodings" in message
     message = error_of(load_table, table_file(tmp_path / "a.csv", [*ROWS, '"sekret,1,120,no']))
     assert "file 'a.csv', line 42: not valid CSV" in message and "sekret" not in message
 

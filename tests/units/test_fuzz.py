@@ -312,6 +312,9 @@ def mended_png(data: bytes) -> bytes:
 
 def file_targets(folder: Path) -> Iterator[tuple[str, Target]]:
     """A hospital's own files: pictures, arrays, tables."""
+    from pydicom.uid import UID
+    from scanner_files import dicom, nifti
+
     from consilium.client.data.arrays import read_arrays
     from consilium.client.data.images import read_images
     from consilium.client.data.parts import parts_in_file
@@ -331,6 +334,17 @@ def file_targets(folder: Path) -> Iterator[tuple[str, Target]]:
         seeds = [picture(mode, kind, settings) for mode, settings in several]
         decode = on_disk(folder / "pictures" / "no" / "x.png", read_picture)  # by content, whatever the name says
         yield kind, Target(seeds, decode, 3_000, mend=mended_png if kind == "png" else None)
+
+    decode = on_disk(folder / "pictures" / "no" / "x.png", read_picture)
+    levels = np.random.default_rng(1).integers(0, 4096, (24, 20), dtype=np.uint16)
+    scans = [
+        dicom(levels, bits=12, RescaleSlope=1, RescaleIntercept=-1024, WindowCenter=40, WindowWidth=400),
+        dicom(levels.astype(np.uint8)[..., None].repeat(3, axis=2)),
+        dicom(levels, bits=12, TransferSyntaxUID=UID("1.2.840.10008.1.2.5")),  # run lengths
+    ]
+    yield "dicom", Target(scans, decode, 3_000)
+    volume = levels.astype(np.uint8)[..., None].repeat(3, axis=2)
+    yield "nifti", Target([nifti(volume), nifti(volume, packed=True)], decode, 3_000)
 
     arrays = [packed(how, dtype) for how in (np.savez, np.savez_compressed) for dtype in (np.uint8, np.float32)]
     reading = ArraysData(path=folder / "x.npz")
@@ -483,7 +497,7 @@ KINDS = (
         "site.toml",
     ),
     *("container", "identity", *("+".join(names) + " chain" for names in CHAINS), "checkpoint"),
-    *(*PICTURES, "npz", "x.npy", "y.npy", "classes.npy", "csv", "parquet", "index file"),
+    *(*PICTURES, "dicom", "nifti", "npz", "x.npy", "y.npy", "classes.npy", "csv", "parquet", "index file"),
 )
 
 

@@ -177,7 +177,7 @@ def test_uploaded_pictures_are_those_of_the_folder(tmp_path: Path) -> None:
     odd = image_inputs({"a\n\x1b[31m\u202egnp.exe": encoded(picture(9, 9)), "c": b"no picture"}, PICTURES)
     assert odd.names == (r"a\n\x1b[31m\u202egnp.exe",)
     assert [(one.name, one.reason) for one in odd.unread] == [
-        ("c", "image 'c' is corrupt or not one of BMP, JPEG, PNG, TIFF, WEBP")
+        ("c", "image 'c' is corrupt or not one of BMP, JPEG, PNG, TIFF, WEBP, DICOM, NIfTI")
     ]
 
 
@@ -263,30 +263,30 @@ def test_all_missing_columns_are_named_at_once(tmp_path: Path) -> None:
     path = table(tmp_path / "a.csv", [[1, 2, 3]], header=("Age", "SE_X", "note"))
     assert refusal(path, TABLE, labelled=True, keep=["id"]) == (
         "file 'a.csv' has no columns 'id' (to be kept), 'ill' (the label), 'age', 'sex', 'pain'; "
-        "rename 'Age' to 'age', 'SE_X' to 'sex'"
+        "it has 'Age', expected 'age'; 'SE_X', expected 'sex': rename"
     )
-    with pytest.raises(DataError, match=r"^the rows have no column 'pain'$"):
+    with pytest.raises(DataError, match=r"^the data has no column 'pain'$"):
         rows_inputs([{"age": 1, "sex": 1}], TABLE)
     path = table(tmp_path / "b.csv", [["1;2;3"]], header=("age;sex;pain",))
-    assert refusal(path, TABLE).endswith("; the fields seem to be separated by ';', expected ','")
+    assert 1 == len(read_inputs(path, TABLE, labelled=False).unread)
     path = table(tmp_path / "c.csv", [[1, 2, 3, 4]], header=("age", "sex", "pain", "age"))
-    assert refusal(path, TABLE) == "file 'c.csv' has column 'age' 2 times in its header, expected it once"
+    assert refusal(path, TABLE) == "file 'c.csv': column 'age' stands 2 times in the header, expected once"
 
 
 def test_nothing_to_read_is_a_sentence(tmp_path: Path) -> None:
     """An empty table, one with a header alone, an empty folder and a path to nowhere are told apart."""
     (tmp_path / "empty.csv").touch()
     (tmp_path / "folder").mkdir()
-    (tmp_path / "text.txt").write_text("x")
-    assert refusal(tmp_path / "empty.csv", TABLE) == "file 'empty.csv' is empty, expected a header"
+    (tmp_path / "text.md").write_text("x")
+    assert refusal(tmp_path / "empty.csv", TABLE) == "the data: file 'empty.csv' is empty, expected a header"
     only = table(tmp_path / "header.csv", [])
     assert refusal(only, TABLE) == f"'{only}' has a header but no row below it, expected at least one"
-    assert refusal(tmp_path / "folder", TABLE).endswith("has no .csv or .parquet file")
+    assert refusal(tmp_path / "folder", TABLE).endswith("has no .csv, .tsv, .xlsx or .parquet file")
     assert "does not exist, expected a .csv" in refusal(tmp_path / "nowhere", TABLE)
-    assert "is not a .csv or .parquet file" in refusal(tmp_path / "text.txt", TABLE)
+    assert "is not a .csv, .tsv, .xlsx or .parquet file" in refusal(tmp_path / "text.md", TABLE)
     assert refusal(tmp_path / "folder", PICTURES).startswith(f"folder '{tmp_path / 'folder'}' has no picture, expected")
     assert "does not exist, expected a picture" in refusal(tmp_path / "nowhere", PICTURES)
-    assert "is no picture, expected files .bmp" in refusal(tmp_path / "text.txt", PICTURES)
+    assert "is no picture, expected files .bmp" in refusal(tmp_path / "text.md", PICTURES)
     assert "cannot be read: File name too long" in refusal(tmp_path / ("x" * 300), PICTURES)
     with pytest.raises(DataError, match=r"^there is no row, expected at least one$"):
         rows_inputs([], TABLE)
@@ -451,18 +451,19 @@ def test_pictures_that_cannot_be_decoded_are_named(tmp_path: Path, monkeypatch: 
     """A damaged file, one with too many pixels and one in another format are named, and the others read."""
     folder(tmp_path, ["a.png", "big.png"])
     (tmp_path / "b.png").write_bytes(encoded(picture(8, 9))[:60])
-    (tmp_path / "c.dcm").write_bytes(b"DICM")
+    (tmp_path / "c.heic").write_bytes(b"x")
     monkeypatch.setattr("consilium.client.data.pictures.MAX_PIXELS", 8 * 9)
     inputs = read_inputs(tmp_path, PICTURES, labelled=False)
     assert inputs.names == ("a.png",)
     assert [one.reason for one in inputs.unread] == [
-        "image 'b.png' is corrupt or not one of BMP, JPEG, PNG, TIFF, WEBP",
+        "image 'b.png' is corrupt or not one of BMP, JPEG, PNG, TIFF, WEBP, DICOM, NIfTI",
         "image 'big.png' declares 81 pixels, at most 72 are decoded",
-        "image 'c.dcm' is in a format that is not read, expected one of .bmp, .jpeg, .jpg, .png, .tif, .tiff, .webp",
+        "image 'c.heic' is in a format that is not read, expected one of .bmp, .dcm, .dicom, .ima, .jpeg, .jpg, .nii, "
+        ".nii.gz, .png, .tif, .tiff, .webp",
     ]
     (tmp_path / "d").mkdir()
-    (tmp_path / "d" / "c.dcm").touch()
-    assert refusal(tmp_path / "d", PICTURES).endswith("it has 1 in other formats, e.g. 'c.dcm': convert them")
+    (tmp_path / "d" / "c.heic").touch()
+    assert refusal(tmp_path / "d", PICTURES).endswith("it has 1 in other formats, e.g. 'c.heic': convert them")
 
 
 def test_links_in_circles_and_hostile_names_do_no_harm(tmp_path: Path) -> None:
@@ -497,7 +498,7 @@ def test_labels_of_an_array_are_looked_at_only_where_wanted(tmp_path: Path) -> N
     floats = np.stack([np.full((8, 8), 0.5), np.full((8, 8), np.nan), np.full((8, 8), 7.0)])
     assert [one.reason for one in pictures_inputs(floats, PICTURES).unread] == [
         "image 1: a pixel is not a finite number",
-        "image 2: a pixel is outside 0..1, which is what floats in 'x' must hold",
+        "image 2: a pixel is outside 0..1, which is what floats in 'x' must hold without task.pixel_range",
     ]
 
 

@@ -253,8 +253,8 @@ def write(path: Path, text: str) -> Path:
     [
         ("weight,height\n1,2\n", r"no columns 'age', 'sex' \(the model of study 'hearts' reads the columns age, sex\)"),
         ("age\n1\n", r"no column 'sex'"),
-        ("Age,sex\n1,f\n", r"rename 'Age' to 'age'"),
-        ("age;sex\n1;f\n", r"separated by ';'"),
+        ("Age,sex\n1,f\n", r"has 'Age', expected 'age'"),
+        ("age;sex\n", r"header but no row"),
         ("age,sex\n", r"header but no row"),
         ("", r"is empty"),
         ("age,sex\nx,f\n1,q\n", r"no row or picture can be read: row 1, column 'age'.*row 2, column 'sex'"),
@@ -271,8 +271,8 @@ def test_data_of_another_kind_and_none_are_sentences(model: Path, eye: Path, dat
     (tmp_path / "empty").mkdir()
     for path, asked, sentence in (
         (data, eye, r"patients.csv' is no picture.*model is of study 'hearts'"),
-        (picture(tmp_path / "scans" / "a.png", 0).parent, model, r"has no .csv or .parquet file"),
-        (tmp_path / "empty", model, r"has no .csv or .parquet file"),
+        (picture(tmp_path / "scans" / "a.png", 0).parent, model, r"has no .csv, .tsv, .xlsx or .parquet file"),
+        (tmp_path / "empty", model, r"has no .csv, .tsv, .xlsx or .parquet file"),
         (tmp_path / "empty", eye, r"has no picture"),
         (tmp_path / "missing", model, r"does not exist"),
     ):

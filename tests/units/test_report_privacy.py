@@ -7,13 +7,17 @@ import pytest
 from rich.console import Console
 
 from consilium.common.events.run import RoundFinished
+from consilium.common.privacy.accounting import Charge, epsilon_of
 from consilium.common.results import RunResult
+from consilium.common.study.privacy import PrivacyConfig
+from consilium.common.study.weightings import SizeFactor, WeightingConfig
 from consilium.findings.decimals import DASH
 from consilium.report.page import render_page
-from consilium.report.privacy import privacy_rows, promise, spent_of
+from consilium.report.privacy import privacy_rows, promise, promise_of_sites, spent_of
 from consilium.report.report import Report, build_report
 from consilium.report.terminal import print_report
 from consilium.running.progress import Progress
+from consilium.server.privacy.noise import site_epsilon
 
 SPENT = {"epsilon": 2.5, "budget": 3.0, "delta": 1e-4, "noise": 1.234}
 
@@ -170,3 +174,46 @@ def test_live_view_shows_epsilon_where_no_measurement_leaves() -> None:
     (first, _) = result(berlin=site_values(noised())).rounds
     line = Progress(title="private").take(RoundFinished(**dict(first)))
     assert "berlin epsilon 1.00 of 3" in line
+
+
+def of_many_sites(*, secure: bool) -> RunResult:
+    """Return the result of a study of 60 sites with noise for each as a whole, of which 50 and 60 answered."""
+    names = [f"site-{number:02}" for number in range(60)]
+    made = result(**{name: site_values(None) for name in names})
+    sites = {"noise": 5.0, "clip": 2.0, "delta": 1e-5}
+    study = made.study.model_copy(
+        update={
+            "privacy": PrivacyConfig.model_validate({"secure_aggregation": secure, "sites": sites}),
+            "quorum": 50,
+            "weighting": WeightingConfig(factors=(SizeFactor(exponent=0),)),
+        }
+    )
+    answered = (tuple(names[:50]), tuple(names))
+    rounds = [
+        one.model_copy(update={"accepted": who, "site_epsilon": site_epsilon(study, rounds_done=one.round)})
+        for one, who in zip(made.rounds, answered, strict=True)
+    ]
+    return made.model_copy(update={"study": study, "rounds": tuple(rounds)})
+
+
+def test_report_of_sums_that_hide_sites_says_epsilon_with_and_without_colluding_sites() -> None:
+    """20 of 60 may collude, so 30 of 50 carry the noise; the figures are those of one normal mechanism per round."""
+    text, page = promise_of_sites(of_many_sites(secure=True)), render_page(build_report(of_many_sites(secure=True)))
+    together = epsilon_of([Charge("sgd", 5.0, steps=2)], 1e-5)
+    alone = epsilon_of([Charge("sgd", 5.0 * (count / 30) ** 0.5) for count in (50, 60)], 1e-5)
+    assert "any 30 of those that answered have 5 times the clip of 2 together" in text
+    assert f"Epsilon {together:.4g} bounds what the mean updates of 2 rounds tell" in text
+    assert "for the coordinator together with 20 sites" in text
+    assert f"For the coordinator alone it is {alone:.4g}" in text
+    assert "Noise for whole sites" in page
+    assert f"{alone:.4g}" in page
+    assert "Withheld: no measurement of a round leaves the sites" in page
+
+
+def test_report_of_noise_at_the_server_says_that_it_saw_each_update() -> None:
+    """And other studies have no such section."""
+    text = promise_of_sites(of_many_sites(secure=False))
+    assert "The coordinator added noise of 5 times the clip of 2" in text
+    assert "not for the coordinator, who saw each site's update" in text
+    assert "" == promise_of_sites(result(berlin=site_values(noised())))
+    assert "Noise for whole sites" not in render_page(report(berlin=site_values(noised())))

@@ -135,10 +135,12 @@ def test_boolean_is_a_category_or_a_label(tmp_path: Path, values: tuple[str, str
 
 
 def test_parquet_column_of_nulls_is_missing(tmp_path: Path) -> None:
-    """A column without any value has Arrow's null type: every cell is missing, in the first row."""
+    """A column without any value has Arrow's null type: every cell is missing."""
     table = [row | {"age": None} for row in rows()]
     message = error_of(to_parquet(tmp_path / "a.parquet", table))
-    assert "site 'lyon': file 'a.parquet', row 1, column 'age': the value is missing" == message
+    places = "40 rows: first row 1, row 2 and row 3"
+    said = f"40 rows cannot be used: column 'age': the value is missing ({places})"
+    assert f"site 'lyon': file 'a.parquet': {said}" == message
 
 
 def test_bad_parquet_cells_are_named_by_row_and_never_by_value(tmp_path: Path) -> None:
@@ -167,7 +169,7 @@ def test_parquet_column_that_is_missing_or_no_column_of_cells_is_named(tmp_path:
     table = [row | {"remarks": ["x"]} for row in rows()]
     assert 40 == load(to_parquet(tmp_path / "a.parquet", table)).card.num_examples
     message = error_of(to_parquet(tmp_path / "a.parquet", [{"age": 1, "ill": "no"}]))
-    assert "site 'lyon': file 'a.parquet' has no column 'smoker'" == message
+    assert "site 'lyon': file 'a.parquet' has no columns 'smoker', 'pain', 'blood.pressure', 'sex'" == message
     message = error_of(to_parquet(tmp_path / "a.parquet", [row | {"age": [row["age"]]} for row in rows()]))
     assert message.startswith("site 'lyon': file 'a.parquet': column 'age' is of type list<")
     arrow = pa.Table.from_pylist(rows())
@@ -278,7 +280,7 @@ def test_row_without_a_label_is_dropped_also_where_values_are_imputed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A label is never made up."""
-    table = [*rows(missing=0.1), dict.fromkeys((*COLUMNS, "ill"))]
+    table = [*rows(missing=0.1), dict.fromkeys((*COLUMNS, "ill")) | {"age": 50}]
     with caplog.at_level(logging.INFO):
         assert 40 == load(to_csv(tmp_path / "a.csv", table), IMPUTE).card.num_examples
     assert ["rows with missing cells dropped site=lyon dropped=1 kept=40"] == [r.getMessage() for r in caplog.records]

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from consilium.client.data import Examples
+from consilium.client.data.target import ClassTarget, loss_of
 from consilium.client.models import Model, build_model, get_weights
-from consilium.client.training.evaluation import EVALUATION_BATCH, evaluate, loss_of, predictions
+from consilium.client.training.evaluation import EVALUATION_BATCH, evaluate
 from consilium.client.training.loop import proximal, train
 from consilium.client.training.work import LocalWork, batches
 from consilium.common.study.training import ModelConfig
@@ -116,8 +117,8 @@ def test_loss_of_several_logits_is_cross_entropy() -> None:
 
 def test_predictions_are_probability_one_half_or_the_largest() -> None:
     """One logit: class 1 above zero; several: the largest."""
-    assert [0, 0, 1] == predictions(torch.tensor([[-0.1], [0.0], [0.1]])).tolist()
-    assert [2, 0] == predictions(torch.tensor([[0.0, 1.0, 2.0], [-1.0, -2.0, -3.0]])).tolist()
+    assert [0, 0, 1] == ClassTarget().answers(torch.tensor([[-0.1], [0.0], [0.1]])).tolist()
+    assert [2, 0] == ClassTarget().answers(torch.tensor([[0.0, 1.0, 2.0], [-1.0, -2.0, -3.0]])).tolist()
 
 
 # --- train -----------------------------------------------------------------------------------------

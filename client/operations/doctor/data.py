@@ -1,11 +1,10 @@
-"""Data, the scale of the inputs, and pretrained weights."""
+"""Data, and the scale of the inputs."""
 
 from pathlib import Path
 
 from consilium.client.data import read_site
-from consilium.client.models.pretrained import cached_weights, check_weights_file
 from consilium.client.operations.doctor.finding import Finding, failed, passed, skipped, warned
-from consilium.common.errors import ConfigError, ConsiliumError, DataError, ModelError
+from consilium.common.errors import ConfigError, ConsiliumError, DataError
 from consilium.common.protocol.patients import LEAST_PATIENTS
 from consilium.common.study.site import SiteConfig
 from consilium.common.study.study import StudyConfig
@@ -29,7 +28,7 @@ def check_data(config: SiteConfig, study: StudyConfig | None) -> Finding:
     common = f", {card.num_test} of them the common test set" if card.test_digest else ""
     text = (
         f"{card.num_examples} examples{patients}{f' ({counts})' if counts else ''}{common}, {card.num_skipped} "
-        "skipped; shown here only"
+        f"skipped; shown here only{''.join(f'; {sentence}' for sentence in data.reading)}"
     )
     missing = sorted(set(study.task.classes) - set(card.classes))
     if missing:
@@ -77,22 +76,3 @@ def _look_for_data(path: Path) -> Finding:
     if not present:
         return failed("data", f"data folder '{path}' is empty", "put the data there, or correct data.path", DataError)
     return passed("data", f"'{path}' is there; it is read once a study is known")
-
-
-def check_weights(config: SiteConfig, study: StudyConfig | None) -> Finding:
-    """Check that the pretrained weights that a study starts from are here, and are the right ones."""
-    wanted = study.model.pretrained if study is not None else None
-    if study is None or wanted is None:
-        return skipped("weights", "no study known yet" if study is None else "the study starts from no weights file")
-    try:
-        if wanted.file is not None:
-            path = check_weights_file(wanted, weights_dir=config.weights_dir)
-            pinned = "its sha256 is the one in the study" if wanted.sha256 else "the study pins no sha256"
-            return passed("weights", f"'{path.name}': {pinned}")
-        path, url = cached_weights(study.model.name, str(wanted.weights))
-    except ModelError as error:
-        fix = "ask the coordinator for this file and put it into weights_dir of site.toml"
-        return failed("weights", str(error), fix, ModelError)
-    if path.is_file():
-        return passed("weights", f"'{path.name}' is here")
-    return warned("weights", f"'{path.name}' is fetched from {url} at the start", "allow that, or put the file there")

@@ -3,11 +3,15 @@
 import os
 from pathlib import Path
 
+from consilium.client.data import keep_readings
+from consilium.client.operations.doctor.columns import check_columns
 from consilium.client.operations.doctor.credentials import check_identity, check_peers
-from consilium.client.operations.doctor.data import check_data, check_scale, check_weights
+from consilium.client.operations.doctor.data import check_data, check_scale
 from consilium.client.operations.doctor.finding import Finding, skipped
 from consilium.client.operations.doctor.machine import check_disk, check_gpu, check_memory, check_state
+from consilium.client.operations.doctor.model import check_model
 from consilium.client.operations.doctor.network import check_network
+from consilium.client.operations.doctor.pictures import check_pictures
 from consilium.client.operations.doctor.settings import (
     check_policy,
     check_ranges,
@@ -22,7 +26,7 @@ from consilium.common.study.study import StudyConfig
 NEED_SETTINGS = (
     *("key", "certificate", "study key", "authority"),
     *("proxy", "dns", "tcp", "tls", "clock", "approved"),
-    *("ranges", "policy", "data", "scale", "weights", "state", "disk"),
+    *("ranges", "policy", "data", "scale", "model", "state", "disk"),
 )
 """Checks that get a line in the list even if the settings cannot be read."""
 
@@ -47,15 +51,17 @@ def examine(path: Path, *, study: Path | None = None) -> list[Finding]:
 def _check_site(settings: Path, config: SiteConfig, study: StudyConfig | None, path: Path | None) -> list[Finding]:
     identity = check_identity(config)
     sums = study is not None and study.privacy.secure_aggregation
+    with keep_readings():  # the data are read once for several checks
+        about_data = [check_data(config, study), *check_columns(config, study), *check_pictures(config, study)]
     return [
         *identity,
         *([check_peers(config)] if sums else []),
         *check_network(config, identity, os.environ),
         check_ranges(path, config),
         check_policy(settings, study, config),
-        check_data(config, study),
+        *about_data,
         check_scale(config, study),
-        check_weights(config, study),
+        check_model(config, study),
         check_state(config),
         check_disk(config),
         check_gpu(config),

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from consilium.client.privacy.policy.study_rules import allowed
 from consilium.common.protocol.cards import DataCard
-from consilium.common.protocol.counts import TestCounts
+from consilium.common.protocol.counts import Estimate, Estimates, TestCounts
 from consilium.common.protocol.replies import FinishReply, HandshakeReply, Reply, RoundReply
 from consilium.common.study.policy import PolicyConfig
 from consilium.common.study.signals import EFFECTIVE_STEPS
@@ -47,6 +47,8 @@ def _card(card: DataCard, least: int) -> DataCard:
 
 def _test(test: TestCounts, policy: PolicyConfig, *, noised: bool) -> TestCounts:
     """Return test counts without the constant answer's where these, which are of classes, may not leave."""
+    if test.estimates is not None:
+        return test.model_copy(update={"estimates": _estimates(test.estimates, policy)})
     if test.majority is None:
         return test
     cells = (test.majority, test.num_test - test.majority)
@@ -54,6 +56,18 @@ def _test(test: TestCounts, policy: PolicyConfig, *, noised: bool) -> TestCounts
         return test
     patients = None if test.patients is None else test.patients.model_copy(update={"majority": None})
     return test.model_copy(update={"majority": None, "patients": patients})
+
+
+def _estimates(of: Estimates, policy: PolicyConfig) -> Estimates:
+    """Return estimates with the digits that may leave."""
+    digits = policy.metric_digits
+    known = {name: one for name in Estimates.model_fields if (one := getattr(of, name)) is not None}
+    return Estimates(
+        **{
+            name: Estimate(value=float(f"{one.value:.{digits}g}"), error=float(f"{one.error:.{digits}g}"))
+            for name, one in known.items()
+        }
+    )
 
 
 def _is_small(counts: Iterable[int], least: int) -> bool:

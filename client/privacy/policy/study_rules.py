@@ -147,8 +147,10 @@ def kept_updates(case: Case) -> str | None:
 
 
 def metrics(case: Case) -> str | None:
-    """Refuse a study that needs a metric which may not leave; others are left out of the replies."""
-    needed = sorted(name for name in case.asked.needs if name in LIMITS and not allowed(name, case.policy.metrics))
+    """Refuse a study that needs a metric which may not leave, or is stopped by it; others are left out of replies."""
+    stopping = case.asked.stopping
+    names = {name for name in case.asked.needs if name in LIMITS} | ({stopping.measured} if stopping else set())
+    needed = sorted(name for name in names if not allowed(name, case.policy.metrics))
     if not needed:
         return None
     leaving = listed(case.policy.metrics, _MOST_NAMED) or "none"

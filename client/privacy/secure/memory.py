@@ -21,7 +21,9 @@ class Sent(Record):
     """The last update that was masked: its context (see `Context`), without what all rounds of a run have in common.
 
     Args:
+        steps, noise: as `Context` has them.
         words: tag of the words before they were masked: under one context, no others are.
+        update: tag of the words before they got noise: in one round, no others do; None without noise.
         survivors: the sites whose masks were opened, once they were.
     """
 
@@ -31,7 +33,10 @@ class Sent(Record):
     weights: Hex32
     examples: int
     loss: float
+    steps: float | None = None
+    noise: float | None = None
     words: Hex32
+    update: Hex32 | None = None
     survivors: Names | None = None
 
     @property

@@ -9,7 +9,9 @@ What a server may not do, and where it is refused:
 - ask for a round again with another cohort, to see the difference: this site masks a round anew under a new attempt
   number only while it has opened nothing of it, and never again opens an earlier attempt. Two sums of one round would
   need two thirds of its sites each, which answered neither twice;
-- ask for another update under the same masks: the words of a context are remembered by their digest.
+- ask for another update under the same masks: the words of a context are remembered by their digest;
+- with noise for whole sites, have less of it than the study says, a sum of fewer sites than share it, or two draws of
+  one update: the noise follows from the update and the run's key, and a second update of a round gets none.
 
 What is not hidden: a sum is what it is. Sums of two rounds, or two runs, whose sites differ by one tell about that one:
 `privacy.examples` hides patients from that.
@@ -19,16 +21,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from consilium.client.privacy.secure.memory import Memory, Sent, write_memory
+from consilium.client.privacy.secure.noise import add_noise, check_noise
 from consilium.client.privacy.secure.run_keys import RunKeys
 from consilium.common.codecs import Payload
 from consilium.common.errors import ProtocolError, StateError
 from consilium.common.privacy.secure.context import Context, sum_digest
 from consilium.common.privacy.secure.fixed import Layout, to_words
 from consilium.common.privacy.secure.masks import Words
-from consilium.common.privacy.secure.party import sealed_bytes
+from consilium.common.privacy.secure.noise import fewest_answers, noise_share
+from consilium.common.privacy.secure.party import Party, sealed_bytes
 from consilium.common.privacy.secure.payload import Masked, to_payload
 from consilium.common.privacy.secure.sizes import LEAST_SITES, threshold
-from consilium.common.privacy.secure.weights import own_weight
+from consilium.common.privacy.secure.weights import own_weight, per_step
 from consilium.common.protocol.plans import RoundPlan, SecureRound, UnmaskPlan
 from consilium.common.weights.arrays import Weights
 
@@ -40,6 +44,7 @@ class Masking:
     Args:
         num_examples, metrics: this site's, by which it weighs itself.
         received: digest of the weights that it trained from.
+        buffers: arrays that gradients do not move.
     """
 
     delta: Weights
@@ -47,6 +52,7 @@ class Masking:
     num_examples: int
     metrics: Mapping[str, float]
     received: str
+    buffers: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +66,12 @@ class SecureSums:
     keys: RunKeys
     least: int = LEAST_SITES
 
+    @property
+    def fewest(self) -> int:
+        """Fewest sites of a sum, by the policy and by the study."""
+        study = self.keys.study
+        return max(LEAST_SITES, self.least, fewest_answers(study) if study.privacy.hides_sites else 0)
+
     def check(self, plan: RoundPlan) -> None:
         """Check a round's plan before anything is trained for it.
 
@@ -72,11 +84,11 @@ class SecureSums:
         memory, cohort = self.keys.memory(), asked.cohort
         if list(cohort) != sorted(set(cohort)) or self.keys.site not in cohort:
             raise ProtocolError(f"{who}: the cohort must be names in sorted order, each once, with this site's own")
-        if len(cohort) < max(LEAST_SITES, self.least):
+        if len(cohort) < self.fewest:
             raise ProtocolError(
-                f"{who} asks for a sum over {len(cohort)} sites, this site adds to sums over at least "
-                f"{max(LEAST_SITES, self.least)}"
+                f"{who} asks for a sum over {len(cohort)} sites, this site adds to sums over at least {self.fewest}"
             )
+        check_noise(self.keys.study, asked.noise, who=who)
         if unknown := [name for name in cohort if name not in memory.peers]:
             raise ProtocolError(f"{who}: there is no checked key of site '{unknown[0]}' for this run")
         sent = memory.sent
@@ -113,9 +125,12 @@ class SecureSums:
             weights=update.received,
             examples=asked.examples,
             loss=asked.loss,
+            steps=asked.steps,
+            noise=asked.noise,
             words="0" * 64,
         )
         context = self._context(sent)
+        sent = self._hidden(memory, sent, words, party)
         self._remember(memory, sent.model_copy(update={"words": party.tag(words, context)}))
         sealed = party.mask(words, context)
         return to_payload(Masked(words, sealed))
@@ -131,7 +146,7 @@ class SecureSums:
         who = f"site '{self.keys.site}': round {plan.round} of run '{self.keys.run}'"
         if sent is None or sent.place != (plan.round, plan.attempt):
             raise ProtocolError(f"{who}: attempt {plan.attempt} is not what this site has sent last")
-        _check_survivors(sent, survivors, who=who, site=self.keys.site, least=self.least)
+        _check_survivors(sent, survivors, who=who, site=self.keys.site, least=self.fewest)
         size, text = sealed_bytes(len(sent.cohort)), bytes(payload or b"")
         if len(text) != size * len(survivors):
             raise ProtocolError(f"{who}: the sealed shares have {len(text)} bytes, expected {size * len(survivors)}")
@@ -152,8 +167,32 @@ class SecureSums:
             loss=asked.loss,
         )
         sites = self.keys.study.num_sites or len(self.keys.study.sites)
-        layout = Layout.of(update.delta, update.control, bound=self.keys.study.privacy.bound, sites=sites)
-        return to_words(layout, update.delta, update.control, weight)
+        privacy, share = self.keys.study.privacy, noise_share(self.keys.study, asked.noise)
+        layout = Layout.of(update.delta, update.control, bound=privacy.longest, sites=sites, share=share)
+        factor_of = None
+        if self.keys.study.strategy.per_step:
+            own = per_step(update.metrics, asked.steps or 1.0)
+            factor_of = {name: own for name in update.delta if name not in update.buffers}
+        return to_words(layout, update.delta, update.control, weight, factor_of=factor_of)
+
+    def _hidden(self, memory: Memory, sent: Sent, words: Words, party: Party) -> Sent:
+        """Add this site's share of the noise, where the sum hides whole sites, and return what is to be remembered.
+
+        Raises:
+            StateError: another update got noise in this round: a second one would tell as much again.
+        """
+        share = noise_share(self.keys.study, sent.noise)
+        if share is None:
+            return sent
+        tag, seed = party.noise_seed(words, self._context(sent))
+        before = memory.sent
+        if before is not None and before.round == sent.round and before.update != tag:
+            raise StateError(
+                f"site '{self.keys.site}': its update of round {sent.round} is not the one that it has added noise to "
+                "before; a second one would tell as much of the site again: start a new run"
+            )
+        add_noise(words, share, seed=seed)
+        return sent.model_copy(update={"update": tag})
 
     def _remember(self, memory: Memory, sent: Sent) -> None:
         """Write down what is masked before it leaves; a second time only the same is."""
@@ -182,6 +221,8 @@ class SecureSums:
             weights=sent.weights,
             examples=sent.examples,
             loss=sent.loss,
+            steps=sent.steps,
+            noise=sent.noise,
         )
 
 
@@ -195,7 +236,7 @@ def _check_survivors(sent: Sent, survivors: tuple[str, ...], *, who: str, site: 
         raise ProtocolError(
             f"{who}: those who have sent must be sites of its cohort in sorted order, this one among them"
         )
-    fewest = max(threshold(len(sent.cohort)), LEAST_SITES, least)
+    fewest = max(threshold(len(sent.cohort)), least)
     if len(survivors) < fewest:
         raise ProtocolError(
             f"{who}: {len(survivors)} of {len(sent.cohort)} sites have sent an update, the sum of fewer than {fewest} "

@@ -36,7 +36,8 @@ class Context:
         attempt: how often the round has been tried, with this one.
         cohort: the sites that were asked, in sorted order.
         weights: digest of the weights that the site received.
-        examples, loss: the references that sites measure their own weight by.
+        examples, loss, steps: the references that sites measure their own weight and their updates by.
+        noise: the noise multiplier of the sum; None where it hides no whole sites.
     """
 
     study: str
@@ -47,6 +48,8 @@ class Context:
     weights: str
     examples: int
     loss: float
+    steps: float | None = None
+    noise: float | None = None
 
     @cached_property
     def digest(self) -> bytes:

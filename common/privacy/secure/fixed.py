@@ -8,6 +8,9 @@ With `w` a site's weight in [0, 1], `d` its update, no longer than `bound` (Eucl
 with `k` integer buffers, `c` the change of a control variate (SCAFFOLD) and `s` whether the update was shortened.
 |d_i| <= bound, so that a sum over N sites never wraps; a coordinate of the mean `sum(w d) / sum(w)` over n sites is
 off by at most n * step / (2 * sum(w)), and a sum for which that is more than ERROR * bound is refused.
+
+Where sites add noise that hides each of them (`noise.py`), the words leave room for it, all weights are 1, an update is
+no longer than the bound in whole words either, s is 0, and there are no integers and no control variates.
 """
 
 import math
@@ -17,8 +20,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from consilium.common.errors import UpdateRejected
+from consilium.common.errors import UpdateRejected, listed
 from consilium.common.privacy.secure.masks import Narrow, Wide, Words
+from consilium.common.privacy.secure.noise import NoiseShare
 from consilium.common.weights.arithmetic import norm
 from consilium.common.weights.arrays import Array, Spec, Weights
 
@@ -39,6 +43,7 @@ class Layout:
 
     Args:
         sites: of the study: no sum has more terms.
+        share: of each site in the noise of the sum; None: there is none.
     """
 
     floats: Mapping[str, Spec]
@@ -46,9 +51,12 @@ class Layout:
     control: Mapping[str, Spec]
     bound: float
     sites: int
+    share: NoiseShare | None = None
 
     @classmethod
-    def of(cls, like: Weights, control: Weights, *, bound: float, sites: int) -> "Layout":
+    def of(
+        cls, like: Weights, control: Weights, *, bound: float, sites: int, share: NoiseShare | None = None
+    ) -> "Layout":
         """Return the layout for updates of this form."""
         specs = {name: (like[name].shape, like[name].dtype) for name in sorted(like)}
         return cls(
@@ -57,6 +65,7 @@ class Layout:
             control={name: (control[name].shape, control[name].dtype) for name in sorted(control)},
             bound=bound,
             sites=sites,
+            share=share,
         )
 
     @property
@@ -72,7 +81,20 @@ class Layout:
     @property
     def step(self) -> float:
         """What a narrow word's unit stands for."""
+        if self.share is not None:
+            return self.bound / self.share.length
         return self.sites * self.bound / (_HALF - self.sites)
+
+    @property
+    def radius(self) -> float:
+        """The norm to which a longer update is shortened before it is rounded."""
+        return self.bound if self.share is None else self.share.radius(self.narrow) * self.step
+
+    def longest(self, terms: int) -> float:
+        """Return the largest norm of a sum of so many updates, in the units of the bound."""
+        if self.share is None:
+            return terms * self.bound * (1 + ERROR)
+        return self.share.longest(terms, self.narrow) * self.step
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +105,7 @@ class Mean:
         delta: the weighted mean of the updates.
         control: the plain mean of the changes of control variates.
         weight: the sum of the weights.
-        shortened: how many updates were longer than the bound.
+        shortened: how many updates were longer than the bound; 0 where there is noise, as nobody tells it then.
     """
 
     delta: dict[str, Array]
@@ -92,22 +114,33 @@ class Mean:
     shortened: int
 
 
-def to_words(layout: Layout, delta: Weights, control: Weights, weight: float) -> Words:
+def to_words(
+    layout: Layout,
+    delta: Weights,
+    control: Weights,
+    weight: float,
+    *,
+    factor_of: Mapping[str, float] | None = None,
+) -> Words:
     """Return an update as words, shortened to the bound.
 
     Args:
         delta: finite numbers.
         weight: in [0, 1].
+        factor_of: what floating-point arrays are multiplied by after that, in [0, 1]; None, and of others: 1.
 
     Raises:
-        UpdateRejected: an integer or a control variate beyond all bounds.
+        UpdateRejected: an integer or a control variate beyond all bounds; with noise, what cannot have any.
     """
+    if layout.share is not None:
+        _check_hidden(layout, layout.share, weight)
     length = norm({name: delta[name] for name in layout.floats})
-    factor = min(1.0, layout.bound / length) if length > 0 else 1.0
+    factor = min(1.0, layout.radius / length) if length > 0 else 1.0
     words, start = Words.zeros(layout.narrow, layout.wide), 0
     for name in layout.floats:
         flat = delta[name].reshape(-1)
-        _to_narrow(flat, weight * factor / layout.step, words.narrow[start : start + flat.size])
+        own = 1.0 if factor_of is None else factor_of.get(name, 1.0)
+        _to_narrow(flat, weight * own * factor / layout.step, words.narrow[start : start + flat.size])
         start += flat.size
     start = 0
     for arrays, names, scale in ((delta, layout.integers, weight), (control, layout.control, 1.0)):
@@ -116,15 +149,38 @@ def to_words(layout: Layout, delta: Weights, control: Weights, weight: float) ->
             words.wide[start : start + flat.size] = _to_wide(name, flat, scale)
             start += flat.size
     words.wide[start:] = _to_wide("weight", np.array([weight, 0.0]), 1.0)
-    words.wide[-1] = np.uint64(factor < 1)
+    words.wide[-1] = np.uint64(factor < 1 and layout.share is None)
     return words
 
 
-def to_mean(layout: Layout, words: Words, *, sites: int) -> Mean:
+def _check_hidden(layout: Layout, share: NoiseShare, weight: float) -> None:
+    """Check that noise hides all that an update says.
+
+    Raises:
+        UpdateRejected: it does not.
+    """
+    if exact := sorted([*layout.integers, *(f"control variate of {name}" for name in layout.control)]):
+        raise UpdateRejected("bound", f"arrays {listed(exact, 4)} have no noise, so that no sum hides whose they are")
+    if weight != 1:
+        raise UpdateRejected("bound", f"noise hides sites that count the same, but this one counts {weight:g}")
+    if not share.holds(layout.narrow):
+        raise UpdateRejected("bound", too_coarse(layout.narrow, share))
+
+
+def too_coarse(numbers: int, share: NoiseShare) -> str:
+    """Return the sentence on words that are too coarse for a model, since noise takes most of their room."""
+    return (
+        f"{numbers} numbers cannot be rounded to whole words of which {share.length} stand for the clip, as noise of "
+        f"{share.multiplier:g} times the clip takes the rest: take less noise, or a smaller model"
+    )
+
+
+def to_mean(layout: Layout, words: Words, *, sites: int, least: float = 1.0) -> Mean:
     """Return what an unmasked sum says.
 
     Args:
         sites: how many terms it has.
+        least: the smallest number that an array of the mean is to be divided by, in (0, 1].
 
     Raises:
         UpdateRejected: the sum is longer than its terms can make it, its weights are impossible, or so small beside the
@@ -132,9 +188,10 @@ def to_mean(layout: Layout, words: Words, *, sites: int) -> Mean:
     """
     signed = words.wide.view(np.int64)
     weight, shortened = float(signed[-2]) * FINE, int(signed[-1])
-    if not 0 <= weight <= sites * (1 + FINE) or not 0 <= shortened <= sites:
+    fewest, most = (0.0, sites) if layout.share is None else (float(sites), 0)
+    if not fewest <= weight <= sites * (1 + FINE) or not 0 <= shortened <= most:
         raise UpdateRejected("sum", f"the unmasked sum has impossible weights: {weight:g} of {sites} sites at most")
-    if 0.5 * sites * layout.step > ERROR * layout.bound * weight:
+    if layout.share is None and 0.5 * sites * layout.step > ERROR * layout.bound * weight * least:
         raise UpdateRejected(
             "sum", f"the weights of the {sites} sites sum up to {weight:.3g}, too little for an exact mean"
         )
@@ -143,9 +200,11 @@ def to_mean(layout: Layout, words: Words, *, sites: int) -> Mean:
         size = math.prod(shape)
         delta[name] = _from_narrow(words.narrow[start : start + size], layout.step / weight, dtype).reshape(shape)
         start += size
-    if (length := norm(delta) * weight) > sites * layout.bound * (1 + ERROR):
+    if (length := norm(delta) * weight) > layout.longest(sites):
+        noise = "" if layout.share is None else f", with its noise {layout.longest(sites):.6g}"
         raise UpdateRejected(
-            "sum", f"the sum of the updates has norm {length:.6g}, expected at most {sites} times {layout.bound:g}"
+            "sum",
+            f"the sum of the updates has norm {length:.6g}, expected at most {sites} times {layout.bound:g}{noise}",
         )
     start = 0
     for into, names, divisor in ((delta, layout.integers, weight), (control, layout.control, float(sites))):

@@ -22,7 +22,7 @@ Aggregation with (Poly)Logarithmic Overhead, CCS 2020, https://eprint.iacr.org/2
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
@@ -104,6 +104,19 @@ class Party:
                 nonce = number.to_bytes(4, "big") + start.to_bytes(8, "big")
                 sha.update(mac.encrypt(nonce, b"", content[start : start + _TAGGED]))
         return sha.hexdigest()
+
+    def noise_seed(self, words: Words, context: Context) -> tuple[str, bytes]:
+        """Return what tells an update, as words without noise, from others of its round, and the seed of its noise.
+
+        The same update has the same noise in every attempt, so that none is worn off by asking again; another one has
+        noise of its own, as the difference of two that share theirs would have none.
+
+        Args:
+            context: of any attempt at the round: its number, cohort and references of weights do not count.
+        """
+        occasion = replace(context, attempt=0, cohort=(), examples=1, loss=0.0)
+        tag = self.tag(words, occasion)
+        return tag, occasion.derived(self.own, "noise", tag)
 
     def opened(self, context: Context, sealed: Mapping[str, bytes]) -> bytes:
         """Return this site's shares of the masks that are to be taken off, as `opened_shares` orders them.

@@ -179,7 +179,7 @@ def _check_weights(attempt: Attempt, found: str) -> None:
 def _limits(log: RunLog) -> Iterator[str]:
     """Yield what cannot be computed again in this study, and why."""
     study = log.study
-    if study.privacy.sites is not None:
+    if study.privacy.sites is not None and not study.privacy.secure_aggregation:
         yield "weights: privacy.sites adds noise at the server that nobody keeps, so they cannot be computed again"
     elif study.privacy.secure_aggregation:
         yield (

@@ -11,6 +11,7 @@ from onnx import ModelProto
 from torch import Tensor
 
 from consilium.client.data import Examples
+from consilium.client.data.target import CLASSES, NumberTarget
 from consilium.client.served.load import ServedModel, answers_of
 from consilium.common.errors import ModelError
 from consilium.common.intervals.evidence import Evidence
@@ -93,10 +94,19 @@ def answered(ask: Ask, feeds: Feeds, *, batch: int) -> Numbers:
 
 
 def right(answers: Numbers, rows: Rows, task: Task) -> Tensor:
-    """Return a mask `(N,)` of correct answers."""
+    """Return a mask `(N,)` of correct answers.
+
+    Raises:
+        ModelError: answers are risks, which are neither right nor wrong.
+    """
+    if task.survival_times is not None:
+        raise ModelError(
+            "a risk is neither right nor wrong, so that int8 and pruned models of task.survival cannot be compared "
+            "with the model itself: leave --int8 and --prune out"
+        )
     assert rows.prepared.y is not None
     number = task.number
-    examples = Examples(rows.prepared.x, rows.prepared.y, None if number is None else number.reach)
+    examples = Examples(rows.prepared.x, rows.prepared.y, CLASSES if number is None else NumberTarget(number.reach))
     if number is None:
         return examples.right(torch.from_numpy(answers.argmax(axis=1)))
     return examples.right(torch.from_numpy((answers - number.center) / number.scale))

@@ -7,7 +7,7 @@ that it cannot read (a missing value that nothing fills, an unknown category, a 
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, ValueInfoProto, helper
 
+from consilium.client.data.cells import booleans_of
 from consilium.client.data.preparation import Preparation
-from consilium.common.data.tables import MISSING, number_in
+from consilium.common.data.words import MISSING_IN_NUMBERS, number_in
 from consilium.common.study.task import CategoryColumn, ImageTask, TableTask, Task
 from consilium.serving.export.graph import ML, Array, Graph
 
@@ -61,26 +62,46 @@ def _table(graph: Graph, task: TableTask, preparation: Preparation) -> Front:
         kind = TensorProto.STRING if isinstance(column, CategoryColumn) else TensorProto.DOUBLE
         inputs.append(helper.make_tensor_value_info(name, kind, ["N"]))
         if isinstance(column, CategoryColumn):
-            parts.append(_one_hot(graph, name, column.values))
+            parts.append(_one_hot(graph, name, task, column.values))
         else:
-            parts.append(graph.op("Unsqueeze", name, graph.constant([1], np.int64)))
+            known = _without_codes(graph, name, task.codes_of(name))
+            parts.append(graph.op("Unsqueeze", known, graph.constant([1], np.int64)))
     x = graph.op("Concat", *parts, axis=1) if len(parts) > 1 else parts[0]
     if preparation.fill is not None:
         x = graph.op("Where", graph.op("IsNaN", x), graph.constant(preparation.fill.numpy()), x)
     return _checked(graph, inputs, _scaled(graph, x, preparation))
 
 
-def _one_hot(graph: Graph, name: str, values: tuple[str, ...]) -> str:
+def _without_codes(graph: Graph, name: str, codes: Sequence[str]) -> str:
+    """Return a column of numbers with NaN in place of codes for a missing value."""
+    for code in codes:
+        if (number := number_in(code)) is not None and math.isfinite(number):
+            same = graph.op("Equal", name, graph.constant(number, np.float64))
+            name = graph.op("Where", same, graph.constant(math.nan, np.float64), name)
+    return name
+
+
+def _in_any_case(text: str) -> Iterator[str]:
+    return map("".join, itertools.product(*({one.lower(), one.upper()} for one in text)))
+
+
+def _one_hot(graph: Graph, name: str, task: TableTask, values: tuple[str, ...]) -> str:
     """Look each text up: its one-hot row, NaN where it is missing (it may be filled), infinity where it is unknown."""
     codes: dict[str, int] = {}
-    for text in MISSING:
-        for letters in itertools.product(*((one.lower(), one.upper()) for one in text)):
-            codes["".join(letters)] = len(values)
+    for truth, word in booleans_of(task, name).items():
+        if word in values:
+            codes |= dict.fromkeys(_in_any_case(str(truth)), values.index(word))
+    for text in MISSING_IN_NUMBERS:
+        codes |= dict.fromkeys(_in_any_case(text), len(values))
     for code in reversed(range(len(values))):
         number = number_in(values[code])
         if number is not None and math.isfinite(number):
             codes |= {repr(number): code} | ({str(int(number)): code} if number == int(number) else {})
     codes |= {value: code for code, value in enumerate(values)}
+    for text in task.codes_of(name):
+        number = number_in(text)
+        written = {text} if number is None or number != int(number) else {text, str(int(number)), repr(number)}
+        codes |= dict.fromkeys(written, len(values))
     place = graph.op(
         "LabelEncoder",
         name,
@@ -96,8 +117,11 @@ def _one_hot(graph: Graph, name: str, values: tuple[str, ...]) -> str:
 
 def _arrays(graph: Graph, task: Task, preparation: Preparation) -> Front:
     kind = TensorProto.FLOAT if preparation.mean is None else TensorProto.DOUBLE
-    given = helper.make_tensor_value_info(ARRAYS, kind, ["N", *task.input_shape])
-    return _checked(graph, [given], _scaled(graph, ARRAYS, preparation, cast=preparation.mean is not None))
+    given, x = helper.make_tensor_value_info(ARRAYS, kind, ["N", *task.input_shape]), ARRAYS
+    if preparation.fill is not None:
+        fill = preparation.fill.numpy().astype(np.float32 if preparation.mean is None else np.float64)
+        x = graph.op("Where", graph.op("IsNaN", x), graph.constant(fill), x)
+    return _checked(graph, [given], _scaled(graph, x, preparation, cast=preparation.mean is not None))
 
 
 def _scaled(graph: Graph, x: str, preparation: Preparation, *, cast: bool = True) -> str:

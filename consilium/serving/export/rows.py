@@ -22,7 +22,7 @@ from consilium.common.study.load import load_site, load_study
 from consilium.common.study.parts import only
 from consilium.common.study.site import SiteConfig
 from consilium.common.study.study import StudyConfig
-from consilium.common.study.task import CategoryColumn, ImageTask, TableTask
+from consilium.common.study.task import CategoryColumn, ImageTask, TableTask, equal_but_for_codes
 from consilium.serving.export.front import ARRAYS, PICTURES
 from consilium.serving.question import read
 
@@ -169,7 +169,7 @@ def _study_of(site: SiteConfig, settings: Path, record: ModelRecord) -> StudyCon
                 f"next to '{clean(str(settings))}'; with rows of your own give --data"
             ) from error
     study = load_study(path)
-    if study.name != come.study or study.task != record.task:
+    if study.name != come.study or not equal_but_for_codes(study.task, record.task):
         raise ConfigError(
             f"--site: the model is of study '{come.study}', and '{clean(str(path))}' is of study '{study.name}'"
             f"{'' if study.name != come.study else ' with another task'}; with rows of your own give --data"

@@ -10,7 +10,7 @@ from consilium.client.served.load import ServedModel, load_model
 from consilium.client.served.summary import TrainingSummary, read_summary
 from consilium.common.errors import ModelError, clean
 from consilium.common.model import RECORD, Residuals
-from consilium.common.study.task import CategoryColumn, ImageTask, TableTask
+from consilium.common.study.task import CategoryColumn, ImageTask, TableTask, TextTask
 from consilium.serving.find import find_model
 from consilium.serving.question import title_of
 from consilium.serving.serve.body import Asked
@@ -71,6 +71,8 @@ class Served:
                 for name, column in task.columns.items()
             }
             return {"rows": columns}
+        if isinstance(task, TextTask):
+            return {"rows": {task.text: "text"}}
         return {"pictures": True} if isinstance(task, ImageTask) else {"x": list(task.input_shape)}
 
     def answer(self, asked: Asked) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from consilium.common import __version__
-from consilium.common.study.task import TableTask
+from consilium.common.study.task import TableTask, TextTask
 from consilium.serving.serve.answering import Served
 from consilium.serving.serve.body import asked_in_json, of_pictures, of_rows
 from consilium.serving.serve.described import PREDICT
@@ -64,7 +64,7 @@ class Pages:
 
     async def _filled_in(self, request: Request) -> Read:
         task = self._served.model.record.task
-        if isinstance(task, TableTask):
+        if isinstance(task, TableTask | TextTask):
             row = row_of(await fields(request), task)
             return lambda: of_rows([row], task)
         pictures = await uploads(request)

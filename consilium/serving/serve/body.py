@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from consilium.client.data.inputs import Inputs, image_inputs, pictures_inputs, rows_inputs
 from consilium.common.errors import DataError, clean
-from consilium.common.study.task import ImageTask, TableTask, Task
+from consilium.common.study.task import ImageTask, TableTask, Task, TextTask
 from consilium.serving.predict import order_of
 from consilium.serving.serve.limits import MAX_PARTS, MAX_PICTURES, MAX_ROWS
 from consilium.serving.serve.refusals import Refusal
@@ -48,7 +48,7 @@ def of_rows(rows: Sequence[Mapping[str, Scalar]], task: Task) -> Asked:
     Raises:
         Refusal: the model reads no such rows.
     """
-    if not isinstance(task, TableTask):
+    if not isinstance(task, TableTask | TextTask):
         what = "'x', an array" if not isinstance(task, ImageTask) else "picture files, or 'x', an array of pictures"
         raise Refusal(422, f"the model reads no rows of a table, expected {what}")
     return _numbered(lambda: rows_inputs(rows, task))
@@ -73,10 +73,12 @@ def of_pictures(contents: Mapping[str, bytes], task: Task) -> Asked:
 
 
 def _of_arrays(items: Sequence[object], task: Task) -> Asked:
-    if isinstance(task, TableTask):
+    if isinstance(task, TableTask | TextTask):
         raise Refusal(422, "the model reads rows of a table, expected 'rows', a list of objects, and no 'x'")
     array = _array(items)
-    if isinstance(task, ImageTask) and array.dtype.kind in "iu":
+    if isinstance(task, ImageTask) and isinstance(task.pixel_range, tuple):
+        array = array.astype(np.float64)  # levels of the study's range, whole numbers or not
+    elif isinstance(task, ImageTask) and array.dtype.kind in "iu":
         if array.size and not (0 <= array.min() and array.max() <= 255):
             raise Refusal(422, "'x' holds whole numbers outside 0..255, expected pixels 0..255, or 0.0..1.0")
         array = array.astype(np.uint8)

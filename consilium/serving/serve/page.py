@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from consilium.common.study.task import CategoryColumn, ImageTask, TableTask
+from consilium.common.study.task import CategoryColumn, ImageTask, TableTask, TextTask
 from consilium.findings.decimals import number
 from consilium.serving.serve.answering import Served
 
@@ -47,9 +47,10 @@ def page(served: Served, *, answer: Mapping[str, Any] | None = None, problem: st
     return "\n".join(lines)
 
 
-def row_of(fields: Mapping[str, str], task: TableTask) -> dict[str, str]:
+def row_of(fields: Mapping[str, str], task: TableTask | TextTask) -> dict[str, str]:
     """Return the row of a table that the form's fields are; its fields have numbers, as columns may have any name."""
-    return {name: fields.get(f"c{place}", "") for place, name in enumerate(task.columns)}
+    names = (task.text,) if isinstance(task, TextTask) else tuple(task.columns)
+    return {name: fields.get(f"c{place}", "") for place, name in enumerate(names)}
 
 
 def _form(served: Served) -> str:
@@ -57,6 +58,9 @@ def _form(served: Served) -> str:
     if isinstance(task, TableTask):
         rows = [_field(place, name, column) for place, (name, column) in enumerate(task.columns.items())]
         return "\n".join(['<form method=post action="/">', *rows, "<button>Answer</button></form>"])
+    if isinstance(task, TextTask):
+        area = f'<label>{escape(task.text)} <textarea name="c0" rows="6" required></textarea></label>'
+        return "\n".join(['<form method=post action="/">', area, "<button>Answer</button></form>"])
     if isinstance(task, ImageTask):
         return (
             '<form method=post action="/" enctype="multipart/form-data"><label>Pictures '

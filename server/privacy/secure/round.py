@@ -8,22 +8,28 @@ Shares in the record are computed from what sites tell of themselves, as they co
 cannot check that a site did.
 """
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from consilium.common.errors import CohortTooSmall, ProtocolError, UpdateRejected
 from consilium.common.events.run import RoundFailed, RunWarning
 from consilium.common.privacy.secure.fixed import Layout, Mean, to_mean
 from consilium.common.privacy.secure.masks import Words
+from consilium.common.privacy.secure.noise import noise_share
 from consilium.common.privacy.secure.payload import from_payload, payload_bytes
 from consilium.common.privacy.secure.sizes import LEAST_SITES, threshold
-from consilium.common.privacy.secure.weights import reference_loss
+from consilium.common.privacy.secure.weights import per_step, reference_loss, reference_steps
 from consilium.common.protocol.plans import CONTROL, SecureRound
 from consilium.common.protocol.replies import RoundReply
 from consilium.common.results import RoundRecord
 from consilium.common.study.signals import UPDATE_LOSS
+from consilium.common.weights.arithmetic import add_scaled
 from consilium.common.weights.arrays import under
+from consilium.server.privacy.noise import multiplier_of_sums
 from consilium.server.privacy.secure.attempts import Attempt, keep, next_attempt
 from consilium.server.privacy.secure.unmask import unmask
 from consilium.server.strategies import ServerState, Update
@@ -32,7 +38,7 @@ from consilium.server.study.context import Study
 from consilium.server.study.downlink import Sending, send
 from consilium.server.study.exchange import Answer
 from consilium.server.study.record import Aggregation, Cohort, Intake, make_record
-from consilium.server.study.round import accept, aggregate, ask, choose, make_plans, reject, remember
+from consilium.server.study.round import accept, aggregate, ask, choose, make_plans, reject, remember, weigh
 from consilium.server.study.sentences import reasons
 
 LEAST_LOSS = "sum/loss"
@@ -71,8 +77,9 @@ def run_secure_round(study: Study, state: ServerState) -> tuple[ServerState, Rou
     _check_enough(study, cohort, attempt, intake, sending)
     attempt = keep(study.folder.path, attempt.model_copy(update={"survivors": intake.accepted}))
     unmask(study, attempt, summing.total, summing.sealed, intake)
-    mean = to_mean(layout, summing.total, sites=len(intake.accepted))
-    aggregation = _aggregate(study, state, mean, intake)
+    divisor = _divisor(study, state, asked, intake)
+    mean = to_mean(layout, summing.total, sites=len(intake.accepted), least=divisor)
+    aggregation = _aggregate(study, state, _divided(mean, state, divisor), intake)
     after = remember(study, state, cohort, intake, sending, aggregation)
     return after, make_record(cohort, intake, sending, aggregation)
 
@@ -90,8 +97,9 @@ def exchange_keys(study: Study) -> None:
 
 def layout_of(study: Study, state: ServerState) -> Layout:
     """Return which word of a round's sum stands for what."""
-    control = under(state.along, CONTROL)
-    return Layout.of(state.weights, control, bound=study.config.privacy.bound, sites=len(study.config.sites))
+    config, control = study.config, under(state.along, CONTROL)
+    share = noise_share(config, multiplier_of_sums(config))
+    return Layout.of(state.weights, control, bound=config.privacy.longest, sites=len(config.sites), share=share)
 
 
 def _begin(study: Study, state: ServerState, cohort: Cohort, intake: Intake) -> tuple[Cohort, Attempt]:
@@ -125,7 +133,15 @@ def _secure(study: Study, state: ServerState, attempt: Attempt) -> SecureRound:
         cohort=attempt.cohort,
         examples=max(1, *(study.train_sizes[site] for site in attempt.cohort)),
         loss=reference_loss(study.config.weights_by, state.weighting.get(LEAST_LOSS)),
+        steps=_reference_steps(study, attempt),
+        noise=multiplier_of_sums(study.config),
     )
+
+
+def _reference_steps(study: Study, attempt: Attempt) -> float | None:
+    if not study.config.strategy.per_step:
+        return None
+    return reference_steps(study.config.training, min(study.train_sizes[site] for site in attempt.cohort))
 
 
 def _receive(
@@ -182,6 +198,27 @@ def _check_enough(study: Study, cohort: Cohort, attempt: Attempt, intake: Intake
         f"round {cohort.round}: {len(intake.sites)} of {len(attempt.cohort)} sites sent a usable update, a secure sum "
         f"of this round needs {least}; {reasons(intake.details)}"
     )
+
+
+def _divisor(study: Study, state: ServerState, asked: SecureRound, intake: Intake) -> float:
+    """Return what the mean of updates that sites have divided by their steps is to be divided by: sum of p steps / a.
+
+    It follows from what sites tell of themselves, as their shares do.
+    """
+    if asked.steps is None:
+        return 1.0
+    told = [Update(site, {}, of.num_examples, of.metrics) for site, of in sorted(intake.sites.items())]
+    shares = weigh(study, state, told).shares
+    return math.fsum(shares[update.site] * per_step(update.metrics, asked.steps) for update in told)
+
+
+def _divided(mean: Mean, state: ServerState, divisor: float) -> Mean:
+    """Return a mean whose arrays that gradients move are divided by a number."""
+    if divisor == 1:
+        return mean
+    moved = {name: mean.delta[name] for name in state.optimised}
+    zeros = {name: np.zeros_like(array) for name, array in moved.items()}
+    return replace(mean, delta={**mean.delta, **add_scaled(zeros, moved, 1 / divisor)})
 
 
 def _aggregate(study: Study, state: ServerState, mean: Mean, intake: Intake) -> Aggregation:

@@ -1,0 +1,128 @@
+"""Finds the series of an `.npz` file, or of tables in long form: a row for each series and time."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from consilium.client.data.arrays import check_classes, npz_file, parts_of, patients_of
+from consilium.client.data.base import Bad
+from consilium.client.data.series_base import LARGEST, Series, Values, Wanted, answer_of
+from consilium.client.data.series_rows import series_of_tables
+from consilium.common.data.npz import Array, array_names, read_npz
+from consilium.common.data.tables import SUFFIXES, TEXT_SUFFIXES
+from consilium.common.errors import DataError, clean
+from consilium.common.study.series_task import SeriesTask
+
+
+def series_of(path: Path, task: SeriesTask, wanted: Wanted, *, who: str) -> Iterator[Series | Bad]:
+    """Yield every series of a file or folder, in the order in which they begin, or why one cannot be used.
+
+    Raises:
+        DataError: nothing is there, a file cannot be read as a whole, or an array or a column is missing.
+    """
+    tables = _tables(path, without=task.test, who=who)
+    if tables:
+        yield from series_of_tables(tables, task, wanted, who=who)
+    else:
+        yield from _of_npz(npz_file(path, without=task.test, who=who), task, wanted, who=who)
+
+
+def _tables(path: Path, *, without: str | None, who: str) -> list[Path]:
+    if path.is_file():
+        return [path] if path.suffix.lower() in (*SUFFIXES, *TEXT_SUFFIXES) else []
+    if not path.is_dir():
+        raise DataError(f"{who}: data path '{clean(str(path))}' does not exist, expected a file or a folder")
+    try:
+        files = sorted(entry for entry in path.iterdir() if entry.is_file() and not entry.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"{who}: cannot list '{clean(str(path))}': {error.strerror or error}") from error
+    files = [file for file in files if file.name != without]
+    if any(file.suffix.lower() == ".npz" for file in files):
+        return []
+    tables = [file for file in files if file.suffix.lower() in SUFFIXES]
+    if not tables:
+        raise DataError(
+            f"{who}: data folder '{clean(str(path))}' has neither an .npz file nor a table ({', '.join(SUFFIXES)})"
+        )
+    return tables
+
+
+def checked_series(x: Array, task: SeriesTask, *, where: str) -> Array:
+    """Return an array of series as `(N, T, C)`; refuse another shape or type."""
+    if x.dtype.kind not in "fiub":
+        raise DataError(f"{where}: array 'x' has type {x.dtype}, expected numbers")
+    count = len(task.channels)
+    if x.ndim == 2 and count == 1:
+        x = x[:, :, None]
+    if x.ndim != 3 or x.shape[2] != count or 0 in x.shape:
+        expected = "(N, T) or (N, T, 1)" if count == 1 else f"(N, T, {count})"
+        raise DataError(
+            f"{where}: array 'x' has shape {x.shape}, expected {expected}: N series of T steps of the "
+            f"{count} channels of task.channels"
+        )
+    return x
+
+
+def of_steps(values: Array, place: str) -> Values | Bad:
+    """Return a series of an array `(T, C)`, without the steps at its end that are NaN in every channel."""
+    exact = values.astype(np.float64)
+    known = np.flatnonzero(~np.isnan(exact).all(axis=1))
+    exact = exact[: known[-1] + 1] if len(known) else exact[:0]
+    if not len(exact):
+        return Bad(f"{place}: it has no step with a number")
+    if not (np.abs(exact) <= LARGEST).all():
+        return Bad(
+            f"{place}: a number in 'x' is not finite, or too large; only steps at its end may be left out as NaN"
+        )
+    return exact
+
+
+def _of_npz(file: Path, task: SeriesTask, wanted: Wanted, *, who: str) -> Iterator[Series | Bad]:
+    names, group = array_names(file, who=who), wanted.split.group
+    label = ["y"] if wanted.labelled and task.next_step is None else []
+    classes = ["classes"] if "classes" in names and label else []
+    more = [name for name in (group, wanted.part) if name is not None]
+    held = read_npz(file, list(dict.fromkeys(["x", *label, *classes, *more, *wanted.keep])), who=who)
+    where, shown = f"{who}: file '{clean(file.name)}'", clean(file.name)
+    check_classes(held.get("classes"), task.classes, where=where)
+    x = checked_series(held["x"], task, where=where)
+    every = np.arange(len(x))
+    patients = None if group is None else patients_of(held[group], group, every, len(x), where)
+    kept = {name: patients_of(held[name], name, every, len(x), where) for name in wanted.keep}
+    parts = None
+    if wanted.part is not None:
+        parts = parts_of(held, wanted.split, every, len(x), file=file, site=who.removeprefix("site '").rstrip("'"))
+    labels = _labels(held["y"], len(x), task, where=where) if label else None
+    for row in range(len(x)):
+        place = f"file '{shown}', series {row}"
+        values = of_steps(x[row], place)
+        answer = None if labels is None else answer_of(float(labels[row]), task)
+        if isinstance(values, Bad):
+            yield values
+        elif labels is not None and answer is None:
+            yield Bad(f"{place}: its label in 'y' is not {_expected(task)}")
+        else:
+            yield Series(
+                values,
+                name=str(row),
+                place=place,
+                number=row,
+                label=answer,
+                patient=None if patients is None else patients[row],
+                part=None if parts is None else int(parts[row]),
+                kept={name: texts[row] for name, texts in kept.items()},
+            )
+
+
+def _labels(y: Array, count: int, task: SeriesTask, *, where: str) -> Array:
+    kinds, what = ("iu", "integer class numbers") if task.regression is None else ("fiu", "numbers")
+    if y.dtype.kind not in kinds:
+        raise DataError(f"{where}: array 'y' has type {y.dtype}, expected {what}")
+    if y.shape != (count,):
+        raise DataError(f"{where}: array 'y' has shape {y.shape}, expected ({count},), one label for each series")
+    return y
+
+
+def _expected(task: SeriesTask) -> str:
+    return "a finite number" if task.regression is not None else f"one of 0..{len(task.classes) - 1}"

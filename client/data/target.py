@@ -1,0 +1,184 @@
+"""What the labels of examples are: how an answer is compared with them, and which constant answer must be beaten.
+
+A new kind of label is a new `Target`: training, evaluation and the methods ask it, and know no kinds.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from consilium.client.training.cox import cox_loss
+from consilium.common.study.task_base import TaskBase
+from consilium.common.survival.concordance import harrell, own_shares
+from consilium.common.survival.times import Times
+
+
+def loss_of(logits: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
+    """Return the loss: of classes `y` binary cross-entropy for one logit `(B, 1)`, cross-entropy for `(B, C)`.
+
+    Of numbers `y` (floats) it is the squared error of the one answer `(B, 1)`.
+    """
+    if y.is_floating_point():
+        return functional.mse_loss(logits[:, 0].to(y.dtype), y, reduction=reduction)
+    if logits.shape[1] == 1:
+        return functional.binary_cross_entropy_with_logits(logits[:, 0], y.to(logits.dtype), reduction=reduction)
+    return functional.cross_entropy(logits, y, reduction=reduction)
+
+
+class Target(ABC):
+    """One kind of label."""
+
+    by_rows: ClassVar[bool] = True
+    """Whether the loss of a batch is the mean of its rows' own losses, so that a part of it can be computed alone."""
+
+    def loss(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Return the mean loss `()` of a batch's answers `(B, outputs)`."""
+        return loss_of(logits, y)
+
+    @property
+    def plain(self) -> bool:
+        """Whether the loss is `loss_of`, for which there are formulas."""
+        return type(self).loss is Target.loss
+
+    @abstractmethod
+    def answers(self, logits: Tensor) -> Tensor:
+        """Return what a model says `(N,)`, of the labels' kind and in their units, given its outputs `(N, outputs)`."""
+
+    @abstractmethod
+    def right(self, answers: Tensor, y: Tensor) -> Tensor:
+        """Return a mask `(N,)` of correct answers; one answer `()` is for all."""
+
+    @abstractmethod
+    def constant(self, y: Tensor) -> Tensor:
+        """Return the constant answer `()`, from training labels `(N,)`, that every model must beat."""
+
+    def score(self, answers: Tensor, y: Tensor) -> float:
+        """Return how good answers are, in [0, 1]: the share of correct ones. NaN where these labels do not say."""
+        return float(self.right(answers, y).double().mean())
+
+    def strata(self, y: Tensor) -> Tensor:
+        """Return what a split is stratified by `(N,)`: int64, or floats where it is not."""
+        return y
+
+
+@dataclass(frozen=True)
+class ClassTarget(Target):
+    """Labels are int64 class numbers; the constant answer is the most frequent class.
+
+    The loss of a row is that of its label `(1 - smoothing) * class + smoothing / C` (Szegedy et al.: Rethinking the
+    Inception Architecture for Computer Vision, CVPR 2016, section 7, https://arxiv.org/abs/1512.00567), times the
+    weight of its class; the loss of a batch is the mean over its rows.
+
+    Args:
+        weights: of each class's rows, >= 0; empty: 1 for all.
+        smoothing: the part of a label that all C classes share, in [0, 1).
+    """
+
+    weights: tuple[float, ...] = ()
+    smoothing: float = 0.0
+
+    @property
+    def plain(self) -> bool:
+        """Whether rows count alike and labels are whole."""
+        return not self.weights and not self.smoothing
+
+    def loss(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Return the mean loss of a batch."""
+        if self.plain:
+            return loss_of(logits, y)
+        if logits.shape[1] == 1:
+            whole = y.to(logits.dtype) * (1 - self.smoothing) + self.smoothing / 2
+            losses = functional.binary_cross_entropy_with_logits(logits[:, 0], whole, reduction="none")
+        else:
+            losses = functional.cross_entropy(logits, y, reduction="none", label_smoothing=self.smoothing)
+        if self.weights:
+            losses = losses * torch.tensor(self.weights, dtype=losses.dtype, device=losses.device)[y]
+        return losses.mean()
+
+    def answers(self, logits: Tensor) -> Tensor:
+        """Return the class per row: probability above 0.5 for one logit, the largest otherwise."""
+        return (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(dim=1)
+
+    def right(self, answers: Tensor, y: Tensor) -> Tensor:
+        """Return which classes are equal."""
+        return answers == y
+
+    def constant(self, y: Tensor) -> Tensor:
+        """Return the most frequent class."""
+        return y.mode().values
+
+
+@dataclass(frozen=True)
+class NumberTarget(Target):
+    """Labels are float32 numbers, in the model's units; the constant answer is their mean.
+
+    Args:
+        tolerance: how far a correct answer may be off, in the same units.
+    """
+
+    tolerance: float
+
+    def answers(self, logits: Tensor) -> Tensor:
+        """Return the one output per row."""
+        return logits[:, 0]
+
+    def right(self, answers: Tensor, y: Tensor) -> Tensor:
+        """Return which numbers are within the tolerance."""
+        return (answers - y).abs() <= self.tolerance
+
+    def constant(self, y: Tensor) -> Tensor:
+        """Return the mean."""
+        return y.mean()
+
+
+@dataclass(frozen=True)
+class TimeTarget(Target):
+    """Labels are float32 times until an event, with a minus sign where they are censored; answers are log risks.
+
+    The loss is Cox's partial likelihood, in which a batch is a risk set of its own. The constant answer says nothing of
+    who is first.
+    """
+
+    by_rows: ClassVar[bool] = False
+
+    def loss(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Return Cox's partial likelihood of a batch, less than 0 never, divided by its rows."""
+        return cox_loss(logits[:, 0], y)
+
+    def answers(self, logits: Tensor) -> Tensor:
+        """Return the one output per row, the log of its risk."""
+        return logits[:, 0]
+
+    def right(self, answers: Tensor, y: Tensor) -> Tensor:
+        """Return which rows are ordered right with more than half of those that they can be compared with."""
+        risks = answers.detach().double().cpu().expand(len(y)).numpy()
+        return torch.from_numpy(own_shares(Times.of_labels(y.cpu().numpy()), risks) > 0.5)  # NaN is not
+
+    def constant(self, y: Tensor) -> Tensor:
+        """Return 0, as for any other number all risks are the same."""
+        return torch.zeros((), dtype=y.dtype)
+
+    def score(self, answers: Tensor, y: Tensor) -> float:
+        """Return Harrell's c; NaN where no two rows can be compared."""
+        risks = answers.detach().double().cpu().numpy()
+        found = harrell(Times.of_labels(y.cpu().numpy()), risks) if bool(torch.isfinite(answers).all()) else None
+        return float("nan") if found is None else found
+
+    def strata(self, y: Tensor) -> Tensor:
+        """Return 1 where the event was seen, 0 where it was not."""
+        return (~torch.signbit(y)).long()
+
+
+CLASSES = ClassTarget()
+"""Of labels that are classes."""
+
+
+def target_of(task: TaskBase) -> Target:
+    """Return what a task's labels are."""
+    if task.survival_times is not None:
+        return TimeTarget()
+    return CLASSES if task.number is None else NumberTarget(task.number.reach)

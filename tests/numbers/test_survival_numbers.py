@@ -1,0 +1,131 @@
+"""Concordance, curves and the partial likelihood, held to lifelines and scikit-survival."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from lifelines import CoxPHFitter, KaplanMeierFitter
+from lifelines.utils import concordance_index
+from sksurv.linear_model.coxph import BreslowEstimator
+from sksurv.metrics import brier_score, concordance_index_censored, concordance_index_ipcw
+from survival_cases import patients, structured
+
+from consilium.client.training.cox import cox_loss
+from consilium.common.intervals.evidence import redrawn
+from consilium.common.survival.concordance import harrell, of_draws, own_shares, uno
+from consilium.common.survival.curves import breslow, brier_at, kaplan_meier
+from consilium.common.survival.evidence import DRAWS, evidence_of
+from consilium.common.survival.times import Times
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_harrell_is_that_of_lifelines_and_scikit_survival(seed: int) -> None:
+    """Ties of times, of events with censored patients, and of risks count as both libraries count them."""
+    of, risks = patients(120, seed=seed)
+    found = harrell(of, risks)
+    assert concordance_index(of.times, -risks, of.events) == pytest.approx(found, abs=1e-12)
+    assert concordance_index_censored(of.events, of.times, risks)[0] == pytest.approx(found, abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_uno_is_that_of_scikit_survival(seed: int) -> None:
+    """Weights are of the training patients' censoring; test patients are younger, so that all of them have one."""
+    training, _ = patients(300, seed=100 + seed, most=60)
+    of, risks = patients(120, seed=seed, most=40)
+    expected = concordance_index_ipcw(structured(training), structured(of), risks)[0]
+    assert expected == pytest.approx(uno(of, risks, training=training), abs=1e-12)
+    assert harrell(of, risks) != pytest.approx(uno(of, risks, training=training), abs=1e-6)
+
+
+def test_uno_is_undefined_after_the_last_training_patient() -> None:
+    """Nobody says how many are censored by 9 where the last training patient is censored at 4."""
+    training = Times(np.array([1.0, 2.0, 4.0]), np.array([True, False, False]))
+    of = Times(np.array([9.0, 10.0]), np.array([True, True]))
+    assert uno(of, np.array([1.0, 0.0]), training=training) is None
+
+
+def test_one_answer_for_all_has_half() -> None:
+    """All risks equal: every comparable pair is a tie; without an event there is no pair."""
+    of, risks = patients(50, seed=1)
+    assert 0.5 == harrell(of, np.zeros_like(risks))
+    assert harrell(Times(of.times, np.zeros(50, dtype=bool)), risks) is None
+
+
+def test_draws_are_the_index_of_drawn_patients() -> None:
+    """The weighted formula gives what the drawn rows themselves give, one by one; differences are in the same draws."""
+    of, risks = patients(60, seed=3)
+    rows = list(redrawn(60, None, draws=5, seed=0, who="x"))
+    counted = np.stack([np.bincount(one, minlength=60) for one in rows]).astype(float)
+    expected = [concordance_index(of.times[one], -risks[one], of.events[one]) for one in rows]
+    np.testing.assert_allclose(of_draws(of, risks, counted), expected, atol=1e-12)
+    found = evidence_of(of, {"one": risks, "same": risks}, None)
+    assert DRAWS == found["one"].draws.shape[1]  # type: ignore[union-attr] # it is no mean of rows
+    np.testing.assert_array_equal(found["one"].draws, found["same"].draws)
+
+
+def test_own_shares_add_up_to_the_index() -> None:
+    """Weighted by how many pairs a patient has, the own shares have the index of all pairs as their mean."""
+    of = Times(np.array([1.0, 2.0, 3.0]), np.array([True, True, False]))
+    # pairs (0, 1) right, (0, 2) wrong, (1, 2) wrong
+    np.testing.assert_allclose(own_shares(of, np.array([2.0, 1.0, 3.0])), [1 / 2, 1 / 2, 0.0])
+    assert 1 / 3 == pytest.approx(harrell(of, np.array([2.0, 1.0, 3.0])))
+
+
+def test_kaplan_meier_is_that_of_lifelines() -> None:
+    """The curve at every time, with ties."""
+    of, _ = patients(150, seed=5)
+    fitted = KaplanMeierFitter().fit(of.times, of.events)
+    at = np.arange(0.0, 45.0, 0.5)
+    np.testing.assert_allclose(kaplan_meier(of).at(at), fitted.predict(at), atol=1e-12)
+
+
+def test_breslow_and_brier_are_those_of_scikit_survival() -> None:
+    """The chance of no event until a time by the training patients' hazard, and its error at that time."""
+    training, risk = patients(300, seed=8, most=60)
+    of, risks = patients(120, seed=9, most=50)
+    theirs = BreslowEstimator().fit(risk, training.events, training.times)
+    hazard = breslow(training, risk)
+    np.testing.assert_allclose(hazard.at(theirs.unique_times_), theirs.cum_baseline_hazard_.y, atol=1e-10)
+    for horizon in (5.0, 12.5, 20.0):
+        survival = np.exp(-hazard.at(np.array([horizon])) * np.exp(risks))
+        expected = brier_score(structured(training), structured(of), survival[:, None], [horizon])[1][0]
+        assert expected == pytest.approx(brier_at(horizon, of, survival, training=training), abs=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:Starting with pandas version 4.0")  # lifelines calls it in the older way
+@pytest.mark.parametrize("seed", range(3))
+def test_the_loss_is_the_partial_likelihood_of_lifelines(seed: int) -> None:
+    """At lifelines' own estimate, ties by Efron: N times the loss is minus its log likelihood, the gradient is 0."""
+    of, risks = patients(90, seed=seed)
+    x = np.stack([risks, np.random.default_rng(50 + seed).normal(size=90)], axis=1)
+    frame = pd.DataFrame({"a": x[:, 0], "b": x[:, 1], "time": of.times, "event": of.events})
+    fitted = CoxPHFitter().fit(frame, "time", "event")
+    weights = torch.tensor(fitted.params_.to_numpy(), requires_grad=True)
+    loss = cox_loss(torch.from_numpy(x) @ weights, torch.from_numpy(of.labels()))
+    assert -fitted.log_likelihood_ / 90 == pytest.approx(float(loss.detach()), abs=1e-9)
+    (gradient,) = torch.autograd.grad(loss, weights)
+    assert float(gradient.abs().max()) < 1e-6
+
+
+def test_a_batch_without_an_event_has_no_loss_and_no_gradient() -> None:
+    """All censored: the loss is 0, and it still has a gradient, of zeros."""
+    risks = torch.tensor([0.3, -2.0], requires_grad=True)
+    loss = cox_loss(risks, torch.tensor([-1.0, -2.0]))
+    (gradient,) = torch.autograd.grad(loss, risks)
+    assert 0.0 == float(loss.detach())
+    assert [0.0, 0.0] == gradient.tolist()
+
+
+def test_the_loss_does_not_overflow_and_knows_no_intercept() -> None:
+    """Risks of hundreds are finite; the same number added to all changes nothing."""
+    risks, y = torch.tensor([300.0, 250.0, 290.0]), torch.tensor([1.0, 2.0, -3.0])
+    assert float(cox_loss(risks - 300, y)) == pytest.approx(float(cox_loss(risks + 500, y)), abs=1e-4)
+    assert np.isfinite(float(cox_loss(risks, y)))
+
+
+def test_a_time_and_its_event_are_one_number() -> None:
+    """Censored times have a minus sign, that of 0 too."""
+    of = Times(np.array([0.0, 0.0, 3.5]), np.array([True, False, False]))
+    again = Times.of_labels(of.labels())
+    assert [0.0, 0.0, 3.5] == again.times.tolist()
+    assert [True, False, False] == again.events.tolist()
