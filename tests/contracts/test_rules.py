@@ -100,7 +100,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
             "task": TIMES | {"scale": {"a": {"mean": 0.0, "std": 1.0}}},
             "privacy": {"examples": {"epsilon": 3}},
         },
-        "privacy.examples clips the gradient of each patient, but with task.survival a patient's part of the loss hangs",
+        "privacy.examples clips the gradient of each patient, but with task.survival a patient's part of the loss ",
     ),
     "scaffold's server half alone": (
         {"strategy": {"kind": "scaffold"}},

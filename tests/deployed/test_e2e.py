@@ -25,6 +25,7 @@ from consilium.common.host.signing_requests import make_signing_request
 from consilium.common.model import read_record
 from consilium.common.study.load import load_study
 from consilium.common.study.load import write_site as write_settings
+from consilium.common.study.site import ImageFolderData
 from consilium.common.study.task import ImageTask
 from consilium.comparison.cells import make_cell, run_cell
 from consilium.comparison.site_files import find_sites
@@ -186,7 +187,7 @@ def test_hospital_predicts_new_images_with_one_command(demo: Demo, tmp_path: Pat
     porto, new = demo.folder / "hospitals" / "porto", tmp_path / "new"
     study, (folder,) = load_study(demo.folder / "hospitals" / "study.toml"), porto.rglob("models/personal")
     assert isinstance(study.task, ImageTask)
-    files = labelled_files(porto / "data", study.task, study.split, site="porto")
+    files = labelled_files(ImageFolderData(path=porto / "data"), study.task, study.split, site="porto").files
     new.mkdir()
     truth = {}
     for place in own_rows_of(porto / "site.toml", read_record(folder), part="test", option="--test-rows").inputs.names:

@@ -86,7 +86,7 @@ def test_few_texts_among_numbers_count_as_missing_and_are_named(tmp_path: Path) 
 
 
 def test_word_that_may_mean_nothing_is_a_value_among_texts_and_named(tmp_path: Path) -> None:
-    """ "None" of pain is a finding: the sentence says what was taken, and the other way."""
+    """A "none" of pain is a finding: the sentence says what was taken, and the other way."""
     rows = [(age, "none" if i % 3 else "severe", outcome) for i, (age, _, outcome) in enumerate(lines())]
     (tmp_path / "t.csv").write_text(text(rows))
     (note,) = split_pool(tmp_path / "t.csv", tmp_path / "f", IID)
