@@ -21,7 +21,28 @@ PLAIN = {"epochs": 1, "batch_size": 8, "learning_rate": 0.1, "momentum": 0.0}
 NUMBER = {"kind": "table", "label": "b", "regression": {"tolerance": 1.0}, "columns": {"a": {"kind": "number"}}}
 PICTURES = {"kind": "images", "classes": ["no", "yes"]}
 TIMES = {"kind": "table", "survival": {"time": "t", "event": "e"}, "columns": {"a": {"kind": "number"}}}
+TEXTS = {"kind": "text", "classes": ["no", "yes"]}
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "texts with a model of tables": (
+        {"task": TEXTS, "model": {"name": "mlp"}},
+        "model.name: model 'mlp' reads no texts: choose 'text_mean'",
+    ),
+    "a model that knows too few tokens": (
+        {"task": TEXTS, "model": {"name": "text_mean", "settings": {"vocabulary": 2}}},
+        "model.settings.vocabulary: the model has vectors for 2 tokens, but task.tokens tells",
+    ),
+    "a folder of weights for another model": (
+        {"model": {"name": "mlp", "pretrained": {"folder": "bert", "files": {"model.safetensors": 64 * "0"}}}},
+        "model.pretrained.folder: is for model 'transformer', got 'mlp': give 'file' or 'weights'",
+    ),
+    "an adapter without a backbone": (
+        {"model": {"name": "linear", "adapter": {"kind": "lora", "rank": 2}}},
+        "model.adapter: model 'linear' is a head without a backbone: leave it out, or choose 'mlp'",
+    ),
+    "a model of series for a table": (
+        {"task": NUMBER, "model": {"name": "gru"}},
+        "model.name: model 'gru' reads series, but task.kind is 'table' with examples of shape [1]",
+    ),
     "nothing for test": (
         {"split": {"test": 0.0}},
         "split.test is 0, so nothing could be said of any model: give it a part of each site's rows, e.g. 0.2, or name",
