@@ -49,6 +49,7 @@ class Settings(TypedDict, total=False):
     min_examples: int
     max_examples: int
     keep_best: bool
+    stopping: Table
     keep_updates: bool
     privacy: Table
     evaluate_every: int
