@@ -41,10 +41,12 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def make_folder(path: Path, name: str = "berlin", server: str = "study.example.org:9092") -> SiteFolder:
+def make_folder(
+    path: Path, name: str = "berlin", server: str = "study.example.org:9092", *, kind: str = "images"
+) -> SiteFolder:
     """Make a site's folder, not approved yet."""
     folder = SiteFolder(path / name)
-    init_site(folder, name=name, server=server, kind="images")
+    init_site(folder, name=name, server=server, kind=kind)
     return folder
 
 
@@ -92,9 +94,9 @@ def running_server(
     assert 0 == code
 
 
-def join(server: Server, path: Path, name: str) -> SiteFolder:
+def join(server: Server, path: Path, name: str, *, kind: str = "images") -> SiteFolder:
     """Make a site's folder and have it approved, in this process; it obeys any study, as it accepts none."""
-    folder = make_folder(path, name, server.address)
+    folder = make_folder(path, name, server.address, kind=kind)
     request = folder.path / "site.csr"
     with Control(server.home) as control:
         certificate = control.approve(request, name=name)
@@ -145,6 +147,30 @@ def start_site(settings: Path, log: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             [*COMMAND, "site", "start", str(settings)], env=ENVIRONMENT, stdout=output, stderr=subprocess.STDOUT
         )
+
+
+def run_deployed(folder: Path, study: str) -> tuple[subprocess.CompletedProcess[str], dict[str, Path]]:
+    """Run a study of the sites `early` and `late` below `folder`, a server and both sites as processes with TLS.
+
+    Returns:
+        The run's command, which succeeded; the run lies in `folder/runs`. And each site's settings by its name.
+    """
+    (folder / "study.toml").write_text(study)
+    settings, processes = dict[str, Path](), list[subprocess.Popen[bytes]]()
+    with running_server(folder) as server:
+        try:
+            for name, shift in (("early", 0.0), ("late", 1.5)):
+                site = join(server, folder, name, kind="table")
+                write_patients(site.path / "data", shift)
+                settings[name] = site.settings
+                processes.append(start_site(site.settings, folder / f"{name}.log"))
+            done = run("run", "study.toml", "--home", str(server.home.path), "--runs", "runs", cwd=folder)
+            assert 0 == done.returncode, done.stdout + done.stderr
+        finally:
+            for process in processes:
+                process.terminate()
+                process.wait(timeout=30)
+    return done, settings
 
 
 def worker_of(site: int) -> int:

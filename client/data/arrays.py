@@ -51,7 +51,7 @@ def read_arrays(config: DataConfig, task: Task, split: SplitConfig, *, site: str
     check_classes(held.get("classes"), task.classes, where=where)
     images = channels_last(held["x"], where=where)
     check_levels(images, task, where=where)
-    labels = labels_of(held["y"], len(images), where=where)
+    labels = labels_of(held["y"], len(images), each="image", where=where)
     examples = usable_pictures(images, labels, task, where=f"file '{file.name}', ")
     usable, num_skipped = keep_usable(examples, site=site, max_skipped=config.max_skipped)
     if not usable:
@@ -134,12 +134,18 @@ def check_bytes(count: int, task: ImageTask, *, where: str) -> None:
         raise DataError(f"{where}: {count} images of the study's size take {size} bytes, at most {MAX_BYTES}")
 
 
-def labels_of(y: Array, num_images: int, *, where: str) -> Array:
-    """Return the class numbers `y` of so many images; refuse another shape or type."""
-    if y.dtype.kind not in "iu":
-        raise DataError(f"{where}: array 'y' has type {y.dtype}, expected integer class numbers")
-    if y.shape != (num_images,):
-        raise DataError(f"{where}: array 'y' has shape {y.shape}, expected ({num_images},), one number for each image")
+def labels_of(y: Array, count: int, *, each: str, numbers: bool = False, where: str) -> Array:
+    """Return the labels `y` `(count,)`; refuse another shape or type.
+
+    Args:
+        each: what a label is of, for the sentence.
+        numbers: labels are any numbers, in place of class numbers.
+    """
+    kinds, what = ("fiu", "numbers") if numbers else ("iu", "integer class numbers")
+    if y.dtype.kind not in kinds:
+        raise DataError(f"{where}: array 'y' has type {y.dtype}, expected {what}")
+    if y.shape != (count,):
+        raise DataError(f"{where}: array 'y' has shape {y.shape}, expected ({count},), one number for each {each}")
     return y
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from consilium.client.data.arrays import check_classes, npz_file, parts_of, patients_of
+from consilium.client.data.arrays import check_classes, labels_of, npz_file, parts_of, patients_of
 from consilium.client.data.base import Bad, Feature, Inputs, RawData, Unread, keep_usable, kind_mismatch
 from consilium.client.data.parts import index_file
 from consilium.common.data.groups import coded, copies_of_pictures, copies_of_rows
@@ -47,7 +47,7 @@ def read_features(config: DataConfig, task: Task, split: SplitConfig, *, site: s
     where = f"{who}: file '{file.name}'"
     check_classes(held.get("classes"), task.classes, where=where)
     x = checked(held["x"], task, where=where)
-    y = _labels(held["y"], len(x), task, where=where)
+    y = labels_of(held["y"], len(x), each="example", numbers=task.regression is not None, where=where)
     usable, num_skipped = keep_usable(_usable(x, y, task, name=file.name), site=site, max_skipped=config.max_skipped)
     if not usable:
         raise DataError(f"{where}: no usable example, {num_skipped} skipped")
@@ -87,7 +87,11 @@ def read_feature_inputs(
     x = checked(held["x"], task, where=where)
     every = np.arange(len(x))
     texts = {name: patients_of(held[name], name, every, len(x), where) for name in {*keep, *([group] if group else [])}}
-    y = _labels(held["y"], len(x), task, where=where) if labelled else None
+    y = (
+        labels_of(held["y"], len(x), each="example", numbers=task.regression is not None, where=where)
+        if labelled
+        else None
+    )
     return _inputs(x, y, task, name=file.name, keep={name: texts[name] for name in keep}, owners=texts.get(group or ""))
 
 
@@ -118,15 +122,6 @@ def encoded(y: Array, task: FeaturesTask) -> torch.Tensor:
         return torch.from_numpy(y.astype(np.int64))
     answers = (y.astype(np.float64) - task.regression.center) / task.regression.scale
     return torch.from_numpy(answers.astype(np.float32))
-
-
-def _labels(y: Array, count: int, task: FeaturesTask, *, where: str) -> Array:
-    kinds, what = ("iu", "integer class numbers") if task.regression is None else ("fiu", "numbers")
-    if y.dtype.kind not in kinds:
-        raise DataError(f"{where}: array 'y' has type {y.dtype}, expected {what}")
-    if y.shape != (count,):
-        raise DataError(f"{where}: array 'y' has shape {y.shape}, expected ({count},), one label for each example")
-    return y
 
 
 def _usable(x: Array, y: Array | None, task: FeaturesTask, *, name: str) -> Iterator[int | Bad]:

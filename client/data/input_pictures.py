@@ -116,7 +116,7 @@ def _read_npz(path: Path, task: ImageTask, *, labelled: bool, keep: Sequence[str
     images = channels_last(held["x"], where=where)
     check_levels(images, task, where=where)
     check_classes(held.get("classes"), task.classes, where=where)
-    labels = labels_of(held["y"], len(images), where=where) if labelled else None
+    labels = labels_of(held["y"], len(images), each="image", where=where) if labelled else None
     texts = {name: _texts(held[name], name, len(images), where=where) for name in more if name != "y" or not labelled}
     return _of_images(images, labels, task, where=f"{where}, ", texts=texts, keep=keep, group=group)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from consilium.client.data.arrays import check_classes, npz_file, parts_of, patients_of
+from consilium.client.data.arrays import check_classes, labels_of, npz_file, parts_of, patients_of
 from consilium.client.data.base import Bad
 from consilium.client.data.series_base import LARGEST, Series, Values, Wanted, answer_of
 from consilium.client.data.series_rows import series_of_tables
@@ -93,7 +93,9 @@ def _of_npz(file: Path, task: SeriesTask, wanted: Wanted, *, who: str) -> Iterat
     parts = None
     if wanted.part is not None:
         parts = parts_of(held, wanted.split, every, len(x), file=file, site=who.removeprefix("site '").rstrip("'"))
-    labels = _labels(held["y"], len(x), task, where=where) if label else None
+    labels = (
+        labels_of(held["y"], len(x), each="series", numbers=task.regression is not None, where=where) if label else None
+    )
     for row in range(len(x)):
         place = f"file '{shown}', series {row}"
         values = of_steps(x[row], place)
@@ -113,15 +115,6 @@ def _of_npz(file: Path, task: SeriesTask, wanted: Wanted, *, who: str) -> Iterat
                 part=None if parts is None else int(parts[row]),
                 kept={name: texts[row] for name, texts in kept.items()},
             )
-
-
-def _labels(y: Array, count: int, task: SeriesTask, *, where: str) -> Array:
-    kinds, what = ("iu", "integer class numbers") if task.regression is None else ("fiu", "numbers")
-    if y.dtype.kind not in kinds:
-        raise DataError(f"{where}: array 'y' has type {y.dtype}, expected {what}")
-    if y.shape != (count,):
-        raise DataError(f"{where}: array 'y' has shape {y.shape}, expected ({count},), one label for each series")
-    return y
 
 
 def _expected(task: SeriesTask) -> str:

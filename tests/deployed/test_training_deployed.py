@@ -3,20 +3,15 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from federations import run
-from processes import NO_STUDY_NEEDED, doses_study, running_server, start_site, write, write_patients
-from processes import run as run_command
+from processes import doses_study, run_deployed
 from safetensors.numpy import load_file
 
-from consilium.client.operations.site_folder import SiteFolder, accept_bundle, init_site
 from consilium.common.study.load import load_study
 from consilium.common.weights.arrays import Array
-from consilium.server.operations.bundles import make_bundle
-from consilium.server.wire.submission import Control
 
 TRAINING = """\
 optimiser = "adamw"
@@ -53,29 +48,8 @@ def test_deployed_study_stops_and_ends_as_in_one_process(tmp_path: Path) -> None
 
     AdamW with clipped gradients, rates that change with every step, smooth labels, balanced weights and draws.
     """
-    settings: dict[str, Any] = {}
     study = doses_study("doses", rounds=6, steps=6, sites='["early", "late"]')
-    (tmp_path / "study.toml").write_text(study + TRAINING)
-    processes = []
-    with running_server(tmp_path) as server:
-        try:
-            for name, shift in (("early", 0.0), ("late", 1.5)):
-                folder = SiteFolder(tmp_path / name)
-                init_site(folder, name=name, server=server.address, kind="table")
-                with Control(server.home) as control:
-                    certificate = control.approve(folder.path / "site.csr", name=name)
-                bundle = make_bundle(server.home, certificate, name=name, address=server.address)
-                accept_bundle(folder, write(tmp_path / f"{name}.json", bundle))
-                (folder.path / "policy.toml").write_text(NO_STUDY_NEEDED)
-                write_patients(folder.path / "data", shift)
-                settings[name] = folder.settings
-                processes.append(start_site(folder.settings, tmp_path / f"{name}.log"))
-            done = run_command("run", "study.toml", "--home", str(server.home.path), "--runs", "runs", cwd=tmp_path)
-            assert 0 == done.returncode, done.stdout + done.stderr
-        finally:
-            for process in processes:
-                process.terminate()
-                process.wait(timeout=30)
+    done, settings = run_deployed(tmp_path, study + TRAINING)
     assert "stopped early after round 3: the sites' mean validation loss has not improved for 2 rounds" in done.stdout
     (deployed,) = (tmp_path / "runs").iterdir()
     told = json.loads((deployed / "result.json").read_text())

@@ -84,7 +84,7 @@ def test_copies_and_patients_stay_together(tmp_path: Path) -> None:
     [
         ({"x": X[:, :2]}, "array 'x' has shape (24, 2), expected (N, 3) as task.shape says"),
         ({"x": X.astype(str)}, "array 'x' has type <U32, expected numbers"),
-        ({"y": Y[:-1]}, "array 'y' has shape (23,), expected (24,), one label for each example"),
+        ({"y": Y[:-1]}, "array 'y' has shape (23,), expected (24,), one number for each example"),
         ({"y": Y * 1.0}, "array 'y' has type float64, expected integer class numbers"),
         ({"y": Y + 1}, "example 2: its label in 'y' is not one of 0..2"),
         ({"x": np.where(X == X[4], np.nan, X)}, "example 4: a number in 'x' is not finite, or too large"),
