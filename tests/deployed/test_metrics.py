@@ -205,6 +205,7 @@ def test_server_metrics_have_the_values_of_the_journal() -> None:
         label("round_seconds_sum", **heart, phase="aggregation"): 0.5,
         label("round_seconds_sum", **heart, phase="total"): 8.0,
         label("round_started_timestamp_seconds", **heart): DAY + 22,
+        label("study_stopped_round", **heart): 0,
         label("cohort_sites", **heart, stage="asked"): 2,
         label("cohort_sites", **heart, stage="answered"): 2,
         label("cohort_sites", **heart, stage="accepted"): 1,
