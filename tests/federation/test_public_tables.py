@@ -174,7 +174,7 @@ def test_public_file_is_compared(tmp_path: Path, name: str) -> None:
     assert "clearly hurts 0" in text.getvalue()
     federated, alone = report.line("FedAvg + fine-tuning"), report.line(LOCAL)
     assert federated is not None and alone is not None
-    if name == "kidney":  # its columns differ by four orders of magnitude: without one scale FedAvg stays at .63
+    if name == "kidney":  # its columns differ by four orders of magnitude
         mean = federated.numbers.over["mean"]
         assert mean is not None and mean.value > 0.9
     assert all(headline not in ("helps", "hurts") for headline, _ in report.headlines.values())
