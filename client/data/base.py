@@ -196,9 +196,10 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class Bad:
-    """An example that cannot be used, and why: the file and the place, never the value."""
+    """An example that cannot be used, and why: the file and the place, never the value; and its name, where known."""
 
     reason: str
+    name: str = ""
 
 
 def keep_usable(found: Iterable[T | Bad], *, site: str, max_skipped: int) -> tuple[list[T], int]:

@@ -85,4 +85,4 @@ def parts_in_file(
 def _unknown(key: str, count: int) -> str:
     if key == "row":
         return f"there is no such row, expected one of 0..{count - 1}, counted from 0 below the header"
-    return f"there is no such image, expected one of {count} paths below the data folder"
+    return f"there is no such file, expected one of {count} paths below the data folder"

@@ -1,16 +1,17 @@
 """Finds the series of an `.npz` file, or of tables in long form: a row for each series and time."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from consilium.client.data.arrays import check_classes, labels_of, npz_file, parts_of, patients_of
 from consilium.client.data.base import Bad
+from consilium.client.data.parts import index_file
 from consilium.client.data.series_base import LARGEST, Series, Values, Wanted, answer_of
 from consilium.client.data.series_rows import series_of_tables
 from consilium.common.data.npz import Array, array_names, read_npz
-from consilium.common.data.tables import SUFFIXES, TEXT_SUFFIXES
+from consilium.common.data.tables import SUFFIXES, TEXT_SUFFIXES, tables_in
 from consilium.common.errors import DataError, clean
 from consilium.common.study.series_task import SeriesTask
 
@@ -21,26 +22,25 @@ def series_of(path: Path, task: SeriesTask, wanted: Wanted, *, who: str) -> Iter
     Raises:
         DataError: nothing is there, a file cannot be read as a whole, or an array or a column is missing.
     """
-    tables = _tables(path, without=task.test, who=who)
+    tables = _tables(path, without=(task.test, index_file(wanted.split.parts)), who=who)
     if tables:
         yield from series_of_tables(tables, task, wanted, who=who)
     else:
         yield from _of_npz(npz_file(path, without=task.test, who=who), task, wanted, who=who)
 
 
-def _tables(path: Path, *, without: str | None, who: str) -> list[Path]:
+def _tables(path: Path, *, without: Collection[str | None], who: str) -> list[Path]:
     if path.is_file():
         return [path] if path.suffix.lower() in (*SUFFIXES, *TEXT_SUFFIXES) else []
     if not path.is_dir():
         raise DataError(f"{who}: data path '{clean(str(path))}' does not exist, expected a file or a folder")
     try:
-        files = sorted(entry for entry in path.iterdir() if entry.is_file() and not entry.name.startswith("."))
+        tables = tables_in(path, without=without)
+        arrays = any(entry.suffix.lower() == ".npz" and entry.name not in without for entry in path.iterdir())
     except OSError as error:
         raise DataError(f"{who}: cannot list '{clean(str(path))}': {error.strerror or error}") from error
-    files = [file for file in files if file.name != without]
-    if any(file.suffix.lower() == ".npz" for file in files):
+    if arrays:
         return []
-    tables = [file for file in files if file.suffix.lower() in SUFFIXES]
     if not tables:
         raise DataError(
             f"{who}: data folder '{clean(str(path))}' has neither an .npz file nor a table ({', '.join(SUFFIXES)})"

@@ -5,7 +5,16 @@ from functools import partial
 from pathlib import Path
 
 from consilium.client.data.cells import booleans_of
-from consilium.common.data.tables import SUFFIXES, TABLES_IN_WORDS, TEXT_SUFFIXES, Form, Table, Wanted, open_table
+from consilium.common.data.tables import (
+    SUFFIXES,
+    TABLES_IN_WORDS,
+    TEXT_SUFFIXES,
+    Form,
+    Table,
+    Wanted,
+    open_table,
+    tables_in,
+)
 from consilium.common.data.text_files import like
 from consilium.common.errors import DataError, clean, listed
 from consilium.common.study.site import TableData
@@ -44,11 +53,9 @@ def table_files(path: Path, *, without: Collection[str | None], what: str) -> li
             old = "is an old Excel file (.xls): save it as .xlsx" if path.suffix.lower() == ".xls" else ""
             seen = (old or f"is not a {TABLES_IN_WORDS}") if path.exists() else "does not exist"
             raise DataError(f"{shown} {seen}, expected a {TABLES_IN_WORDS} or a folder of them")
-        found = [entry for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES and entry.is_file()]
+        files = tables_in(path, without=without)
     except OSError as error:
         raise DataError(f"{shown} cannot be listed: {error.strerror or error}") from error
-    # Excel's own marks of open workbooks begin with ~$.
-    files = sorted(file for file in found if not file.name.startswith((".", "~$")) and file.name not in without)
     if not files:
         raise DataError(f"{shown} has no {TABLES_IN_WORDS}")
     return files

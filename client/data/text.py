@@ -12,7 +12,7 @@ from consilium.client.data.parts import beside, index_file, parts_in_file
 from consilium.client.data.text_files import Text, Wanted, texts_of
 from consilium.client.data.text_tokens import bucket_of, character_of, encoder_of, padded, words_of
 from consilium.common.data.groups import Copies, Ints, copies_of_pictures
-from consilium.common.data.tables import SUFFIXES
+from consilium.common.data.tables import tables_in
 from consilium.common.data.words import number_in
 from consilium.common.errors import ConfigError, DataError
 from consilium.common.study.site import DataConfig, TextData
@@ -47,9 +47,9 @@ def read_text(config: DataConfig, task: Task, split: SplitConfig, *, site: str) 
         raise kind_mismatch(config, task, site=site)
     who = f"site '{site}'"
     _check_parts(config.path, task, split, who=who)
-    wanted = Wanted(group=split.group, part=None if index_file(split.parts) else split.parts)
+    index = index_file(split.parts)
+    wanted = Wanted(group=split.group, part=None if index else split.parts, index=index)
     found = list(texts_of(config.path, task, wanted, who=who))
-    texts = [one for one in found if not isinstance(one, Bad)]
     examples, num_skipped = keep_usable(examples_of(found, task), site=site, max_skipped=config.max_skipped)
     if not examples:
         raise DataError(f"{who}: no usable text in '{config.path}', {num_skipped} skipped")
@@ -61,24 +61,23 @@ def read_text(config: DataConfig, task: Task, split: SplitConfig, *, site: str) 
         # Pieces of texts are short, and equal ones are no copies of one another.
         copies=copies_of_pictures(x) if task.next is None else Copies(np.arange(len(x))),
         patients=[one.of.patient or "" for one in examples] if split.group is not None else None,
-        parts=_parts(examples, texts, config.path, split, site=site),
+        parts=_parts(examples, [one.name for one in found], config.path, split, site=site),
     )
 
 
 def _parts(
-    examples: Sequence[_Example], texts: Sequence[Text], path: Path, split: SplitConfig, *, site: str
+    examples: Sequence[_Example], names: Sequence[str], path: Path, split: SplitConfig, *, site: str
 ) -> Ints | None:
     if split.parts is None:
         return None
     if (index := index_file(split.parts)) is None:
         return np.array([one.of.part for one in examples], dtype=np.int64)
-    if _by_file(path):
-        places = {text.name: place for place, text in enumerate(texts)}
+    if _by_file(path, split):
+        places = {name: place for place, name in enumerate(names)}
         used = [places[one.of.name] for one in examples]
         return parts_in_file(beside(path) / index, list(places), used, key="file", site=site)
-    keys = [str(number) for number in range(max(text.number for text in texts) + 1)]
     used = [one.of.number for one in examples]
-    return parts_in_file(beside(path) / index, keys, used, key="row", site=site)
+    return parts_in_file(beside(path) / index, list(map(str, range(len(names)))), used, key="row", site=site)
 
 
 def read_text_inputs(path: Path, task: TextTask, *, labelled: bool, keep: Sequence[str], group: str | None) -> Inputs:
@@ -118,10 +117,10 @@ def of_text_rows(
 def _of_row(row: Mapping[str, object], number: int, task: TextTask, labelled: bool, keep: Sequence[str]) -> Text | Bad:
     needed = [task.text, *([task.label] if labelled else []), *keep]
     if absent := [name for name in needed if name not in row]:
-        return Bad(f"row {number} has no column '{absent[0]}'")
+        return Bad(f"row {number} has no column '{absent[0]}'", str(number))
     text = row[task.text]
     if not isinstance(text, str) or not text.strip():
-        return Bad(f"row {number}: column '{task.text}' holds no text")
+        return Bad(f"row {number}: column '{task.text}' holds no text", str(number))
     label = str(row[task.label]).strip() if labelled else None
     return Text(text.strip(), str(number), f"row {number}", label=label, kept={name: str(row[name]) for name in keep})
 
@@ -139,7 +138,7 @@ def examples_of(texts: Iterable[Text | Bad], task: TextTask) -> Iterator[_Exampl
             continue
         label = _label(text.label or "", places, task)
         if isinstance(label, str):
-            yield Bad(f"{text.place}: column '{task.label}': {label}")
+            yield Bad(f"{text.place}: column '{task.label}': {label}", text.name)
         else:
             yield _Example(encode(text.text), label, text)
 
@@ -189,17 +188,20 @@ def _ends(text: Text, task: TextTask) -> _Example:
 def _inputs(
     found: Sequence[Text | Bad], task: TextTask, *, labelled: bool, grouped: bool, keep: Sequence[str]
 ) -> Inputs:
-    texts = [one for one in found if not isinstance(one, Bad)]
-    unread = [Unread(one.reason.partition(":")[0], one.reason) for one in found if isinstance(one, Bad)]
+    made: Iterable[_Example | Bad]
     if labelled:
-        made = list(examples_of(texts, task))
+        made = examples_of(found, task)
     elif task.next is not None:
-        made = [_ends(text, task) for text in texts]
+        made = (one if isinstance(one, Bad) else _ends(one, task) for one in found)
     else:
         encode = encoder_of(task)
-        made = [_Example(encode(text.text), 0.0, text) for text in texts]
-    examples = [one for one in made if not isinstance(one, Bad)]
-    unread += [Unread(one.reason.partition(":")[0], one.reason) for one in made if isinstance(one, Bad)]
+        made = (one if isinstance(one, Bad) else _Example(encode(one.text), 0.0, one) for one in found)
+    examples, unread = list[_Example](), list[Unread]()
+    for one in made:
+        if isinstance(one, Bad):
+            unread.append(Unread(one.name, one.reason))
+        else:
+            examples.append(one)
     numbers: dict[str, int] = {}
     owners = [numbers.setdefault(one.of.patient or "", len(numbers)) for one in examples]
     return Inputs(
@@ -216,9 +218,9 @@ def _labels(labels: Sequence[float], task: TextTask) -> torch.Tensor:
     return torch.tensor(labels, dtype=torch.int64 if task.regression is None else torch.float32)
 
 
-def _by_file(path: Path) -> bool:
-    """Return whether a folder holds texts as files, and no table."""
-    return path.is_dir() and not any(entry.suffix.lower() in SUFFIXES for entry in path.iterdir())
+def _by_file(path: Path, split: SplitConfig) -> bool:
+    """Return whether a folder holds texts as files, and no table but one that gives their parts."""
+    return path.is_dir() and not tables_in(path, without=(split.parts,))
 
 
 def _check_parts(path: Path, task: TextTask, split: SplitConfig, *, who: str) -> None:
@@ -227,7 +229,7 @@ def _check_parts(path: Path, task: TextTask, split: SplitConfig, *, who: str) ->
         return
     if task.next is not None:
         raise ConfigError(f"{who}: split.parts: pieces of texts have no part of their own; name a common test set")
-    if _by_file(path) and index_file(split.parts) is None:
+    if _by_file(path, split) and index_file(split.parts) is None:
         raise ConfigError(
             f"{who}: split.parts is '{split.parts}', expected for a folder of texts a .csv file with columns file and "
             "part"

@@ -1,6 +1,6 @@
 """Finds the texts of a file or folder: rows of tables, `.txt` files by class, or `.txt` files as they are."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from consilium.client.data.base import Bad
 from consilium.client.data.image_files import list_folders, patient_of
 from consilium.client.data.parts import KNOWN, part_of
 from consilium.common.data.parquet import MAX_FILE_BYTES
-from consilium.common.data.tables import SUFFIXES, open_table
+from consilium.common.data.tables import SUFFIXES, open_table, tables_in
 from consilium.common.data.tables import Wanted as WantedColumns
 from consilium.common.errors import DataError, clean, listed
 from consilium.common.study.text_task import TextTask
@@ -45,12 +45,14 @@ class Wanted:
     Args:
         group: as `split.group`: a column, or for files "folder" or a pattern of their names.
         part: the column with the part, as `split.parts`.
+        index: or the file with the parts, which holds no texts.
         keep: further columns.
     """
 
     labelled: bool = True
     group: str | None = None
     part: str | None = None
+    index: str | None = None
     keep: tuple[str, ...] = ()
 
 
@@ -66,7 +68,7 @@ def texts_of(path: Path, task: TextTask, wanted: Wanted, *, who: str) -> Iterato
     if task.next is not None:
         yield from _plain(path, task, wanted, who=who)
         return
-    tables = _tables(path, without=task.test, who=who)
+    tables = _tables(path, without=(task.test, wanted.index), who=who)
     if tables:
         number = 0
         for table in tables:
@@ -77,16 +79,15 @@ def texts_of(path: Path, task: TextTask, wanted: Wanted, *, who: str) -> Iterato
     yield from _by_class(path, task, wanted, who=who) if wanted.labelled else _plain(path, task, wanted, who=who)
 
 
-def _tables(path: Path, *, without: str | None, who: str) -> list[Path]:
+def _tables(path: Path, *, without: Collection[str | None], who: str) -> list[Path]:
     try:
         if path.is_file():
             return [path] if path.suffix.lower() in SUFFIXES else []
         if not path.is_dir():
             raise DataError(f"{who}: data path '{clean(str(path))}' does not exist, expected a file or a folder")
-        found = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES and entry.is_file())
+        return tables_in(path, without=without)
     except OSError as error:
         raise DataError(f"{who}: cannot list '{clean(str(path))}': {error.strerror or error}") from error
-    return [entry for entry in found if not entry.name.startswith(".") and entry.name != without]
 
 
 def _rows(file: Path, task: TextTask, wanted: Wanted, number: int, *, alone: bool, who: str) -> Iterator[Text | Bad]:
@@ -95,22 +96,22 @@ def _rows(file: Path, task: TextTask, wanted: Wanted, number: int, *, alone: boo
     header = table.header
     at = _places(header, needed, where=f"{who}: file '{shown}'")
     for row, (place, fields) in enumerate(table.rows):
-        where = f"file '{shown}', {place}"
+        where, name = f"file '{shown}', {place}", str(row + 1) if alone else f"{shown}:{row + 1}"
         if len(fields) != len(header):
-            yield Bad(f"{where}: expected {len(header)} fields as in the header, got {len(fields)}")
+            yield Bad(f"{where}: expected {len(header)} fields as in the header, got {len(fields)}", name)
             continue
         cells = {name: fields[place].strip() for name, place in at.items()}
         part = part_of(cells[wanted.part]) if wanted.part is not None else None
         if not cells[task.text]:
-            yield Bad(f"{where}: column '{task.text}' is empty, expected a text")
+            yield Bad(f"{where}: column '{task.text}' is empty, expected a text", name)
         elif wanted.group is not None and not cells[wanted.group]:
-            yield Bad(f"{where}: column '{wanted.group}': expected whose text it is, got an empty cell")
+            yield Bad(f"{where}: column '{wanted.group}': expected whose text it is, got an empty cell", name)
         elif wanted.part is not None and part is None:
-            yield Bad(f"{where}: column '{wanted.part}' (split.parts): expected {KNOWN}, got another word")
+            yield Bad(f"{where}: column '{wanted.part}' (split.parts): expected {KNOWN}, got another word", name)
         else:
             yield Text(
                 cells[task.text],
-                name=str(row + 1) if alone else f"{shown}:{row + 1}",
+                name=name,
                 place=where,
                 label=cells[task.label] if wanted.labelled else None,
                 patient=cells[wanted.group] if wanted.group is not None else None,
@@ -188,12 +189,12 @@ def _of_file(
             raise DataError(f"{who}: {where} is larger than {MAX_FILE_BYTES} bytes; divide it")
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        return Bad(f"{where} is not UTF-8 text (byte {error.start})")
+        return Bad(f"{where} is not UTF-8 text (byte {error.start})", name)
     except OSError as error:
-        return Bad(f"{where} cannot be read: {error.strerror or error}")
+        return Bad(f"{where} cannot be read: {error.strerror or error}", name)
     owner = None if patient is None else patient(file)
     if patient is not None and owner is None:
         raise DataError(f"{who}: the name of {where} does not fit split.group = '{group}'")
     if not text.strip():
-        return Bad(f"{where} is empty, expected a text")
+        return Bad(f"{where} is empty, expected a text", name)
     return Text(text.replace("\r\n", "\n"), name, where, label=label, patient=owner)

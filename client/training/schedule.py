@@ -29,7 +29,7 @@ from consilium.common.study.schedules import (
 
 
 def factor(schedule: ScheduleConfig, *, done: int, rounds: int, steps: int = 1) -> float:
-    """Return what the study's learning rate is multiplied by, > 0 but where a schedule falls to 0 with its last step.
+    """Return what the study's learning rate is multiplied by, > 0.
 
     Args:
         done: steps before this one, of all rounds together, >= 0; later ones than there are count as the last.

@@ -28,6 +28,22 @@ TABLES_IN_WORDS = ".csv, .tsv, .xlsx or .parquet file"
 _SAMPLE_ROWS = 20_000
 
 
+def tables_in(folder: Path, *, without: Collection[str | None] = ()) -> list[Path]:
+    """Return the tables of a folder by name, but for hidden files, Excel's marks of open workbooks, and `without`.
+
+    Raises:
+        OSError: the folder cannot be listed.
+    """
+    return sorted(
+        entry
+        for entry in folder.iterdir()
+        if entry.suffix.lower() in SUFFIXES
+        and not entry.name.startswith((".", "~$"))
+        and entry.name not in without
+        and entry.is_file()
+    )
+
+
 @dataclass(frozen=True)
 class Form:
     """How files of a site are to be read; what is None is found in the file.

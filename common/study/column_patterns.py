@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from consilium.common.data.identifiers import names_identifiers
-from consilium.common.data.tables import SUFFIXES, TEXT_SUFFIXES, Wanted, open_table
+from consilium.common.data.tables import SUFFIXES, TEXT_SUFFIXES, Wanted, open_table, tables_in
 from consilium.common.errors import ConfigError, DataError, clean, listed
 
 ALL_OTHERS = "all others"
@@ -59,8 +59,9 @@ def with_names(values: dict[str, Any], folder: Path, *, source: str) -> dict[str
         asked = {"*": {"kind": "number"}}
     if not isinstance(without, list | tuple) or not all(isinstance(name, str) for name in without):
         raise ConfigError(f"task.columns_without: must be a list of names or patterns ({source})")
-    reserved = {*_names_in([task.get("label"), task.get("labels"), task.get("survival")])}
-    reserved |= {*_names_in([values.get("split", {}).get(key) for key in ("group", "parts")])}
+    split = values.get("split")
+    split = split if isinstance(split, dict) else {}  # what else it is is said where it is read
+    reserved = {*_names_in([task.get("label"), task.get("survival"), split.get("group"), split.get("parts")])}
     file = _table(values, task, folder, source=source)
     header = _header(file, [*reserved, *(name for name in asked if not is_pattern(name))], source=source)
     columns: dict[str, Any] = {}
@@ -110,10 +111,8 @@ def _table(values: Mapping[str, Any], task: Mapping[str, Any], folder: Path, *, 
     sites = [site for site in values.get("sites", ()) if isinstance(site, str)]
     for site in sites:
         for place in (folder / site / "data", folder / site):
-            if place.is_dir():
-                files = sorted(file for file in place.iterdir() if file.suffix.lower() in SUFFIXES)
-                if files:
-                    return files[0]
+            if place.is_dir() and (files := tables_in(place)):
+                return files[0]
     raise ConfigError(
         "task.columns: patterns are replaced by the names of a table's columns, and no site's data lie next to the "
         f"study: name a file there as task.columns_from = 'header.csv'; its header line is enough ({source})"

@@ -80,8 +80,13 @@ def metrics_fit(study: Settings) -> str | None:
     return unfit(study.metrics, labels=study.task.label_kind)
 
 
+def has_validation(split: SplitConfig) -> bool:
+    """Return whether sites have validation examples, drawn or named."""
+    return split.validation > 0 or split.parts is not None
+
+
 def metrics_can_be_measured(study: Settings) -> str | None:
     """Metrics need validation examples."""
-    if not study.metrics or study.split.validation > 0 or study.split.parts is not None:
+    if not study.metrics or has_validation(study.split):
         return None
     return "metrics are measured on validation examples, but split.validation is 0"

@@ -6,6 +6,7 @@ from consilium.common.codecs import build_chain
 from consilium.common.study.patterns import EXAMPLE, file_pattern
 from consilium.common.study.privacy_rules import PRIVACY_RULES
 from consilium.common.study.reading_rules import (
+    has_validation,
     head_layers_are_read,
     hidden_layers_are_read,
     metrics_can_be_measured,
@@ -129,7 +130,7 @@ def _enough_sites(study: Study) -> str | None:
 
 def _kept_part_can_be_measured(study: Study) -> str | None:
     needed = (study.weighting.needs if study.weighting is not None else frozenset()) - {CLASS_COUNTS}
-    if not needed or study.split.validation > 0:
+    if not needed or has_validation(study.split):
         return None
     return f"the weighting needs {', '.join(sorted(needed))} on validation examples, but split.validation is 0"
 

@@ -69,8 +69,9 @@ class ModelConfig(Record):
     """Which model, from which weights, and which part of it is trained."""
 
     name: Annotated[str, Field(max_length=200), AfterValidator(clean_text)] = "small_cnn"
-    """`small_cnn`, `resnet20`, `mlp`, `mlp_bn`, `linear`; of texts `text_mean`, `text_transformer`, `transformer`; a
-    torchvision model, one of timm or MONAI (`timm/resnet18`, `monai/densenet121`), or one of a package of your own.
+    """`small_cnn`, `resnet20`, `mlp`, `mlp_bn`, `linear`; of series `cnn1d`, `gru`; of texts `text_mean`,
+    `text_transformer`, `transformer`; a torchvision model, one of timm or MONAI (`timm/resnet18`, `monai/densenet121`),
+    or one of a package of your own.
     """
     hidden: tuple[int, ...] | None = None
     """`mlp`, `mlp_bn`: sizes of the hidden layers; None: one of 32. No other model takes it."""

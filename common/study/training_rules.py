@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from consilium.common.errors import clean, listed
+from consilium.common.study.reading_rules import has_validation
 from consilium.common.study.ruled import Study
 from consilium.common.study.signals import EFFECTIVE_STEPS
 from consilium.common.study.task import ImageTask
@@ -94,7 +95,7 @@ def _stopping_is_measured(study: Study) -> str | None:
     stopping = study.stopping
     if stopping is None:
         return None
-    if study.split.validation == 0:
+    if not has_validation(study.split):
         return "stopping looks at validation examples, but split.validation is 0: give it a part of each site's rows"
     known = (*_ALWAYS, *study.metrics)
     if stopping.metric in known:

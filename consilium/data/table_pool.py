@@ -29,7 +29,6 @@ Labels = npt.NDArray[np.int64]
 _LARGEST = float(np.finfo(np.float32).max)
 _MOST_OTHERS, _MOST_OTHER_TEXTS = 0.1, 10
 """A column of numbers may hold texts in this part of its known cells, and so many different ones."""
-_MOST_SAID = 10
 
 
 @dataclass(frozen=True, eq=False)

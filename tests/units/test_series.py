@@ -161,6 +161,16 @@ def test_patients_and_parts_of_series(tmp_path: Path) -> None:
     assert by_array.digest == by_column.digest
 
 
+def test_parts_of_series_come_from_a_file_beside_them(tmp_path: Path) -> None:
+    """The file with the parts is no table of series, and neither is Excel's mark of an open workbook."""
+    table(tmp_path, *lines("stuvwxyz"))
+    (tmp_path / "~$open.xlsx").write_text("of an open workbook")
+    words = ["test" if place > 5 else "train" for place in range(8)]
+    (tmp_path / "which.csv").write_text("row,part\n" + "".join(f"{place},{word}\n" for place, word in enumerate(words)))
+    found = read(tmp_path, split=SplitConfig(parts="which.csv", validation=0))
+    assert ([6, 7], list(range(6))) == (found.parts.test.tolist(), found.parts.train.tolist())
+
+
 def test_times_are_numbers_or_dates(tmp_path: Path) -> None:
     """Whole numbers are compared exactly beyond 2^53, dates with and without a time zone as what they are."""
     big = 2**60

@@ -121,6 +121,28 @@ def test_patients_and_parts_come_from_columns(tmp_path: Path) -> None:
     assert [0] * 6 + [2] * 6 == raw.parts.tolist()
 
 
+def test_parts_of_texts_come_from_a_file_beside_them(tmp_path: Path) -> None:
+    """Of rows and of files alike, also where one of them is skipped; the file is no table of texts."""
+    index = SplitConfig(parts="which.csv", validation=0)
+    words = ["test" if place > 2 else "train" for place in range(5)]
+    rows, files = tmp_path / "rows", tmp_path / "files"
+    rows.mkdir()
+    (rows / "~$open.xlsx").write_text("of an open workbook")
+    (rows / "data.csv").write_text("text,label\na,good\nb,bad\n,good\nc,bad\nd,good\n")
+    (rows / "which.csv").write_text("row,part\n" + "".join(f"{place},{word}\n" for place, word in enumerate(words)))
+    assert [0, 0, 2, 2] == read(rows, split=index, max_skipped=1).parts.tolist()
+    names = []
+    for place, text in enumerate(["a", "b", " ", "c", "d"]):
+        names.append(f"{'good' if place < 3 else 'bad'}/{place}.txt")
+        (files / names[-1]).parent.mkdir(parents=True, exist_ok=True)
+        (files / names[-1]).write_text(text)
+    told = "".join(f"{name},{word}\n" for name, word in zip(names, words, strict=True))
+    (files / "which.csv").write_text("file,part\n" + told)
+    found = read(files, split=index, max_skipped=1)
+    assert [0, 0, 2, 2] == sorted(found.parts.tolist())
+    assert [1, 1, 0, 0] == found.y[np.argsort(found.parts, kind="stable")].tolist()
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
@@ -201,6 +223,14 @@ def test_a_row_without_text_is_among_the_unread(tmp_path: Path) -> None:
     asked = rows_inputs([{"text": "fine"}, {"text": None}, {}], TASK)
     assert ("1",) == asked.names and 2 == len(asked.unread)
     assert "row 2: column 'text' holds no text" == asked.unread[0].reason
+    (tmp_path / "rows.csv").write_text("text,label\nfine,good\n,bad\ndull,neither\nbright,good\n,bad\n")
+    told = read_inputs(tmp_path / "rows.csv", TASK, labelled=True)
+    assert (("1", "4"), ["2", "3", "5"]) == (told.names, [one.name for one in told.unread])
+    (tmp_path / "files").mkdir()
+    for name, text in (("a.txt", "fine"), ("b.txt", ""), ("c.txt", "dull")):
+        (tmp_path / "files" / name).write_text(text)
+    told = read_inputs(tmp_path / "files", TASK, labelled=False)
+    assert (("a.txt", "c.txt"), ["b.txt"]) == (told.names, [one.name for one in told.unread])
 
 
 def test_what_follows_a_text_is_asked_by_its_end(tmp_path: Path) -> None:
