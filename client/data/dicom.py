@@ -18,6 +18,8 @@ from consilium.client.data.frames import EIGHT_BITS, Decoded, Frame, Levels, NoP
 from consilium.common.host.extras import missing
 
 _MAGIC, _DEFLATED, _META_BYTES = b"DICM", b"1.2.840.10008.1.2.1.99", 65_536
+_SYNTAX = b"\x02\x00\x10\x00UI"
+"""Where a header says how the rest is packed (0002,0010)."""
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 
 
@@ -35,7 +37,10 @@ def decode_dicom(source: BinaryIO, *, name: str, most: int) -> Decoded | Bad:
     """
     if find_spec("pydicom") is None:
         return Bad(str(missing(f"{name} is DICOM, which", "pydicom")))
-    if _DEFLATED in source.read(_META_BYTES):  # pydicom would unpack it whole, whatever it unpacks to
+    head = source.read(_META_BYTES)
+    if _SYNTAX not in head:
+        return Bad(f"{name} is a DICOM file that does not say at its beginning how it is packed")
+    if _DEFLATED in head:  # pydicom would unpack it whole, whatever it unpacks to
         return Bad(f"{name} is packed as a whole (deflated), which is not read: save it in another transfer syntax")
     source.seek(0)
     with silent("pydicom"):

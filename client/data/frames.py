@@ -9,6 +9,7 @@ can hold. The same levels give the same tensors, whatever file or array they lie
 """
 
 import logging
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -104,10 +105,10 @@ def levels_of(frame: Frame, task: ImageTask, *, name: str) -> Levels | Bad:
         return Bad(f"{name}: a pixel is not a finite number")
     if task.pixel_range == "picture":
         low, high = (float(level) for level in np.percentile(frame.values, _PERCENTILES))
-        return (low, high if high > low else low + 1)  # of one level only: black
+        return _finite((low, high if high > low else low + 1), name)  # of one level only: black
     if task.pixel_range == "window":
         missing = f"{name} states no window (centre and width), as task.pixel_range = 'window' asks for"
-        return Bad(missing) if frame.window is None else frame.window
+        return Bad(missing) if frame.window is None else _finite(frame.window, name)
     if task.pixel_range is not None:
         return task.pixel_range
     if frame.full is None:
@@ -116,6 +117,12 @@ def levels_of(frame: Frame, task: ImageTask, *, name: str) -> Levels | Bad:
             "bits, or task.pixel_range in the study, such as [-1000, 1000] for Hounsfield units"
         )
     return frame.full
+
+
+def _finite(levels: Levels, name: str) -> Levels | Bad:
+    if 0 < levels[1] - levels[0] < math.inf:  # not of NaN either
+        return levels
+    return Bad(f"{name}: the levels of black and white are no finite numbers, one above the other")
 
 
 def normalised(pixels: Pixels, task: ImageTask) -> Pixels:

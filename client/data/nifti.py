@@ -4,6 +4,7 @@ A slice stands as in radiology: axial with the front on top and the patient's ri
 on top and the right on the left, sagittal with the head on top and the front on the left.
 """
 
+import struct
 import zlib
 from importlib.util import find_spec
 from math import prod
@@ -19,6 +20,8 @@ from consilium.common.study.image_task import SlicesConfig
 _AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
 """The axis that a slice lies across, of those from left to right, from back to front and from the feet up."""
 _HEADER_BYTES = 352
+MAX_OFFSET = 2**20
+"""Where the numbers of a volume begin at the latest; what stands before them is unpacked whole."""
 MAX_BYTES = 2**31
 """Most bytes that one volume may declare; for a slice across the fastest axis all of it is read."""
 
@@ -81,10 +84,14 @@ def _opened(source: BinaryIO) -> Any:
     packed = source.read(2) == b"\x1f\x8b"
     source.seek(0)
     stream: Any = gzip.GzipFile(fileobj=source) if packed else source
-    head = stream.read(8)
+    head = stream.read(_HEADER_BYTES)
     stream.seek(0)
-    kind = nibabel.Nifti2Image if head[4:8] == b"n+2\0" else nibabel.Nifti1Image
-    return kind.from_stream(stream)
+    second = head[4:8] == b"n+2\0"
+    order = "<" if int.from_bytes(head[:4], "little") in (348, 540) else ">"
+    (offset,) = struct.unpack_from(f"{order}q" if second else f"{order}f", head, 168 if second else 108)
+    if not offset <= MAX_OFFSET:  # extensions of a header are read whole
+        raise ValueError("the numbers begin too late")
+    return (nibabel.Nifti2Image if second else nibabel.Nifti1Image).from_stream(stream)
 
 
 def _slice(numbers: Any, shape: tuple[int, ...], turns: Any, axis: int, at: float) -> Any:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from consilium.client.data.arrays import check_classes, labels_of, npz_file, parts_of, patients_of
+from consilium.client.data.arrays import MAX_BYTES, check_classes, labels_of, npz_file, parts_of, patients_of
 from consilium.client.data.base import Bad
 from consilium.client.data.parts import index_file
 from consilium.client.data.series_base import LARGEST, Series, Values, Wanted, answer_of
@@ -61,6 +61,8 @@ def checked_series(x: Array, task: SeriesTask, *, where: str) -> Array:
             f"{where}: array 'x' has shape {x.shape}, expected {expected}: N series of T steps of the "
             f"{count} channels of task.channels"
         )
+    if (size := x.size * 8) > MAX_BYTES:
+        raise DataError(f"{where}: array 'x' takes {size} bytes as numbers, at most {MAX_BYTES} are read; divide it")
     return x
 
 

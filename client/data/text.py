@@ -21,6 +21,8 @@ from consilium.common.study.text_task import CHARACTERS, OTHER, TextTask, WordTo
 from consilium.common.study.training import SplitConfig
 
 _LARGEST = float(torch.finfo(torch.float32).max)
+MOST_NUMBERS = 2**27
+"""Most tokens of all pieces of a site's texts together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +52,8 @@ def read_text(config: DataConfig, task: Task, split: SplitConfig, *, site: str) 
     index = index_file(split.parts)
     wanted = Wanted(group=split.group, part=None if index else split.parts, index=index)
     found = list(texts_of(config.path, task, wanted, who=who))
+    if task.next is not None:
+        _check_pieces(found, task, who=who)
     examples, num_skipped = keep_usable(examples_of(found, task), site=site, max_skipped=config.max_skipped)
     if not examples:
         raise DataError(f"{who}: no usable text in '{config.path}', {num_skipped} skipped")
@@ -60,9 +64,18 @@ def read_text(config: DataConfig, task: Task, split: SplitConfig, *, site: str) 
         num_skipped=num_skipped,
         # Pieces of texts are short, and equal ones are no copies of one another.
         copies=copies_of_pictures(x) if task.next is None else Copies(np.arange(len(x))),
-        patients=[one.of.patient or "" for one in examples] if split.group is not None else None,
+        patients=_patients(examples, task, split),
         parts=_parts(examples, [one.name for one in found], config.path, split, site=site),
     )
+
+
+def _patients(examples: Sequence[_Example], task: TextTask, split: SplitConfig) -> list[str] | None:
+    """Return whose each example is; pieces of one text that overlap are of one, so that they are on one side."""
+    if split.group is not None:
+        return [one.of.patient or "" for one in examples]
+    if task.next is not None and task.step is not None and task.step <= task.length:
+        return [one.of.name for one in examples]
+    return None
 
 
 def _parts(
@@ -221,6 +234,17 @@ def _labels(labels: Sequence[float], task: TextTask) -> torch.Tensor:
 def _by_file(path: Path, split: SplitConfig) -> bool:
     """Return whether a folder holds texts as files, and no table but one that gives their parts."""
     return path.is_dir() and not tables_in(path, without=(split.parts,))
+
+
+def _check_pieces(texts: Iterable[Text | Bad], task: TextTask, *, who: str) -> None:
+    """Refuse more pieces than fit into memory, before they are made: a study's `step` says how many there are."""
+    step = task.step or task.length + 1
+    ends = (0 if isinstance(text, Bad) else len(text.text) - task.length for text in texts)
+    if (numbers := sum(max(0, -(-end // step)) for end in ends) * task.length) > MOST_NUMBERS:
+        raise DataError(
+            f"{who}: the texts give up to {numbers} tokens in pieces of {task.length}, at most {MOST_NUMBERS} are "
+            "read: raise task.step, or divide the texts among more sites"
+        )
 
 
 def _check_parts(path: Path, task: TextTask, split: SplitConfig, *, who: str) -> None:

@@ -165,7 +165,9 @@ class Site:
 
         def play(before: Callable[[], None]) -> tuple[RoundReply, bytes]:
             result = play_round(learner, plan, payload, kept, before=before)
-            sha256 = folder.save(result.kept, round_number=plan.round, accepted=plan.accepted, best=plan.best)
+            stopping = self._study.stopping
+            best = plan.best if stopping is not None and stopping.final == "best" else None
+            sha256 = folder.save(result.kept, round_number=plan.round, accepted=plan.accepted, best=best)
             self._last = {sha256: result.kept}
             num_examples = len(learner.data.train) if promise is None else promise.announced.sizes.train
             stamp = self._stamp(plan, began)

@@ -186,13 +186,13 @@ class Orders:
         """
         changes: dict[str, object] = {"number": order.number}
         known = self._runs.get(order.run, _Run(number=order.number))
-        if isinstance(plan, HandshakePlan):
+        if isinstance(plan, HandshakePlan) and not known.finished:
             changes |= {"study": study_digest(plan.study), "rounds": plan.study.rounds}
             changes["early"] = plan.study.stopping is not None
         if isinstance(plan, RoundPlan):
             changes["round"] = plan.round
         if isinstance(plan, FinishPlan):
-            changes["finished"] = True
+            changes |= {"finished": True, "rounds": plan.round, "early": False}  # after that round, and no other
         runs = {**self._runs, order.run: known.model_copy(update=changes)}
         head = audit or self.audit
         content = _File(site=self._site, runs=runs, audit=head).model_dump_json(exclude_defaults=True).encode()
@@ -223,9 +223,9 @@ class Orders:
 
 def _check_round(plan: RoundPlan, known: _Run, who: str) -> None:
     """Check a round against the study's last one and the highest answered: that one may be asked for once more."""
+    if known.finished:
+        raise ProtocolError(f"{who} has finished here, the test split was read; no round comes after that")
     if plan.round > known.rounds:
         raise ProtocolError(f"{who} ends with round {known.rounds}, the plan is for round {plan.round}")
     if plan.round < known.round:
         raise ProtocolError(f"{who} has answered round {known.round}, the plan is for the earlier round {plan.round}")
-    if known.finished:
-        raise ProtocolError(f"{who} has finished here, the test split was read; no round comes after that")

@@ -12,8 +12,10 @@ from consilium.common.errors import DataError, clean, listed
 
 MAX_FILE_BYTES = 2**29
 """Size of the largest workbook that is read."""
-MAX_UNPACKED_BYTES = 2**32
+MAX_UNPACKED_BYTES = 2**30
 """Most bytes that the parts of a workbook, which is a zip archive, may unpack to."""
+MAX_ROWS, MAX_CELLS = 1_048_576, 50_000_000
+"""Rows and cells of a sheet, counted with those that are empty."""
 MAX_CELL = 131_072
 """Characters of one cell, as in CSV."""
 
@@ -73,8 +75,13 @@ def _check_parts(file: Path, *, where: str) -> None:
 
 def _records(sheet: Any, *, where: str) -> Iterator[Record]:
     sheet.reset_dimensions()  # what a file declares of its size is often wrong
-    rows = [(number, _texts(row)) for number, row in enumerate(sheet.iter_rows(values_only=True), start=1)]
-    filled = [(number, texts) for number, texts in rows if any(texts)]
+    filled, cells = list[tuple[int, list[str]]](), 0
+    for number, row in enumerate(sheet.iter_rows(values_only=True), start=1):
+        cells += len(row) + 1
+        if number > MAX_ROWS or cells > MAX_CELLS:  # a row's number and a cell's column are what the file says
+            raise DataError(f"{where}: more than {MAX_ROWS} rows or {MAX_CELLS} cells in a sheet; divide it")
+        if any(texts := _texts(row)):
+            filled.append((number, texts))
     width = max((len(texts) for _, texts in filled), default=0)
     for number, texts in filled:
         if (longest := max(map(len, texts))) > MAX_CELL:

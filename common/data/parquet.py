@@ -82,13 +82,28 @@ def _rows(
     """Yield each row's place and cells; `most` says where longer texts are cut, None that they are refused."""
     row = 0
     for batch in table.iter_batches(batch_size=_BATCH_ROWS, columns=names, use_threads=False):
-        columns = [batch.column(name).to_pylist() for name in names]
+        held = [batch.column(name) for name in names]
+        longest = max((_longest(column) for column, cut in zip(held, most, strict=True) if cut is None), default=0)
+        if longest > MAX_CELL:  # before a column is unpacked: one long text may stand in all rows
+            raise DataError(f"{where}: a cell of {longest} characters, expected at most {MAX_CELL}")
+        columns = [column.to_pylist() for column in held]
         for cells in zip(*columns, strict=True):
             row += 1
             texts = [_text(cell, words)[:cut] for cell, words, cut in zip(cells, bools, most, strict=True)]
             if (longest := max(map(len, texts), default=0)) > MAX_CELL:
                 raise DataError(f"{where}, row {row}: a cell of {longest} characters, expected at most {MAX_CELL}")
             yield f"row {row}", texts
+
+
+def _longest(column: Any) -> int:
+    """Return the bytes of a column's longest text, 0 where it holds none."""
+    import pyarrow.compute as pc
+
+    texts = column.dictionary if hasattr(column, "dictionary") else column
+    try:
+        return int(pc.max(pc.binary_length(texts)).as_py() or 0)
+    except NotImplementedError:  # of numbers
+        return 0
 
 
 def _is_readable(kind: Any, types: Any) -> bool:

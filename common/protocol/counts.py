@@ -6,6 +6,9 @@ from consilium.common.protocol.cards import Count
 from consilium.common.protocol.patients import Patients
 from consilium.common.study.record import Record
 
+ROUNDING = 0.02
+"""How far a difference may be from that of the two numbers, as all three are rounded when they leave a site."""
+
 
 class PatientCounts(Record):
     """Sums over the patients of the test split: of correct answers per model, and of personal minus local."""
@@ -32,6 +35,20 @@ class Estimates(Record):
     global_: Estimate | None = None
     personal: Estimate | None = None
     difference: Estimate | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> "Estimates":
+        known = [one.value for one in (self.majority, self.local, self.global_, self.personal) if one is not None]
+        if min(known, default=0.0) < 0:
+            raise ValueError(f"a score is from 0 to 1, got {min(known)}")
+        one, other, moved = self.personal, self.local, self.difference
+        if moved is None:
+            return self
+        if one is None or other is None:
+            raise ValueError("the difference of personal and local is there without the two")
+        if abs(moved.value - (one.value - other.value)) > ROUNDING:
+            raise ValueError(f"difference {moved.value} is not personal {one.value} less local {other.value}")
+        return self
 
 
 class TestCounts(Record):

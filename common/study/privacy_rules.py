@@ -8,6 +8,7 @@ from consilium.common.privacy.secure.sizes import MOST_SITES, threshold
 from consilium.common.study.ruled import Study
 from consilium.common.study.signals import CLASS_COUNTS, EFFECTIVE_STEPS
 from consilium.common.study.task import TableTask
+from consilium.common.study.text_task import TextTask
 
 LEAST_SITES = 50
 """Sites whose mean site-level noise is added to: with fewer, the noise that hides one would hide all."""
@@ -151,6 +152,18 @@ def _examples_measure_nothing(study: Study) -> str | None:
     )
 
 
+def _pieces_of_texts_are_of_patients(study: Study) -> str | None:
+    examples, task = study.privacy.examples, study.task
+    if examples is None or examples.unit != "patient" or not isinstance(task, TextTask) or task.next is None:
+        return None
+    if study.split.group is not None:
+        return None
+    return (
+        "privacy.examples promises something to each patient, but a text is cut into pieces, and nothing says whose "
+        "they are: name the writer by split.group, or set privacy.examples.unit = 'example' for a promise about pieces"
+    )
+
+
 def _sums_are_all_that_is_needed(study: Study) -> str | None:
     """Refuse what takes more of the sites' updates than secure sums over sites."""
     if not study.privacy.secure_aggregation:
@@ -208,6 +221,7 @@ PRIVACY_RULES: tuple[Callable[[Study], str | None], ...] = (
     _examples_are_scaled_by_numbers,
     _examples_have_losses_of_their_own,
     _examples_are_drawn_each,
+    _pieces_of_texts_are_of_patients,
     _examples_measure_nothing,
     _examples_are_seen_by_noised_steps_alone,
     _examples_are_seen_in_full_precision,

@@ -37,7 +37,7 @@ from consilium.commands.home_paths import with_home_paths
 from consilium.commands.parameters import examples
 from consilium.commands.scripting import print_error, wants_json
 from consilium.commands.usage import in_words
-from consilium.common.errors import ConfigError, ConsiliumError
+from consilium.common.errors import ConfigError, ConsiliumError, clean
 from consilium.common.host.extras import EXTRAS, missing
 
 app = typer.Typer(
@@ -133,7 +133,8 @@ def _prepare() -> None:
 
 
 def _report(error: ConsiliumError) -> int:
-    print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    told = "\n".join(clean(line, 100_000) for line in str(error).split("\n"))  # it may name a file, a folder, a column
+    print(f"{type(error).__name__}: {told}", file=sys.stderr, flush=True)
     return _for_programs(type(error).__name__, str(error), error.exit_code)
 
 

@@ -74,15 +74,20 @@ def check_round(reply: RoundReply, state: ServerState, study: Study, *, site: st
 
 
 def check_signals(metrics: Mapping[str, float], study: Study, *, who: str) -> None:
-    """Check the measurements that the strategy and the weighting read: a loss of -1000 must not decide a site's share.
+    """Check the measurements that decide something: a loss of -1000 must not set a site's share, nor end the study.
 
     The strategy's must be there; where one of the weighting's is missing, the round is weighted by size.
 
     Raises:
         UpdateRejected: with the reason `metrics`.
     """
-    for name in sorted(study.config.strategy.needs | (study.weighting_needs & metrics.keys())):
-        low, high = LIMITS[name]
+    limits, stopping = dict(LIMITS), study.config.stopping
+    needed = study.config.strategy.needs | (study.weighting_needs & metrics.keys())
+    if stopping is not None:
+        limits[stopping.measured] = stopping.limits
+        needed |= {stopping.measured} & metrics.keys()
+    for name in sorted(needed):
+        low, high = limits[name]
         value = metrics.get(name)
         if value is None or not low <= value <= high:
             sent = "nothing" if value is None else value

@@ -23,6 +23,14 @@ PICTURES = {"kind": "images", "classes": ["no", "yes"]}
 TIMES = {"kind": "table", "survival": {"time": "t", "event": "e"}, "columns": {"a": {"kind": "number"}}}
 TEXTS = {"kind": "text", "classes": ["no", "yes"]}
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "pieces of texts without their writers": (
+        {
+            "task": {"kind": "text", "next": "character", "length": 8},
+            "model": {"name": "text_mean"},
+            "privacy": {"examples": {"epsilon": 3}},
+        },
+        "privacy.examples promises something to each patient, but a text is cut into pieces, and nothing says whose",
+    ),
     "texts with a model of tables": (
         {"task": TEXTS, "model": {"name": "mlp"}},
         "model.name: model 'mlp' reads no texts: choose 'text_mean'",

@@ -225,6 +225,10 @@ def test_study_that_may_stop_early_may_finish_after_any_of_its_rounds(tmp_path: 
         obey(orders, plan, len(past) + 1)
         with pytest.raises(ProtocolError, match="no round comes after that"):
             obey(orders, round_plan(4, early), len(past) + 2)
+        obey(orders, handshake(early), len(past) + 2)
+        other = finish(2).model_copy(update={"study": study_digest(early)})
+        with pytest.raises(ProtocolError, match=f"after the study's last round, {number}, and not after round 2"):
+            obey(orders, other, len(past) + 3)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from scripted import (
     run,
 )
 
-from consilium.common.errors import ConfigError, StateError
+from consilium.common.errors import ConfigError, StateError, UpdateRejected
 from consilium.common.protocol.plans import FinishPlan, RoundPlan, study_digest
 from consilium.common.results import RoundRecord, RunResult, SiteRound
 from consilium.common.stopping import Point, best_of, point_of, stopped_by
@@ -39,6 +40,7 @@ from consilium.history.runs import read_run
 from consilium.privacy.audit.audit import audit_run
 from consilium.privacy.audit.files import check_end
 from consilium.running.progress import Progress
+from consilium.server.study.check import check_signals
 from consilium.server.study.context import Study
 from consilium.server.study.exchange import Answer
 from consilium.server.study.run import run_study
@@ -285,6 +287,18 @@ def test_every_site_serves_what_it_measured_in_the_best_round(
         np.testing.assert_array_equal(alone, scores["local"], err_msg=site)
         again = kept_by(path, tmp_path / "stopped", best)
         np.testing.assert_equal(kept.to_arrays(), again.to_arrays())
+
+
+@pytest.mark.parametrize(("metric", "value"), [("loss", -1e308), ("loss", 1e308), ("accuracy", 1.5), ("auroc", -0.1)])
+def test_one_site_cannot_stop_a_study_by_a_number_that_cannot_be(
+    metric: str, value: float, make_study: MakeStudy
+) -> None:
+    """The server takes no update that comes with it; what can be is taken."""
+    study = make_study(stopping={"patience": 2, "metric": metric}, metrics=["auroc"])
+    told = SimpleNamespace(config=study, weighting_needs=frozenset())
+    with pytest.raises(UpdateRejected, match=f"as 'personal.{metric}', expected a number from 0 to 1"):
+        check_signals({f"personal.{metric}": value}, told, who="site 'a'")  # type: ignore[arg-type]  # what it reads of it
+    check_signals({f"personal.{metric}": 0.5}, told, who="site 'a'")  # type: ignore[arg-type]  # what it reads of it
 
 
 def test_what_a_study_cannot_be_stopped_by_is_refused(make_study: MakeStudy) -> None:

@@ -226,6 +226,14 @@ def test_sum_of_fewer_sites_than_share_the_noise_is_refused(hospital: Hospital) 
     """When it is masked, and when its masks are to be opened: two thirds of the sites would do without the noise."""
     with pytest.raises(ProtocolError, match="a sum over 49 sites, this site adds to sums over at least 50"):
         hospital.ask(cohort=SITES[:49])
+    promised = hospital.study.privacy.model_copy(
+        update={"sites": hospital.study.privacy.sites.model_copy(update={"colluding": 18})}
+    )
+    sums = replace(
+        hospital.sums, keys=replace(hospital.sums.keys, study=hospital.study.model_copy(update={"privacy": promised}))
+    )
+    with pytest.raises(ProtocolError, match="17 may work with the server without harm, the study promises 18"):
+        sums.check(_plan(hospital, NOISE))
     hospital.ask()
     for count, text in ((49, "the sum of fewer than 50 stays masked"), (threshold(52), "the sum of fewer than 50")):
         plan = UnmaskPlan(run="run", site=ME, study="0" * 64, round=1, attempt=1, survivors=SITES[:count])

@@ -1,5 +1,6 @@
 """DICOM files and NIfTI volumes: levels, windows and slices against pydicom and nibabel, and nothing of names."""
 
+import gzip
 import io
 import itertools
 import logging
@@ -14,7 +15,8 @@ from scanner_files import NAME, dicom, nifti
 
 from consilium.client.data import read_data
 from consilium.client.data.base import Bad
-from consilium.client.data.frames import Decoded, Pixels
+from consilium.client.data.dicom import _window
+from consilium.client.data.frames import Decoded, Frame, Pixels, levels_of
 from consilium.client.data.images import read_images
 from consilium.client.data.inputs import image_inputs, read_inputs
 from consilium.client.data.pictures import decode, decoded_pixels
@@ -104,6 +106,12 @@ def test_a_file_without_a_window_is_named_where_one_is_asked_for() -> None:
     assert expected == reason(dicom(levels(8, 8), bits=12), WINDOW)
     curve = dicom(levels(8, 8), bits=12, WindowCenter=40, WindowWidth=400, VOILUTFunction="SIGMOID")
     assert expected == reason(curve, WINDOW)
+    for centre, width in (("40", "1e999"), ("nan", "400"), ("1e308", "400")):
+        endless = dicom(levels(8, 8), bits=12, WindowCenter=40, WindowWidth=400)
+        data = pydicom.dcmread(io.BytesIO(endless))
+        data["WindowCenter"]._value, data["WindowWidth"]._value = float(centre), float(width)
+        frame = Frame(levels(8, 8)[..., None], (0.0, 4095.0), False, _window(data))
+        assert isinstance(found := levels_of(frame, WINDOW, name="x"), Bad) and "no finite numbers" in found.reason
 
 
 def test_a_table_of_levels_is_looked_up() -> None:
@@ -169,6 +177,10 @@ def test_packed_pixels_are_unpacked_or_named() -> None:
     data.save_as(file, enforce_file_format=True)
     assert len(file.getvalue()) * 100 < len(bomb)
     assert "is packed as a whole (deflated), which is not read" in reason(file.getvalue())
+    data.file_meta.FileMetaInformationVersion = bytes(70_000)  # the packing is said only behind this
+    file = io.BytesIO()
+    data.save_as(file)
+    assert "does not say at its beginning how it is packed" in reason(file.getvalue())
 
 
 def test_a_file_that_declares_too_much_is_named_before_it_is_decoded() -> None:
@@ -418,6 +430,17 @@ def test_volumes_that_are_none_or_declare_too_much_are_named() -> None:
         reason(bytes(large), task) == "image 'x.dcm' declares 900000000 pixels in a slice, at most 50000000 are decoded"
     )
     assert "is a NIfTI volume that is damaged" in reason(nifti(levels(4, 4, 4))[:-60], slice_task("axial", 1))
+
+
+def test_what_stands_before_the_numbers_of_a_volume_is_not_unpacked() -> None:
+    """A header may say that hundreds of megabytes of notes come first, in a file of a few hundred kilobytes."""
+    small = bytearray(nifti(levels(4, 4, 4)))
+    small[108:112] = np.array([2.0**21 + 352], "<f4").tobytes()
+    packed = gzip.compress(bytes(small[:352]) + bytes(2**21) + bytes(small[352:]), mtime=0)
+    assert "is a NIfTI volume that is damaged" in reason(packed, slice_task("axial"))
+    small[108:112] = np.array([2.0**19 + 352], "<f4").tobytes()
+    packed = gzip.compress(bytes(small[:352]) + bytes(2**19) + bytes(small[352:]), mtime=0)
+    assert not isinstance(decoded_pixels(packed, slice_task("axial"), name="x"), Bad)
 
 
 def test_slices_that_no_study_can_ask_for_are_refused() -> None:

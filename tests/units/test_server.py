@@ -6,7 +6,7 @@ import math
 import os
 import stat
 from collections import Counter
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from consilium.common.study.study import StudyConfig
 from consilium.common.study.task import ImageTask
 from consilium.common.weights.arrays import Array, digest
 from consilium.server.strategies import ServerState
+from consilium.server.strategies.contract import BestRound
 from consilium.server.study.checkpoint import load_checkpoint, save_checkpoint
 from consilium.server.study.cohort import choose_cohort
 from consilium.server.study.run import run_study
@@ -224,13 +225,17 @@ def test_checkpoint_holds_every_field_of_the_state(tmp_path: Path) -> None:
         holders=frozenset({"rome"}),
         asked={"berlin": 7},
         accepted={"berlin": 6},
+        best=BestRound(5, {"w": np.full(3, 0.5)}, asked={"berlin": 5}, accepted={"berlin": 4}),
     )
     save_checkpoint(tmp_path / "c", state, run="run-1", study_digest="abc")
     loaded = load_checkpoint(tmp_path / "c", study_digest="abc")
     for field in fields(ServerState):
         expected = getattr(state, field.name)
         assert expected, f"{field.name} is empty here, so nothing is tested"
-        np.testing.assert_equal(getattr(loaded, field.name), expected, field.name)
+        seen = getattr(loaded, field.name)
+        if isinstance(expected, BestRound):
+            expected, seen = asdict(expected), asdict(seen)
+        np.testing.assert_equal(seen, expected, field.name)
 
 
 def test_checkpoint_of_another_layout_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from pydantic import ValidationError
 from survival_cases import patients
 from survival_studies import site_folders, survival_study
 
@@ -18,6 +19,7 @@ from consilium.client.site.state_folder import StateFolder
 from consilium.client.training.sampling import spread
 from consilium.common.errors import ConfigError, DataError
 from consilium.common.model import read_record
+from consilium.common.protocol.counts import Estimates
 from consilium.common.study.load import load_site, study_text
 from consilium.common.study.study import StudyConfig
 from consilium.report.page import render_page
@@ -142,3 +144,17 @@ def test_a_model_predicts_risks_and_refuses_what_it_cannot(finished: tuple[dict[
     study_file.write_text(study_text(result.study), encoding="utf-8")
     with pytest.raises(ConfigError, match="neither right nor wrong"):
         adapt_site(sites["two"], model=folder / "run" / "model", study_file=study_file, steps=1)
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"personal": 0.5, "local": 0.9, "difference": 0.4}, "difference 0.4 is not personal 0.5 less local 0.9"),
+        ({"personal": 0.5, "difference": 0.1}, "the difference of personal and local is there without the two"),
+        ({"personal": 0.5, "majority": -1.0}, "a score is from 0 to 1"),
+    ],
+)
+def test_scores_that_contradict_each_other_are_refused(values: dict[str, float], sentence: str) -> None:
+    """A site cannot say that joining gained what its own two numbers do not show."""
+    with pytest.raises(ValidationError, match=sentence):
+        Estimates.model_validate({name: {"value": value, "error": 0.01} for name, value in values.items()})

@@ -1,6 +1,8 @@
 """Tables as they come: however the same rows are written, they give the same tensors, or a sentence with all faults."""
 
 import builtins
+import io
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -300,6 +302,11 @@ def test_workbook_that_cannot_be_read_is_a_sentence(tmp_path: Path, monkeypatch:
     with zipfile.ZipFile(bad, "w") as archive:
         archive.writestr("a", "b")
     with pytest.raises(DataError, match=r"file 'bad.xlsx' is not an Excel workbook"):
+        read(bad)
+    with zipfile.ZipFile(io.BytesIO(good)) as held, zipfile.ZipFile(bad, "w") as archive:
+        for name in held.namelist():  # the last row says that twenty million empty ones come before it
+            archive.writestr(name, re.sub(rb'<row r="4"', b'<row r="20000000"', held.read(name)))
+    with pytest.raises(DataError, match="more than 1048576 rows or 50000000 cells in a sheet; divide it"):
         read(bad)
     bad.write_bytes(good)
     monkeypatch.setattr("consilium.common.data.excel.MAX_UNPACKED_BYTES", 1000)

@@ -121,6 +121,17 @@ def test_patients_and_parts_come_from_columns(tmp_path: Path) -> None:
     assert [0] * 6 + [2] * 6 == raw.parts.tolist()
 
 
+def test_pieces_that_overlap_are_of_one_patient_and_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else what a model was trained on would be in its test rows; pieces side by side share nothing."""
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text("abcdefgh")
+    assert read(tmp_path, plain(step=4)).patients is None
+    assert ["a.txt"] * 5 + ["b.txt"] * 5 == read(tmp_path, plain(step=1)).patients
+    monkeypatch.setattr("consilium.client.data.text.MOST_NUMBERS", 29)
+    with pytest.raises(DataError, match=r"up to 30 tokens in pieces of 3, at most 29 are read: raise task\.step"):
+        read(tmp_path, plain(step=1))
+
+
 def test_parts_of_texts_come_from_a_file_beside_them(tmp_path: Path) -> None:
     """Of rows and of files alike, also where one of them is skipped; the file is no table of texts."""
     index = SplitConfig(parts="which.csv", validation=0)

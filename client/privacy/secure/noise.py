@@ -11,6 +11,8 @@ from consilium.common.study.study import StudyConfig
 
 _PIECE = 2**16
 _CLOSE = 1 + 1e-9
+_LEAST_NOISE = 0.1
+"""As the study has it at least."""
 """Processors differ in the last digits of an account."""
 
 
@@ -31,6 +33,8 @@ def check_noise(study: StudyConfig, multiplier: float | None, *, who: str) -> No
         says = "promises none" if privacy is None else "hides whole sites (privacy.sites)"
         what = "leaves out the noise of its sum" if multiplier is None else "asks for noise in its sum"
         raise ProtocolError(f"{who} {what}, but the study {says}")
+    if multiplier < _LEAST_NOISE:
+        raise ProtocolError(f"{who} asks for noise of {multiplier:g} times the clip, which promises nothing")
     if privacy.noise is not None:
         if multiplier != privacy.noise:
             raise ProtocolError(

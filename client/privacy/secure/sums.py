@@ -28,7 +28,7 @@ from consilium.common.errors import ProtocolError, StateError
 from consilium.common.privacy.secure.context import Context, sum_digest
 from consilium.common.privacy.secure.fixed import Layout, to_words
 from consilium.common.privacy.secure.masks import Words
-from consilium.common.privacy.secure.noise import fewest_answers, noise_share
+from consilium.common.privacy.secure.noise import colluding_sites, fewest_answers, noise_share
 from consilium.common.privacy.secure.party import Party, sealed_bytes
 from consilium.common.privacy.secure.payload import Masked, to_payload
 from consilium.common.privacy.secure.sizes import LEAST_SITES, threshold
@@ -88,7 +88,14 @@ class SecureSums:
             raise ProtocolError(
                 f"{who} asks for a sum over {len(cohort)} sites, this site adds to sums over at least {self.fewest}"
             )
-        check_noise(self.keys.study, asked.noise, who=who)
+        study = self.keys.study
+        harmless = len(cohort) - threshold(len(cohort))
+        if study.privacy.hides_sites and harmless < colluding_sites(study):
+            raise ProtocolError(
+                f"{who}: of a sum over {len(cohort)} sites {harmless} may work with the server without harm, the study "
+                f"promises {colluding_sites(study)} (privacy.sites.colluding)"
+            )
+        check_noise(study, asked.noise, who=who)
         if unknown := [name for name in cohort if name not in memory.peers]:
             raise ProtocolError(f"{who}: there is no checked key of site '{unknown[0]}' for this run")
         sent = memory.sent
