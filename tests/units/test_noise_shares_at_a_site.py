@@ -226,9 +226,9 @@ def test_sum_of_fewer_sites_than_share_the_noise_is_refused(hospital: Hospital) 
     """When it is masked, and when its masks are to be opened: two thirds of the sites would do without the noise."""
     with pytest.raises(ProtocolError, match="a sum over 49 sites, this site adds to sums over at least 50"):
         hospital.ask(cohort=SITES[:49])
-    promised = hospital.study.privacy.model_copy(
-        update={"sites": hospital.study.privacy.sites.model_copy(update={"colluding": 18})}
-    )
+    sites = hospital.study.privacy.sites
+    assert sites is not None
+    promised = hospital.study.privacy.model_copy(update={"sites": sites.model_copy(update={"colluding": 18})})
     sums = replace(
         hospital.sums, keys=replace(hospital.sums.keys, study=hospital.study.model_copy(update={"privacy": promised}))
     )
