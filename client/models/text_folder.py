@@ -20,8 +20,8 @@ from consilium.common.study.training import PretrainedConfig
 
 WEIGHTS, CONFIG, TOKENIZER = TRANSFORMER_WEIGHTS, "config.json", "tokenizer.json"
 """Files of a pretrained model's folder."""
-MOST_BYTES = 2**36
-"""Size of the largest file that is read."""
+MOST_BYTES, MOST_CONFIG_BYTES = 2**36, 2**20
+"""Size of the largest file that is read, and of the largest `config.json`."""
 BASE = "backbone.base."
 """How the names of the base's arrays begin in our model."""
 _PREFIXES = ("bert.", "roberta.", "transformer.")
@@ -113,6 +113,8 @@ def described(folder: Path) -> dict[str, Any]:
 def _settings_in(path: Path, who: str) -> TransformerSettings:
     """Return the settings that a `config.json` holds; what it says beyond that changes nothing that we compute."""
     try:
+        if path.stat().st_size > MOST_CONFIG_BYTES:
+            raise ModelError(f"{who}: {CONFIG} has more than {MOST_CONFIG_BYTES} bytes, which no model's settings take")
         values = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{who}: {CONFIG} is no JSON, or it is damaged") from error
@@ -157,7 +159,7 @@ def _check_fits(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], w
     short = len(BASE)
     problems = {
         "missing": [name[short:] for name in expected if name not in weights],
-        "unexpected": [name[short:] for name in weights if name not in expected],
+        "unexpected": [clean(name[short:], 100) for name in weights if name not in expected],
         "wrong shape": [
             f"{name[short:]} {tuple(weights[name].shape)}, expected {tuple(value.shape)}"
             for name, value in expected.items()
@@ -175,6 +177,8 @@ def _check_fits(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], w
 
 def _sha256(path: Path, who: str) -> str:
     try:
+        if (size := path.stat().st_size) > MOST_BYTES:
+            raise ModelError(f"{who}: '{path.name}' has {size} bytes, at most {MOST_BYTES} are read")
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:

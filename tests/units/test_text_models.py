@@ -166,6 +166,9 @@ def test_a_folder_of_another_kind_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "odd"
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(b"")
+    (folder / "config.json").write_text(" " * 2**20 + "{}")
+    with pytest.raises(ModelError, match=r"config\.json has more than 1048576 bytes"):
+        described(folder)
     (folder / "config.json").write_text(json.dumps({"model_type": "odd", "auto_map": {"AutoModel": "odd.Odd"}}))
     with pytest.raises(ModelError, match="expected model_type bert, roberta or gpt2"):
         described(folder)
