@@ -38,7 +38,7 @@ def decode_dicom(source: BinaryIO, *, name: str, most: int) -> Decoded | Bad:
     if find_spec("pydicom") is None:
         return Bad(str(missing(f"{name} is DICOM, which", "pydicom")))
     head = source.read(_META_BYTES)
-    if _SYNTAX not in head:
+    if _SYNTAX not in head and len(head) == _META_BYTES:
         return Bad(f"{name} is a DICOM file that does not say at its beginning how it is packed")
     if _DEFLATED in head:  # pydicom would unpack it whole, whatever it unpacks to
         return Bad(f"{name} is packed as a whole (deflated), which is not read: save it in another transfer syntax")

@@ -21,17 +21,24 @@ from consilium.common.study.text_task import CHARACTERS, OTHER, TextTask, WordTo
 from consilium.common.study.training import SplitConfig
 
 _LARGEST = float(torch.finfo(torch.float32).max)
+_SECTION = 50
+"""Pieces' lengths in a section of a text whose pieces overlap."""
 MOST_NUMBERS = 2**27
 """Most tokens of all pieces of a site's texts together."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Example:
-    """The numbers of a text's tokens, its label as the model answers it, and the text it is of or from."""
+    """The numbers of a text's tokens, its label as the model answers it, and the text it is of or from.
+
+    Args:
+        section: of the text; pieces of different ones share nothing.
+    """
 
     ids: Sequence[int]
     label: float
     of: Text
+    section: int = 0
 
 
 def read_text(config: DataConfig, task: Task, split: SplitConfig, *, site: str) -> RawData:
@@ -70,11 +77,11 @@ def read_text(config: DataConfig, task: Task, split: SplitConfig, *, site: str) 
 
 
 def _patients(examples: Sequence[_Example], task: TextTask, split: SplitConfig) -> list[str] | None:
-    """Return whose each example is; pieces of one text that overlap are of one, so that they are on one side."""
+    """Return whose each example is; pieces of one section, which overlap, are of one, so that they are on one side."""
     if split.group is not None:
         return [one.of.patient or "" for one in examples]
-    if task.next is not None and task.step is not None and task.step <= task.length:
-        return [one.of.name for one in examples]
+    if task.next is not None and _overlap(task):
+        return [f"{one.of.name} {one.section}" for one in examples]
     return None
 
 
@@ -167,14 +174,24 @@ def _label(cell: str, places: Mapping[str, int], task: TextTask) -> float | str:
 
 
 def _pieces(text: Text, task: TextTask) -> Iterator[_Example]:
-    """Yield the pieces of a text, `step` characters or words apart, with what follows each of them."""
+    """Yield the pieces of a text, `step` characters or words apart, with what follows each of them.
+
+    Where pieces overlap, the text is cut into sections first, and no piece goes beyond its own: ten, or as many as are
+    `_SECTION` pieces long.
+    """
     units: Sequence[str] = text.text if task.next == "character" else words_of(text.text)
     ids, labels = numbers_of_units(units, task), _followers(units, task)
-    step = task.step or task.length + 1
-    for start in range(0, len(units) - task.length, step):
-        label = labels[start + task.length]
-        if label is not None:
-            yield _Example(ids[start : start + task.length], label, text)
+    step, piece = task.step or task.length + 1, task.length + 1
+    size = max(piece, min(_SECTION * piece, -(-len(units) // 10))) if _overlap(task) else max(piece, len(units))
+    for section, begin in enumerate(range(0, len(units), size)):
+        for start in range(begin, min(begin + size, len(units)) - task.length, step):
+            label = labels[start + task.length]
+            if label is not None:
+                yield _Example(ids[start : start + task.length], label, text, section)
+
+
+def _overlap(task: TextTask) -> bool:
+    return task.step is not None and task.step <= task.length
 
 
 def numbers_of_units(units: Sequence[str], task: TextTask) -> list[int]:

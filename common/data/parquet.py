@@ -83,9 +83,9 @@ def _rows(
     row = 0
     for batch in table.iter_batches(batch_size=_BATCH_ROWS, columns=names, use_threads=False):
         held = [batch.column(name) for name in names]
-        longest = max((_longest(column) for column, cut in zip(held, most, strict=True) if cut is None), default=0)
-        if longest > MAX_CELL:  # before a column is unpacked: one long text may stand in all rows
-            raise DataError(f"{where}: a cell of {longest} characters, expected at most {MAX_CELL}")
+        for column, cut in zip(held, most, strict=True):
+            if cut is None:  # before a column is unpacked: one long text may stand in all rows
+                _check_lengths(column, row, where=where)
         columns = [column.to_pylist() for column in held]
         for cells in zip(*columns, strict=True):
             row += 1
@@ -95,15 +95,20 @@ def _rows(
             yield f"row {row}", texts
 
 
-def _longest(column: Any) -> int:
-    """Return the bytes of a column's longest text, 0 where it holds none."""
+def _check_lengths(column: Any, row: int, *, where: str) -> None:
+    """Refuse a column with a text of more than four bytes for each character that a cell may have."""
     import pyarrow.compute as pc
 
     texts = column.dictionary if hasattr(column, "dictionary") else column
     try:
-        return int(pc.max(pc.binary_length(texts)).as_py() or 0)
+        lengths = pc.binary_length(texts)
     except NotImplementedError:  # of numbers
-        return 0
+        return
+    if (longest := int(pc.max(lengths).as_py() or 0)) <= 4 * MAX_CELL:
+        return
+    of_rows = lengths.take(column.indices) if hasattr(column, "dictionary") else lengths
+    first = row + 1 + int(pc.index(of_rows, longest).as_py())
+    raise DataError(f"{where}, row {first}: a cell of {longest} bytes, expected at most {MAX_CELL} characters")
 
 
 def _is_readable(kind: Any, types: Any) -> bool:

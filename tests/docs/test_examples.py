@@ -86,13 +86,15 @@ def test_resnet50_sends_its_head_alone_and_learns() -> None:
 
 @pytest.mark.skipif(not PLAYS.is_file(), reason="Shakespeare's plays do not lie beside the project")
 def test_plays_are_divided_by_speaker_and_the_study_reads_them(tmp_path: Path) -> None:
-    """The two who say most are the sites, and every character of their lines is in pieces of the study's length."""
+    """The two who say most are the sites, and their lines are in pieces of the study's length, section by section."""
     lines = printed_by("shakespeare.py", str(PLAYS), str(tmp_path), "--speakers", "2")
     assert ["gloucester: 37,615 characters", "duke-vincentio: 34,094 characters"] == lines[:2]
     study = load_study(tmp_path / "study.toml")
     config = TextData(path=tmp_path / "gloucester" / "data")
     raw = read_text(config, study.task, study.split, site="gloucester")
-    assert len(range(0, 37_616 - 32, 8)) == len(raw.y)
+    begins = range(0, 37_616, 50 * 33)  # of sections, which no piece of 32 and what follows it goes beyond
+    assert sum(len(range(begin, min(begin + 50 * 33, 37_616) - 32, 8)) for begin in begins) == len(raw.y)
+    assert len(begins) == len(set(raw.patients or ()))
 
 
 @pytest.mark.e2e

@@ -161,7 +161,9 @@ def test_parquet_cell_of_a_megabyte_is_refused_with_its_row(tmp_path: Path) -> N
     table = rows()
     table[3] |= {"pain": "x" * 1_000_000}
     message = error_of(to_parquet(tmp_path / "a.parquet", table))
-    assert "site 'lyon': file 'a.parquet', row 4: a cell of 1000000 characters, expected at most 131072" == message
+    assert (
+        "site 'lyon': file 'a.parquet', row 4: a cell of 1000000 bytes, expected at most 131072 characters" == message
+    )
 
 
 def test_parquet_column_that_is_missing_or_no_column_of_cells_is_named(tmp_path: Path) -> None:

@@ -84,21 +84,22 @@ def test_files_in_a_folder_per_class_give_what_a_table_gives(tmp_path: Path) -> 
 
 
 def test_next_character_is_the_label_of_the_piece_before_it(tmp_path: Path) -> None:
-    """'abcdefgh' in pieces of 3, none overlapping: abc -> d, efg -> h; with step 1 every place is one."""
+    """'abcdefgh' in pieces of 3, none overlapping: abc -> d, efg -> h; with step 1 every place of a section is one."""
     (tmp_path / "a.txt").write_text("abcdefgh", encoding="utf-8")
     raw = read(tmp_path, plain())
     spelled = [[CHARACTERS[int(one) - 1] for one in row] for row in raw.x]
     assert [["a", "b", "c"], ["e", "f", "g"]] == spelled
     assert ["d", "h"] == [CHARACTERS[y] for y in raw.y.tolist()]
-    assert 5 == len(read(tmp_path, plain(step=1)).y)
+    (tmp_path / "a.txt").write_text("abcdefgh" * 10, encoding="utf-8")
+    assert 10 * 5 == len(read(tmp_path, plain(step=1)).y)
 
 
 def test_next_word_counts_as_other_where_it_is_no_class(tmp_path: Path) -> None:
     """With the class 'other' every piece is an example; without it only those that a class follows."""
-    (tmp_path / "a.txt").write_text("the king said the queen said the king went", encoding="utf-8")
-    task = TextTask(classes=("king", "other"), next="word", length=1, step=1)
-    assert [0, 1, 1, 1, 1, 1, 0, 1] == read(tmp_path, task).y.tolist()
-    assert [0, 1, 0] == read(tmp_path, TextTask(classes=("king", "queen"), next="word", length=1, step=1)).y.tolist()
+    (tmp_path / "a.txt").write_text("the king said queen went there the king", encoding="utf-8")
+    task = TextTask(classes=("king", "other"), next="word", length=1)
+    assert [0, 1, 1, 0] == read(tmp_path, task).y.tolist()
+    assert [0, 1, 0] == read(tmp_path, TextTask(classes=("king", "queen"), next="word", length=1)).y.tolist()
 
 
 def test_a_regression_of_texts_has_numbers_as_labels(tmp_path: Path) -> None:
@@ -121,14 +122,15 @@ def test_patients_and_parts_come_from_columns(tmp_path: Path) -> None:
     assert [0] * 6 + [2] * 6 == raw.parts.tolist()
 
 
-def test_pieces_that_overlap_are_of_one_patient_and_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else what a model was trained on would be in its test rows; pieces side by side share nothing."""
-    for name in "ab":
-        (tmp_path / f"{name}.txt").write_text("abcdefgh")
+def test_pieces_that_overlap_are_on_one_side_and_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else what a model was trained on would be in its test rows; pieces of other sections share nothing."""
+    (tmp_path / "a.txt").write_text("".join(chr(97 + place % 26) for place in range(100)))
     assert read(tmp_path, plain(step=4)).patients is None
-    assert ["a.txt"] * 5 + ["b.txt"] * 5 == read(tmp_path, plain(step=1)).patients
-    monkeypatch.setattr("consilium.client.data.text.MOST_NUMBERS", 29)
-    with pytest.raises(DataError, match=r"up to 30 tokens in pieces of 3, at most 29 are read: raise task\.step"):
+    raw = read(tmp_path, plain(step=1))
+    assert [f"a.txt {section}" for section in range(10) for _ in range(7)] == raw.patients
+    assert [0, 10, 20] == [int(raw.x[7 * section, 0] - raw.x[0, 0]) for section in range(3)]
+    monkeypatch.setattr("consilium.client.data.text.MOST_NUMBERS", 290)
+    with pytest.raises(DataError, match=r"up to 291 tokens in pieces of 3, at most 290 are read: raise task\.step"):
         read(tmp_path, plain(step=1))
 
 
@@ -250,8 +252,9 @@ def test_what_follows_a_text_is_asked_by_its_end(tmp_path: Path) -> None:
     assert ["d", "e", "f"] == [CHARACTERS[int(one) - 1] for one in asked.x[0]]
 
 
-def test_tokeniser_of_a_file_is_held_to_its_digest(tmp_path: Path) -> None:
+def test_tokeniser_of_a_file_is_held_to_its_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file is read from the weights folder; changed by a byte, or nowhere, it is refused in words."""
+    monkeypatch.setattr("consilium.client.data.text_tokens._files", {})  # another test may have read it
     pytest.importorskip("tokenizers", reason="the extra 'text' is not installed")
     (tmp_path / "tiny").mkdir()
     file = tmp_path / "tiny" / "tokenizer.json"
