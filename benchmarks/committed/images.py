@@ -113,11 +113,11 @@ IMAGES: dict[str, Result] = {
         {"methods": "fedavg", "seeds": "2", "weights-dir": f"{SITES}/weights"},
     ),
     "cifar10-private": Result(
-        "CIFAR-10, five sites alike, SqueezeNet frozen, noise for each image at epsilon 8, 3 and 1, 3 rates, 5 seeds",
+        "CIFAR-10, five sites alike, SqueezeNet frozen, noise for each image at epsilon 8, 3 and 1, 2 rates, 5 seeds",
         cifar10_private,
         {
             "methods": "fedavg",
-            "learning-rates": "0.0005,0.001,0.002",
+            "learning-rates": "0.001,0.008",
             "epsilons": "8,3,1",
             "seeds": "5",
             "weights-dir": f"{SITES}/weights",
