@@ -4,16 +4,21 @@ A new kind of label is a new `Target`: training, evaluation and the methods ask 
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
 from consilium.client.training.cox import cox_loss
+from consilium.common.intervals.evidence import Evidence
 from consilium.common.study.task_base import TaskBase
 from consilium.common.survival.concordance import harrell, own_shares
+from consilium.common.survival.evidence import evidence_of
 from consilium.common.survival.times import Times
 
 
@@ -63,6 +68,29 @@ class Target(ABC):
     def strata(self, y: Tensor) -> Tensor:
         """Return what a split is stratified by `(N,)`: int64, or floats where it is not."""
         return y
+
+
+class ScoredTarget(Target):
+    """Labels whose answers are neither right nor wrong by themselves: a model has a score on all of a site's rows."""
+
+    neutral: ClassVar[float] = 0.0
+    """The score of an answer that says nothing."""
+
+    @abstractmethod
+    def constant_outputs(self, y: Tensor, count: int) -> Tensor:
+        """Return the outputs `(count, outputs, ...)` of the constant answer from training labels `y`."""
+
+    @abstractmethod
+    def evidence(
+        self, y: Tensor, outputs: Mapping[str, Tensor], groups: NDArray[np.int64] | None
+    ) -> dict[str, Evidence]:
+        """Return the evidence of each model's score, all in the same draws; none where these rows do not say it.
+
+        Args:
+            y: the labels of N rows.
+            outputs: of each model, for the same rows.
+            groups: the patient of each row `(N,)`; None: every row is one.
+        """
 
 
 @dataclass(frozen=True)
@@ -136,7 +164,7 @@ class NumberTarget(Target):
 
 
 @dataclass(frozen=True)
-class TimeTarget(Target):
+class TimeTarget(ScoredTarget):
     """Labels are float32 times until an event, with a minus sign where they are censored; answers are log risks.
 
     The loss is Cox's partial likelihood, in which a batch is a risk set of its own. The constant answer says nothing of
@@ -144,6 +172,7 @@ class TimeTarget(Target):
     """
 
     by_rows: ClassVar[bool] = False
+    neutral: ClassVar[float] = 0.5
 
     def loss(self, logits: Tensor, y: Tensor) -> Tensor:
         """Return Cox's partial likelihood of a batch, less than 0 never, divided by its rows."""
@@ -167,6 +196,17 @@ class TimeTarget(Target):
         risks = answers.detach().double().cpu().numpy()
         found = harrell(Times.of_labels(y.cpu().numpy()), risks) if bool(torch.isfinite(answers).all()) else None
         return float("nan") if found is None else found
+
+    def constant_outputs(self, y: Tensor, count: int) -> Tensor:
+        """Return the same risk for all."""
+        return torch.zeros(count, 1)
+
+    def evidence(
+        self, y: Tensor, outputs: Mapping[str, Tensor], groups: NDArray[np.int64] | None
+    ) -> dict[str, Evidence]:
+        """Return the evidence of Harrell's c; none where no two patients can be compared."""
+        risks = {name: of[:, 0].double().cpu().numpy() for name, of in outputs.items()}
+        return evidence_of(Times.of_labels(y.cpu().numpy()), risks, groups)
 
     def strata(self, y: Tensor) -> Tensor:
         """Return 1 where the event was seen, 0 where it was not."""

@@ -12,6 +12,7 @@ from torch import Tensor
 import consilium.common
 from consilium.client.data import Examples
 from consilium.client.data.preparation import Preparation
+from consilium.client.data.target import ScoredTarget
 from consilium.client.data.text_tokens import tokenizer_file
 from consilium.client.training.evaluation import Evaluation
 from consilium.common.intervals.evidence import Evidence
@@ -21,8 +22,6 @@ from consilium.common.model import ModelRecord, Provenance, Score, Served, write
 from consilium.common.protocol.plans import study_digest
 from consilium.common.study.study import StudyConfig
 from consilium.common.study.task import Task
-from consilium.common.survival.evidence import evidence_of
-from consilium.common.survival.times import Times
 from consilium.common.weights.arrays import Weights
 
 
@@ -92,8 +91,8 @@ def scores_of(evaluation: Evaluation, test: Examples, task: Task) -> tuple[Score
     Args:
         evaluation: of the model on `test`, at least one example.
     """
-    if task.survival_times is not None:
-        return _ranked(evaluation, test, task)
+    if isinstance(test.target, ScoredTarget):
+        return _scored(test.target, evaluation, test, task)
     rows: Mapping[str, tuple[Tensor, Kind]] = {task.score: (evaluation.right, "share")}
     if (number := task.number) is not None:
         errors = (evaluation.logits[:, 0].double() - test.y.cpu().double()).abs() * number.scale
@@ -101,15 +100,14 @@ def scores_of(evaluation: Evaluation, test: Examples, task: Task) -> tuple[Score
     return tuple(score(name, each, test.groups, kind=kind) for name, (each, kind) in rows.items())
 
 
-def _ranked(evaluation: Evaluation, test: Examples, task: Task) -> tuple[Score, ...]:
-    """Return how well the model ranks the patients; nothing where no two can be compared."""
+def _scored(target: ScoredTarget, evaluation: Evaluation, test: Examples, task: Task) -> tuple[Score, ...]:
+    """Return the model's score; nothing where these rows do not say it."""
     groups = None if test.groups is None else test.groups.numpy()
-    of = Times.of_labels(test.y.cpu().numpy())
-    found = evidence_of(of, {task.score: evaluation.logits[:, 0].double().numpy()}, groups)
-    patients = len(of) if groups is None else len(np.unique(groups))
+    found = target.evidence(test.y, {task.score: evaluation.logits}, groups)
+    patients = len(test) if groups is None else len(np.unique(groups))
     intervals = {name: interval_of(one, kind="share") for name, one in found.items()}
     return tuple(
-        Score(name=name, num=len(of), patients=patients, value=one.value, low=one.low, high=one.high)
+        Score(name=name, num=len(test), patients=patients, value=one.value, low=one.low, high=one.high)
         for name, one in intervals.items()
     )
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from consilium.client.data import Examples
+from consilium.client.data.target import ScoredTarget
 from consilium.client.models import get_weights
 from consilium.client.served.write import Origin
 from consilium.client.site.baseline import serving_alone, train_alone
@@ -23,10 +24,9 @@ from consilium.client.training.evaluation import Evaluation, evaluate
 from consilium.common.errors import ProtocolError
 from consilium.common.model import Served
 from consilium.common.protocol.counts import PatientCounts, TestCounts
+from consilium.common.protocol.estimates import estimates_of
 from consilium.common.protocol.patients import Patients
 from consilium.common.protocol.plans import FinishPlan
-from consilium.common.survival.evidence import estimates_of
-from consilium.common.survival.times import Times
 from consilium.common.weights.arrays import Array, Weights, digest
 
 _FIELDS: Mapping[str, str] = {"personal": "personal", "local": "local", "global": "global_"}
@@ -79,8 +79,8 @@ def read_test_once(
     for served, arrays in reading.arrays.items():
         origin.save(folder.models / served, served, arrays, reading.evaluations[served], test)
     folder.save_scores(_scores(learner, reading))
-    if learner.study.task.survival_times is not None:
-        counts = earlier or _ranked(learner, reading)
+    if isinstance(test.target, ScoredTarget):
+        counts = earlier or _estimated(test.target, learner, reading)
     elif promise is None:
         counts = earlier or _counts(_right(learner, reading), test.groups)
     else:
@@ -147,13 +147,14 @@ def _right(learner: Learner, reading: TestReading) -> dict[str, Tensor]:
     return right | {_FIELDS[model]: evaluation.right for model, evaluation in reading.evaluations.items()}
 
 
-def _ranked(learner: Learner, reading: TestReading) -> TestCounts:
-    """Return how well each model ranks the test patients by their risk: estimates, as no answer is right by itself."""
-    test = learner.data.test
-    of, groups = Times.of_labels(test.y.cpu().numpy()), None if test.groups is None else test.groups.numpy()
-    risks = {_FIELDS[model]: of_one.logits[:, 0].double().numpy() for model, of_one in reading.evaluations.items()}
-    risks["majority"] = np.zeros(len(of))
-    return TestCounts(num_test=len(of), personal=None, estimates=estimates_of(of, risks, groups))
+def _estimated(target: ScoredTarget, learner: Learner, reading: TestReading) -> TestCounts:
+    """Return the score of each model and of the constant answer: estimates, as no answer is right by itself."""
+    test, groups = learner.data.test, learner.data.test.groups
+    outputs = {_FIELDS[model]: of_one.logits for model, of_one in reading.evaluations.items()}
+    outputs["majority"] = target.constant_outputs(learner.data.train.y, len(test))
+    found = target.evidence(test.y, outputs, None if groups is None else groups.numpy())
+    estimates = estimates_of(found, neutral=target.neutral)
+    return TestCounts(num_test=len(test), personal=None, estimates=estimates)
 
 
 def _origin(learner: Learner, folder: StateFolder, plan: FinishPlan) -> Origin:

@@ -6,6 +6,7 @@ and its digest is over the bytes of its files.
 
 import hashlib
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -55,15 +56,25 @@ class Offer:
 
 def offers(group: str | None = None, name: str | None = None) -> tuple[Offer, ...]:
     """Return the parts that installed packages offer, of a group and a name if these are given."""
-    every = _offers(tuple(sys.path))
-    if name is not None and not any(one.name == name for one in every):
-        _offers.cache_clear()  # it may have been installed since
-        every = _offers(tuple(sys.path))
+    every = _offers(tuple(_installed(place or ".") for place in sys.path))
     return tuple(one for one in every if group in (None, one.group) and name in (None, one.name))
 
 
+def _installed(place: str) -> tuple[object, ...]:
+    """Return what changes when a package is installed, changed or removed below an entry of `sys.path`."""
+    try:
+        with os.scandir(place) as entries:
+            known = [one for one in entries if one.name.endswith((".dist-info", ".egg-info"))]
+            return place, *sorted((one.name, one.stat().st_mtime_ns) for one in known)
+    except NotADirectoryError:
+        return place, Path(place).stat().st_mtime_ns
+    except OSError:
+        return (place,)
+
+
 @lru_cache(maxsize=4)
-def _offers(_path: tuple[str, ...]) -> tuple[Offer, ...]:
+def _offers(_installed: tuple[object, ...]) -> tuple[Offer, ...]:
+    """Return every offer; it takes longer than a round of a small model, and is asked for with every plan."""
     return tuple(_every_offer())
 
 

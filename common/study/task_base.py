@@ -48,6 +48,11 @@ class TaskBase(Record):
         return "classes" if self.number is None else "numbers"
 
     @property
+    def counted(self) -> bool:
+        """Whether an answer is right or wrong by itself, so that the score is a share of right answers."""
+        return self.label_kind in ("classes", "numbers")
+
+    @property
     def one_label(self) -> str:
         """What one label is, in words."""
         return _ONE[self.label_kind]

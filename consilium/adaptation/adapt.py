@@ -96,10 +96,10 @@ def _adapted(
     seed: int | None,
     out: Path | None,
 ) -> Adaptation:
-    if study.task.survival_times is not None:
+    if not study.task.counted:
         raise ConfigError(
-            "adapting counts right answers, and a risk is neither right nor wrong: it is not there yet for studies "
-            "with task.survival"
+            f"adapting counts right answers, and an answer to {study.task.one_label} is neither right nor wrong: it is "
+            "not there yet for such studies"
         )
     rate, rate_from = rate_of(study, learning_rate)
     torch.set_num_threads(site.threads)  # how a sum is split over threads shows in its last bits

@@ -205,9 +205,9 @@ def _classes(*, private: bool) -> tuple[str, str]:
 
 def _test_counts(study: StudyConfig) -> Iterator[Row]:
     private = study.privacy.examples
-    if study.task.survival_times is not None:
+    if not study.task.counted:
         yield Row("counts", "how many test rows it has", ALONE, EXACT, AT_THE_END, ("TestCounts.num_test",))
-        what = "how well each model and the constant answer rank the test patients, with standard errors"
+        what = "the score of each model and of the constant answer on its test rows, with standard errors"
         yield Row("measurements", what, ALONE, EXACT, AT_THE_END, ("Estimate.*",))
         return
     if private is None:

@@ -178,10 +178,10 @@ def of_question(question: Question, *, data: str, own_test: bool) -> Evaluation:
         DataError: they have none.
     """
     prepared, model = question.prepared, question.model
-    if model.record.task.survival_times is not None:
+    if not model.record.task.counted:
         raise ConfigError(
-            "evaluating a model of task.survival on rows with labels is not there yet: its own concordance index is in "
-            "its model card, and 'consilium predict' tells the risks"
+            f"evaluating answers to {model.record.task.one_label} on rows with labels is not there yet: its own "
+            f"{model.record.task.score} is in its model card, and 'consilium predict' tells its answers"
         )
     if prepared.y is None:
         raise DataError("the data have no labels")

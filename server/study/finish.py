@@ -57,11 +57,11 @@ def checked(answer: Answer, study: Study, *, round_number: int) -> FinishReply |
         return clean(answer.detail) or "an unexpected answer"
     if reply.test.num_test > (most := study.test_sizes[answer.site]):
         return f"site '{answer.site}' tested {reply.test.num_test} examples, announced {most}"
-    ranks = study.config.task.survival_times is not None
-    if (reply.test.estimates is not None) != ranks:
-        expected = "estimates of how patients are ranked" if ranks else "counts"
+    counted = study.config.task.counted
+    if (reply.test.estimates is None) != counted:
+        expected = "counts" if counted else "estimates of a score"
         return f"site '{answer.site}' sent other results than {expected}, as this study's task has"
-    exact = study.config.privacy.examples is None and not ranks
+    exact = study.config.privacy.examples is None and counted
     if exact and (reply.test.noise is not None or reply.test.personal is None):
         return f"site '{answer.site}' sent counts as of a private study, which this is not"
     return reply

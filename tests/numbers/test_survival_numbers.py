@@ -12,9 +12,10 @@ from survival_cases import patients, structured
 
 from consilium.client.training.cox import cox_loss
 from consilium.common.intervals.evidence import redrawn
+from consilium.common.protocol.estimates import estimates_of
 from consilium.common.survival.concordance import harrell, of_draws, own_shares, uno
 from consilium.common.survival.curves import breslow, brier_at, kaplan_meier
-from consilium.common.survival.evidence import DRAWS, estimates_of, evidence_of
+from consilium.common.survival.evidence import DRAWS, evidence_of
 from consilium.common.survival.times import Times
 
 
@@ -134,10 +135,10 @@ def test_a_time_and_its_event_are_one_number() -> None:
 def test_draws_that_are_all_the_same_say_nothing_of_the_error() -> None:
     """Three patients whom one model ranks right and another wrong: no gain of 1 beyond doubt. Ties stay ties."""
     of, up = Times(np.array([1.0, 2.0, 3.0]), np.array([True, True, True])), np.array([3.0, 2.0, 1.0])
-    told = estimates_of(of, {"personal": up, "local": -up, "majority": np.zeros(3)})
+    told = estimates_of(evidence_of(of, {"personal": up, "local": -up, "majority": np.zeros(3)}, None), neutral=0.5)
     assert told.personal is not None and told.local is not None and told.difference is not None
     assert (1.0, 0.0, 1.0) == (told.personal.value, told.local.value, told.difference.value)
     assert (1.0, 1.0, 1.0) == (told.personal.error, told.local.error, told.difference.error)
-    same = estimates_of(of, {"personal": up, "local": up, "majority": np.zeros(3)})
+    same = estimates_of(evidence_of(of, {"personal": up, "local": up, "majority": np.zeros(3)}, None), neutral=0.5)
     assert same.difference is not None and (0.0, 0.0) == (same.difference.value, same.difference.error)
     assert same.majority is not None and (0.5, 0.0) == (same.majority.value, same.majority.error)
