@@ -27,6 +27,7 @@ from committed.heart import HEART
 from committed.images import IMAGES
 from committed.result import SITES, STUDY, Result, Script, changed, say
 from committed.scripts import SCRIPTS
+from committed.segmentation import SEGMENTATION
 from committed.tables import TABLES
 
 from consilium.common.host.files import write_atomically
@@ -37,7 +38,7 @@ HERE = Path(__file__).parent
 OUT = "out"
 KEPT = ("results.csv", "summary.json")
 TRIAL = {"seeds": "1", "splits": "1"}
-RESULTS: Mapping[str, Result | Script] = {**HEART, **IMAGES, **TABLES, **SCRIPTS}
+RESULTS: Mapping[str, Result | Script] = {**HEART, **IMAGES, **TABLES, **SEGMENTATION, **SCRIPTS}
 
 
 def run_result(name: str, result: Result, data: Path, work: Path, *, jobs: int | None, trial: int | None) -> None:

@@ -73,6 +73,9 @@ class SiteFacts(Record):
     num_skipped: Count
     classes: tuple[ClassName, ...]
     class_counts: dict[ClassName, Count] | None = None
+    label_counts: dict[ClassName, tuple[Count, Count]] | None = Field(
+        default=None, exclude_if=lambda counts: counts is None
+    )
     num_groups: Count | None = None
     num_copies: Count = 0
     num_alike: Count = 0

@@ -15,8 +15,11 @@ from conftest import PLAIN_SGD, write_site, write_table
 from PIL import Image
 from survival_cases import patients
 
+from consilium.common.study.metrics import METRICS
+
 SITES = ("berlin", "lyon", "porto")
-ROWS = 36
+ROWS = 48
+"""Of each site: enough for ten test and ten validation patients, below which reports say nothing."""
 Writer = Callable[[Path, int], Path]
 """`write(folder, seed)` writes labelled rows below a folder, and returns the file or folder that they lie in."""
 
@@ -24,31 +27,35 @@ NUMBERS = {"a": {"kind": "number"}, "b": {"kind": "number"}}
 FIXED = {"scale": {name: {"mean": 0.0, "std": 1.0} for name in NUMBERS}}
 NUMBER = {"regression": {"center": 1.0, "scale": 2.0, "tolerance": 0.5}}
 MLP = {"name": "mlp", "hidden": [4]}
+TWO_LABELS = ("edema", "nodule")
 WITH_BATCH_NORM = {"name": "mlp_bn", "hidden": [4]}
 
-BY_STUDY = {
+NO_CLASSES = {
     "method fedrod": "method 'fedrod' balances classes, but this task's label is",
-    "method knn_per": "method 'knn_per' lets neighbours vote for a class, but this task's label is",
+    "method knn_per": "but this task's label is",
     "weighting feddisco": "the weighting needs class counts, but this task's label is",
     "weighting divergence": "the weighting needs class counts, but this task's label is",
     "training sampling": "training.sampling = 'balanced' draws classes alike, and this task's label is none",
     "training class_weights": "training.class_weights is for labels that are classes, and this task's label is none",
     "training label_smoothing": "training.label_smoothing is for labels that are classes, and this task's label is",
+    **{f"metric {name}": f"'{name}' is not defined where" for name, facts in METRICS.items() if facts.of == "classes"},
 }
-"""What a label that is no class refuses, and the beginning of the sentence."""
+"""Parts of a study that a label which is no class refuses, with words of the sentence."""
+NO_NUMBER = {f"metric {name}": f"'{name}' is not defined" for name, facts in METRICS.items() if facts.of == "numbers"}
+OF_EACH_LABEL = {f"metric {name}" for name, facts in METRICS.items() if facts.of_several}
+NO_ONE_LABEL = {part: words for part, words in NO_CLASSES.items() if part not in OF_EACH_LABEL} | NO_NUMBER
+NO_ONE_LABEL |= {"privacy.examples": "the mean AUROC has no form with noise yet"}
+"""Parts of a study that several labels refuse."""
+LACKS_OF_LABELS = {
+    "calibrate": "calibrating a model of several labels is not there yet",
+    "export --int8": "an answer to several labels is neither right nor wrong as a whole",
+}
+"""Commands that end with a sentence for a model of several labels."""
 NO_PICTURES = {"training augment": "training.augment changes pictures, and a task of kind"}
-NO_BATCH_NORM = {"method fedbn": "has no BatchNorm"}
-
-
-def of_classes(name: str) -> str:
-    """Return the refusal of a metric of numbers by a task of classes, or the other way round."""
-    return f"metrics: '{name}' is for labels that are"
-
-
-CLASSES_ONLY = {
-    f"metric {name}": "is of" for name in ("auroc", "average_precision", "f1", "balanced_accuracy", "brier")
-}
-NUMBERS_ONLY = {f"metric {name}": "is of" for name in ("mae", "rmse", "r2")}
+NO_LINEAR_LAYER = {"adapter": "model.adapter: no linear layer of model"}
+NO_BATCH_NORM = {"method fedbn": "keeps BatchNorm personal, but this model has none"}
+NO_TEXT_LAYER = NO_BATCH_NORM | NO_LINEAR_LAYER
+"""What `text_mean` refuses: it has one layer, the head."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,7 @@ class TaskCase:
         refused: parts of a study that the task refuses, each with words of the sentence.
         batch_norm: a model with BatchNorm; None where there is none for these inputs.
         private: what the task has otherwise in a private study.
+        lacks: commands that end with a sentence for a finished model of this task, each with words of it.
     """
 
     kind: str
@@ -71,6 +79,7 @@ class TaskCase:
     refused: Mapping[str, str]
     batch_norm: Mapping[str, Any] | None = None
     private: Mapping[str, Any] = field(default_factory=dict)
+    lacks: Mapping[str, str] = field(default_factory=dict)
 
     def settings(self, **changes: Any) -> dict[str, Any]:
         """Return a study's settings; keyword arguments replace some of them."""
@@ -80,13 +89,13 @@ class TaskCase:
 
     def sites(self, folder: Path) -> dict[str, Path]:
         """Write the sites' data and settings, and return each one's `site.toml`."""
-        found = {}
-        for seed, name in enumerate(SITES):
-            data = self.write(folder / name / "data", seed)
-            settings = {"share_class_counts": True, "share_scale": True, "declared_examples": ROWS}
-            place = str(data.relative_to(folder / name))
-            found[name] = write_site(folder / name, name, kind=self.kind, data=place, **settings)
-        return found
+        return {name: self.site(folder / name, seed) for seed, name in enumerate(SITES)}
+
+    def site(self, folder: Path, seed: int) -> Path:
+        """Write a site's data and settings, and return its `site.toml`."""
+        place = str(self.write(folder / "data", seed).relative_to(folder))
+        settings = {"share_class_counts": True, "share_scale": True, "declared_examples": ROWS}
+        return write_site(folder, folder.name, kind=self.kind, data=place, **settings)
 
 
 def _classes(folder: Path, seed: int) -> Path:
@@ -123,6 +132,46 @@ def _times(folder: Path, seed: int) -> Path:
         list(row) for row in zip(risks.tolist(), other.tolist(), times.times.tolist(), events.tolist(), strict=True)
     ]
     return _table(folder, "a,b,days,died", rows)
+
+
+def _labels_of(a: Any, seed: int) -> list[tuple[str, str]]:
+    """Return two labels for each number; every seventh row does not know the second."""
+    chance = np.random.default_rng(100 + seed).normal(size=(2, len(a)))
+    rows = zip(a + chance[0] > 0, a - chance[1] > 0.3, strict=True)
+    return [(str(int(one)), "" if place % 7 == 3 else str(int(two))) for place, (one, two) in enumerate(rows)]
+
+
+def _two_labels(folder: Path, seed: int) -> Path:
+    a, b = np.random.default_rng(seed).normal(size=(2, ROWS)).round(4)
+    rows = [[*numbers, *of] for *numbers, of in zip(a.tolist(), b.tolist(), _labels_of(a, seed), strict=True)]
+    return _table(folder, f"a,b,{','.join(TWO_LABELS)}", rows)
+
+
+def _feature_labels(folder: Path, seed: int) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    x = np.random.default_rng(seed).normal(size=(ROWS, 5)).astype(np.float32)
+    y = [[int(one or -1) for one in of] for of in _labels_of(x[:, 0], seed)]
+    np.savez(folder / "rows.npz", x=x, y=np.array(y), labels=np.array(TWO_LABELS))
+    return folder / "rows.npz"
+
+
+def _picture_labels(folder: Path, seed: int) -> Path:
+    chance = np.random.default_rng(seed)
+    levels, top = chance.normal(size=ROWS), folder / "pictures"
+    (top / "files").mkdir(parents=True, exist_ok=True)
+    for number, level in enumerate(levels):
+        pixels = np.clip(chance.integers(0, 120, size=(8, 8)) + 60 + 30 * level, 0, 255)
+        Image.fromarray(pixels.astype(np.uint8)).save(top / "files" / f"{number}.png")
+    rows = [[f"files/{number}.png", *of] for number, of in enumerate(_labels_of(levels, seed))]
+    _table(top, f"file,{','.join(TWO_LABELS)}", rows).rename(top / "labels.csv")
+    return top
+
+
+def _text_labels(folder: Path, seed: int) -> Path:
+    texts = [text for text, _ in text_studies.sentences(ROWS, seed=seed)]
+    levels = np.array([text.count("o") - 2.0 for text in texts])
+    rows = [[text, *of] for text, of in zip(texts, _labels_of(levels, seed), strict=True)]
+    return _table(folder, f"text,{','.join(TWO_LABELS)}", rows)
 
 
 def _features(folder: Path, seed: int) -> Path:
@@ -173,7 +222,15 @@ def _text_numbers(folder: Path, seed: int) -> Path:
 
 
 def _speech(folder: Path, seed: int) -> Path:
-    words = " ".join(text for text, _ in text_studies.sentences(12, seed=seed))
+    return _spoken(folder, text_studies.sentences(12, seed=seed))
+
+
+def _long_speech(folder: Path, seed: int) -> Path:
+    return _spoken(folder, text_studies.sentences(ROWS, seed=seed))
+
+
+def _spoken(folder: Path, sentences: list[tuple[str, str]]) -> Path:
+    words = " ".join(text for text, _ in sentences)
     (folder / "speech").mkdir(parents=True, exist_ok=True)
     (folder / "speech" / "one.txt").write_text(words, encoding="utf-8")
     return folder / "speech"
@@ -202,10 +259,39 @@ def _runs(folder: Path, seed: int) -> Path:
     return folder / "rows.npz"
 
 
+def _masks(folder: Path, seed: int) -> Path:
+    """Return pictures with a bright square, which the mask names, in an array or in folders."""
+    chance = np.random.default_rng(seed)
+    y = np.zeros((ROWS, 8, 8), dtype=np.uint8)
+    for mask, (top, left) in zip(y, chance.integers(0, 5, size=(ROWS, 2)), strict=True):
+        mask[top : top + 3, left : left + 3] = 1
+    x = (chance.integers(0, 80, size=y.shape) + 150 * y).astype(np.uint8)
+    folder.mkdir(parents=True, exist_ok=True)
+    if seed % 2 == 0:
+        np.savez(folder / "rows.npz", x=x, y=y)
+        return folder / "rows.npz"
+    for number in range(ROWS):
+        for name, pixels in (("images", x), ("masks", y)):
+            (folder / name).mkdir(exist_ok=True)
+            Image.fromarray(pixels[number]).save(folder / name / f"{number}.png")
+    return folder
+
+
 TEXTS = {"kind": "text", "length": 8, "tokens": {"kind": "words", "buckets": 64}}
 SERIES = {"kind": "series", "channels": ["v"], "length": 12, "scale": "federation"}
 TEXT_MODEL = {"name": "text_mean", "settings": {"vocabulary": 64, "width": 4}}
 SPEECH_MODEL = {"name": "text_transformer", "settings": {"vocabulary": 97, "width": 8, "layers": 1, "heads": 2}}
+
+LACKS_OF_MASKS = {
+    "evaluate": "evaluating a model of masks is not there yet",
+    "evaluate --test-rows": "evaluating a model of masks is not there yet",
+    "calibrate": "calibrating a model of masks is not there yet",
+    **{
+        f"export{form}": "exporting a model of masks is not there yet" for form in ("", " --int8", " --to torch-export")
+    },
+    "serve": "serving a model of masks is not there yet",
+}
+"""What cannot be done with a model of masks yet."""
 
 CASES: Mapping[str, TaskCase] = {
     "table of 2 classes": TaskCase(
@@ -213,7 +299,7 @@ CASES: Mapping[str, TaskCase] = {
         {"kind": "table", "classes": ["no", "yes"], "label": "ill", "columns": NUMBERS},
         MLP,
         _classes,
-        NO_PICTURES | NUMBERS_ONLY,
+        NO_PICTURES | NO_NUMBER,
         WITH_BATCH_NORM,
         FIXED,
     ),
@@ -227,7 +313,7 @@ CASES: Mapping[str, TaskCase] = {
         },
         MLP,
         _three_classes,
-        NO_PICTURES | NUMBERS_ONLY,
+        NO_PICTURES | NO_NUMBER,
         WITH_BATCH_NORM,
         {"scale": {"a": {"mean": 0.0, "std": 1.0}}},
     ),
@@ -236,7 +322,7 @@ CASES: Mapping[str, TaskCase] = {
         {"kind": "table", "label": "y", "columns": NUMBERS, **NUMBER},
         MLP,
         _numbers,
-        BY_STUDY | NO_PICTURES | CLASSES_ONLY,
+        NO_CLASSES | NO_PICTURES,
         WITH_BATCH_NORM,
         FIXED,
     ),
@@ -245,16 +331,20 @@ CASES: Mapping[str, TaskCase] = {
         {"kind": "table", "survival": {"time": "days", "event": "died"}, "columns": NUMBERS},
         MLP,
         _times,
-        BY_STUDY | NO_PICTURES | CLASSES_ONLY | NUMBERS_ONLY,
+        NO_CLASSES | NO_PICTURES | NO_NUMBER | {"privacy.examples": "no patient has a gradient of its own"},
         WITH_BATCH_NORM,
         FIXED,
+        {
+            "calibrate": "which have no true value to calibrate by",
+            "export --int8": "a risk is neither right nor wrong",
+        },
     ),
     "features": TaskCase(
         "features",
         {"kind": "features", "classes": ["a", "b", "c"], "shape": [5], "scale": "federation"},
         MLP,
         _features,
-        NO_PICTURES | NUMBERS_ONLY,
+        NO_PICTURES | NO_NUMBER,
         WITH_BATCH_NORM,
         {"scale": None},
     ),
@@ -263,7 +353,7 @@ CASES: Mapping[str, TaskCase] = {
         {"kind": "features", "shape": [5], **NUMBER},
         MLP,
         _feature_numbers,
-        BY_STUDY | NO_PICTURES | CLASSES_ONLY,
+        NO_CLASSES | NO_PICTURES,
         WITH_BATCH_NORM,
     ),
     "pictures": TaskCase(
@@ -271,7 +361,7 @@ CASES: Mapping[str, TaskCase] = {
         {"kind": "images", "classes": ["dark", "light"], "size": 8, "channels": 1},
         {"name": "small_cnn"},
         _pictures,
-        NUMBERS_ONLY,
+        NO_NUMBER,
         WITH_BATCH_NORM,
     ),
     "pictures in arrays": TaskCase(
@@ -279,36 +369,36 @@ CASES: Mapping[str, TaskCase] = {
         {"kind": "images", "classes": ["red", "green", "blue"], "size": 8, "channels": 3, "scale": "federation"},
         {"name": "small_cnn"},
         _colours,
-        NUMBERS_ONLY,
+        NO_NUMBER,
         WITH_BATCH_NORM,
         {"scale": None},
     ),
     "texts": TaskCase(
-        "text", {**TEXTS, "classes": ["bad", "good"]}, TEXT_MODEL, _texts, NO_PICTURES | NO_BATCH_NORM | NUMBERS_ONLY
+        "text", {**TEXTS, "classes": ["bad", "good"]}, TEXT_MODEL, _texts, NO_PICTURES | NO_TEXT_LAYER | NO_NUMBER
     ),
     "texts with a number": TaskCase(
-        "text", {**TEXTS, **NUMBER}, TEXT_MODEL, _text_numbers, BY_STUDY | NO_PICTURES | NO_BATCH_NORM | CLASSES_ONLY
+        "text", {**TEXTS, **NUMBER}, TEXT_MODEL, _text_numbers, NO_CLASSES | NO_PICTURES | NO_TEXT_LAYER
     ),
     "next character": TaskCase(
         "text",
         {"kind": "text", "next": "character", "length": 6},
         SPEECH_MODEL,
         _speech,
-        NO_PICTURES | NO_BATCH_NORM | NUMBERS_ONLY,
+        NO_PICTURES | NO_BATCH_NORM | NO_NUMBER,
     ),
     "next word": TaskCase(
         "text",
-        {**TEXTS, "next": "word", "length": 3, "step": 2, "classes": ["the", "film", "was", "other"]},
+        {**TEXTS, "next": "word", "length": 3, "classes": ["the", "film", "was", "other"]},
         TEXT_MODEL,
-        _speech,
-        NO_PICTURES | NO_BATCH_NORM | NUMBERS_ONLY,
+        _long_speech,
+        NO_PICTURES | NO_TEXT_LAYER | NO_NUMBER,
     ),
     "series": TaskCase(
         "series",
         {**SERIES, "classes": ["slow", "fast"]},
         {"name": "cnn1d"},
         _waves,
-        NO_PICTURES | NO_BATCH_NORM | NUMBERS_ONLY,
+        NO_PICTURES | NO_BATCH_NORM | NO_NUMBER,
         private={"scale": None},
     ),
     "series with a number": TaskCase(
@@ -316,7 +406,7 @@ CASES: Mapping[str, TaskCase] = {
         {**SERIES, **NUMBER},
         {"name": "gru"},
         _wave_numbers,
-        BY_STUDY | NO_PICTURES | NO_BATCH_NORM | CLASSES_ONLY,
+        NO_CLASSES | NO_PICTURES | NO_BATCH_NORM | NO_LINEAR_LAYER,
         private={"scale": None},
     ),
     "next step": TaskCase(
@@ -324,7 +414,54 @@ CASES: Mapping[str, TaskCase] = {
         {**SERIES, **NUMBER, "length": 5, "next_step": 1},
         {"name": "gru"},
         _runs,
-        BY_STUDY | NO_PICTURES | NO_BATCH_NORM | CLASSES_ONLY,
+        NO_CLASSES | NO_PICTURES | NO_BATCH_NORM | NO_LINEAR_LAYER,
         private={"scale": None},
+    ),
+    "several labels": TaskCase(
+        "table",
+        {"kind": "table", "labels": list(TWO_LABELS), "columns": NUMBERS},
+        MLP,
+        _two_labels,
+        NO_ONE_LABEL | NO_PICTURES,
+        WITH_BATCH_NORM,
+        FIXED,
+        LACKS_OF_LABELS,
+    ),
+    "features with several labels": TaskCase(
+        "features",
+        {"kind": "features", "labels": list(TWO_LABELS), "shape": [5], "scale": "site"},
+        MLP,
+        _feature_labels,
+        NO_ONE_LABEL | NO_PICTURES,
+        WITH_BATCH_NORM,
+        {"scale": None},
+        LACKS_OF_LABELS,
+    ),
+    "pictures with several labels": TaskCase(
+        "images",
+        {"kind": "images", "labels": list(TWO_LABELS), "size": 8, "channels": 1},
+        {"name": "small_cnn"},
+        _picture_labels,
+        NO_ONE_LABEL,
+        WITH_BATCH_NORM,
+        lacks=LACKS_OF_LABELS,
+    ),
+    "texts with several labels": TaskCase(
+        "text",
+        {**TEXTS, "labels": list(TWO_LABELS)},
+        TEXT_MODEL,
+        _text_labels,
+        NO_ONE_LABEL | NO_PICTURES | NO_TEXT_LAYER,
+        lacks=LACKS_OF_LABELS,
+    ),
+    "masks": TaskCase(
+        "masks",
+        {"kind": "segmentation", "classes": ["background", "square"], "size": 8, "channels": 1, "scale": "federation"},
+        {"name": "unet"},
+        _masks,
+        NO_CLASSES | NO_NUMBER | NO_LINEAR_LAYER | {"privacy.examples": "the mean Dice has no form with noise yet"},
+        {"name": "unet"},
+        {"scale": None},
+        LACKS_OF_MASKS,
     ),
 }

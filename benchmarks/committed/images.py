@@ -3,11 +3,17 @@
 import hashlib
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import torch
 from rich.console import Console
+from torch.nn import functional
 
 from committed.result import SITES, Changes, Result, changed, divided, put_weights
+from consilium.client.models.vision import build_vision
 from consilium.common.study.study import StudyConfig
+from consilium.common.weights.arrays import Array
 from consilium.data.options import SplitOptions
 from consilium.demo.options import DemoOptions
 from consilium.demo.scenario import make_federation, make_studies, weights_file
@@ -20,7 +26,10 @@ def pneumonia(data: Path, folder: Path, *, alpha: float) -> StudyConfig:
 
 
 _CIFAR10 = {"rounds": 10, "evaluate_every": 10, "training": {"learning_rate": 0.02}}
+_CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _SQUEEZENET = "squeezenet1_0_imagenet_deepcompressed.pt"
+_SQUEEZENET_PIXELS: dict[str, Any] = {"size": 96, "pixel_max": 255.0, "mean": [123.0, 117.0, 104.0], "std": [1.0]}
+"""What its weights were trained on: 0..255 minus the mean of each colour."""
 
 
 def cifar10(data: Path, folder: Path, *, alpha: float, changes: Changes) -> StudyConfig:
@@ -32,9 +41,7 @@ def cifar10(data: Path, folder: Path, *, alpha: float, changes: Changes) -> Stud
 def with_squeezenet(study: StudyConfig, data: Path, folder: Path, changes: Changes) -> StudyConfig:
     """Return a study of pictures with SqueezeNet 1.0 from ImageNet on 96 x 96, frozen but for its head."""
     weights = put_weights(folder, data / "pretrained" / _SQUEEZENET)
-    # What these weights were trained on: 0..255 minus the mean of each colour.
-    pixels = {"size": 96, "pixel_max": 255.0, "mean": [123.0, 117.0, 104.0], "std": [1.0]}
-    task = study.task.model_dump(mode="json", exclude_none=True) | pixels
+    task = study.task.model_dump(mode="json", exclude_none=True) | _SQUEEZENET_PIXELS
     pretrained = {"file": weights.name, "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
     model = {"name": "squeezenet1_0", "trainable": "head", "pretrained": pretrained}
     return changed(study, {"task": task, "model": model, **changes})
@@ -47,18 +54,50 @@ def cifar10_squeezenet(data: Path, folder: Path, *, alpha: float) -> StudyConfig
     return with_squeezenet(study, data, folder, {"uplink": codec, "downlink": codec})
 
 
+def squeezenet_features(images: Array, weights: Path) -> Array:
+    """Return SqueezeNet's features of pictures `(N, 3, H, W)`, averaged over places: `(N, 512)`, each of length 1.
+
+    The pictures are enlarged to 96 x 96. The length is each picture's own, so that nothing is learnt of the others.
+    """
+    module, _ = build_vision("squeezenet1_0", num_outputs=2)
+    known = torch.load(weights, map_location="cpu", weights_only=True)
+    backbone = module.get_submodule("features")
+    backbone.load_state_dict({name.removeprefix("features."): of for name, of in known.items() if "features" in name})
+    backbone.eval()
+    mean = torch.tensor(_SQUEEZENET_PIXELS["mean"]).reshape(3, 1, 1)
+    found = []
+    with torch.no_grad():
+        for some in torch.from_numpy(images).float().split(200):
+            large = functional.interpolate(some, size=_SQUEEZENET_PIXELS["size"], mode="bilinear", align_corners=False)
+            found.append(functional.normalize(backbone(large - mean).mean(dim=(2, 3))))
+    return torch.cat(found).numpy()
+
+
 def cifar10_private(data: Path, folder: Path) -> StudyConfig:
-    """Return five sites of 2,000 images, tested on the official test images, with noise for each image."""
-    options = SplitOptions("iid", sites=5, official_test=True)
-    study = divided(data / "cifar10" / "cifar10_subset_10k_2k.npz", folder, options, {})
+    """Return SqueezeNet's features of images at five sites alike, tested on the official ones, with noise for each.
+
+    The rates were chosen without noise, on training images: half of them to learn from, the others to look at.
+    """
+    file = np.load(data / "cifar10" / "cifar10_subset_10k_2k.npz")
+    x = squeezenet_features(file["x"], data / "pretrained" / _SQUEEZENET)
+    y, test, classes = file["y"].astype(np.int64), file["is_test"], np.array(_CIFAR10_CLASSES)
+    pool = folder.parent / "features.npz"
+    pool.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(pool, x=x[~test], y=y[~test], classes=classes)
+    task = {"kind": "features", "shape": [512], "classes": list(_CIFAR10_CLASSES), "test": "test.npz"}
     changes = {
-        "rounds": 15,
-        "evaluate_every": 5,
-        "training": {"epochs": None, "steps": 4, "batch_size": 400, "learning_rate": 0.001, "momentum": 0.0},
+        "rounds": 20,
+        "evaluate_every": 20,
+        "task": task,
+        "split": {"validation": 0.15},
+        "training": {"epochs": None, "steps": 5, "batch_size": 400, "learning_rate": 8.0, "momentum": 0.0},
         "method": {"kind": "fedavg"},
-        "privacy": {"examples": {"epsilon": 3.0, "clip": 100.0}},  # the median image's features have a norm of 525
+        "privacy": {"examples": {"epsilon": 3.0, "clip": 1.0}},
     }
-    return with_squeezenet(study, data, folder, changes)
+    study = divided(pool, folder, SplitOptions("iid", sites=5), changes)
+    for site in study.sites:
+        np.savez(folder / site / "data" / "test.npz", x=x[test], y=y[test], classes=classes)
+    return study
 
 
 def cifar10_scheduled(data: Path, folder: Path) -> StudyConfig:
@@ -113,14 +152,13 @@ IMAGES: dict[str, Result] = {
         {"methods": "fedavg", "seeds": "2", "weights-dir": f"{SITES}/weights"},
     ),
     "cifar10-private": Result(
-        "CIFAR-10, five sites alike, SqueezeNet frozen, noise for each image at epsilon 8, 3 and 1, 2 rates, 5 seeds",
+        "CIFAR-10, five sites alike, SqueezeNet's features, noise at epsilon 8, 3 and 1, 3 rates, 5 seeds",
         cifar10_private,
         {
             "methods": "fedavg",
-            "learning-rates": "0.001,0.008",
+            "learning-rates": "2,8,32",
             "epsilons": "8,3,1",
             "seeds": "5",
-            "weights-dir": f"{SITES}/weights",
         },
     ),
     "digits": Result(

@@ -12,12 +12,13 @@ from consilium.client.data.base import Examples, RawData, Reader, SiteData, kind
 from consilium.client.data.feature_arrays import read_features
 from consilium.client.data.images import read_images
 from consilium.client.data.kept import keep_readings, read_once
-from consilium.client.data.noise import noise_key, noisy_counts
+from consilium.client.data.masks import read_masks
+from consilium.client.data.noise import noise_key, noisy_counts, noisy_label_counts
 from consilium.client.data.scale import UnscaledData
 from consilium.client.data.series import read_series
 from consilium.client.data.split import Split
 from consilium.client.data.table import as_read_at, read_table
-from consilium.client.data.target import target_of
+from consilium.client.data.targets import target_of
 from consilium.client.data.text import read_text
 from consilium.client.data.text_tokens import read_tokenizer
 from consilium.client.data.whole import divide, read_from, read_whole
@@ -39,6 +40,7 @@ __all__ = [
     "keep_readings",
     "noise_key",
     "noisy_counts",
+    "noisy_label_counts",
     "read_data",
     "read_site",
     "schema_digest",
@@ -52,6 +54,7 @@ READERS: Mapping[str, Reader] = MappingProxyType(
         "features": read_features,
         "series": read_series,
         "text": read_text,
+        "masks": read_masks,
     }
 )
 
@@ -141,7 +144,8 @@ def schema_digest(task: Task) -> str:
 
 
 def _card(raw: RawData, parts: Split, task: Task, *, share_class_counts: bool) -> DataCard:
-    counts = np.bincount(raw.y[: raw.num_own].numpy(), minlength=len(task.classes)) if task.classes else ()
+    counts = target_of(task).counts(raw.y[: raw.num_own], len(task.classes)).tolist() if task.classes else ()
+    several = _label_counts(raw, task) if task.label_names else None
     present = {name: int(count) for name, count in sorted(zip(task.classes, counts, strict=True)) if count}
     return DataCard(
         num_examples=len(raw.y),
@@ -154,6 +158,14 @@ def _card(raw: RawData, parts: Split, task: Task, *, share_class_counts: bool) -
         num_alike=raw.copies.num_alike,
         classes=tuple(present),
         class_counts=present if share_class_counts and present else None,
+        label_counts=several if share_class_counts else None,
         schema_digest=schema_digest(task),
         test_digest=raw.test_digest,
     )
+
+
+def _label_counts(raw: RawData, task: Task) -> dict[str, tuple[int, int]]:
+    """Return how many of the site's own examples have each label, and how many have it not."""
+    own = raw.y[: raw.num_own]
+    counts = ((own == value).sum(dim=0).tolist() for value in (1, 0))
+    return dict(zip(task.label_names, zip(*counts, strict=True), strict=True))

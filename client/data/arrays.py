@@ -1,4 +1,4 @@
-"""Reads images from one `.npz` file: array `x` of images, array `y` of class numbers."""
+"""Reads images from one `.npz` file: array `x` of images, array `y` of class numbers, or times and events."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -8,13 +8,14 @@ import torch
 
 from consilium.client.data.base import Bad, RawData, keep_usable, kind_mismatch
 from consilium.client.data.frames import SIXTEEN_BITS, Frame, Pixels, normalised, pixels_of
+from consilium.client.data.label_arrays import ArrayLabels, label_arrays, name_arrays, read_labels
 from consilium.client.data.parts import KNOWN, TEST, TRAIN, index_file, part_of, parts_in_file
 from consilium.client.data.picture_facts import PictureFacts
 from consilium.common.data.groups import Ints, copies_of_pictures
 from consilium.common.data.npz import Array, array_names, channels_last, read_npz
 from consilium.common.errors import DataError
 from consilium.common.study.site import ArraysData, DataConfig
-from consilium.common.study.task import ImageTask, Task
+from consilium.common.study.task import ImageTask, PictureTask, Task
 from consilium.common.study.training import SplitConfig
 
 # Rounding to float16 and back can leave a value a little above 1.
@@ -29,7 +30,8 @@ def read_arrays(config: DataConfig, task: Task, split: SplitConfig, *, site: str
     `x` has shape `(N, H, W)`, `(N, H, W, C)` or `(N, C, H, W)` with C 1 or 3; uint8 in 0..255, uint16 or floats in
     the study's `pixel_range` (without it 0..65535, or 0..1), or int16 in that range. What is not uint8 and has shape
     `(N, H, W)` with H other than W is refused: it may be a series.
-    `y` has shape `(N,)`, integers that index the study's classes. If the file also has an array `classes` (names),
+    `y` has shape `(N,)`, integers that index the study's classes; with `task.survival` there are two arrays of that
+    shape in its place, as the study names them. If the file also has an array `classes` (names),
     it must equal the study's classes. An image becomes `(C, size, size)` float32 as in a folder of images: greyscale
     or RGB by the task's channels, resized (bilinear), scaled to 0..pixel_max, minus mean, divided by std. The same
     8-bit images in a folder give the same tensors.
@@ -45,13 +47,13 @@ def read_arrays(config: DataConfig, task: Task, split: SplitConfig, *, site: str
     file = npz_file(config.path, without=task.test, who=who)
     names = array_names(file, who=who)
     parts = None if index_file(split.parts) else split.parts
-    more = [name for name in (split.group, parts, "classes" if "classes" in names else None) if name is not None]
-    held = read_npz(file, ["x", "y", *more], who=who)
+    more = [*name_arrays(task, names), *(name for name in (split.group, parts) if name is not None)]
+    held = read_npz(file, ["x", *label_arrays(task), *more], who=who)
     where = f"{who}: file '{file.name}'"
     check_classes(held.get("classes"), task.classes, where=where)
     images = channels_last(held["x"], where=where)
     check_levels(images, task, where=where)
-    labels = labels_of(held["y"], len(images), each="image", where=where)
+    labels = read_labels(held, task, len(images), each="image", where=where)
     examples = usable_pictures(images, labels, task, where=f"file '{file.name}', ")
     usable, num_skipped = keep_usable(examples, site=site, max_skipped=config.max_skipped)
     if not usable:
@@ -60,10 +62,9 @@ def read_arrays(config: DataConfig, task: Task, split: SplitConfig, *, site: str
     rows = np.array(usable, dtype=np.int64)
     facts = PictureFacts(task)
     x = prepared(images, rows, task, facts)
-    y = torch.from_numpy(labels[rows].astype(np.int64))
     return RawData(
         x=torch.from_numpy(x),
-        y=y,
+        y=labels.taken(rows),
         num_skipped=num_skipped,
         copies=copies_of_pictures(x),
         seen=tuple(facts.seen()),
@@ -128,28 +129,13 @@ def check_classes(names: Array | None, classes: tuple[str, ...], *, where: str) 
         raise DataError(f"{where}: array 'classes' differs from the study's classes {list(classes)}")
 
 
-def check_bytes(count: int, task: ImageTask, *, where: str) -> None:
+def check_bytes(count: int, task: PictureTask, *, where: str) -> None:
     """Refuse more images than fit into `MAX_BYTES`."""
     if (size := count * task.channels * task.size**2 * 4) > MAX_BYTES:
         raise DataError(f"{where}: {count} images of the study's size take {size} bytes, at most {MAX_BYTES}")
 
 
-def labels_of(y: Array, count: int, *, each: str, numbers: bool = False, where: str) -> Array:
-    """Return the labels `y` `(count,)`; refuse another shape or type.
-
-    Args:
-        each: what a label is of, for the sentence.
-        numbers: labels are any numbers, in place of class numbers.
-    """
-    kinds, what = ("fiu", "numbers") if numbers else ("iu", "integer class numbers")
-    if y.dtype.kind not in kinds:
-        raise DataError(f"{where}: array 'y' has type {y.dtype}, expected {what}")
-    if y.shape != (count,):
-        raise DataError(f"{where}: array 'y' has shape {y.shape}, expected ({count},), one number for each {each}")
-    return y
-
-
-def check_levels(images: Array, task: ImageTask, *, where: str) -> None:
+def check_levels(images: Array, task: PictureTask, *, where: str) -> None:
     """Refuse pictures `(N, H, W, C)` of which nothing says what is black and what is white."""
     if images.dtype == np.uint8 or isinstance(task.pixel_range, tuple) or task.pixel_range == "picture":
         return
@@ -162,14 +148,13 @@ def check_levels(images: Array, task: ImageTask, *, where: str) -> None:
         )
 
 
-def usable_pictures(images: Array, labels: Array | None, task: ImageTask, *, where: str) -> Iterator[int | Bad]:
+def usable_pictures(images: Array, labels: ArrayLabels | None, task: PictureTask, *, where: str) -> Iterator[int | Bad]:
     """Yield the number of each image `(N, H, W, C)`, or why it cannot be used; without labels none is looked at."""
-    known = np.ones(len(images), dtype=bool) if labels is None else (labels >= 0) & (labels < len(task.classes))
     floats = images.dtype.kind == "f"
     for row in range(len(images)):
         image = f"{where}image {row}"
-        if not known[row]:
-            yield Bad(f"{image}: its label in 'y' is not one of 0..{len(task.classes) - 1}")
+        if labels is not None and not labels.usable[row]:
+            yield Bad(f"{image}: {labels.problem}")
         elif floats and not np.isfinite(images[row]).all():
             yield Bad(f"{image}: a pixel is not a finite number")
         elif floats and task.pixel_range is None and not 0 <= images[row].min() <= images[row].max() <= 1 + _ABOVE_ONE:
@@ -180,7 +165,7 @@ def usable_pictures(images: Array, labels: Array | None, task: ImageTask, *, whe
             yield row
 
 
-def prepared(images: Array, rows: Ints, task: ImageTask, facts: PictureFacts | None = None) -> Pixels:
+def prepared(images: Array, rows: Ints, task: PictureTask, facts: PictureFacts | None = None) -> Pixels:
     """Return images `(N, H, W, C)` of these numbers as `(M, channels, size, size)`, as the study's images are.
 
     Args:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from consilium.client.data.preparation import Preparation
-from consilium.client.data.target import CLASSES, Target
+from consilium.client.data.target import CLASSES, CountedTarget, Target
 from consilium.common.data.groups import Copies, Ints
 from consilium.common.errors import ConfigError, DataError
 from consilium.common.protocol.cards import DataCard
@@ -27,6 +27,8 @@ T = TypeVar("T")
 class Examples:
     """Rows of data: `x` float32 of shape `(N, ...)`, `y` of shape `(N,)`: int64 class numbers, or float32 numbers.
 
+    Where an example has several labels, `y` is float32 of shape `(N, L)`: 1, 0, or NaN where one is not known.
+
     Args:
         target: what the labels are, and how an answer is compared with them.
         groups: int64 `(N,)`, on the CPU: rows with the same number are of one patient; None where every row is a
@@ -39,8 +41,8 @@ class Examples:
     groups: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.groups is not None and self.groups.shape != self.y.shape:
-            raise ValueError(f"groups have shape {tuple(self.groups.shape)}, expected {tuple(self.y.shape)}")
+        if self.groups is not None and self.groups.shape != self.y.shape[:1]:
+            raise ValueError(f"groups have shape {tuple(self.groups.shape)}, expected {tuple(self.y.shape[:1])}")
 
     def __len__(self) -> int:
         return int(self.y.shape[0])
@@ -58,7 +60,13 @@ class Examples:
         return self.target.constant(self.y)
 
     def right(self, answers: Tensor) -> Tensor:
-        """Return a mask `(N,)` of correct answers: equal class, or within the tolerance. One answer `()` is for all."""
+        """Return a mask `(N,)` of correct answers: equal class, or within the tolerance. One answer `()` is for all.
+
+        Raises:
+            TypeError: answers to these labels are neither right nor wrong.
+        """
+        if not isinstance(self.target, CountedTarget):
+            raise TypeError("answers to these labels are neither right nor wrong")
         return self.target.right(answers, self.y)
 
 

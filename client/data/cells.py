@@ -9,15 +9,14 @@ import numpy as np
 
 from consilium.client.data.base import Feature
 from consilium.client.data.columns import BadCell, Cells, Column, Floats, MissingCell, Numbers, Values
+from consilium.client.data.several_labels import label_columns, together
+from consilium.client.data.times import time_columns, with_signs
 from consilium.common.data.words import BoolTexts, DecimalSign
 from consilium.common.study.task import CategoryColumn, NumberColumn, TableTask
 
 __all__ = ["BadCell", "Encoded", "Encoder", "Floats", "MissingCell", "booleans_of", "features_of", "in_blocks"]
 
 _ROWS_AT_ONCE = 4096
-
-EVENT = ("0", "1")
-"""Values of the column that says whether an event was seen."""
 
 T = TypeVar("T")
 
@@ -57,7 +56,7 @@ class Encoded:
 
     Args:
         x: features `(N, F)`; NaN where a cell is missing, and anything in a row with a problem.
-        labels: `(N,)`; zeros where rows have no label.
+        labels: `(N,)`, of several labels `(N, L)` with NaN where one is not known; zeros where rows have no label.
         problems: why a row cannot be used, by its place: at least one reason, those of missing cells first.
     """
 
@@ -77,7 +76,8 @@ class Encoder:
         self._impute = task.missing == "impute"
         self._columns = {name: _column(task, name) for name in task.columns}
         self._label = _label(task) if labelled else {}
-        self._joined = with_signs if task.survival is not None else _only
+        self._several = len(task.label_names) if labelled else 0
+        self._joined = together if self._several else with_signs if task.survival is not None else _only
 
     def __call__(self, cells: Mapping[str, Sequence[str]], decimal: DecimalSign = ".") -> Encoded:
         """Return the features and labels of rows, given the cells `(N,)` of each column.
@@ -91,8 +91,10 @@ class Encoder:
         held = {name: column.encoded(cells[name], decimal) for name, column in (self._columns | self._label).items()}
         features = [held[name].values for name in self._columns]
         labels = self._joined([held[name].values[:, 0] for name in self._label] or [np.zeros(len(features[0]))] * 2)
-        needed = [name for name in held if name in self._label or not self._impute]
-        troubled = np.any([held[name].bad for name in held] + [held[name].missing for name in needed], axis=0)
+        needed = [name for name in held if not (self._several if name in self._label else self._impute)]
+        unlabelled = np.isnan(labels).all(axis=1) if self._several else np.zeros(len(labels), dtype=bool)
+        trouble = [held[name].bad for name in held] + [held[name].missing for name in needed]
+        troubled = np.any([*trouble, unlabelled], axis=0)
         problems = {
             place: tuple(self._problems({name: cells[name][place] for name in held}, needed, held, place))
             for place in np.flatnonzero(troubled).tolist()
@@ -105,6 +107,8 @@ class Encoder:
         for name in needed:
             if held[name].missing[place]:
                 yield MissingCell(f"{_where(name)}: the value is missing")
+        if self._several and all(held[name].missing[place] for name in self._label):
+            yield MissingCell(f"none of its {self._several} labels is known")
         for name in held:
             if held[name].bad[place]:
                 yield (self._columns | self._label)[name].problem(row[name])
@@ -122,11 +126,11 @@ def _column(task: TableTask, name: str) -> Column:
 
 
 def _label(task: TableTask) -> dict[str, Column]:
+    if task.labels:
+        return label_columns(task.labels, task.codes_of)
     where, codes = f"label {_where(task.label)}", task.codes_of(task.label)
     if task.survival is not None:
-        event = task.survival.event
-        happened = Values(f"label {_where(event)}", EVENT, task.codes_of(event), {True: "1", False: "0"}, whole=True)
-        return {task.label: Numbers(where, None, codes, least=0), event: happened}
+        return time_columns(task.survival, task.codes_of)
     if task.regression is not None:
         return {task.label: Numbers(where, task.regression, codes)}
     return {task.label: Values(where, task.classes, codes, booleans_of(task, task.label), whole=True)}
@@ -134,9 +138,3 @@ def _label(task: TableTask) -> dict[str, Column]:
 
 def _only(labels: Sequence[Floats]) -> Floats:
     return labels[0]
-
-
-def with_signs(labels: Sequence[Floats]) -> Floats:
-    """Return times `(N,)` with a minus sign where no event was seen, given times and events (1, else 0)."""
-    times, events = labels
-    return np.where(events == 1, times, -times)

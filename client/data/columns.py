@@ -82,7 +82,7 @@ class Numbers:
             low = texts[place].casefold()
             missing[place] = missing[place] or low in MISSING_IN_NUMBERS or low in self._words
         with np.errstate(over="ignore", invalid="ignore"):
-            values = read if self._label is None else (read - self._label.center) / self._label.scale
+            values = read if self._label is None else self._label.to_model(read)
         bad = ~missing & ~((np.abs(read) <= _LARGEST) & (np.abs(values) <= _LARGEST) & (read >= self._least))
         return Cells(values[:, None], missing, bad)
 
@@ -100,7 +100,7 @@ class Numbers:
             return BadCell(f"{self._where}: expected a finite number, got one that is infinite or too large")
         if value < self._least:
             return BadCell(f"{self._where}: expected a number of at least {self._least:g}, got a smaller one")
-        if self._label is None or abs((value - self._label.center) / self._label.scale) <= _LARGEST:
+        if self._label is None or abs(self._label.to_model(value)) <= _LARGEST:
             return BadCell(f"{self._where}: expected a number with a decimal comma, as the file has, got a point")
         return BadCell(f"{self._where}: expected a number that task.regression.scale leaves finite, got a larger one")
 

@@ -1,4 +1,4 @@
-"""Reads arrays of any shape from one `.npz` file: `x` of numbers, `y` of class numbers or of numbers."""
+"""Reads arrays of any shape from one `.npz` file: `x` of numbers, and labels: `y`, or times and events."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from consilium.client.data.arrays import check_classes, labels_of, npz_file, parts_of, patients_of
+from consilium.client.data.arrays import check_classes, npz_file, parts_of, patients_of
 from consilium.client.data.base import Bad, Feature, Inputs, RawData, Unread, keep_usable, kind_mismatch
+from consilium.client.data.label_arrays import ArrayLabels, label_arrays, name_arrays, read_labels
 from consilium.client.data.parts import index_file
 from consilium.common.data.groups import coded, copies_of_pictures, copies_of_rows
 from consilium.common.data.npz import Array, array_names, read_npz
@@ -28,8 +29,9 @@ def read_features(config: DataConfig, task: Task, split: SplitConfig, *, site: s
     """Read `x` and `y` of an `.npz` file, in the order of the file.
 
     `x` has shape `(N, *task.shape)`, `y` has shape `(N,)`: integers that index the study's classes, or numbers where
-    the label is one. If the file also has an array `classes` (names), it must equal the study's classes. Nothing is
-    scaled, unless by `task.scale`.
+    the label is one; with `task.survival` there are two arrays of that shape in its place, as the study names them. If
+    the file also has an array `classes` (names), it must equal the study's classes. Nothing is scaled, unless by
+    `task.scale`.
 
     Raises:
         ConfigError: the study's task is not about such arrays.
@@ -42,17 +44,17 @@ def read_features(config: DataConfig, task: Task, split: SplitConfig, *, site: s
     file = npz_file(config.path, without=task.test, who=who)
     names = array_names(file, who=who)
     own = None if index_file(split.parts) else split.parts
-    more = [name for name in (split.group, own, "classes" if "classes" in names else None) if name is not None]
-    held = read_npz(file, ["x", "y", *more], who=who)
+    more = [*name_arrays(task, names), *(name for name in (split.group, own) if name is not None)]
+    held = read_npz(file, ["x", *label_arrays(task), *more], who=who)
     where = f"{who}: file '{file.name}'"
     check_classes(held.get("classes"), task.classes, where=where)
     x = checked(held["x"], task, where=where)
-    y = labels_of(held["y"], len(x), each="example", numbers=task.regression is not None, where=where)
-    usable, num_skipped = keep_usable(_usable(x, y, task, name=file.name), site=site, max_skipped=config.max_skipped)
+    y = read_labels(held, task, len(x), each="example", where=where)
+    usable, num_skipped = keep_usable(_usable(x, y, name=file.name), site=site, max_skipped=config.max_skipped)
     if not usable:
         raise DataError(f"{where}: no usable example, {num_skipped} skipped")
     rows = np.array(usable, dtype=np.int64)
-    inputs, labels = _as_trained(x[rows], task), encoded(y[rows], task)
+    inputs, labels = _as_trained(x[rows], task), y.taken(rows)
     return RawData(
         x=inputs,
         y=labels,
@@ -81,17 +83,13 @@ def read_feature_inputs(
     """
     who = "the data"
     file = npz_file(path, without=task.test, who=who)
-    more = [*keep, *([group] if group is not None else []), *(["y"] if labelled else [])]
+    more = [*keep, *([group] if group is not None else []), *(label_arrays(task) if labelled else ())]
     held = read_npz(file, list(dict.fromkeys(["x", *more])), who=who)
     where = f"{who}: file '{file.name}'"
     x = checked(held["x"], task, where=where)
     every = np.arange(len(x))
     texts = {name: patients_of(held[name], name, every, len(x), where) for name in {*keep, *([group] if group else [])}}
-    y = (
-        labels_of(held["y"], len(x), each="example", numbers=task.regression is not None, where=where)
-        if labelled
-        else None
-    )
+    y = read_labels(held, task, len(x), each="example", where=where) if labelled else None
     return _inputs(x, y, task, name=file.name, keep={name: texts[name] for name in keep}, owners=texts.get(group or ""))
 
 
@@ -116,28 +114,13 @@ def checked(x: Array, task: FeaturesTask, *, where: str) -> Array:
     return x
 
 
-def encoded(y: Array, task: FeaturesTask) -> torch.Tensor:
-    """Return labels `(N,)` as the model answers them: class numbers, or numbers less center, over scale."""
-    if task.regression is None:
-        return torch.from_numpy(y.astype(np.int64))
-    answers = (y.astype(np.float64) - task.regression.center) / task.regression.scale
-    return torch.from_numpy(answers.astype(np.float32))
-
-
-def _usable(x: Array, y: Array | None, task: FeaturesTask, *, name: str) -> Iterator[int | Bad]:
+def _usable(x: Array, y: ArrayLabels | None, *, name: str) -> Iterator[int | Bad]:
     """Yield the number of each example, or why it cannot be used; without labels none is looked at."""
     finite = np.array([bool(np.isfinite(row).all() and (np.abs(row) <= _LARGEST).all()) for row in x])
-    if y is None:
-        known = np.ones(len(x), dtype=bool)
-    elif task.regression is None:
-        known = (y >= 0) & (y < len(task.classes))
-    else:
-        known = np.abs((y.astype(np.float64) - task.regression.center) / task.regression.scale) <= _LARGEST
-    what = "a finite number" if task.regression is not None else f"one of 0..{len(task.classes) - 1}"
     for row in range(len(x)):
         where = f"file '{name}', example {row}" if name else f"example {row}"
-        if not known[row]:
-            yield Bad(f"{where}: its label in 'y' is not {what}")
+        if y is not None and not y.usable[row]:
+            yield Bad(f"{where}: {y.problem}")
         elif not finite[row]:
             yield Bad(f"{where}: a number in 'x' is not finite, or too large")
         else:
@@ -146,21 +129,21 @@ def _usable(x: Array, y: Array | None, task: FeaturesTask, *, name: str) -> Iter
 
 def _inputs(
     x: Array,
-    y: Array | None,
+    y: ArrayLabels | None,
     task: FeaturesTask,
     *,
     name: str,
     keep: dict[str, list[str]] | None = None,
     owners: list[str] | None = None,
 ) -> Inputs:
-    found = list(_usable(x, y, task, name=name))
+    found = list(_usable(x, y, name=name))
     rows = [one for one in found if not isinstance(one, Bad)]
     numbers: dict[str, int] = {}
     groups = None if owners is None else torch.tensor([numbers.setdefault(owners[row], len(numbers)) for row in rows])
     return Inputs(
         x=_as_trained(x[rows], task),
         names=tuple(map(str, rows)),
-        y=None if y is None else encoded(y[rows], task),
+        y=None if y is None else y.taken(np.array(rows, dtype=np.int64)),
         groups=groups,
         unread=tuple(Unread(str(row), one.reason) for row, one in enumerate(found) if isinstance(one, Bad)),
         kept={column: tuple(texts[row] for row in rows) for column, texts in (keep or {}).items()},

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from consilium.client.data.base import Bad
-from consilium.common.study.image_task import ImageTask
+from consilium.common.study.image_task import PictureTask
 
 Pixels = npt.NDArray[np.float32]
 Values = npt.NDArray[Any]
@@ -87,7 +87,7 @@ def silent(library: str) -> Iterator[None]:
             logger.handlers, logger.propagate = handlers, propagate
 
 
-def pixels_of(frame: Frame, task: ImageTask, *, name: str) -> Pixels | Bad:
+def pixels_of(frame: Frame, task: PictureTask, *, name: str) -> Pixels | Bad:
     """Return a picture as `(channels, size, size)` in 0..1, or why it has no levels that the study can read.
 
     Args:
@@ -99,7 +99,7 @@ def pixels_of(frame: Frame, task: ImageTask, *, name: str) -> Pixels | Bad:
     return levels if isinstance(levels, Bad) else _many_bits(frame, levels, task)
 
 
-def levels_of(frame: Frame, task: ImageTask, *, name: str) -> Levels | Bad:
+def levels_of(frame: Frame, task: PictureTask, *, name: str) -> Levels | Bad:
     """Return the levels of black and white of a picture of more than 8 bits, or why there are none."""
     if frame.values.dtype.kind == "f" and not np.isfinite(frame.values).all():
         return Bad(f"{name}: a pixel is not a finite number")
@@ -125,14 +125,14 @@ def _finite(levels: Levels, name: str) -> Levels | Bad:
     return Bad(f"{name}: the levels of black and white are no finite numbers, one above the other")
 
 
-def normalised(pixels: Pixels, task: ImageTask) -> Pixels:
+def normalised(pixels: Pixels, task: PictureTask) -> Pixels:
     """Return a picture `(C, size, size)` in 0..1 as the study's pixel range, mean and std make it."""
     mean = np.asarray(task.mean, dtype=np.float32).reshape(-1, 1, 1)
     std = np.asarray(task.std, dtype=np.float32).reshape(-1, 1, 1)
     return (pixels * np.float32(task.pixel_max) - mean) / std
 
 
-def _eight_bits(frame: Frame, task: ImageTask) -> Pixels:
+def _eight_bits(frame: Frame, task: PictureTask) -> Pixels:
     values = 255 - frame.values if frame.inverted else frame.values
     picture = Image.fromarray(np.ascontiguousarray(values[..., 0] if values.shape[2] == 1 else values))
     mode = "L" if task.channels == 1 else "RGB"
@@ -142,7 +142,7 @@ def _eight_bits(frame: Frame, task: ImageTask) -> Pixels:
     return np.ascontiguousarray(pixels.transpose(2, 0, 1) / np.float32(255))
 
 
-def _many_bits(frame: Frame, levels: Levels, task: ImageTask) -> Pixels:
+def _many_bits(frame: Frame, levels: Levels, task: PictureTask) -> Pixels:
     low, high = map(float, levels)
     # Of whole numbers up to 2^24 float32 gives the quotient that float64, rounded to float32, gives: Figueroa, When is
     # double rounding innocuous?, 1995.

@@ -5,6 +5,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
+from consilium.client.data.base import Bad
 from consilium.client.data.parts import KNOWN, index_file, part_of
 from consilium.client.data.picture_files import (
     FORMAT_OF,
@@ -27,26 +31,36 @@ FOLDER, ANY = "folder", "any"
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image file and its class; its patient and its part are None where the study's split does not ask for them."""
+    """An image file and its class, or its label `()` or labels `(L,)` as a table says.
+
+    Its patient and its part are None where the study's split does not ask for them.
+    """
 
     path: Path
-    label: int
+    label: int | npt.NDArray[np.float64]
     patient: str | None
     part: int | None
 
 
 @dataclass(frozen=True, eq=False)
 class Listing:
-    """The image files of a site, in order, and a sentence on what was read and what was passed over."""
+    """The image files of a site, in order, and a sentence on what was read and what was passed over.
+
+    Args:
+        bad: why others cannot be used that a table names.
+        note: what else is to be said.
+    """
 
     files: tuple[ImageFile, ...]
     tally: Tally
     depth: int
+    bad: tuple[Bad, ...] = ()
+    note: str = ""
 
     def sentence(self, *, read: Sequence[ImageFile]) -> str:
         """Return what was read, by suffix, and what was passed over and why."""
         tally = replace(self.tally, read=Counter(suffix_of(file.path) for file in read))
-        return tally.sentence(depth=self.depth)
+        return "; ".join(part for part in (tally.sentence(depth=self.depth), self.note) if part)
 
     @property
     def lacks_pictures(self) -> bool:
@@ -79,8 +93,8 @@ def labelled_files(config: ImageFolderData, task: ImageTask, split: SplitConfig,
         seen = "is not a folder" if folder.exists() else "does not exist"
         raise DataError(f"{who}: data folder '{folder}' {seen}")
     by_folder = split.group == FOLDER
-    patient, depth = _patient_in_class(split.group, who=who), _depth(config, by_folder=by_folder, who=who)
-    tally, files = Tally(), list[ImageFile]()
+    patient, depth = patient_in_class(split.group, who=who), _depth(config, by_folder=by_folder, who=who)
+    tally, files = Tally(), list[tuple[int, ImageFile]]()
     for top, part in _tops(folder, task, split, site=site):
         for class_folder in top:
             if class_folder.name not in task.classes:
@@ -92,15 +106,15 @@ def labelled_files(config: ImageFolderData, task: ImageTask, split: SplitConfig,
                         f"{who}: image '{file.path.name}' lies in class '{class_folder.name}' itself, expected in a "
                         f"folder of its patient, as split.group = '{FOLDER}' says"
                     )
-                files.append(ImageFile(file.path, label, patient(file), part))
+                files.append((label, ImageFile(file.path, label, patient(file), part)))
     _count_loose(folder, split, tally)
     if not files:
         where = "patients' folders" if by_folder else "sub-folders"
         seen = tally.sentence(depth=depth)
         expected = f"expected files {', '.join(SUFFIXES)}"
         raise DataError(f"{who}: no image in the {where} of '{folder}', {expected}{seen and f'; {seen}'}")
-    ordered = sorted(files, key=lambda file: (file.label, file.path.name, file.path.parent))
-    return Listing(tuple(ordered), tally, depth)
+    ordered = sorted(files, key=lambda one: (one[0], one[1].path.name, one[1].path.parent))
+    return Listing(tuple(file for _, file in ordered), tally, depth)
 
 
 def _depth(config: ImageFolderData, *, by_folder: bool, who: str) -> int:
@@ -137,8 +151,12 @@ def _count_loose(folder: Path, split: SplitConfig, tally: Tally) -> None:
             tally.others[suffix_of(entry)] += 1
 
 
-def _patient_in_class(group: str | None, *, who: str) -> Callable[[FoundFile], str | None]:
-    """Return the function that reads whose an image below its class is; a folder's is the first one below the class."""
+def patient_in_class(group: str | None, *, who: str) -> Callable[[FoundFile], str | None]:
+    """Return the function that reads whose an image below its class is; a folder's is the first one below the class.
+
+    Raises:
+        ConfigError: as of `patient_of`.
+    """
     patient = patient_of(group, who=who)
     if patient is None:
         return lambda file: None

@@ -1,7 +1,8 @@
-"""Reads a folder of image files with one sub-folder per class."""
+"""Reads a folder of image files: with one sub-folder per class, or with a table that names each file's label."""
 
 import logging
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from consilium.client.data.base import Bad, RawData, keep_usable, kind_mismatch
 from consilium.client.data.frames import NoPicture, Pixels, normalised
 from consilium.client.data.image_files import ImageFile, labelled_files
+from consilium.client.data.label_files import listing_of
 from consilium.client.data.parts import index_file, parts_in_file
 from consilium.client.data.picture_facts import PictureFacts
 from consilium.client.data.picture_files import Tally, suffix_of
@@ -30,6 +32,9 @@ def read_images(config: DataConfig, task: Task, split: SplitConfig, *, site: str
     lie in folders called train, validation and test. A patient of one name in two classes is the same patient. With
     `data.depth` files in deeper folders are read too. Slices of one volume are one patient's.
 
+    Where the labels are not classes (`task.survival`), the table `data.labels` in the folder has a row for each
+    picture, and they are read in the order of their names.
+
     An image becomes `(C, size, size)` float32: turned upright (EXIF), greyscale or RGB by the task's channels, resized
     (bilinear), scaled to 0..pixel_max, minus mean, divided by std; of more than 8 bits by `task.pixel_range`.
 
@@ -41,12 +46,12 @@ def read_images(config: DataConfig, task: Task, split: SplitConfig, *, site: str
     if not (isinstance(config, ImageFolderData) and isinstance(task, ImageTask)):
         raise kind_mismatch(config, task, site=site)
     try:
-        listing = labelled_files(config, task, split, site=site)
+        listing = (labelled_files if task.classes else listing_of)(config, task, split, site=site)
     except OSError as error:
         raise DataError(f"site '{site}': cannot list data folder '{config.path}': {error.strerror or error}") from error
     files, facts = listing.files, PictureFacts(task)
     decoded = _decode_all(files, task, facts, listing.tally, folder=config.path)
-    usable, num_skipped = keep_usable(decoded, site=site, max_skipped=config.max_skipped)
+    usable, num_skipped = keep_usable(chain(listing.bad, decoded), site=site, max_skipped=config.max_skipped)
     if not usable:
         seen = listing.sentence(read=())
         raise DataError(
@@ -62,7 +67,9 @@ def read_images(config: DataConfig, task: Task, split: SplitConfig, *, site: str
         _log.warning("pictures look wrong site=%s what=%s", site, sentence)
     return RawData(
         x=x,
-        y=torch.tensor([file.label for file in kept], dtype=torch.int64),
+        y=torch.from_numpy(np.stack([np.asarray(file.label) for file in kept])).to(
+            torch.int64 if task.classes else torch.float32
+        ),
         num_skipped=num_skipped,
         copies=copies_of_pictures(x.numpy()),
         patients=_patients(files, used, config.path, split),

@@ -13,19 +13,22 @@ from consilium.client.data.arrays import (
     check_bytes,
     check_classes,
     check_levels,
-    labels_of,
     prepared,
     usable_pictures,
 )
 from consilium.client.data.base import Bad, Inputs, Unread
+from consilium.client.data.columns import Floats
 from consilium.client.data.frames import Pixels, normalised
 from consilium.client.data.image_files import FOLDER, patient_of
 from consilium.client.data.input_rows import numbers_of
+from consilium.client.data.label_arrays import ArrayLabels, label_arrays, name_arrays, read_labels
+from consilium.client.data.label_files import LABELS, NamedFile, named_files
 from consilium.client.data.picture_files import SUFFIXES, is_picture, suffix_of, walk
 from consilium.client.data.pictures import decoded_pixels
 from consilium.common.data.npz import Array, array_names, channels_last, read_npz
+from consilium.common.data.tables import SUFFIXES as TABLES
 from consilium.common.errors import DataError, clean
-from consilium.common.study.task import ImageTask
+from consilium.common.study.task import PictureTask
 
 _OTHERS = (".avif", ".gif", ".heic", ".heif", ".jp2", ".mha", ".nrrd", ".psd", ".raw", ".svs")
 """Pictures in formats that are not read: they are named, where other files beside pictures are left out."""
@@ -34,7 +37,7 @@ _WHO = "the data"
 Content = Path | bytes
 
 
-def read_pictures(path: Path, task: ImageTask, *, labelled: bool, keep: Sequence[str], group: str | None) -> Inputs:
+def read_pictures(path: Path, task: PictureTask, *, labelled: bool, keep: Sequence[str], group: str | None) -> Inputs:
     """Read a picture file, a folder of them, or an `.npz` file.
 
     Raises:
@@ -42,21 +45,24 @@ def read_pictures(path: Path, task: ImageTask, *, labelled: bool, keep: Sequence
         ConfigError: `group` is not one for a folder of pictures.
     """
     shown = clean(str(path))
+    if labelled and (table := _table(path, task)) is not None:
+        return _named(table, task, keep=keep, group=group)
     try:
         files = _files(path, task)
     except OSError as error:
         raise DataError(f"'{shown}' cannot be read: {error.strerror or error}") from error
     if len(files) == 1 and files[0][1].suffix.lower() == ".npz":
         return _read_npz(files[0][1], task, labelled=labelled, keep=keep, group=group)
-    if keep:
-        raise DataError(f"pictures have no column '{clean(keep[0])}' to keep, only tables have")
-    if labelled and not path.is_dir():
-        raise DataError(f"'{shown}' is one picture without a label, expected a folder with one sub-folder per class")
+    _keep_nothing(keep)
+    if labelled and not (task.classes and path.is_dir()):
+        expected = "a folder with one sub-folder per class" if task.classes else f"a table, such as {LABELS}"
+        seen = "has no labels" if path.is_dir() else "is one picture without a label"
+        raise DataError(f"'{shown}' {seen}, expected {expected}")
     whose = _Owners(patient_of(group, who=_WHO), clean(group or ""), task.classes)
     return _labelled(files, task, whose) if labelled else _decoded(files, task, whose)
 
 
-def _files(path: Path, task: ImageTask) -> list[tuple[str, Path]]:
+def _files(path: Path, task: PictureTask) -> list[tuple[str, Path]]:
     """Return the pictures, or the `.npz` file, that a path stands for, by their names.
 
     Raises:
@@ -86,7 +92,7 @@ def _files(path: Path, task: ImageTask) -> list[tuple[str, Path]]:
     raise DataError(f"folder '{shown}' has no picture, expected {expected}{hint}")
 
 
-def of_contents(contents: Mapping[str, bytes], task: ImageTask) -> Inputs:
+def of_contents(contents: Mapping[str, bytes], task: PictureTask) -> Inputs:
     """Decode the bytes of picture files.
 
     Raises:
@@ -97,7 +103,7 @@ def of_contents(contents: Mapping[str, bytes], task: ImageTask) -> Inputs:
     return _decoded(list(contents.items()), task, _Owners())
 
 
-def of_array(array: npt.NDArray[Any], task: ImageTask) -> Inputs:
+def of_array(array: npt.NDArray[Any], task: PictureTask) -> Inputs:
     """Take pictures `(N, H, W)`, `(N, H, W, C)` or `(N, C, H, W)`.
 
     Raises:
@@ -108,23 +114,24 @@ def of_array(array: npt.NDArray[Any], task: ImageTask) -> Inputs:
     return _of_images(images, None, task, where="")
 
 
-def _read_npz(path: Path, task: ImageTask, *, labelled: bool, keep: Sequence[str], group: str | None) -> Inputs:
+def _read_npz(path: Path, task: PictureTask, *, labelled: bool, keep: Sequence[str], group: str | None) -> Inputs:
     where, names = f"file '{clean(path.name)}'", array_names(path, who=_WHO)
-    more = [*keep, *([group] if group is not None else []), *(["y"] if labelled else [])]
-    known = ["classes"] if labelled and "classes" in names else []
+    wanted = label_arrays(task) if labelled else ()
+    more = [*keep, *([group] if group is not None else []), *wanted]
+    known = name_arrays(task, names) if labelled else ()
     held = read_npz(path, list(dict.fromkeys(["x", *more, *known])), who=_WHO)
     images = channels_last(held["x"], where=where)
     check_levels(images, task, where=where)
     check_classes(held.get("classes"), task.classes, where=where)
-    labels = labels_of(held["y"], len(images), each="image", where=where) if labelled else None
-    texts = {name: _texts(held[name], name, len(images), where=where) for name in more if name != "y" or not labelled}
+    labels = read_labels(held, task, len(images), each="image", where=where) if labelled else None
+    texts = {name: _texts(held[name], name, len(images), where=where) for name in more if name not in wanted}
     return _of_images(images, labels, task, where=f"{where}, ", texts=texts, keep=keep, group=group)
 
 
 def _of_images(
     images: Array,
-    labels: Array | None,
-    task: ImageTask,
+    labels: ArrayLabels | None,
+    task: PictureTask,
     *,
     where: str,
     texts: Mapping[str, Sequence[str]] | None = None,
@@ -145,7 +152,7 @@ def _of_images(
     return Inputs(
         x=torch.from_numpy(prepared(images, rows, task)),
         names=tuple(map(str, usable)),
-        y=None if labels is None else torch.from_numpy(labels[rows].astype(np.int64)),
+        y=None if labels is None else labels.taken(rows),
         groups=None if group is None else numbers_of([held[group][row] for row in usable]),
         unread=tuple(unread),
         kept={name: tuple(held[name][row] for row in usable) for name in keep},
@@ -191,7 +198,37 @@ class _Owners:
         return f"image '{clean(name)}': its name does not fit the pattern '{self.group}' of patients"
 
 
-def _labelled(files: Sequence[tuple[str, Path]], task: ImageTask, whose: _Owners) -> Inputs:
+def _keep_nothing(keep: Sequence[str]) -> None:
+    if keep:
+        raise DataError(f"pictures have no column '{clean(keep[0])}' to keep, only tables have")
+
+
+def _table(path: Path, task: PictureTask) -> Path | None:
+    """Return the table that names each picture with its label, where the labels are in one; None where there is none.
+
+    It is the file itself, or `labels.csv` in a folder.
+    """
+    if task.classes:
+        return None
+    table = path / LABELS if path.is_dir() else path
+    return table if table.is_file() and table.suffix.lower() in TABLES else None
+
+
+def _named(table: Path, task: PictureTask, *, keep: Sequence[str], group: str | None) -> Inputs:
+    """Decode the pictures that a table names; a group that is no pattern is a column of the table."""
+    _keep_nothing(keep)
+    column = group if group is not None and group != FOLDER and "(" not in group else None
+    found = named_files(table, task, more=[] if column is None else [column], who=_WHO)
+    files = [one for one in found if isinstance(one, NamedFile)]
+    owners = {} if column is None else {one.name: one.cells[column] or None for one in files}
+    read = patient_of(group, who=_WHO) if column is None else lambda path: owners.get(path.as_posix())
+    whose = _Owners(read, clean(group or ""))
+    decoded = _decoded([(one.name, one.path) for one in files], task, whose, [one.label for one in files])
+    unread = [Unread(one.name, one.reason) for one in found if isinstance(one, Bad)]
+    return replace(decoded, unread=(*unread, *decoded.unread))
+
+
+def _labelled(files: Sequence[tuple[str, Path]], task: PictureTask, whose: _Owners) -> Inputs:
     """Decode pictures in one sub-folder per class, in the order in which a site reads them."""
     known, unread = list[tuple[int, str, Path]](), list[Unread]()
     for name, path in files:
@@ -210,7 +247,10 @@ def _labelled(files: Sequence[tuple[str, Path]], task: ImageTask, whose: _Owners
 
 
 def _decoded(
-    files: Sequence[tuple[str, Content]], task: ImageTask, whose: _Owners, labels: Sequence[int] | None = None
+    files: Sequence[tuple[str, Content]],
+    task: PictureTask,
+    whose: _Owners,
+    labels: Sequence[int | Floats] | None = None,
 ) -> Inputs:
     check_bytes(len(files) * len(task.slices.at), task, where="the pictures")
     pictures, used, names, unread = list[Pixels](), list[int](), list[str](), list[Unread]()
@@ -229,13 +269,19 @@ def _decoded(
     return Inputs(
         x=torch.from_numpy(x),
         names=tuple(names),
-        y=None if labels is None else torch.tensor([labels[place] for place in used], dtype=torch.int64),
+        y=None if labels is None else _stacked([labels[place] for place in used], task),
         groups=None if whose.of is None and not owners else numbers_of(owners),
         unread=tuple(unread),
     )
 
 
-def _pixels(name: str, content: Content, task: ImageTask, whose: _Owners) -> list[Pixels] | str:
+def _stacked(labels: Sequence[int | Floats], task: PictureTask) -> torch.Tensor:
+    shape = (0, *([len(task.label_names)] if task.label_names else []))
+    y = np.stack([np.asarray(label) for label in labels]) if labels else np.empty(shape)
+    return torch.from_numpy(y).to(torch.int64 if task.classes else torch.float32)
+
+
+def _pixels(name: str, content: Content, task: PictureTask, whose: _Owners) -> list[Pixels] | str:
     """Return the pictures of a file `(C, size, size)` in 0..1, or why there are none."""
     if (problem := whose.problem(name, content)) is not None:
         return problem

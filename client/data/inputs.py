@@ -19,7 +19,7 @@ from consilium.client.data.input_rows import of_rows, read_rows
 from consilium.client.data.series import of_series, read_series_inputs
 from consilium.client.data.text import of_text_rows, read_text_inputs
 from consilium.common.errors import DataError
-from consilium.common.study.task import FeaturesTask, ImageTask, SeriesTask, TableTask, Task, TextTask
+from consilium.common.study.task import FeaturesTask, PictureTask, SeriesTask, TableTask, Task, TextTask
 
 __all__ = ["Inputs", "Unread", "image_inputs", "pictures_inputs", "read_inputs", "rows_inputs"]
 
@@ -43,7 +43,7 @@ class _Kind:
 
 _KINDS: Mapping[type, _Kind] = MappingProxyType(
     {
-        ImageTask: _Kind("pictures", read_pictures, of_array),
+        PictureTask: _Kind("pictures", read_pictures, of_array),
         TableTask: _Kind("rows of a table", read_rows),
         FeaturesTask: _Kind("arrays", read_feature_inputs, of_features),
         SeriesTask: _Kind("series", read_series_inputs, of_series),
@@ -117,6 +117,6 @@ def image_inputs(contents: Mapping[str, bytes], task: Task) -> Inputs:
     Raises:
         DataError: no picture, or a model that is not about pictures.
     """
-    if not isinstance(task, ImageTask):
+    if not isinstance(task, PictureTask):
         raise DataError(f"the model answers about {_kind_of(task).what}, got picture files")
     return of_contents(contents, task)

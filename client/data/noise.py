@@ -35,6 +35,24 @@ def noisy_counts(counts: Mapping[str, int], classes: Sequence[str], epsilon: flo
     return {name: max(0, count + _noise(name, count, epsilon, key)) for name, count in exact.items()}
 
 
+def noisy_label_counts(
+    counts: Mapping[str, tuple[int, int]], epsilon: float, *, key: bytes
+) -> dict[str, tuple[int, int]]:
+    """Return counts of several labels with noise, >= 0: how many examples have each, and how many have it not.
+
+    An example may change one count of each of the L labels, so that each has the noise of `epsilon / L`.
+
+    Args:
+        epsilon: > 0, for all counts together.
+        key: the site's own (`noise_key`).
+    """
+    cells = {(name, there): of[not there] for name, of in counts.items() for there in (True, False)}
+    names = {cell: json.dumps([cell[0], cell[1]]) for cell in cells}
+    exact = {names[cell]: count for cell, count in cells.items()}
+    noised = noisy_counts(exact, list(exact), epsilon / max(len(counts), 1), key=key)
+    return {name: (noised[names[name, True]], noised[names[name, False]]) for name in counts}
+
+
 def _noise(name: str, count: int, epsilon: float, key: bytes) -> int:
     seed = hmac.digest(key, json.dumps([name, count, epsilon]).encode(), "sha256")
     generator = np.random.default_rng(int.from_bytes(seed, "big"))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from consilium.client.data.frames import EIGHT_BITS, SIXTEEN_BITS, Decoded, Frame, Levels
-from consilium.common.study.image_task import ImageTask
+from consilium.common.study.image_task import PictureTask
 
 _LEAST_USED = 0.1
 """Part of the levels that pictures use at least, unless they are dark, or stored in too many bits."""
@@ -44,7 +44,7 @@ class _Kind:
 class PictureFacts:
     """Levels and sizes of the pictures that were read, picture by picture."""
 
-    task: ImageTask
+    task: PictureTask
     num: int = 0
     blank: int = 0
     more: int = 0
@@ -130,7 +130,7 @@ class PictureFacts:
             yield f"{odd} of {self.num} pictures are at least {_LONG} times as long as wide, and squeezed into a square"
 
 
-def _wrong_levels(kind: _Kind, full: Levels | None, task: ImageTask) -> Iterator[str]:
+def _wrong_levels(kind: _Kind, full: Levels | None, task: PictureTask) -> Iterator[str]:
     low, high = min(kind.low), max(kind.high)
     if full == EIGHT_BITS:
         if high <= _LEAST_USED * full[1]:

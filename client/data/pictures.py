@@ -21,7 +21,7 @@ from consilium.client.data.dicom import decode_dicom, is_dicom
 from consilium.client.data.frames import SIXTEEN_BITS, Decoded, Frame, Pixels, Values, pixels_of
 from consilium.client.data.nifti import decode_nifti, is_nifti
 from consilium.client.data.picture_facts import PictureFacts
-from consilium.common.study.image_task import ImageTask
+from consilium.common.study.image_task import PictureTask
 
 # Only these decoders of Pillow run on a site's files, whatever a file's name says.
 FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")
@@ -43,7 +43,7 @@ DECODE_ERRORS = (
     struct.error,
     zlib.error,
 )
-_BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 MAX_PIXELS = 50_000_000
 """Most pixels that an image may declare (200 MB in colour); a small file can declare far more to be decoded."""
 MAX_FILE_BYTES = 500_000_000
@@ -63,13 +63,13 @@ _HEAD = 400
 """First bytes of a file, which tell DICOM and NIfTI."""
 
 
-def decode(file: Path | bytes, task: ImageTask, *, name: str) -> Decoded | Bad:
+def decode(file: Path | bytes, task: PictureTask, *, name: str) -> Decoded | Bad:
     """Return the pictures in a file, or why there are none: one, or a volume's slices as `task.slices` says."""
     who = f"image '{name}'"
     try:
         if (size := len(file) if isinstance(file, bytes) else file.stat().st_size) > MAX_FILE_BYTES:
             return Bad(f"{who} has {size} bytes, at most {MAX_FILE_BYTES} are read")
-        with _quiet(), io.BytesIO(file) if isinstance(file, bytes) else file.open("rb") as source:
+        with quiet(), io.BytesIO(file) if isinstance(file, bytes) else file.open("rb") as source:
             head = source.read(_HEAD)
             source.seek(0)
             if is_dicom(head):
@@ -77,14 +77,14 @@ def decode(file: Path | bytes, task: ImageTask, *, name: str) -> Decoded | Bad:
             if is_nifti(head):
                 return decode_nifti(source, task.slices, name=who, most=MAX_PIXELS)
             return _decode_with_pillow(source, task, who=who)
-    except _BOMBS:
+    except BOMBS:
         return Bad(f"{who} declares more pixels than Pillow decodes, at most {MAX_PIXELS} are decoded here")
     except DECODE_ERRORS:
         return Bad(f"{who} is corrupt or not one of {', '.join(FORMATS)}, DICOM, NIfTI")
 
 
 def decoded_pixels(
-    file: Path | bytes, task: ImageTask, *, name: str, facts: PictureFacts | None = None
+    file: Path | bytes, task: PictureTask, *, name: str, facts: PictureFacts | None = None
 ) -> list[Pixels] | Bad:
     """Return the pictures in a file as `(C, size, size)` in 0..1, or why there are none.
 
@@ -107,7 +107,7 @@ def decoded_pixels(
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Turn Pillow's warning about decompression bombs into an error, and silence all other warnings of decoders."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -115,14 +115,14 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _decode_with_pillow(source: BinaryIO, task: ImageTask, *, who: str) -> Decoded | Bad:
+def _decode_with_pillow(source: BinaryIO, task: PictureTask, *, who: str) -> Decoded | Bad:
     with Image.open(source, formats=FORMATS) as image:
         if (pixels := image.width * image.height) > MAX_PIXELS:
             return Bad(f"{who} declares {pixels} pixels, at most {MAX_PIXELS} are decoded")
         deep = _is_deep_colour(image)
         num_more = 0 if image.format == "MPO" else getattr(image, "n_frames", 1) - 1  # MPO: previews of a photograph
         image.load()
-        turn = _TURNS.get(_orientation(image))
+        turn = turn_of(image)
         if image.mode.startswith(("I", "F")):
             frame: Frame | Bad = _deep_grey(image, turn, task, who=who)
         elif deep:
@@ -133,13 +133,12 @@ def _decode_with_pillow(source: BinaryIO, task: ImageTask, *, who: str) -> Decod
     return frame if isinstance(frame, Bad) else Decoded((frame,), num_more)
 
 
-def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 (upright) where there is none, or none that can be read."""
+def turn_of(image: Image.Image) -> Image.Transpose | None:
+    """Return how a picture is turned upright, by its EXIF orientation; None where it is, or nothing can be read."""
     try:  # of a TIFF Pillow has applied it already
-        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except DECODE_ERRORS:
-        return 1
-    return value if isinstance(value, int) else 1
+        return None
 
 
 def _on_black(image: Image.Image) -> Image.Image:
@@ -159,7 +158,7 @@ def _channels_last(image: Image.Image) -> Values:
     return values[..., None] if values.ndim == 2 else values
 
 
-def _deep_grey(image: Image.Image, turn: Image.Transpose | None, task: ImageTask, *, who: str) -> Frame | Bad:
+def _deep_grey(image: Image.Image, turn: Image.Transpose | None, task: PictureTask, *, who: str) -> Frame | Bad:
     """Return greyscale of 16 bits; Pillow's own conversion to 8 bits clips at 255 and would give white.
 
     Whole numbers and floats of 32 bits need `task.pixel_range`, for no file says what is white.
@@ -185,7 +184,7 @@ def _raw_mode(args: object) -> str:
 
 
 def _deep_colour(
-    image: ImageFile.ImageFile, source: BinaryIO, turn: Image.Transpose | None, task: ImageTask, *, who: str
+    image: ImageFile.ImageFile, source: BinaryIO, turn: Image.Transpose | None, task: PictureTask, *, who: str
 ) -> Frame | Bad:
     """Return colours of 16 bits: the upper 8, and by a second reading, as if the bytes were swapped, the lower 8."""
     upper = np.asarray(image).astype(np.uint16)
@@ -210,7 +209,7 @@ def _deep_colour(
     return Frame(_turned(values, turn), SIXTEEN_BITS)
 
 
-def _upper_byte(image: Image.Image, turn: Image.Transpose | None, task: ImageTask, *, who: str) -> Frame | Bad:
+def _upper_byte(image: Image.Image, turn: Image.Transpose | None, task: PictureTask, *, who: str) -> Frame | Bad:
     if task.pixel_range is not None:
         return Bad(f"{who} has colours of 16 bits in a form of which 8 are read: save it as a PNG without transparency")
     plain = _on_black(image)

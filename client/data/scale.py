@@ -17,11 +17,11 @@ from consilium.client.data.base import Examples, Feature, RawData, SiteData
 from consilium.client.data.impute import fill_values, fixed_values
 from consilium.client.data.preparation import Preparation
 from consilium.client.data.split import Indices, Split
-from consilium.client.data.target import target_of
+from consilium.client.data.targets import target_of
 from consilium.common.errors import DataError
 from consilium.common.protocol.cards import DataCard
 from consilium.common.study.scale import LEAST_ROWS, MOST_ALONE, ColumnScale, Moments, Scale, combine, joined
-from consilium.common.study.task import FeaturesTask, ImageTask, SeriesTask, TableTask, Task
+from consilium.common.study.task import FeaturesTask, PictureTask, SeriesTask, TableTask, Task
 from consilium.common.weights.arrays import digest
 
 _IMAGES_AT_ONCE = 256
@@ -68,7 +68,7 @@ class UnscaledData:
                 values, unless `least` is 1, which is for sums that stay at the site.
         """
         rows = self.raw.x[torch.from_numpy(self.parts.train)]
-        if isinstance(self.task, ImageTask):
+        if isinstance(self.task, PictureTask):
             told = _of_images(rows)
         elif isinstance(self.task, SeriesTask):
             told = _of_series(rows)

@@ -181,7 +181,7 @@ def _windows(series: Series, task: SeriesTask, ahead: int) -> list[_Example] | B
     span, values = task.length + ahead, series.values
     if len(values) < span:
         return _too_short(series, span)
-    targets = (values[:, task.target_channel] - number.center) / number.scale
+    targets = number.to_model(values[:, task.target_channel])
     if not (np.abs(targets) <= LARGEST).all():
         return Bad(f"{series.place}: a value is too large for task.regression.scale")
     starts = range(0, len(values) - span + 1, task.step or span)

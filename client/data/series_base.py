@@ -62,5 +62,5 @@ def answer_of(label: float, task: SeriesTask) -> float | None:
     """Return a label as the model answers it: a class number, or a number less center, over scale; None: neither."""
     if task.regression is None:
         return label if 0 <= label < len(task.classes) else None
-    answer = (label - task.regression.center) / task.regression.scale
+    answer = task.regression.to_model(label)
     return answer if abs(answer) <= LARGEST else None

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from consilium.client.data.arrays import MAX_BYTES, check_classes, labels_of, npz_file, parts_of, patients_of
+from consilium.client.data.arrays import MAX_BYTES, check_classes, npz_file, parts_of, patients_of
 from consilium.client.data.base import Bad
+from consilium.client.data.label_arrays import labels_of
 from consilium.client.data.parts import index_file
 from consilium.client.data.series_base import LARGEST, Series, Values, Wanted, answer_of
 from consilium.client.data.series_rows import series_of_tables

@@ -26,10 +26,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Row:
-    """A usable row; `place` is its number among all rows, `record` the code of its value in each column of its file."""
+    """A usable row, its label `()` or several `(L,)`.
+
+    `place` is its number among all rows, `record` the code of its value in each column of its file.
+    """
 
     features: Floats
-    label: float
+    label: np.float64 | Floats
     place: int
     file: int
     record: list[int]
@@ -71,7 +74,8 @@ def read_table(config: DataConfig, task: Task, split: SplitConfig, *, site: str)
             f"site '{site}': no usable row in '{config.path}', {len(usable)} dropped, {num_skipped} skipped"
         )
     x = torch.from_numpy(np.stack([row.features for row in complete]))
-    y = torch.tensor([row.label for row in complete], dtype=torch.int64 if task.classes else torch.float32)
+    labels = torch.from_numpy(np.stack([row.label for row in complete]))
+    y = labels.to(torch.int64 if task.classes else torch.float32)
     return RawData(
         x=x,
         y=y,
@@ -178,7 +182,7 @@ class _Reading:
             if reasons := [*map(str, problems), *told.problems]:
                 self.faults.add(file.name, place, reasons)
                 continue
-            features, label = encoded.x[at], float(encoded.labels[at])
+            features, label = encoded.x[at], encoded.labels[at]
             record = self._values.of(cells)
             yield _Row(features, label, self.num_rows - 1, number, record, told.patient, told.part)
 

@@ -74,7 +74,7 @@ def open_for(
         DataError: the file cannot be read; the sentence starts with `who`.
     """
     numbers = {name for name, column in task.columns.items() if isinstance(column, NumberColumn)}
-    if not task.classes:
+    if not task.classes and not task.labels:
         numbers.add(task.label)
     wanted = Wanted(names, numbers, others=others, booleans=partial(booleans_of, task))
     return open_table(file, wanted, form, who=who)

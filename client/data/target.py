@@ -14,10 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from consilium.client.data.strata import rarest
 from consilium.client.training.cox import cox_loss
+from consilium.client.training.dice import mask_loss
 from consilium.common.intervals.evidence import Evidence
-from consilium.common.study.task_base import TaskBase
-from consilium.common.survival.concordance import harrell, own_shares
+from consilium.common.segmentation.evidence import evidence_of as masks_evidence
+from consilium.common.segmentation.overlap import dice, mean_of, measured, of_classes, pixel_counts
+from consilium.common.survival.concordance import harrell
 from consilium.common.survival.evidence import evidence_of
 from consilium.common.survival.times import Times
 
@@ -39,6 +42,8 @@ class Target(ABC):
 
     by_rows: ClassVar[bool] = True
     """Whether the loss of a batch is the mean of its rows' own losses, so that a part of it can be computed alone."""
+    dense: ClassVar[bool] = False
+    """Whether there is an answer for each pixel: outputs of many rows are then too large to be kept, answers are."""
 
     def loss(self, logits: Tensor, y: Tensor) -> Tensor:
         """Return the mean loss `()` of a batch's answers `(B, outputs)`."""
@@ -54,20 +59,40 @@ class Target(ABC):
         """Return what a model says `(N,)`, of the labels' kind and in their units, given its outputs `(N, outputs)`."""
 
     @abstractmethod
-    def right(self, answers: Tensor, y: Tensor) -> Tensor:
-        """Return a mask `(N,)` of correct answers; one answer `()` is for all."""
-
-    @abstractmethod
     def constant(self, y: Tensor) -> Tensor:
         """Return the constant answer `()`, from training labels `(N,)`, that every model must beat."""
 
+    @abstractmethod
     def score(self, answers: Tensor, y: Tensor) -> float:
-        """Return how good answers are, in [0, 1]: the share of correct ones. NaN where these labels do not say."""
-        return float(self.right(answers, y).double().mean())
+        """Return how good answers are, in [0, 1]; NaN where these labels do not say."""
 
     def strata(self, y: Tensor) -> Tensor:
         """Return what a split is stratified by `(N,)`: int64, or floats where it is not."""
         return y
+
+    def counts(self, y: Tensor, num_classes: int) -> Tensor:
+        """Return how many rows have each class `(num_classes,)`."""
+        return torch.bincount(y, minlength=num_classes)
+
+    def kept_outputs(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Return what a site keeps of a model's outputs on test rows `(N, ...)`, from which all scores follow."""
+        return outputs
+
+    def kept_labels(self, y: Tensor) -> Tensor:
+        """Return what a site keeps of the labels along with that, `(N, ...)`."""
+        return y
+
+
+class CountedTarget(Target):
+    """Labels whose answers are right or wrong, each by itself: the score is the share of right ones."""
+
+    @abstractmethod
+    def right(self, answers: Tensor, y: Tensor) -> Tensor:
+        """Return a mask `(N,)` of correct answers; one answer `()` is for all."""
+
+    def score(self, answers: Tensor, y: Tensor) -> float:
+        """Return the share of correct answers, in [0, 1]."""
+        return float(self.right(answers, y).double().mean())
 
 
 class ScoredTarget(Target):
@@ -94,7 +119,7 @@ class ScoredTarget(Target):
 
 
 @dataclass(frozen=True)
-class ClassTarget(Target):
+class ClassTarget(CountedTarget):
     """Labels are int64 class numbers; the constant answer is the most frequent class.
 
     The loss of a row is that of its label `(1 - smoothing) * class + smoothing / C` (Szegedy et al.: Rethinking the
@@ -141,7 +166,7 @@ class ClassTarget(Target):
 
 
 @dataclass(frozen=True)
-class NumberTarget(Target):
+class NumberTarget(CountedTarget):
     """Labels are float32 numbers, in the model's units; the constant answer is their mean.
 
     Args:
@@ -182,11 +207,6 @@ class TimeTarget(ScoredTarget):
         """Return the one output per row, the log of its risk."""
         return logits[:, 0]
 
-    def right(self, answers: Tensor, y: Tensor) -> Tensor:
-        """Return which rows are ordered right with more than half of those that they can be compared with."""
-        risks = answers.detach().double().cpu().expand(len(y)).numpy()
-        return torch.from_numpy(own_shares(Times.of_labels(y.cpu().numpy()), risks) > 0.5)  # NaN is not
-
     def constant(self, y: Tensor) -> Tensor:
         """Return 0, as for any other number all risks are the same."""
         return torch.zeros((), dtype=y.dtype)
@@ -217,8 +237,71 @@ CLASSES = ClassTarget()
 """Of labels that are classes."""
 
 
-def target_of(task: TaskBase) -> Target:
-    """Return what a task's labels are."""
-    if task.survival_times is not None:
-        return TimeTarget()
-    return CLASSES if task.number is None else NumberTarget(task.number.reach)
+@dataclass(frozen=True)
+class MaskTarget(ScoredTarget):
+    """Labels are masks: the class of every pixel, uint8 `(N, H, W)`; an answer has logits `(N, C, H, W)`.
+
+    The score is the mean Dice over the classes but the background, each a mean over the pictures of which truth or
+    answer have it. The constant answer is one mask for all pictures: each pixel's most frequent class.
+
+    Args:
+        num_classes: with the background, 2 or more.
+    """
+
+    num_classes: int
+    dense: ClassVar[bool] = True
+
+    def loss(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Return the mean over the pictures of cross-entropy and soft Dice."""
+        return mask_loss(logits, y)
+
+    def answers(self, logits: Tensor) -> Tensor:
+        """Return the class of every pixel `(N, H, W)`, as uint8."""
+        return logits.argmax(dim=1).to(torch.uint8)
+
+    def constant(self, y: Tensor) -> Tensor:
+        """Return the most frequent class of each pixel `(H, W)`, of equals the first, as uint8."""
+        times = torch.stack([(y == one).sum(dim=0) for one in range(self.num_classes)])
+        return times.argmax(dim=0).to(torch.uint8)
+
+    def score(self, answers: Tensor, y: Tensor) -> float:
+        """Return the mean Dice; NaN where neither truth nor answers have any class."""
+        return float(mean_of(of_classes(dice(self._counts(answers, y)))))
+
+    def constant_outputs(self, y: Tensor, count: int) -> Tensor:
+        """Return the same mask for all pictures."""
+        return self.constant(y).expand(count, *y.shape[1:])
+
+    def evidence(
+        self, y: Tensor, outputs: Mapping[str, Tensor], groups: NDArray[np.int64] | None
+    ) -> dict[str, Evidence]:
+        """Return the evidence of the mean Dice of masks `(N, H, W)`; none where no picture has any class."""
+        return masks_evidence({name: self._counts(of, y) for name, of in outputs.items()}, groups)
+
+    def kept_outputs(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Return pixels and distances of each picture and class but the background `(N, C - 1, 4)`, as float64."""
+        return torch.from_numpy(measured(_array(y), _array(outputs), self.num_classes))
+
+    def kept_labels(self, y: Tensor) -> Tensor:
+        """Return which classes each picture holds `(N, C)`."""
+        return self.present(y)
+
+    def strata(self, y: Tensor) -> Tensor:
+        """Return the rarest class `(N,)` of each picture, the background left out."""
+        return rarest(self.present(y)[:, 1:])
+
+    def present(self, y: Tensor) -> Tensor:
+        """Return a mask of the classes that each picture holds `(N, C)`."""
+        flat = y.flatten(1)
+        return torch.stack([(flat == one).any(dim=1) for one in range(self.num_classes)], dim=1)
+
+    def counts(self, y: Tensor, num_classes: int) -> Tensor:
+        """Return how many pictures hold each class `(C,)`."""
+        return self.present(y).sum(dim=0)
+
+    def _counts(self, answers: Tensor, y: Tensor) -> NDArray[np.float64]:
+        return pixel_counts(_array(y), _array(answers), self.num_classes)
+
+
+def _array(masks: Tensor) -> NDArray[np.uint8]:
+    return np.asarray(masks.cpu().numpy(), dtype=np.uint8)

@@ -1,6 +1,7 @@
 """Reads texts with a label, or plain texts of which what follows is learned."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import numpy as np
 import torch
 
 from consilium.client.data.base import Bad, Inputs, RawData, Unread, keep_usable, kind_mismatch
+from consilium.client.data.columns import Floats
+from consilium.client.data.label_cells import LabelCells
 from consilium.client.data.parts import beside, index_file, parts_in_file
 from consilium.client.data.text_files import Text, Wanted, texts_of
 from consilium.client.data.text_tokens import bucket_of, character_of, encoder_of, padded, words_of
@@ -36,7 +39,7 @@ class _Example:
     """
 
     ids: Sequence[int]
-    label: float
+    label: float | Floats
     of: Text
     section: int = 0
 
@@ -135,13 +138,14 @@ def of_text_rows(
 
 
 def _of_row(row: Mapping[str, object], number: int, task: TextTask, labelled: bool, keep: Sequence[str]) -> Text | Bad:
-    needed = [task.text, *([task.label] if labelled else []), *keep]
+    columns = tuple(task.label_columns) if labelled else ()
+    needed = [task.text, *columns, *keep]
     if absent := [name for name in needed if name not in row]:
         return Bad(f"row {number} has no column '{absent[0]}'", str(number))
     text = row[task.text]
     if not isinstance(text, str) or not text.strip():
         return Bad(f"row {number}: column '{task.text}' holds no text", str(number))
-    label = str(row[task.label]).strip() if labelled else None
+    label = {name: "" if row[name] is None else str(row[name]).strip() for name in columns}
     return Text(text.strip(), str(number), f"row {number}", label=label, kept={name: str(row[name]) for name in keep})
 
 
@@ -151,26 +155,34 @@ def examples_of(texts: Iterable[Text | Bad], task: TextTask) -> Iterator[_Exampl
         for text in texts:
             yield from [text] if isinstance(text, Bad) else _pieces(text, task)
         return
-    encode, places = encoder_of(task), {name: place for place, name in enumerate(task.classes)}
+    encode, read = encoder_of(task), _reader_of(task)
     for text in texts:
         if isinstance(text, Bad):
             yield text
             continue
-        label = _label(text.label or "", places, task)
+        label = read(text.label)
         if isinstance(label, str):
-            yield Bad(f"{text.place}: column '{task.label}': {label}", text.name)
+            yield Bad(f"{text.place}: {label}", text.name)
         else:
             yield _Example(encode(text.text), label, text)
 
 
-def _label(cell: str, places: Mapping[str, int], task: TextTask) -> float | str:
-    """Return a label as the model answers it, or what is wrong with it."""
-    if task.regression is None:
-        place = places.get(cell)
-        return f"expected one of {list(task.classes)}, got something else" if place is None else place
-    number = number_in(cell)
-    scaled = None if number is None else (number - task.regression.center) / task.regression.scale
-    return scaled if scaled is not None and abs(scaled) <= _LARGEST else "expected a finite number, got something else"
+def _reader_of(task: TextTask) -> Callable[[Mapping[str, str]], float | Floats | str]:
+    """Return what reads a label as the model answers it, or says what is wrong with it, by the label's columns."""
+    if len(task.label_columns) > 1:
+        return LabelCells(task)
+    places = {name: place for place, name in enumerate(task.classes)}
+
+    def of(cells: Mapping[str, str]) -> float | str:
+        cell, where = cells.get(task.label, ""), f"column '{task.label}'"
+        if task.regression is None:
+            place = places.get(cell)
+            return f"{where}: expected one of {list(task.classes)}, got something else" if place is None else place
+        number = number_in(cell)
+        scaled = math.nan if number is None else task.regression.to_model(number)
+        return scaled if abs(scaled) <= _LARGEST else f"{where}: expected a finite number, got something else"
+
+    return of
 
 
 def _pieces(text: Text, task: TextTask) -> Iterator[_Example]:
@@ -244,8 +256,11 @@ def _inputs(
     )
 
 
-def _labels(labels: Sequence[float], task: TextTask) -> torch.Tensor:
-    return torch.tensor(labels, dtype=torch.int64 if task.regression is None else torch.float32)
+def _labels(labels: Sequence[float | Floats], task: TextTask) -> torch.Tensor:
+    kind = torch.int64 if task.classes else torch.float32
+    if not labels:
+        return torch.zeros(0, dtype=kind)
+    return torch.from_numpy(np.stack([np.asarray(label) for label in labels])).to(kind)
 
 
 def _by_file(path: Path, split: SplitConfig) -> bool:

@@ -23,7 +23,7 @@ class Text:
     Args:
         name: of the row, or the file's path in its folder.
         place: where it stands, for sentences.
-        label: as it is written; None where none was asked for.
+        label: as it is written, by the columns of the label; none where none was asked for.
         number: of the row among all rows of all files, from 0.
         kept: the texts of further columns.
     """
@@ -31,7 +31,7 @@ class Text:
     text: str
     name: str
     place: str
-    label: str | None = None
+    label: Mapping[str, str] = field(default_factory=dict)
     patient: str | None = None
     part: int | None = None
     number: int = 0
@@ -113,7 +113,7 @@ def _rows(file: Path, task: TextTask, wanted: Wanted, number: int, *, alone: boo
                 cells[task.text],
                 name=name,
                 place=where,
-                label=cells[task.label] if wanted.labelled else None,
+                label={name: cells[name] for name in task.label_columns} if wanted.labelled else {},
                 patient=cells[wanted.group] if wanted.group is not None else None,
                 part=part,
                 number=number + row,
@@ -122,7 +122,7 @@ def _rows(file: Path, task: TextTask, wanted: Wanted, number: int, *, alone: boo
 
 
 def _needed(task: TextTask, wanted: Wanted) -> tuple[str, ...]:
-    names = [task.text, *([task.label] if wanted.labelled else []), *wanted.keep, wanted.group, wanted.part]
+    names = [task.text, *(task.label_columns if wanted.labelled else ()), *wanted.keep, wanted.group, wanted.part]
     return tuple(dict.fromkeys(name for name in names if name is not None))
 
 
@@ -138,17 +138,20 @@ def _places(header: Sequence[str], needed: Sequence[str], *, where: str) -> dict
 
 def _by_class(path: Path, task: TextTask, wanted: Wanted, *, who: str) -> Iterator[Text | Bad]:
     folders = [folder for folder in list_folders(path) if folder.name != task.test] if path.is_dir() else []
+    columns = listed([f"'{name}'" for name in (task.text, *task.label_columns)], _MOST_NAMED)
+    if not task.classes:
+        raise DataError(f"{who}: '{clean(str(path))}' has no table ({', '.join(SUFFIXES)}) with columns {columns}")
     if not folders:
         raise DataError(
-            f"{who}: '{clean(str(path))}' has neither a table ({', '.join(SUFFIXES)}) with columns '{task.text}' and "
-            f"'{task.label}' nor a folder of .txt files for each of {list(task.classes)}"
+            f"{who}: '{clean(str(path))}' has neither a table ({', '.join(SUFFIXES)}) with columns {columns} nor a "
+            f"folder of .txt files for each of {list(task.classes)}"
         )
     patient = patient_of(wanted.group, who=who)
     for folder in folders:
         if folder.name not in task.classes:
             raise DataError(f"{who}: folder '{clean(folder.name)}' is none of the study's classes {list(task.classes)}")
         for file in _texts_below(folder, without=None, who=who):
-            yield _of_file(file, path, folder.name, patient, wanted.group, who=who)
+            yield _of_file(file, path, {task.label: folder.name}, patient, wanted.group, who=who)
 
 
 def _plain(path: Path, task: TextTask, wanted: Wanted, *, who: str) -> Iterator[Text | Bad]:
@@ -161,7 +164,7 @@ def _plain(path: Path, task: TextTask, wanted: Wanted, *, who: str) -> Iterator[
         raise DataError(f"{who}: '{clean(str(path))}' has no .txt file, expected one or more")
     patient = patient_of(wanted.group, who=who)
     for file in files:
-        yield _of_file(file, path if path.is_dir() else path.parent, None, patient, wanted.group, who=who)
+        yield _of_file(file, path if path.is_dir() else path.parent, {}, patient, wanted.group, who=who)
 
 
 def _texts_below(folder: Path, *, without: str | None, who: str) -> list[Path]:
@@ -176,7 +179,7 @@ def _texts_below(folder: Path, *, without: str | None, who: str) -> list[Path]:
 def _of_file(
     file: Path,
     top: Path,
-    label: str | None,
+    label: Mapping[str, str],
     patient: Callable[[Path], str | None] | None,
     group: str | None,
     *,

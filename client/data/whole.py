@@ -14,7 +14,7 @@ from consilium.client.data.unit_split import split_units, units_of
 from consilium.common.data.groups import coded, digest_of, first_of_pictures, groups_of, numbered, telling_rows
 from consilium.common.errors import DataError
 from consilium.common.study.site import DataConfig
-from consilium.common.study.task import FeaturesTask, ImageTask, SeriesTask, Task, TextTask
+from consilium.common.study.task import FeaturesTask, PictureTask, SeriesTask, Task, TextTask
 from consilium.common.study.training import SplitConfig
 
 LEAST_TEST_PATIENTS = 2
@@ -69,7 +69,7 @@ def _as_pictures(task: Task) -> bool:
     """Return whether examples are compared as a whole, and not column by column."""
     if isinstance(task, FeaturesTask):
         return not in_columns(task)
-    return isinstance(task, ImageTask | SeriesTask | TextTask)
+    return isinstance(task, PictureTask | SeriesTask | TextTask)
 
 
 def read_from(config: DataConfig, task: Task, split: SplitConfig) -> list[Path]:

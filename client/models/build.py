@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from consilium.client.models.given import OWN, given_as
+from consilium.client.models.given import given_as
 from consilium.client.models.heads import with_hidden_layers
 from consilium.client.models.libraries import build_of_library
 from consilium.client.models.lora import trained_of, with_adapters
@@ -20,9 +20,10 @@ from consilium.client.models.pretrained import load_pretrained
 from consilium.client.models.small import SMALL_NAMES, build_small, check_images
 from consilium.client.models.text import HEAD, build_text
 from consilium.client.models.text_folder import load_folder
+from consilium.client.models.unet import build_unet
 from consilium.common.errors import ModelError, clean
 from consilium.common.seeds import seed_for
-from consilium.common.study.models import LIBRARIES, library_of, model_settings
+from consilium.common.study.models import LIBRARIES, UNET, library_of, model_settings, of_somebody
 from consilium.common.study.text_models import TEXT_SETTINGS, TransformerSettings
 from consilium.common.study.training import ModelConfig
 from consilium.common.weights.arrays import Array, Weights
@@ -134,10 +135,12 @@ def marked(
 
 def _build(config: ModelConfig, input_shape: tuple[int, ...], num_outputs: int) -> tuple[nn.Module, frozenset[str]]:
     name = config.name
-    if name.startswith(OWN):
+    if of_somebody(name):
         return _copied(config)
     if name in SMALL_NAMES:
         return build_small(name, input_shape=input_shape, num_outputs=num_outputs, hidden=config.hidden)
+    if name == UNET:
+        return build_unet(input_shape, num_outputs)
     if name in TEXT_SETTINGS:
         settings = model_settings(name, config.settings)
         return build_text(settings, name=name, input_shape=input_shape, num_outputs=num_outputs), HEAD
@@ -147,7 +150,7 @@ def _build(config: ModelConfig, input_shape: tuple[int, ...], num_outputs: int) 
         return own
     from consilium.client.models import vision  # here, because a table study needs no torchvision
 
-    known = [*SMALL_NAMES, *TEXT_SETTINGS, *vision.vision_names()]
+    known = [*SMALL_NAMES, UNET, *TEXT_SETTINGS, *vision.vision_names()]
     if name not in known:
         close = difflib.get_close_matches(name, known, n=3)
         all_of_them = f"known: {', '.join(known)}; those of a library are called {' or '.join(LIBRARIES.values())}"

@@ -7,9 +7,6 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-OWN = "own:"
-"""How the names of such modules begin in `model.name`."""
-
 
 @dataclass(frozen=True, eq=False)
 class Given:

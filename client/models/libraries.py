@@ -22,6 +22,11 @@ MONAI = (
     *(f"efficientnet-b{size}" for size in range(9)),
 )
 """MONAI's networks that answer one row of logits per example, for images of any number of channels and for volumes."""
+MONAI_PIXELS = ("unet", "basicunet")
+"""MONAI's networks that answer for every pixel."""
+_UNET = {"channels": (16, 32, 64, 128), "strides": (2, 2, 2), "num_res_units": 2, "norm": "batch"}
+_BASIC_UNET = {"features": (16, 16, 32, 64, 128, 16), "norm": "batch"}
+"""Sizes as those of our own U-Net, and BatchNorm in place of MONAI's instance normalisation, which FedBN is not of."""
 
 
 def library_names(library: str) -> list[str]:
@@ -35,7 +40,7 @@ def library_names(library: str) -> list[str]:
     from consilium.client.models import vision  # noqa: F401  # both import torchvision, which this makes possible
 
     if library == "monai":
-        return [f"monai/{name}" for name in MONAI]
+        return [f"monai/{name}" for name in (*MONAI, *MONAI_PIXELS)]
     timm: Any = import_module("timm")  # Any: its types do not say what its models take, and whether it is here
     return [f"timm/{name}" for name in timm.list_models()]
 
@@ -98,6 +103,8 @@ def _monai(name: str, input_shape: tuple[int, ...], num_outputs: int) -> tuple[n
         module = nets.EfficientNetBN(
             name, pretrained=False, spatial_dims=dimensions, in_channels=channels, num_classes=num_outputs
         )
+    elif name in MONAI_PIXELS:
+        return _monai_pixels(nets, name, channels, dimensions, num_outputs)
     elif name.startswith("densenet"):
         module = getattr(nets, name)(spatial_dims=dimensions, in_channels=channels, out_channels=num_outputs)
     elif name.startswith("resnet"):
@@ -105,3 +112,10 @@ def _monai(name: str, input_shape: tuple[int, ...], num_outputs: int) -> tuple[n
     else:
         module = getattr(nets, name)(spatial_dims=dimensions, in_channels=channels, num_classes=num_outputs)
     return module, [layer for layer in module.modules() if isinstance(layer, nn.Linear)][-1]
+
+
+def _monai_pixels(nets: Any, name: str, channels: int, dimensions: int, num_outputs: int) -> tuple[nn.Module, object]:
+    """Return a network that answers for every pixel, and its last layer with weights."""
+    make, sizes = (nets.UNet, _UNET) if name == "unet" else (nets.BasicUNet, _BASIC_UNET)
+    module = make(spatial_dims=dimensions, in_channels=channels, out_channels=num_outputs, **sizes)
+    return module, [layer for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)][-1]

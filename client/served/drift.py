@@ -121,7 +121,8 @@ def _tests(summary: TrainingSummary, inputs: Inputs, weights: Floats) -> Iterato
     known = {one.name: one for one in kept}
     columns = [(known.get(column.name), column) for column in observed(summary.task, inputs.x, inputs.features)]
     if inputs.y is not None:
-        columns.append((summary.label, observed_labels(summary.task, inputs.y)))
+        labels = observed_labels(summary.task, inputs.y)
+        columns += zip(summary.labels or (summary.label,), labels, strict=True)
     for before, column in columns:
         if isinstance(before, Numbers):
             yield from _of_numbers(before, column, weights)

@@ -12,11 +12,11 @@ from consilium.client.data.text_tokens import TOKENIZER, read_tokenizer
 from consilium.client.methods import build_method, extended, rebuilt
 from consilium.client.methods.contract import filled
 from consilium.client.models import Model, build_model, divide, set_weights
-from consilium.client.training.evaluation import EVALUATION_BATCH
+from consilium.client.training.evaluation import EVALUATION_BATCH, pictures_at_once
 from consilium.common.errors import ConsiliumError, ModelError, clean, listed
 from consilium.common.model import ModelRecord, Residuals, Temperature, read_arrays, read_record
 from consilium.common.seeds import seed_for
-from consilium.common.study.task import ImageTask
+from consilium.common.study.task import PictureTask
 from consilium.common.study.training import ModelConfig
 from consilium.common.weights.arrays import Weights
 
@@ -31,17 +31,27 @@ class Answers:
         probabilities: float64 `(N, C)`, each row adds up to 1; None where the answer is a number.
         values: float64 `(N,)` in the label's units; None where it is a class.
         width: half of the interval around each value; None where the model is not calibrated.
+        labels: float64 `(N, L)`, the probability of each of several labels; None where an example has one.
+        masks: uint8 `(N, H, W)`, the class of every pixel; None where an answer is one of a whole example.
     """
 
     probabilities: Tensor | None = None
     values: Tensor | None = None
     width: float | None = None
+    labels: Tensor | None = None
+    masks: Tensor | None = None
+
+    @property
+    def numbers(self) -> Tensor:
+        """Return the probabilities `(N, C)`, those of several labels `(N, L)`, or the values `(N,)`."""
+        (found,) = (one for one in (self.probabilities, self.values, self.labels) if one is not None)
+        return found
 
     @property
     def classes(self) -> Tensor:
         """Return the number of the most probable class `(N,)`: of two equal ones the first."""
         if self.probabilities is None:
-            raise ValueError("a number has no classes")
+            raise ValueError("a number and several labels have no classes")
         return self.probabilities.argmax(dim=1)
 
 
@@ -91,15 +101,27 @@ class ServedModel:
 
     def answers(self, prepared: Inputs) -> Answers:
         """Return what the model says of prepared inputs."""
+        if self.record.task.label_kind == "masks":
+            return Answers(masks=self._masks(prepared.x))
         return answers_of(self.record, self.logits(prepared.x))
+
+    def _masks(self, x: Tensor) -> Tensor:
+        """Return the masks of prepared pictures `(N, C, H, W)`, some at a time: logits take C times as much."""
+        parts = [self.logits(part).argmax(dim=1).to(torch.uint8) for part in torch.split(x, pictures_at_once(x))]
+        return torch.cat(parts) if len(x) else torch.zeros(0, *x.shape[2:], dtype=torch.uint8)
 
 
 def answers_of(record: ModelRecord, logits: Tensor) -> Answers:
-    """Return what logits `(N, outputs)` mean: probabilities after the calibration, or numbers in the label's units."""
+    """Return what logits `(N, outputs)` mean: probabilities after the calibration, or numbers in the label's units.
+
+    Of several labels it is the probability of each.
+    """
     number, calibration, exact = record.task.number, record.calibration, logits.to(torch.float64)
+    if record.task.label_names:
+        return Answers(labels=exact.sigmoid())
     if number is not None:
         width = calibration.width if isinstance(calibration, Residuals) else None
-        return Answers(values=exact[:, 0] * number.scale + number.center, width=width)
+        return Answers(values=number.to_label(exact[:, 0]), width=width)
     if isinstance(calibration, Temperature):
         exact = exact / calibration.temperature
     if exact.shape[1] == 1:
@@ -131,7 +153,7 @@ def load_model(folder: Path, *, weights_dir: Path | None = None) -> ServedModel:
         if not bool(torch.isfinite(parameter).all()):
             raise ModelError(f"model '{folder}': array '{name}' holds numbers that are not finite")
         parameter.requires_grad_(False)
-    preparation = Preparation.of_record(record.preprocessing, channels=isinstance(record.task, ImageTask))
+    preparation = Preparation.of_record(record.preprocessing, channels=isinstance(record.task, PictureTask))
     return ServedModel(record, module, preparation)
 
 

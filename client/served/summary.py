@@ -26,12 +26,13 @@ from consilium.common.model.record import PlainText
 from consilium.common.study.record import Record
 from consilium.common.study.scale import Finite
 from consilium.common.study.sentences import describe
-from consilium.common.study.task import CategoryColumn, FeaturesTask, ImageTask, SeriesTask, TableTask, Task, TextTask
+from consilium.common.study.task import CategoryColumn, FeaturesTask, PictureTask, SeriesTask, TableTask, Task, TextTask
 
 LEAST_BEYOND = 5
 """Fewest patients on either side of a point that is kept."""
 SHARES = (0.01, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99)
 """Where the points of a number column lie."""
+_THERE = ("0", "1")
 _AT_ONCE = 256
 MAX_BYTES = 64_000_000
 
@@ -94,6 +95,8 @@ class TrainingSummary(Record):
     """Of each category."""
     label: Numbers | Shares | None = None
     """Of the labels; numbers in their own units."""
+    labels: tuple[Shares, ...] = Field(default=(), exclude_if=lambda labels: not labels)
+    """Of each of several labels, in place of `label`: how many patients have it (1), and how many have it not (0)."""
 
     def to_bytes(self) -> bytes:
         """Return the content of the file."""
@@ -116,7 +119,7 @@ class Observed:
 
 def observed(task: Task, x: Tensor, features: Sequence[Feature]) -> Iterator[Observed]:
     """Yield each column of inputs `(N, ...)` as they are read: not filled, not scaled."""
-    if isinstance(task, ImageTask):
+    if isinstance(task, PictureTask):
         yield from _of_pictures(task, x)
     elif isinstance(task, TextTask):
         yield Observed("texts' length in tokens", (x > 0).sum(dim=1).to(torch.float64).numpy())
@@ -132,15 +135,21 @@ def observed(task: Task, x: Tensor, features: Sequence[Feature]) -> Iterator[Obs
         yield Observed("the standard deviation of an example's numbers", flat.std(dim=1, correction=0).numpy())
 
 
-def observed_labels(task: Task, y: Tensor) -> Observed:
-    """Return the labels `(N,)` as a column, numbers in their own units."""
+def observed_labels(task: Task, y: Tensor) -> tuple[Observed, ...]:
+    """Return the labels `(N,)` as a column, numbers in their own units, or each of several labels `(N, L)`."""
+    if task.label_kind == "masks":
+        drawn = (y > 0).flatten(1).to(torch.float64).mean(dim=1)
+        return (Observed("the part of a picture that is no background", drawn.numpy()),)
     name = f"label '{task.label}'" if isinstance(task, TableTask) else "the label"
     values = y.to(torch.float64).numpy()
+    if task.label_names:
+        pairs = zip(task.label_names, values.T, strict=True)
+        return tuple(Observed(f"label '{label}'", column, _THERE) for label, column in pairs)
     if task.survival_times is not None:
-        return Observed(name, np.abs(values))
+        return (Observed(name, np.abs(values)),)
     if task.number is not None:
-        return Observed(name, values * task.number.scale + task.number.center)
-    return Observed(name, values, tuple(task.classes))
+        return (Observed(name, task.number.to_label(values)),)
+    return (Observed(name, values, tuple(task.classes)),)
 
 
 def weights_of(groups: npt.NDArray[np.int64] | None, count: int) -> Floats:
@@ -181,13 +190,16 @@ def summary_of(data: UnscaledData) -> TrainingSummary:
     weights = weights_of(None if raw.groups is None else raw.groups[rows], len(rows))
     found = observed(data.task, raw.x, raw.features)  # of all rows: pictures are too large for one copy more
     columns = [_summed(replace(column, values=column.values[rows]), weights) for column in found]
+    labels = [_summed(one, weights) for one in observed_labels(data.task, raw.y[torch.from_numpy(rows)])]
+    several = bool(data.task.label_names)
     return TrainingSummary(
         task=data.task,
         num=len(rows),
         patients=round(float(weights.sum())),
         numbers=tuple(column for column in columns if isinstance(column, Numbers)),
         shares=tuple(column for column in columns if isinstance(column, Shares)),
-        label=_summed(observed_labels(data.task, raw.y[torch.from_numpy(rows)]), weights),
+        label=None if several else labels[0],
+        labels=tuple(one for one in labels if isinstance(one, Shares)) if several else (),
     )
 
 
@@ -221,7 +233,7 @@ def read_summary(folder: Path, task: Task | None = None) -> TrainingSummary | No
     return summary
 
 
-def _of_pictures(task: ImageTask, x: Tensor) -> Iterator[Observed]:
+def _of_pictures(task: PictureTask, x: Tensor) -> Iterator[Observed]:
     """Yield the mean and the standard deviation of each picture's pixels, black 0 and white 1, channel by channel."""
     for channel, name in enumerate(task.scaled_columns):
         mean, std = (values[channel if len(values) > 1 else 0] for values in (task.mean, task.std))

@@ -16,6 +16,7 @@ from consilium.client.site.baseline import serving_alone, train_alone
 from consilium.client.site.kept import Best, Kept
 from consilium.client.site.learner import Learner, check_metrics
 from consilium.client.site.noised_counts import noised_counts, told_models
+from consilium.client.site.overlays import write_overlays
 from consilium.client.site.promise import Promise
 from consilium.client.site.readings import Readings
 from consilium.client.site.received import Received
@@ -79,6 +80,8 @@ def read_test_once(
     for served, arrays in reading.arrays.items():
         origin.save(folder.models / served, served, arrays, reading.evaluations[served], test)
     folder.save_scores(_scores(learner, reading))
+    if test.target.dense and learner.written:
+        write_overlays(folder.path, test, reading.evaluations["personal"].logits, learner.study.task.classes)
     if isinstance(test.target, ScoredTarget):
         counts = earlier or _estimated(test.target, learner, reading)
     elif promise is None:
@@ -131,11 +134,14 @@ def _evaluated(learner: Learner, best: Best, test: Examples) -> Evaluation:
 
 
 def _scores(learner: Learner, reading: TestReading) -> dict[str, Array]:
-    """Return every model's logits, with the labels: for this site alone."""
-    test, constant = learner.data.test, learner.data.train.constant()
-    scores = {"labels": test.y.cpu().numpy(), "majority": constant.cpu().numpy()}
-    scores |= {model: evaluation.logits.numpy() for model, evaluation in reading.evaluations.items()}
-    scores |= {f"{model}.best": evaluation.logits.numpy() for model, evaluation in reading.best.items()}
+    """Return every model's logits, or what stands for them, with the labels: for this site alone."""
+    test, target, constant = learner.data.test, learner.data.test.target, learner.data.train.constant()
+    if target.dense and isinstance(target, ScoredTarget):
+        constant = target.kept_outputs(target.constant_outputs(learner.data.train.y, len(test)), test.y)
+    scores = {"labels": target.kept_labels(test.y).cpu().numpy(), "majority": constant.cpu().numpy()}
+    outputs = {model: evaluation.logits for model, evaluation in reading.evaluations.items()}
+    outputs |= {f"{model}.best": evaluation.logits for model, evaluation in reading.best.items()}
+    scores |= {model: target.kept_outputs(of, test.y).cpu().numpy() for model, of in outputs.items()}
     if learner.study.task.survival_times is not None:  # whose censoring Uno's c is weighted by
         scores["training"] = learner.data.train.y.cpu().numpy()
     return scores | ({} if test.groups is None else {"groups": test.groups.numpy()})

@@ -4,7 +4,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from consilium.client.data import UnscaledData, noise_key, noisy_counts, read_site
+from consilium.client.data import UnscaledData, noise_key, noisy_counts, noisy_label_counts, read_site
 from consilium.client.methods import Method, extended
 from consilium.client.models import Model, build_model, divide, get_weights
 from consilium.client.site.announced import Announced, announce, private_card
@@ -107,8 +107,14 @@ def _card(config: SiteConfig, study: StudyConfig, data: UnscaledData) -> DataCar
         card = card.model_copy(update={"moments": data.moments()})
     if config.class_counts_epsilon is not None and card.class_counts is not None:
         key = noise_key(config.state_dir, site=config.name)
-        counts = noisy_counts(card.class_counts, study.task.classes, config.class_counts_epsilon, key=key)
+        # A picture with its mask may hold every class, so that it may change each of the counts by one.
+        each = config.class_counts_epsilon / (len(study.task.classes) if study.task.label_kind == "masks" else 1)
+        counts = noisy_counts(card.class_counts, study.task.classes, each, key=key)
         card = card.model_copy(update={"class_counts": counts})
+    if config.class_counts_epsilon is not None and card.label_counts is not None:
+        key = noise_key(config.state_dir, site=config.name)
+        noised = noisy_label_counts(card.label_counts, config.class_counts_epsilon, key=key)
+        card = card.model_copy(update={"label_counts": noised})
     return card
 
 

@@ -106,7 +106,7 @@ def measure(names: Sequence[str], logits: Tensor, y: Tensor, number: Regression 
 
     Args:
         logits: a model's outputs `(N, outputs)`, N >= 1.
-        y: class numbers, or numbers as the model answers them, `(N,)`.
+        y: class numbers, or numbers as the model answers them, `(N,)`; of several labels 1, 0 or NaN `(N, outputs)`.
         number: how a label that is a number is answered; None for classes.
 
     Raises:
@@ -117,11 +117,14 @@ def measure(names: Sequence[str], logits: Tensor, y: Tensor, number: Regression 
     outputs, labels = logits.double().cpu(), y.cpu().numpy()
     if not bool(outputs.isfinite().all()):
         return {}  # the loss is not finite either, and is reported as what is wrong
-    if number is not None:
-        answers, truth = (number.center + number.scale * one for one in (outputs[:, 0].numpy(), labels.astype(float)))
+    if labels.ndim == 2:
+        chances = outputs.sigmoid().numpy()
+        values = {name: _over_labels(name, labels, chances) for name in names}
+    elif number is not None:
+        answers, truth = map(number.to_label, (outputs[:, 0].numpy(), labels.astype(float)))
+        values = {name: _value(name, truth, answers) for name in names}
     else:
-        answers, truth = probabilities(outputs).numpy(), labels
-    values = {name: _value(name, truth, answers) for name in names}
+        values = {name: _value(name, labels, probabilities(outputs).numpy()) for name in names}
     return {name: value for name, value in values.items() if not math.isnan(value)}
 
 
@@ -130,6 +133,18 @@ def probabilities(logits: Tensor) -> Tensor:
     if logits.shape[1] > 1:
         return logits.softmax(dim=1)
     return torch.cat([(-logits).sigmoid(), logits.sigmoid()], dim=1)
+
+
+def _over_labels(name: str, y: npt.NDArray[Any], chances: Floats) -> float:
+    """Return the mean of a metric over the labels for which the examples that know them define it."""
+    values = []
+    for place, known in enumerate(~np.isnan(y.T)):
+        if known.any():
+            chance = chances[known, place]
+            truth = y[known, place].astype(np.int64)
+            values.append(_value(name, truth, np.stack([1 - chance, chance], axis=1)))
+    defined = [value for value in values if not math.isnan(value)]
+    return float(np.mean(defined)) if defined else math.nan
 
 
 def _value(name: str, y: npt.NDArray[Any], answers: Floats) -> float:

@@ -119,8 +119,8 @@ def _units(work: LocalWork, noise: Noise) -> Tensor | None:
     if noise.groups is None:
         return None
     numbers: Tensor = torch.unique(noise.groups.cpu(), return_inverse=True)[1]
-    if numbers.shape != work.examples.y.shape:
-        raise ValueError(f"groups have shape {tuple(numbers.shape)}, expected {tuple(work.examples.y.shape)}")
+    if numbers.shape != work.examples.y.shape[:1]:
+        raise ValueError(f"groups have shape {tuple(numbers.shape)}, expected {tuple(work.examples.y.shape[:1])}")
     return numbers
 
 
@@ -155,7 +155,8 @@ def _changed(drawn: Drawn, work: LocalWork, noise: Noise) -> Drawn:
     if work.augment is None or not len(drawn.y):
         return drawn
     seed = int.from_bytes(noise.entropy(8), "big") >> 1
-    return replace(drawn, x=work.augment(drawn.x, torch.Generator().manual_seed(seed)))
+    x, y = work.augment.pair(drawn.x, drawn.y, torch.Generator().manual_seed(seed))
+    return replace(drawn, x=x, y=y)
 
 
 def _noised(sums: list[Tensor], normals: Tensor, deviation: float, expected: float) -> list[Tensor]:

@@ -179,10 +179,10 @@ def batches(work: LocalWork) -> Iterator[tuple[Tensor, Tensor]]:
             if work.steps is not None and done == work.steps:
                 return
             done += 1
-            x = work.examples.x[chunk]
+            x, y = work.examples.x[chunk], work.examples.y[chunk]
             if work.augment is not None:
-                x = work.augment(x, torch.Generator().manual_seed(seed_for(work.seed, "augment", done)))
-            yield x, work.examples.y[chunk]
+                x, y = work.augment.pair(x, y, torch.Generator().manual_seed(seed_for(work.seed, "augment", done)))
+            yield x, y
         if work.steps is None:
             assert work.epochs is not None
             if done >= work.epochs * len(chunks):

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from consilium.common.data.text_files import Record, check_size
+from consilium.common.data.text_files import MAX_CELL, Record, check_size
 from consilium.common.errors import DataError, clean, listed
 
 MAX_FILE_BYTES = 2**29
@@ -16,8 +16,6 @@ MAX_UNPACKED_BYTES = 2**30
 """Most bytes that the parts of a workbook, which is a zip archive, may unpack to."""
 MAX_ROWS, MAX_CELLS = 1_048_576, 50_000_000
 """Rows and cells of a sheet, counted with those that are empty."""
-MAX_CELL = 131_072
-"""Characters of one cell, as in CSV."""
 
 
 def sheets_of(file: Path, sheet: str | None, *, where: str) -> dict[str, list[Record]]:

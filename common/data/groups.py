@@ -130,8 +130,8 @@ def digest_of(x: Array, y: Array) -> str:
 
 
 def coded(x: Array, y: Array) -> Codes:
-    """Return which value each row has in each feature of `x` `(N, F)` and as its label."""
-    columns = [*x.T, y]
+    """Return which value each row has in each feature of `x` `(N, F)` and as its label, or its labels `(N, L)`."""
+    columns = [*x.T, *(y.T if y.ndim > 1 else [y])]
     return np.stack([np.unique(column, return_inverse=True)[1] for column in columns], axis=1).astype(np.int32)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from consilium.common.data.text_files import check_size
+from consilium.common.data.text_files import MAX_CELL, check_size
 from consilium.common.data.words import ONE_OR_ZERO, BoolTexts
 from consilium.common.errors import DataError, clean
 
@@ -12,8 +12,6 @@ MAX_FILE_BYTES = 2**31
 """Size of the largest file that is read."""
 MAX_ROWS = 20_000_000
 """Most rows that one Parquet file may have: a file of a kilobyte can declare thousands of millions."""
-MAX_CELL = 131_072
-"""Characters of one cell, in Parquet as in CSV."""
 _BATCH_ROWS = 4096
 
 

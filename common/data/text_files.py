@@ -12,6 +12,8 @@ from consilium.common.errors import DataError, clean
 
 DELIMITERS = (",", ";", "\t", "|")
 """Signs between fields that are looked for."""
+MAX_CELL = 131_072
+"""Most characters of one cell, in every format of tables: what Python's reader of CSV takes."""
 _SAMPLE_CHARACTERS, _SAMPLE_RECORDS, _TITLE_LINES = 262_144, 120, 20
 _MARKS = (
     (b"\xef\xbb\xbf", "utf-8-sig"),

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from consilium.common.model.record import ModelRecord, Residuals, Score, Temperature
-from consilium.common.study.task import ImageTask, SeriesTask, TableTask, TextTask
+from consilium.common.study.task import PictureTask, SeriesTask, TableTask, TextTask
 
 _SERVED = {
     "personal": "the model of one site, personalised in a federation",
@@ -43,7 +43,14 @@ def card_of(record: ModelRecord) -> str:
 
 def _what_it_does(record: ModelRecord) -> Iterator[str]:
     task = record.task
-    if task.number is None:
+    if task.label_kind == "masks":
+        yield f"It says of every pixel which of these it is of: {_listed(task.classes)}."
+    elif task.label_names:
+        yield (
+            "It says with a probability for each whether an example has these labels, of which it may have several or "
+            f"none: {_listed(task.label_names)}."
+        )
+    elif task.number is None:
         yield f"It says which of these classes an example is of, with a probability for each: {_listed(task.classes)}."
     elif task.survival_times is not None:
         yield (
@@ -57,7 +64,7 @@ def _what_it_does(record: ModelRecord) -> Iterator[str]:
         )
     if isinstance(task, TableTask):
         yield f"It reads the columns {_listed(tuple(task.columns))}; their order in a file does not matter."
-    elif isinstance(task, ImageTask):
+    elif isinstance(task, PictureTask):
         colours = "grey" if task.channels == 1 else "colour"
         yield f"It reads {colours} pictures, which are resized to {task.size} x {task.size} pixels."
     elif isinstance(task, SeriesTask):

@@ -41,6 +41,7 @@ NOISE_PER_CLASS = 10_000
 class DataCard(Record):
     """A site's report on its data: totals, class names, never an example.
 
+    `label_counts`: of each of several labels, how many examples have it, and how many have it not; None as class counts.
     `num_groups`: how many patients the site's own examples are of; None where every example is a patient's only one.
     `num_copies`: how many of its own examples are exact copies of another one that they are kept together with.
     `num_alike`: how many are equal to another one, but may be of two patients, since equal rows are likely here.
@@ -58,6 +59,9 @@ class DataCard(Record):
     num_skipped: Count
     classes: tuple[ClassName, ...] = Field(max_length=MAX_CLASSES)
     class_counts: dict[ClassName, Count] | None = Field(default=None, max_length=MAX_CLASSES)
+    label_counts: dict[ClassName, tuple[Count, Count]] | None = Field(
+        default=None, max_length=MAX_CLASSES, exclude_if=lambda counts: counts is None
+    )
     num_groups: Count | None = None
     num_copies: Count = 0
     num_alike: Count = 0
@@ -79,6 +83,9 @@ class DataCard(Record):
         told = self.class_counts or {}
         if sum(told.values()) > self.num_examples + NOISE_PER_CLASS * len(told):
             raise ValueError(f"class counts are {sum(told.values())} in all, of {self.num_examples} examples")
+        most = self.num_examples + 2 * NOISE_PER_CLASS
+        if self.label_counts and (known := max(map(sum, self.label_counts.values()))) > most:
+            raise ValueError(f"a label is known of {known} examples, of {self.num_examples} in all")
         if self.moments is not None and max(self.moments.counts, default=0) > self.num_train:
             raise ValueError(f"moments are of {max(self.moments.counts)} values, of {self.num_train} training examples")
         return self

@@ -61,7 +61,8 @@ def with_names(values: dict[str, Any], folder: Path, *, source: str) -> dict[str
         raise ConfigError(f"task.columns_without: must be a list of names or patterns ({source})")
     split = values.get("split")
     split = split if isinstance(split, dict) else {}  # what else it is is said where it is read
-    reserved = {*_names_in([task.get("label"), task.get("survival"), split.get("group"), split.get("parts")])}
+    named = [task.get("label"), task.get("labels"), task.get("survival"), split.get("group"), split.get("parts")]
+    reserved = {*_names_in(named)}
     file = _table(values, task, folder, source=source)
     header = _header(file, [*reserved, *(name for name in asked if not is_pattern(name))], source=source)
     columns: dict[str, Any] = {}

@@ -4,13 +4,14 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from consilium.common.study.labels_task import SeveralLabelsTask
 from consilium.common.study.task_base import LabelTask
 
 MAX_SCALED = 10_000
 """Most features that a scale covers: each has its name in results and messages."""
 
 
-class FeaturesTask(LabelTask):
+class FeaturesTask(LabelTask, SeveralLabelsTask):
     """Learn from arrays as they are: an `.npz` file with numbers `x` of any shape per example, and labels `y`.
 
     The label is one of `classes`, or with `regression` a number.

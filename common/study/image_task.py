@@ -3,12 +3,13 @@
 import math
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from consilium.common.errors import written
+from consilium.common.study.labels_task import SeveralLabelsTask
 from consilium.common.study.names import ClassName, without_duplicates
 from consilium.common.study.record import Record
-from consilium.common.study.task_base import TaskBase
+from consilium.common.study.task_base import TaskBase, TimedTask
 
 MOST_SLICES = 32
 """Most slices of one volume."""
@@ -46,13 +47,11 @@ class SlicesConfig(Record):
         return self
 
 
-class ImageTask(TaskBase):
-    """Classify images: files in one sub-folder per class, or arrays in an `.npz` file, as each site has them."""
+class PictureTask(TaskBase):
+    """Base of tasks whose examples are pictures: how these become the numbers that a model sees."""
 
-    data_kinds: ClassVar[tuple[str, ...]] = ("images", "arrays")
-    kind: Literal["images"] = "images"
-    classes: tuple[ClassName, ...] = Field(min_length=2)
-    """Names of the classes; two give one logit."""
+    kind: str
+    """What is learned of the pictures."""
     size: int = Field(default=32, ge=4, le=1024)
     """Images are resized to `size` x `size` pixels."""
     channels: Literal[1, 3] = 3
@@ -77,7 +76,7 @@ class ImageTask(TaskBase):
     """Whose images the channels' scale is computed from, in place of `mean` and `std`; None: `mean` and `std` hold."""
 
     @model_validator(mode="after")
-    def _check(self) -> "ImageTask":
+    def _check(self) -> "PictureTask":
         without_duplicates(self.classes, what="classes")
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, self.channels):
@@ -108,3 +107,38 @@ class ImageTask(TaskBase):
     def agrees_on_scale(self) -> bool:
         """Whether the scale is settled in the handshake; without `scale` it is `mean` and `std`."""
         return self.scale == "federation"
+
+
+class ImageTask(PictureTask, TimedTask, SeveralLabelsTask):
+    """Learn from pictures: files or arrays, as each site has them.
+
+    With `classes` the files lie in one sub-folder per class. With `survival` or `labels` a table names
+    each file with its label.
+    """
+
+    data_kinds: ClassVar[tuple[str, ...]] = ("images", "arrays")
+    kind: Literal["images"] = "images"
+    classes: tuple[ClassName, ...] = ()
+    """Names of the classes, at least two; two give one logit."""
+
+    @field_validator("classes")
+    @classmethod
+    def _check_classes(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
+        if len(classes) == 1:
+            raise ValueError(f"must have at least 2 entries, got {list(classes)}")
+        return classes
+
+    @model_validator(mode="after")
+    def _check_label(self) -> "ImageTask":
+        given = {"survival": self.survival, "labels": self.labels or None, "classes": self.classes or None}
+        several = [name for name, value in given.items() if value is not None]
+        if len(several) > 1:
+            raise ValueError(f"{several[0]} says what the label is: leave '{several[1]}' out")
+        if not several:
+            raise ValueError("give 'classes', at least two, 'survival' for times until an event, or several 'labels'")
+        return self
+
+    @property
+    def label_columns(self) -> dict[str, str]:
+        """The columns of the label in a table of files, and what each is for; none where folders are the classes."""
+        return self.columns_of_labels if self.survival is None else self.survival.columns

@@ -14,6 +14,8 @@ class MetricSettings(Record):
 
     of: ClassVar[LabelKind] = "classes"
     """The labels that it is defined for."""
+    of_several: ClassVar[bool] = False
+    """Whether it is measured of several labels too: of each over the examples that know it, and the mean of these."""
     smaller_is_better: ClassVar[bool] = False
     """Whether a perfect model has the least value."""
 
@@ -21,9 +23,13 @@ class MetricSettings(Record):
 class Auroc(MetricSettings):
     """Area under the ROC curve; of several classes the mean of each against the rest, of those that occur."""
 
+    of_several: ClassVar[bool] = True
+
 
 class AveragePrecision(MetricSettings):
     """Mean precision over the recall; of several classes the mean of each against the rest, of those that occur."""
+
+    of_several: ClassVar[bool] = True
 
 
 class F1(MetricSettings):
@@ -37,6 +43,7 @@ class BalancedAccuracy(MetricSettings):
 class Brier(MetricSettings):
     """Mean squared difference of probabilities and what came true, summed over the classes: of two classes halved."""
 
+    of_several: ClassVar[bool] = True
     smaller_is_better: ClassVar[bool] = True
 
 
@@ -104,8 +111,16 @@ def known_metrics(names: tuple[str, ...]) -> tuple[str, ...]:
 def unfit(names: Iterable[str], *, labels: LabelKind) -> str | None:
     """Return the sentence on a metric that this task's labels have none of; None where all fit."""
     for name in names:
-        if facts_of(name).of != labels:
-            fitting = ", ".join(one for one, facts in METRICS.items() if facts.of == labels)
-            told = f"of these there are {fitting}" if fitting else "of these the concordance index is measured anyway"
+        if not _fits(facts_of(name), labels):
+            fitting = ", ".join(one for one, facts in METRICS.items() if _fits(facts, labels))
+            told = f"of these there are {fitting}" if fitting else f"of these the {_ALWAYS[labels]} is measured anyway"
             return f"metrics: '{name}' is not defined where the labels are {labels}; {told}"
     return None
+
+
+_ALWAYS: Mapping[LabelKind, str] = {"times until an event": "concordance index", "masks": "mean Dice"}
+"""What is measured in every study, of labels that no other metric is of."""
+
+
+def _fits(facts: type[MetricSettings], labels: LabelKind) -> bool:
+    return facts.of == labels or (facts.of_several and labels == "several labels")

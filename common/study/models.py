@@ -12,8 +12,19 @@ SERIES_NAMES = ("cnn1d", "gru")
 """Models of our own that read series."""
 SMALL_NAMES = ("small_cnn", "resnet20", "mlp", "mlp_bn", "linear", *SERIES_NAMES)
 """Models of our own; all others that are built in are torchvision's, or of a library that the name begins with."""
+OWN = "own:"
+"""How the names of torch modules that somebody gave along begin."""
+UNET, UNET_STEP = "unet", 8
+"""Our own model that answers for every pixel, and what the sides of its pictures are multiples of."""
+PIXEL_MODELS = (UNET, "monai/unet", "monai/basicunet")
+"""Models that answer for every pixel."""
 LIBRARIES = {"timm": "timm/resnet18", "monai": "monai/densenet121"}
 """Libraries whose models are named `LIBRARY/MODEL`, each with an example, and an extra of its name."""
+
+
+def of_somebody(name: str) -> bool:
+    """Return whether a model's name is one of a torch module that was given along in Python."""
+    return name.startswith(OWN)
 
 
 def library_of(name: str) -> str | None:
@@ -33,7 +44,7 @@ def model_settings(name: str, values: Mapping[str, Any]) -> Record | None:
         ConfigError: its package may not be used, or it shadows a built-in name.
         ValidationError: the values do not fit its settings.
     """
-    if name in SMALL_NAMES:
+    if name in (*SMALL_NAMES, UNET):
         check_not_shadowed("models", name)
         return None
     if name in TEXT_SETTINGS:

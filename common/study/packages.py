@@ -62,18 +62,19 @@ def offers(group: str | None = None, name: str | None = None) -> tuple[Offer, ..
 
 def _installed(place: str) -> tuple[object, ...]:
     """Return what changes when a package is installed, changed or removed below an entry of `sys.path`."""
+    path = Path(place)
     try:
-        with os.scandir(place) as entries:
+        if path.is_file():
+            return place, path.stat().st_mtime_ns
+        with os.scandir(path) as entries:
             known = [one for one in entries if one.name.endswith((".dist-info", ".egg-info"))]
             return place, *sorted((one.name, one.stat().st_mtime_ns) for one in known)
-    except NotADirectoryError:
-        return place, Path(place).stat().st_mtime_ns
     except OSError:
         return (place,)
 
 
 @lru_cache(maxsize=4)
-def _offers(_installed: tuple[object, ...]) -> tuple[Offer, ...]:
+def _offers(_known: tuple[object, ...]) -> tuple[Offer, ...]:
     """Return every offer; it takes longer than a round of a small model, and is asked for with every plan."""
     return tuple(_every_offer())
 

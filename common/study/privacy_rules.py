@@ -133,6 +133,16 @@ def _examples_have_losses_of_their_own(study: Study) -> str | None:
     )
 
 
+def _examples_are_counted(study: Study) -> str | None:
+    task = study.task
+    if study.privacy.examples is None or task.counted or task.survival_times is not None:
+        return None
+    return (
+        f"privacy.examples adds noise to what leaves of test patients, and the {task.score} has no form with noise "
+        "yet: leave privacy.examples out; privacy.secure_aggregation hides single sites' updates"
+    )
+
+
 def _examples_are_drawn_each(study: Study) -> str | None:
     if study.privacy.examples is None or study.split.draw != "counts":
         return None
@@ -220,6 +230,7 @@ PRIVACY_RULES: tuple[Callable[[Study], str | None], ...] = (
     _site_noise_withstands_some_sites,
     _examples_are_scaled_by_numbers,
     _examples_have_losses_of_their_own,
+    _examples_are_counted,
     _examples_are_drawn_each,
     _pieces_of_texts_are_of_patients,
     _examples_measure_nothing,

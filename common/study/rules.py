@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from consilium.common.codecs import build_chain
+from consilium.common.study.mask_rules import MASK_RULES
 from consilium.common.study.patterns import EXAMPLE, file_pattern
 from consilium.common.study.privacy_rules import PRIVACY_RULES
 from consilium.common.study.reading_rules import (
@@ -15,7 +16,7 @@ from consilium.common.study.reading_rules import (
 )
 from consilium.common.study.ruled import Study
 from consilium.common.study.signals import CANDIDATE_LOSSES, CLASS_COUNTS, EFFECTIVE_STEPS, WITHOUT_ERROR
-from consilium.common.study.task import ImageTask, TableTask
+from consilium.common.study.task import PictureTask, TableTask
 from consilium.common.study.text_rules import TEXT_RULES
 from consilium.common.study.training_rules import TRAINING_RULES
 
@@ -100,7 +101,7 @@ def _steps_can_be_counted(study: Study) -> str | None:
 
 
 def _needs_classes(study: Study) -> str | None:
-    if study.task.classes:
+    if study.task.label_kind == "classes":
         return None
     if (why := study.method.of_classes) is not None:
         return f"method '{study.method.kind}' {why}, but this task's label is {study.task.one_label}"
@@ -204,7 +205,7 @@ def _who_and_what_for_are_no_features(study: Study) -> str | None:
 
 def _names_of_patients_can_be_read(study: Study) -> str | None:
     group = study.split.group
-    if not isinstance(study.task, ImageTask) or group is None or "(" not in group or file_pattern(group) is not None:
+    if not isinstance(study.task, PictureTask) or group is None or "(" not in group or file_pattern(group) is not None:
         return None
     return (
         f"split.group: '{group}' is no pattern of file names, expected letters, digits, '_', '-', '.' and classes such "
@@ -236,6 +237,7 @@ RULES: tuple[Rule, ...] = (
     _leave_one_out_is_exact,
     _shares_can_be_bounded,
     *TEXT_RULES,
+    *MASK_RULES,
     *TRAINING_RULES,
     *PRIVACY_RULES,
 )

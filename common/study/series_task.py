@@ -52,6 +52,8 @@ class SeriesTask(LabelTask):
 
     @model_validator(mode="after")
     def _check(self) -> "SeriesTask":
+        if self.survival is not None:
+            raise ValueError("survival is learned from tables, features, pictures and texts, not from series yet")
         columns = (*self.channels, self.series, self.time, *(() if self.next_step else (self.label,)))
         without_duplicates(columns, what="channels, series, time and label")
         if self.next_step is None:

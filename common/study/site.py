@@ -16,7 +16,7 @@ from pydantic import (
 from consilium.common.errors import written
 from consilium.common.study.extents import JSON_RANGES, Words, flat
 from consilium.common.study.missing import MissingValues
-from consilium.common.study.names import ColumnName, HostPort, SiteName
+from consilium.common.study.names import ColumnName, HostPort, PlainName, SiteName
 from consilium.common.study.parts import OwnKinds, OwnPackage, only
 from consilium.common.study.record import Record
 
@@ -45,11 +45,11 @@ def _known_depth(value: Any) -> Any:
 
 
 class ImageFolderData(DataSettings):
-    """Image files under `path`, one sub-folder per class."""
+    """Image files under `path`, one sub-folder per class; or with a table there that names each one's label."""
 
     kind: Literal["images"] = "images"
     path: Path
-    """The folder with one sub-folder per class."""
+    """The folder with one sub-folder per class, or with the table `labels` and the pictures that it names."""
     test: Path | None = None
     """Where the study's common test set (`task.test`) lies, if not in the data folder."""
     max_skipped: int = Field(default=0, ge=0)
@@ -64,6 +64,10 @@ class ImageFolderData(DataSettings):
         default=None, min_length=1, exclude_if=lambda formats: formats is None
     )
     """The formats that are read; others are passed over. None: all, `dicom` and `nifti` with the extras of that name.
+    """
+    labels: PlainName = Field(default="labels.csv", exclude_if=lambda name: name == "labels.csv")
+    """Where the study's labels are not classes (`task.survival`): the table in the folder with a column `file`, the
+    path of each picture below the folder, and the columns of the label.
     """
 
 
@@ -109,6 +113,18 @@ class ArraysData(DataSettings):
     """Unusable images that may be left out."""
 
 
+class MasksData(DataSettings):
+    """Pictures and their masks: folders `images` and `masks` with files of the same names, or one `.npz` file."""
+
+    kind: Literal["masks"] = "masks"
+    path: Path
+    """The folder with a folder `images` and a folder `masks`, or an `.npz` file with arrays `x` and `y` (N, H, W)."""
+    test: Path | None = None
+    """Where the study's common test set (`task.test`) lies, if not in the data folder."""
+    max_skipped: int = Field(default=0, ge=0)
+    """Unusable pictures, or pictures with an unusable mask, that may be left out."""
+
+
 class FeaturesData(DataSettings):
     """One `.npz` file with arrays `x` (numbers of any shape per example) and `y` (labels), or a folder with one."""
 
@@ -147,7 +163,7 @@ class TextData(DataSettings):
 
 # `test`: where the study's common test set lies, if not in the data folder under the name that the study gives it.
 DataConfig = Annotated[
-    ImageFolderData | TableData | ArraysData | FeaturesData | SeriesData | TextData,
+    ImageFolderData | TableData | ArraysData | FeaturesData | SeriesData | TextData | MasksData,
     Field(discriminator="kind"),
     OwnKinds("readers", DataSettings),
 ]
@@ -200,9 +216,11 @@ class SiteConfig(Record):
     micro_batch_size: int | None = Field(default=None, ge=1)
     """For small devices: most examples at a time; a batch's gradient is summed over its pieces."""
     share_class_counts: bool = False
-    """Send the server the number of examples of each class."""
+    """Send the server the number of examples of each class; of several labels how many have each, and have it not."""
     class_counts_epsilon: float | None = Field(default=None, gt=0)
-    """Add geometric noise to the class counts: epsilon-differentially private for one example, smaller is noisier."""
+    """Add geometric noise to the class counts: epsilon-differentially private for one example, smaller is noisier. Of
+    several labels each count has the noise of `epsilon` divided by their number.
+    """
     declared_examples: int | None = Field(default=None, ge=1)
     """Private studies: how many patients (or rows, where these count) this site says it has, a number that it would
     publish anyway; None: the true number with noise, which costs a part of the study's budget.

@@ -1,7 +1,7 @@
 """A study, `study.toml`: the decisions of its coordinator."""
 
 import math
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import (
     AfterValidator,
@@ -12,6 +12,7 @@ from pydantic import (
 from consilium.common.errors import ConfigError
 from consilium.common.study.codecs import CodecConfig
 from consilium.common.study.extents import RangeTable
+from consilium.common.study.mask_rules import with_defaults_of_masks
 from consilium.common.study.methods import FedAvgMethod, MethodConfig
 from consilium.common.study.metrics import known_metrics
 from consilium.common.study.names import SiteName, without_duplicates
@@ -92,6 +93,11 @@ class StudyConfig(Record):
     """Ranges of settings, such as `rounds = "<= 50"`, in which this study may be run later without a new bundle; sites
     see them when they accept the study.
     """
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_task(cls, values: Any) -> Any:
+        return with_defaults_of_masks(values)
 
     @model_validator(mode="after")
     def _check(self) -> "StudyConfig":

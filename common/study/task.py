@@ -13,14 +13,16 @@ from pydantic import (
 
 from consilium.common.data.words import same_value
 from consilium.common.study.features_task import FeaturesTask
-from consilium.common.study.image_task import ImageTask
+from consilium.common.study.image_task import ImageTask, PictureTask
+from consilium.common.study.labels_task import SeveralLabelsTask, check_no_label, labelled_by_first
 from consilium.common.study.missing import MissingValues, codes_for, joined_codes, without_column
 from consilium.common.study.names import ClassName, ColumnName, PlainName, without_duplicates
 from consilium.common.study.parts import OwnKinds
 from consilium.common.study.record import Record
 from consilium.common.study.scale import ColumnScale, Scale, joined
+from consilium.common.study.segmentation_task import SegmentationTask
 from consilium.common.study.series_task import SeriesTask
-from consilium.common.study.task_base import LabelTask, Regression, Survival, TaskBase
+from consilium.common.study.task_base import LabelTask, Regression, Survival, TaskBase, labelled_by_time
 from consilium.common.study.text_task import TextTask
 
 __all__ = [
@@ -29,7 +31,9 @@ __all__ = [
     "FeaturesTask",
     "ImageTask",
     "NumberColumn",
+    "PictureTask",
     "Regression",
+    "SegmentationTask",
     "SeriesTask",
     "Survival",
     "TableTask",
@@ -89,20 +93,19 @@ def _known_scale(value: Any) -> Any:
     return value
 
 
-class TableTask(LabelTask):
+class TableTask(LabelTask, SeveralLabelsTask):
     """Learn from rows of a table: `.csv` files with a header, or `.parquet` files, in a site's data folder.
 
     The label is one of `classes`, or with `regression` a number, or with `survival` the time until an event, in two
-    columns. `scale` says how number columns are standardised: by the training rows of all sites, by a site's own,
-    or by fixed numbers; None: by those of all sites if every site shares its sums, else by each site's own.
+    columns; or there are several `labels`, each in a column of its name. `scale` says how number columns are
+    standardised: by the training rows of all sites, by a site's own, or by fixed numbers; None: by those of all sites
+    if every site shares its sums, else by each site's own.
     """
 
     data_kinds: ClassVar[tuple[str, ...]] = ("table",)
     kind: Literal["table"] = "table"
     label: ColumnName = Field(default="", validate_default=True)
-    """The column with the class or the number; needed, but for `survival`, whose time is the label."""
-    survival: Survival | None = Field(default=None, exclude_if=lambda survival: survival is None)
-    """The label is the time until an event, in place of `classes`: `{ time = "days", event = "died" }`."""
+    """The column with the class or the number; needed, but for `survival` and `labels`, which name their columns."""
     columns: Columns = Field(min_length=1)
     """The feature columns by name; other columns of a file are ignored. A name with a `*` stands for every column that
     fits, and `columns = "all others"` for every other column as a number; both become the names of the columns of a
@@ -130,9 +133,7 @@ class TableTask(LabelTask):
     @model_validator(mode="before")
     @classmethod
     def _labelled_by_time(cls, values: Any) -> Any:
-        survival = values.get("survival") if isinstance(values, dict) else None
-        time = survival.get("time") if isinstance(survival, dict) else getattr(survival, "time", None)
-        return values if time is None else {"label": time} | values
+        return labelled_by_time(labelled_by_first(values))
 
     @model_validator(mode="after")
     def _check(self) -> "TableTask":
@@ -140,6 +141,7 @@ class TableTask(LabelTask):
             raise ValueError("label: name the column with the class or the number")
         if self.survival is not None and self.label != self.survival.time:
             raise ValueError(f"label '{self.label}': survival says where the label is, leave 'label' out")
+        check_no_label(self.label, self.labels)
         if shared := [name for name in self.label_columns if name in self.columns]:
             raise ValueError(f"label '{shared[0]}' is also a feature column")
         if isinstance(self.scale, dict) and (differing := sorted(self.scale.keys() ^ set(self.scaled_columns))):
@@ -201,16 +203,13 @@ class TableTask(LabelTask):
         return joined([given[name] for name in self.scaled_columns])
 
     @property
-    def survival_times(self) -> Survival | None:
-        """The columns of a label that is a time until an event; None where it is none."""
-        return self.survival
-
-    @property
     def label_columns(self) -> dict[str, str]:
         """The columns of the label, and what each is for, in words."""
+        if self.labels:
+            return self.columns_of_labels
         if self.survival is None:
             return {self.label: " (task.label)"}
-        return {self.survival.time: " (task.survival.time)", self.survival.event: " (task.survival.event)"}
+        return self.survival.columns
 
     @property
     def label_name(self) -> str:
@@ -226,7 +225,7 @@ def equal_but_for_codes(one: TaskBase, other: TaskBase) -> bool:
 
 
 Task = Annotated[
-    ImageTask | TableTask | FeaturesTask | SeriesTask | TextTask,
+    ImageTask | TableTask | FeaturesTask | SeriesTask | TextTask | SegmentationTask,
     Field(discriminator="kind"),
     OwnKinds("tasks", TaskBase),
 ]

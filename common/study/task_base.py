@@ -1,7 +1,7 @@
 """What every task of a study has, and how a label that is a number is answered."""
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -9,15 +9,19 @@ from consilium.common.study.names import ClassName, ColumnName, PlainName, witho
 from consilium.common.study.record import Record
 from consilium.common.study.scale import Scale
 
+Numbers = TypeVar("Numbers", bound=Any)
+"""A number, an array or a tensor: `common` knows no torch."""
 _ROUNDING = 1e-5
 """Rounding error of a label in float32, in the model's units, with a margin; negligible next to a tolerance."""
 
 
-LabelKind = Literal["classes", "numbers", "times until an event"]
+LabelKind = Literal["classes", "numbers", "times until an event", "several labels", "masks"]
 _ONE: Mapping[LabelKind, str] = {
     "classes": "a class",
     "numbers": "a number",
     "times until an event": "a time until an event",
+    "several labels": "several labels at once",
+    "masks": "a mask",
 }
 
 
@@ -32,7 +36,9 @@ class TaskBase(Record):
 
     @property
     def num_outputs(self) -> int:
-        """How many numbers a model answers per example: one for two classes or a number, else one per class."""
+        """How many numbers a model answers per example: 1 for two classes or a number, else one per class or label."""
+        if self.label_names:
+            return len(self.label_names)
         return 1 if len(self.classes) <= 2 else len(self.classes)
 
     @property
@@ -45,6 +51,8 @@ class TaskBase(Record):
         """What the labels are."""
         if self.survival_times is not None:
             return "times until an event"
+        if self.label_names:
+            return "several labels"
         return "classes" if self.number is None else "numbers"
 
     @property
@@ -71,6 +79,11 @@ class TaskBase(Record):
     def survival_times(self) -> "Survival | None":
         """Where a label that is a time until an event is found; None where it is none."""
         return None
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the labels where an example may have several; none where it has one."""
+        return ()
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -117,6 +130,16 @@ class Regression(Record):
         """How far an answer may be off in the model's units: the tolerance and the rounding of float32."""
         return self.tolerance / self.scale + _ROUNDING
 
+    def to_model(self, labels: Numbers) -> Numbers:
+        """Return labels, a number or an array of any shape, in the model's units: less center, over scale."""
+        found: Numbers = (labels - self.center) / self.scale
+        return found
+
+    def to_label(self, answers: Numbers) -> Numbers:
+        """Return answers of a model, a number or an array of any shape, in the label's units."""
+        found: Numbers = answers * self.scale + self.center
+        return found
+
 
 class Survival(Record):
     """The label is the time until an event, which of some patients is known only to be later than another time.
@@ -125,9 +148,13 @@ class Survival(Record):
     """
 
     time: ColumnName
-    """The column with the time until the event, or until the patient was last seen; at least 0, in any one unit."""
+    """The column, or the array, with the time until the event, or until the patient was last seen; at least 0, in any
+    one unit.
+    """
     event: ColumnName
-    """The column that says whether the event was seen at that time: 1 or true, and 0 or false where it was not."""
+    """The column, or the array, that says whether the event was seen at that time: 1 or true, and 0 or false where it
+    was not.
+    """
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -135,13 +162,45 @@ class Survival(Record):
             raise ValueError(f"time and event are both column '{self.time}', expected two")
         return self
 
+    @property
+    def columns(self) -> dict[str, str]:
+        """The columns, the time first, and what each is for, in words."""
+        return {self.time: " (task.survival.time)", self.event: " (task.survival.event)"}
+
 
 LOG_RISK = Regression(tolerance=1.0)
 """How a log risk is answered: as it is. It has no unit, and no true value, so that its tolerance is never asked."""
 
 
-class LabelTask(TaskBase):
-    """A task whose label is one of `classes`, or with `regression` a number."""
+class TimedTask(TaskBase):
+    """A task whose label may be the time until an event."""
+
+    survival: Survival | None = Field(default=None, exclude_if=lambda survival: survival is None)
+    """The label is the time until an event, in place of `classes`: `{ time = "days", event = "died" }`."""
+
+    @property
+    def survival_times(self) -> Survival | None:
+        """Where a label that is a time until an event is found; None where it is none."""
+        return self.survival
+
+    @property
+    def score(self) -> str:
+        """Name of the score: of correct answers, or of the order of risks."""
+        return super().score if self.survival is None else "concordance index"
+
+    @property
+    def constant(self) -> str:
+        """Name of the constant answer."""
+        return super().constant if self.survival is None else "same risk for all"
+
+    @property
+    def number(self) -> Regression | None:
+        """How an answer that is a number is told: of survival the log of a risk; None where it is a class."""
+        return super().number if self.survival is None else LOG_RISK
+
+
+class LabelTask(TimedTask):
+    """A task whose label is one of `classes`, with `regression` a number, or with `survival` a time until an event."""
 
     classes: tuple[ClassName, ...] = ()
     """Names of the classes; two give one logit. Leave it out where the label is a number."""
@@ -151,12 +210,17 @@ class LabelTask(TaskBase):
     @model_validator(mode="after")
     def _check_label(self) -> Self:
         without_duplicates(self.classes, what="classes")
-        if self.survival_times is not None:
+        if self.survival is not None:
+            if self.label_names:
+                raise ValueError("survival and labels both say what the label is: leave one of the two out")
             if self.classes or self.regression is not None:
                 raise ValueError(
                     "survival says what the label is: leave 'classes' and 'regression' out (a number that is censored "
                     "in some rows cannot be learned as one)"
                 )
+        elif self.label_names:
+            if self.classes or self.regression is not None:
+                raise ValueError("labels says what is learned: leave 'classes' and 'regression' out")
         elif (self.regression is None) == (not self.classes) or len(self.classes) == 1:
             raise ValueError("give either 'classes', at least two, or 'regression' for a label that is a number")
         return self
@@ -169,8 +233,6 @@ class LabelTask(TaskBase):
     @property
     def score(self) -> str:
         """Name of the share of correct answers."""
-        if self.survival_times is not None:
-            return "concordance index"
         if self.regression is None:
             return super().score
         return f"share within {self.regression.tolerance:g} of the true {self.label_name}"
@@ -178,11 +240,16 @@ class LabelTask(TaskBase):
     @property
     def constant(self) -> str:
         """Name of the constant answer."""
-        if self.survival_times is not None:
-            return "same risk for all"
         return super().constant if self.regression is None else "training mean"
 
     @property
     def number(self) -> Regression | None:
-        """How an answer that is a number is told; None where it is a class. Of survival it is the log of a risk."""
-        return self.regression if self.survival_times is None else LOG_RISK
+        """How an answer that is a number is told; None where it is a class."""
+        return super().number if self.regression is None else self.regression
+
+
+def labelled_by_time(values: Any) -> Any:
+    """Return a task's settings whose `label` is the column of `survival.time`, where they name that alone."""
+    survival = values.get("survival") if isinstance(values, dict) else None
+    time = survival.get("time") if isinstance(survival, dict) else getattr(survival, "time", None)
+    return values if time is None else {"label": time} | values

@@ -5,9 +5,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from consilium.common.study.labels_task import SeveralLabelsTask, check_no_label, labelled_by_first
 from consilium.common.study.names import ColumnName, Sha256, clean_text
 from consilium.common.study.record import Record
-from consilium.common.study.task_base import LabelTask
+from consilium.common.study.task_base import LabelTask, labelled_by_time
 
 OTHER = "other"
 """The class of what no other class names, where the next character or word is learned."""
@@ -82,7 +83,7 @@ class FileTokens(Record):
 Tokens = Annotated[ByteTokens | CharacterTokens | WordTokens | FileTokens, Field(discriminator="kind")]
 
 
-class TextTask(LabelTask):
+class TextTask(LabelTask, SeveralLabelsTask):
     """Learn from texts: their label, or with `next` the character or the word that follows.
 
     Texts with a label are rows of a `.csv` or `.parquet` file, or `.txt` files in one sub-folder per class. With
@@ -94,7 +95,7 @@ class TextTask(LabelTask):
     text: ColumnName = "text"
     """The column with the text."""
     label: ColumnName = "label"
-    """The column with the class or the number."""
+    """The column with the class or the number; leave it out with `survival` and `labels`, which name their columns."""
     length: int = Field(default=64, ge=1, le=4096)
     """Tokens of a text that the model sees: the first ones, or with `next` the last ones before what follows."""
     tokens: Tokens = WordTokens()
@@ -110,18 +111,25 @@ class TextTask(LabelTask):
         """Fill in what follows from the next character being learned."""
         if isinstance(values, dict) and values.get("next") == "character":
             return {"classes": CHARACTERS, "tokens": {"kind": "characters"}, **values}
-        return values
+        return labelled_by_time(labelled_by_first(values))
 
     @model_validator(mode="after")
     def _check(self) -> "TextTask":
         if self.text == self.label:
             raise ValueError(f"text and label are both column '{self.text}': name the two columns")
+        check_no_label(self.label, self.labels)
+        if self.survival is not None and self.label != self.survival.time:
+            raise ValueError(f"label '{self.label}': survival says where the label is, leave 'label' out")
+        if self.text in self.label_columns:
+            raise ValueError(f"label '{self.text}' is also the column of the texts")
         if self.next is None:
             if self.step is not None:
                 raise ValueError("step is for 'next', where texts are cut into pieces: leave it out")
             return self
-        if self.regression is not None:
-            raise ValueError("next learns a character or a word, which is one of 'classes': leave 'regression' out")
+        given = {"regression": self.regression, "survival": self.survival, "labels": self.labels or None}
+        if others := [name for name, value in given.items() if value is not None]:
+            other = others[0]
+            raise ValueError(f"next learns a character or a word, which is one of 'classes': leave '{other}' out")
         if self.next == "character" and self.classes != CHARACTERS:
             raise ValueError("next = 'character' has classes of its own, all characters: leave 'classes' out")
         if self.tokens.kind not in (("words",) if self.next == "word" else ("characters",)):
@@ -156,6 +164,13 @@ class TextTask(LabelTask):
     def agrees_on_scale(self) -> bool:
         """Nothing of a text is scaled."""
         return False
+
+    @property
+    def label_columns(self) -> dict[str, str]:
+        """The columns of the label, and what each is for, in words."""
+        if self.labels:
+            return self.columns_of_labels
+        return {self.label: " (task.label)"} if self.survival is None else self.survival.columns
 
     @property
     def label_name(self) -> str:

@@ -6,7 +6,7 @@ from consilium.common.errors import clean, listed
 from consilium.common.study.reading_rules import has_validation
 from consilium.common.study.ruled import Study
 from consilium.common.study.signals import EFFECTIVE_STEPS
-from consilium.common.study.task import ImageTask
+from consilium.common.study.task import PictureTask
 
 _ALWAYS = ("loss", "accuracy")
 """What is measured in every study."""
@@ -16,7 +16,7 @@ def _pictures_can_be_augmented(study: Study) -> str | None:
     augment, task = study.training.augment, study.task
     if augment is None:
         return None
-    if not isinstance(task, ImageTask):
+    if not isinstance(task, PictureTask):
         return f"training.augment changes pictures, and a task of kind '{task.kind}' has none: leave it out"
     if augment.crop < task.size:
         return None
@@ -56,7 +56,7 @@ def _rates_change_between_rounds(study: Study) -> str | None:
 def _classes_can_be_balanced(study: Study) -> str | None:
     if study.training.sampling == "shuffled":
         return None
-    if not study.task.classes:
+    if study.task.label_kind != "classes":
         return "training.sampling = 'balanced' draws classes alike, and this task's label is none: leave it out"
     if study.method.balances:
         return (
@@ -75,7 +75,7 @@ def _labels_are_weighed(study: Study) -> str | None:
     ]
     if not asked:
         return None
-    if not task.classes:
+    if task.label_kind != "classes":
         return f"training.{asked[0]} is for labels that are classes, and this task's label is none: leave it out"
     if training.class_weights is None:
         return None

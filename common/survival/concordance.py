@@ -37,36 +37,32 @@ def uno(of: Times, risks: Floats, *, training: Times) -> float | None:
     None where no two patients can be compared, and where a patient had the event when every training patient was
     censored already, so that nothing is known of how many are.
     """
+    weights = censoring_weights(of, training=training)
+    return None if weights is None else _concordance(of, risks, weights)
+
+
+def censoring_weights(of: Times, *, training: Times) -> Floats | None:
+    """Return what Uno's c multiplies each patient's pairs by `(N,)`; None where it is not known, as in `uno`."""
     left = censoring(training).at(of.times)
     if not len(training) or (left[of.events] <= 0).any():
         return None
-    return _concordance(of, risks, np.divide(1.0, left**2, out=np.zeros_like(left), where=left > 0))
+    return np.asarray(np.divide(1.0, left**2, out=np.zeros_like(left), where=left > 0))
 
 
-def of_draws(of: Times, risks: Floats, times_drawn: Floats) -> Floats:
+def of_draws(of: Times, risks: Floats, times_drawn: Floats, weights: Floats | None = None) -> Floats:
     """Return Harrell's c in draws of the patients `(D,)`; NaN where a draw has no two that can be compared.
 
     Args:
         times_drawn: how often each patient is in each draw `(D, N)`.
+        weights: of each patient's pairs `(N,)`, for Uno's c; None: 1 for all.
     """
+    weights = np.ones(len(of)) if weights is None else weights
     right, all_pairs = np.zeros(len(times_drawn)), np.zeros(len(times_drawn))
     for rows, comparable, ordered in _pairs(of, risks):
-        first = times_drawn[:, rows]
+        first = times_drawn[:, rows] * weights[rows]
         right += (first * (times_drawn @ (comparable * ordered).T)).sum(axis=1)
         all_pairs += (first * (times_drawn @ comparable.T)).sum(axis=1)
     return np.asarray(np.divide(right, all_pairs, out=np.full(len(right), np.nan), where=all_pairs > 0))
-
-
-def own_shares(of: Times, risks: Floats) -> Floats:
-    """Return of each patient `(N,)` the share of its comparable pairs that are ordered right; NaN where it has none."""
-    right, count = np.zeros(len(of)), np.zeros(len(of))
-    for rows, comparable, ordered in _pairs(of, risks):
-        good = comparable * ordered
-        right[rows] += good.sum(axis=1)
-        count[rows] += comparable.sum(axis=1)
-        right += good.sum(axis=0)
-        count += comparable.sum(axis=0)
-    return np.asarray(np.divide(right, count, out=np.full(len(of), np.nan), where=count > 0))
 
 
 def _concordance(of: Times, risks: Floats, weights: Floats) -> float | None:

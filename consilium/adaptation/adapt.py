@@ -15,6 +15,7 @@ The test split is only measured: no step, rate or start is chosen on it. Nothing
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,15 @@ from consilium.adaptation.federated import FederatedModel, read_federated, scale
 from consilium.adaptation.result import Adaptation, Measured
 from consilium.adaptation.starts import FEDERATED, make_starts, notes_of
 from consilium.adaptation.steps import follow, stops
-from consilium.client.data import SiteData, UnscaledData, read_site
+from consilium.client.data import Examples, SiteData, UnscaledData, read_site
+from consilium.client.data.target import ScoredTarget
 from consilium.client.methods import build_method
 from consilium.client.models import device_of, divide, get_weights
 from consilium.client.served.summary import summary_of
 from consilium.client.served.write import Origin
 from consilium.client.training.evaluation import Evaluation
 from consilium.client.training.work import LocalWork
-from consilium.common.errors import ConfigError
+from consilium.common.errors import ConfigError, DataError
 from consilium.common.seeds import seed_for
 from consilium.common.study.load import load_site, load_study
 from consilium.common.study.parts import only
@@ -96,11 +98,6 @@ def _adapted(
     seed: int | None,
     out: Path | None,
 ) -> Adaptation:
-    if not study.task.counted:
-        raise ConfigError(
-            f"adapting counts right answers, and an answer to {study.task.one_label} is neither right nor wrong: it is "
-            "not there yet for such studies"
-        )
     rate, rate_from = rate_of(study, learning_rate)
     torch.set_num_threads(site.threads)  # how a sum is split over threads shows in its last bits
 
@@ -127,7 +124,7 @@ def _adapted(
         constant=study.task.constant,
         score=study.task.score,
         notes=[*notes_of(built, divide(built, build_method(study.method))), *notes],
-        measured=Measured.of(evaluations, stops(steps), groups=data.test.groups),
+        measured=_measured(evaluations, data.test, stops(steps), site=site.name),
         **_facts(data, work),
     )
 
@@ -156,8 +153,38 @@ def _facts(data: SiteData, work: LocalWork) -> dict[str, Any]:
         "batch_size": work.batch_size,
         "num_train": len(data.train),
         "num_test": len(data.test),
-        "majority": int(data.test.right(data.train.constant()).sum()),
+        "majority": _constant(data),
     }
+
+
+def _constant(data: SiteData) -> int | float:
+    """Return on how many test examples the constant answer is right, or its score."""
+    target, test = data.train.target, data.test
+    if not isinstance(target, ScoredTarget):
+        return int(test.right(data.train.constant()).sum())
+    outputs = {"constant": target.constant_outputs(data.train.y, len(test))}
+    found = target.evidence(test.y, outputs, None).get("constant")
+    return target.neutral if found is None else float(found.values[0])
+
+
+def _measured(
+    evaluations: Mapping[str, Sequence[Evaluation]], test: Examples, at: Sequence[int], *, site: str
+) -> Measured:
+    """Return counts of right answers with their intervals, or scores with theirs.
+
+    Raises:
+        DataError: the test examples do not say the score.
+    """
+    if not isinstance(test.target, ScoredTarget):
+        return Measured.of(evaluations, at, groups=test.groups)
+    groups, evidence = None if test.groups is None else test.groups.numpy(), []
+    for place in range(len(at)):
+        outputs = {name: row[place].logits for name, row in evaluations.items()}
+        found = test.target.evidence(test.y, outputs, groups)
+        if len(found) < len(outputs):
+            raise DataError(f"site '{site}': its {len(test)} test examples do not say how good a model is")
+        evidence.append(found)
+    return Measured.of_scores(evaluations, at, evidence)
 
 
 def _plain_sgd(study: StudyConfig, data: SiteData, *, steps: int, learning_rate: float, seed: int) -> LocalWork:

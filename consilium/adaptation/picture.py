@@ -38,8 +38,7 @@ def draw(result: Adaptation) -> Figure:
     with matplotlib.rc_context(style(LIGHT, size=10)):
         figure = Figure(figsize=(6.4, 3.8), facecolor="white", layout="constrained")
         axes = figure.subplots()
-        level = result.majority / result.num_test
-        axes.axhline(level, color=LIGHT["majority"], linewidth=1, label=result.constant)
+        axes.axhline(result.level, color=LIGHT["majority"], linewidth=1, label=result.constant)
         for name, row in reversed(list(result.measured.starts.items())):  # the federated line on top
             colour, accuracy = _COLOURS[name], [one.accuracy for one in row]
             low, high = zip(*(one.interval.bounds or (one.accuracy, one.accuracy) for one in row), strict=True)

@@ -10,8 +10,9 @@ from torch import Tensor
 from consilium.adaptation.starts import FEDERATED
 from consilium.client.training.evaluation import Evaluation
 from consilium.common.protocol.patients import LEAST_PATIENTS
+from consilium.comparison.evidence import minus
 from consilium.findings import Evidence, Interval, interval_of, verdict
-from consilium.findings.decimals import change, counted
+from consilium.findings.decimals import change, counted, number
 
 FEW_STEPS = 20
 """Stops up to this step get a sentence each; all stops are in the table."""
@@ -24,9 +25,14 @@ _VERDICTS = {
 
 @dataclass(frozen=True)
 class Measurement:
-    """One start at one stop, on the site's test examples."""
+    """One start at one stop, on the site's test examples.
 
-    right: int
+    Args:
+        right: how many answers are right; None where answers are neither right nor wrong.
+        accuracy: the share of them, or the score that stands for it.
+    """
+
+    right: int | None
     accuracy: float
     interval: Interval
     loss: float
@@ -37,23 +43,42 @@ class Measurement:
         interval = interval_of(_evidence(evaluation.right, groups), kind="share")
         return cls(int(evaluation.right.sum()), evaluation.accuracy, interval, evaluation.loss)
 
+    @classmethod
+    def of_score(cls, evaluation: Evaluation, evidence: Evidence) -> "Measurement":
+        """Return an evaluation with the interval of its score."""
+        interval = interval_of(evidence, kind="share")
+        return cls(None, interval.value, interval, evaluation.loss)
+
+    def told(self, of: int) -> str:
+        """Return how many of so many answers are right, or the score."""
+        return number(self.accuracy) if self.right is None else f"{self.right} of {of}"
+
 
 @dataclass(frozen=True)
 class Contrast:
-    """The federated start against another at one stop: which is right on how many examples, and the difference."""
+    """The federated start against another at one stop.
 
-    both: int
-    only_other: int
-    only_federated: int
-    neither: int
+    Args:
+        difference: federated less the other.
+        pairs: on how many examples both are right, only the other, only the federated one, neither; None where
+            answers are neither right nor wrong.
+    """
+
     difference: Interval
+    pairs: tuple[int, int, int, int] | None = None
 
     @classmethod
     def of(cls, federated: Tensor, other: Tensor, groups: Tensor | None) -> "Contrast":
         """Return the comparison of two masks `(N,)` of correct predictions."""
         both, ours, theirs = int((federated & other).sum()), int(federated.sum()), int(other.sum())
         difference = interval_of(_evidence(federated.int() - other.int(), groups), kind="difference")
-        return cls(both, theirs - both, ours - both, len(federated) - ours - theirs + both, difference)
+        pairs = (both, theirs - both, ours - both, len(federated) - ours - theirs + both)
+        return cls(difference, pairs)
+
+    @classmethod
+    def of_scores(cls, federated: Evidence, other: Evidence) -> "Contrast":
+        """Return the comparison of two scores, measured in the same draws."""
+        return cls(interval_of(minus(federated, other), kind="difference"))
 
     @property
     def sentence(self) -> str:
@@ -98,16 +123,44 @@ class Measured:
             },
         )
 
-    def sentence(self, index: int, *, num_test: int) -> str:
+    @classmethod
+    def of_scores(
+        cls,
+        evaluations: Mapping[str, Sequence[Evaluation]],
+        stops: Sequence[int],
+        evidence: Sequence[Mapping[str, Evidence]],
+    ) -> "Measured":
+        """Return scores and intervals of evaluations by start, one per stop, where answers are not right or wrong.
+
+        Args:
+            evidence: of each start's score, one per stop, all in the same draws.
+        """
+        return cls(
+            stops=stops,
+            starts={
+                name: [Measurement.of_score(one, of[name]) for one, of in zip(row, evidence, strict=True)]
+                for name, row in evaluations.items()
+            },
+            contrasts={
+                name: [Contrast.of_scores(of[FEDERATED], of[name]) for of in evidence]
+                for name in evaluations
+                if name != FEDERATED
+            },
+        )
+
+    def sentence(self, index: int, *, num_test: int, score: str) -> str:
         """Return the sentence of one stop, by its place."""
-        stop = self.stops[index]
+        stop, ours = self.stops[index], self.starts[FEDERATED][index]
         when = "Before any step" if stop == 0 else f"After {counted(stop, 'step')}"
+        of_counts = ours.right is not None
         others = " and ".join(
-            f"the {name} start on {self.starts[name][index].right} ({contrasts[index].sentence})"
+            f"the {name} start {'on' if of_counts else 'of'} {_short(self.starts[name][index])} "
+            f"({contrasts[index].sentence})"
             for name, contrasts in self.contrasts.items()
         )
-        right = self.starts[FEDERATED][index].right
-        return f"{when} the federated start is right on {right} of {num_test} test examples, {others}."
+        if of_counts:
+            return f"{when} the federated start is right on {ours.right} of {num_test} test examples, {others}."
+        return f"{when} the federated start has a {score} of {number(ours.accuracy)}, {others}."
 
     def as_json(self) -> dict[str, Any]:
         """Return the numbers as JSON."""
@@ -115,7 +168,7 @@ class Measured:
             "stops": list(self.stops),
             "starts": {
                 name: {
-                    "right": [one.right for one in row],
+                    **({} if row[0].right is None else {"right": [one.right for one in row]}),
                     "accuracy": [one.accuracy for one in row],
                     "interval": [_bounds(one.interval) for one in row],
                     "loss": [one.loss for one in row],
@@ -126,14 +179,18 @@ class Measured:
         }
 
 
+def _short(one: Measurement) -> str:
+    return number(one.accuracy) if one.right is None else str(one.right)
+
+
 def _bounds(one: Interval) -> list[float] | None:
     return None if one.bounds is None else list(one.bounds)
 
 
 def _contrast_json(one: Contrast) -> dict[str, Any]:
-    pairs = {"both": one.both, "only_other": one.only_other, "only_federated": one.only_federated}
+    pairs = ("both", "only_other", "only_federated", "neither")
     return {
-        "pairs": pairs | {"neither": one.neither},
+        **({} if one.pairs is None else {"pairs": dict(zip(pairs, one.pairs, strict=True))}),
         "difference": one.difference.value,
         "interval": _bounds(one.difference),
     }
@@ -146,7 +203,8 @@ class Adaptation:
     Args:
         weights: the run and the round that the federation's weights are of, and their sha256.
         learning_rate_from: which setting or option the rate is.
-        majority: test examples on which the constant answer is right.
+        majority: test examples on which the constant answer is right; the score of it where answers are neither right
+            nor wrong.
         constant: name of the constant answer that every model must beat.
         score: what the share of correct predictions is called.
         notes: what a reader must know of the starts.
@@ -164,7 +222,7 @@ class Adaptation:
     seed: int
     num_train: int
     num_test: int
-    majority: int
+    majority: int | float
     constant: str
     score: str
     notes: Sequence[str]
@@ -173,9 +231,16 @@ class Adaptation:
     @property
     def headlines(self) -> list[str]:
         """Return a sentence per stop of few steps, and what the constant answer does."""
+        score, counts = self.score, isinstance(self.majority, int)
         few = [index for index, stop in enumerate(self.measured.stops) if stop <= FEW_STEPS]
-        constant = f"Always answering the site's {self.constant} is right on {self.majority}."
-        return [*(self.measured.sentence(index, num_test=self.num_test) for index in few), constant]
+        told = f"is right on {self.majority}" if counts else f"has {number(self.majority)}"
+        constant = f"Always answering the site's {self.constant} {told}."
+        return [*(self.measured.sentence(index, num_test=self.num_test, score=score) for index in few), constant]
+
+    @property
+    def level(self) -> float:
+        """Return the score of the constant answer."""
+        return self.majority / self.num_test if isinstance(self.majority, int) else self.majority
 
     def as_json(self) -> dict[str, Any]:
         """Return the content of `adapt.json`."""

@@ -23,9 +23,10 @@ def print_adaptation(result: Adaptation, console: Console) -> None:
         console.print(Text(line), soft_wrap=True)
     console.print()
     console.print(_table(result, wide=console.width >= 100))
+    counts = "right answers on the site's test examples; " if isinstance(result.majority, int) else ""
     console.print()
     for line in (
-        f"right answers on the site's test examples; {result.score}, with its 95 % interval, each standing alone",
+        f"{counts}{result.score}, with its 95 % interval, each standing alone",
         "the test split is only measured: no step, rate or start was chosen on it",
     ):
         console.print(Text(line, style="dim"), soft_wrap=True)
@@ -43,7 +44,8 @@ def _table(result: Adaptation, *, wide: bool) -> Table:
         cells = []
         for row in measured.starts.values():
             one = row[index]
-            count = f"{one.right} of {result.num_test}"
-            cells.append(f"{count}{'  ' if wide else chr(10)}{one.accuracy:.2f} {bounds(one.interval)}")
+            score = f"{one.accuracy:.2f} {bounds(one.interval)}"
+            count = "" if one.right is None else f"{one.right} of {result.num_test}{'  ' if wide else chr(10)}"
+            cells.append(f"{count}{score}")
         table.add_row(Text(str(stop)), *map(Text, cells))
     return table

@@ -60,7 +60,7 @@ def as_the_study_says(frames: Mapping[str, pd.DataFrame], task: TableTask) -> di
     """
     _check_columns(frames)
     for client, frame in frames.items():
-        if absent := [name for name in (*task.columns, task.label) if name not in frame.columns]:
+        if absent := [name for name in (*task.columns, *task.label_columns) if name not in frame.columns]:
             raise ConfigError(
                 f"client '{client}': its DataFrame has no column '{absent[0]}', which the study's task has"
             )

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from consilium.client.models import get_weights
-from consilium.client.models.given import OWN, Given
+from consilium.client.models.given import Given
 from consilium.common.errors import ModelError, clean
+from consilium.common.study.models import OWN
 from consilium.common.weights.arrays import digest
 
 

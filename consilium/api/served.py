@@ -63,6 +63,8 @@ class Served:
     def predict(self, data: Any) -> pd.DataFrame:
         """Return one row per example: the class and every class's probability, or the value with its interval.
 
+        Of a model of masks it is the mask, an array `(H, W)` of the classes' numbers.
+
         The index is the DataFrame's own, or the number or name of each example. Of an example that cannot be read, the
         column `reason` says why, and nothing else stands there; without any such there is no such column.
 
@@ -76,7 +78,13 @@ class Served:
         prepared = self._model.prepared(inputs)
         answers = self._model.answers(prepared)
         columns: dict[str, Any] = {}
-        if answers.probabilities is not None:
+        if answers.masks is not None:
+            columns["mask"] = list(answers.masks.numpy())
+        elif answers.labels is not None:
+            chances = answers.labels.numpy()
+            names = self.record.task.label_names
+            columns |= {f"probability_{name}": chances[:, place] for place, name in enumerate(names)}
+        elif answers.probabilities is not None:
             classes = self.record.classes
             columns["class"] = [classes[place] for place in answers.classes.tolist()]
             chances = answers.probabilities.numpy()

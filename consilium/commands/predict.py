@@ -46,6 +46,7 @@ def predict(
     from rich.console import Console
 
     from consilium.common.errors import ConfigError
+    from consilium.serving.masks import folder_of
     from consilium.serving.predict import STDOUT, check_out, csv_of, write_predictions
     from consilium.serving.predict import predict as answered
     from consilium.serving.terminal import print_predictions
@@ -54,6 +55,10 @@ def predict(
     if out == STDOUT and sys.stdout is sys.stderr:
         raise ConfigError("--out: - and --json both want standard output; give a file")
     predictions = answered(model, data, keep=keep or (), weights_dir=weights_dir)
+    if out == STDOUT and predictions.answers.masks is not None:
+        raise ConfigError(
+            "--out: a model of masks writes a picture for each, in a folder next to a file: give its name"
+        )
     if out == STDOUT:
         print_predictions(predictions, Console(stderr=True))
         for piece in csv_of(predictions):
@@ -64,4 +69,6 @@ def predict(
     screen = console()
     print_predictions(predictions, screen)
     screen.print(f"written: {out}", highlight=False, soft_wrap=True, markup=False)
+    if predictions.answers.masks is not None:
+        screen.print(f"written: {folder_of(out)}, a mask for each", highlight=False, soft_wrap=True, markup=False)
     return {**predictions.as_json(), "out": out}

@@ -157,7 +157,9 @@ def _with_metrics(site: SiteOutcome, answers: Mapping[str, Array], study: StudyC
     """Return a site's outcome with every metric of every model that answered its test rows."""
     scores = {model: one for model in MODELS if (one := scores_of(answers, model, study.task)) is not None}
     metrics = {model: one.measure_all() for model, one in scores.items()}
-    return site.model_copy(update={"support": tuple(next(iter(scores.values())).support), "metrics": metrics})
+    first = next(iter(scores.values()))
+    known = {"support": tuple(first.support), "label_support": first.label_support}
+    return site.model_copy(update={**known, "metrics": metrics})
 
 
 def _write_settings(
@@ -207,7 +209,7 @@ def _run_federated(study: StudyConfig, settings: Mapping[str, Path], folder: Pat
         state = StateFolder.of(path.parent / "state", study=study.name, run=_RUN, site=site).path
         if (state / TEST_SCORES).is_file():
             answers[site] = load_file(state / TEST_SCORES)
-    facts = {"num_train", "num_validation", "class_counts", "num_copies", "num_groups"}
+    facts = {"num_train", "num_validation", "class_counts", "label_counts", "num_copies", "num_groups"}
     last = last_measured(result.rounds)
     return Outcome(
         sites={

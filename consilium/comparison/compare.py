@@ -17,7 +17,7 @@ from consilium.common.study.study import StudyConfig
 from consilium.comparison.cells import Cell
 from consilium.comparison.choices import Choices
 from consilium.comparison.comparison import Comparison
-from consilium.comparison.evaluation import kind_of
+from consilium.comparison.kinds import kind_of
 from consilium.comparison.numbers import all_numbers
 from consilium.comparison.options import CompareOptions
 from consilium.comparison.page import render_page

@@ -5,7 +5,7 @@ A number that a split does not define (one class only, say) is None, never a sta
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,17 +14,14 @@ from numpy.typing import NDArray
 from sklearn import metrics
 from sklearn.calibration import calibration_curve
 
-from consilium.common.study.task import Regression, Task
-from consilium.common.study.task_base import LabelKind
-from consilium.common.survival.concordance import harrell, uno
-from consilium.common.survival.times import Times
+from consilium.common.study.task import Regression
 from consilium.common.weights.arrays import Array
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
 
 CALIBRATION_BINS = 15
-IN_UNITS = frozenset({"mae", "rmse", "median_error"})
+IN_UNITS = frozenset({"mae", "rmse", "median_error", "hd95"})
 """Metrics in the label's own units."""
 SMALLER_IS_BETTER = IN_UNITS | {"brier", "calibration_error"}
 UNBOUNDED = IN_UNITS | {"r2"}
@@ -50,6 +47,11 @@ class Scores(ABC):
         """Return how many test examples each class has; nothing where there are no classes."""
         return []
 
+    @property
+    def label_support(self) -> dict[str, tuple[int, int]] | None:
+        """Return of each of several labels how many test examples have it, and how many have it not; else None."""
+        return None
+
     @abstractmethod
     def taken(self, rows: Labels) -> "Scores":
         """Return the scores of some rows; a row may be there twice."""
@@ -69,6 +71,11 @@ class Scores(ABC):
     def measure_all(self) -> dict[str, float | None]:
         """Return every metric."""
         return {name: self.measure(name) for name in self.METRICS}
+
+    def in_draws(self, name: str, drawn: Sequence[Labels]) -> Floats:
+        """Return a metric in draws of the rows `(draws,)`; NaN where one does not define it."""
+        values = [self.taken(rows).measure(name) for rows in drawn]
+        return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -164,7 +171,7 @@ class ClassScores(Scores):
                 return float(metrics.recall_score(y, predicted)) if 1 in y else None
             case "auroc" | "auprc" | "sensitivity" | "f1":
                 return self._of_all_classes(name, classes) if present == len(classes) else None
-        raise _unknown(name, self.METRICS)
+        raise unknown(name, self.METRICS)
 
     def _of_all_classes(self, name: str, classes: list[int]) -> float:
         """Return a metric that is defined where every class occurs."""
@@ -204,7 +211,7 @@ class NumberScores(Scores):
     def of_outputs(cls, y: Array, outputs: Array, of: Regression) -> "NumberScores":
         """Return the scores of a model's outputs `(N,)`; both are still `(number - center) / scale`."""
         off = np.abs(outputs.astype(np.float32) - y.astype(np.float32))
-        known, answered = (values.astype(np.float64) * of.scale + of.center for values in (y, outputs))
+        known, answered = (of.to_label(values.astype(np.float64)) for values in (y, outputs))
         return cls(known, answered, off <= np.float32(of.reach))
 
     def taken(self, rows: Labels) -> "NumberScores":
@@ -242,61 +249,11 @@ class NumberScores(Scores):
                 return 1.0 - float((off**2).sum()) / spread if len(np.unique(self.y)) > 1 else None
             case "within_tolerance":
                 return float(self.right.mean())
-        raise _unknown(name, self.METRICS)
+        raise unknown(name, self.METRICS)
 
 
-@dataclass(frozen=True)
-class TimeScores(Scores):
-    """Answers where the label is a time until an event.
-
-    Args:
-        y: the times `(N,)`, with a minus sign where they are censored.
-        risks: the log of each patient's risk `(N,)`.
-        training: the times of the training patients, in the same form; None where they are not known.
-    """
-
-    METRICS: ClassVar[tuple[str, ...]] = ("c_index", "uno_c")
-
-    y: Array
-    risks: Floats
-    training: Array | None = None
-
-    def taken(self, rows: Labels) -> "TimeScores":
-        """Return the scores of some rows; a row may be there twice."""
-        return TimeScores(self.y[rows], self.risks[rows], self.training)
-
-    def per_example(self, name: str) -> Floats | None:
-        """Return None: no metric of times is a mean of what each patient adds."""
-        return None
-
-    def measure(self, name: str) -> float | None:
-        """Return one of `METRICS`, in [0, 1]: Harrell's c, or Uno's by the training patients' censoring.
-
-        Raises:
-            ValueError: there is no such metric.
-        """
-        of = Times.of_labels(self.y)
-        match name:
-            case "c_index":
-                return harrell(of, self.risks)
-            case "uno_c":
-                return None if self.training is None else uno(of, self.risks, training=Times.of_labels(self.training))
-        raise _unknown(name, self.METRICS)
-
-
-_KINDS: Mapping[LabelKind, type[Scores]] = {
-    "classes": ClassScores,
-    "numbers": NumberScores,
-    "times until an event": TimeScores,
-}
-
-
-def kind_of(task: Task) -> type[Scores]:
-    """Return what a task's answers are."""
-    return _KINDS[task.label_kind]
-
-
-def _unknown(name: str, known: tuple[str, ...]) -> ValueError:
+def unknown(name: str, known: tuple[str, ...]) -> ValueError:
+    """Return the error for a metric that a kind of answers does not have."""
     return ValueError(f"no metric '{name}', expected one of {', '.join(known)}")
 
 

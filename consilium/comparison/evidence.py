@@ -60,5 +60,4 @@ def averaged(evidences: Sequence[Evidence], weights: Sequence[float]) -> Evidenc
 def _drawn(scores: Sequence[Scores], metric: str, groups: Labels | None, *, seed: int, who: str) -> Floats:
     """Return `(seeds, draws)`: the metric on patients drawn anew, the same ones for every seed; NaN: undefined."""
     taken = list(redrawn(len(scores[0]), groups, draws=DRAWS, seed=seed, who=who))
-    measured = [[one.taken(rows).measure(metric) for rows in taken] for one in scores]
-    return np.array([[np.nan if value is None else value for value in line] for line in measured], dtype=np.float64)
+    return np.stack([one.in_draws(metric, taken) for one in scores])

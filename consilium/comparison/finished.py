@@ -10,8 +10,11 @@ from safetensors.numpy import load_file
 
 from consilium.common.study.task import Task
 from consilium.common.weights.arrays import Array
-from consilium.comparison.evaluation import ClassScores, NumberScores, Scores, TimeScores
+from consilium.comparison.evaluation import ClassScores, NumberScores, Scores
+from consilium.comparison.label_scores import LabelScores
+from consilium.comparison.mask_scores import MaskScores
 from consilium.comparison.results import Answers, CellResult
+from consilium.comparison.time_scores import TimeScores
 
 
 def read_cell(key: str, out: Path) -> CellResult | None:
@@ -38,9 +41,14 @@ def scores_of(answers: Mapping[str, Array], model: str, task: Task) -> Scores | 
     if model not in answers:
         return None
     labels, own, constant = answers["labels"], answers[model], model == "majority"
+    if task.label_kind == "masks":
+        return MaskScores.of(labels, own, task.classes)
     if task.survival_times is not None:
         risks = np.zeros(len(labels)) if constant else own[:, 0].astype(np.float64)
         return TimeScores(labels, risks, answers.get("training"))
+    if names := task.label_names:
+        logits = np.broadcast_to(own, labels.shape).astype(np.float64)
+        return LabelScores(labels, logits, names)
     if task.number is not None:
         outputs = np.full(len(labels), own) if constant else own[:, 0]
         return NumberScores.of_outputs(labels, outputs, task.number)

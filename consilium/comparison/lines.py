@@ -6,7 +6,7 @@ from typing import Any
 
 from consilium.comparison.comparison import Comparison
 from consilium.comparison.curves import Curve, curve_of, to_target
-from consilium.comparison.evaluation import kind_of
+from consilium.comparison.kinds import kind_of
 from consilium.comparison.rows import ALONE, Row, best_of
 from consilium.comparison.summary import Summary, summarise
 from consilium.findings import ALPHA, Interval, holm

@@ -60,6 +60,7 @@ def render_page(report: Report) -> str:
             "weights": _weights(report),
             "weight_figures": weight_figures(report),
             "holdings": _holdings(report),
+            "labels": _labels(report),
             "usual_tools": USUAL_TOOLS,
             "scaled": " or ".join(SCALES[by] for by in report.scales),
             "draws": DRAWS,
@@ -143,6 +144,23 @@ def _weights(report: Report) -> list[tuple[str, list[str]]]:
         )
         for site, values in report.weights.items()
     ]
+
+
+def _labels(report: Report) -> list[list[str]]:
+    """Return the cells of each label's lines: of its mean first, then of each site."""
+    shown, rows = {"", *report.study.sites[:MOST_BARS]}, []
+    for line in (one for one in report.labels if one.site in shown):
+        counts = ((line.there, line.known), (line.test_there, line.test_known))
+        values = (line.alone, line.joined, line.alone_precision, line.joined_precision)
+        rows.append(
+            [
+                line.label,
+                line.site or f"mean of {counted(line.num_sites, 'site')}",
+                *(f"{there:,} of {known:,}" for there, known in counts),
+                *(DASH if value is None else f"{value:.3f}" for value in values),
+            ]
+        )
+    return rows
 
 
 def _holdings(report: Report) -> dict[str, Any]:

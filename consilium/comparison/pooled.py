@@ -127,12 +127,13 @@ def _facts(data: SiteData) -> SiteOutcome:
         num_validation=len(data.validation),
         num_test=len(data.test),
         class_counts=data.card.class_counts,
+        label_counts=data.card.label_counts,
     )
 
 
 def _answers(model: Model, data: Mapping[str, SiteData], best: Weights | None) -> Answers:
     """Return the answers of the last model, and of that of the best round where there are validation rows."""
-    answers = {site: {"labels": one.test.y.numpy(), POOLED: _logits(model, one.test)} for site, one in data.items()}
+    answers = {site: {"labels": _labels(one.test), POOLED: _logits(model, one.test)} for site, one in data.items()}
     if isinstance(next(iter(data.values())).train.target, TimeTarget):  # whose censoring Uno's c is weighted by
         for site, one in data.items():
             answers[site]["training"] = one.train.y.numpy()
@@ -190,5 +191,10 @@ def _joined(parts: list[Examples]) -> Examples:
     return replace(parts[0], x=x, y=y, groups=None)  # who is one patient is known within a site only
 
 
+def _labels(test: Examples) -> Array:
+    return test.target.kept_labels(test.y).numpy()
+
+
 def _logits(model: Model, test: Examples) -> Array:
-    return evaluate(model.module, test).logits.numpy()
+    """Return what is kept of the model's answers, as a site keeps it."""
+    return test.target.kept_outputs(evaluate(model.module, test).logits, test.y).numpy()

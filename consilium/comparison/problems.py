@@ -14,6 +14,8 @@ from consilium.findings.contradiction import contradiction, contradiction_of_err
 
 MOST_NAMED = 4
 """How many sites one warning names at most."""
+MOST_CLASSES = 8
+"""How many classes of a site it names at most; where the next character is learned there are 97."""
 
 
 def contradictions_of(comparison: Comparison, by_name: Mapping[str, Row]) -> list[str]:
@@ -82,7 +84,10 @@ def problems_of(comparison: Comparison, row: Row, skipped: Sequence[Skipped]) ->
             }:
                 undefined.setdefault(site, set()).update(missing)
     if undefined:
-        lacking = [f"{site} ({', '.join(sorted(missing))})" for site, missing in sorted(undefined.items())]
+        lacking = [
+            f"{site} ({listed(sorted(missing), MOST_CLASSES, 'classes')})"
+            for site, missing in sorted(undefined.items())
+        ]
         problems.append(
             f"Test rows of some split have no example of some class at {listed(lacking, MOST_NAMED, 'sites')}: "
             "numbers that need every class are not defined there and shown as a dash"

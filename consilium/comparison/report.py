@@ -8,6 +8,8 @@ import pandas as pd
 
 from consilium.common.errors import ConfigError
 from consilium.common.study.study import StudyConfig
+from consilium.comparison.by_class import ClassLine, lines_of_classes
+from consilium.comparison.by_label import LabelLine, lines_of
 from consilium.comparison.cells import Cell
 from consilium.comparison.comparison import Comparison
 from consilium.comparison.curves import curve_of, rounds_table, weights_of
@@ -49,6 +51,8 @@ class Report:
         weights: per site the weight in each round of the judged method, as a mean over cells.
         problems: sentences on what was skipped, failed or is undefined.
         prices: what privacy costs each site, per method that was trained with noise.
+        labels: of several labels each by itself, by the two rows of one choice for all sites, where there are such.
+        classes: of masks each class by itself, in every row.
     """
 
     study: StudyConfig
@@ -71,6 +75,8 @@ class Report:
     seconds: float
     settings: Mapping[str, str]
     prices: Sequence[Price] = ()
+    labels: Sequence[LabelLine] = ()
+    classes: Sequence[ClassLine] = ()
 
     @property
     def places(self) -> int:
@@ -94,6 +100,8 @@ class Report:
             "splits": self.splits,
             "target": self.target,
             "privacy": [price.as_json() for price in self.prices],
+            **({"labels": [line.as_json() for line in self.labels]} if self.labels else {}),
+            **({"classes": [line.as_json() for line in self.classes]} if self.classes else {}),
             "settings": dict(self.settings),
         }
 
@@ -149,6 +157,8 @@ def build_report(
         seconds=seconds,
         settings=settings,
         prices=prices,
+        labels=lines_of(comparison, *for_all),
+        classes=lines_of_classes(comparison, rows),
     )
 
 

@@ -36,6 +36,8 @@ class SiteOutcome(Record):
         tool: which of the usual tools it chose, in a cell of these.
         privacy: what a private study has spent there.
         support: test examples of each class.
+        label_counts: of each of several labels, how many examples have it, and how many have it not.
+        label_support: likewise, of the test examples.
         metrics: per model; None: not defined on these rows.
     """
 
@@ -43,12 +45,14 @@ class SiteOutcome(Record):
     num_validation: int = 0
     num_test: int = 0
     class_counts: dict[str, int] | None = None
+    label_counts: dict[str, tuple[int, int]] | None = None
     num_groups: int | None = None
     num_copies: int = 0
     tool: str | None = None
     privacy: PrivacySpent | None = None
     validation: dict[str, Validation] = Field(default_factory=dict)
     support: tuple[int, ...] = ()
+    label_support: dict[str, tuple[int, int]] | None = None
     metrics: dict[str, dict[str, float | None]] = Field(default_factory=dict)
 
 

@@ -21,6 +21,8 @@ CONSTANTS: Mapping[LabelKind, str] = {
     "classes": MAJORITY,
     "numbers": MEAN,
     "times until an event": "the same risk for all",
+    "several labels": "each label's share",
+    "masks": "most frequent class of each pixel",
 }
 """What the row of the constant answer is called, by what labels are."""
 

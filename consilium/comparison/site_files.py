@@ -120,4 +120,5 @@ def _by_folder(folder: Path, name: str, weights_dir: Path | None, *, task: str) 
     kind = next((kind for suffix, kind in _DATA_KINDS.items() if suffix in suffixes), "images")
     if (kind == "arrays" and task == "features") or task in ("series", "text"):
         kind = task
+    kind = "masks" if task == "segmentation" else kind
     return SiteFiles(kind, path.resolve(), weights_dir and weights_dir.resolve())

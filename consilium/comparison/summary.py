@@ -7,8 +7,9 @@ from typing import Literal
 
 import numpy as np
 
+from consilium.common.intervals.interval import within
 from consilium.comparison.comparison import Comparison
-from consilium.comparison.evaluation import SMALLER_IS_BETTER, UNBOUNDED, Floats
+from consilium.comparison.evaluation import IN_UNITS, SMALLER_IS_BETTER, UNBOUNDED, Floats
 from consilium.comparison.evidence import averaged, evidence_of, minus
 from consilium.comparison.rows import Row
 from consilium.findings import LEAST_PATIENTS, LEAST_SPLITS, Evidence, Interval, interval_of, over_sites, over_splits
@@ -57,7 +58,10 @@ def _of_one_split(comparison: Comparison, row: Row, other: Row | None, split: in
     kind: Literal["share", "number", "difference"] = "share" if comparison.metric in SHARES else "number"
     kind = "difference" if other else kind
     each = {site: _evidence(comparison, row, other, split, site) for site in comparison.sites}
-    sites = {site: None if one is None else interval_of(one, kind=kind) for site, one in each.items()}
+    low, high = (-math.inf, math.inf) if other else bounds_of(comparison.metric)
+    sites = {
+        site: None if one is None else within(interval_of(one, kind=kind), low, high) for site, one in each.items()
+    }
     known = [one for one in each.values() if one is not None]
     if len(known) < len(each):  # a mean over the sites that happen to have a number is a mean of something else
         return Summary(sites, dict.fromkeys(OVER))
@@ -65,10 +69,16 @@ def _of_one_split(comparison: Comparison, row: Row, other: Row | None, split: in
     over = {name: Interval(float(line[0])) for name, line in numbers_over(values, sizes, comparison.metric).items()}
     for name, weights in (("mean", [1.0] * len(known)), ("weighted mean", [float(size) for size in sizes])):
         if comparison.task.test is None:
-            over[name] = over_sites(known, weights, kind=kind)
+            over[name] = within(over_sites(known, weights, kind=kind), low, high)
         else:  # one test set for all: the sites' test patients are the same
-            over[name] = interval_of(averaged(known, weights), kind=kind)
+            over[name] = within(interval_of(averaged(known, weights), kind=kind), low, high)
     return Summary(sites, over)
+
+
+def bounds_of(metric: str) -> tuple[float, float]:
+    """Return the least and the largest value that a metric can have; `<metric>.<class>` as the metric."""
+    name = metric.partition(".")[0]
+    return (0.0 if name in IN_UNITS else -math.inf, math.inf) if name in UNBOUNDED else (0.0, 1.0)
 
 
 def numbers_over(values: Floats, sizes: Sequence[int], metric: str) -> dict[str, Floats]:

@@ -1,9 +1,11 @@
 """What a site would do alone with usual tools: a linear model or gradient boosting, chosen by cross-validation.
 
 Ridge regression: Hoerl and Kennard 1970, doi:10.1080/00401706.1970.10488634; for classes logistic regression with the
-same penalty. Gradient boosting of trees: Friedman 2001, doi:10.1214/aos/1013203451, in scikit-learn's histogram form.
-Penalty, number of trees and the choice between both are those with the least loss over folds of the training rows, in
-which rows of one patient stay together (Stone 1974, doi:10.1111/j.2517-6161.1974.tb00994.x).
+same penalty. Gradient boosting of trees: Friedman 2001, doi:10.1214/aos/1013203451, in scikit-learn's histogram form,
+for up to `MOST_BOOSTED` columns.
+Of several labels each has a tool of its own, fitted on the rows that know it. Penalty, number of trees and the choice
+between both are those with the least loss over folds of the training rows, in which rows of one patient stay together
+(Stone 1974, doi:10.1111/j.2517-6161.1974.tb00994.x).
 """
 
 import warnings
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.exceptions import ConvergenceWarning
@@ -21,6 +24,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from torch import Tensor
 
 from consilium.client.data import Examples, read_site
+from consilium.client.data.labels_target import LabelsTarget
 from consilium.client.data.target import NumberTarget
 from consilium.common.seeds import seed_for
 from consilium.common.study.load import load_site
@@ -33,6 +37,8 @@ PENALTIES = tuple(10.0**power for power in range(-2, 5))
 """Factors of the squared coefficients of standardised columns, added to the sum of the rows' losses."""
 TREES = (5, 10, 20, 50, 100, 200)
 """Numbers of trees; each has 8 leaves at most, of at least 5 rows."""
+MOST_BOOSTED = 100
+"""Most columns of which trees are grown: beyond, as of a network's features, hours would go into what rarely wins."""
 _LEAST_CHANCE = 1e-6
 """Least probability of a class: one that no training row has still costs a finite loss."""
 
@@ -42,7 +48,10 @@ Labels = NDArray[np.float64] | NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """The tool that was chosen, and what it answers: log probabilities `(N, C)`, or numbers `(N, 1)`."""
+    """The tool that was chosen, and what it answers: log probabilities `(N, C)`, or numbers `(N, 1)`.
+
+    Of several labels it answers logits `(N, L)`.
+    """
 
     tool: str
     answers: Callable[[Floats], Floats]
@@ -57,12 +66,17 @@ def run_usual(study: StudyConfig, settings: Mapping[str, Path]) -> Outcome:
     sites, answers = {}, {}
     for site, path in settings.items():
         data = read_site(load_site(path), study).scaled(study.task.fixed_scale)
-        fitted = fit(data.train, num_classes=len(study.task.classes), seed=seed_for(study.seed, USUAL, site))
+        seed = seed_for(study.seed, USUAL, site)
+        if study.task.label_names:
+            fitted = fit_each(data.train, seed=seed)
+        else:
+            fitted = fit(data.train, num_classes=len(study.task.classes), seed=seed)
         sites[site] = SiteOutcome(
             num_train=len(data.train),
             num_validation=len(data.validation),
             num_test=len(data.test),
             class_counts=data.card.class_counts,
+            label_counts=data.card.label_counts,
             tool=fitted.tool,
             validation={USUAL: _measured(data.validation, fitted)} if len(data.validation) else {},
         )
@@ -78,6 +92,10 @@ def _inputs(part: Examples) -> Floats:
 def _measured(part: Examples, fitted: Fitted) -> Validation:
     """Return loss and accuracy as a site measures its networks: cross entropy, or squared error in the model's unit."""
     answers = fitted.answers(_inputs(part))
+    if isinstance(part.target, LabelsTarget):
+        logits = torch.from_numpy(answers)
+        score = part.target.score(logits, part.y)
+        return Validation(accuracy=None if np.isnan(score) else score, loss=float(part.target.loss(logits, part.y)))
     y = part.y.numpy()
     if isinstance(part.target, NumberTarget):
         right = np.abs(answers[:, 0].astype(np.float32) - y) <= np.float32(part.target.tolerance)
@@ -98,6 +116,8 @@ def fit(train: Examples, *, num_classes: int, seed: int) -> Fitted:
     folds = assign_folds(y, _groups(train), seed=seed)
     best, least = ("", 0.0), float("inf")
     for name, (tool, options) in _TOOLS.items():
+        if tool is _boosted and x.shape[1] > MOST_BOOSTED:
+            continue
         losses = np.zeros(len(options))
         for fold in range(folds.max() + 1) if folds.max() else ():
             held = folds == fold
@@ -115,6 +135,26 @@ def fit(train: Examples, *, num_classes: int, seed: int) -> Fitted:
 
     names = _NAMES[chosen]
     return Fitted(names[0] if num_classes else names[1], answers)
+
+
+def fit_each(train: Examples, *, seed: int) -> Fitted:
+    """Choose a tool for each of several labels, and fit it on the rows that know it; 1/2 where none does.
+
+    Args:
+        seed: of the folds.
+    """
+    tools: list[Fitted | None] = []
+    for known in (~torch.isnan(train.y)).T:
+        place, groups = len(tools), None if train.groups is None else train.groups[known.cpu()]
+        own = Examples(train.x[known], train.y[known, place].long(), groups=groups)
+        tools.append(fit(own, num_classes=2, seed=seed) if len(own) else None)
+
+    def answers(inputs: Floats) -> Floats:
+        chances = [np.zeros((len(inputs), 2)) if tool is None else tool.answers(inputs) for tool in tools]
+        return np.stack([of_one[:, 1] - of_one[:, 0] for of_one in chances], axis=1)
+
+    names = sorted({tool.tool for tool in tools if tool is not None})
+    return Fitted(" and ".join(names), answers)
 
 
 def _groups(train: Examples) -> NDArray[np.int64]:

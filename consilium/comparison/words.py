@@ -14,6 +14,8 @@ def explained(report: Report) -> str:
     facts = ["smaller is better"] if report.metric in SMALLER_IS_BETTER else []
     if isinstance(report.study.task, TableTask) and report.metric in IN_UNITS:
         facts.append(f"in units of '{report.study.task.label}'")
+    if report.study.task.label_kind == "masks" and report.metric in IN_UNITS:
+        facts.append("in pixels of the study's size")
     return f" ({', '.join(facts)})" if facts else ""
 
 

@@ -4,7 +4,8 @@ import numpy as np
 
 from consilium.common.data.groups import groups_of
 from consilium.common.errors import ConfigError, DataError
-from consilium.data.files import TEST
+from consilium.data.files import TEST, TEST_FOLDER
+from consilium.data.folder_pool import FolderPool
 from consilium.data.options import By, SplitOptions, with_defaults
 from consilium.data.partition import (
     Partition,
@@ -20,18 +21,19 @@ from consilium.data.partition import (
     labels_of_groups,
     rows_of_groups,
 )
-from consilium.data.pool import ArrayPool, site_slug
+from consilium.data.pool import ArrayPool, Pool, site_slug
 from consilium.data.table_pool import Labels, TablePool
 
 
-def without_test(pool: ArrayPool | TablePool, *, by: By) -> tuple[ArrayPool, ArrayPool, list[str]]:
+def without_test(pool: Pool, *, by: By) -> tuple[ArrayPool | FolderPool, ArrayPool | FolderPool, list[str]]:
     """Return the pool without its official test images and their copies, the test images, and sentences."""
     if isinstance(pool, TablePool):
         raise ConfigError("--official-test is for images; a table's own parts are named by split.parts in the study")
     if pool.test is None:
         raise ConfigError(
             "--official-test: the pool does not say which images are its test set, expected an array 'part' of words, "
-            "an array 'is_test', or arrays called test_images or x_test"
+            "an array 'is_test', or arrays called test_images or x_test; of picture files, folders called train and "
+            "test above the classes"
         )
     if by == "feature":
         raise ConfigError("--official-test means nothing with --by feature, which shows each site's images otherwise")
@@ -39,13 +41,18 @@ def without_test(pool: ArrayPool | TablePool, *, by: By) -> tuple[ArrayPool, Arr
         raise DataError("--official-test: expected images for test and others, the pool has only one of both")
     first = pool.copies.first
     shared = ~pool.test & np.isin(first, first[pool.test])
-    sentences = [f"{int(pool.test.sum())} official test images are every site's '{TEST}', and no site's own"]
+    sentences = [f"{int(pool.test.sum())} official test images are every site's '{test_name(pool)}', and no site's own"]
     if shared.any():
         sentences.append(f"{int(shared.sum())} images are left out: the test set has the same")
     return pool.only(np.flatnonzero(~pool.test & ~shared)), pool.only(np.flatnonzero(pool.test)), sentences
 
 
-def groups_in(pool: ArrayPool | TablePool, group: str | None) -> tuple[Rows | None, list[str]]:
+def test_name(pool: Pool) -> str:
+    """Return what the common test set is called in every site's data folder."""
+    return TEST_FOLDER if isinstance(pool, FolderPool) else TEST
+
+
+def groups_in(pool: Pool, group: str | None) -> tuple[Rows | None, list[str]]:
     """Return the number of each example's patient, None where all differ, and sentences about copies."""
     copies, count = pool.copies, len(pool.y)
     sentences = []
@@ -59,9 +66,7 @@ def groups_in(pool: ArrayPool | TablePool, group: str | None) -> tuple[Rows | No
     return groups_of(copies, None if group is None else pool.whose(group), count=count), sentences
 
 
-def divide(
-    pool: ArrayPool | TablePool, groups: Rows | None, options: SplitOptions
-) -> tuple[dict[str, Rows], list[str]]:
+def divide(pool: Pool, groups: Rows | None, options: SplitOptions) -> tuple[dict[str, Rows], list[str]]:
     """Return each site's rows, all of a group's at one site, and sentences about rows that were moved for that."""
     chosen = with_defaults(options)
     if isinstance(pool, TablePool) and chosen.column is not None:

@@ -22,8 +22,8 @@ from consilium.data.options import MIN_EXAMPLES
 from consilium.data.pool import site_slug
 from consilium.data.table_pool import Labels
 
-TEST = "test.npz"
-"""The common test set in every site's data folder."""
+TEST, TEST_FOLDER = "test.npz", "test"
+"""The common test set in every site's data folder, and that of picture files."""
 
 STUDY, RECORD, PICTURE = "study.toml", "federation.toml", "federation.svg"
 

@@ -11,6 +11,8 @@ from consilium.common.data.tables import Form
 from consilium.common.data.text_files import DELIMITERS
 from consilium.common.errors import ConfigError
 
+PoolKind = Literal["images", "pictures", "features", "series", "table"]
+"""What a pool is of: `images` are arrays, `pictures` files."""
 By = Literal["dirichlet", "classes", "quantity", "feature", "iid", "interleaved", "column"]
 
 ALPHA, LABELS_PER_SITE, MIN_EXAMPLES = 0.5, 2, 20
@@ -46,7 +48,11 @@ class SplitOptions:
     ] = None
     seed: Annotated[int, typer.Option(min=0, help="The seed of everything random.")] = 42
     group: Annotated[
-        str | None, typer.Option(help="The column or array that names the patient; a patient's rows stay at one site.")
+        str | None,
+        typer.Option(
+            help="What names the patient: a column or an array; of picture files 'folder' or a pattern of names. A "
+            "patient's rows stay at one site."
+        ),
     ] = None
     official_test: Annotated[
         bool, typer.Option("--official-test", help="The pool's own test images are every site's test set.")
@@ -115,17 +121,25 @@ def check_options(options: SplitOptions) -> None:
             raise ConfigError(f"--by {options.by} needs {option}")
 
 
-def check_fit(options: SplitOptions, kind: Literal["images", "features", "series", "table"]) -> None:
-    """Check that options fit a pool of images, of other arrays of numbers, of series, or of rows of a table.
+def check_fit(options: SplitOptions, kind: PoolKind) -> None:
+    """Check that options fit a pool of images, of other arrays of numbers, of series, of rows of a table, or of files.
 
     Raises:
         ConfigError: they do not.
     """
-    images = kind == "images"
+    images = kind in ("images", "pictures")
     if kind != "table" and options.by == "column":
-        raise ConfigError(f"--by column is for tables; {kind} of an .npz file have no such columns")
+        whose = "picture files" if kind == "pictures" else f"{kind} of an .npz file"
+        raise ConfigError(f"--by column is for tables; {whose} have no such columns")
     if kind != "table" and (given := [name for name in _OF_TABLES if getattr(options, name)]):
-        raise ConfigError(f"--{given[0].replace('_', '-')} is for tables; an .npz file has no rows of text")
+        has = "picture files have" if kind == "pictures" else "an .npz file has"
+        raise ConfigError(f"--{given[0].replace('_', '-')} is for tables; {has} no rows of text")
+    if kind == "pictures" and options.series:
+        raise ConfigError("--series is for an .npz file; a folder holds picture files")
+    if kind == "pictures" and options.by == "feature":
+        raise ConfigError(
+            "--by feature changes pixels, and picture files are copied as they are: put the pictures into an .npz file"
+        )
     if kind == "table" and options.series:
         raise ConfigError("--series is for an .npz file; give each site its part of a table of series as it is")
     if not images and options.by == "feature":

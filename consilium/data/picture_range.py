@@ -16,7 +16,16 @@ def range_of(images: Array) -> tuple[tuple[float, float] | None, list[str]]:
     low, high = float(np.nanmin(images)), float(np.nanmax(images))
     if images.dtype == np.uint8 or (images.dtype.kind == "f" and low >= 0 and high <= 1):
         return None, []
-    if images.dtype.kind == "u":
+    return range_between(low, high, whole=images.dtype.kind == "u")
+
+
+def range_between(low: float, high: float, *, whole: bool) -> tuple[tuple[float, float] | None, list[str]]:
+    """Return `task.pixel_range` of pictures with these levels, None where none is needed, and a sentence about it.
+
+    Args:
+        whole: whether the levels are those of whole numbers of 16 bits, black at 0.
+    """
+    if whole:
         bits = max(int(high).bit_length(), 8)
         if bits > _MOST_BITS:
             return None, []

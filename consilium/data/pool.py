@@ -15,6 +15,7 @@ from consilium.common.data.npz import Array, array_names, channels_last, read_np
 from consilium.common.data.tables import SUFFIXES, TABLES_IN_WORDS, TEXT_SUFFIXES, Form
 from consilium.common.errors import ConfigError, DataError
 from consilium.data.feature_pool import FeaturePool, are_features, class_labels, feature_pool, patients_in
+from consilium.data.folder_pool import FolderPool
 from consilium.data.table_pool import Labels, TablePool, read_table
 
 _PARTS = ("train", "val", "test")
@@ -60,6 +61,8 @@ class ImagePool:
 
 ArrayPool: TypeAlias = ImagePool | FeaturePool
 """What an `.npz` file can be."""
+Pool: TypeAlias = ArrayPool | FolderPool | TablePool
+"""What can be divided."""
 
 
 def read_pool(
@@ -70,8 +73,8 @@ def read_pool(
     group: str | None = None,
     form: Form | None = None,
     series: bool = False,
-) -> ArrayPool | TablePool:
-    """Read a pool: `.npz` with images or with other numbers, or a table.
+) -> Pool:
+    """Read a pool: `.npz` with images or with other numbers, a table, or a folder of picture files.
 
     An `.npz` file holds `x`, `y` and, if it likes, `classes` (names; else the numbers) and which images are an official
     test set (`part`: words such as train and test; or `is_test`: booleans). Or it holds MedMNIST's arrays
@@ -80,7 +83,7 @@ def read_pool(
     and counted.
 
     Args:
-        group: the column or array that says whose each example is.
+        group: the column or array that says whose each example is; for a folder as `split.group` of a study.
         form: how a table's file is to be read; what it leaves open is found in the file.
         series: `x` of an `.npz` file is series over time.
 
@@ -89,6 +92,12 @@ def read_pool(
         DataError: the file cannot be used.
     """
     suffix = path.suffix.lower()
+    if path.is_dir():
+        if label is not None:
+            raise ConfigError("--label is for tables; the class of a picture file is the folder that it lies in")
+        from consilium.data.picture_folder import read_folder  # and with it torch
+
+        return read_folder(path, group=group)
     if not path.is_file():
         raise DataError(f"pool '{path}' {'is not a file' if path.exists() else 'does not exist'}")
     if suffix == ".npz":
@@ -96,7 +105,7 @@ def read_pool(
             raise ConfigError("--label is for tables; the labels of an .npz file are its array 'y'")
         return read_arrays(path, group=group, label_is_number=label_is_number, series=series)
     if suffix not in (*SUFFIXES, *TEXT_SUFFIXES):
-        raise DataError(f"pool '{path}' is neither an .npz file nor a {TABLES_IN_WORDS}")
+        raise DataError(f"pool '{path}' is neither an .npz file nor a {TABLES_IN_WORDS}, nor a folder of pictures")
     if label is None:
         raise ConfigError("a table needs --label, the column with the class or number to learn")
     return read_table(path, label, label_is_number=label_is_number, form=form)

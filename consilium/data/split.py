@@ -5,14 +5,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from consilium.common.data.npz import Array
 from consilium.common.errors import ConfigError
 from consilium.common.host.files import write_atomically
 from consilium.common.study.task import FeaturesTask, ImageTask, SeriesTask, TableTask
-from consilium.data.division import class_counts, divide, groups_in, without_test
+from consilium.data.division import class_counts, divide, groups_in, test_name, without_test
 from consilium.data.feature_pool import FeaturePool, features_task
 from consilium.data.files import (
-    TEST,
     check_free,
     federation_texts,
     shortages,
@@ -22,10 +23,11 @@ from consilium.data.files import (
     write_npz,
     write_table,
 )
-from consilium.data.options import SplitOptions, check_fit, check_options, settings_of
+from consilium.data.folder_pool import FolderPool, digest_of_files, folder_task, write_files
+from consilium.data.options import PoolKind, SplitOptions, check_fit, check_options, settings_of
 from consilium.data.partition import Rows, as_seen_by, device_of
 from consilium.data.picture_range import range_of
-from consilium.data.pool import ArrayPool, read_pool, sha256_of
+from consilium.data.pool import ArrayPool, Pool, read_pool, sha256_of
 from consilium.data.table_pool import TablePool
 from consilium.data.task import table_task
 
@@ -33,8 +35,9 @@ from consilium.data.task import table_task
 def split_pool(path: Path, out: Path, options: SplitOptions) -> list[str]:
     """Divide a pool among sites and write the federation into `out`; return sentences about what is unusual.
 
-    Writes `out/<site>/data/data.npz` or `patients.csv`, `study.toml`, `federation.toml` and `federation.svg`; with
-    `official_test` also the pool's test images as `out/<site>/data/test.npz`, the same at every site, and no site has
+    Writes `out/<site>/data/data.npz`, `patients.csv` or copies of picture files, `study.toml`, `federation.toml` and
+    `federation.svg`; with `official_test` also the pool's test images as `out/<site>/data/test.npz` (of files in the
+    folder `test`), the same at every site, and no site has
     them or copies of them among its own. Copies, and rows of one patient (`group`), are at one site. The same pool,
     options and version give the same files.
 
@@ -67,24 +70,26 @@ def split_pool(path: Path, out: Path, options: SplitOptions) -> list[str]:
         study_name(path, options.by),
         task,
         counts,
-        record=_record(path, options, list(parts)),
+        record=_record(path, pool, options, list(parts)),
         num_unlabelled=num_unlabelled,
         group=options.group,
     )
     for number, (site, rows) in enumerate(parts.items()):
         _write_site(out / site / "data", pool, rows, options, number=number)
     if test is not None:
-        _write_test([out / site / "data" / TEST for site in parts], test, group=options.group)
+        _write_test([out / site / "data" / test_name(test) for site in parts], test, group=options.group)
     write_federation(out, texts, counts)
     if isinstance(pool, TablePool):
         sentences = [*pool.reading, *sentences]
+    if isinstance(pool, FolderPool):
+        sentences = [pool.reading, *sentences]
     return [*sentences, *about_copies, *about_moves, *about_columns, *shortages(counts)]
 
 
-def _record(path: Path, options: SplitOptions, sites: list[str]) -> dict[str, Any]:
+def _record(path: Path, pool: Pool, options: SplitOptions, sites: list[str]) -> dict[str, Any]:
     record: dict[str, Any] = {
-        "pool": path.name,
-        "pool_sha256": sha256_of(path),
+        "pool": path.resolve().name,
+        "pool_sha256": digest_of_files(pool, path) if isinstance(pool, FolderPool) else sha256_of(path),
         "settings": settings_of(options),
     }
     if options.by == "feature":
@@ -94,11 +99,13 @@ def _record(path: Path, options: SplitOptions, sites: list[str]) -> dict[str, An
 
 
 def _task(
-    pool: ArrayPool | TablePool, parts: Mapping[str, Rows], options: SplitOptions
+    pool: Pool, parts: Mapping[str, Rows], options: SplitOptions
 ) -> tuple[ImageTask | FeaturesTask | SeriesTask | TableTask, list[str]]:
     if isinstance(pool, TablePool):
         return table_task(pool, parts, leave_out=(options.column, options.group), tolerance=options.tolerance)
-    test = TEST if options.official_test else None
+    test = test_name(pool) if options.official_test else None
+    if isinstance(pool, FolderPool):
+        return folder_task(pool, test=test)
     if isinstance(pool, FeaturePool):
         return features_task(pool, tolerance=options.tolerance, test=test), []
     height, width, channels = pool.images.shape[1:]
@@ -113,9 +120,12 @@ def _task(
     return task, said
 
 
-def _write_site(folder: Path, pool: ArrayPool | TablePool, rows: Rows, options: SplitOptions, *, number: int) -> None:
+def _write_site(folder: Path, pool: Pool, rows: Rows, options: SplitOptions, *, number: int) -> None:
     if isinstance(pool, TablePool):
         write_table(folder / "patients.csv", pool.header, [pool.rows[row] for row in rows])
+        return
+    if isinstance(pool, FolderPool):
+        write_files(folder, pool, rows)
         return
     if isinstance(pool, FeaturePool):
         _write_arrays(folder / "data.npz", pool.only(rows), group=options.group)
@@ -127,8 +137,12 @@ def _write_site(folder: Path, pool: ArrayPool | TablePool, rows: Rows, options: 
     write_images(folder / "data.npz", x, pool.y[rows], pool.classes, **_named(options.group, patients))
 
 
-def _write_test(paths: list[Path], test: ArrayPool, *, group: str | None) -> None:
+def _write_test(paths: list[Path], test: ArrayPool | FolderPool, *, group: str | None) -> None:
     """Write the official test set, packed once, to every path."""
+    if isinstance(test, FolderPool):
+        for path in paths:
+            write_files(path, test, np.arange(len(test.y)))
+        return
     first, *others = paths
     _write_arrays(first, test, group=group)
     content = first.read_bytes()
@@ -143,8 +157,10 @@ def _write_arrays(path: Path, pool: ArrayPool, *, group: str | None) -> None:
     write_images(path, pool.x, pool.y, pool.classes, **_named(group, pool.patients))
 
 
-def kind_of(pool: ArrayPool | TablePool) -> Literal["images", "features", "series", "table"]:
+def kind_of(pool: Pool) -> PoolKind:
     """Return what a pool is of."""
+    if isinstance(pool, FolderPool):
+        return "pictures"
     if isinstance(pool, TablePool):
         return "table"
     if isinstance(pool, FeaturePool):

@@ -193,6 +193,9 @@ def _counts(study: StudyConfig) -> Iterator[Row]:
     what = "how many examples of each class, if the hospital's share_class_counts allows it"
     how = "with noise (class_counts_epsilon)" if private else "exact, or with the hospital's class_counts_epsilon"
     yield Row("counts", what, ALONE, how, ONCE, ("DataCard.class_counts",))
+    if study.task.label_names:
+        what = "how many examples have each label, and how many have it not, if its share_class_counts allows it"
+        yield Row("counts", what, ALONE, how, ONCE, ("DataCard.label_counts",))
     if study.task.agrees_on_scale:
         columns = len(study.task.scaled_columns)
         what = f"count, sum and sum of squares of each of {columns} columns, if its share_scale allows it"

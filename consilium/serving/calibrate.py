@@ -30,6 +30,7 @@ from consilium.common.errors import ConfigError, DataError
 from consilium.common.model import ModelRecord, Residuals, Temperature, write_record
 from consilium.common.seeds import seed_for
 from consilium.comparison.evaluation import ClassScores
+from consilium.serving.masks import refuse_masks
 from consilium.serving.own_rows import own_rows_of, parts_of
 
 FOLDS = 5
@@ -70,8 +71,14 @@ def calibrate(folder: Path, settings: Path, *, level: float = 0.9) -> Calibrated
         raise ConfigError(f"--level: must be a number between 0 and 1, got {level:g}")
     with parts_of(settings):
         model = load_model(folder)
+    refuse_masks(model.record, "calibrating")
     if model.record.task.survival_times is not None:
         raise ConfigError("a model of task.survival answers relative risks, which have no true value to calibrate by")
+    if model.record.task.label_names:
+        raise ConfigError(
+            "calibrating a model of several labels is not there yet: each label would have a temperature of its own, "
+            "by the rows that know it"
+        )
     rows = own_rows_of(settings, model.record, part="validation", option="--site").inputs
     prepared = model.prepared(rows)
     assert prepared.y is not None

@@ -26,7 +26,9 @@ def figures_of(truth: Truth, metrics: Sequence[Metric]) -> Figures:
     """Return the charts, each with its caption."""
     if isinstance(truth.scores, NumberScores):
         return _of_numbers(truth.scores, truth.width)
-    return [_calibration(truth, truth.scores), *_roc_curves(truth, truth.scores, metrics)]
+    if isinstance(truth.scores, ClassScores):
+        return [_calibration(truth, truth.scores), *_roc_curves(truth, truth.scores, metrics)]
+    return []
 
 
 def _roc_curves(truth: Truth, scores: ClassScores, metrics: Sequence[Metric]) -> Figures:

@@ -15,7 +15,10 @@ from consilium.client.served.summary import Shares
 from consilium.common.errors import ConfigError, DataError, clean
 from consilium.common.host.files import write_atomically
 from consilium.common.model import ModelRecord, Score
+from consilium.common.study.task_base import LabelKind
+from consilium.common.weights.arrays import Array
 from consilium.comparison.evaluation import ClassScores
+from consilium.serving.masks import refuse_masks
 from consilium.serving.metrics import Metric, Truth
 from consilium.serving.own_rows import own_rows_of, parts_of
 from consilium.serving.question import Question, ask, load, read
@@ -24,6 +27,14 @@ from consilium.serving.recorded import Recorded
 NUMBERS = "evaluation.json"
 """File of an evaluation's folder."""
 _MAE = "mean absolute error"
+_SCORES: Mapping[LabelKind, str] = {
+    "classes": "accuracy",
+    "numbers": "within_tolerance",
+    "times until an event": "c_index",
+    "several labels": "auroc",
+    "masks": "dice",
+}
+"""The metric that a model's card calls its score."""
 MAY_BE_TRAINING_ROWS = (
     "Rows that the model was trained on are not excluded: if there are any among these, the numbers are too good. A "
     "site measures its test rows alone with --test-rows SITE.TOML."
@@ -77,12 +88,12 @@ class Evaluation:
     @property
     def overall(self) -> list[Metric]:
         """Return the metrics that are not about one class of many."""
-        return [one for one in self.metrics if not one.of or len(self.truth.classes) == 2]
+        return [one for one in self.metrics if not one.of or len(self.truth.classes) in (0, 2)]
 
     @property
     def by_class(self) -> list[tuple[str, int, Metric, Metric]]:
         """Return of each class of many: its name, how many rows it has, its sensitivity and its specificity."""
-        if len(self.truth.classes) == 2:
+        if len(self.truth.classes) in (0, 2):
             return []
         found = {(one.name, one.of): one for one in self.metrics}
         return [
@@ -160,35 +171,40 @@ def evaluate(
         raise ConfigError("--group: the run's own settings say whose the test rows are; leave it out with --test-rows")
     with parts_of(test_rows):
         folder, served = load(model, weights_dir=weights_dir)
+    refuse_masks(served.record, "evaluating")
     if test_rows is not None:
         own = own_rows_of(test_rows, served.record, part="test", option="--test-rows")
         torch.set_num_threads(own.threads)  # how a sum is split over threads shows in its last bits
         inputs, what = own.inputs, f"test rows of site {served.record.provenance.site} in the model's own run"
+        training = own.training
     else:
         assert data is not None
         inputs, what = read(served, [data], labelled=True, group=group), clean(str(data))
-    return of_question(ask(folder, served, inputs), data=what, own_test=test_rows is not None)
+        training = None
+    return of_question(ask(folder, served, inputs), data=what, own_test=test_rows is not None, training=training)
 
 
-def of_question(question: Question, *, data: str, own_test: bool) -> Evaluation:
+def of_question(question: Question, *, data: str, own_test: bool, training: Array | None = None) -> Evaluation:
     """Return the evaluation of a question whose inputs have labels.
 
+    Args:
+        training: the labels of the rows that the model was trained on; None where they are not known.
+
     Raises:
-        ConfigError: the labels are times until an event.
-        DataError: they have none.
+        DataError: the inputs have no labels.
     """
     prepared, model = question.prepared, question.model
-    if not model.record.task.counted:
-        raise ConfigError(
-            f"evaluating answers to {model.record.task.one_label} on rows with labels is not there yet: its own "
-            f"{model.record.task.score} is in its model card, and 'consilium predict' tells its answers"
-        )
     if prepared.y is None:
         raise DataError("the data have no labels")
     logits = model.logits(prepared.x)
     answers = answers_of(model.record, logits)
     groups = None if prepared.groups is None else prepared.groups.numpy()
-    if (number := model.record.task.number) is not None:
+    task = model.record.task
+    if task.survival_times is not None:
+        truth = Truth.of_times(prepared.y.numpy(), logits.numpy(), groups=groups, training=training)
+    elif task.label_names:
+        truth = Truth.of_labels(prepared.y.numpy(), logits.numpy(), task.label_names, groups=groups)
+    elif (number := task.number) is not None:
         y = prepared.y.numpy()
         truth = Truth.of_numbers(y, logits[:, 0].numpy(), number, groups=groups, width=answers.width)
     else:
@@ -199,8 +215,8 @@ def of_question(question: Question, *, data: str, own_test: bool) -> Evaluation:
 
 
 def _recorded(record: ModelRecord, metrics: tuple[Metric, ...], own_test: bool) -> list[Recorded]:
-    names = {record.task.score: "accuracy" if record.classes else "within_tolerance", _MAE: "mae"}
-    new = {one.name: one.interval for one in metrics}
+    names = {record.task.score: _SCORES[record.task.label_kind], _MAE: "mae"}
+    new = {one.name: one.interval for one in metrics if not one.of}
     site = f"site {record.provenance.site}" if record.provenance.site else "the coordinator"
     found = []
     for score in record.scores:

@@ -5,11 +5,12 @@ Means over rows (accuracy, sensitivity, Brier score, ...) have the intervals of 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import logit
 
 from consilium.client.served.load import Answers
 from consilium.common.intervals.evidence import Evidence
@@ -18,15 +19,17 @@ from consilium.common.intervals.means import Kind, interval_of
 from consilium.common.protocol.patients import LEAST_PATIENTS
 from consilium.common.study.task import Regression
 from consilium.common.weights.arrays import Array
-from consilium.comparison.evaluation import ClassScores, NumberScores
+from consilium.comparison.evaluation import ClassScores, NumberScores, Scores
 from consilium.comparison.evidence import evidence_of
+from consilium.comparison.label_scores import PER_LABEL, LabelScores
+from consilium.comparison.time_scores import TimeScores
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
 
 SHARES = frozenset({"accuracy", "sensitivity", "specificity", "within_tolerance", "coverage"})
 """Metrics that are shares of rows."""
-UNIT = SHARES | {"balanced_accuracy", "auroc", "auprc", "f1", "brier", "calibration_error"}
+UNIT = SHARES | {"balanced_accuracy", "auroc", "auprc", "f1", "brier", "calibration_error", "c_index", "uno_c"}
 """Metrics between 0 and 1."""
 LOWER_IS_BETTER = frozenset({"log_loss", "brier", "calibration_error", "mae", "rmse", "median_error"})
 
@@ -47,6 +50,8 @@ _TITLES = {
     "rmse": "root mean squared error",
     "median_error": "median absolute error",
     "r2": "R2",
+    "c_index": "concordance index",
+    "uno_c": "Uno's concordance index",
 }
 _OF_CLASSES = ("accuracy", "balanced_accuracy", "auroc", "auprc", "f1")
 _OF_PROBABILITIES = ("brier", "calibration_error")
@@ -97,14 +102,15 @@ class Truth:
 
     Args:
         scores: of the answers.
-        constant: of the constant answer: the most frequent class of these rows, or the mean of their numbers.
+        constant: of the constant answer: the most frequent class of these rows, the mean of their numbers, the shares
+            of several labels, or the same risk for all.
         groups: the patient of each row `(N,)`; None: every row is one.
         width: half of the interval around a number; None without calibration.
         classes: their names; empty for numbers.
     """
 
-    scores: ClassScores | NumberScores
-    constant: ClassScores | NumberScores
+    scores: Scores
+    constant: Scores
     groups: Labels | None = None
     width: float | None = None
     classes: tuple[str, ...] = field(default=())
@@ -129,6 +135,23 @@ class Truth:
         constant = NumberScores.of_outputs(y, np.full_like(y, y.astype(np.float64).mean()), number)
         return cls(scores, constant, groups, width)
 
+    @classmethod
+    def of_times(
+        cls, y: Array, logits: Array, *, groups: Labels | None = None, training: Array | None = None
+    ) -> "Truth":
+        """Return the model's log risks `(N, 1)` with the times `(N,)`, and those of its training patients, if known."""
+        risks = logits[:, 0].astype(np.float64)
+        return cls(TimeScores(y, risks, training), TimeScores(y, np.zeros_like(risks), training), groups)
+
+    @classmethod
+    def of_labels(cls, y: Array, logits: Array, names: Sequence[str], *, groups: Labels | None = None) -> "Truth":
+        """Return the model's logits `(N, L)` with the labels `(N, L)`."""
+        known = (~np.isnan(y)).sum(axis=0)
+        shares = np.where(known > 0, np.nansum(y, axis=0) / np.maximum(known, 1), 0.5)
+        constant = np.broadcast_to(logit(np.clip(shares, _SMALLEST, 1 - _SMALLEST)), y.shape)
+        scores = (LabelScores(y, of.astype(np.float64), tuple(names)) for of in (logits, constant))
+        return cls(*scores, groups)
+
     @property
     def patients(self) -> int:
         """Return how many patients the rows are of."""
@@ -138,7 +161,18 @@ class Truth:
         """Return every metric, those that people ask for first at the beginning."""
         if isinstance(self.scores, NumberScores):
             return list(self._of_numbers(self.scores))
-        return list(self._of_classes(self.scores))
+        if isinstance(self.scores, ClassScores):
+            return list(self._of_classes(self.scores))
+        return [*map(self._named, self.scores.METRICS), *self._per_label()]
+
+    def _per_label(self) -> Iterator[Metric]:
+        """Yield how well each of several labels is ranked, over the rows that know it."""
+        if not isinstance(self.scores, LabelScores) or not isinstance(self.constant, LabelScores):
+            return
+        for place, name in enumerate(self.scores.names):
+            alone = replace(self, scores=self.scores.only(place), constant=self.constant.only(place))
+            for metric in PER_LABEL:
+                yield replace(alone._named(metric), of=name)
 
     def _of_numbers(self, scores: NumberScores) -> Iterator[Metric]:
         for name in _OF_NUMBERS:
@@ -218,6 +252,14 @@ class Truth:
     def _undefined(self, name: str) -> str:
         if name == "r2":
             return "all labels are the same"
+        if name == "c_index":
+            return "no two patients can be compared"
+        if name == "uno_c":
+            if isinstance(self.scores, TimeScores) and self.scores.training is not None:
+                return "an event came when no training patient was seen any more"
+            return "the training patients' times are not known here: --test-rows knows them"
+        if isinstance(self.scores, LabelScores):
+            return "no row has it, or every row has it, of those that know it"
         missing = [of for of, count in zip(self.classes, self.scores.support, strict=True) if not count]
         if len(self.classes) - len(missing) == 1:
             (only,) = set(self.classes) - set(missing)

@@ -15,6 +15,7 @@ from consilium.common.errors import ConfigError, DataError, ProtocolError, clean
 from consilium.common.model import ModelRecord
 from consilium.common.study.load import load_site
 from consilium.common.study.parts import only
+from consilium.common.weights.arrays import Array
 
 
 @contextmanager
@@ -33,10 +34,15 @@ def parts_of(settings: Path | None) -> Iterator[None]:
 
 @dataclass(frozen=True, eq=False)
 class OwnRows:
-    """Rows as they were read, and with how many threads the site computes."""
+    """Rows as they were read, and with how many threads the site computes.
+
+    Args:
+        training: the labels of the training rows.
+    """
 
     inputs: Inputs
     threads: int
+    training: Array
 
 
 def own_rows_of(settings: Path, record: ModelRecord, *, part: Literal["validation", "test"], option: str) -> OwnRows:
@@ -72,7 +78,8 @@ def own_rows_of(settings: Path, record: ModelRecord, *, part: Literal["validatio
             f"site '{site.name}': its data or their division are no longer those of run '{come.run}', so which its "
             f"{part} rows were cannot be told"
         )
-    return OwnRows(_rows(data, part), site.threads)
+    training = data.raw.y[torch.from_numpy(data.parts.train)].numpy()
+    return OwnRows(_rows(data, part), site.threads, training)
 
 
 def _rows(data: UnscaledData, part: str) -> Inputs:

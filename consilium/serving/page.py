@@ -46,6 +46,7 @@ def page_of(evaluation: Evaluation) -> str:
             "by_class": evaluation.by_class,
             "classes": evaluation.truth.classes,
             "confusion": _shaded(confusion) if confusion is not None and len(confusion) <= MOST_CLASSES else [],
+            "kind": record.task.label_kind,
             "num_classes": len(evaluation.truth.classes),
             "figures": figures_of(evaluation.truth, evaluation.metrics),
             "labels": [(name, *of) for name, of in evaluation.label_shares.items()],

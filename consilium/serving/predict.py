@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from consilium.client.served.load import Answers
 from consilium.common.errors import ConfigError, clean
 from consilium.common.host.files import write_atomically
-from consilium.common.study.task import ImageTask
+from consilium.common.study.task import PictureTask
 from consilium.serving.cells import csv_lines, distinct, number_cell, text_cell
+from consilium.serving.masks import file_of, folder_of, write_masks
 from consilium.serving.question import Question, ask, load, read
 
 STDOUT = Path("-")
@@ -34,7 +37,11 @@ class Predictions:
     @property
     def _own_columns(self) -> tuple[list[str], list[str]]:
         record = self.question.model.record
-        if record.classes:
+        if self.answers.masks is not None:
+            said = [*(text_cell(f"share_{name}") for name in record.classes), "mask"]
+        elif labels := record.task.label_names:
+            said = [text_cell(f"probability_{name}") for name in labels]
+        elif record.classes:
             said = ["class", *(text_cell(f"probability_{name}") for name in record.classes)]
         else:
             said = ["value"] if self.answers.width is None else ["value", "low", "high"]
@@ -43,7 +50,7 @@ class Predictions:
     @property
     def _pictures(self) -> bool:
         names = [*self.question.prepared.names, *(one.name for one in self.question.prepared.unread)]
-        return isinstance(self.question.model.record.task, ImageTask) and not all(map(str.isdigit, names))
+        return isinstance(self.question.model.record.task, PictureTask) and not all(map(str.isdigit, names))
 
     def rows(self) -> Iterator[list[str]]:
         """Yield the cells of each example, in the order of the data; one that cannot be read has a reason only."""
@@ -61,12 +68,26 @@ class Predictions:
         yield from (cells for _, cells in found)
 
     def counts(self) -> dict[str, int]:
-        """Return how many examples each class was said of; nothing where the answer is a number."""
+        """Return how many examples each class was said of; nothing where the answer is a number or a mask."""
         classes = self.question.model.record.classes
-        if not classes:
+        if not classes or self.answers.masks is not None:
             return {}
         said = self.answers.classes.tolist()
         return {name: said.count(place) for place, name in enumerate(classes)}
+
+    def likely(self) -> dict[str, int]:
+        """Return for how many examples each of several labels is more likely than not; nothing where there is one."""
+        if self.answers.labels is None:
+            return {}
+        counts = (self.answers.labels > 0.5).sum(dim=0).tolist()
+        return dict(zip(self.question.model.record.task.label_names, counts, strict=True))
+
+    def held(self) -> dict[str, int]:
+        """Return in how many pictures' masks each class but the background is; nothing where there are no masks."""
+        if (masks := self.answers.masks) is None:
+            return {}
+        names = list(enumerate(self.question.model.record.classes))[1:]
+        return {name: int((masks == place).flatten(1).any(dim=1).sum()) for place, name in names}
 
     def as_json(self) -> dict[str, Any]:
         """Return what programs want to know of the predictions."""
@@ -79,6 +100,8 @@ class Predictions:
             "unread": [{"name": one.name, "reason": one.reason} for one in question.prepared.unread],
             "classes": self.counts() or None,
             "values": None if values is None else _spread(values.tolist()),
+            **({} if self.answers.labels is None else {"labels": self.likely()}),
+            **({} if self.answers.masks is None else {"masks": self.held()}),
             "calibration": None if calibration is None else calibration.kind,
             "drift": question.drift_json(),
         }
@@ -125,16 +148,20 @@ def check_out(out: Path, data: Sequence[Path], *, force: bool) -> None:
                 f"--out: '{shown}' would lie among the data '{clean(str(path))}', and be read as data the next time; "
                 "choose another place"
             )
+    if (masks := folder_of(out)).exists() and not force:
+        raise ConfigError(f"--out: '{clean(str(masks))}' exists already: give another name, or --force to replace it")
     if out.exists() and not force:
         raise ConfigError(f"--out: '{shown}' exists already: give another name, or --force to replace it")
 
 
 def write_predictions(predictions: Predictions, out: Path) -> None:
-    """Write the predictions as CSV, all of them or nothing, readable by their owner alone.
+    """Write the predictions as CSV, all of them or nothing, and masks next to it; for their owner alone to read.
 
     Raises:
-        StateError: the file cannot be written.
+        StateError: a file cannot be written.
     """
+    if (masks := predictions.answers.masks) is not None:
+        write_masks(masks.numpy(), out)
     write_atomically(out, csv_of(predictions), mode=0o600)
 
 
@@ -161,7 +188,15 @@ def order_of(names: Sequence[str]) -> Callable[[str], tuple[str, int]]:
 
 
 def _said(answers: Answers, classes: Sequence[str]) -> Iterator[list[str]]:
-    if answers.probabilities is not None:
+    if answers.masks is not None:
+        for place, mask in enumerate(answers.masks):
+            shares = torch.bincount(mask.flatten(), minlength=len(classes)).double() / mask.numel()
+            yield [*map(number_cell, shares.tolist()), text_cell(file_of(place))]
+        return
+    if answers.labels is not None:
+        for chances in answers.labels.tolist():
+            yield [*map(number_cell, chances)]
+    elif answers.probabilities is not None:
         for place, chances in zip(answers.classes.tolist(), answers.probabilities.tolist(), strict=True):
             yield [text_cell(classes[place]), *map(number_cell, chances)]
     elif answers.values is not None:

@@ -11,7 +11,7 @@ from consilium.client.served.drift import Drift, drift
 from consilium.client.served.load import ServedModel, load_model
 from consilium.client.served.summary import TrainingSummary, read_summary
 from consilium.common.errors import DataError, clean, listed
-from consilium.common.study.task import ImageTask, TableTask
+from consilium.common.study.task import PictureTask, TableTask
 from consilium.serving.find import find_model
 
 FIRST = 3
@@ -93,7 +93,7 @@ def read(
             raise DataError(f"{error}{_expected(model)}") from error
         except OSError as error:
             raise DataError(f"'{clean(str(paths[0]))}' cannot be read: {error.strerror or error}") from error
-    if labelled or keep or not isinstance(task, ImageTask):
+    if labelled or keep or not isinstance(task, PictureTask):
         raise DataError(f"got {len(paths)} files or folders, expected one; several may only be pictures to predict")
     contents = {}
     for path in paths:

@@ -10,7 +10,7 @@ from rich.text import Text
 from consilium.common.errors import clean, listed
 from consilium.common.model import RECORD, ModelRecord, Residuals, Temperature, read_record
 from consilium.common.model.card import interval_text
-from consilium.common.study.task import ImageTask, SeriesTask, TableTask, TextTask
+from consilium.common.study.task import PictureTask, SeriesTask, TableTask, TextTask
 from consilium.findings.decimals import number
 from consilium.serving.find import find_model
 
@@ -86,7 +86,7 @@ def _reads(record: ModelRecord) -> str:
     task = record.task
     if isinstance(task, TableTask):
         return f"columns {listed(list(task.columns), _MOST_NAMED)}"
-    if isinstance(task, ImageTask):
+    if isinstance(task, PictureTask):
         return f"{'grey' if task.channels == 1 else 'colour'} pictures, resized to {task.size} x {task.size}"
     if isinstance(task, SeriesTask):
         return f"series of {task.length} steps of the channels {listed(list(task.channels), _MOST_NAMED)}"
@@ -96,8 +96,12 @@ def _reads(record: ModelRecord) -> str:
 
 
 def _answers(record: ModelRecord) -> str:
+    if record.task.label_kind == "masks":
+        return f"of every pixel one of {len(record.classes)} classes: {listed(list(record.classes), _MOST_NAMED)}"
     if record.classes:
         return f"one of {len(record.classes)} classes: {listed(list(record.classes), _MOST_NAMED)}"
+    if labels := record.task.label_names:
+        return f"a probability for each of {len(labels)} labels: {listed(list(labels), _MOST_NAMED)}"
     if record.task.survival_times is not None:
         return "the log of a risk, relative to other patients"
     return f"a number; {record.task.score} counts as right"

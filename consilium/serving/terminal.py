@@ -5,10 +5,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from consilium.common.errors import listed
 from consilium.findings.decimals import DASH, bounds, counted, number, point
 from consilium.serving.evaluate import Evaluation
 from consilium.serving.predict import Predictions
 from consilium.serving.question import Question
+
+_MOST_LABELS = 12
 
 
 def print_question(question: Question, console: Console) -> None:
@@ -40,6 +43,14 @@ def print_predictions(predictions: Predictions, console: Console) -> None:
         for name, count in counts.items():
             table.add_row(Text(name), str(count), f"{count / total:.0%}")
         console.print(table)
+    elif held := predictions.held():
+        total = len(predictions.question.prepared)
+        told = [f"{name} in {count} of {total}" for name, count in held.items()]
+        _say(console, f"masks: {listed(told, _MOST_LABELS, 'classes')}")
+    elif likely := predictions.likely():
+        total = max(len(predictions.question.prepared), 1)
+        told = [f"{name} {count / total:.0%}" for name, count in likely.items()]
+        _say(console, f"more likely than not: {listed(told, _MOST_LABELS, 'labels')}")
     elif (values := document["values"]) is not None:
         _say(console, ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
     console.print()

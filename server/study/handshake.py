@@ -226,6 +226,9 @@ def check_card(study: StudyConfig, site: str, reply: HandshakeReply) -> None:
     if unknown := sorted({*card.classes, *(card.class_counts or {})} - set(study.task.classes)):
         names = ", ".join(unknown)[:200]
         raise ProtocolError(f"site '{site}' announces classes that the study does not have: {names}")
+    if unknown := sorted((card.label_counts or {}).keys() - set(study.task.label_names)):
+        names = ", ".join(unknown)[:200]
+        raise ProtocolError(f"site '{site}' announces labels that the study does not have: {names}")
     _check_moments(study, site, card)
     if CLASS_COUNTS in study.needs and card.class_counts is None:
         kinds = [factor.kind for factor in study.weights_by.factors if CLASS_COUNTS in factor.needs]

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from consilium.common.errors import listed
+from consilium.common.labels.shift import label_shift
 from consilium.common.protocol.patients import LEAST_PATIENTS
 from consilium.common.protocol.replies import HandshakeReply
 from consilium.common.study.scale import distances
@@ -26,6 +27,7 @@ def at_the_start(study: StudyConfig, replies: Replies, agreed: AgreedScale | Non
         *_centred_apart(study, replies, agreed),
         *_far_off(study, replies).values(),
         *_classes_at_one_site(replies),
+        *_label_shift(study, replies),
         *_unusable_rows(replies),
         *_test_splits_read(replies),
         *_few_test_examples(replies),
@@ -76,6 +78,13 @@ def _class_shares(study: StudyConfig, replies: Replies) -> dict[str, dict[str, f
         for name in study.task.classes if sum(counts.values()) else ():
             shares.setdefault(name, {})[site] = counts.get(name, 0) / sum(counts.values())
     return shares
+
+
+def _label_shift(study: StudyConfig, replies: Replies) -> list[str]:
+    """Return sentences on labels that are more frequent at some sites, or not labelled there, by the shared counts."""
+    cards = {site: reply.card for site, reply in replies.items()}
+    counts = {site: card.label_counts for site, card in cards.items() if card.label_counts is not None}
+    return label_shift(study.task.label_names, counts)
 
 
 def _classes_at_one_site(replies: Replies) -> Iterator[str]:

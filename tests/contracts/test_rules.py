@@ -20,9 +20,31 @@ IMAGES = {"kind": "images", "classes": ["no", "yes"], "size": 8, "channels": 1}
 PLAIN = {"epochs": 1, "batch_size": 8, "learning_rate": 0.1, "momentum": 0.0}
 NUMBER = {"kind": "table", "label": "b", "regression": {"tolerance": 1.0}, "columns": {"a": {"kind": "number"}}}
 PICTURES = {"kind": "images", "classes": ["no", "yes"]}
+MASKS = {"kind": "segmentation", "classes": ["background", "liver"], "size": 32, "channels": 1}
 TIMES = {"kind": "table", "survival": {"time": "t", "event": "e"}, "columns": {"a": {"kind": "number"}}}
+SEVERAL = {"kind": "table", "labels": ["x", "y"], "columns": {"a": {"kind": "number"}}}
 TEXTS = {"kind": "text", "classes": ["no", "yes"]}
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "masks with a model of whole pictures": (
+        {"task": MASKS, "model": {"name": "small_cnn"}},
+        "model.name: model 'small_cnn' has one answer for a whole picture: choose 'unet', 'monai/unet', 'monai/basic",
+    ),
+    "classes with a model of masks": (
+        {"task": PICTURES, "model": {"name": "unet"}},
+        "model.name: model 'unet' answers for every pixel, but task.kind is 'images': choose another model",
+    ),
+    "masks that cannot be halved": (
+        {"task": MASKS | {"size": 36}, "model": {"name": "unet"}},
+        "task.size: model 'unet' halves pictures again and again, so their side must be a multiple of 8, got 36: set 32",
+    ),
+    "masks with a metric of classes": (
+        {"task": MASKS, "model": {"name": "unet"}, "metrics": ["auroc"]},
+        "metrics: 'auroc' is not defined where the labels are masks; of these the mean Dice is measured anyway",
+    ),
+    "masks whose patients are hidden": (
+        {"task": MASKS, "model": {"name": "unet"}, "privacy": {"examples": {"epsilon": 3}}},
+        "privacy.examples adds noise to what leaves of test patients, and the mean Dice has no form with noise yet",
+    ),
     "pieces of texts without their writers": (
         {
             "task": {"kind": "text", "next": "character", "length": 8},
@@ -130,6 +152,17 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
             "privacy": {"examples": {"epsilon": 3}},
         },
         "privacy.examples clips the gradient of each patient, but with task.survival a patient's part of the loss ",
+    ),
+    "several labels with patients' privacy": (
+        {
+            "task": SEVERAL | {"scale": {"a": {"mean": 0.0, "std": 1.0}}},
+            "privacy": {"examples": {"epsilon": 3}},
+        },
+        "privacy.examples adds noise to what leaves of test patients, and the mean AUROC has no form with noise yet",
+    ),
+    "class counts of several labels": (
+        {"task": SEVERAL, "weighting": {"factors": [{"kind": "feddisco"}]}},
+        "the weighting needs class counts, but this task's label is several labels at once",
     ),
     "scaffold's server half alone": (
         {"strategy": {"kind": "scaffold"}},

@@ -88,6 +88,7 @@ def studies(make: MakeStudy) -> list[StudyConfig]:
         make(privacy={"examples": {"epsilon": 8.0}}, task=task),
         make(task=task | {"test": "common.csv"}),
         make(task={"kind": "table", "survival": {"time": "t", "event": "e"}, "columns": {"a": {"kind": "number"}}}),
+        make(task={"kind": "table", "labels": ["x", "y"], "columns": {"a": {"kind": "number"}}}),
     ]
 
 

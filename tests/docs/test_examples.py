@@ -72,6 +72,25 @@ def test_meta_learning_adapts_to_every_site() -> None:
     assert sum(adapted) / 5 > sum(received) / 5 + 0.2
 
 
+def test_agents_need_a_head_of_their_own_where_the_motor_is_reversed() -> None:
+    """One policy for all falls at once there, a personal head holds the pole for longer; at other sites it does too."""
+    lines = printed_by("agents.py", "--seeds", "1", "--rounds", "2")
+    first, second = lines[1:7], lines[9:]
+    names = ["standard", "long-pole", "jupiter", "reversed", "mean"]
+    assert [names, names] == [[line.split()[0] for line in table[1:]] for table in (first, second)]
+    steps = {line.split()[0]: [int(cell) for cell in re.findall(r" ([+-]?\d+)(?= |$)", line)] for line in first[1:]}
+    alone, fedavg, tuned, fedper, gain = steps["reversed"]
+    assert fedper - alone == gain
+    assert fedavg < 60 < 100 < min(alone, tuned, fedper)
+    assert steps["standard"][1] > 100
+
+
+def test_page_of_agents_shows_what_the_example_printed() -> None:
+    """Command and both tables, to the last digit."""
+    page = (ROOT / "docs" / "results" / "agents.md").read_text(encoding="utf-8")
+    assert f"```text\n{(ROOT / 'benchmarks' / 'results' / 'agents.txt').read_text(encoding='utf-8')}```" in page
+
+
 @pytest.mark.skipif(not CIFAR10.is_file(), reason="CIFAR-10 does not lie beside the project")
 def test_resnet50_sends_its_head_alone_and_learns() -> None:
     """A head of 2048 x 10 weights and 10 biases takes 81,960 bytes; five clients together are right above chance."""

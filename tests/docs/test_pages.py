@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 from pages import BLOCK, PAGES, name_of
 from paths import ROOT
+from task_cases import NO_BATCH_NORM, NO_CLASSES, NO_NUMBER, NO_PICTURES
 
 from consilium.client.data import READERS
 from consilium.client.methods import METHODS
 from consilium.common.codecs import CODECS
+from consilium.common.study.models import SMALL_NAMES
+from consilium.common.study.text_models import TEXT_SETTINGS
 from consilium.server.strategies import STRATEGIES
 from consilium.server.weighting import WEIGHTINGS
 
@@ -80,3 +83,31 @@ def test_table_lists_everything_in_the_registry(page: str, heading: str, registr
     table = re.search(r"(?:^\|.*\n)+", section, flags=re.MULTILINE)
     assert table is not None
     assert sorted(registry) == sorted(re.findall(r"^\| \[?`(\w+)`", table[0], flags=re.MULTILINE))
+
+
+@pytest.mark.parametrize("page", ["coordinator/choosing.md", "coordinator/pretrained.md"])
+def test_page_lists_every_model_of_our_own(page: str) -> None:
+    """In the table under Models, and `transformer` of the package transformers with them."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    section = re.split(r"^#+ Models\n", text, flags=re.MULTILINE)[1].split("\n#")[0]
+    assert {*SMALL_NAMES, *TEXT_SETTINGS} <= set(re.findall(r"`(\w+)`", section))
+
+
+def test_page_lists_what_a_label_that_is_no_class_refuses() -> None:
+    """Every method, weighting, metric and setting of training that the contract tests hold a task to."""
+    text = (ROOT / "docs" / "coordinator" / "choosing.md").read_text(encoding="utf-8")
+    section = re.split(r"^## What cannot be combined\n", text, flags=re.MULTILINE)[1].split("\n## ")[0]
+    named = {name.rpartition(".")[2] for name in re.findall(r"`([\w.]+)`", section)}
+    assert {part.split()[-1] for part in NO_CLASSES | NO_NUMBER | NO_PICTURES | NO_BATCH_NORM} <= named
+
+
+def test_map_has_every_room() -> None:
+    """Each package of the four stands in the table of the page on how it works inside."""
+    text = (ROOT / "docs" / "inside" / "index.md").read_text(encoding="utf-8")
+    rooms = {
+        str(file.parent.relative_to(ROOT))
+        for top in ("common", "server", "client", "consilium")
+        for file in (ROOT / top).glob("*/__init__.py")
+        if not file.parent.is_symlink()
+    }
+    assert set() == rooms - set(re.findall(r"`([\w/]+)`", text))

@@ -72,7 +72,7 @@ def test_turning_by_a_right_angle_is_exact_and_small_angles_are_pillows() -> Non
         expected = np.asarray(image.rotate(30.0 * (2 * part - 1), resample=Image.Resampling.BILINEAR))
         np.testing.assert_allclose(expected[2:-2, 2:-2], after[0, 2:-2, 2:-2], atol=2e-3)
     quarter = Augmentation(AugmentConfig(rotate=90.0), 1.0, (0.0,), (1.0,))
-    turned = quarter._turned(x, torch.ones(60, dtype=torch.float64))
+    turned = quarter._turned(x, torch.ones(60, dtype=torch.float64), quarter._black(x))
     np.testing.assert_allclose(np.rot90(x.numpy(), axes=(2, 3)), turned.numpy(), atol=1e-5)
 
 

@@ -13,7 +13,7 @@ from survival_cases import patients, structured
 from consilium.client.training.cox import cox_loss
 from consilium.common.intervals.evidence import redrawn
 from consilium.common.protocol.estimates import estimates_of
-from consilium.common.survival.concordance import harrell, of_draws, own_shares, uno
+from consilium.common.survival.concordance import harrell, of_draws, uno
 from consilium.common.survival.curves import breslow, brier_at, kaplan_meier
 from consilium.common.survival.evidence import DRAWS, evidence_of
 from consilium.common.survival.times import Times
@@ -62,14 +62,6 @@ def test_draws_are_the_index_of_drawn_patients() -> None:
     found = evidence_of(of, {"one": risks, "same": risks}, None)
     assert DRAWS == found["one"].draws.shape[1]  # type: ignore[union-attr] # it is no mean of rows
     np.testing.assert_array_equal(found["one"].draws, found["same"].draws)
-
-
-def test_own_shares_add_up_to_the_index() -> None:
-    """Weighted by how many pairs a patient has, the own shares have the index of all pairs as their mean."""
-    of = Times(np.array([1.0, 2.0, 3.0]), np.array([True, True, False]))
-    # pairs (0, 1) right, (0, 2) wrong, (1, 2) wrong
-    np.testing.assert_allclose(own_shares(of, np.array([2.0, 1.0, 3.0])), [1 / 2, 1 / 2, 0.0])
-    assert 1 / 3 == pytest.approx(harrell(of, np.array([2.0, 1.0, 3.0])))
 
 
 def test_kaplan_meier_is_that_of_lifelines() -> None:

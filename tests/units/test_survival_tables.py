@@ -1,5 +1,7 @@
 """A label of two columns, a time and an event: how it is read, split, drawn and refused."""
 
+import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +9,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from lifelines.utils import concordance_index
 from pydantic import ValidationError
+from rich.console import Console
 from survival_cases import patients
 from survival_studies import site_folders, survival_study
 
 from consilium.adaptation.adapt import adapt_site
+from consilium.adaptation.picture import write_adaptation
+from consilium.adaptation.terminal import print_adaptation
 from consilium.client.data import read_site
 from consilium.client.data.target import TimeTarget
 from consilium.client.operations.doctor.columns import check_columns
@@ -27,6 +33,7 @@ from consilium.report.report import build_report
 from consilium.running.in_process import run_in_process
 from consilium.serving.calibrate import calibrate
 from consilium.serving.evaluate import evaluate
+from consilium.serving.page import page_of
 from consilium.serving.predict import predict
 
 COLUMNS = ["a"]
@@ -96,7 +103,6 @@ def test_a_constant_answer_says_half_and_no_pair_says_nothing() -> None:
     target, y = TimeTarget(), torch.tensor([1.0, 2.0, -3.0])
     assert 0.5 == target.score(torch.zeros(3), y)
     assert np.isnan(target.score(torch.zeros(3), -y.abs()))
-    assert not target.right(target.constant(y), y).any()
 
 
 @pytest.fixture(scope="module")
@@ -129,21 +135,69 @@ def test_a_report_tells_the_index_with_its_interval(finished: tuple[dict[str, Pa
 
 def test_a_model_predicts_risks_and_refuses_what_it_cannot(finished: tuple[dict[str, Path], Any, Path]) -> None:
     """A larger answer is a larger risk; what takes right answers, or true values, is refused in a sentence."""
-    sites, result, folder = finished
+    sites, _, _ = finished
     model, data = _model(sites), sites["one"].parent / "data.csv"
     record = read_record(model)
     assert ["concordance index"] == [score.name for score in record.scores]
     values = predict(model, [data]).answers.values
     assert values is not None
     assert 0.9 < abs(np.corrcoef(values.numpy(), pd.read_csv(data)["a"])[0, 1])
-    with pytest.raises(ConfigError, match="not there yet"):
-        evaluate(model, data)
     with pytest.raises(ConfigError, match="no true value to calibrate by"):
         calibrate(model, sites["one"])
+
+
+def test_evaluating_tells_the_index_with_its_interval(finished: tuple[dict[str, Path], Any, Path]) -> None:
+    """On other rows Harrell's c, lifelines' number; on the own test rows the recorded number and Uno's c too."""
+    sites, _, _ = finished
+    model, data = _model(sites), sites["two"].parent / "data.csv"
+    table, risks = pd.read_csv(data), predict(model, [data]).answers.values
+    found = evaluate(model, data)
+    told = {one.name: one for one in found.metrics}
+    assert risks is not None and told["c_index"].interval is not None
+    expected = concordance_index(table["days"], -risks.numpy(), table["died"])
+    assert expected == pytest.approx(told["c_index"].interval.value)
+    assert told["c_index"].interval.bounds is not None and 0.5 == told["c_index"].constant
+    assert told["uno_c"].interval is None and "--test-rows" in told["uno_c"].note
+    assert "Concordance index" in page_of(found) and "the same risk for all" in page_of(found)
+    own = evaluate(model, None, test_rows=sites["one"])
+    assert "same rows" == own.recorded[0].verdict and "the same number" in own.sentences[0]
+    assert "--test-rows" not in own.metrics[1].note
+    json.dumps(own.as_json(), allow_nan=False)
+
+
+def test_rows_without_an_event_are_measured_by_nothing(finished: tuple[dict[str, Path], Any, Path]) -> None:
+    """No two patients can be compared: the note says so."""
+    sites, _, folder = finished
+    table = pd.read_csv(sites["two"].parent / "data.csv").assign(died=0)
+    table.to_csv(folder / "censored.csv", index=False)
+    first = evaluate(_model(sites), folder / "censored.csv").metrics[0]
+    assert (None, "no two patients can be compared") == (first.interval, first.note)
+
+
+def test_adapting_measures_the_index_and_not_counts(finished: tuple[dict[str, Path], Any, Path]) -> None:
+    """Both starts at every stop with intervals, the difference in the same draws, and the constant answer at 0.5."""
+    sites, result, folder = finished
     study_file = folder / "study.toml"
     study_file.write_text(study_text(result.study), encoding="utf-8")
-    with pytest.raises(ConfigError, match="neither right nor wrong"):
-        adapt_site(sites["two"], model=folder / "run" / "model", study_file=study_file, steps=1)
+    arguments: Any = {"model": folder / "run" / "model", "study_file": study_file, "steps": 1}
+    found = adapt_site(sites["two"], **arguments)
+    assert 0.5 == found.majority == found.level
+    told = found.as_json()
+    assert {"accuracy", "interval", "loss"} == set(told["starts"]["federated"])
+    assert {"difference", "interval"} == set(told["comparisons"]["random"][0])
+    ours, theirs = (told["starts"][name]["accuracy"][0] for name in ("federated", "random"))
+    assert ours - theirs == pytest.approx(told["comparisons"]["random"][0]["difference"])
+    data = read_site(load_site(sites["two"]), result.study).scaled(None)
+    assert len(data.test) == found.num_test
+    first, *_, last = found.headlines
+    assert first.startswith(f"Before any step the federated start has a concordance index of {ours:.2f}, the random")
+    assert "Always answering the site's same risk for all has 0.50." == last
+    console = Console(file=io.StringIO(), width=120, color_system=None)
+    print_adaptation(found, console)
+    assert f"{ours:.2f} [" in console.file.getvalue()  # type: ignore[attr-defined] # it is a StringIO
+    assert "right answers" not in console.file.getvalue()  # type: ignore[attr-defined]
+    write_adaptation(folder / "adapted", found)
+    assert "same risk for all" in (folder / "adapted" / "adapt.svg").read_text()
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,13 @@ import numpy as np
 from consilium.client.data import read_site
 from consilium.client.data.base import Feature, RawData
 from consilium.client.operations.doctor.finding import Finding, passed, warned
+from consilium.client.operations.doctor.labels import label_lines
 from consilium.common.data.oddities import Code, Floats, codes_in, odd_facts, other_unit
 from consilium.common.errors import ConsiliumError, listed
 from consilium.common.study.scale import ColumnScale
 from consilium.common.study.site import SiteConfig
 from consilium.common.study.study import StudyConfig
 from consilium.common.study.task import CategoryColumn, TableTask
-from consilium.common.survival.times import Times
 
 MOST_COLUMNS = 40
 """So many columns are written out, odd ones first."""
@@ -36,7 +36,8 @@ def check_columns(config: SiteConfig, study: StudyConfig | None) -> list[Finding
     seen = [_Seen(feature, raw, task) for feature in raw.features]
     odd = [(one.feature.name, facts) for one in seen if (facts := list(one.odd()))]
     lines = [one.words for one in sorted(seen, key=lambda one: one.feature.name not in dict(odd))]
-    text = f"{len(seen)} columns, shown here only:{_INDENT}{_INDENT.join([_label(raw, task), *lines[:MOST_COLUMNS]])}"
+    told = [*label_lines(raw, task), *lines[:MOST_COLUMNS]]
+    text = f"{len(seen)} columns, shown here only:{_INDENT}{_INDENT.join(told)}"
     if len(lines) > MOST_COLUMNS:
         text += f"{_INDENT}and {len(lines) - MOST_COLUMNS} more"
     if not odd:
@@ -97,19 +98,3 @@ class _Seen:
             return f"{name}: {', '.join(said)}{gaps}"
         low, middle, high = float(known.min()), float(np.median(known)), float(known.max())
         return f"{name}: {low:.4g} to {high:.4g}, median {middle:.4g}{gaps}"
-
-
-def _label(raw: RawData, task: TableTask) -> str:
-    y = raw.y[: raw.num_own].numpy()
-    if task.survival is not None:
-        of = Times.of_labels(y)
-        low, middle, high = float(of.times.min()), float(np.median(of.times)), float(of.times.max())
-        seen = f"event '{task.survival.event}' seen in {of.events.mean():.1%}"
-        return f"label {task.label}: {low:.4g} to {high:.4g}, median {middle:.4g}; {seen}"
-    if task.regression is not None:
-        values = y.astype(np.float64) * task.regression.scale + task.regression.center
-        low, middle, high = float(values.min()), float(np.median(values)), float(values.max())
-        return f"label {task.label}: {low:.4g} to {high:.4g}, median {middle:.4g}"
-    counts = np.bincount(y, minlength=len(task.classes))
-    shares = [f"{name} {count / max(len(y), 1):.1%}" for name, count in zip(task.classes, counts.tolist(), strict=True)]
-    return f"label {task.label}: {listed(shares, 12, 'classes')}"

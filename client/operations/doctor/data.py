@@ -4,7 +4,8 @@ from pathlib import Path
 
 from consilium.client.data import read_site
 from consilium.client.operations.doctor.finding import Finding, failed, passed, skipped, warned
-from consilium.common.errors import ConfigError, ConsiliumError, DataError
+from consilium.client.operations.doctor.labels import odd_times
+from consilium.common.errors import ConfigError, ConsiliumError, DataError, listed
 from consilium.common.protocol.patients import LEAST_PATIENTS
 from consilium.common.study.site import SiteConfig
 from consilium.common.study.study import StudyConfig
@@ -15,7 +16,8 @@ def check_data(config: SiteConfig, study: StudyConfig | None) -> Finding:
     if study is None:
         return _look_for_data(config.data.path)
     try:
-        data = read_site(config, study).scaled(study.task.fixed_scale)  # class counts are shown here only
+        unscaled = read_site(config, study)  # class counts are shown here only
+        data = unscaled.scaled(study.task.fixed_scale)
     except ConsiliumError as error:
         fix = (
             "correct the data or [data] in site.toml (data.max_skipped allows some unusable files or rows); where the "
@@ -33,6 +35,12 @@ def check_data(config: SiteConfig, study: StudyConfig | None) -> Finding:
     missing = sorted(set(study.task.classes) - set(card.classes))
     if missing:
         return warned("data", f"{text}; no example of {', '.join(missing)}", "see whether this is so at this hospital")
+    if unknown := [name for name, counts in (card.label_counts or {}).items() if not sum(counts)]:
+        fix = "no harm where this hospital does not label that: others do, and it gets their part of the model"
+        return warned("data", f"{text}; no example knows the label {listed(unknown, 5, 'labels')}", fix)
+    if odd := odd_times(unscaled.raw, study.task):
+        fix = "see whether this is so at this hospital, and whether the column has 1 where it was seen"
+        return warned("data", f"{text}; {odd}", fix)
     if (few := card.num_test) < LEAST_PATIENTS:
         fix = f"{LEAST_PATIENTS} and more are needed: give more data, or ask the coordinator for a larger split.test"
         return warned("data", f"{text}; only {few} for the test, so no report will say whether joining helps", fix)

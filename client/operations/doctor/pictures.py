@@ -1,13 +1,12 @@
 """What a site's pictures are like, and what looks wrong about them; none of this leaves the site."""
 
-import numpy as np
-
 from consilium.client.data import read_site
 from consilium.client.operations.doctor.finding import Finding, passed, warned
-from consilium.common.errors import ConsiliumError, listed
+from consilium.client.operations.doctor.labels import label_lines
+from consilium.common.errors import ConsiliumError
 from consilium.common.study.site import SiteConfig
 from consilium.common.study.study import StudyConfig
-from consilium.common.study.task import ImageTask
+from consilium.common.study.task import PictureTask
 
 _INDENT = "\n" + 6 * " "
 
@@ -17,16 +16,13 @@ def check_pictures(config: SiteConfig, study: StudyConfig | None) -> list[Findin
 
     Data that cannot be read are for the check of the data to name.
     """
-    if study is None or not isinstance(study.task, ImageTask):
+    if study is None or not isinstance(study.task, PictureTask):
         return []
     try:
         raw = read_site(config, study).raw
     except ConsiliumError:
         return []
-    counts = np.bincount(raw.y[: raw.num_own].numpy(), minlength=len(study.task.classes)).tolist()
-    labels = zip(study.task.classes, counts, strict=True)
-    shares = listed([f"{name} {count / max(raw.num_own, 1):.1%}" for name, count in labels], 12, "classes")
-    text = f"shown here only:{_INDENT}{_INDENT.join([*raw.seen, f'labels: {shares}'])}"
+    text = f"shown here only:{_INDENT}{_INDENT.join([*raw.seen, *label_lines(raw, study.task)])}"
     if not raw.odd:
         return [passed("pictures", text)]
     fix = (

@@ -39,10 +39,11 @@ def _rounded(name: str, value: float, policy: PolicyConfig) -> float:
 
 
 def _card(card: DataCard, least: int) -> DataCard:
-    """Return a card without its class counts if one of them is small."""
-    if card.class_counts is None or not _is_small(card.class_counts.values(), least):
+    """Return a card without its class counts, or its counts of labels, if one of them is small."""
+    of_labels = [count for both in (card.label_counts or {}).values() for count in both]
+    if not _is_small([*(card.class_counts or {}).values(), *of_labels], least):
         return card
-    return card.model_copy(update={"class_counts": None})
+    return card.model_copy(update={"class_counts": None, "label_counts": None})
 
 
 def _test(test: TestCounts, policy: PolicyConfig, *, noised: bool) -> TestCounts:

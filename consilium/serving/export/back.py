@@ -12,7 +12,10 @@ from consilium.serving.export.graph import Graph
 
 @dataclass(frozen=True)
 class Outputs:
-    """Names of a graph's outputs: of a class its name and all probabilities, or a number with its interval."""
+    """Names of a graph's outputs: of a class its name and all probabilities, or a number with its interval.
+
+    Of several labels it is the probability of each.
+    """
 
     names: tuple[str, ...]
     numbers: str
@@ -24,6 +27,8 @@ def outputs_of(record: ModelRecord) -> Outputs:
     wanted: tuple[str, ...] = ("class", "probabilities")
     if record.task.number is not None:
         wanted = ("value", "low", "high") if isinstance(record.calibration, Residuals) else ("value",)
+    elif record.task.label_names:
+        wanted = ("probabilities",)
     named, taken = list[str](), set(input_names(record.task))
     for name in wanted:
         while name in taken:
@@ -35,6 +40,8 @@ def outputs_of(record: ModelRecord) -> Outputs:
 def back_of(graph: Graph, record: ModelRecord, logits: str, front: Front) -> tuple[ValueInfoProto, ...]:
     """Add the last part to a graph and return the graph's outputs; a row that is not usable is answered with NaN."""
     names = outputs_of(record).names
+    if record.task.label_names:
+        return _labels(graph, record, logits, front, names[0])
     add = _classes if record.task.number is None else _number
     return add(graph, record, logits, front, names)
 
@@ -63,6 +70,13 @@ def _classes(
         helper.make_tensor_value_info(chosen, TensorProto.STRING, ["N"]),
         helper.make_tensor_value_info(probabilities, TensorProto.FLOAT, ["N", len(record.classes)]),
     )
+
+
+def _labels(graph: Graph, record: ModelRecord, logits: str, front: Front, name: str) -> tuple[ValueInfoProto, ...]:
+    chances = graph.op("Sigmoid", logits, name="" if front.usable is not None else name)
+    if front.usable is not None:
+        graph.op("Where", front.usable, chances, graph.constant(np.nan, np.float32), name=name)
+    return (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", len(record.task.label_names)]),)
 
 
 def _number(

@@ -61,8 +61,7 @@ def check(ask: Ask, model: ServedModel, rows: Rows, *, file: str) -> Check:
     Raises:
         ModelError: they differ by more than `TOLERANCE`.
     """
-    answers = model.answers(rows.prepared)
-    wanted = (answers.values if answers.probabilities is None else answers.probabilities).numpy()  # type: ignore[union-attr] # one of both
+    wanted = model.answers(rows.prepared).numbers.numpy()
     single = min(len(rows), 8)
     found = [answered(ask, rows.feeds, batch=BATCH), answered(ask, rows.first(single).feeds, batch=1)]
     largest = max(_apart(one, wanted[: len(one)], model.record.task) for one in found)
@@ -97,8 +96,13 @@ def right(answers: Numbers, rows: Rows, task: Task) -> Tensor:
     """Return a mask `(N,)` of correct answers.
 
     Raises:
-        ModelError: answers are risks, which are neither right nor wrong.
+        ModelError: answers are risks or of several labels, which are neither right nor wrong.
     """
+    if task.label_names:
+        raise ModelError(
+            "an answer to several labels is neither right nor wrong as a whole, so that int8 and pruned models of "
+            "task.labels cannot be compared with the model itself: leave --int8 and --prune out"
+        )
     if task.survival_times is not None:
         raise ModelError(
             "a risk is neither right nor wrong, so that int8 and pruned models of task.survival cannot be compared "
@@ -109,14 +113,12 @@ def right(answers: Numbers, rows: Rows, task: Task) -> Tensor:
     examples = Examples(rows.prepared.x, rows.prepared.y, CLASSES if number is None else NumberTarget(number.reach))
     if number is None:
         return examples.right(torch.from_numpy(answers.argmax(axis=1)))
-    return examples.right(torch.from_numpy((answers - number.center) / number.scale))
+    return examples.right(torch.from_numpy(number.to_model(answers)))
 
 
 def answers_by_torch(model: ServedModel, rows: Rows) -> Numbers:
     """Return what the model itself answers to rows."""
-    answers = answers_of(model.record, model.logits(rows.prepared.x))
-    numbers: Tensor = answers.values if answers.probabilities is None else answers.probabilities  # type: ignore[assignment] # one of both
-    return numbers.numpy()
+    return answers_of(model.record, model.logits(rows.prepared.x)).numbers.numpy()
 
 
 def measured(mask: Tensor, rows: Rows, task: Task) -> Measurement:

@@ -20,6 +20,7 @@ from consilium.serving.export.network import network_of
 from consilium.serving.export.readme import readme_of
 from consilium.serving.export.result import Check, Export, FileFacts, Form, Int8
 from consilium.serving.export.rows import Material, Rows, of_data, of_random, of_site
+from consilium.serving.masks import refuse_masks
 from consilium.serving.own_rows import parts_of
 from consilium.serving.question import load, title_of
 
@@ -110,6 +111,7 @@ def export_model(path: Path, wanted: Wanted, *, weights_dir: Path | None = None)
     wanted.check()
     with parts_of(wanted.site):
         folder, model = load(path, weights_dir=weights_dir)
+    refuse_masks(model.record, "exporting")
     title = title_of(model, folder)
     material = _material(model, wanted)
     curve = pruning.curve(model, _labelled(material), pruning.SHARES) if wanted.curve else ()
@@ -222,6 +224,7 @@ def _known(
         inputs=inputs,
         outputs=outputs,
         classes=record.classes,
+        labels=record.task.label_names,
         check=compared,
         int8=int8,
     )

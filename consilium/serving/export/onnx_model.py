@@ -49,7 +49,7 @@ def metadata_of(record: ModelRecord) -> dict[str, str]:
             columns[name] = list(column.values) if isinstance(column, CategoryColumn) else "number"
     return texts | {
         name: json.dumps(value, ensure_ascii=False)
-        for name, value in {"classes": record.classes, "columns": columns}.items()
+        for name, value in {"classes": record.classes, "labels": record.task.label_names, "columns": columns}.items()
         if value
     }
 

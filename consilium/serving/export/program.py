@@ -43,6 +43,7 @@ class Program(nn.Module):
         calibration = model.record.calibration
         self._temperature = calibration.temperature if isinstance(calibration, Temperature) else 1.0
         self._number, self._one = task.number, task.num_outputs == 1
+        self._several = bool(task.label_names)
         for name in ("mean", "std", "fill"):
             self.register_buffer(name, getattr(preparation, name))
         if isinstance(task, ImageTask):
@@ -70,6 +71,8 @@ class Program(nn.Module):
         exact = logits.to(torch.float64)
         if self._number is not None:
             return exact[:, 0] * self._number.scale + self._number.center
+        if self._several:
+            return exact.sigmoid()
         exact = exact / self._temperature
         if self._one:
             one = exact.sigmoid()
@@ -131,5 +134,6 @@ def described(model: ServedModel) -> tuple[Mapping[str, str], Mapping[str, str]]
     else:
         shape = ", ".join(map(str, task.input_shape))
         given = f"numbers, shape (N, {shape}), missing ones NaN; categories one-hot without their first value"
-    what = "value, shape (N)" if task.number is not None else f"probabilities, shape (N, {len(task.classes)})"
+    outputs = len(task.label_names or task.classes)
+    what = "value, shape (N)" if task.number is not None else f"probabilities, shape (N, {outputs})"
     return {"inputs": given}, {"0": what}

@@ -24,6 +24,8 @@ def _head(export: Export) -> Iterator[str]:
     )
     if export.classes:
         yield f"Classes, in the order of the probabilities: {', '.join(map(_plain, export.classes))}."
+    if export.labels:
+        yield f"Labels, in the order of their probabilities: {', '.join(map(_plain, export.labels))}."
     yield (
         "NaN (and an empty class) is the answer to a row that cannot be answered: a missing value that the model does "
         "not fill, or a category that it does not know."

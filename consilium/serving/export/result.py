@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+from pydantic import Field
+
 from consilium.common.study.names import Sha256
 from consilium.common.study.record import Record
 
@@ -114,6 +116,8 @@ class Export(Record):
     """What is answered, by name."""
     classes: tuple[str, ...] = ()
     """Names of the classes in the order of the probabilities."""
+    labels: tuple[str, ...] = Field(default=(), exclude_if=lambda labels: not labels)
+    """Names of several labels in the order of their probabilities, which do not add up to 1."""
     check: Check
     """The comparison with the model."""
     int8: Int8 | None = None

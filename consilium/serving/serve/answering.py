@@ -12,6 +12,7 @@ from consilium.common.errors import ModelError, clean
 from consilium.common.model import RECORD, Residuals
 from consilium.common.study.task import CategoryColumn, ImageTask, TableTask, TextTask
 from consilium.serving.find import find_model
+from consilium.serving.masks import refuse_masks
 from consilium.serving.question import title_of
 from consilium.serving.serve.body import Asked
 
@@ -49,7 +50,7 @@ class Served:
     def described(self) -> dict[str, Any]:
         """Return what may be said of the model: what it is asked, what it answers, how good it was."""
         record = self.model.record
-        number, calibration = record.task.number, record.calibration
+        calibration = record.calibration
         level = calibration.level if isinstance(calibration, Residuals) else None
         return {
             "digest": self.digest,
@@ -57,11 +58,17 @@ class Served:
             "model": record.model.name,
             "method": record.method.kind,
             "expects": self._expected(),
-            "answers": {"classes": list(record.classes)} if number is None else {"value": True, "level": level},
+            "answers": self._answers(level),
             "calibration": None if calibration is None else calibration.kind,
             "scores": [score.model_dump(mode="json") for score in record.scores],
             "notice": "no medical device: not approved for decisions about patients",
         }
+
+    def _answers(self, level: float | None) -> dict[str, Any]:
+        record = self.model.record
+        if labels := record.task.label_names:
+            return {"labels": list(labels)}
+        return {"classes": list(record.classes)} if record.task.number is None else {"value": True, "level": level}
 
     def _expected(self) -> dict[str, Any]:
         task = self.model.record.task
@@ -88,6 +95,9 @@ class Served:
         if not len(prepared):
             return []
         answers, classes = self.model.answers(prepared), self.model.record.classes
+        if answers.labels is not None:
+            names = self.model.record.task.label_names
+            return [{"probabilities": dict(zip(names, chances, strict=True))} for chances in answers.labels.tolist()]
         if answers.probabilities is not None:
             return [
                 {"class": classes[place], "probabilities": dict(zip(classes, chances, strict=True))}
@@ -108,6 +118,7 @@ def load_served(path: Path, *, weights_dir: Path | None = None) -> Served:
     folder = find_model(path)
     before = _digest(folder)
     model = load_model(folder, weights_dir=weights_dir)
+    refuse_masks(model.record, "serving")
     summary = read_summary(folder, model.record.task)
     if _digest(folder) != before:
         raise ModelError(f"model '{clean(str(folder))}' was written anew while it was read; start again")

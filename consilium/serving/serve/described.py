@@ -11,7 +11,11 @@ _PREDICTION = {
     "properties": {
         "name": {"type": "string", "description": "rows from 1, items of x from 0, a picture's file name"},
         "class": {"type": "string"},
-        "probabilities": {"type": "object", "additionalProperties": {"type": "number"}},
+        "probabilities": {
+            "type": "object",
+            "additionalProperties": {"type": "number"},
+            "description": "of each class, or of each of several labels, which do not add up to 1",
+        },
         "value": {"type": "number"},
         "low": {"type": "number"},
         "high": {"type": "number"},

@@ -85,9 +85,9 @@ def _answers(predictions: Sequence[Mapping[str, Any]]) -> str:
 def _answer(one: Mapping[str, Any]) -> list[str]:
     if "reason" in one:
         return [one["name"], "no answer", one["reason"]]
-    if "class" in one:
+    if "probabilities" in one:
         chances = ", ".join(f"{name} {chance:.1%}" for name, chance in one["probabilities"].items())
-        return [one["name"], one["class"], chances]
+        return [one["name"], one.get("class", "each label"), chances]
     bounds = f"{number(one['low'], 2)} to {number(one['high'], 2)}" if "low" in one else ""
     return [one["name"], number(one["value"], 2), bounds]
 

@@ -1,0 +1,72 @@
+"""What a site's test patients say of how well models rank several labels: the mean AUROC, in draws of the patients."""
+
+import warnings
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from consilium.common.intervals.evidence import Evidence, redrawn
+from consilium.common.labels.ranking import Floats, auroc, auroc_in_draws
+
+DRAWS = 300
+"""Draws of the bootstrap."""
+
+Labels = NDArray[np.floating]
+"""Labels `(N, L)`: 1 where an example has one, 0 where it has not, NaN where that is not known."""
+
+
+def mean_auroc(y: Labels, scores: Floats) -> float | None:
+    """Return the mean AUROC over the labels of which some example has each kind; None where there is no such label.
+
+    Args:
+        y: labels `(N, L)`.
+        scores: larger where a label is more probable `(N, L)`.
+    """
+    return mean_of([one for one in aurocs(y, scores) if one is not None])
+
+
+def aurocs(y: Labels, scores: Floats) -> list[float | None]:
+    """Return the AUROC of each label over the examples of which it is known; None where these are of one kind."""
+    return [auroc(truth == 1, of[known]) for known, truth, of in _each(y, scores)]
+
+
+def mean_of(values: list[float]) -> float | None:
+    """Return the mean; None of nothing."""
+    return float(np.mean(values)) if values else None
+
+
+def evidence_of(
+    y: Labels, scores: Mapping[str, Floats], groups: NDArray[np.int64] | None, *, who: str = "test"
+) -> dict[str, Evidence]:
+    """Return the evidence of each model's scores `(N, L)`, all in the same draws; none where no label has both kinds.
+
+    In a draw the mean is over the labels that have both kinds there.
+
+    Args:
+        groups: the patient of each row `(N,)`; None: every row is one.
+        who: names the draws.
+    """
+    drawn = np.stack(
+        [
+            np.bincount(rows, minlength=len(y)).astype(np.float64)
+            for rows in redrawn(len(y), groups, draws=DRAWS, seed=0, who=who)
+        ]
+    )
+    found: dict[str, Evidence] = {}
+    for name, own in scores.items():
+        value = mean_auroc(y, own)
+        if value is None:
+            continue
+        parts = [auroc_in_draws(truth == 1, of[known], drawn[:, known]) for known, truth, of in _each(y, own)]
+        with warnings.catch_warnings():  # a draw in which no label has both kinds is NaN
+            warnings.simplefilter("ignore", RuntimeWarning)
+            draws = np.nanmean(np.stack(parts), axis=0)
+        found[name] = Evidence(values=np.array([value]), draws=draws[None], groups=groups, num_rows=len(y))
+    return found
+
+
+def _each(y: Labels, scores: Floats) -> list[tuple[NDArray[np.bool_], Labels, Floats]]:
+    """Return of each label which rows know it, and of these what they know, and all scores of it."""
+    known = ~np.isnan(y)
+    return [(known[:, place], y[known[:, place], place], scores[:, place]) for place in range(y.shape[1])]

@@ -1,0 +1,1 @@
+"""How well masks fit: overlap and distance of the regions of a class, picture by picture."""

@@ -1,0 +1,23 @@
+"""Which class of `Scores` measures the answers to a kind of label."""
+
+from collections.abc import Mapping
+
+from consilium.common.study.task import Task
+from consilium.common.study.task_base import LabelKind
+from consilium.comparison.evaluation import ClassScores, NumberScores, Scores
+from consilium.comparison.label_scores import LabelScores
+from consilium.comparison.mask_scores import MaskScores
+from consilium.comparison.time_scores import TimeScores
+
+_KINDS: Mapping[LabelKind, type[Scores]] = {
+    "classes": ClassScores,
+    "numbers": NumberScores,
+    "times until an event": TimeScores,
+    "several labels": LabelScores,
+    "masks": MaskScores,
+}
+
+
+def kind_of(task: Task) -> type[Scores]:
+    """Return what a task's answers are."""
+    return _KINDS[task.label_kind]
