@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import series_files
+import survival_files
 import text_studies
 from conftest import PLAIN_SGD, write_site, write_table
 from PIL import Image
@@ -51,6 +52,13 @@ LACKS_OF_LABELS = {
     "export --int8": "an answer to several labels is neither right nor wrong as a whole",
 }
 """Commands that end with a sentence for a model of several labels."""
+NO_TIMES = NO_CLASSES | NO_NUMBER | {"privacy.examples": "no patient has a gradient of its own"}
+"""Parts of a study that times until an event refuse."""
+LACKS_OF_TIMES = {
+    "calibrate": "which have no true value to calibrate by",
+    "export --int8": "a risk is neither right nor wrong",
+}
+"""Commands that end with a sentence for a model of such times."""
 NO_PICTURES = {"training augment": "training.augment changes pictures, and a task of kind"}
 NO_LINEAR_LAYER = {"adapter": "model.adapter: no linear layer of model"}
 NO_BATCH_NORM = {"method fedbn": "keeps BatchNorm personal, but this model has none"}
@@ -331,13 +339,36 @@ CASES: Mapping[str, TaskCase] = {
         {"kind": "table", "survival": {"time": "days", "event": "died"}, "columns": NUMBERS},
         MLP,
         _times,
-        NO_CLASSES | NO_PICTURES | NO_NUMBER | {"privacy.examples": "no patient has a gradient of its own"},
+        NO_TIMES | NO_PICTURES,
         WITH_BATCH_NORM,
         FIXED,
-        {
-            "calibrate": "which have no true value to calibrate by",
-            "export --int8": "a risk is neither right nor wrong",
-        },
+        LACKS_OF_TIMES,
+    ),
+    "survival from features": TaskCase(
+        "features",
+        {"kind": "features", "survival": survival_files.SURVIVAL, "shape": [5]},
+        MLP,
+        lambda folder, seed: survival_files.write_arrays(folder, ROWS, seed=seed),
+        NO_TIMES | NO_PICTURES,
+        WITH_BATCH_NORM,
+        lacks=LACKS_OF_TIMES,
+    ),
+    "survival from pictures": TaskCase(
+        "images",
+        {"kind": "images", "survival": survival_files.SURVIVAL, "size": 8, "channels": 1},
+        {"name": "small_cnn"},
+        lambda folder, seed: survival_files.write_pictures(folder / "pictures", ROWS, seed=seed),
+        NO_TIMES,
+        WITH_BATCH_NORM,
+        lacks=LACKS_OF_TIMES,
+    ),
+    "survival from texts": TaskCase(
+        "text",
+        {**TEXTS, "survival": survival_files.SURVIVAL},
+        TEXT_MODEL,
+        lambda folder, seed: survival_files.write_texts(folder, ROWS, seed=seed),
+        NO_TIMES | NO_PICTURES | NO_TEXT_LAYER,
+        lacks=LACKS_OF_TIMES,
     ),
     "features": TaskCase(
         "features",

@@ -4,11 +4,14 @@ DICOM PS3.3 (https://dicom.nema.org/medical/dicom/current/output/html/part03.htm
 `slope * stored + intercept`; the window of centre c and width w is black at c - 0.5 - (w - 1) / 2 and white at
 c - 0.5 + (w - 1) / 2, or at c - w / 2 and c + w / 2 where the function is LINEAR_EXACT.
 
-A header names patients. Nothing of it but sizes and the name of the packing is put into a sentence, and neither
+A header names patients. Nothing of it but sizes and the name of the packing is put into a sentence (`patient_in` is
+for comparing whose pictures are), and neither
 pydicom's log lines nor its warnings, which quote values, go anywhere.
 """
 
+import warnings
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -26,6 +29,29 @@ _GREY = ("MONOCHROME1", "MONOCHROME2")
 def is_dicom(head: bytes) -> bool:
     """Return whether a file that begins so is DICOM."""
     return head[128:132] == _MAGIC
+
+
+def patient_in(path: Path) -> str | None:
+    """Return the number of the patient in a DICOM file's header (PatientID); None where there is none, or no DICOM.
+
+    It is for comparing only, and is put into no sentence.
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
+    import pydicom
+
+    with path.open("rb") as source:
+        head = source.read(_META_BYTES)
+    if not is_dicom(head) or _DEFLATED in head:
+        return None
+    with silent("pydicom"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            data = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["PatientID"])
+            return str(data.get("PatientID") or "").strip(" \0") or None
+        except Exception:  # whatever pydicom raises on strange bytes; its text may quote the header, so it goes nowhere
+            return None
 
 
 def decode_dicom(source: BinaryIO, *, name: str, most: int) -> Decoded | Bad:

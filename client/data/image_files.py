@@ -3,12 +3,14 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from consilium.client.data.base import Bad
+from consilium.client.data.dicom import patient_in
 from consilium.client.data.parts import KNOWN, index_file, part_of
 from consilium.client.data.picture_files import (
     FORMAT_OF,
@@ -21,12 +23,15 @@ from consilium.client.data.picture_files import (
     walk,
 )
 from consilium.common.errors import ConfigError, DataError
+from consilium.common.host.extras import missing
 from consilium.common.study.image_task import ImageTask
 from consilium.common.study.patterns import EXAMPLE, file_pattern
 from consilium.common.study.site import ImageFolderData
 from consilium.common.study.training import SplitConfig
 
 FOLDER, ANY = "folder", "any"
+DICOM_PATIENT = "dicom:PatientID"
+"""As `split.group`: the patient is the one of the DICOM file's header."""
 
 
 @dataclass(frozen=True)
@@ -165,31 +170,42 @@ def patient_in_class(group: str | None, *, who: str) -> Callable[[FoundFile], st
 
     def of(file: FoundFile) -> str:
         if (found := patient(file.path)) is None:
-            raise DataError(f"{who}: the name of image '{file.path.name}' does not fit split.group = '{group}'")
+            raise DataError(f"{who}: image '{file.path.name}' {no_patient(group)}, as split.group = '{group}' asks for")
         return found
 
     return of
 
 
+def no_patient(group: str | None) -> str:
+    """Return in words why it is not known whose a picture is."""
+    if group == DICOM_PATIENT:
+        return "names no patient in a DICOM header"
+    return "lies in no folder of its patient" if group == FOLDER else "has a name that does not fit"
+
+
 def patient_of(group: str | None, *, who: str) -> Callable[[Path], str | None] | None:
-    """Return the function that reads whose a file is from its path, None where its name does not fit.
+    """Return the function that reads whose a file is from its path, or its DICOM header; None where that says nothing.
 
     Args:
         group: as `split.group`; without it there is no function.
         who: the start of the error sentence.
 
     Raises:
-        ConfigError: `group` is neither "folder" nor a pattern of file names.
+        ConfigError: `group` is none for pictures, or reads DICOM, which the extra for it does.
     """
     if group is None:
         return None
     if group == FOLDER:
         return lambda path: path.parent.name
+    if group == DICOM_PATIENT:
+        if find_spec("pydicom") is None:
+            raise missing(f"split.group = '{DICOM_PATIENT}'", "pydicom")
+        return patient_in
     pattern = file_pattern(group)
     if pattern is None:
         raise ConfigError(
             f"{who}: split.group is '{group}', expected for a folder of images '{FOLDER}' or a pattern of file "
-            f"names with the patient in brackets, e.g. '{EXAMPLE}'"
+            f"names with the patient in brackets, e.g. '{EXAMPLE}', or '{DICOM_PATIENT}'"
         )
 
     def of(path: Path) -> str | None:

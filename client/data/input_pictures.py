@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from consilium.client.data.arrays import (
 from consilium.client.data.base import Bad, Inputs, Unread
 from consilium.client.data.columns import Floats
 from consilium.client.data.frames import Pixels, normalised
-from consilium.client.data.image_files import FOLDER, patient_of
+from consilium.client.data.image_files import DICOM_PATIENT, FOLDER, no_patient, patient_of
 from consilium.client.data.input_rows import numbers_of
 from consilium.client.data.label_arrays import ArrayLabels, label_arrays, name_arrays, read_labels
 from consilium.client.data.label_files import LABELS, NamedFile, named_files
@@ -58,7 +59,7 @@ def read_pictures(path: Path, task: PictureTask, *, labelled: bool, keep: Sequen
         expected = "a folder with one sub-folder per class" if task.classes else f"a table, such as {LABELS}"
         seen = "has no labels" if path.is_dir() else "is one picture without a label"
         raise DataError(f"'{shown}' {seen}, expected {expected}")
-    whose = _Owners(patient_of(group, who=_WHO), clean(group or ""), task.classes)
+    whose = _Owners(_reader_of(group, dict(files)), clean(group or ""), task.classes)
     return _labelled(files, task, whose) if labelled else _decoded(files, task, whose)
 
 
@@ -195,7 +196,22 @@ class _Owners:
             return None
         if self.group == FOLDER:
             return f"image '{clean(name)}' lies in its class's folder itself, expected in a folder of its patient"
+        if self.group == DICOM_PATIENT:
+            return f"image '{clean(name)}' {no_patient(self.group)}"
         return f"image '{clean(name)}': its name does not fit the pattern '{self.group}' of patients"
+
+
+def _reader_of(group: str | None, paths: Mapping[str, Path]) -> Callable[[Path], str | None] | None:
+    """Return the function that reads whose a picture is from its name, by which `paths` says where its header is."""
+    read = patient_of(group, who=_WHO)
+    if read is None or group != DICOM_PATIENT:
+        return read
+
+    @cache
+    def in_header(path: Path) -> str | None:
+        return read(paths[path.as_posix()])
+
+    return in_header
 
 
 def _keep_nothing(keep: Sequence[str]) -> None:
@@ -217,11 +233,12 @@ def _table(path: Path, task: PictureTask) -> Path | None:
 def _named(table: Path, task: PictureTask, *, keep: Sequence[str], group: str | None) -> Inputs:
     """Decode the pictures that a table names; a group that is no pattern is a column of the table."""
     _keep_nothing(keep)
-    column = group if group is not None and group != FOLDER and "(" not in group else None
+    column = group if group is not None and group not in (FOLDER, DICOM_PATIENT) and "(" not in group else None
     found = named_files(table, task, more=[] if column is None else [column], who=_WHO)
     files = [one for one in found if isinstance(one, NamedFile)]
     owners = {} if column is None else {one.name: one.cells[column] or None for one in files}
-    read = patient_of(group, who=_WHO) if column is None else lambda path: owners.get(path.as_posix())
+    paths = {one.name: one.path for one in files}
+    read = _reader_of(group, paths) if column is None else lambda path: owners.get(path.as_posix())
     whose = _Owners(read, clean(group or ""))
     decoded = _decoded([(one.name, one.path) for one in files], task, whose, [one.label for one in files])
     unread = [Unread(one.name, one.reason) for one in found if isinstance(one, Bad)]

@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 
 from consilium.client.data.base import Bad
 from consilium.client.data.columns import Floats
-from consilium.client.data.image_files import FOLDER, ImageFile, Listing, patient_of
+from consilium.client.data.image_files import DICOM_PATIENT, FOLDER, ImageFile, Listing, patient_of
 from consilium.client.data.label_cells import LabelCells
 from consilium.client.data.parts import KNOWN, index_file, part_of
 from consilium.client.data.picture_files import FORMAT_OF, SUFFIXES, Tally, extra_for, suffix_of, walk
@@ -91,7 +91,7 @@ def listing_of(config: ImageFolderData, task: ImageTask, split: SplitConfig, *, 
     if not folder.is_dir():
         raise DataError(f"{who}: data folder '{folder}' {'is not a folder' if folder.exists() else 'does not exist'}")
     part_column = split.parts if split.parts != FOLDER and index_file(split.parts) is None else None
-    pattern = split.group is not None and (split.group == FOLDER or "(" in split.group)
+    pattern = split.group is not None and (split.group in (FOLDER, DICOM_PATIENT) or "(" in split.group)
     columns = [name for name in (None if pattern else split.group, part_column) if name is not None]
     found = named_files(folder / config.labels, task, more=columns, who=who)
     tally, files, bad = Tally(), list[ImageFile](), list[Bad]()

@@ -21,7 +21,7 @@ from consilium.client.data.arrays import (
 )
 from consilium.client.data.base import Bad, RawData, keep_usable, kind_mismatch
 from consilium.client.data.frames import Decoded, NoPicture, Pixels, normalised, pixels_of
-from consilium.client.data.image_files import FOLDER, patient_of
+from consilium.client.data.image_files import FOLDER, no_patient, patient_of
 from consilium.client.data.mask_files import MASKS, Mask, Pairs, checked_mask, decode_masks, find_pairs
 from consilium.client.data.parts import index_file, parts_in_file
 from consilium.client.data.picture_facts import PictureFacts
@@ -146,8 +146,8 @@ def _patients(files: Sequence[FoundFile], group: str | None, *, site: str) -> li
     """Return whose each picture is, by the first folder below `images` or by its name; None without `split.group`.
 
     Raises:
-        ConfigError: `group` is neither "folder" nor a pattern of file names.
-        DataError: a picture's folder or name does not say it.
+        ConfigError: `group` is none for pictures.
+        DataError: a picture's folder, name or DICOM header does not say it.
     """
     who = f"site '{site}'"
     of = patient_of(group, who=who)
@@ -158,8 +158,7 @@ def _patients(files: Sequence[FoundFile], group: str | None, *, site: str) -> li
         owner = (file.parts[0] if len(file.parts) > 1 else None) if group == FOLDER else of(file.path)
         if owner is None:
             shown = clean("/".join(file.parts), 200)
-            why = "lies in no folder of its patient" if group == FOLDER else "has a name that does not fit"
-            raise DataError(f"{who}: image '{shown}' {why}, as split.group = '{group}' asks for")
+            raise DataError(f"{who}: image '{shown}' {no_patient(group)}, as split.group = '{group}' asks for")
         found.append(owner)
     return found
 

@@ -41,7 +41,8 @@ NOISE_PER_CLASS = 10_000
 class DataCard(Record):
     """A site's report on its data: totals, class names, never an example.
 
-    `label_counts`: of each of several labels, how many examples have it, and how many have it not; None as class counts.
+    `label_counts`: of each of several labels, how many examples have it and how many have it not; None without labels,
+    or where the site does not share class counts.
     `num_groups`: how many patients the site's own examples are of; None where every example is a patient's only one.
     `num_copies`: how many of its own examples are exact copies of another one that they are kept together with.
     `num_alike`: how many are equal to another one, but may be of two patients, since equal rows are likely here.

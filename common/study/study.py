@@ -50,7 +50,9 @@ class StudyConfig(Record):
     split: SplitConfig = SplitConfig()
     """How each site divides its own rows."""
     method: MethodConfig = FedAvgMethod()
-    """What sites share, train and serve; its settings stand in the same table."""
+    """What sites share, train and serve; its settings stand in the same table. Of masks it is `fedbn` where none is
+    named.
+    """
     strategy: StrategyConfig = FedAvgStrategy()
     """How the server makes new weights; its settings stand in the same table."""
     weighting: WeightingConfig | None = None

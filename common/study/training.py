@@ -70,8 +70,8 @@ class ModelConfig(Record):
 
     name: Annotated[str, Field(max_length=200), AfterValidator(clean_text)] = "small_cnn"
     """`small_cnn`, `resnet20`, `mlp`, `mlp_bn`, `linear`; of series `cnn1d`, `gru`; of texts `text_mean`,
-    `text_transformer`, `transformer`; a torchvision model, one of timm or MONAI (`timm/resnet18`, `monai/densenet121`),
-    or one of a package of your own.
+    `text_transformer`, `transformer`; of masks `unet`; a torchvision model, one of timm or MONAI (`timm/resnet18`,
+    `monai/densenet121`), or one of a package of your own.
     """
     hidden: tuple[int, ...] | None = None
     """`mlp`, `mlp_bn`: sizes of the hidden layers; None: one of 32. No other model takes it."""
@@ -157,8 +157,8 @@ class SplitConfig(Record):
     validation_seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of the validation part: another one draws other validation rows, and the test rows stay."""
     group: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(clean_text)] | None = None
-    """Where a row's patient is named, so that a patient's rows stay together: a table's column; `folder` or a pattern
-    such as `^(P[0-9]+)_` for image files; an array's name.
+    """Where a row's patient is named, so that a patient's rows stay together: a table's column; an array's name; for
+    image files `folder`, a pattern such as `^(P[0-9]+)_`, or `dicom:PatientID`, which is read from each file's header.
     """
     parts: (
         Annotated[str, Field(min_length=1, max_length=200), AfterValidator(clean_text), AfterValidator(file_beside)]

@@ -52,12 +52,15 @@ def fetch(
     epilog=examples(
         "consilium data split pool.npz --out federation --by dirichlet --sites 5",
         "consilium data split all.csv --out f --by column --column ward --label ill",
+        "consilium data split scans --out f --by iid --sites 3 --group folder",
     )
 )
 @with_json
 @with_options(SplitOptions)
 def split(
-    pool: Annotated[Path, typer.Argument(help="An .npz file with x and y (or MedMNIST's), or a table.")],
+    pool: Annotated[
+        Path, typer.Argument(help="An .npz file with x and y (or MedMNIST's), a table, or a folder of pictures.")
+    ],
     out: Annotated[Path, typer.Option(help="The folder to write the federation into.")],
     options: SplitOptions,
 ) -> Document:

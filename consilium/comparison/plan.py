@@ -44,7 +44,7 @@ def first_cells(variants: Sequence[Variant], budgets: Collection[Candidate], opt
 
 def _in_columns(task: Task) -> bool:
     """Return whether the usual tools can be used: on tables, and on arrays whose examples are rows of numbers."""
-    if not (task.counted or task.label_names):  # they are of classes or one number
+    if task.label_kind == "masks":
         return False
     return isinstance(task, TableTask) or (isinstance(task, FeaturesTask) and len(task.shape) == 1)
 

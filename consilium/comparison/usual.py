@@ -24,12 +24,12 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from torch import Tensor
 
 from consilium.client.data import Examples, read_site
-from consilium.client.data.labels_target import LabelsTarget
-from consilium.client.data.target import NumberTarget
+from consilium.client.data.target import NumberTarget, ScoredTarget
 from consilium.common.seeds import seed_for
 from consilium.common.study.load import load_site
 from consilium.common.study.study import StudyConfig
 from consilium.comparison.results import Outcome, SiteOutcome, Validation
+from consilium.comparison.usual_cox import chosen_penalty, coefficients
 
 USUAL: Final = "usual"
 FOLDS = 5
@@ -50,7 +50,7 @@ Labels = NDArray[np.float64] | NDArray[np.int64]
 class Fitted:
     """The tool that was chosen, and what it answers: log probabilities `(N, C)`, or numbers `(N, 1)`.
 
-    Of several labels it answers logits `(N, L)`.
+    Of several labels it answers logits `(N, L)`, of times until an event log risks `(N, 1)`.
     """
 
     tool: str
@@ -67,7 +67,9 @@ def run_usual(study: StudyConfig, settings: Mapping[str, Path]) -> Outcome:
     for site, path in settings.items():
         data = read_site(load_site(path), study).scaled(study.task.fixed_scale)
         seed = seed_for(study.seed, USUAL, site)
-        if study.task.label_names:
+        if study.task.survival_times is not None:
+            fitted = fit_times(data.train, seed=seed)
+        elif study.task.label_names:
             fitted = fit_each(data.train, seed=seed)
         else:
             fitted = fit(data.train, num_classes=len(study.task.classes), seed=seed)
@@ -82,6 +84,8 @@ def run_usual(study: StudyConfig, settings: Mapping[str, Path]) -> Outcome:
         )
         own = fitted.answers(_inputs(data.test)).astype(np.float32)
         answers[site] = {"labels": data.test.y.numpy(), USUAL: own}
+        if study.task.survival_times is not None:
+            answers[site]["training"] = data.train.y.numpy()
     return Outcome(sites, answers)
 
 
@@ -92,9 +96,9 @@ def _inputs(part: Examples) -> Floats:
 def _measured(part: Examples, fitted: Fitted) -> Validation:
     """Return loss and accuracy as a site measures its networks: cross entropy, or squared error in the model's unit."""
     answers = fitted.answers(_inputs(part))
-    if isinstance(part.target, LabelsTarget):
+    if isinstance(part.target, ScoredTarget):
         logits = torch.from_numpy(answers)
-        score = part.target.score(logits, part.y)
+        score = part.target.score(part.target.answers(logits), part.y)
         return Validation(accuracy=None if np.isnan(score) else score, loss=float(part.target.loss(logits, part.y)))
     y = part.y.numpy()
     if isinstance(part.target, NumberTarget):
@@ -157,6 +161,26 @@ def fit_each(train: Examples, *, seed: int) -> Fitted:
     return Fitted(" and ".join(names), answers)
 
 
+def fit_times(train: Examples, *, seed: int) -> Fitted:
+    """Choose the penalty of a Cox model by cross-validation over the rows' patients, and fit it on all of them.
+
+    Args:
+        seed: of the folds.
+    """
+    x, y = _inputs(train), train.y.cpu()
+    mean, std = _standard(x)
+    scaled = torch.from_numpy((x - mean) / std)
+    folds = assign_folds(train.target.strata(y).numpy(), _groups(train), seed=seed)
+    found = coefficients(scaled, y, chosen_penalty(scaled, y, folds)).numpy()
+    return Fitted("ridge Cox regression", lambda inputs: ((inputs - mean) / std @ found)[:, None])
+
+
+def _standard(x: Floats) -> tuple[Floats, Floats]:
+    """Return mean and standard deviation of each column; 1 where a column is the same in all rows."""
+    mean, std = x.mean(axis=0), x.std(axis=0)
+    return mean, np.where(std <= 1e-12 * np.abs(mean), 1.0, std)
+
+
 def _groups(train: Examples) -> NDArray[np.int64]:
     groups: Tensor | None = train.groups
     return np.arange(len(train)) if groups is None else groups.numpy()
@@ -186,8 +210,7 @@ Tool = Callable[[tuple[Floats, Labels], Floats, Sequence[float], int], Iterator[
 
 def _linear(train: tuple[Floats, Labels], to: Floats, options: Sequence[float], num_classes: int) -> Iterator[Floats]:
     x, y = train
-    mean, std = x.mean(axis=0), x.std(axis=0)
-    std = np.where(std <= 1e-12 * np.abs(mean), 1.0, std)
+    mean, std = _standard(x)
     scaled, asked = (x - mean) / std, (to - mean) / std
     for penalty in options:
         if not num_classes:

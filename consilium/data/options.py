@@ -50,8 +50,8 @@ class SplitOptions:
     group: Annotated[
         str | None,
         typer.Option(
-            help="What names the patient: a column or an array; of picture files 'folder' or a pattern of names. A "
-            "patient's rows stay at one site."
+            help="What names the patient: a column or an array; of picture files 'folder', a pattern of names "
+            "or 'dicom:PatientID'. A patient's rows stay at one site."
         ),
     ] = None
     official_test: Annotated[

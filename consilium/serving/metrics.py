@@ -149,8 +149,8 @@ class Truth:
         known = (~np.isnan(y)).sum(axis=0)
         shares = np.where(known > 0, np.nansum(y, axis=0) / np.maximum(known, 1), 0.5)
         constant = np.broadcast_to(logit(np.clip(shares, _SMALLEST, 1 - _SMALLEST)), y.shape)
-        scores = (LabelScores(y, of.astype(np.float64), tuple(names)) for of in (logits, constant))
-        return cls(*scores, groups)
+        own, other = (LabelScores(y, of.astype(np.float64), tuple(names)) for of in (logits, constant))
+        return cls(own, other, groups)
 
     @property
     def patients(self) -> int:

@@ -35,7 +35,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "masks that cannot be halved": (
         {"task": MASKS | {"size": 36}, "model": {"name": "unet"}},
-        "task.size: model 'unet' halves pictures again and again, so their side must be a multiple of 8, got 36: set 32",
+        "task.size: model 'unet' halves pictures again and again, so their side must be a multiple of 8, got 36: set "
+        "32",
     ),
     "masks with a metric of classes": (
         {"task": MASKS, "model": {"name": "unet"}, "metrics": ["auroc"]},

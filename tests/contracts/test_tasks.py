@@ -1,5 +1,6 @@
 """Every task with every part of a study: it trains two rounds, or a rule refuses it with a sentence before that."""
 
+import functools
 import itertools
 import json
 import math
@@ -17,7 +18,7 @@ from consilium.common.errors import ConfigError, HandshakeMismatch, ModelError
 from consilium.common.results import RunResult
 from consilium.common.study.load import parse_study
 from consilium.common.study.metrics import METRICS
-from consilium.common.study.parts import variants
+from consilium.common.study.ranges import variants
 from consilium.common.study.schedules import ScheduleConfig
 from consilium.report.report import build_report
 from consilium.running.in_process import run_in_process
@@ -55,12 +56,13 @@ def always(**settings: Any) -> Part:
 
 
 def private(case: TaskCase) -> dict[str, Any]:
-    """Return noise for each patient."""
+    """Return noise for each patient; nothing says whose the pieces of a text are, so that each is one for itself."""
     model = {**case.model, "batch_norm": "freeze"}
-    return {"task": {**case.task, **case.private}, "model": model, "privacy": {"examples": {"noise": 1.0}}}
+    promise = {"noise": 1.0, "unit": "example" if "next" in case.task else "patient"}
+    return {"task": {**case.task, **case.private}, "model": model, "privacy": {"examples": promise}}
 
 
-SCHEDULES = {
+SCHEDULES: Mapping[str, dict[str, Any]] = {
     "cosine": {"by": "step"},
     "linear": {},
     "step": {"every": 1},
@@ -68,8 +70,8 @@ SCHEDULES = {
     "linear_warmup": {"warmup": 1},
 }
 PARTS: Mapping[str, Part] = {
-    **{f"method {kind}": lambda case, kind=kind: of_method(kind, case) for kind in METHODS},
-    **{f"strategy {kind}": lambda case, kind=kind: of_strategy(kind, case) for kind in STRATEGIES},
+    **{f"method {kind}": functools.partial(of_method, kind) for kind in METHODS},
+    **{f"strategy {kind}": functools.partial(of_strategy, kind) for kind in STRATEGIES},
     **{f"weighting {kind}": always(weighting={"factors": [{"kind": kind}]}) for kind in WEIGHTINGS},
     **{f"uplink {kind}": always(uplink=[{"kind": kind}]) for kind in CODECS},
     **{f"downlink {kind}": always(downlink=[{"kind": kind}]) for kind in CODECS},

@@ -319,7 +319,7 @@ def test_patients_of_pictures_are_folders_or_part_of_the_name(tmp_path: Path) ->
     ("group", "made", "sentence"),
     [
         ("folder", ["no/1.png"], "image '1.png' lies in class 'no' itself, expected in a folder of its patient"),
-        ("^(P[0-9]+)_", ["no/x1.png"], "the name of image 'x1.png' does not fit split.group = '^(P[0-9]+)_'"),
+        ("^(P[0-9]+)_", ["no/x1.png"], "image 'x1.png' has a name that does not fit, as split.group = '^(P"),
         ("patient", ["no/1.png"], "split.group is 'patient', expected for a folder of images 'folder' or a pattern"),
         ("folder", ["no/p/1.png", "yes/p/2.png"], "2 examples are of one patient by split.group = 'folder', expected"),
     ],

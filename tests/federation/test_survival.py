@@ -70,7 +70,7 @@ def test_fedavg_ranks_as_well_as_pooled_training(tmp_path: Path) -> None:
     )
     files = {name: SiteFiles("table", path.parent / "data.csv") for name, path in sites.items()}
     values = {}
-    for kind, model in (("federated", "personal"), ("pooled", "pooled")):
+    for kind, model in (("federated", "personal"), ("pooled", "pooled"), ("usual", "usual")):
         cell = make_cell(kind, study, seed=0, split=0, kind=kind, local=False)  # type: ignore[arg-type] # both are kinds
         result = run_cell(cell, files, tmp_path, kind)
         assert result.error is None
@@ -79,6 +79,7 @@ def test_fedavg_ranks_as_well_as_pooled_training(tmp_path: Path) -> None:
     print(values)
     assert values["federated"] > 0.6
     assert abs(values["federated"] - values["pooled"]) < 0.01
+    assert 0.6 < values["usual"] < values["federated"] + 0.02
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the public tables are not part of the repository")

@@ -210,3 +210,21 @@ def test_how_private_pictures_change_is_known_to_nobody() -> None:
     other = private_step(examples, constant(2), seed=1)
     np.testing.assert_equal(one, same)
     assert not np.array_equal(one[0], other[0])
+
+
+def test_masks_move_with_their_pictures_and_are_not_recoloured() -> None:
+    """A mask that is its picture stays that whatever is done, but for turning, which takes the nearest pixel."""
+    y = torch.randint(0, 3, (40, SIZE, SIZE), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    x = y[:, None].float()
+    moved = Augmentation(AugmentConfig(flip="both", crop=3), 1.0, (0.0,), (1.0,))
+    pictures_after, masks_after = moved.pair(x, y, torch.Generator().manual_seed(2))
+    np.testing.assert_array_equal(pictures_after[:, 0].numpy(), masks_after.numpy())
+    assert masks_after.dtype == torch.uint8 and not torch.equal(y, masks_after)
+    np.testing.assert_array_equal(pictures_after.numpy(), moved(x, torch.Generator().manual_seed(2)).numpy())
+    turned = Augmentation(AugmentConfig(rotate=40.0), 1.0, (0.0,), (1.0,))
+    assert {0, 1, 2} == set(turned.pair(x, y, torch.Generator().manual_seed(3))[1].flatten().tolist())
+    coloured = Augmentation(AugmentConfig(colour=0.5), 1.0, (0.0,), (1.0,))
+    bright, same = coloured.pair(x / 2, y, torch.Generator().manual_seed(4))
+    assert torch.equal(y, same) and not torch.equal(x / 2, bright)
+    labels = torch.arange(40)
+    assert labels is moved.pair(x, labels, torch.Generator().manual_seed(2))[1]

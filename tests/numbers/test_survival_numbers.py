@@ -17,6 +17,7 @@ from consilium.common.survival.concordance import harrell, of_draws, uno
 from consilium.common.survival.curves import breslow, brier_at, kaplan_meier
 from consilium.common.survival.evidence import DRAWS, evidence_of
 from consilium.common.survival.times import Times
+from consilium.comparison.usual_cox import chosen_penalty, coefficients
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -83,6 +84,32 @@ def test_breslow_and_brier_are_those_of_scikit_survival() -> None:
         survival = np.exp(-hazard.at(np.array([horizon])) * np.exp(risks))
         expected = brier_score(structured(training), structured(of), survival[:, None], [horizon])[1][0]
         assert expected == pytest.approx(brier_at(horizon, of, survival, training=training), abs=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:Starting with pandas version 4.0")  # lifelines calls it in the older way
+@pytest.mark.filterwarnings("ignore:datetime.datetime.utcnow:DeprecationWarning")  # lifelines, at the end of a fit
+@pytest.mark.parametrize("penalty", [0.01, 0.1, 1.0])
+def test_the_usual_tool_is_the_penalised_model_of_lifelines(penalty: float) -> None:
+    """Of columns with standard deviation 1, `penalizer` is the penalty: coefficients are equal to 1e-5."""
+    of, risks = patients(120, seed=4)
+    x = np.stack([risks, np.random.default_rng(4).normal(size=120)], axis=1)
+    x = (x - x.mean(axis=0)) / x.std(axis=0, ddof=1)
+    table = pd.DataFrame({"a": x[:, 0], "b": x[:, 1], "time": of.times, "event": of.events})
+    expected = CoxPHFitter(penalizer=penalty).fit(table, "time", "event").params_.to_numpy()
+    found = coefficients(torch.from_numpy(x), torch.from_numpy(of.labels()), penalty)
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
+
+
+def test_cross_validation_chooses_a_penalty_by_what_columns_say() -> None:
+    """Noise alone gets the largest penalty, a strong risk among few columns a small one."""
+    chance = np.random.default_rng(0)
+    of, risks = patients(150, seed=6)
+    y, folds = torch.from_numpy(of.labels()), np.arange(150) % 5
+    noise = torch.from_numpy(chance.normal(size=(150, 20)))
+    told = torch.from_numpy(np.stack([-np.log(of.times), risks], axis=1))
+    assert 10.0 == chosen_penalty(noise, y, folds)
+    assert 0.1 >= chosen_penalty(told, y, folds)
+    assert 10.0 == chosen_penalty(told, y, np.zeros(150, dtype=np.int64))
 
 
 @pytest.mark.filterwarnings("ignore:Starting with pandas version 4.0")  # lifelines calls it in the older way

@@ -11,9 +11,11 @@ from PIL import Image
 from scanner_files import dicom
 
 from consilium.client.data import read_data
+from consilium.client.data.inputs import read_inputs
 from consilium.common.errors import ConfigError, DataError
 from consilium.common.study.load import load_study
 from consilium.common.study.site import ImageFolderData
+from consilium.common.study.task import ImageTask
 from consilium.data.options import By, SplitOptions
 from consilium.data.split import split_pool
 
@@ -230,7 +232,7 @@ def test_levels_of_more_than_8_bits_get_a_range(tmp_path: Path) -> None:
         ({"official_test": True}, "folders called train and test above the classes"),
         ({"group": "patient"}, "expected for a folder of images 'folder' or a pattern"),
         ({"group": "folder"}, "lies in its class itself, expected in a patient's folder"),
-        ({"group": "^(Q[0-9]+)_"}, "does not fit split.group"),
+        ({"group": "^(Q[0-9]+)_"}, "has a name that does not fit, as split.group"),
     ],
 )
 def test_options_that_mean_nothing_for_picture_files_are_refused(
@@ -263,3 +265,61 @@ def test_folders_that_are_no_pool_are_refused(tmp_path: Path) -> None:
         split_pool(pool, tmp_path / "out", options)
     assert "\x1b" not in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+def scans(folder: Path, *, number: str | None = "4711") -> Path:
+    """Write 60 DICOM files of 20 patients, and maybe one whose header has no patient."""
+    for at in range(60):
+        path = folder / CLASSES[at % 2] / f"{at}.dcm"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(at).integers(0, 256, (9, 9), dtype=np.uint8)
+        path.write_bytes(dicom(pixels, PatientID=f"4711-{at // 3}"))
+    if number is None:
+        (folder / "ill" / "nobody.dcm").write_bytes(dicom(np.eye(9, dtype=np.uint8), PatientID=""))
+    return folder
+
+
+def test_the_patient_of_a_dicom_header_stays_at_one_site_and_in_one_part(tmp_path: Path, caplog: Any) -> None:
+    """Three pictures each, two in one class and one in the other; no number is in a file, a sentence or a log."""
+    pool, out = scans(tmp_path / "pool"), tmp_path / "out"
+    with caplog.at_level("DEBUG"):
+        said = split_pool(pool, out, SplitOptions("iid", sites=2, min_examples=2, group="dicom:PatientID"))
+        study, places = load_study(out / "study.toml"), defaultdict[str, list[str]](list)
+        for site in study.sites:
+            config = ImageFolderData(path=out / site / "data")
+            data = read_data(config, study.task, study.split, site=site, min_examples=2)
+            for patient in set(data.raw.patients or ()):
+                places[patient].append(site)
+            groups = data.raw.groups
+            assert groups is not None
+            parts = [set(groups[rows].tolist()) for rows in (data.parts.train, data.parts.validation, data.parts.test)]
+            assert len(set.union(*parts)) == sum(map(len, parts)) == len(set(data.raw.patients or ()))
+    assert "dicom:PatientID" == study.split.group
+    assert {f"4711-{number}" for number in range(20)} == places.keys()
+    assert {1} == {len(sites) for sites in places.values()}
+    written = [path.read_text() for path in out.glob("*.*") if path.is_file()]
+    assert not any("4711" in text for text in (*said, *written, caplog.text))
+
+
+@pytest.mark.parametrize("kind", ["empty", "png"])
+def test_a_file_without_a_patient_is_refused_by_its_name_alone(tmp_path: Path, kind: str) -> None:
+    """An empty number in the header, or a file that has no such header."""
+    pool = scans(tmp_path / "pool", number=None if kind == "empty" else "4711")
+    name = "nobody.dcm" if kind == "empty" else picture(pool / "ill" / "nobody.png", 1).name
+    with pytest.raises(DataError) as refused:
+        split_pool(pool, tmp_path / "out", SplitOptions("iid", sites=2, min_examples=2, group="dicom:PatientID"))
+    assert str(refused.value) == (
+        f"pool '{pool}': image '{name}' names no patient in a DICOM header, as split.group = 'dicom:PatientID' asks for"
+    )
+
+
+def test_predictions_count_patients_by_their_headers(tmp_path: Path) -> None:
+    """20 patients of 60 pictures; of one without a number the sentence names the file."""
+    pool = scans(tmp_path / "pool", number=None)
+    task = ImageTask(classes=CLASSES, size=8, channels=1)
+    inputs = read_inputs(pool, task, labelled=True, group="dicom:PatientID")
+    assert inputs.groups is not None
+    assert (60, 20) == (len(inputs), len(set(inputs.groups.tolist())))
+    assert [("ill/nobody.dcm", "image 'ill/nobody.dcm' names no patient in a DICOM header")] == [
+        (one.name, one.reason) for one in inputs.unread
+    ]

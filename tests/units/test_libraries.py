@@ -163,7 +163,7 @@ def test_unknown_models_of_a_library_are_answered_with_near_ones() -> None:
     )
     for name in ("timm/hf-hub:timm/resnet18", "timm/local-dir:/tmp", "timm/resnet18.a1_in1k", "timm/"):
         assert f"timm has no model '{name}' to classify with; " in refused(name)
-    assert "monai has no model 'monai/unet' to classify with" in refused("monai/unet")
+    assert "monai has no model 'monai/vnet' to classify with" in refused("monai/vnet")
 
 
 def test_inputs_that_a_library_model_cannot_take_are_refused() -> None:

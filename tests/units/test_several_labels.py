@@ -19,6 +19,8 @@ from consilium.client.data.labels_target import LabelsTarget
 from consilium.client.operations.doctor.columns import check_columns
 from consilium.client.operations.doctor.data import check_data
 from consilium.client.privacy.policy.leaving import as_it_leaves
+from consilium.client.served.drift import drift
+from consilium.client.served.summary import TrainingSummary, summary_of
 from consilium.common.errors import ConfigError, DataError, ProtocolError
 from consilium.common.protocol.cards import DataCard
 from consilium.common.protocol.replies import HandshakeReply
@@ -295,3 +297,18 @@ def test_a_table_of_labels_goes_through_pandas(tmp_path: Path) -> None:
     frame = pd.DataFrame({"a": [1.0, 2.0, 3.0], "edema": [True, False, None], "nodule": [1, 0, 1]})
     frame.astype({"edema": "boolean"}).to_parquet(tmp_path / "rows.parquet")
     assert [[-1, 1], [0, 0], [1, 1]] == all_labels(data_of(TableData(path=tmp_path / "rows.parquet"), TABLE))
+
+
+def test_the_summary_of_training_rows_notices_labels_that_are_more_frequent(tmp_path: Path) -> None:
+    """Of each label the patients that have it and that have it not; later rows of another share are named."""
+    sites = site_folders(tmp_path, {"berlin": findings(300, seed=0, unknown=("nodule",))})
+    summary = summary_of(read_site(load_site(sites["berlin"]), findings_study(["berlin"])))
+    labels = {one.name: one for one in summary.labels}
+    assert None is summary.label and 3 == len(labels)
+    assert summary.num == labels["label 'nodule'"].missing
+    assert summary.num == sum(labels["label 'edema'"].counts.values())
+    again = TrainingSummary.model_validate_json(summary.to_bytes())
+    assert summary == again
+    findings(300, seed=1, shift=3).to_csv(tmp_path / "new.csv", index=False)
+    found = drift(again, read_inputs(tmp_path / "new.csv", again.task, labelled=True))
+    assert {"label 'effusion'", "label 'edema'"} <= {one.column for one in found.findings}

@@ -194,8 +194,9 @@ def test_adapting_measures_the_index_and_not_counts(finished: tuple[dict[str, Pa
     assert "Always answering the site's same risk for all has 0.50." == last
     console = Console(file=io.StringIO(), width=120, color_system=None)
     print_adaptation(found, console)
-    assert f"{ours:.2f} [" in console.file.getvalue()  # type: ignore[attr-defined] # it is a StringIO
-    assert "right answers" not in console.file.getvalue()  # type: ignore[attr-defined]
+    shown = console.file.getvalue()  # type: ignore[attr-defined] # it is a StringIO
+    assert f"{ours:.2f} [" in shown
+    assert "right answers" not in shown
     write_adaptation(folder / "adapted", found)
     assert "same risk for all" in (folder / "adapted" / "adapt.svg").read_text()
 
