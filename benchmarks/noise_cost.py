@@ -37,8 +37,12 @@ def rights(cells: Path) -> dict[str, Floats]:
 def told(right: Floats, *, kind: Kind, sign: str = "") -> str:
     """Return a mean in points with its interval and the standard deviation over seeds."""
     found = interval_of(Evidence.of_rows(right), kind=kind)
-    value, low, high = (f"{POINTS * one:{sign}.2f}" for one in (found.value, found.low, found.high))
-    return f"{value} [{low}, {high}] ({POINTS * right.mean(axis=1).std(ddof=1):.2f})"
+    limits = "" if found.low is None or found.high is None else f" [{_points(found.low)}, {_points(found.high)}]"
+    return f"{POINTS * found.value:{sign}.2f}{limits} ({POINTS * right.mean(axis=1).std(ddof=1):.2f})"
+
+
+def _points(share: float) -> str:
+    return f"{POINTS * share:.2f}"
 
 
 def main() -> None:

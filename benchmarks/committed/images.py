@@ -67,7 +67,7 @@ def squeezenet_features(images: Array, weights: Path) -> Array:
     mean = torch.tensor(_SQUEEZENET_PIXELS["mean"]).reshape(3, 1, 1)
     found = []
     with torch.no_grad():
-        for some in torch.from_numpy(images).float().split(200):
+        for some in torch.split(torch.from_numpy(images).float(), 200):
             large = functional.interpolate(some, size=_SQUEEZENET_PIXELS["size"], mode="bilinear", align_corners=False)
             found.append(functional.normalize(backbone(large - mean).mean(dim=(2, 3))))
     return torch.cat(found).numpy()

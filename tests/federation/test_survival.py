@@ -69,14 +69,13 @@ def test_fedavg_ranks_as_well_as_pooled_training(tmp_path: Path) -> None:
         split={"test": 0.3},
     )
     files = {name: SiteFiles("table", path.parent / "data.csv") for name, path in sites.items()}
-    values = {}
+    values = dict[str, float]()
     for kind, model in (("federated", "personal"), ("pooled", "pooled"), ("usual", "usual")):
         cell = make_cell(kind, study, seed=0, split=0, kind=kind, local=False)  # type: ignore[arg-type] # both are kinds
         result = run_cell(cell, files, tmp_path, kind)
         assert result.error is None
-        values[kind] = np.mean([site.metrics[model]["c_index"] for site in result.sites.values()])
+        values[kind] = float(np.mean([site.metrics[model]["c_index"] for site in result.sites.values()]))
         assert all(site.metrics[model]["uno_c"] is not None for site in result.sites.values())
-    print(values)
     assert values["federated"] > 0.6
     assert abs(values["federated"] - values["pooled"]) < 0.01
     assert 0.6 < values["usual"] < values["federated"] + 0.02
