@@ -42,7 +42,8 @@ accept_ranges = true
 
 [data]
 # "images": a folder with one sub-folder per class. "table": a .csv, .xlsx or .parquet file or a folder of them.
-# "arrays": an .npz file with images x and class numbers y, or a folder with one.
+# "arrays": an .npz file with images x and class numbers y, or a folder with one. "masks": pictures in a folder images,
+# their masks in a folder masks. "features" and "series": an .npz file of numbers. "text": a table or .txt files.
 {kind}
 {path}
 

@@ -36,10 +36,10 @@ def init(
         Path | None, typer.Option(envvar="CONSILIUM_DATA", help="Where the data lies; default: 'data' in the folder.")
     ] = None,
     kind: Annotated[
-        Literal["images", "table", "arrays", "features", "series", "text"],
+        Literal["images", "table", "arrays", "features", "series", "text", "masks"],
         typer.Option(
             envvar="CONSILIUM_KIND",
-            help="A folder of images per class, tables, one .npz file of images or of features, or texts.",
+            help="A folder of images per class or with masks, tables, one .npz file of images or features, or texts.",
         ),
     ] = "images",
     metrics: Annotated[
