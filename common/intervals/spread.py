@@ -65,7 +65,7 @@ def _spread_of_draws(draws: Floats, effective: float, patients: float) -> Spread
     variance, third = float(known.var()), float(((known - known.mean()) ** 3).mean())
     by_chance = math.sqrt(6 / len(known)) * variance**1.5  # the standard error of a normal's skewness
     third = math.copysign(max(abs(third) - by_chance, 0.0), third) * _unbiased_third(effective)
-    return Spread(variance * unbiased(effective), third, patients, int(effective) if np.ptp(known) else 0)
+    return Spread(variance * unbiased(effective), third, patients, int(effective) if np.ptp(known) > SMALLEST else 0)
 
 
 def unbiased(num: float) -> float:

@@ -7,7 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from consilium.common.intervals.evidence import Evidence, redrawn
+from consilium.common.intervals.rare import carried_by, patients_of
 from consilium.common.labels.ranking import Floats, auroc, auroc_in_draws
+from consilium.common.protocol.patients import LEAST_PATIENTS
 
 DRAWS = 300
 """Draws of the bootstrap."""
@@ -41,7 +43,8 @@ def evidence_of(
 ) -> dict[str, Evidence]:
     """Return the evidence of each model's scores `(N, L)`, all in the same draws; none where no label has both kinds.
 
-    In a draw the mean is over the labels that have both kinds there.
+    In a draw the mean is over the labels that have both kinds there. Draws are NaN where the score hangs on fewer than
+    `LEAST_PATIENTS` (`carriers`): one who has a label is in it in every draw that counts, so that draws hardly move.
 
     Args:
         groups: the patient of each row `(N,)`; None: every row is one.
@@ -53,6 +56,7 @@ def evidence_of(
             for rows in redrawn(len(y), groups, draws=DRAWS, seed=0, who=who)
         ]
     )
+    enough = carriers(y, groups) >= LEAST_PATIENTS
     found: dict[str, Evidence] = {}
     for name, own in scores.items():
         value = mean_auroc(y, own)
@@ -61,9 +65,15 @@ def evidence_of(
         parts = [auroc_in_draws(truth == 1, of[known], drawn[:, known]) for known, truth, of in _each(y, own)]
         with warnings.catch_warnings():  # a draw in which no label has both kinds is NaN
             warnings.simplefilter("ignore", RuntimeWarning)
-            draws = np.nanmean(np.stack(parts), axis=0)
+            draws = np.nanmean(np.stack(parts), axis=0) if enough else np.full(DRAWS, np.nan)
         found[name] = Evidence(values=np.array([value]), draws=draws[None], groups=groups, num_rows=len(y))
     return found
+
+
+def carriers(y: Labels, groups: NDArray[np.int64] | None) -> float:
+    """Return how many patients the mean AUROC hangs on: of each label those of its rarer kind (`carried_by`)."""
+    kinds = [[patients_of(column == value, groups) for value in (1, 0)] for column in y.T]
+    return carried_by(min(of) for of in kinds)
 
 
 def _each(y: Labels, scores: Floats) -> list[tuple[NDArray[np.bool_], Labels, Floats]]:

@@ -8,6 +8,9 @@ import numpy as np
 from consilium.common.intervals.evidence import Evidence
 from consilium.common.protocol.counts import Estimate, Estimates
 
+_SAME = 1e-9
+"""Standard deviation of draws that differ by rounding alone."""
+
 
 def estimates_of(evidence: Mapping[str, Evidence], *, neutral: float) -> Estimates:
     """Return the score of each model with its standard error, by the names of `Estimates`, and personal less local.
@@ -29,4 +32,4 @@ def _estimate(evidence: Evidence, *, neutral: float) -> Estimate:
     value = float(evidence.values[0])
     draws = evidence.draws[~np.isnan(evidence.draws)] if evidence.draws is not None else np.zeros(0)
     error = float(draws.std(ddof=1)) if len(draws) > 1 else math.inf
-    return Estimate(value=value, error=min(error, 1.0) if error > 0 or value == neutral else 1.0)
+    return Estimate(value=value, error=min(error, 1.0) if error > _SAME or value == neutral else 1.0)

@@ -4,12 +4,13 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from consilium.comparison.by_time import SiteCurve
 from consilium.comparison.evaluation import UNBOUNDED
 from consilium.comparison.prices import Price, price_sentence
 from consilium.comparison.report import Report
 from consilium.comparison.rows import ALONE, FEDAVG
 from consilium.findings.charts import COLOURS, DASHES, chart, last_known, limits_of, line_chart
-from consilium.findings.decimals import point
+from consilium.findings.decimals import counted, point
 
 MOST_BARS, MOST_CURVES = 24, 12
 """Sites with a chart of their own; the rest are in the tables."""
@@ -106,6 +107,30 @@ def _price_chart(report: Report, price: Price, site: str, limits: tuple[float, f
         axes.set_xlabel("epsilon")
 
     return chart(price_sentence(price, site, report.places), draw)
+
+
+def time_figures(report: Report) -> list[Figure]:
+    """Return per site a chart of its share of patients without the event over time; the same scales for all."""
+    drawn = [curve for curve in report.times if curve.times][:MOST_BARS]
+    last = max((curve.times[-1] for curve in drawn), default=0.0)
+    return [
+        (f"{curve.site}: {counted(curve.patients, 'patient')}, {counted(curve.events, 'event')}", _steps(curve, last))
+        for curve in drawn
+    ]
+
+
+def _steps(curve: SiteCurve, last: float) -> Markup:
+    def draw(axes: Axes) -> None:
+        times, shares = (0.0, *curve.times), (1.0, *curve.shares)
+        axes.plot(times, shares, drawstyle="steps-post", color=COLOURS["personal"], linewidth=1.8)
+        axes.set_ylim(0.0, 1.02)
+        axes.set_xlim(0.0, last or 1.0)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, min_n_ticks=1))
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+        axes.grid(axis="y")
+        axes.set_xlabel("time")
+
+    return chart(f"Without the event at {curve.site}: {curve.shares[-1]:.2f} at {curve.times[-1]:.4g}", draw)
 
 
 def weight_figures(report: Report) -> list[Figure]:

@@ -3,6 +3,7 @@
 A number that a split does not define (one class only, say) is None, never a stand-in.
 """
 
+import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from sklearn import metrics
 from sklearn.calibration import calibration_curve
 
+from consilium.common.intervals.rare import carried_by, patients_of
 from consilium.common.study.task import Regression
 from consilium.common.weights.arrays import Array
 
@@ -77,6 +79,14 @@ class Scores(ABC):
         values = [self.taken(rows).measure(name) for rows in drawn]
         return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
 
+    def carriers(self, name: str, groups: Labels | None) -> float:
+        """Return how many patients a metric hangs on, where some of its parts hang on few; else infinity.
+
+        Args:
+            groups: the patient of each row `(N,)`; None: every row is one.
+        """
+        return math.inf
+
 
 @dataclass(frozen=True)
 class ClassScores(Scores):
@@ -129,6 +139,14 @@ class ClassScores(Scores):
     def taken(self, rows: Labels) -> "ClassScores":
         """Return the scores of some rows; a row may be there twice."""
         return ClassScores(self.y[rows], self.probabilities[rows])
+
+    def carriers(self, name: str, groups: Labels | None) -> float:
+        """Return for AUROC and AUPRC how many patients they hang on: of each class those of it, or of the others."""
+        if name not in ("auroc", "auprc"):
+            return math.inf
+        of_class = [self.y == one for one in range(self.probabilities.shape[1])]
+        parts = of_class[1:] if len(of_class) == 2 else of_class  # of two classes there is one curve
+        return carried_by(min(patients_of(rows, groups) for rows in (of, ~of)) for of in parts)
 
     def per_example(self, name: str) -> Floats | None:
         """Return which predictions are correct, or their squared errors, `(N,)`; None for other metrics."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from consilium.comparison.evaluation import Floats, Labels, Scores
-from consilium.findings import Evidence, redrawn
+from consilium.findings import LEAST_PATIENTS, Evidence, redrawn
 
 DRAWS = 300
 """Draws of the bootstrap, for metrics that are no mean over the examples."""
@@ -58,6 +58,11 @@ def averaged(evidences: Sequence[Evidence], weights: Sequence[float]) -> Evidenc
 
 
 def _drawn(scores: Sequence[Scores], metric: str, groups: Labels | None, *, seed: int, who: str) -> Floats:
-    """Return `(seeds, draws)`: the metric on patients drawn anew, the same ones for every seed; NaN: undefined."""
+    """Return `(seeds, draws)`: the metric on patients drawn anew, the same ones for every seed; NaN: undefined.
+
+    All are NaN where the metric hangs on fewer than `LEAST_PATIENTS`: draws hardly move what single patients carry.
+    """
+    if min(one.carriers(metric, groups) for one in scores) < LEAST_PATIENTS:
+        return np.full((len(scores), DRAWS), np.nan)
     taken = list(redrawn(len(scores[0]), groups, draws=DRAWS, seed=seed, who=who))
     return np.stack([one.in_draws(metric, taken) for one in scores])

@@ -1,5 +1,6 @@
 """Metrics of answers to several labels on a test split: of each over the rows that know it, and means of these."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -7,7 +8,7 @@ import numpy as np
 from scipy.special import expit
 from sklearn import metrics
 
-from consilium.common.labels.evidence import aurocs, mean_of
+from consilium.common.labels.evidence import aurocs, carriers, mean_of
 from consilium.common.weights.arrays import Array
 from consilium.comparison.evaluation import Floats, Labels, Scores, unknown
 
@@ -48,6 +49,10 @@ class LabelScores(Scores):
     def per_example(self, name: str) -> Floats | None:
         """Return None: labels are known of different rows, so that no metric is a mean over all rows."""
         return None
+
+    def carriers(self, name: str, groups: Labels | None) -> float:
+        """Return for AUROC and AUPRC how many patients their mean over labels hangs on."""
+        return carriers(self.y.astype(np.float64), groups) if name in PER_LABEL else math.inf
 
     def of_each(self, name: str) -> list[float | None]:
         """Return a metric of each label; None where the rows that know it do not define it.

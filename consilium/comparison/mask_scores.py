@@ -6,6 +6,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from consilium.common.segmentation.evidence import carriers
 from consilium.common.segmentation.overlap import DISTANCE, TRUE, dice, mean_of, of_classes
 from consilium.common.weights.arrays import Array
 from consilium.comparison.evaluation import Floats, Labels, Scores, unknown
@@ -50,6 +51,10 @@ class MaskScores(Scores):
         if not (self.facts[:, self._places(name), TRUE] > 0).all():
             return None
         return np.asarray(self._each(name).mean(axis=1), dtype=np.float64)
+
+    def carriers(self, name: str, groups: Labels | None) -> float:
+        """Return how many patients the mean over classes hangs on."""
+        return carriers(self.facts[:, self._places(name), TRUE] > 0, groups)
 
     def of_each(self, name: str) -> list[float | None]:
         """Return a metric of each class but the background; None where no picture has it, nor an answer.

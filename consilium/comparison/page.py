@@ -2,7 +2,15 @@
 
 from typing import Any
 
-from consilium.comparison.charts import MOST_BARS, bar_chart, curve_figures, price_figures, weight_figures
+from consilium.comparison.by_time import LEAST_AT_RISK
+from consilium.comparison.charts import (
+    MOST_BARS,
+    bar_chart,
+    curve_figures,
+    price_figures,
+    time_figures,
+    weight_figures,
+)
 from consilium.comparison.evaluation import UNBOUNDED
 from consilium.comparison.evidence import DRAWS
 from consilium.comparison.lines import Line
@@ -61,6 +69,9 @@ def render_page(report: Report) -> str:
             "weight_figures": weight_figures(report),
             "holdings": _holdings(report),
             "labels": _labels(report),
+            "times": time_figures(report),
+            "too_few": [curve.site for curve in report.times if not curve.times],
+            "least_at_risk": LEAST_AT_RISK,
             "usual_tools": USUAL_TOOLS,
             "scaled": " or ".join(SCALES[by] for by in report.scales),
             "draws": DRAWS,

@@ -10,6 +10,7 @@ from consilium.common.errors import ConfigError
 from consilium.common.study.study import StudyConfig
 from consilium.comparison.by_class import ClassLine, lines_of_classes
 from consilium.comparison.by_label import LabelLine, lines_of
+from consilium.comparison.by_time import SiteCurve, curves_of_times
 from consilium.comparison.cells import Cell
 from consilium.comparison.comparison import Comparison
 from consilium.comparison.curves import curve_of, rounds_table, weights_of
@@ -53,6 +54,7 @@ class Report:
         prices: what privacy costs each site, per method that was trained with noise.
         labels: of several labels each by itself, by the two rows of one choice for all sites, where there are such.
         classes: of masks each class by itself, in every row.
+        times: of times until an event each site's curve of who is left without it.
     """
 
     study: StudyConfig
@@ -77,6 +79,7 @@ class Report:
     prices: Sequence[Price] = ()
     labels: Sequence[LabelLine] = ()
     classes: Sequence[ClassLine] = ()
+    times: Sequence[SiteCurve] = ()
 
     @property
     def places(self) -> int:
@@ -102,6 +105,7 @@ class Report:
             "privacy": [price.as_json() for price in self.prices],
             **({"labels": [line.as_json() for line in self.labels]} if self.labels else {}),
             **({"classes": [line.as_json() for line in self.classes]} if self.classes else {}),
+            **({"times": [curve.as_json() for curve in self.times]} if self.times else {}),
             "settings": dict(self.settings),
         }
 
@@ -159,6 +163,7 @@ def build_report(
         prices=prices,
         labels=lines_of(comparison, *for_all),
         classes=lines_of_classes(comparison, rows),
+        times=curves_of_times(comparison),
     )
 
 

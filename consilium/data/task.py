@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from consilium.common.data.events import names_event, perhaps_censored, seen_in, tells_events
 from consilium.common.data.identifiers import names_identifiers
 from consilium.common.data.oddities import codes_in
 from consilium.common.errors import DataError, clean
@@ -66,7 +67,17 @@ def table_task(
     scale = float(f"{pool.numbers.std():.3g}")
     center = round(float(pool.numbers.mean()), 2 - math.floor(math.log10(scale)))
     number = Regression(center=center, scale=scale, tolerance=tolerance)
-    return TableTask(regression=number, **known), sentences
+    return TableTask(regression=number, **known), [*sentences, *_about_events(pool)]
+
+
+def _about_events(pool: TablePool) -> list[str]:
+    """Return a sentence where a column seems to say which labels, all at least 0, are censored times."""
+    if pool.numbers is None or (pool.numbers < 0).any():
+        return []
+    names = [name for name in pool.header if name != pool.label and names_event(name)]
+    found = [name for name in names if tells_events({*map(seen_in, pool.column(name))})]
+    advice = "if so, write task.survival into the study instead (docs/coordinator/survival.md)"
+    return [f"{perhaps_censored(pool.label, clean(found[0], 60))}; {advice}"] if found else []
 
 
 def _remarks(name: str, held: ColumnCells, parts: Mapping[str, Rows]) -> Iterator[str]:

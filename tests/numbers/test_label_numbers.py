@@ -19,9 +19,13 @@ from consilium.client.data.strata import LEAST_ROWS
 from consilium.client.training.labels_loss import labels_loss
 from consilium.client.training.metrics import measure
 from consilium.common.intervals.evidence import redrawn
-from consilium.common.labels.evidence import DRAWS, aurocs, evidence_of, mean_auroc
+from consilium.common.intervals.means import interval_of
+from consilium.common.labels.evidence import DRAWS, aurocs, carriers, evidence_of, mean_auroc
 from consilium.common.labels.ranking import auroc, auroc_in_draws
 from consilium.common.labels.shift import label_shift
+from consilium.common.protocol.estimates import estimates_of
+from consilium.comparison.evidence import evidence_of as in_comparison
+from consilium.comparison.evidence import minus
 from consilium.comparison.label_scores import LabelScores
 from consilium.comparison.usual import fit_each
 
@@ -105,6 +109,29 @@ def test_intervals_of_the_mean_area_cover_it() -> None:
         assert found.draws is not None
         covered += abs(found.values[0] - truth) <= 1.96 * found.draws.std(ddof=1)
     assert 0.9 <= covered / 120 <= 0.99
+
+
+def test_models_that_know_nothing_are_not_told_apart_by_a_single_positive() -> None:
+    """Of 60 patients one has the label: without a floor, 3 of 4 such pairs of models were clearly different."""
+    rng = np.random.default_rng(0)
+    y = np.zeros((60, 1))
+    y[0] = 1.0
+    found = evidence_of(y, {name: rng.normal(size=(60, 1)) for name in ("local", "personal")}, None)
+    told = estimates_of(found, neutral=0.5)
+    assert told.difference is not None and 1.0 == told.difference.error
+    scores = [LabelScores(y, rng.normal(size=(60, 1)), ("nodule",)) for _ in range(2)]
+    drawn = [in_comparison([one], "auroc", groups=None, seed=0, who="a") for one in scores]
+    assert drawn[0] is not None and drawn[1] is not None
+    assert interval_of(minus(drawn[0], drawn[1]), kind="difference").low is None
+
+
+def test_a_mean_over_labels_hangs_on_the_rarer_kind_of_each() -> None:
+    """One of 60 and 30 of 60 are worth 3.9 patients; rows of one patient are one; a label of one kind is no part."""
+    y = np.zeros((60, 3))
+    y[0, 0], y[:30, 1] = 1, 1
+    assert 4 / (1 + 1 / 30) == pytest.approx(carriers(y, None))
+    assert 1.0 == carriers(y[:, [1]], np.repeat(np.arange(2), 30))
+    assert 0.0 == carriers(y[:, [2]], None)
 
 
 def test_the_loss_is_the_mean_over_known_labels_of_torchs_cross_entropy() -> None:

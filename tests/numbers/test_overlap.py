@@ -10,7 +10,9 @@ from torch.nn import functional
 
 from consilium.client.data.target import MaskTarget
 from consilium.client.training.dice import mask_loss
-from consilium.common.segmentation.evidence import evidence_of
+from consilium.common.protocol.counts import Estimate
+from consilium.common.protocol.estimates import estimates_of
+from consilium.common.segmentation.evidence import carriers, evidence_of
 from consilium.common.segmentation.overlap import (
     DISTANCE,
     dice,
@@ -144,9 +146,27 @@ def test_target_says_masks_scores_and_the_constant_answer() -> None:
 
 
 def test_evidence_draws_patients_with_all_their_pictures() -> None:
-    """Two patients, of whom one has Dice 1 in three pictures and one 0 in one: every draw is one of three numbers."""
-    counts = np.array([[[2, 2, 2]]] * 3 + [[[0, 2, 2]]], dtype=float)
-    found = evidence_of({"personal": counts}, np.array([7, 7, 7, 9]))["personal"]
+    """Six patients have Dice 1 in three pictures each, six 0 in one: a draw says how often it drew the first six."""
+    counts = np.array([[[2, 2, 2]]] * 18 + [[[0, 2, 2]]] * 6, dtype=float)
+    groups = np.concatenate([np.repeat(np.arange(6), 3), np.arange(6, 12)])
+    found = evidence_of({"personal": counts}, groups)["personal"]
     assert [0.75] == found.values.tolist()
-    assert found.draws is not None and {0.0, 0.75, 1.0} == set(np.unique(found.draws).tolist())
+    known = [3 * first / (3 * first + 12 - first) for first in range(13)]
+    assert found.draws is not None and set(np.unique(found.draws).round(9)) <= set(np.round(known, 9))
+    assert len(np.unique(found.draws)) > 5
+
+
+def test_a_class_of_few_patients_says_nothing_of_chance() -> None:
+    """Nine patients whose pictures have the class are too few, ten are enough; a second class that one has counts."""
+    counts = np.zeros((60, 1, 3))
+    counts[:9] = [2, 2, 2]
+    few = evidence_of({"personal": counts}, None)["personal"]
+    assert few.draws is not None and np.isnan(few.draws).all()
+    assert estimates_of({"personal": few}, neutral=0.0).personal == Estimate(value=1.0, error=1.0)
+    counts[9] = [0, 2, 2]
+    enough = evidence_of({"personal": counts}, None)["personal"]
+    assert enough.draws is not None and np.isfinite(enough.draws).all()
+    two = np.zeros((60, 2, 3))
+    two[:, 0], two[0, 1] = [1, 2, 2], [1, 2, 2]
+    assert 3.9 == pytest.approx(carriers(two[..., 2] > 0, None), abs=0.05)
     assert {} == evidence_of({"personal": np.zeros((3, 2, 3))}, None)

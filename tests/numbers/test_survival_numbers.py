@@ -17,6 +17,7 @@ from consilium.common.survival.concordance import harrell, of_draws, uno
 from consilium.common.survival.curves import breslow, brier_at, kaplan_meier
 from consilium.common.survival.evidence import DRAWS, evidence_of
 from consilium.common.survival.times import Times
+from consilium.comparison.by_time import LEAST_AT_RISK, site_curve
 from consilium.comparison.usual_cox import chosen_penalty, coefficients
 
 
@@ -71,6 +72,21 @@ def test_kaplan_meier_is_that_of_lifelines() -> None:
     fitted = KaplanMeierFitter().fit(of.times, of.events)
     at = np.arange(0.0, 45.0, 0.5)
     np.testing.assert_allclose(kaplan_meier(of).at(at), fitted.predict(at), atol=1e-12)
+
+
+def test_a_sites_curve_is_that_of_lifelines_while_enough_are_at_risk() -> None:
+    """Its steps are lifelines' events, up to the last time with at least 5 at risk; of 4 patients there is none."""
+    whole, _ = patients(60, seed=6)
+    of = whole.taken(np.flatnonzero(whole.times < whole.times.max()))
+    fitted, found = KaplanMeierFitter().fit(of.times, of.events), site_curve("rom", of)
+    table = fitted.event_table.iloc[1:]
+    last = float(table.index[table["at_risk"] >= 5].max())
+    steps = [float(time) for time in table.index[table["observed"] > 0] if time <= last]
+    assert 5 == LEAST_AT_RISK and last < float(of.times.max())
+    assert (len(of), int(of.events.sum())) == (found.patients, found.events)
+    assert sorted({*steps, last}) == list(found.times)
+    np.testing.assert_allclose(found.shares, fitted.predict(list(found.times)), atol=1e-12)
+    assert () == site_curve("rom", of.taken(np.arange(4))).times
 
 
 def test_breslow_and_brier_are_those_of_scikit_survival() -> None:

@@ -97,6 +97,47 @@ def test_numbers_to_predict_are_shown_in_their_units(tmp_path: Path) -> None:
     assert f"label age: {ages[0]:.4g} to {ages[-1]:.4g}, median" in finding.message
 
 
+@pytest.mark.parametrize("name", ["died", "OS_STATUS", "Censored"])
+@pytest.mark.parametrize("feature", [True, False])
+def test_time_that_may_be_censored_is_warned_of(tmp_path: Path, name: str, *, feature: bool) -> None:
+    """Whether the study learns from the column of the event or the table only has it; true and false too."""
+    words = ("true", "false") if not feature else ("1", "0")
+    (tmp_path / "a.csv").write_text(
+        text([(*row[:2], words[int(row[2])]) for row in lines()], head=("age", "sex", name))
+    )
+    columns: dict[str, NumberColumn | CategoryColumn] = {"sex": CategoryColumn(values=("F", "M"))}
+    columns |= {name: NumberColumn()} if feature else {}
+    task = TableTask(label="age", regression=Regression(center=50, scale=10, tolerance=1), columns=columns)
+    finding = check_data(config_of(tmp_path / "a.csv"), study_of(task))
+    assert "WARN" == finding.status and "task.survival" in finding.fix
+    assert f"the label 'age' may be a time that is censored: column '{name}' has only 0 and 1" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "sign"),
+    [
+        ("smoker", "01", ""),
+        ("smoking_status", "01", ""),
+        ("status", "012", ""),
+        ("died", "0", ""),
+        ("died", "01", "-"),
+    ],
+)
+def test_other_columns_next_to_a_number_are_not_warned_of(tmp_path: Path, name: str, values: str, sign: str) -> None:
+    """0 and 1 under another name, other values, no event at all; and a negative number is no time."""
+    rows = [(sign + age, sex, values[i % len(values)]) for i, (age, sex, _) in enumerate(lines())]
+    (tmp_path / "a.csv").write_text(text(rows, head=("age", "sex", name)))
+    columns: dict[str, NumberColumn | CategoryColumn] = {"sex": CategoryColumn(values=("F", "M"))}
+    task = TableTask(label="age", regression=Regression(center=50, scale=10, tolerance=1), columns=columns)
+    assert "censored" not in check_data(config_of(tmp_path / "a.csv"), study_of(task)).message
+
+
+def test_classes_are_no_times(tmp_path: Path) -> None:
+    """A study of classes is not warned, whatever its table has."""
+    (tmp_path / "a.csv").write_text(text([(*row, row[2]) for row in lines()], head=("age", "sex", "outcome", "died")))
+    assert "censored" not in check_data(config_of(tmp_path / "a.csv"), study_of(TASK)).message
+
+
 def test_many_columns_are_cut_with_the_odd_ones_first(tmp_path: Path) -> None:
     """A thousand genes fill no screen; the one that is constant is among those that are shown."""
     names = tuple(f"g{i}" for i in range(60))

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from consilium.client.data import read_site
+from consilium.client.operations.doctor.censoring import censored_label
 from consilium.client.operations.doctor.finding import Finding, failed, passed, skipped, warned
 from consilium.client.operations.doctor.labels import odd_times
 from consilium.common.errors import ConfigError, ConsiliumError, DataError, listed
@@ -41,6 +42,9 @@ def check_data(config: SiteConfig, study: StudyConfig | None) -> Finding:
     if odd := odd_times(unscaled.raw, study.task):
         fix = "see whether this is so at this hospital, and whether the column has 1 where it was seen"
         return warned("data", f"{text}; {odd}", fix)
+    if censored := censored_label(config, unscaled.raw, study.task):
+        fix = "if so, ask the coordinator for task.survival, which learns from both (docs/coordinator/survival.md)"
+        return warned("data", f"{text}; {censored}", fix)
     if (few := card.num_test) < LEAST_PATIENTS:
         fix = f"{LEAST_PATIENTS} and more are needed: give more data, or ask the coordinator for a larger split.test"
         return warned("data", f"{text}; only {few} for the test, so no report will say whether joining helps", fix)
