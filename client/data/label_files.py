@@ -114,7 +114,8 @@ def _patient(one: NamedFile, split: SplitConfig, *, pattern: bool, who: str) -> 
     if split.group is None:
         return None
     if split.group == FOLDER:
-        found: str | None = one.name.rpartition("/")[0]
+        first, *rest = one.name.split("/")[:-1] or [""]  # as in folders of classes: the part, then the patient
+        found: str | None = (rest or [""])[0] if split.parts == FOLDER else first
     elif pattern:
         read = patient_of(split.group, who=who)
         found = None if read is None else read(one.path)

@@ -84,7 +84,7 @@ class DataCard(Record):
         told = self.class_counts or {}
         if sum(told.values()) > self.num_examples + NOISE_PER_CLASS * len(told):
             raise ValueError(f"class counts are {sum(told.values())} in all, of {self.num_examples} examples")
-        most = self.num_examples + 2 * NOISE_PER_CLASS
+        most = self.num_examples + 2 * NOISE_PER_CLASS * len(self.label_counts or ())  # who share the noise's budget
         if self.label_counts and (known := max(map(sum, self.label_counts.values()))) > most:
             raise ValueError(f"a label is known of {known} examples, of {self.num_examples} in all")
         if self.moments is not None and max(self.moments.counts, default=0) > self.num_train:

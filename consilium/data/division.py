@@ -25,8 +25,10 @@ from consilium.data.pool import ArrayPool, Pool, site_slug
 from consilium.data.table_pool import Labels, TablePool
 
 
-def without_test(pool: Pool, *, by: By) -> tuple[ArrayPool | FolderPool, ArrayPool | FolderPool, list[str]]:
-    """Return the pool without its official test images and their copies, the test images, and sentences."""
+def without_test(
+    pool: Pool, *, by: By, group: str | None
+) -> tuple[ArrayPool | FolderPool, ArrayPool | FolderPool, list[str]]:
+    """Return the pool without its official test images, their copies and patients, the test images, and sentences."""
     if isinstance(pool, TablePool):
         raise ConfigError("--official-test is for images; a table's own parts are named by split.parts in the study")
     if pool.test is None:
@@ -44,6 +46,14 @@ def without_test(pool: Pool, *, by: By) -> tuple[ArrayPool | FolderPool, ArrayPo
     sentences = [f"{int(pool.test.sum())} official test images are every site's '{test_name(pool)}', and no site's own"]
     if shared.any():
         sentences.append(f"{int(shared.sum())} images are left out: the test set has the same")
+    if group is not None:
+        whose = np.array(pool.whose(group))
+        theirs = ~pool.test & ~shared & np.isin(whose, whose[pool.test])
+        if theirs.any():
+            sentences.append(f"{int(theirs.sum())} images are left out: the test set has others of their patients")
+        shared |= theirs
+    if (pool.test | shared).all():
+        raise DataError("--official-test: no image is left that is not of the test set or of its patients")
     return pool.only(np.flatnonzero(~pool.test & ~shared)), pool.only(np.flatnonzero(pool.test)), sentences
 
 

@@ -60,7 +60,7 @@ def split_pool(path: Path, out: Path, options: SplitOptions) -> list[str]:
     sentences: list[str] = []
     test = None
     if options.official_test:
-        pool, test, sentences = without_test(pool, by=options.by)
+        pool, test, sentences = without_test(pool, by=options.by, group=options.group)
     groups, about_copies = groups_in(pool, options.group)
     parts, about_moves = divide(pool, groups, options)
     task, about_columns = _task(pool, parts, options)

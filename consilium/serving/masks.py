@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from consilium.common.errors import ConfigError
+from consilium.common.errors import ConfigError, StateError
 from consilium.common.host.files import write_atomically
 from consilium.common.model import ModelRecord
 
@@ -33,8 +33,13 @@ def write_masks(masks: npt.NDArray[np.uint8], out: Path) -> None:
     """Write masks `(N, H, W)` next to a file of predictions, readable by their owner alone.
 
     Raises:
-        StateError: one cannot be written.
+        StateError: one cannot be written, or one of before not removed.
     """
+    for old in folder_of(out).glob("[0-9]" * 5 + ".png"):  # of other pictures
+        try:
+            old.unlink()
+        except OSError as error:
+            raise StateError(f"cannot remove '{old}': {error.strerror or error}") from error
     for place, mask in enumerate(masks):
         write_atomically(folder_of(out) / file_of(place), png_of(mask), mode=0o600)
 

@@ -171,6 +171,28 @@ def test_an_official_test_set_is_the_same_at_every_site(tmp_path: Path) -> None:
         assert (20, 20) == (raw.num_common, raw.num_own)
 
 
+def test_patients_of_an_official_test_set_are_at_no_site(tmp_path: Path) -> None:
+    """Each of ten has a picture in both parts: those of the sites are left out, and said; nobody else is nobody."""
+    pool = tmp_path / "pool"
+    for number in range(40):
+        part = "test" if number % 4 == 0 else "train"
+        picture(pool / part / CLASSES[number % 2] / f"P{number // 2}_{number}.png", number)
+    options = SplitOptions("iid", sites=2, min_examples=2, official_test=True, group="^(P[0-9]+)_")
+    said = split_pool(pool, tmp_path / "out", options)
+    assert "10 images are left out: the test set has others of their patients" in said
+    files = held(tmp_path / "out")
+    own, test = (
+        {Path(name).name.split("_")[0] for of in files.values() for name in of if name.startswith("test/") == held_out}
+        for held_out in (False, True)
+    )
+    assert (10, 10) == (len(own), len(test)) and not own & test
+    everybody = tmp_path / "everybody"
+    for number in range(20):
+        picture(everybody / ("test", "train")[number % 2] / CLASSES[number // 2 % 2] / f"P1_{number}.png", number)
+    with pytest.raises(DataError, match="no image is left that is not of the test set or of its patients"):
+        split_pool(everybody, tmp_path / "none", options)
+
+
 def test_without_it_all_parts_are_pooled(tmp_path: Path) -> None:
     """As those of an `.npz` file are; the classes are those below the parts."""
     split_pool(parted(tmp_path / "pool"), tmp_path / "out", SplitOptions("iid", sites=2, min_examples=2))

@@ -42,6 +42,15 @@ def test_written_masks_are_read_again_as_they_were(tmp_path: Path) -> None:
     assert 3 == len({colours.getpixel(place) for place in ((0, 0), (2, 2), (6, 6))})
 
 
+def test_masks_of_other_pictures_do_not_stay_beside_new_ones(tmp_path: Path) -> None:
+    """Three pictures, then one; files of other names are nobody's to remove."""
+    out = tmp_path / "said.csv"
+    write_masks(drawn(), out)
+    (folder_of(out) / "notes.txt").write_text("x")
+    write_masks(drawn()[:1], out)
+    assert ["00001.png", "notes.txt"] == sorted(file.name for file in folder_of(out).iterdir())
+
+
 def test_masks_that_are_there_already_are_not_replaced(tmp_path: Path) -> None:
     """A folder of an earlier prediction needs --force, as its file does."""
     out = tmp_path / "said.csv"

@@ -154,6 +154,14 @@ def test_a_table_says_whose_a_picture_is_and_what_for(tmp_path: Path) -> None:
     assert ["a", "a", "b", "b", "c", "c", "d", "d"] == list(read.patients or ())
     by_folder = _read(tmp_path, PICTURES, kind="images", data="data", group="folder")
     assert ["ward0", "ward0", "ward1", "ward1", "ward2", "ward2", "ward3", "ward3"] == list(by_folder.patients or ())
+    (folder / "ward0" / "series").mkdir()
+    name = lines[1].split(",")[0]
+    (folder / name).rename(folder / "ward0" / "series" / Path(name).name)
+    deeper = (folder / "labels.csv").read_text(encoding="utf-8").replace(name, f"ward0/series/{Path(name).name}")
+    (folder / "labels.csv").write_text(deeper, encoding="utf-8")
+    below = _read(tmp_path, PICTURES, kind="images", data="data", group="folder")
+    assert list(by_folder.patients or ()) == list(below.patients or ())  # the first folder is the patient
+    lines[1] = lines[1].replace(name, f"ward0/series/{Path(name).name}")
     by_name = _read(tmp_path, PICTURES, kind="images", data="data", group="00([0-9])")
     assert 8 == len(set(by_name.patients or ()))
     named = [line.split(",")[0] for line in lines[1:]]

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from consilium.client.privacy.policy.study_rules import allowed
 from consilium.common.protocol.cards import DataCard
-from consilium.common.protocol.counts import Estimate, Estimates, TestCounts
+from consilium.common.protocol.counts import ROUNDING, Estimate, Estimates, TestCounts
 from consilium.common.protocol.replies import FinishReply, HandshakeReply, Reply, RoundReply
 from consilium.common.study.policy import PolicyConfig
 from consilium.common.study.signals import EFFECTIVE_STEPS
@@ -39,9 +39,11 @@ def _rounded(name: str, value: float, policy: PolicyConfig) -> float:
 
 
 def _card(card: DataCard, least: int) -> DataCard:
-    """Return a card without its class counts, or its counts of labels, if one of them is small."""
-    of_labels = [count for both in (card.label_counts or {}).values() for count in both]
-    if not _is_small([*(card.class_counts or {}).values(), *of_labels], least):
+    """Return a card without its class counts, or its counts of labels, if one of them, or of the others, is small."""
+    own = card.num_examples - (card.num_test if card.test_digest else 0)
+    classes = [count for of in (card.class_counts or {}).values() for count in (of, own - of)]
+    labels = [count for both in (card.label_counts or {}).values() for count in (*both, own - sum(both))]
+    if not _is_small([*classes, *labels], least):
         return card
     return card.model_copy(update={"class_counts": None, "label_counts": None})
 
@@ -60,15 +62,21 @@ def _test(test: TestCounts, policy: PolicyConfig, *, noised: bool) -> TestCounts
 
 
 def _estimates(of: Estimates, policy: PolicyConfig) -> Estimates:
-    """Return estimates with the digits that may leave."""
+    """Return estimates with the digits that may leave, and without the constant answer's where it may not.
+
+    Where two scores have so few digits that their difference contradicts them, it stays.
+    """
     digits = policy.metric_digits
     known = {name: one for name in Estimates.model_fields if (one := getattr(of, name)) is not None}
-    return Estimates(
-        **{
-            name: Estimate(value=float(f"{one.value:.{digits}g}"), error=float(f"{one.error:.{digits}g}"))
-            for name, one in known.items()
-        }
-    )
+    told = {
+        name: Estimate(value=float(f"{one.value:.{digits}g}"), error=float(f"{one.error:.{digits}g}"))
+        for name, one in known.items()
+        if policy.share_majority or name != "majority"
+    }
+    moved = told.get("difference")
+    if moved is not None and abs(moved.value - (told["personal"].value - told["local"].value)) > ROUNDING:
+        del told["difference"]
+    return Estimates(**told)
 
 
 def _is_small(counts: Iterable[int], least: int) -> bool:
