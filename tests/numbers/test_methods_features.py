@@ -33,6 +33,10 @@ from consilium.common.weights.arrays import Weights, under, with_prefix
 from consilium.running.in_process import run_in_process
 
 
+ROUNDING = 1e-6
+"""Relative error of a few steps in float32: statistics of this test's pictures are about 100."""
+
+
 def random_work(shape: tuple[int, ...] = (3,), *, classes: int = 2, **changes: Any) -> LocalWork:
     """Return 24 examples of unequal classes, the most frequent first; two passes in batches of 6."""
     generator = torch.Generator().manual_seed(3)
@@ -501,9 +505,11 @@ def test_fenda_is_a_linear_head_on_joined_features(name: str, shape: tuple[int, 
             optimiser.step()
         expected = paper.state_dict()
         for key in shared:
-            np.testing.assert_allclose(expected[f"shared.{key.removeprefix('backbone.')}"], after[key], atol=1e-5)
+            wanted = expected[f"shared.{key.removeprefix('backbone.')}"]
+            np.testing.assert_allclose(wanted, after[key], rtol=ROUNDING, atol=1e-5)
         for key, array in under(memory, "own/backbone.").items():
-            np.testing.assert_allclose(expected[f"own.{key}"], array.astype(np.float64), atol=1e-5, err_msg=key)
+            own = array.astype(np.float64)
+            np.testing.assert_allclose(expected[f"own.{key}"], own, rtol=ROUNDING, atol=1e-5, err_msg=key)
         x = task.examples.x
         module = method.personalise(model, memory, task)
         np.testing.assert_allclose(answers(paper, x), answers(module, x), atol=2e-5)
