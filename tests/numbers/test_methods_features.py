@@ -32,7 +32,6 @@ from consilium.common.study.load import study_text
 from consilium.common.weights.arrays import Weights, under, with_prefix
 from consilium.running.in_process import run_in_process
 
-
 ROUNDING = 1e-6
 """Relative error of a few steps in float32: statistics of this test's pictures are about 100."""
 
