@@ -58,13 +58,38 @@ def read_arrays(config: DataConfig, task: Task, split: SplitConfig, *, site: str
     usable, num_skipped = keep_usable(examples, site=site, max_skipped=config.max_skipped)
     if not usable:
         raise DataError(f"{where}: no usable image, {num_skipped} skipped")
-    check_bytes(len(usable), task, where=where)
     rows = np.array(usable, dtype=np.int64)
-    facts = PictureFacts(task)
+    return raw_pictures(
+        held, images, rows, labels.taken(rows), task, split, num_skipped=num_skipped, file=file, site=site
+    )
+
+
+def raw_pictures(
+    held: Mapping[str, Array],
+    images: Array,
+    rows: Ints,
+    y: torch.Tensor,
+    task: PictureTask,
+    split: SplitConfig,
+    *,
+    num_skipped: int,
+    file: Path,
+    site: str,
+) -> RawData:
+    """Return the data of the pictures `images[rows]` of a file, whose labels are `y`.
+
+    Args:
+        held: the file's arrays, those that `split` names among them.
+
+    Raises:
+        DataError: they are too large together, or an array that `split` names says nothing of one.
+    """
+    where, facts = f"site '{site}': file '{file.name}'", PictureFacts(task)
+    check_bytes(len(rows), task, where=where)
     x = prepared(images, rows, task, facts)
     return RawData(
         x=torch.from_numpy(x),
-        y=labels.taken(rows),
+        y=y,
         num_skipped=num_skipped,
         copies=copies_of_pictures(x),
         seen=tuple(facts.seen()),

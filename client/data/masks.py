@@ -14,9 +14,7 @@ from consilium.client.data.arrays import (
     check_classes,
     check_levels,
     npz_file,
-    parts_of,
-    patients_of,
-    prepared,
+    raw_pictures,
     usable_pictures,
 )
 from consilium.client.data.base import Bad, RawData, keep_usable, kind_mismatch
@@ -191,18 +189,9 @@ def _read_npz(config: MasksData, task: SegmentationTask, split: SplitConfig, *, 
     )
     if not usable:
         raise DataError(f"{where}: no usable picture, {num_skipped} skipped")
-    check_bytes(len(usable), task, where=where)
-    rows, facts = np.array([row for row, _ in usable], dtype=np.int64), PictureFacts(task)
-    x = prepared(images, rows, task, facts)
-    return RawData(
-        x=torch.from_numpy(x),
-        y=torch.from_numpy(np.stack([mask for _, mask in usable])),
-        num_skipped=num_skipped,
-        copies=copies_of_pictures(x),
-        seen=tuple(facts.seen()),
-        odd=tuple(facts.odd()),
-        patients=None if split.group is None else patients_of(held[split.group], split.group, rows, len(images), where),
-        parts=parts_of(held, split, rows, len(images), file=file, site=site),
+    rows, y = np.array([row for row, _ in usable], dtype=np.int64), np.stack([mask for _, mask in usable])
+    return raw_pictures(
+        held, images, rows, torch.from_numpy(y), task, split, num_skipped=num_skipped, file=file, site=site
     )
 
 

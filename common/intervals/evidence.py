@@ -14,7 +14,8 @@ from consilium.common.seeds import seed_for
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-_DRAWS = 300
+DRAWS = 300
+"""Draws of the bootstrap."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +52,7 @@ class Evidence:
     @classmethod
     def of_estimate(cls, value: float, error: float, *, num_rows: int) -> "Evidence":
         """Return the evidence of one seed from a metric and its standard error, as draws of a normal distribution."""
-        middles = (np.arange(_DRAWS) + 0.5) / _DRAWS
+        middles = (np.arange(DRAWS) + 0.5) / DRAWS
         scores = stats.norm.ppf(middles)
         draws = value + error * scores / scores.std(ddof=1)
         return cls(values=np.array([value]), draws=draws[None], num_rows=num_rows)
@@ -114,3 +115,9 @@ def redrawn(size: int, groups: Ints | None, *, draws: int, seed: int, who: str) 
     members = [np.flatnonzero(index == patient) for patient in range(index.max() + 1)]
     for _ in range(draws):
         yield np.concatenate([members[patient] for patient in generator.integers(0, len(members), len(members))])
+
+
+def times_drawn(size: int, groups: Ints | None, *, who: str) -> Floats:
+    """Return how often each row is in each of `DRAWS` draws of `redrawn`, with seed 0: `(DRAWS, size)`."""
+    drawn = redrawn(size, groups, draws=DRAWS, seed=0, who=who)
+    return np.stack([np.bincount(rows, minlength=size).astype(np.float64) for rows in drawn])

@@ -6,13 +6,10 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from consilium.common.intervals.evidence import Evidence, redrawn
+from consilium.common.intervals.evidence import DRAWS, Evidence, times_drawn
 from consilium.common.intervals.rare import carried_by, patients_of
 from consilium.common.labels.ranking import Floats, auroc, auroc_in_draws
 from consilium.common.protocol.patients import LEAST_PATIENTS
-
-DRAWS = 300
-"""Draws of the bootstrap."""
 
 Labels = NDArray[np.floating]
 """Labels `(N, L)`: 1 where an example has one, 0 where it has not, NaN where that is not known."""
@@ -50,12 +47,7 @@ def evidence_of(
         groups: the patient of each row `(N,)`; None: every row is one.
         who: names the draws.
     """
-    drawn = np.stack(
-        [
-            np.bincount(rows, minlength=len(y)).astype(np.float64)
-            for rows in redrawn(len(y), groups, draws=DRAWS, seed=0, who=who)
-        ]
-    )
+    drawn = times_drawn(len(y), groups, who=who)
     enough = carriers(y, groups) >= LEAST_PATIENTS
     found: dict[str, Evidence] = {}
     for name, own in scores.items():

@@ -5,13 +5,10 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from consilium.common.intervals.evidence import Evidence, redrawn
+from consilium.common.intervals.evidence import DRAWS, Evidence, times_drawn
 from consilium.common.intervals.rare import carried_by, patients_of
 from consilium.common.protocol.patients import LEAST_PATIENTS
 from consilium.common.segmentation.overlap import TRUE, Floats, dice, mean_of, of_classes
-
-DRAWS = 300
-"""Draws of the bootstrap."""
 
 
 def evidence_of(
@@ -26,12 +23,7 @@ def evidence_of(
         who: names the draws.
     """
     size = len(next(iter(counts.values())))
-    times = np.stack(
-        [
-            np.bincount(rows, minlength=size).astype(np.float64)
-            for rows in redrawn(size, groups, draws=DRAWS, seed=0, who=who)
-        ]
-    )
+    times = times_drawn(size, groups, who=who)
     found = dict[str, Evidence]()
     for name, own in counts.items():
         each = dice(own)

@@ -5,12 +5,9 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from consilium.common.intervals.evidence import Evidence, redrawn
+from consilium.common.intervals.evidence import Evidence, times_drawn
 from consilium.common.survival.concordance import harrell, of_draws
 from consilium.common.survival.times import Floats, Times
-
-DRAWS = 300
-"""Draws of the bootstrap."""
 
 
 def evidence_of(
@@ -22,15 +19,10 @@ def evidence_of(
         groups: the patient of each row `(N,)`; None: every row is one.
         who: names the draws.
     """
-    times_drawn = np.stack(
-        [
-            np.bincount(rows, minlength=len(of)).astype(np.float64)
-            for rows in redrawn(len(of), groups, draws=DRAWS, seed=0, who=who)
-        ]
-    )
+    drawn = times_drawn(len(of), groups, who=who)
     found: dict[str, Evidence] = {}
     for name, own in risks.items():
         if (value := harrell(of, own)) is not None:
-            draws = of_draws(of, own, times_drawn)[None]
+            draws = of_draws(of, own, drawn)[None]
             found[name] = Evidence(values=np.array([value]), draws=draws, groups=groups, num_rows=len(of))
     return found

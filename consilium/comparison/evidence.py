@@ -4,11 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from consilium.common.intervals.evidence import DRAWS
 from consilium.comparison.evaluation import Floats, Labels, Scores
 from consilium.findings import LEAST_PATIENTS, Evidence, redrawn
-
-DRAWS = 300
-"""Draws of the bootstrap, for metrics that are no mean over the examples."""
 
 
 def evidence_of(

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from consilium.common.intervals.evidence import DRAWS
 from consilium.comparison.by_time import LEAST_AT_RISK
 from consilium.comparison.charts import (
     MOST_BARS,
@@ -12,7 +13,6 @@ from consilium.comparison.charts import (
     weight_figures,
 )
 from consilium.comparison.evaluation import UNBOUNDED
-from consilium.comparison.evidence import DRAWS
 from consilium.comparison.lines import Line
 from consilium.comparison.prices import Price, price_sentence
 from consilium.comparison.report import Report

@@ -18,9 +18,9 @@ from consilium.client.data.noise import noisy_counts, noisy_label_counts
 from consilium.client.data.strata import LEAST_ROWS
 from consilium.client.training.labels_loss import labels_loss
 from consilium.client.training.metrics import measure
-from consilium.common.intervals.evidence import redrawn
+from consilium.common.intervals.evidence import DRAWS, redrawn
 from consilium.common.intervals.means import interval_of
-from consilium.common.labels.evidence import DRAWS, aurocs, carriers, evidence_of, mean_auroc
+from consilium.common.labels.evidence import aurocs, carriers, evidence_of, mean_auroc
 from consilium.common.labels.ranking import auroc, auroc_in_draws
 from consilium.common.labels.shift import label_shift
 from consilium.common.protocol.estimates import estimates_of

@@ -11,11 +11,11 @@ from sksurv.metrics import brier_score, concordance_index_censored, concordance_
 from survival_cases import patients, structured
 
 from consilium.client.training.cox import cox_loss
-from consilium.common.intervals.evidence import redrawn
+from consilium.common.intervals.evidence import DRAWS, redrawn
 from consilium.common.protocol.estimates import estimates_of
 from consilium.common.survival.concordance import harrell, of_draws, uno
 from consilium.common.survival.curves import breslow, brier_at, kaplan_meier
-from consilium.common.survival.evidence import DRAWS, evidence_of
+from consilium.common.survival.evidence import evidence_of
 from consilium.common.survival.times import Times
 from consilium.comparison.by_time import LEAST_AT_RISK, site_curve
 from consilium.comparison.usual_cox import chosen_penalty, coefficients
