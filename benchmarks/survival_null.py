@@ -1,6 +1,6 @@
 """How often a site's sentence on survival is wrong: two models that rank equally well; writes `survival_null.csv`.
 
-    python benchmarks/survival_null.py                # 5 minutes on one core
+    python benchmarks/survival_null.py                # a minute on one core
     python benchmarks/survival_null.py --studies 400  # quicker, noisier
 
 Joined and alone answer a patient's log risk plus noise of their own, of the same size, so that neither is better. Times
@@ -24,7 +24,7 @@ from consilium.comparison.evidence import minus
 from consilium.findings import Interval, interval_of, verdict
 
 OUT = Path(__file__).parent / "results" / "survival_null.csv"
-SIZES = (20, 35)
+SIZES = (20, 35, 50)
 CENSORED = (0.2, 0.5, 0.8)
 
 
