@@ -27,10 +27,10 @@ demo: $(INSTALLED) ## server and three hospitals on this machine, end to end
 
 # Whole files go to the processes, the longest first (tests/conftest.py): two end together, within 5 minutes.
 TEST_PROCESSES ?= 2
-test: $(INSTALLED) ## all tests but those with containers, and but for what make nightly adds
-	$(BIN)/python -m pytest -m "not containers and not nightly" -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+test: $(INSTALLED) ## all tests but those with containers or faults, and but for what make nightly adds
+	$(BIN)/python -m pytest -m "not containers and not faults and not nightly" -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
-nightly: $(INSTALLED) ## what test leaves out: every pair of algorithms, all inputs of the fuzzer
+nightly: $(INSTALLED) ## what test leaves out: every pair of algorithms, all inputs of the fuzzer, 20 kills of each kind
 	$(BIN)/python -m pytest -m nightly -n $(TEST_PROCESSES)
 
 check: $(INSTALLED) docs ## format, lint, types, architecture, documentation
@@ -48,8 +48,8 @@ docs: $(INSTALLED) ## the documentation, as pages for a browser in build/docs
 links: $(INSTALLED)
 	$(BIN)/sphinx-build --quiet --builder linkcheck docs build/links
 
-e2e: $(INSTALLED) ## only the tests with real processes or containers, gRPC, TLS and keys
-	$(BIN)/python -m pytest -m "e2e or containers"
+e2e: $(INSTALLED) ## only the tests with real processes or containers, gRPC, TLS and keys, and with faults
+	$(BIN)/python -m pytest -m "(e2e or containers or faults) and not nightly"
 
 # Where the client image's torch comes from; empty: from pip's own index.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu

@@ -10,7 +10,7 @@ three hospitals together, each answered by its own hospital's model.
 
 import argparse
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from consilium.common.intervals.means import interval_of
 from consilium.common.study.load import write_site
 from consilium.running.in_process import run_in_process
 from consilium.serving.export import onnx_model
-from consilium.serving.export.check import answered, answers_by_torch, check, right, runtime_of
+from consilium.serving.export.check import Numbers, answered, answered_by_torch, check, runtime_of
 from consilium.serving.export.int8 import int8_of
 from consilium.serving.export.network import network_of
 from consilium.serving.export.pruning import SHARES, facts, pruned
@@ -52,6 +52,12 @@ def run_study(work: Path) -> dict[str, Path]:
     return paths
 
 
+def right(answers: Iterable[Numbers], rows: Rows) -> torch.Tensor:
+    """Return which rows are answered with their class, `(N,)`, of probabilities of some rows at a time."""
+    assert rows.prepared.y is not None
+    return torch.from_numpy(np.concatenate(list(answers)).argmax(axis=1)) == rows.prepared.y
+
+
 def scored(mask: Any, before: Any = None) -> dict[str, Any]:
     """Return a share of correct answers with its interval, and what it changed."""
     found = interval_of(Evidence.of_rows(mask.double().numpy()[None]), kind="share")
@@ -66,7 +72,8 @@ def scored(mask: Any, before: Any = None) -> dict[str, Any]:
 def measure(site: str, settings: Path, masks: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
     """Yield a row for each graph and kind of rows, and for each share of struck weights."""
     (folder,) = (settings.parent / "state").glob("*/run/models/personal")
-    model, task = load_model(folder), load_model(folder).record.task
+    model = load_model(folder)
+    task = model.record.task
     material = of_site(model, settings)
     validation = material.measured
     assert validation is not None
@@ -82,17 +89,18 @@ def measure(site: str, settings: Path, masks: dict[str, list[Any]]) -> Iterator[
     for name, graph in {"float32": whole, "int8": small}.items():
         ask = runtime_of(graph, model.record)
         for kind, rows in {"validation": validation, "test": test}.items():
-            mask = right(answered(ask, rows.feeds, batch=256), rows, task)
+            mask = right(answered(ask, rows.feeds, batch=256), rows)
             size = {"bytes": sizes[name], "share_of_size": round(sizes[name] / sizes["float32"], 4)}
             yield {"site": site, "model": name, "rows": kind, **size, **scored(mask, before.get(kind))}
             before.setdefault(kind, mask)
             masks.setdefault(f"{name} {kind}", []).append(mask)
+    dense = facts(model, 0, None, whole=model).compressed
     for share in SHARES[1:]:
         lesser = pruned(model, share)
-        compressed = facts(lesser, share, None).compressed
+        compressed = facts(lesser, share, None, whole=model).compressed
         for kind, rows in {"validation": validation, "test": test}.items():
-            mask = right(answers_by_torch(lesser, rows), rows, task)
-            size = {"bytes": compressed, "share_of_size": round(compressed / facts(model, 0, None).compressed, 4)}
+            mask = right(answered_by_torch(lesser, rows), rows)
+            size = {"bytes": compressed, "share_of_size": round(compressed / dense, 4)}
             yield {"site": site, "model": f"without {share:.0%}", "rows": kind, **size, **scored(mask, before[kind])}
             masks.setdefault(f"without {share:.0%} {kind}", []).append(mask)
 

@@ -21,7 +21,7 @@ from consilium.client.site.accepted import check_accepted
 from consilium.client.site.journal import note_answer, note_failure, note_study
 from consilium.client.site.memory import has_room
 from consilium.client.site.site import Site
-from consilium.client.site.state_folder import study_of
+from consilium.client.site.start import study_of
 from consilium.client.wire.books import Books, books_of, close_books, settings_of
 from consilium.common.codecs import Payload
 from consilium.common.errors import ConsiliumError, DataError, ProtocolError, StateError

@@ -18,7 +18,7 @@ from consilium.client.process.supervisor import Worker, WorkerFailed
 from consilium.client.wire.connection import Connection
 from consilium.client.wire.place import Place
 from consilium.common.errors import ConfigError, ConsiliumError, RunFailed
-from consilium.common.host.files import only_one
+from consilium.common.host.files import only_one, sweep
 
 if TYPE_CHECKING:
     from consilium.common.study.site import SiteConfig
@@ -79,6 +79,7 @@ async def run_site(place: Place) -> None:
     another = f"site '{place.name}' runs already on this machine, with the state in '{place.log.parent}'"
     with ExitStack() as stack:
         stack.enter_context(only_one(place.log.parent / ".lock", otherwise=another))
+        sweep(place.log.parent, depth=4)
         if place.metrics:
             from consilium.client.operations.pages import exporting
 

@@ -11,9 +11,11 @@
     |-- HandshakeMismatch   8   sites differ in version, data schema or initial weights
     |-- CohortTooSmall      9   too few usable updates in a round
     |-- StateError         10   a checkpoint or personal state cannot be written or read
+    |   `-- DiskFull            there is no room left for it
     |-- PortInUse          11   something else listens on the port
     |-- ProtocolError      12   a message that does not follow the protocol
-    |   `-- UpdateRejected      an update that is unusable, with the reason's short name
+    |   |-- UpdateRejected      an update that is unusable, with the reason's short name
+    |   `-- AnsweredAlready     an order that a site has answered before
     |-- PrivacyBudgetSpent 13   an answer would cost more of a site's privacy budget than is left, or nobody knows
     |-- RunFailed          14   the server's run ended without a result
     `-- PolicyRefused      15   a site's own policy forbids what a plan asks
@@ -89,6 +91,10 @@ class StateError(ConsiliumError):
     exit_code = 10
 
 
+class DiskFull(StateError):
+    """There is no room on a disk for what is about to be written; it may be made."""
+
+
 class PortInUse(ConsiliumError):
     """Another program listens on a port that consilium needs."""
 
@@ -99,6 +105,10 @@ class ProtocolError(ConsiliumError):
     """A message does not follow the protocol."""
 
     exit_code = 12
+
+
+class AnsweredAlready(ProtocolError):
+    """An order comes again that was answered; a new one with the same plan may be answered."""
 
 
 class UpdateRejected(ProtocolError):

@@ -22,6 +22,7 @@ class SiteRound(Record):
         weight: the site's share of the round; None where the round ended before it was known.
         signals: the measurements that the share was computed from.
         privacy: what a private study has spent at the site after this round; None in other studies.
+        stale: how many rounds before this one its weights were sent, in a study whose rounds are buffered.
     """
 
     num_examples: int
@@ -30,6 +31,7 @@ class SiteRound(Record):
     weight: float | None = Field(default=None, exclude_if=lambda weight: weight is None)
     signals: dict[str, float] = Field(default_factory=dict)
     privacy: PrivacySpent | None = Field(default=None, exclude_if=lambda privacy: privacy is None)
+    stale: int = Field(default=0, ge=0, exclude_if=lambda stale: stale == 0)
 
 
 class RoundRecord(Record):
@@ -42,6 +44,7 @@ class RoundRecord(Record):
         downlink_nmse: squared error of the coded weights over the squared norm of their change.
         notes: why the round was not weighted as the study says.
         site_epsilon: what the weights of all rounds so far tell of any one site, with site-level privacy; None without.
+        shortened: by which factor an update was shortened that was much longer than others', per site.
     """
 
     round: int
@@ -59,6 +62,7 @@ class RoundRecord(Record):
     downlink_nmse: float = 0.0
     notes: tuple[str, ...] = ()
     site_epsilon: float | None = Field(default=None, exclude_if=lambda epsilon: epsilon is None)
+    shortened: dict[SiteName, float] = Field(default_factory=dict, exclude_if=lambda shortened: not shortened)
     sites: dict[SiteName, SiteRound] = Field(default_factory=dict)
 
 
@@ -76,6 +80,7 @@ class SiteFacts(Record):
     label_counts: dict[ClassName, tuple[Count, Count]] | None = Field(
         default=None, exclude_if=lambda counts: counts is None
     )
+    label_noise: float | None = Field(default=None, exclude_if=lambda noise: noise is None)
     num_groups: Count | None = None
     num_copies: Count = 0
     num_alike: Count = 0

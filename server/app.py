@@ -13,7 +13,7 @@ from flwr.serverapp import Grid, ServerApp
 from consilium.common.errors import ConsiliumError
 from consilium.common.events.log import EventLog
 from consilium.common.events.run import RunFailure, RunStopped
-from consilium.common.host.files import only_one
+from consilium.common.host.files import only_one, sweep
 from consilium.common.protocol.plans import study_digest
 from consilium.common.results import RunResult
 from consilium.common.study.load import parse_study
@@ -21,6 +21,7 @@ from consilium.server.flower.exchange import GridExchange, Messenger
 from consilium.server.strategies import build_strategy
 from consilium.server.study.context import Study
 from consilium.server.study.exchange import Exchange
+from consilium.server.study.late import update_result
 from consilium.server.study.run import Progress, study_steps
 from consilium.server.study.run_folder import JOURNAL_VARIABLE, RunFolder
 from consilium.server.study.witness import WitnessedExchange
@@ -38,11 +39,14 @@ def main(grid: Grid, context: Context) -> None:
     """Run the study named in the run configuration (`study`: JSON, `folder`: run folder on this machine)."""
     path, text = Path(str(context.run_config["folder"])), str(context.run_config["study"])
     transport, tls = str(context.run_config["transport"]), bool(context.run_config["tls"])
-    for _ in run_steps(grid, text, path, transport=transport, tls=tls):
+    update = bool(context.run_config.get("update", False))
+    for _ in run_steps(grid, text, path, transport=transport, tls=tls, update=update):
         pass
 
 
-def run_steps(grid: Grid, text: str, path: Path, *, transport: str, tls: bool) -> Generator[Progress, None, RunResult]:
+def run_steps(
+    grid: Grid, text: str, path: Path, *, transport: str, tls: bool, update: bool = False
+) -> Generator[Progress, None, RunResult]:
     """Run a study step by step: yield how far it has come, first when the sites agree, and return its result.
 
     Closed early, the run is stopped: a run in the same folder goes on from its last checkpoint.
@@ -50,10 +54,20 @@ def run_steps(grid: Grid, text: str, path: Path, *, transport: str, tls: bool) -
     Args:
         text: the study as JSON.
         path: the run's folder.
+        update: the run has ended; only sites without a row in its result are asked for it.
 
     Raises:
         ConsiliumError: what ended the run.
     """
+    going_on = f"'{path}': the run is still going on in another process; stop that one first"
+    with only_one(path / ".lock", otherwise=going_on):  # before anything is written into its log
+        sweep(path, depth=2)
+        return (yield from _owned_steps(grid, text, path, transport=transport, tls=tls, update=update))
+
+
+def _owned_steps(
+    grid: Grid, text: str, path: Path, *, transport: str, tls: bool, update: bool
+) -> Generator[Progress, None, RunResult]:
     folder = RunFolder(path, _journal(run=path.name))
     try:
         config = parse_study(json.loads(text), source="study")
@@ -72,9 +86,7 @@ def run_steps(grid: Grid, text: str, path: Path, *, transport: str, tls: bool) -
             weighting=build_weighting(config.weights_by),
             folder=folder,
         )
-        going_on = f"'{path}': the run is still going on in another process; stop that one first"
-        with only_one(path / ".lock", otherwise=going_on):
-            return (yield from study_steps(study, transport=transport, tls=tls))
+        return update_result(study) if update else (yield from study_steps(study, transport=transport, tls=tls))
     except ConsiliumError as error:
         folder.log(RunFailure(error=type(error).__name__, message=str(error)))
         log.error("run failed error=%s message=%s", type(error).__name__, error)
@@ -99,7 +111,7 @@ def _exchange(grid: Grid) -> Exchange:
 def _journal(**labels: str) -> EventLog | None:
     """Return the server's own event log, if this process was started by `consilium server start`."""
     path = os.environ.get(JOURNAL_VARIABLE)
-    return EventLog(Path(path), labels) if path else None
+    return EventLog(Path(path), labels, endless=True) if path else None
 
 
 def _approved_keys() -> dict[str, ec.EllipticCurvePublicKey]:

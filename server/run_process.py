@@ -49,6 +49,7 @@ def run_job(link: RunLink, job: dict[str, Any]) -> None:
         return
     grid = WireGrid(WireExchange(link, Outbox(Path(job["payloads"]), signer)))
     settings = {"study": job["study"], "folder": str(folder), "transport": "grpc", "tls": True}
+    settings["update"] = bool(job.get("update", False))
     context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=settings)
     app(grid, context)
 

@@ -105,6 +105,8 @@ VALUES: dict[str, Callable[[Now, Labels], float]] = {
     "consilium_updates_rejected_total": lambda now, labels: now.round // 5 if labels["site"] == "lyon" else 0,
     "consilium_site_weight_ratio": lambda now, labels: (0.5, 0.3, 0.2)[(SITES.index(labels["site"]) + now.round) % 3],
     "consilium_site_weight_signal": lambda now, labels: 100 + 50 * SITES.index(labels["site"]),
+    "consilium_updates_shortened_total": lambda now, labels: now.round // 10 if labels["site"] == "lyon" else 0,
+    "consilium_site_set_aside": lambda now, labels: 0,
     "consilium_weighting_fallbacks_total": lambda now, labels: now.round // 20,
     "consilium_site_uplink_error_ratio": lambda now, labels: 0.005,
     "consilium_downlink_error_ratio": lambda now, labels: 0.002,

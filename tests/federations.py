@@ -111,6 +111,25 @@ def without_times(result: dict[str, Any]) -> dict[str, Any]:
     return {"rounds": rounds, "sites": sites, "warnings": result["warnings"]}
 
 
+class Killed(BaseException):
+    """The server's process ends here."""
+
+
+def killed_at(number: int, *, after: int, deliver: Deliver = deliver_always) -> Deliver:
+    """Return a delivery in which the server dies in a round, after some sites have answered."""
+    answered: list[str] = []
+
+    def dying(site: str, message: Message, answering: Answering) -> Message | None:
+        plan, _ = plan_of(message)
+        if isinstance(plan, RoundPlan) and plan.round == number:
+            if len(answered) == after:
+                raise Killed
+            answered.append(site)
+        return deliver(site, message, answering)
+
+    return dying
+
+
 def error_reply(message: Message, answering: Answering) -> Message:
     """Return what comes of a site whose process was killed."""
     return Message(Error(code=0, reason="the process was killed"), reply_to=message)

@@ -1,7 +1,9 @@
 """Sites that answer by a script: the server's rounds without a site, a network or a clock."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+import math
+import time
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from consilium.common.study.task import ImageTask
 from consilium.common.weights.arrays import Array, Weights, digest
 from consilium.server.strategies import build_strategy
 from consilium.server.study.context import Study
-from consilium.server.study.exchange import NOTHING, Answer
+from consilium.server.study.exchange import NOTHING, Answer, cut_off
 from consilium.server.study.run import run_study
 from consilium.server.study.run_folder import RunFolder
 from consilium.server.weighting import build_weighting
@@ -38,7 +40,9 @@ INITIAL: dict[str, Array] = {
     "body.weight": np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3),
     "bn.count": np.array(0),
 }
-NUM_EXAMPLES = {"berlin": 1000, "madrid": 500, "paris": 200}
+NUM_EXAMPLES = {"berlin": 1000, "madrid": 500, "paris": 200, "rome": 400, "turin": 600}
+FIVE = tuple(NUM_EXAMPLES)
+"""With two more, for what needs more sites than three."""
 VERSIONS: dict[str, Any] = {
     "consilium": consilium.common.__version__,
     "flwr": "1.39.0",
@@ -76,8 +80,15 @@ class ScriptedExchange:
 
     script: Mapping[tuple[str, int, str], Alter] = field(default_factory=dict)
     online: frozenset[str] = frozenset(SITES)
+    patient: bool = False
     stop_in_round: int | None = None
     asked: list[Plan] = field(default_factory=list)
+    seconds: Mapping[tuple[int, str], float] = field(default_factory=dict)
+    """How long a site works on the plan of a round in a conversation, 1 by default; nobody waits for it in truth."""
+
+    def converse(self) -> "ScriptedConversation":
+        """Return a conversation in which each answer comes when its site is done."""
+        return ScriptedConversation(self)
 
     def connected(self) -> frozenset[str]:
         """Return the sites that are online."""
@@ -91,6 +102,8 @@ class ScriptedExchange:
         timeout_seconds: float,
         instead: Mapping[str, bytes] = NOTHING,
         most_bytes: int = 0,
+        absent_seconds: float | None = None,
+        until: Callable[[], float] = lambda: math.inf,
     ) -> Iterator[Answer]:
         """Yield every site's answer, the last site first."""
         for site, plan in reversed([*plans.items()]):
@@ -100,7 +113,62 @@ class ScriptedExchange:
             number = getattr(plan, "round", 0)
             answer = honest(site, plan, instead.get(site, payload))
             alter = self.script.get((plan.kind, number, site))
+            if until() <= time.monotonic():
+                yield cut_off(site)
+                continue
             yield alter(answer) if alter is not None else answer
+
+
+@dataclass
+class ScriptedConversation:
+    """A conversation by a clock of its own; of answers that are due at the same time, the last sent comes first."""
+
+    exchange: ScriptedExchange
+    due: dict[str, tuple[float, int, Plan, bytes | None]] = field(default_factory=dict)
+    now: float = 0.0
+    count: int = 0
+
+    def open(self) -> frozenset[str]:
+        """Return the sites at work."""
+        return frozenset(self.due)
+
+    def send(
+        self,
+        plans: Mapping[str, Plan],
+        *,
+        payload: bytes | None,
+        timeout_seconds: float,
+        instead: Mapping[str, bytes] = NOTHING,
+        most_bytes: int = 0,
+    ) -> None:
+        """Give every site its plan."""
+        for site, plan in plans.items():
+            assert isinstance(plan, RoundPlan) and site not in self.due
+            self.exchange.asked.append(plan)
+            if plan.round == self.exchange.stop_in_round:
+                raise Stopped
+            self.count -= 1
+            seconds = self.exchange.seconds.get((plan.round, site), 1.0)
+            self.due[site] = self.now + seconds, self.count, plan, instead.get(site, payload)
+
+    def answers(
+        self, *, absent_seconds: float | None = None, until: Callable[[], float] = lambda: math.inf
+    ) -> Generator[Answer, None, None]:
+        """Yield the answers in the order in which they are due."""
+        while self.due:
+            site = min(self.due, key=lambda name: self.due[name][:2])
+            self.now, _, plan, payload = self.due.pop(site)
+            answer = honest(site, plan, payload)
+            alter = self.exchange.script.get((plan.kind, getattr(plan, "round", 0), site))
+            yield alter(answer) if alter is not None else answer
+
+    def give_up(self, sites: Collection[str]) -> None:
+        """Let some sites work in vain."""
+        self.due = {site: work for site, work in self.due.items() if site not in sites}
+
+    def close(self) -> None:
+        """Let all work in vain."""
+        self.due.clear()
 
 
 def honest(site: str, plan: Plan, payload: bytes | None) -> Answer:
@@ -132,7 +200,7 @@ def honest(site: str, plan: Plan, payload: bytes | None) -> Answer:
 
 def trained(site: str, weights: Weights) -> dict[str, Array]:
     """Return a site's delta: half the way to its own target."""
-    target, body = np.float32(SITES.index(site) + 1), np.asarray(weights["body.weight"], np.float32)
+    target, body = np.float32(FIVE.index(site) + 1), np.asarray(weights["body.weight"], np.float32)
     return {"body.weight": (target - body) / 2, "bn.count": np.array(3)}
 
 

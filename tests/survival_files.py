@@ -51,6 +51,23 @@ def write_texts(folder: Path, count: int, *, seed: int) -> Path:
     return folder / "rows.csv"
 
 
+def write_series(folder: Path, count: int, *, seed: int, table: bool = False) -> Path:
+    """Write series of eight steps whose level tells the risk: `rows.npz`, or `rows.csv` with a row for each step."""
+    folder.mkdir(parents=True, exist_ok=True)
+    of, risks = _patients(count, seed)
+    x = risks[:, None] + np.random.default_rng(seed).normal(scale=0.5, size=(count, 8))
+    if not table:
+        np.savez(folder / "rows.npz", x=x, days=of.times, died=of.events)
+        return folder / "rows.npz"
+    rows = [
+        f"s{number},{step},{value!r},{of.times[number]:g},{bool(of.events[number])}"
+        for number, steps in enumerate(x.tolist())
+        for step, value in enumerate(steps)
+    ]
+    (folder / "rows.csv").write_text("\n".join(["series,time,v,days,died", *rows]) + "\n", encoding="utf-8")
+    return folder / "rows.csv"
+
+
 def times_of(count: int, *, seed: int) -> Times:
     """Return the times that the files of a seed hold."""
     return _patients(count, seed)[0]

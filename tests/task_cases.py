@@ -47,11 +47,6 @@ OF_EACH_LABEL = {f"metric {name}" for name, facts in METRICS.items() if facts.of
 NO_ONE_LABEL = {part: words for part, words in NO_CLASSES.items() if part not in OF_EACH_LABEL} | NO_NUMBER
 NO_ONE_LABEL |= {"privacy.examples": "the mean AUROC has no form with noise yet"}
 """Parts of a study that several labels refuse."""
-LACKS_OF_LABELS = {
-    "calibrate": "calibrating a model of several labels is not there yet",
-    "export --int8": "an answer to several labels is neither right nor wrong as a whole",
-}
-"""Commands that end with a sentence for a model of several labels."""
 NO_TIMES = NO_CLASSES | NO_NUMBER | {"privacy.examples": "no patient has a gradient of its own"}
 """Parts of a study that times until an event refuse."""
 LACKS_OF_TIMES = {
@@ -290,17 +285,6 @@ SERIES = {"kind": "series", "channels": ["v"], "length": 12, "scale": "federatio
 TEXT_MODEL = {"name": "text_mean", "settings": {"vocabulary": 64, "width": 4}}
 SPEECH_MODEL = {"name": "text_transformer", "settings": {"vocabulary": 97, "width": 8, "layers": 1, "heads": 2}}
 
-LACKS_OF_MASKS = {
-    "evaluate": "evaluating a model of masks is not there yet",
-    "evaluate --test-rows": "evaluating a model of masks is not there yet",
-    "calibrate": "calibrating a model of masks is not there yet",
-    **{
-        f"export{form}": "exporting a model of masks is not there yet" for form in ("", " --int8", " --to torch-export")
-    },
-    "serve": "serving a model of masks is not there yet",
-}
-"""What cannot be done with a model of masks yet."""
-
 CASES: Mapping[str, TaskCase] = {
     "table of 2 classes": TaskCase(
         "table",
@@ -336,7 +320,7 @@ CASES: Mapping[str, TaskCase] = {
     ),
     "survival": TaskCase(
         "table",
-        {"kind": "table", "survival": {"time": "days", "event": "died"}, "columns": NUMBERS},
+        {"kind": "table", "survival": {"time": "days", "event": "died", "horizon": 10}, "columns": NUMBERS},
         MLP,
         _times,
         NO_TIMES | NO_PICTURES,
@@ -360,6 +344,15 @@ CASES: Mapping[str, TaskCase] = {
         lambda folder, seed: survival_files.write_pictures(folder / "pictures", ROWS, seed=seed),
         NO_TIMES,
         WITH_BATCH_NORM,
+        lacks=LACKS_OF_TIMES,
+    ),
+    "survival from series": TaskCase(
+        "series",
+        {**SERIES, "length": 8, "survival": survival_files.SURVIVAL},
+        {"name": "cnn1d"},
+        lambda folder, seed: survival_files.write_series(folder, ROWS, seed=seed, table=bool(seed % 2)),
+        NO_TIMES | NO_PICTURES | NO_BATCH_NORM,
+        private={"scale": None},
         lacks=LACKS_OF_TIMES,
     ),
     "survival from texts": TaskCase(
@@ -456,7 +449,6 @@ CASES: Mapping[str, TaskCase] = {
         NO_ONE_LABEL | NO_PICTURES,
         WITH_BATCH_NORM,
         FIXED,
-        LACKS_OF_LABELS,
     ),
     "features with several labels": TaskCase(
         "features",
@@ -466,7 +458,6 @@ CASES: Mapping[str, TaskCase] = {
         NO_ONE_LABEL | NO_PICTURES,
         WITH_BATCH_NORM,
         {"scale": None},
-        LACKS_OF_LABELS,
     ),
     "pictures with several labels": TaskCase(
         "images",
@@ -475,7 +466,6 @@ CASES: Mapping[str, TaskCase] = {
         _picture_labels,
         NO_ONE_LABEL,
         WITH_BATCH_NORM,
-        lacks=LACKS_OF_LABELS,
     ),
     "texts with several labels": TaskCase(
         "text",
@@ -483,7 +473,7 @@ CASES: Mapping[str, TaskCase] = {
         TEXT_MODEL,
         _text_labels,
         NO_ONE_LABEL | NO_PICTURES | NO_TEXT_LAYER,
-        lacks=LACKS_OF_LABELS,
+        lacks={"calibrate": "too few validation patients know any label: of 'edema' there are 4 validation patients"},
     ),
     "masks": TaskCase(
         "masks",
@@ -493,6 +483,5 @@ CASES: Mapping[str, TaskCase] = {
         NO_CLASSES | NO_NUMBER | NO_LINEAR_LAYER | {"privacy.examples": "the mean Dice has no form with noise yet"},
         {"name": "unet"},
         {"scale": None},
-        LACKS_OF_MASKS,
     ),
 }

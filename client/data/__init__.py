@@ -13,7 +13,7 @@ from consilium.client.data.feature_arrays import read_features
 from consilium.client.data.images import read_images
 from consilium.client.data.kept import keep_readings, read_once
 from consilium.client.data.masks import read_masks
-from consilium.client.data.noise import noise_key, noisy_counts, noisy_label_counts
+from consilium.client.data.noise import label_noise, noise_key, noisy_counts, noisy_label_counts
 from consilium.client.data.scale import UnscaledData
 from consilium.client.data.series import read_series
 from consilium.client.data.split import Split
@@ -38,6 +38,7 @@ __all__ = [
     "SiteData",
     "UnscaledData",
     "keep_readings",
+    "label_noise",
     "noise_key",
     "noisy_counts",
     "noisy_label_counts",

@@ -176,6 +176,7 @@ class Inputs:
         unread: rows and pictures that cannot be read, in the order in which they were found.
         kept: the texts of further columns `(N,)`, handed through for whoever reads the answers.
         features: the columns of a table and the features of `x` that they became.
+        sizes: height and width of each picture as its file holds it, upright; None for what is no picture.
     """
 
     x: Tensor
@@ -185,11 +186,12 @@ class Inputs:
     unread: tuple[Unread, ...] = ()
     kept: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     features: tuple[Feature, ...] = ()
+    sizes: tuple[tuple[int, int], ...] | None = None
 
     def __post_init__(self) -> None:
-        columns = (self.names, *self.kept.values(), *(part for part in (self.y, self.groups) if part is not None))
-        if any(len(column) != len(self) for column in columns):
-            raise ValueError(f"expected {len(self)} names, labels, groups and kept texts, one for each row")
+        further = (part for part in (self.y, self.groups, self.sizes) if part is not None)
+        if any(len(column) != len(self) for column in (self.names, *self.kept.values(), *further)):
+            raise ValueError(f"expected {len(self)} names, labels, groups, kept texts and sizes, one for each row")
 
     def __len__(self) -> int:
         return int(self.x.shape[0])

@@ -53,6 +53,11 @@ class Frame:
     inverted: bool = False
     window: Levels | None = None
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Return height and width."""
+        return int(self.values.shape[0]), int(self.values.shape[1])
+
 
 @dataclass(frozen=True)
 class NoPicture(Bad):

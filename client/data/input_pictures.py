@@ -19,13 +19,13 @@ from consilium.client.data.arrays import (
 )
 from consilium.client.data.base import Bad, Inputs, Unread
 from consilium.client.data.columns import Floats
-from consilium.client.data.frames import Pixels, normalised
+from consilium.client.data.frames import normalised
 from consilium.client.data.image_files import DICOM_PATIENT, FOLDER, no_patient, patient_of
 from consilium.client.data.input_rows import numbers_of
 from consilium.client.data.label_arrays import ArrayLabels, label_arrays, name_arrays, read_labels
 from consilium.client.data.label_files import LABELS, NamedFile, named_files
 from consilium.client.data.picture_files import SUFFIXES, is_picture, suffix_of, walk
-from consilium.client.data.pictures import decoded_pixels
+from consilium.client.data.pictures import Sized, sized_pixels
 from consilium.common.data.npz import Array, array_names, channels_last, read_npz
 from consilium.common.data.tables import SUFFIXES as TABLES
 from consilium.common.errors import DataError, clean
@@ -157,6 +157,7 @@ def _of_images(
         groups=None if group is None else numbers_of([held[group][row] for row in usable]),
         unread=tuple(unread),
         kept={name: tuple(held[name][row] for row in usable) for name in keep},
+        sizes=((int(images.shape[1]), int(images.shape[2])),) * len(usable),
     )
 
 
@@ -270,26 +271,32 @@ def _decoded(
     labels: Sequence[int | Floats] | None = None,
 ) -> Inputs:
     check_bytes(len(files) * len(task.slices.at), task, where="the pictures")
-    pictures, used, names, unread = list[Pixels](), list[int](), list[str](), list[Unread]()
+    pictures, used, names, unread = list[Sized](), list[int](), list[str](), list[Unread]()
     for place, (name, content) in enumerate(files):
         pixels = _pixels(name, content, task, whose)
         if isinstance(pixels, str):
             unread.append(Unread(clean(name), pixels))
             continue
-        pictures += [normalised(one, task) for one in pixels]
+        pictures += [(normalised(one, task), size) for one, size in pixels]
         used += [place] * len(pixels)
-        names += [clean(name)] if len(pixels) == 1 else [f"{clean(name)}#{at:02}" for at in range(1, len(pixels) + 1)]
+        names += names_of(clean(name), len(pixels))
     owners = [] if whose.of is None else [whose.whose(files[place][0]) or "" for place in used]
     if whose.of is None and len(set(used)) < len(used):
         owners = [files[place][0] for place in used]  # slices of one volume are one patient's
-    x = np.stack(pictures) if pictures else np.empty((0, *task.input_shape), dtype=np.float32)
+    x = np.stack([one for one, _ in pictures]) if pictures else np.empty((0, *task.input_shape), dtype=np.float32)
     return Inputs(
         x=torch.from_numpy(x),
         names=tuple(names),
         y=None if labels is None else _stacked([labels[place] for place in used], task),
         groups=None if whose.of is None and not owners else numbers_of(owners),
         unread=tuple(unread),
+        sizes=tuple(size for _, size in pictures),
     )
+
+
+def names_of(name: str, count: int) -> list[str]:
+    """Return the names of the pictures in a file: its own, or its own with each slice's number."""
+    return [name] if count == 1 else [f"{name}#{at:02}" for at in range(1, count + 1)]
 
 
 def _stacked(labels: Sequence[int | Floats], task: PictureTask) -> torch.Tensor:
@@ -298,11 +305,11 @@ def _stacked(labels: Sequence[int | Floats], task: PictureTask) -> torch.Tensor:
     return torch.from_numpy(y).to(torch.int64 if task.classes else torch.float32)
 
 
-def _pixels(name: str, content: Content, task: PictureTask, whose: _Owners) -> list[Pixels] | str:
-    """Return the pictures of a file `(C, size, size)` in 0..1, or why there are none."""
+def _pixels(name: str, content: Content, task: PictureTask, whose: _Owners) -> list[Sized] | str:
+    """Return the pictures of a file `(C, size, size)` in 0..1, each with its own size, or why there are none."""
     if (problem := whose.problem(name, content)) is not None:
         return problem
     if isinstance(content, Path) and suffix_of(content) not in SUFFIXES:
         return f"image '{clean(name)}' is in a format that is not read, expected one of {', '.join(SUFFIXES)}"
-    found = decoded_pixels(content, task, name=clean(name))
+    found = sized_pixels(content, task, name=clean(name))
     return found.reason if isinstance(found, Bad) else found

@@ -16,10 +16,19 @@ from consilium.client.data.base import Inputs, Unread
 from consilium.client.data.feature_arrays import of_features, read_feature_inputs
 from consilium.client.data.input_pictures import of_array, of_contents, read_pictures
 from consilium.client.data.input_rows import of_rows, read_rows
+from consilium.client.data.mask_inputs import read_mask_inputs
 from consilium.client.data.series import of_series, read_series_inputs
 from consilium.client.data.text import of_text_rows, read_text_inputs
 from consilium.common.errors import DataError
-from consilium.common.study.task import FeaturesTask, PictureTask, SeriesTask, TableTask, Task, TextTask
+from consilium.common.study.task import (
+    FeaturesTask,
+    PictureTask,
+    SegmentationTask,
+    SeriesTask,
+    TableTask,
+    Task,
+    TextTask,
+)
 
 __all__ = ["Inputs", "Unread", "image_inputs", "pictures_inputs", "read_inputs", "rows_inputs"]
 
@@ -43,6 +52,7 @@ class _Kind:
 
 _KINDS: Mapping[type, _Kind] = MappingProxyType(
     {
+        SegmentationTask: _Kind("pictures", read_mask_inputs, of_array),
         PictureTask: _Kind("pictures", read_pictures, of_array),
         TableTask: _Kind("rows of a table", read_rows),
         FeaturesTask: _Kind("arrays", read_feature_inputs, of_features),

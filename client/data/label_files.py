@@ -9,16 +9,14 @@ from consilium.client.data.columns import Floats
 from consilium.client.data.image_files import DICOM_PATIENT, FOLDER, ImageFile, Listing, patient_of
 from consilium.client.data.label_cells import LabelCells
 from consilium.client.data.parts import KNOWN, index_file, part_of
-from consilium.client.data.picture_files import FORMAT_OF, SUFFIXES, Tally, extra_for, suffix_of, walk
+from consilium.client.data.picture_files import FORMAT_OF, SUFFIXES, Tally, extra_for, leads_out, suffix_of, walk
 from consilium.common.data.tables import Wanted, open_table
 from consilium.common.errors import ConfigError, DataError, clean, listed
-from consilium.common.study.image_task import ImageTask
+from consilium.common.study.image_task import FILE, ImageTask
 from consilium.common.study.site import ImageFolderData
 from consilium.common.study.task_base import TaskBase
 from consilium.common.study.training import SplitConfig
 
-FILE = "file"
-"""The column with a picture's path below the table's folder."""
 LABELS = "labels.csv"
 """What the table of a folder is called, unless a site says otherwise."""
 _MOST_NAMED = 20
@@ -158,6 +156,8 @@ def _path(cell: str, folder: Path, seen: set[str]) -> PurePosixPath | str:
     try:
         if not (folder / path).is_file():
             return f"there is no file '{shown}' below the folder of the table"
+        if leads_out(folder / path, folder):
+            return f"file '{shown}' is a link that leads out of the folder of the table, expected the picture itself"
         suffix = suffix_of(folder / path)
     except (OSError, ValueError):
         return f"file '{shown}' cannot be opened"

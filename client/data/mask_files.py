@@ -42,14 +42,16 @@ class Pairs:
     lonely: int
 
 
-def find_pairs(folder: Path, *, site: str) -> Pairs:
+def find_pairs(folder: Path, *, who: str) -> Pairs:
     """Return the pictures below `images`, each with the file of the same name, but for its ending, below `masks`.
+
+    Args:
+        who: the start of the error sentence.
 
     Raises:
         DataError: a folder is missing, no picture is there, or two files have one name.
         OSError: a folder cannot be listed.
     """
-    who = f"site '{site}'"
     for name in (IMAGES, MASKS):
         if not (folder / name).is_dir():
             raise DataError(

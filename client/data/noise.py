@@ -36,21 +36,29 @@ def noisy_counts(counts: Mapping[str, int], classes: Sequence[str], epsilon: flo
 
 
 def noisy_label_counts(
-    counts: Mapping[str, tuple[int, int]], epsilon: float, *, key: bytes
+    counts: Mapping[str, tuple[int, int]], epsilon: float, *, most: int, key: bytes
 ) -> dict[str, tuple[int, int]]:
-    """Return counts of several labels with noise, >= 0: how many examples have each, and how many have it not.
+    """Return counts of several labels with noise: how many examples have each, and how many have it not.
 
     An example may change one count of each of the L labels, so that each has the noise of `epsilon / L`.
 
     Args:
         epsilon: > 0, for all counts together.
+        most: how many examples the site reports to have; no count is larger, and none below 0.
         key: the site's own (`noise_key`).
     """
     cells = {(name, there): of[not there] for name, of in counts.items() for there in (True, False)}
     names = {cell: json.dumps([cell[0], cell[1]]) for cell in cells}
     exact = {names[cell]: count for cell, count in cells.items()}
     noised = noisy_counts(exact, list(exact), epsilon / max(len(counts), 1), key=key)
-    return {name: (noised[names[name, True]], noised[names[name, False]]) for name in counts}
+    told = {cell: min(most, noised[name]) for cell, name in names.items()}
+    return {name: (told[name, True], told[name, False]) for name in counts}
+
+
+def label_noise(num_labels: int, epsilon: float) -> float | None:
+    """Return the standard deviation of the noise on each count of so many labels; None where it is nothing."""
+    share = math.exp(-epsilon / max(num_labels, 1))
+    return math.sqrt(2 * share) / -math.expm1(-epsilon / max(num_labels, 1)) or None
 
 
 def _noise(name: str, count: int, epsilon: float, key: bytes) -> int:

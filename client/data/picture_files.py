@@ -85,6 +85,11 @@ def is_picture(path: Path) -> bool:
     return suffix_of(path) in SUFFIXES
 
 
+def leads_out(path: Path, folder: Path) -> bool:
+    """Return whether a path below a folder is, or goes by, a link to somewhere that is not below it."""
+    return not path.resolve().is_relative_to(folder.resolve())
+
+
 def walk(folder: Path, *, without: Iterable[str] = ()) -> Iterator[FoundFile]:
     """Yield the files in a folder and those below it, by their paths; hidden ones are left out, no folder is met twice.
 

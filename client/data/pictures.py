@@ -48,6 +48,8 @@ MAX_PIXELS = 50_000_000
 """Most pixels that an image may declare (200 MB in colour); a small file can declare far more to be decoded."""
 MAX_FILE_BYTES = 500_000_000
 """Size of the largest image file that is read."""
+Sized = tuple[Pixels, tuple[int, int]]
+"""A picture as the study's are, with the height and width that it has in its file, upright."""
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -92,15 +94,23 @@ def decoded_pixels(
         name: what sentences call the file.
         facts: where the pictures' levels and sizes are counted.
     """
+    found = sized_pixels(file, task, name=name, facts=facts)
+    return found if isinstance(found, Bad) else [pixels for pixels, _ in found]
+
+
+def sized_pixels(
+    file: Path | bytes, task: PictureTask, *, name: str, facts: PictureFacts | None = None
+) -> list[Sized] | Bad:
+    """Return the same, each picture with the size that it has in its file."""
     decoded = decode(file, task, name=name)
     if isinstance(decoded, Bad):
         return decoded
-    pictures = list[Pixels]()
+    pictures = list[Sized]()
     for frame in decoded.frames:
         pixels = pixels_of(frame, task, name=f"image '{name}'")
         if isinstance(pixels, Bad):
             return pixels
-        pictures.append(pixels)
+        pictures.append((pixels, frame.size))
     if facts is not None:
         facts.add_file(decoded)
     return pictures

@@ -159,7 +159,11 @@ def _examples(found: Iterable[Series | Bad], task: SeriesTask) -> Iterator[list[
             yield _windows(series, task, task.next_step)
         else:
             values = _fitted(series, task)
-            yield values if isinstance(values, Bad) else [_Example(values, series.label or 0.0, series)]
+            yield (
+                values
+                if isinstance(values, Bad)
+                else [_Example(values, 0.0 if series.label is None else series.label, series)]
+            )
 
 
 def _ends(found: Iterable[Series | Bad], task: SeriesTask) -> Iterator[list[_Example] | Bad]:
@@ -211,4 +215,4 @@ def _too_short(series: Series, least: int, hint: str = "") -> Bad:
 
 
 def _labels(labels: Sequence[float], task: SeriesTask) -> torch.Tensor:
-    return torch.tensor(labels, dtype=torch.int64 if task.regression is None else torch.float32)
+    return torch.tensor(labels, dtype=torch.int64 if task.number is None else torch.float32)

@@ -1,16 +1,17 @@
 """Finds the series of an `.npz` file, or of tables in long form: a row for each series and time."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from consilium.client.data.arrays import MAX_BYTES, check_classes, npz_file, parts_of, patients_of
 from consilium.client.data.base import Bad
-from consilium.client.data.label_arrays import labels_of
+from consilium.client.data.label_arrays import label_arrays, labels_of
 from consilium.client.data.parts import index_file
 from consilium.client.data.series_base import LARGEST, Series, Values, Wanted, answer_of
 from consilium.client.data.series_rows import series_of_tables
+from consilium.client.data.times import times_in_arrays
 from consilium.common.data.npz import Array, array_names, read_npz
 from consilium.common.data.tables import SUFFIXES, TEXT_SUFFIXES, tables_in
 from consilium.common.errors import DataError, clean
@@ -83,7 +84,7 @@ def of_steps(values: Array, place: str) -> Values | Bad:
 
 def _of_npz(file: Path, task: SeriesTask, wanted: Wanted, *, who: str) -> Iterator[Series | Bad]:
     names, group = array_names(file, who=who), wanted.split.group
-    label = ["y"] if wanted.labelled and task.next_step is None else []
+    label = label_arrays(task) if wanted.labelled and task.next_step is None else ()
     classes = ["classes"] if "classes" in names and label else []
     more = [name for name in (group, wanted.part) if name is not None]
     held = read_npz(file, list(dict.fromkeys(["x", *label, *classes, *more, *wanted.keep])), who=who)
@@ -96,17 +97,15 @@ def _of_npz(file: Path, task: SeriesTask, wanted: Wanted, *, who: str) -> Iterat
     parts = None
     if wanted.part is not None:
         parts = parts_of(held, wanted.split, every, len(x), file=file, site=who.removeprefix("site '").rstrip("'"))
-    labels = (
-        labels_of(held["y"], len(x), each="series", numbers=task.regression is not None, where=where) if label else None
-    )
+    answers = _answers(held, task, len(x), where=where) if label else None
     for row in range(len(x)):
         place = f"file '{shown}', series {row}"
         values = of_steps(x[row], place)
-        answer = None if labels is None else answer_of(float(labels[row]), task)
+        answer = None if answers is None else answers[row]
         if isinstance(values, Bad):
             yield values
-        elif labels is not None and answer is None:
-            yield Bad(f"{place}: its label in 'y' is not {_expected(task)}")
+        elif answers is not None and answer is None:
+            yield Bad(f"{place}: {_expected(task)}")
         else:
             yield Series(
                 values,
@@ -120,5 +119,17 @@ def _of_npz(file: Path, task: SeriesTask, wanted: Wanted, *, who: str) -> Iterat
             )
 
 
+def _answers(held: Mapping[str, Array], task: SeriesTask, count: int, *, where: str) -> list[float | None]:
+    """Return the label of each series as the model answers it, None where it is none of the task."""
+    if task.survival is not None:
+        times = times_in_arrays(held, task.survival, count, each="series", where=where)
+        return [None if np.isnan(time) else time for time in times.tolist()]
+    y = labels_of(held["y"], count, each="series", numbers=task.regression is not None, where=where)
+    return [answer_of(float(label), task) for label in y]
+
+
 def _expected(task: SeriesTask) -> str:
-    return "a finite number" if task.regression is not None else f"one of 0..{len(task.classes) - 1}"
+    if (survival := task.survival) is not None:
+        return f"expected a finite number of at least 0 in '{survival.time}', and 0 or 1 in '{survival.event}'"
+    what = "a finite number" if task.regression is not None else f"one of 0..{len(task.classes) - 1}"
+    return f"its label in 'y' is not {what}"

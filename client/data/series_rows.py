@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from consilium.client.data.base import Bad
+from consilium.client.data.label_cells import LabelCells
 from consilium.client.data.parts import KNOWN, part_of
 from consilium.client.data.series_base import LARGEST, Series, Values, Wanted, answer_of
 from consilium.common.data.tables import Table, open_table
@@ -42,7 +43,7 @@ def series_of_tables(files: Sequence[Path], task: SeriesTask, wanted: Wanted, *,
     Raises:
         DataError: a file cannot be read, a column is missing, or a row says not which series it is of.
     """
-    label = [task.label] if wanted.labelled and task.next_step is None else []
+    label = [*task.label_columns] if wanted.labelled and task.next_step is None else []
     more = [name for name in (*label, wanted.split.group, wanted.part, *wanted.keep) if name is not None]
     needed = tuple(dict.fromkeys([task.series, task.time, *task.channels, *more]))
     found: dict[str, _Rows] = {}
@@ -59,7 +60,7 @@ def _gather(
     file: Path, found: dict[str, _Rows], task: SeriesTask, needed: Sequence[str], label: Sequence[str], *, who: str
 ) -> None:
     """Add the rows of a file to their series."""
-    numbers = [*task.channels, *(label if task.regression is not None else ())]
+    numbers = [*task.channels, *(label if task.number is not None else ())]
     table = open_table(file, WantedColumns(names=needed, numbers=numbers, others=False), who=who)
     shown = clean(file.name)
     at = _places(table, needed, where=f"{who}: file '{shown}'")
@@ -97,7 +98,7 @@ def _places(table: Table, needed: Sequence[str], *, where: str) -> dict[str, int
 
 def _in_order(rows: _Rows, task: SeriesTask, wanted: Wanted, label: Sequence[str]) -> Series | Bad:
     """Return the series of these rows, ordered by time, or why it cannot be used."""
-    times = [_time(cell) for cell in rows.times]
+    times = [time_of(cell) for cell in rows.times]
     known = [time for time in times if time is not None]
     values = np.array(rows.values, dtype=np.float64)
     if why := _wrong_times(times, known, task) or _wrong_values(values, task):
@@ -135,7 +136,7 @@ def _wrong_values(values: Values, task: SeriesTask) -> str:
     return ""
 
 
-def _time(cell: str) -> float | None:
+def time_of(cell: str) -> float | None:
     """Return a time as a number, whole ones exactly, of dates in seconds; None where it is neither."""
     if _WHOLE.fullmatch(cell) and len(cell) < 40:
         return int(cell)
@@ -162,7 +163,12 @@ def _constants(
             return f"column '{name}' has {len(known)} different values in its rows, expected one"
         (texts[name],) = known
     answer = None
-    if label:
+    if task.survival is not None and label:
+        read = LabelCells(task)({name: texts[name] for name in label})
+        if isinstance(read, str):
+            return read
+        answer = float(read)
+    elif label:
         number = _class_or_number(texts[task.label], task)
         answer = None if number is None else answer_of(number, task)
         if answer is None:

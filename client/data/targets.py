@@ -1,7 +1,8 @@
 """Which target a task's labels are."""
 
 from consilium.client.data.labels_target import LabelsTarget
-from consilium.client.data.target import CLASSES, MaskTarget, NumberTarget, Target, TimeTarget
+from consilium.client.data.mask_target import MaskTarget
+from consilium.client.data.target import CLASSES, NumberTarget, Target, TimeTarget
 from consilium.common.study.task_base import TaskBase
 
 

@@ -33,6 +33,9 @@ share_class_counts = false
 share_scale = true
 share_error_details = false
 
+# Studies of masks: whether a few test pictures with outlines leave for the report. They are pictures of patients.
+share_overlays = false
+
 # Whether the accepted study may later be run with other values inside the ranges that it came with ('site accept' and
 # 'site check' say which). false: exactly as accepted; or only some of them: {{ rounds = "<= 20" }}.
 accept_ranges = true

@@ -1,5 +1,6 @@
 """Builds a model again from its folder, and answers with it."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from consilium.client.data.text_tokens import TOKENIZER, read_tokenizer
 from consilium.client.methods import build_method, extended, rebuilt
 from consilium.client.methods.contract import filled
 from consilium.client.models import Model, build_model, divide, set_weights
+from consilium.client.served.own_size import MOST_PIXELS, mask_in_size
 from consilium.client.training.evaluation import EVALUATION_BATCH, pictures_at_once
-from consilium.common.errors import ConsiliumError, ModelError, clean, listed
-from consilium.common.model import ModelRecord, Residuals, Temperature, read_arrays, read_record
+from consilium.common.errors import ConsiliumError, DataError, ModelError, clean, listed
+from consilium.common.model import LabelTemperatures, ModelRecord, Residuals, Temperature, read_arrays, read_record
 from consilium.common.seeds import seed_for
 from consilium.common.study.task import PictureTask
 from consilium.common.study.training import ModelConfig
@@ -32,14 +34,15 @@ class Answers:
         values: float64 `(N,)` in the label's units; None where it is a class.
         width: half of the interval around each value; None where the model is not calibrated.
         labels: float64 `(N, L)`, the probability of each of several labels; None where an example has one.
-        masks: uint8 `(N, H, W)`, the class of every pixel; None where an answer is one of a whole example.
+        masks: of each picture the class of every pixel, uint8 `(H, W)`, in the picture's own size; None where an answer
+            is one of a whole example.
     """
 
     probabilities: Tensor | None = None
     values: Tensor | None = None
     width: float | None = None
     labels: Tensor | None = None
-    masks: Tensor | None = None
+    masks: tuple[Tensor, ...] | None = None
 
     @property
     def numbers(self) -> Tensor:
@@ -82,6 +85,7 @@ class ServedModel:
             y=None if inputs.y is None else inputs.y[keep],
             groups=None if inputs.groups is None else inputs.groups[keep],
             kept={name: tuple(texts[row] for row in rows) for name, texts in inputs.kept.items()},
+            sizes=None if inputs.sizes is None else tuple(inputs.sizes[row] for row in rows),
             unread=(*inputs.unread, *(Unread(inputs.names[row], f"'{inputs.names[row]}': {UNFILLED}") for row in lost)),
         )
 
@@ -100,15 +104,36 @@ class ServedModel:
         return logits
 
     def answers(self, prepared: Inputs) -> Answers:
-        """Return what the model says of prepared inputs."""
+        """Return what the model says of prepared inputs; masks in the size that each picture has in its file.
+
+        Raises:
+            DataError: these sizes are too large together.
+        """
         if self.record.task.label_kind == "masks":
-            return Answers(masks=self._masks(prepared.x))
+            return Answers(masks=tuple(self._masks(prepared)))
         return answers_of(self.record, self.logits(prepared.x))
 
-    def _masks(self, x: Tensor) -> Tensor:
-        """Return the masks of prepared pictures `(N, C, H, W)`, some at a time: logits take C times as much."""
-        parts = [self.logits(part).argmax(dim=1).to(torch.uint8) for part in torch.split(x, pictures_at_once(x))]
+    def masks(self, x: Tensor) -> Tensor:
+        """Return the masks of prepared pictures `(N, C, H, W)` in this size, uint8 `(N, H, W)`."""
+        parts = [logits.argmax(dim=1).to(torch.uint8) for logits in self._logits_of_pixels(x)]
         return torch.cat(parts) if len(x) else torch.zeros(0, *x.shape[2:], dtype=torch.uint8)
+
+    def _masks(self, prepared: Inputs) -> Iterator[Tensor]:
+        sizes = prepared.sizes
+        if sizes is None:
+            yield from self.masks(prepared.x)
+            return
+        if (pixels := sum(height * width for height, width in sizes)) > MOST_PIXELS:
+            raise DataError(
+                f"the masks of {len(sizes)} pictures have {pixels} pixels together, at most {MOST_PIXELS} are answered "
+                "at once: ask about fewer pictures"
+            )
+        logits = (one for part in self._logits_of_pixels(prepared.x) for one in part)
+        yield from (mask_in_size(one, size) for one, size in zip(logits, sizes, strict=True))
+
+    def _logits_of_pixels(self, x: Tensor) -> Iterator[Tensor]:
+        """Yield the logits `(n, classes, H, W)` of some pictures at a time: those of all would be too large."""
+        yield from (self.logits(part) for part in torch.split(x, pictures_at_once(x)) if len(part))
 
 
 def answers_of(record: ModelRecord, logits: Tensor) -> Answers:
@@ -118,7 +143,7 @@ def answers_of(record: ModelRecord, logits: Tensor) -> Answers:
     """
     number, calibration, exact = record.task.number, record.calibration, logits.to(torch.float64)
     if record.task.label_names:
-        return Answers(labels=exact.sigmoid())
+        return Answers(labels=calibrated(record, exact).sigmoid())
     if number is not None:
         width = calibration.width if isinstance(calibration, Residuals) else None
         return Answers(values=number.to_label(exact[:, 0]), width=width)
@@ -128,6 +153,13 @@ def answers_of(record: ModelRecord, logits: Tensor) -> Answers:
         one = exact[:, 0].sigmoid()
         return Answers(probabilities=torch.stack([1 - one, one], dim=1))
     return Answers(probabilities=exact.softmax(dim=1))
+
+
+def calibrated(record: ModelRecord, logits: Tensor) -> Tensor:
+    """Return the logits `(N, L)` of several labels after the calibration."""
+    if not isinstance(record.calibration, LabelTemperatures):
+        return logits
+    return logits / torch.tensor(record.calibration.divisors(record.task.label_names), dtype=logits.dtype)
 
 
 def load_model(folder: Path, *, weights_dir: Path | None = None) -> ServedModel:

@@ -1,22 +1,23 @@
 """The end of a study at a site: the test split is read once, and what this site serves is written to its disk."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from consilium.client.data import Examples
 from consilium.client.data.target import ScoredTarget
 from consilium.client.models import get_weights
 from consilium.client.served.write import Origin
 from consilium.client.site.baseline import serving_alone, train_alone
+from consilium.client.site.horizon import brier_scores, hazard_of, horizon_of
 from consilium.client.site.kept import Best, Kept
 from consilium.client.site.learner import Learner, check_metrics
 from consilium.client.site.noised_counts import noised_counts, told_models
 from consilium.client.site.overlays import write_overlays
+from consilium.client.site.own_curve import write_curve
 from consilium.client.site.promise import Promise
 from consilium.client.site.readings import Readings
 from consilium.client.site.received import Received
@@ -40,6 +41,7 @@ class TestReading:
 
     Args:
         untuned: whether the served model is the global one as it was received.
+        hazards: of each model that was read or is best, the log of its hazard until the study's horizon, if it has one.
     """
 
     __test__ = False  # not a test of pytest's
@@ -48,6 +50,7 @@ class TestReading:
     best: Mapping[str, Evaluation]
     arrays: Mapping[Served, Weights]
     untuned: bool = False
+    hazards: Mapping[str, float] = field(default_factory=dict)
 
 
 def read_test_once(
@@ -82,6 +85,8 @@ def read_test_once(
     folder.save_scores(_scores(learner, reading))
     if test.target.dense and learner.written:
         write_overlays(folder.path, test, reading.evaluations["personal"].logits, learner.study.task.classes)
+    if learner.written:
+        write_curve(folder.path, learner.data, learner.study.task)
     if isinstance(test.target, ScoredTarget):
         counts = earlier or _estimated(test.target, learner, reading)
     elif promise is None:
@@ -106,9 +111,15 @@ def _digest(received: Received, kept: Kept) -> str:
 def _read(learner: Learner, plan: FinishPlan, received: Received, kept: Kept) -> TestReading:
     test, work = learner.data.test, learner.work(plan.round + 1)
     evaluations, arrays = dict[str, Evaluation](), dict[Served, Weights]()
+    horizon, hazards = horizon_of(learner), dict[str, float]()
+
+    def answered(name: str, module: nn.Module) -> Evaluation:
+        if horizon is not None:
+            hazards[name] = hazard_of(module, learner.data.train, horizon)
+        return evaluate(module, test)
 
     def read(name: Served, module: nn.Module) -> None:
-        evaluations[name] = evaluate(module, test)
+        evaluations[name] = answered(name, module)
         if name in learner.written:
             arrays[name] = learner.whole(module)
 
@@ -123,14 +134,13 @@ def _read(learner: Learner, plan: FinishPlan, received: Received, kept: Kept) ->
         alone = train_alone(learner, kept.alone, rounds=plan.asked)
         with serving_alone(learner, alone, work) as module:
             read("local", module)
-    models = {"personal": kept.best, "local": kept.best_alone}
-    best = {model: _evaluated(learner, best, test) for model, best in models.items() if best and best.weights}
-    return TestReading(evaluations, best, arrays, untuned)
-
-
-def _evaluated(learner: Learner, best: Best, test: Examples) -> Evaluation:
-    with learner.holding(best.weights) as module:
-        return evaluate(module, test)
+    chosen: dict[str, Best | None] = {"personal": kept.best, "local": kept.best_alone}
+    best = dict[str, Evaluation]()
+    for model, one in chosen.items():
+        if one and one.weights:
+            with learner.holding(one.weights) as module:
+                best[model] = answered(f"{model}.best", module)
+    return TestReading(evaluations, best, arrays, untuned, hazards)
 
 
 def _scores(learner: Learner, reading: TestReading) -> dict[str, Array]:
@@ -144,6 +154,7 @@ def _scores(learner: Learner, reading: TestReading) -> dict[str, Array]:
     scores |= {model: target.kept_outputs(of, test.y).cpu().numpy() for model, of in outputs.items()}
     if learner.study.task.survival_times is not None:  # whose censoring Uno's c is weighted by
         scores["training"] = learner.data.train.y.cpu().numpy()
+        scores |= {f"{model}.hazard": np.array([hazard]) for model, hazard in reading.hazards.items()}
     return scores | ({} if test.groups is None else {"groups": test.groups.numpy()})
 
 
@@ -159,8 +170,11 @@ def _estimated(target: ScoredTarget, learner: Learner, reading: TestReading) -> 
     outputs = {_FIELDS[model]: of_one.logits for model, of_one in reading.evaluations.items()}
     outputs["majority"] = target.constant_outputs(learner.data.train.y, len(test))
     found = target.evidence(test.y, outputs, None if groups is None else groups.numpy())
-    estimates = estimates_of(found, neutral=target.neutral)
-    return TestCounts(num_test=len(test), personal=None, estimates=estimates)
+    estimates, horizon, brier = estimates_of(found, neutral=target.neutral), horizon_of(learner), None
+    if horizon is not None:
+        hazards = {_FIELDS[model]: reading.hazards[model] for model in reading.evaluations}
+        brier = brier_scores(learner, horizon, outputs, hazards)
+    return TestCounts(num_test=len(test), personal=None, estimates=estimates, brier=brier)
 
 
 def _origin(learner: Learner, folder: StateFolder, plan: FinishPlan) -> Origin:

@@ -4,7 +4,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from consilium.client.data import UnscaledData, noise_key, noisy_counts, noisy_label_counts, read_site
+from consilium.client.data import UnscaledData, label_noise, noise_key, noisy_counts, noisy_label_counts, read_site
 from consilium.client.methods import Method, extended
 from consilium.client.models import Model, build_model, divide, get_weights
 from consilium.client.site.announced import Announced, announce, private_card
@@ -113,8 +113,9 @@ def _card(config: SiteConfig, study: StudyConfig, data: UnscaledData) -> DataCar
         card = card.model_copy(update={"class_counts": counts})
     if config.class_counts_epsilon is not None and card.label_counts is not None:
         key = noise_key(config.state_dir, site=config.name)
-        noised = noisy_label_counts(card.label_counts, config.class_counts_epsilon, key=key)
-        card = card.model_copy(update={"label_counts": noised})
+        epsilon, spread = config.class_counts_epsilon, label_noise(len(card.label_counts), config.class_counts_epsilon)
+        noised = noisy_label_counts(card.label_counts, epsilon, most=card.num_examples, key=key)
+        card = card.model_copy(update={"label_counts": noised, "label_noise": spread})
     return card
 
 

@@ -16,7 +16,7 @@ from consilium.common.study.training import TrainingConfig
 
 def event_log(config: SiteConfig) -> EventLog:
     """Return the event log of a site: what it accepted, every plan that was answered, and every one that failed."""
-    return EventLog(config.state_dir / "events.jsonl", {"site": config.name})
+    return EventLog(config.state_dir / "events.jsonl", {"site": config.name}, endless=True)
 
 
 def note_answer(

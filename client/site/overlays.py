@@ -1,6 +1,7 @@
 """A few test pictures with the outlines of the true masks and of the served model's, for the site's own staff.
 
-They lie in the run's folder below the state folder, and nothing of them leaves the site: they are patients' pictures.
+They lie in the run's folder below the state folder, and nothing of them leaves the site unless `share_overlays` in its
+site.toml says so: they are patients' pictures.
 """
 
 import html
@@ -15,12 +16,14 @@ from scipy import ndimage
 from torch import Tensor
 
 from consilium.client.data import Examples
+from consilium.common.errors import StateError
 from consilium.common.host.files import write_atomically
 from consilium.common.segmentation.overlap import Floats, dice, mean_of, pixel_counts
+from consilium.common.segmentation.shown import FOLDER, MOST_SHOWN, SIDE
 
-FOLDER, PAGE = "overlays", "index.html"
-"""Where they lie in a run's folder."""
-MOST = 6
+PAGE = "index.html"
+"""The page that shows them, in their folder."""
+MOST = MOST_SHOWN
 """So many pictures are drawn: from the one with the least overlap to the one with the most."""
 _SIDE = 256
 """A picture is enlarged to at least so many pixels."""
@@ -48,6 +51,23 @@ def write_overlays(folder: Path, test: Examples, answers: Tensor, classes: Seque
         write_atomically(folder / FOLDER / _file(place), content, mode=_PRIVATE)
     page = "\n".join(_page(places, each, classes))
     write_atomically(folder / FOLDER / PAGE, page.encode(), mode=_PRIVATE)
+
+
+def shown_of(folder: Path) -> bytes | None:
+    """Return the pictures in a run's folder as they leave the site (`common.segmentation.shown`); None where none are.
+
+    Raises:
+        StateError: one cannot be read.
+    """
+    found = list[bytes]()
+    for path in sorted((folder / FOLDER).glob("test-*.png"))[:MOST]:
+        try:
+            with Image.open(path, formats=["PNG"]) as image:
+                small = image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+        except OSError as error:
+            raise StateError(f"cannot read '{path}': {error.strerror or 'it is no picture'}") from error
+        found.append(small.tobytes())
+    return b"".join(found) or None
 
 
 def _file(place: int) -> str:
@@ -82,7 +102,8 @@ def _page(places: Sequence[int], each: Floats, classes: Sequence[str]) -> Iterat
     yield '<!doctype html><html lang="en"><meta charset="utf-8"><title>Test pictures</title>'
     yield "<style>body{font:16px sans-serif;margin:2em;background:#222;color:#eee}figure{display:inline-block}</style>"
     yield "<h1>Test pictures of this site</h1>"
-    yield "<p>Green: the true outline. Orange: that of the model this site serves. They never leave this site.</p>"
+    yield "<p>Green: the true outline. Orange: that of the model this site serves.</p>"
+    yield "<p>They leave this site only if share_overlays in its site.toml is true.</p>"
     for place in places:
         scores = zip(classes[1:], each[place], strict=True)
         said = ", ".join(f"{html.escape(name)} {one:.2f}" for name, one in scores if not np.isnan(one))

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from consilium.client.site.state_folder import readable
+from consilium.client.site.state_folder import kept_twice
 from consilium.common.errors import ProtocolError, StateError
-from consilium.common.host.files import write_atomically
+from consilium.common.host.twice import write_twice
 from consilium.common.protocol.counts import TestCounts
 from consilium.common.protocol.plans import RunName
 from consilium.common.study.names import Sha256
@@ -118,17 +118,16 @@ class Readings:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         reading = Reading(run=run, time=now, round=round_number, weights=weights, test=counts)
         after = _File(readings={**before, self.key: (*made, reading)})
-        write_atomically(self.path, after.model_dump_json(indent=1).encode(), mode=_PRIVATE)
+        write_twice(self.path, after.model_dump_json(indent=1).encode(), mode=_PRIVATE)
 
     def _all(self) -> _File:
-        if not self.path.exists():
+        if (content := kept_twice(self.path, site=self.site)) is None:
             return _File()
-        with readable(self.path, site=self.site):
-            content = self.path.read_bytes()
         try:
             return _File.model_validate_json(content)
         except ValidationError as error:
             raise StateError(
                 f"site '{self.site}': '{self.path}' is damaged, so it cannot be known whether the test split was read "
-                f"already: put it back from a backup, or delete it if you are sure ({describe(error, READINGS)[:300]})"
+                "already: put it back from a backup, or delete it and its copy if you are sure "
+                f"({describe(error, READINGS)[:300]})"
             ) from error

@@ -26,11 +26,13 @@ from consilium.client.site.handshake import Facts, Origin, check_scale, read_ori
 from consilium.client.site.kept import Kept
 from consilium.client.site.learner import Learner
 from consilium.client.site.masked import digest_of, masked
+from consilium.client.site.overlays import shown_of
 from consilium.client.site.promise import Promise, noise_of, promise_of
 from consilium.client.site.readings import Readings
 from consilium.client.site.received import receive
 from consilium.client.site.round import play_round, received_in
-from consilium.client.site.state_folder import StateFolder, load_kept
+from consilium.client.site.start import Start, load_kept
+from consilium.client.site.state_folder import StateFolder
 from consilium.client.site.versions import versions_in
 from consilium.client.training.private import check_private
 from consilium.common.codecs import Identity, Payload
@@ -133,7 +135,8 @@ class Site:
                 opened = self._sums(plan, folder).unmask(plan, payload)
                 return UnmaskReply(**self._stamp(plan, began), round=plan.round, attempt=plan.attempt), opened
             case FinishPlan():
-                return self._finish(plan, payload, folder, began), None
+                reply = self._finish(plan, payload, folder, began)
+                return reply, shown_of(folder.path) if self._config.share_overlays else None
 
     def _shake_hands(self, plan: HandshakePlan, folder: StateFolder, began: float) -> HandshakeReply:
         readings, facts = self._readings, self._facts
@@ -161,16 +164,16 @@ class Site:
         self, plan: RoundPlan, payload: Payload | None, folder: StateFolder, began: float
     ) -> tuple[RoundReply, bytes]:
         learner, promise = self._learner_for(plan), self._promise
-        kept = load_kept(folder, plan, self._study, known=self._last).within(learner.names)
+        start = self._start(plan, folder, learner)
 
         def play(before: Callable[[], None]) -> tuple[RoundReply, bytes]:
-            result = play_round(learner, plan, payload, kept, before=before)
+            result = play_round(learner, plan, payload, start.kept, before=before)
             stopping = self._study.stopping
             best = plan.best if stopping is not None and stopping.final == "best" else None
             sha256 = folder.save(result.kept, round_number=plan.round, accepted=plan.accepted, best=best)
             self._last = {sha256: result.kept}
             num_examples = len(learner.data.train) if promise is None else promise.announced.sizes.train
-            stamp = self._stamp(plan, began)
+            stamp = self._stamp(plan, began) | {"state_of": start.instead}
             reply = RoundReply(**stamp, round=plan.round, num_examples=num_examples, metrics=result.metrics)
             return reply, result.payload
 
@@ -184,7 +187,7 @@ class Site:
         """Do what a round asks, and mask the update; asked again from the same weights, it is not trained anew."""
         sums, learner = self._sums(plan, folder), self._learner_for(plan)
         sums.check(plan)
-        kept = load_kept(folder, plan, self._study, known=self._last).within(learner.names)
+        kept = self._start(plan, folder, learner).kept
         received = digest_of(received_in(learner, plan, payload, kept))
         asked = plan.model_copy(update={"secure": None}), received
         if self._clear is None or self._clear[0] != asked:
@@ -217,11 +220,19 @@ class Site:
         learner = self._learner_for(plan)
         received = receive(learner, payload)
         counts = folder.load_counts(plan.round)  # asked again, it answers with what it read then
+        instead = None
         if counts is None:
-            kept = load_kept(folder, plan, self._study, known=self._last).within(learner.names)
-            counts = read_test_once(learner, folder, self._readings, plan, received, kept, promise=self._promise)
+            start = self._start(plan, folder, learner)
+            counts = read_test_once(learner, folder, self._readings, plan, received, start.kept, promise=self._promise)
+            instead = start.instead
         spent = None if self._promise is None else self._promise.spent()
-        return FinishReply(**self._stamp(plan, began), round=plan.round, test=counts, privacy=spent)
+        return FinishReply(**self._stamp(plan, began), round=plan.round, test=counts, privacy=spent, state_of=instead)
+
+    def _start(self, plan: RoundPlan | FinishPlan, folder: StateFolder, learner: Learner) -> Start:
+        """Return what this site goes on from, without arrays that this study shares."""
+        anew = self._config.on_lost_state == "start_anew"
+        start = load_kept(folder, plan, self._study, known=self._last, start_anew=anew)
+        return replace(start, kept=start.kept.within(learner.names))
 
     def _folder(self, plan: Plan) -> StateFolder:
         folder = StateFolder.of(self._config.state_dir, study=self._study.name, run=plan.run, site=self._config.name)

@@ -1,12 +1,14 @@
 """What a site keeps on its own disk between rounds; atomic, checked when read, never in a message.
 
 One folder per study and run: `study.json` is the study that the run began with, `scale.json` the scale of its inputs,
-and `manifest.json` names two rounds' safetensors files with their sha256: the last round whose update counted at the
-server, as far as this site knows, and the round after it that was answered last. The next plan says which of the two is
-in force: a reply that was lost or rejected, and a round that is asked again (the server restarted before its
-checkpoint), leave no trace. A third one is that of the best round, where a study ends with its model.
+and `manifest.json`, which is kept twice, names rounds' safetensors files with their sha256: the last round whose update
+counted at the server, as far as this site knows, and the round after it that was answered last. The next plan says
+which of the two is in force: a reply that was lost or rejected, and a round that is asked again (the server restarted
+before its checkpoint), leave no trace. Two that counted before are kept for a server that goes back to an earlier
+checkpoint, and for a file that is damaged; another one is that of the best round, where a study ends with its model.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -14,9 +16,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
@@ -25,8 +26,10 @@ from consilium.common.codecs import Payload, form_of
 from consilium.common.codecs.container import parts
 from consilium.common.errors import ProtocolError, StateError, clean
 from consilium.common.host.files import check_writable, write_atomically
+from consilium.common.host.twice import read_twice, write_twice
 from consilium.common.protocol.counts import TestCounts
-from consilium.common.protocol.plans import FinishPlan, RoundPlan, study_json
+from consilium.common.protocol.plans import ROUNDS_BACK, study_json
+from consilium.common.study.names import Sha256
 from consilium.common.study.record import Record
 from consilium.common.study.scale import Scale
 from consilium.common.study.sentences import describe
@@ -48,6 +51,28 @@ SCALE = "scale.json"
 
 class _ScaleFile(Record):
     scale: Scale | None
+
+
+class _Entry(Record):
+    round: int = Field(ge=1)
+    file: str
+    sha256: Sha256
+
+    @model_validator(mode="after")
+    def _check(self) -> "_Entry":
+        if self.file != _file_of(self.round):
+            raise ValueError(f"round {self.round} lies in '{clean(self.file, 80)}', expected '{_file_of(self.round)}'")
+        return self
+
+
+class _Manifest(Record):
+    site: str
+    data: str
+    rounds: tuple[_Entry, ...] = ()
+
+
+class Damaged(StateError):
+    """A round's file is not there, or not what was written."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +105,7 @@ class StateFolder:
             StateError: the folder is unwritable or the disk is full.
         """
         path, content = self.path / STUDY, study_json(study).encode()
-        if path.is_file() and path.read_bytes() != content and self._manifest()["rounds"]:
+        if path.is_file() and path.read_bytes() != content and self._manifest().rounds:
             raise ProtocolError(
                 f"site '{self.site}': run '{self.path.name}' has trained another study than the one asked for now; "
                 "start a new run"
@@ -96,20 +121,39 @@ class StateFolder:
             known: states still in memory, by the sha256 that `save` returned; these are not read again.
 
         Raises:
-            StateError: the state is there, but damaged or of another site, or the data changed since.
+            Damaged: the state's file is not there, or not what was written.
+            StateError: it is of another site, or the data changed since.
         """
-        entries = {int(entry["round"]): entry for entry in self._manifest()["rounds"]}
+        entries = {entry.round: entry for entry in self._manifest().rounds}
         if round_number is None:
             return Kept()
         if (entry := entries.get(round_number)) is None:
             return None
-        if known and entry["sha256"] in known:
-            return known[entry["sha256"]]
-        path = self.path / entry["file"]
-        with readable(path, site=self.site):
+        return self._load(entry, known or {})
+
+    def load_earlier(self, round_number: int, *, known: Mapping[str, Kept]) -> tuple[int, Kept] | None:
+        """Return the newest whole state of an update that counted before a round's, with its round; None without one.
+
+        Raises:
+            StateError: as `load`.
+        """
+        for entry in sorted(self._manifest().rounds, key=lambda entry: -entry.round):
+            if entry.round < round_number:
+                with contextlib.suppress(Damaged):
+                    return entry.round, self._load(entry, known)
+        return None
+
+    def _load(self, entry: _Entry, known: Mapping[str, Kept]) -> Kept:
+        if entry.sha256 in known:
+            return known[entry.sha256]
+        path = self.path / entry.file
+        try:
             content = path.read_bytes()
-            if hashlib.sha256(content).hexdigest() != entry["sha256"]:
-                raise StateError(f"site '{self.site}': '{path}' is damaged: its sha256 is not the one in the manifest")
+        except OSError as error:
+            raise Damaged(f"site '{self.site}': cannot read '{path}': {error.strerror or error}") from error
+        if hashlib.sha256(content).hexdigest() != entry.sha256:
+            raise Damaged(f"site '{self.site}': '{path}' is damaged: its sha256 is not the one in the manifest")
+        with readable(path, site=self.site):
             arrays = load(content)
             kept = Kept.from_arrays(arrays)
         if kept.to_arrays().keys() != arrays.keys():
@@ -123,13 +167,13 @@ class StateFolder:
         """Write what is kept after a round and return its sha256; after a crash the state before it is still in force.
 
         Args:
-            accepted: the round that this one went on from; its state is kept.
+            accepted: the round that this one went on from; its state is kept, and those of two that counted before.
             best: another round whose state is kept; None: of no other.
 
         Raises:
             StateError: the folder is unwritable or the disk is full.
         """
-        sha, file = hashlib.sha256(), f"round-{round_number:06d}.safetensors"
+        sha, file = hashlib.sha256(), _file_of(round_number)
         arrays = state.to_arrays()
 
         def pieces() -> Iterator[Payload]:
@@ -138,12 +182,16 @@ class StateFolder:
                 yield piece
 
         write_atomically(self.path / file, pieces(), mode=_PRIVATE)
-        entry = {"round": round_number, "file": file, "sha256": sha.hexdigest()}
-        kept = [old for old in self._manifest()["rounds"] if old["round"] in (accepted, best)]
-        self._write_manifest([*kept, entry])
-        for old in self.path.glob("round-*.safetensors"):
-            if old.name not in {item["file"] for item in [*kept, entry]}:
-                old.unlink()
+        before = [old for old in self._manifest().rounds if old.round != round_number]
+        counted = sorted((old for old in before if old.round <= (accepted or 0)), key=lambda old: old.round)
+        kept = counted[-ROUNDS_BACK - 1 :]
+        kept += [old for old in before if old.round == best and old not in kept]
+        entries = (*kept, _Entry(round=round_number, file=file, sha256=sha.hexdigest()))
+        manifest = _Manifest(site=self.site, data=self.data, rounds=entries)
+        write_twice(self.path / "manifest.json", manifest.model_dump_json().encode(), mode=_PRIVATE)
+        for path in self.path.glob("round-*.safetensors"):
+            if path.name not in {entry.file for entry in entries}:
+                path.unlink()
         return sha.hexdigest()
 
     def save_scale(self, scale: Scale | None) -> None:
@@ -154,12 +202,12 @@ class StateFolder:
             StateError: what was kept cannot be read, the folder is unwritable or the disk is full.
         """
         path = self.path / SCALE
-        if path.is_file() and self.load_scale() != scale and self._manifest()["rounds"]:
+        if self._kept(path) is not None and self.load_scale() != scale and self._manifest().rounds:
             raise ProtocolError(
                 f"site '{self.site}': run '{self.path.name}' has trained with another scale of its inputs than the one "
                 "that came now; start a new run"
             )
-        write_atomically(path, _ScaleFile(scale=scale).model_dump_json().encode(), mode=_PRIVATE)
+        write_twice(path, _ScaleFile(scale=scale).model_dump_json().encode(), mode=_PRIVATE)
 
     def load_scale(self) -> Scale | None:
         """Return the scale of this run's inputs; None: by this site's own training rows.
@@ -169,18 +217,18 @@ class StateFolder:
             StateError: what was kept cannot be read.
         """
         path = self.path / SCALE
-        if not path.is_file():
+        if (content := self._kept(path)) is None:
             raise ProtocolError(
                 f"site '{self.site}': no scale of the inputs was agreed on in run '{self.path.name}', which comes "
                 "before its first round"
             )
         with readable(path, site=self.site):
-            return _ScaleFile.model_validate_json(path.read_bytes()).scale
+            return _ScaleFile.model_validate_json(content).scale
 
     def save_counts(self, counts: TestCounts, *, round_number: int) -> None:
         """Keep the counts on the test split, so that it is read once however often a finish is asked for."""
         content = json.dumps({"round": round_number, "test": counts.model_dump()}).encode()
-        write_atomically(self.path / "test.json", content, mode=_PRIVATE)
+        write_twice(self.path / "test.json", content, mode=_PRIVATE)
 
     def load_counts(self, round_number: int) -> TestCounts | None:
         """Return the counts kept at this run's finish, None if there was none.
@@ -189,11 +237,11 @@ class StateFolder:
             StateError: it is there, but damaged, or the data changed since.
         """
         path = self.path / "test.json"
-        if not path.exists():
+        if (content := self._kept(path)) is None:
             return None
         self._manifest()
         with readable(path, site=self.site):
-            kept = json.loads(path.read_bytes())
+            kept = json.loads(content)
             return TestCounts.model_validate(kept["test"]) if kept["round"] == round_number else None
 
     def save_scores(self, scores: Weights) -> None:
@@ -205,78 +253,40 @@ class StateFolder:
         """The folder with a folder for each model that this site may serve."""
         return self.path / MODELS
 
-    def _manifest(self) -> dict[str, Any]:
+    def _kept(self, path: Path) -> bytes | None:
+        return kept_twice(path, site=self.site)
+
+    def _manifest(self) -> _Manifest:
         path = self.path / "manifest.json"
-        if not path.exists():
-            return {"site": self.site, "rounds": []}
+        if (content := self._kept(path)) is None:
+            return _Manifest(site=self.site, data=self.data)
         with readable(path, site=self.site):
-            manifest = json.loads(path.read_bytes())
-            site, rounds = manifest["site"], [_entry(item) for item in manifest["rounds"]]
-        if site != self.site:
-            raise StateError(f"'{path}' belongs to site '{clean(str(site))}', expected '{self.site}'")
-        if manifest.get("data", self.data) != self.data:
+            manifest = _Manifest.model_validate_json(content)
+        if manifest.site != self.site:
+            raise StateError(f"'{path}' belongs to site '{clean(manifest.site)}', expected '{self.site}'")
+        if manifest.data != self.data:
             raise StateError(
                 f"site '{self.site}': the data changed since this run began, so that test examples could have been "
                 "trained on; put the data back, or start a new run"
             )
-        return {"site": site, "rounds": rounds}
-
-    def _write_manifest(self, rounds: list[dict[str, Any]]) -> None:
-        content = json.dumps({"site": self.site, "data": self.data, "rounds": rounds}).encode()
-        write_atomically(self.path / "manifest.json", content, mode=_PRIVATE)
+        return manifest
 
 
-def _entry(item: Mapping[str, Any]) -> dict[str, Any]:
-    return {"round": int(item["round"]), "file": str(item["file"]), "sha256": str(item["sha256"])}
+def _file_of(round_number: int) -> str:
+    return f"round-{round_number:06d}.safetensors"
 
 
-def load_kept(
-    folder: StateFolder, plan: RoundPlan | FinishPlan, study: StudyConfig, *, known: Mapping[str, Kept]
-) -> Kept:
-    """Return what a site kept after its last update that counted; nothing before the first.
-
-    A site whose state folder was lost goes on as one that joins late, unless the server counts on what it kept.
+def kept_twice(path: Path, *, site: str) -> bytes | None:
+    """Return what a small file of a site's state or its copy holds, None where there is neither.
 
     Raises:
-        StateError: it cannot be read, or it is gone and the server counts on it.
+        StateError: it cannot be read.
     """
-    if (kept := folder.load(plan.accepted, known=known)) is not None:
-        return kept
-    who, what = f"site '{folder.site}'", f"what it kept after round {plan.accepted} of run '{plan.run}'"
-    if study.method.matched and isinstance(plan, RoundPlan):
-        raise StateError(
-            f"{who} no longer has {what}, which the server counts on in every later round (method "
-            f"'{study.method.kind}'): put its state folder back, or start a new run"
-        )
-    log.warning("state is gone, this site goes on as one that joins late run=%s round=%d", plan.run, plan.round)
-    return Kept()
-
-
-def study_of(root: Path, *, run: str, digest: str, site: str) -> StudyConfig:
-    """Return the study that a run began with at this site.
-
-    Args:
-        root: the site's `state_dir`.
-        run: a valid name; it becomes part of a path.
-        digest: of the study, as the plan gives it.
-
-    Raises:
-        ProtocolError: the run had no handshake here, or its study was another one.
-        StateError: what was kept cannot be read.
-    """
-    begun = dict[str, Path]()
-    for path in sorted(root.glob(f"*/{run}/{STUDY}")):
-        with readable(path, site=site):
-            content = path.read_bytes()
-            begun[hashlib.sha256(content).hexdigest()] = path
-            if digest in begun:
-                return StudyConfig.model_validate_json(content)
-    if not begun:
-        raise ProtocolError(f"site '{site}': run '{run}' had no handshake here, which is where a run begins")
-    raise ProtocolError(
-        f"site '{site}': the plan is of another study ({digest[:12]}) than the one that run '{run}' began with "
-        f"({', '.join(known[:12] for known in begun)}); start a new run"
-    )
+    with readable(path, site=site):
+        content, problem = read_twice(path)
+    if problem:
+        log.warning("%s", problem)
+    return content
 
 
 @contextmanager

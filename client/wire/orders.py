@@ -4,7 +4,7 @@ An order is obeyed if the study's key signed it for this site, with this payload
 that of every order of its run answered before; and a plan only within the study that its run began with.
 """
 
-import os
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,10 +12,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import Field, TypeAdapter, ValidationError
 
 from consilium.common.codecs import Payload
-from consilium.common.errors import ProtocolError, StateError
-from consilium.common.host.files import write_atomically
+from consilium.common.errors import AnsweredAlready, ProtocolError, StateError
+from consilium.common.host.twice import read_twice, write_twice
 from consilium.common.protocol.audit import AuditHead
 from consilium.common.protocol.plans import (
+    ROUNDS_BACK,
     FinishPlan,
     HandshakePlan,
     Plan,
@@ -29,8 +30,10 @@ from consilium.common.study.record import Record
 from consilium.common.study.sentences import describe
 from consilium.common.wire.envelope import Order, open_order, payload_digest
 
+log = logging.getLogger(__name__)
+
 LEDGER = "orders.json"
-"""File of the state folder."""
+"""File of the state folder; it is kept twice."""
 MOST_KNOWN_RUNS = 10_000
 """How many runs a ledger can hold. It never forgets one: a forgotten run's old orders would be valid again."""
 _PRIVATE = 0o600
@@ -109,7 +112,7 @@ class Orders:
         known = self._runs.get(order.run)
         last = known.number if known is not None else 0
         if order.number <= last:
-            raise ProtocolError(f"{who} was answered already: expected a number above {last}")
+            raise AnsweredAlready(f"{who} was answered already: expected a number above {last}")
         if known is None and len(self._runs) >= MOST_KNOWN_RUNS:
             raise ProtocolError(
                 f"site '{self._site}' has had orders of {len(self._runs)} runs, all that its ledger '{self._path}' can "
@@ -190,31 +193,31 @@ class Orders:
             changes |= {"study": study_digest(plan.study), "rounds": plan.study.rounds}
             changes["early"] = plan.study.stopping is not None
         if isinstance(plan, RoundPlan):
-            changes["round"] = plan.round
+            changes["round"] = max(plan.round, known.round)
         if isinstance(plan, FinishPlan):
             changes |= {"finished": True, "rounds": plan.round, "early": False}  # after that round, and no other
         runs = {**self._runs, order.run: known.model_copy(update=changes)}
         head = audit or self.audit
         content = _File(site=self._site, runs=runs, audit=head).model_dump_json(exclude_defaults=True).encode()
-        write_atomically(self._path, content, mode=_PRIVATE)
+        write_twice(self._path, content, mode=_PRIVATE)
         self._runs, self.audit = runs, head
 
     def _read(self) -> _File:
         try:
-            content = self._path.read_bytes()
-        except FileNotFoundError:
+            content, problem = read_twice(self._path)
+        except StateError as error:
+            raise StateError(f"site '{self._site}': {error}") from error
+        if problem:
+            log.warning("the ledger of orders was damaged: %s", problem)
+        if content is None:
             return _File(site=self._site, runs={})
-        except OSError as error:
-            raise StateError(
-                f"site '{self._site}': cannot read '{self._path}': {os.strerror(error.errno or 0)}"
-            ) from error
         try:
             ledger = _File.model_validate_json(content)
         except ValidationError as error:
             raise StateError(
                 f"site '{self._site}': the ledger of orders '{self._path}' is damaged, so it cannot be known which "
-                "orders were answered already. Put it back from a backup; without one, ask the coordinator for a new "
-                f"study key, and delete it only then ({describe(error, LEDGER)[:300]})"
+                "orders were answered already. Put it and its copy back from a backup; without one, ask the coordinator "
+                f"for a new study key, and delete it only then ({describe(error, LEDGER)[:300]})"
             ) from error
         if ledger.site != self._site:
             raise StateError(f"'{self._path}' is the ledger of site '{ledger.site}', expected '{self._site}'")
@@ -222,10 +225,13 @@ class Orders:
 
 
 def _check_round(plan: RoundPlan, known: _Run, who: str) -> None:
-    """Check a round against the study's last one and the highest answered: that one may be asked for once more."""
+    """Check a round against the study's last one and the highest answered: that one may be asked for once more.
+
+    And the two before it, by a server that went back to an earlier checkpoint.
+    """
     if known.finished:
         raise ProtocolError(f"{who} has finished here, the test split was read; no round comes after that")
     if plan.round > known.rounds:
         raise ProtocolError(f"{who} ends with round {known.rounds}, the plan is for round {plan.round}")
-    if plan.round < known.round:
+    if plan.round < known.round - ROUNDS_BACK:
         raise ProtocolError(f"{who} has answered round {known.round}, the plan is for the earlier round {plan.round}")

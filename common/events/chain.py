@@ -99,12 +99,26 @@ def verify_chain(path: Path) -> Chain:
         content = path.read_bytes()
     except OSError as error:
         raise StateError(f"cannot read the event log '{path}': {error.strerror or error}") from error
-    before, number = START, 0
-    for number, line in enumerate(content[: content.rfind(b"\n") + 1].split(b"\n")[:-1], start=1):
-        if (problem := _problem(line, number, before)) is not None:
-            raise StateError(f"event log '{path}', line {number}: {problem}")
-        before = hashlib.sha256(line).hexdigest()
-    return Chain(number, before)
+    return verify_lines(content[: content.rfind(b"\n") + 1].split(b"\n")[:-1], f"event log '{path}'")
+
+
+def verify_lines(lines: Sequence[bytes], where: str, *, after: "Chain | None" = None) -> Chain:
+    """Check lines that follow on others, and return the chain with them.
+
+    Args:
+        where: names their file in errors.
+        after: the chain before them; None: they are the first.
+
+    Raises:
+        StateError: names the first line that is not what was written.
+    """
+    chain = after or Chain()
+    for line in lines:
+        number = chain.lines + 1
+        if (problem := _problem(line, number, chain.head)) is not None:
+            raise StateError(f"{where}, line {number}: {problem}")
+        chain = Chain(number, hashlib.sha256(line).hexdigest())
+    return chain
 
 
 def _problem(line: bytes, number: int, before: str) -> str | None:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, NoReturn, Protocol, Self, TypeVar
 
 from consilium.common.errors import StateError
-from consilium.common.events.chain import linked
-from consilium.common.host.files import open_in
+from consilium.common.events.chain import Link, linked
+from consilium.common.events.parts import PART_BYTES, parts_of, put_away, read_part
+from consilium.common.host.files import not_written, open_in
 
 
 class Event(Protocol):
@@ -78,10 +79,12 @@ class EventLog:
 
     Args:
         labels: fields that every event of this writer carries.
+        endless: the log belongs to no run, so that it grows as long as there are any: its oldest lines are put away.
     """
 
     path: Path
     labels: Mapping[str, str] = field(default_factory=dict)
+    endless: bool = False
 
     def log(self, event: Event) -> None:
         """Append one event; its line is on the disk when this returns, and all lines before it.
@@ -108,14 +111,43 @@ class EventLog:
             StateError: the folder is unwritable or the disk is full.
         """
         try:
-            with os.fdopen(open_in(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600), "a+b") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)  # gone with the file's descriptor
-                file.write(linked(lines, file.fileno()))
-                file.flush()
-                if durable:
-                    os.fsync(file.fileno())
+            while not self._append(lines, durable):
+                pass
         except OSError as error:
-            raise StateError(f"cannot write '{self.path}': {error.strerror or error}") from error
+            raise not_written(self.path, error) from error
+
+    def _append(self, lines: Sequence[str], durable: bool) -> bool:
+        """Append lines; return False where the file was another one by the time that it was locked.
+
+        Raises:
+            OSError: it cannot be written; what was written of the lines is cut off again.
+        """
+        descriptor = open_in(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # gone with the descriptor
+            if self.endless and os.fstat(descriptor).st_size >= PART_BYTES and self._is_at(descriptor):
+                put_away(self.path, descriptor)
+            if self.endless and not self._is_at(descriptor):
+                return False
+            content, before = linked(lines, descriptor), os.fstat(descriptor).st_size
+            try:
+                while content:
+                    content = content[os.write(descriptor, content) :]
+                if durable:
+                    os.fsync(descriptor)
+            except OSError:
+                os.ftruncate(descriptor, before)
+                raise
+            return True
+        finally:
+            os.close(descriptor)
+
+    def _is_at(self, descriptor: int) -> bool:
+        """Return whether an open file still is the log: another process may have put it away."""
+        try:
+            return os.path.samestat(os.fstat(descriptor), self.path.stat())
+        except FileNotFoundError:
+            return False
 
     def read(self, vocabulary: Vocabulary[E]) -> list[E]:
         """Return all whole events so far: neither an unfinished last line, nor one that a crash cut off.
@@ -135,10 +167,11 @@ class Follower(Generic[E]):
 
     def __init__(self, path: Path, vocabulary: Vocabulary[E]) -> None:
         self._path, self._vocabulary = path, vocabulary
+        self._first = b""
         self._offset = self._lines = 0
 
     def new(self, on_problem: Callable[[StateError], None] = _refuse) -> list[E]:
-        """Return the events that were completed since the last call; from the start if the file shrank.
+        """Return the events that were completed since the last call; from the start if the log is another one.
 
         Args:
             on_problem: called with the error of an unusable event, which is then skipped.
@@ -147,7 +180,7 @@ class Follower(Generic[E]):
             StateError: a known event lacks a field, or has a wrong one; names the line.
         """
         events = []
-        for line in self._whole_lines():
+        for line in self._whole_lines(on_problem):
             self._lines += 1
             try:
                 event = self._vocabulary.read(line, where=f"{self._path}, line {self._lines}")
@@ -158,10 +191,13 @@ class Follower(Generic[E]):
                 events.append(event)
         return events
 
-    def _whole_lines(self) -> list[bytes]:
+    def _whole_lines(self, on_problem: Callable[[StateError], None]) -> list[bytes]:
         try:
             with self._path.open("rb") as file:
-                if file.seek(0, os.SEEK_END) < self._offset:
+                first, earlier = file.readline(), list[bytes]()
+                if first != self._first:  # another file; its number on the disk may be that of the one before
+                    self._offset, self._first, earlier = 0, first, self._put_away(first, on_problem)
+                elif file.seek(0, os.SEEK_END) < self._offset:
                     self._offset = self._lines = 0
                 file.seek(self._offset)
                 content = file.read()
@@ -169,4 +205,26 @@ class Follower(Generic[E]):
             return []
         whole = content[: content.rfind(b"\n") + 1]
         self._offset += len(whole)
-        return whole.splitlines()
+        return earlier + whole.splitlines()
+
+    def _put_away(self, first: bytes, on_problem: Callable[[StateError], None]) -> list[bytes]:
+        """Return the lines that were put away since the last call.
+
+        Args:
+            first: the first line of the log as it is now; where it continues none, it is another log.
+        """
+        link = Link.of(first.rstrip(b"\n"))
+        before = link.line - 1 if link is not None else 0
+        if before < self._lines:
+            self._lines = 0
+        lines = list[bytes]()
+        for last, part in parts_of(self._path):
+            if self._lines < last <= before:
+                try:
+                    whole = read_part(part).splitlines()
+                except StateError as problem:
+                    on_problem(problem)
+                    continue
+                lines += whole[max(0, len(whole) - (last - self._lines - len(lines))) :]
+        self._lines = before - len(lines)
+        return lines

@@ -139,6 +139,8 @@ class UpdateAccepted(RunEvent):
     """Training examples behind the update, as the site announced them."""
     update: str = ""
     """Digest (SHA-256) of the update as it was decoded; empty where the server sees sums over sites only."""
+    stale: int = Field(default=0, ge=0, exclude_if=lambda stale: stale == 0)
+    """How many rounds before this one the site's weights were sent, in a study whose rounds are buffered."""
 
 
 class AnswerRejected(RunEvent):
@@ -149,6 +151,19 @@ class AnswerRejected(RunEvent):
     site: str
     reason: str
     """Short and bounded, e.g. `timeout`."""
+    message: str
+
+
+class SiteSetAside(RunEvent):
+    """A site's answers were rejected again and again for what they held; no further round asks it."""
+
+    name = "set_aside"
+    round: int
+    site: str
+    strikes: int
+    """How many in a row were."""
+    reason: str
+    """Of the last one; short and bounded, e.g. `norm`."""
     message: str
 
 
@@ -183,6 +198,27 @@ class RoundFailed(RoundRecord, RunEvent):
 
     model_config = ConfigDict(extra="ignore")
     name = "round_failed"
+
+
+class RunPaused(RunEvent):
+    """Too few sites answer, or the server's disk is full; the run waits until that is over and goes on by itself."""
+
+    name = "paused"
+    round: int
+    """Of the round that cannot be ended; 0 before the first."""
+    usable: int
+    quorum: int
+    missing: tuple[str, ...]
+    why: str = Field(default="", exclude_if=lambda why: not why)
+    """A sentence, where it does not wait for sites."""
+
+
+class RunWentOn(RunEvent):
+    """What a run waited for in a pause is there again."""
+
+    name = "went_on"
+    round: int
+    seconds: float
 
 
 class CheckpointSaved(RunEvent):
@@ -261,7 +297,8 @@ class MessagesAsked(RunEvent):
 STUDY_EVENTS = Vocabulary[RunEvent](
     *(ServerStarted, RunSubmitted, RunStarted, SitesOnline, RunWarning, SitesAgreed, RunResumed, SiteJoined),
     *(RoundAsked, UpdateAccepted, AnswerRejected, HeadsNoted, WeightingFallback, RoundFinished, RoundFailed),
-    *(CheckpointSaved, StoppedEarly, FinishAsked, RunFinished, RunFailure, RunStopped),
+    SiteSetAside,
+    *(RunPaused, RunWentOn, CheckpointSaved, StoppedEarly, FinishAsked, RunFinished, RunFailure, RunStopped),
 )
 """The events in the log of a study's run, and in the server's journal."""
 

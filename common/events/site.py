@@ -68,6 +68,8 @@ class PlanAnswered(SiteEvent):
     test: dict[str, Any] | None = None
     privacy: dict[str, Any] | None = None
     """What the study has spent here of its privacy budget, after this answer; see `PrivacySpent`."""
+    state_of: int | None = None
+    """The round of an earlier state that stood in for a damaged one; 0: the site began anew."""
 
 
 @dataclass(frozen=True, kw_only=True)

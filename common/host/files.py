@@ -1,17 +1,20 @@
 """Write files so that a crash leaves the old one or the new one, never half of either."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import itertools
 import os
+import re
 import secrets
+import socket
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TypeAlias
 
-from consilium.common.errors import StateError
+from consilium.common.errors import DiskFull, StateError, clean
 
 Buffer: TypeAlias = bytes | memoryview
 
@@ -41,9 +44,58 @@ def write_atomically(path: Path, content: bytes | Iterable[Buffer], *, mode: int
         temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
+        raise not_written(path, error, also="; the previous version is kept") from error
+    finally:  # whatever went wrong, the pieces themselves too
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise StateError(f"cannot write '{path}': {error.strerror or error}; the previous version is kept") from error
+
+
+def not_written(path: Path, error: OSError, *, also: str = "") -> StateError:
+    """Return the error of a file that could not be written, and whose disk is full if that is why."""
+    kind = DiskFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else StateError
+    return kind(f"cannot write '{path}': {error.strerror or error}{also}")
+
+
+_TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8})-([0-9]{1,10})-[0-9]+\.tmp")
+"""What `write_atomically` calls a file before it has its own name."""
+
+
+def sweep(folder: Path, *, depth: int = 0) -> int:
+    """Delete what killed processes left of files that they were writing, and return how many there were.
+
+    Whoever calls it has the folder's lock; files of this process, and of one that runs on this machine, stay.
+
+    Args:
+        depth: how many folders deep below `folder` they are looked for.
+    """
+    swept = 0
+    for place, folders, names in os.walk(folder):
+        if len(Path(place).relative_to(folder).parts) >= depth:
+            folders.clear()
+        for name in names:
+            found = _TEMPORARY.fullmatch(name)
+            if found is not None and found[1] != _PROCESS and not _is_running(int(found[2])):
+                with contextlib.suppress(OSError):
+                    Path(place, name).unlink()
+                    swept += 1
+    return swept
+
+
+def is_temporary(name: str) -> bool:
+    """Return whether a file of this name is one that `write_atomically` has not finished."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+def _is_running(number: int) -> bool:
+    if number in (0, os.getpid()):  # an earlier process had this one's number, as in a container
+        return False
+    try:
+        os.kill(number, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        pass  # it is another user's
+    return True
 
 
 def open_in(path: Path, flags: int, mode: int) -> int:
@@ -85,8 +137,8 @@ def only_one(file: Path, *, otherwise: str) -> Iterator[None]:
     """Hold a lock that no two processes can have, within the block; it is gone with the process.
 
     Args:
-        file: is made where it is missing, and stays.
-        otherwise: the sentence for a process that comes second.
+        file: is made where it is missing, and stays; it says who has the lock.
+        otherwise: the sentence for a process that comes second, to which the other one's number and machine are added.
 
     Raises:
         StateError: another process has it, or the file cannot be made.
@@ -100,10 +152,36 @@ def only_one(file: Path, *, otherwise: str) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise StateError(otherwise) from error
+            raise StateError(f"{otherwise}{_owner(descriptor)}") from error
+        _note_owner(descriptor)
         yield
     finally:
         os.close(descriptor)
+
+
+def check_free(file: Path, *, otherwise: str) -> None:
+    """Check that nobody has the lock in a file, which is not made where it is missing.
+
+    Raises:
+        StateError: another process has it, or the file cannot be opened.
+    """
+    if file.is_file():
+        with only_one(file, otherwise=otherwise):
+            pass
+
+
+def _note_owner(descriptor: int) -> None:
+    with contextlib.suppress(OSError):  # the lock holds on a full disk too
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
+
+
+def _owner(descriptor: int) -> str:
+    """Return who has a lock, as its file says, in brackets; empty where it does not."""
+    with contextlib.suppress(OSError, ValueError):
+        number, host = os.pread(descriptor, 300, 0).decode().split()
+        return f" (process {int(number)} on '{clean(host, 100)}')"
+    return ""
 
 
 def sha256_of(path: Path) -> str:

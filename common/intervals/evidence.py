@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ Ints = NDArray[np.int64]
 
 DRAWS = 300
 """Draws of the bootstrap."""
+_CELLS_AT_ONCE = 4_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +117,16 @@ def redrawn(size: int, groups: Ints | None, *, draws: int, seed: int, who: str) 
     members = [np.flatnonzero(index == patient) for patient in range(index.max() + 1)]
     for _ in range(draws):
         yield np.concatenate([members[patient] for patient in generator.integers(0, len(members), len(members))])
+
+
+def blocks_drawn(size: int, groups: Ints | None, *, seed: int = 0, who: str) -> Iterator[Floats]:
+    """Yield how often each row is in each of `DRAWS` draws of `redrawn`, block by block: `(draws, size)`.
+
+    All draws of a million rows at once would take 2.4 GB.
+    """
+    drawn = redrawn(size, groups, draws=DRAWS, seed=seed, who=who)
+    while block := list(islice(drawn, max(1, _CELLS_AT_ONCE // max(size, 1)))):
+        yield np.stack([np.bincount(rows, minlength=size).astype(np.float64) for rows in block])
 
 
 def times_drawn(size: int, groups: Ints | None, *, who: str) -> Floats:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from consilium.common.intervals.evidence import DRAWS, Evidence, times_drawn
+from consilium.common.intervals.evidence import DRAWS, Evidence, blocks_drawn
 from consilium.common.intervals.rare import carried_by, patients_of
 from consilium.common.labels.ranking import Floats, auroc, auroc_in_draws
 from consilium.common.protocol.patients import LEAST_PATIENTS
@@ -47,19 +47,30 @@ def evidence_of(
         groups: the patient of each row `(N,)`; None: every row is one.
         who: names the draws.
     """
-    drawn = times_drawn(len(y), groups, who=who)
-    enough = carriers(y, groups) >= LEAST_PATIENTS
-    found: dict[str, Evidence] = {}
-    for name, own in scores.items():
-        value = mean_auroc(y, own)
-        if value is None:
-            continue
-        parts = [auroc_in_draws(truth == 1, of[known], drawn[:, known]) for known, truth, of in _each(y, own)]
-        with warnings.catch_warnings():  # a draw in which no label has both kinds is NaN
-            warnings.simplefilter("ignore", RuntimeWarning)
-            draws = np.nanmean(np.stack(parts), axis=0) if enough else np.full(DRAWS, np.nan)
-        found[name] = Evidence(values=np.array([value]), draws=draws[None], groups=groups, num_rows=len(y))
-    return found
+    values = {name: value for name, own in scores.items() if (value := mean_auroc(y, own)) is not None}
+    draws = {name: np.full((1, DRAWS), np.nan) for name in values}
+    if values and carriers(y, groups) >= LEAST_PATIENTS:
+        first = 0
+        for drawn in blocks_drawn(len(y), groups, who=who):
+            for name, of_one in draws.items():
+                of_one[0, first : first + len(drawn)] = mean_in_draws(y, scores[name], drawn)
+            first += len(drawn)
+    return {
+        name: Evidence(values=np.array([value]), draws=draws[name], groups=groups, num_rows=len(y))
+        for name, value in values.items()
+    }
+
+
+def mean_in_draws(y: Labels, scores: Floats, drawn: Floats) -> Floats:
+    """Return the mean AUROC in draws of the rows `(draws,)`; NaN where no label has both kinds.
+
+    Args:
+        drawn: how often each row is in each draw `(draws, N)`.
+    """
+    areas = [auroc_in_draws(truth == 1, of[known], drawn[:, known]) for known, truth, of in _each(y, scores)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return np.asarray(np.nanmean(np.stack(areas), axis=0))
 
 
 def carriers(y: Labels, groups: NDArray[np.int64] | None) -> float:

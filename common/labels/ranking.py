@@ -7,6 +7,8 @@ there w times,
     AUROC = sum over pairs w_i w_j ([s_i > s_j] + 1/2 [s_i = s_j]) / sum over pairs w_i w_j
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,18 +31,40 @@ def auroc_in_draws(positive: Mask, scores: Floats, times_drawn: Floats) -> Float
         positive: which examples have the label `(N,)`.
         times_drawn: how often each example is in each draw `(D, N)`.
     """
+    areas = np.full(len(times_drawn), np.nan)
+    for where, up, down in _ranked(positive, scores, times_drawn):
+        right = (up * (down.cumsum(axis=1) - down / 2)).sum(axis=1)
+        pairs = up.sum(axis=1) * down.sum(axis=1)
+        areas[where] = np.divide(right, pairs, out=np.full(len(up), np.nan), where=pairs > 0)
+    return areas
+
+
+def precision_in_draws(positive: Mask, scores: Floats, times_drawn: Floats) -> Floats:
+    """Return the average precision in draws of the examples `(D,)`; NaN where a draw has examples of one kind only.
+
+    It is the sum over the scores s, each once, of the share of positive examples at s times the precision at or above
+    s, as scikit-learn's.
+
+    Args:
+        positive: which examples have the label `(N,)`.
+        times_drawn: how often each example is in each draw `(D, N)`.
+    """
+    found = np.full(len(times_drawn), np.nan)
+    for where, up, down in _ranked(positive, scores, times_drawn):
+        right, said = (part[:, ::-1].cumsum(axis=1)[:, ::-1] for part in (up, up + down))
+        precision = np.divide(right, said, out=np.zeros_like(right), where=said > 0)
+        positives, both = up.sum(axis=1), (up.sum(axis=1) > 0) & (down.sum(axis=1) > 0)
+        found[where] = np.divide((up * precision).sum(axis=1), positives, out=np.full(len(up), np.nan), where=both)
+    return found
+
+
+def _ranked(positive: Mask, scores: Floats, times_drawn: Floats) -> Iterator[tuple[slice, Floats, Floats]]:
+    """Yield some draws at a time, and how often each score, rising, has positive and negative examples `(d, S)`."""
     order = np.argsort(scores, kind="stable")
     ranked, known = scores[order], positive[order]
     starts = np.flatnonzero(np.append(True, ranked[1:] != ranked[:-1])[: len(ranked)])
-    areas = np.full(len(times_drawn), np.nan)
-    if not len(starts):
-        return areas
-    size = max(1, _CELLS_AT_ONCE // len(scores))
-    for first in range(0, len(times_drawn), size):
+    size = max(1, _CELLS_AT_ONCE // max(len(scores), 1))
+    for first in range(0, len(times_drawn) if len(starts) else 0, size):
         drawn = times_drawn[first : first + size, order]
-        up = np.add.reduceat(drawn * known, starts, axis=1)
-        down = np.add.reduceat(drawn * ~known, starts, axis=1)
-        right = (up * (down.cumsum(axis=1) - down / 2)).sum(axis=1)
-        pairs = up.sum(axis=1) * down.sum(axis=1)
-        areas[first : first + size] = np.divide(right, pairs, out=np.full(len(drawn), np.nan), where=pairs > 0)
-    return areas
+        up, down = (np.add.reduceat(drawn * kind, starts, axis=1) for kind in (known, ~known))
+        yield slice(first, first + len(drawn)), up, down

@@ -11,6 +11,7 @@ from consilium.common.model.folder import (
     write_record,
 )
 from consilium.common.model.record import (
+    LabelTemperatures,
     ModelRecord,
     Preprocessing,
     Provenance,
@@ -25,6 +26,7 @@ __all__ = [
     "RECORD",
     "SUMMARY",
     "WEIGHTS",
+    "LabelTemperatures",
     "ModelRecord",
     "Preprocessing",
     "Provenance",

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from consilium.common.model.record import ModelRecord, Residuals, Score, Temperature
+from consilium.common.model.record import LabelTemperatures, ModelRecord, Residuals, Score, Temperature
 from consilium.common.study.task import PictureTask, SeriesTask, TableTask, TextTask
 
 _SERVED = {
@@ -100,6 +100,16 @@ def _calibration(record: ModelRecord) -> Iterator[str]:
             f"of rows that were not fitted on, the log loss went from {loss:.3f} to {then:.3f}, the expected "
             f"calibration error from {error:.3f} to {after:.3f}."
         )
+    elif isinstance(found, LabelTemperatures):
+        yield ""
+        yield "The probabilities of some labels are calibrated on the validation rows that know them:"
+        for label, one in found.labels.items():
+            (loss, then), (error, after) = one.log_loss, one.calibration_error
+            yield (
+                f"- {_listed((label,))}: temperature {one.temperature:.3g}, fitted on {one.num} rows; of rows that "
+                f"were not fitted on, the log loss went from {loss:.3f} to {then:.3f}, the expected calibration error "
+                f"from {error:.3f} to {after:.3f}."
+            )
     elif isinstance(found, Residuals):
         yield ""
         yield (

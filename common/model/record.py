@@ -6,7 +6,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from consilium.common.protocol.plans import RunName
 from consilium.common.study.methods import MethodConfig
-from consilium.common.study.names import ClassName, PlainName, Sha256, SiteName, clean_text
+from consilium.common.study.names import ClassName, ColumnName, PlainName, Sha256, SiteName, clean_text
 from consilium.common.study.record import Record
 from consilium.common.study.scale import Finite, Positive, Scale
 from consilium.common.study.task import CategoryColumn, SeriesTask, TableTask, Task
@@ -113,6 +113,18 @@ class Temperature(Record):
     """Expected calibration error before and after, likewise."""
 
 
+class LabelTemperatures(Record):
+    """Temperature scaling of several labels, each by the rows that know it."""
+
+    kind: Literal["temperatures"] = "temperatures"
+    labels: dict[ColumnName, Temperature] = Field(min_length=1)
+    """The temperature by which a label's logits are divided; those of other labels stay as they are."""
+
+    def divisors(self, names: tuple[str, ...]) -> tuple[float, ...]:
+        """Return by what the logits of each label are divided."""
+        return tuple(self.labels[name].temperature if name in self.labels else 1.0 for name in names)
+
+
 class Residuals(Record):
     """A prediction interval for a number: value - width to value + width (split conformal prediction)."""
 
@@ -125,7 +137,7 @@ class Residuals(Record):
     """From how many validation rows."""
 
 
-Calibration = Annotated[Temperature | Residuals, Field(discriminator="kind")]
+Calibration = Annotated[Temperature | LabelTemperatures | Residuals, Field(discriminator="kind")]
 
 
 class Provenance(Record):
@@ -184,9 +196,20 @@ class ModelRecord(Record):
             raise ValueError(f"preprocessing is of {wrong[0]} features, the task has {expected}")
         if (self.preprocessing.mean is None) != (self.preprocessing.std is None):
             raise ValueError("preprocessing needs both mean and std, or none of the two")
-        if self.calibration is not None and (self.task.number is None) != (self.calibration.kind == "temperature"):
+        if self.calibration is not None and self.calibration.kind != self._calibrated_by:
             raise ValueError(f"the calibration '{self.calibration.kind}' is of another kind of answer than the task's")
+        if isinstance(self.calibration, LabelTemperatures) and not self.calibration.labels.keys() <= {
+            *self.task.label_names
+        }:
+            raise ValueError("the calibration has labels that the task has not")
         return self
+
+    @property
+    def _calibrated_by(self) -> str:
+        """The kind of calibration that fits the task's answers."""
+        if self.task.label_names:
+            return "temperatures"
+        return "temperature" if self.task.number is None else "residuals"
 
     @property
     def classes(self) -> tuple[ClassName, ...]:

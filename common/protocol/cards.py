@@ -43,6 +43,7 @@ class DataCard(Record):
 
     `label_counts`: of each of several labels, how many examples have it and how many have it not; None without labels,
     or where the site does not share class counts.
+    `label_noise`: standard deviation of the noise on each of these (`class_counts_epsilon`); None: they are exact.
     `num_groups`: how many patients the site's own examples are of; None where every example is a patient's only one.
     `num_copies`: how many of its own examples are exact copies of another one that they are kept together with.
     `num_alike`: how many are equal to another one, but may be of two patients, since equal rows are likely here.
@@ -63,6 +64,7 @@ class DataCard(Record):
     label_counts: dict[ClassName, tuple[Count, Count]] | None = Field(
         default=None, max_length=MAX_CLASSES, exclude_if=lambda counts: counts is None
     )
+    label_noise: float | None = Field(default=None, gt=0, le=1e12, exclude_if=lambda noise: noise is None)
     num_groups: Count | None = None
     num_copies: Count = 0
     num_alike: Count = 0
@@ -84,8 +86,8 @@ class DataCard(Record):
         told = self.class_counts or {}
         if sum(told.values()) > self.num_examples + NOISE_PER_CLASS * len(told):
             raise ValueError(f"class counts are {sum(told.values())} in all, of {self.num_examples} examples")
-        most = self.num_examples + 2 * NOISE_PER_CLASS * len(self.label_counts or ())  # who share the noise's budget
-        if self.label_counts and (known := max(map(sum, self.label_counts.values()))) > most:
+        together = max if self.label_noise is not None else sum  # noise is on each of the two counts
+        if self.label_counts and (known := max(map(together, self.label_counts.values()))) > self.num_examples:
             raise ValueError(f"a label is known of {known} examples, of {self.num_examples} in all")
         if self.moments is not None and max(self.moments.counts, default=0) > self.num_train:
             raise ValueError(f"moments are of {max(self.moments.counts)} values, of {self.num_train} training examples")

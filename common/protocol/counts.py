@@ -10,6 +10,12 @@ ROUNDING = 0.02
 """How far a difference may be from that of the two numbers, as all three are rounded when they leave a site."""
 
 
+LEAST_ERROR = 1e-9
+"""Standard errors below this are of draws that differ by rounding alone."""
+NEUTRAL = (0.0, 0.5)
+"""Scores of answers that are the same for all rows, which no draw changes: they alone have an error of 0."""
+
+
 class PatientCounts(Record):
     """Sums over the patients of the test split: of correct answers per model, and of personal minus local."""
 
@@ -25,6 +31,12 @@ class Estimate(Record):
 
     value: float = Field(ge=-1, le=1)
     error: float = Field(ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> "Estimate":
+        if self.error < LEAST_ERROR and (self.error or self.value not in NEUTRAL):
+            raise ValueError(f"a score of {self.value} has the standard error {self.error}, expected a larger one")
+        return self
 
 
 class Estimates(Record):
@@ -44,6 +56,8 @@ class Estimates(Record):
         one, other, moved = self.personal, self.local, self.difference
         if moved is None:
             return self
+        if moved.value and not moved.error:
+            raise ValueError(f"the difference {moved.value} has the standard error 0, expected a larger one")
         if one is None or other is None:
             raise ValueError("the difference of personal and local is there without the two")
         if abs(moved.value - (one.value - other.value)) > ROUNDING:
@@ -79,12 +93,16 @@ class TestCounts(Record):
     """Standard deviation of the noise on each count of a private study; None: they are exact."""
     estimates: Estimates | None = Field(default=None, exclude_if=lambda estimates: estimates is None)
     """Scores with their standard errors, in place of counts; None where there are counts."""
+    brier: Estimates | None = Field(default=None, exclude_if=lambda brier: brier is None)
+    """Of times until an event, where the study has a `horizon`: the Brier scores then, smaller being better."""
 
     @model_validator(mode="after")
     def _check(self) -> "TestCounts":
         counts = (self.majority, self.local, self.global_, self.personal, self.patients, self.noise)
         if self.estimates is not None and any(one is not None for one in counts):
             raise ValueError("estimates stand in place of counts, expected one of the two")
+        if self.brier is not None and self.estimates is None:
+            raise ValueError("a Brier score of times stands beside estimates, which are not there")
         if (self.pairs is None) != (self.local is None):
             raise ValueError("pairs and local go together: expected both or neither")
         if self.pairs is not None:

@@ -6,10 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from consilium.common.intervals.evidence import Evidence
-from consilium.common.protocol.counts import Estimate, Estimates
-
-_SAME = 1e-9
-"""Standard deviation of draws that differ by rounding alone."""
+from consilium.common.protocol.counts import LEAST_ERROR, Estimate, Estimates
 
 
 def estimates_of(evidence: Mapping[str, Evidence], *, neutral: float) -> Estimates:
@@ -32,4 +29,6 @@ def _estimate(evidence: Evidence, *, neutral: float) -> Estimate:
     value = float(evidence.values[0])
     draws = evidence.draws[~np.isnan(evidence.draws)] if evidence.draws is not None else np.zeros(0)
     error = float(draws.std(ddof=1)) if len(draws) > 1 else math.inf
-    return Estimate(value=value, error=min(error, 1.0) if error > _SAME or value == neutral else 1.0)
+    if error < LEAST_ERROR:
+        error = 0.0 if value == neutral else 1.0
+    return Estimate(value=value, error=min(error, 1.0))

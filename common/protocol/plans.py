@@ -20,6 +20,11 @@ CODEC_VERSION = 1
 REPLY_GRACE_SECONDS = 60.0
 """How long a plan is kept beyond the time that a site may work on it, for the reply to arrive."""
 
+ROUNDS_BACK = 2
+"""How many rounds before the last one that it answered a site may be asked for again, by a server whose newest
+checkpoints were damaged: so many earlier ones are kept there, and so many states and answers here.
+"""
+
 CONTROL = "control/"
 """Prefix of control variates in a payload (SCAFFOLD), both ways; names of a model hold no `/`."""
 

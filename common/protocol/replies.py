@@ -76,6 +76,12 @@ class PeersReply(_Reply):
     kind: Literal["peers"] = "peers"
 
 
+StateOf = Annotated[int | None, Field(ge=0, exclude_if=lambda of_round: of_round is None)]
+"""The round of an earlier state that a site went on from, as that after its last accepted update is damaged; 0: it
+began anew, as all of them are gone and its settings say so; None: it went on from what it kept.
+"""
+
+
 class PrivacySpent(Record):
     """How much a site's answers to a private study can tell of one patient, so far: what its ledger says.
 
@@ -108,6 +114,7 @@ class RoundReply(_Reply):
     num_examples: Count
     metrics: dict[MetricName, float] = Field(max_length=MAX_METRICS)
     privacy: PrivacySpent | None = Field(default=None, exclude_if=lambda privacy: privacy is None)
+    state_of: StateOf = None
 
 
 class UnmaskReply(_Reply):
@@ -119,12 +126,16 @@ class UnmaskReply(_Reply):
 
 
 class FinishReply(_Reply):
-    """The answer to a FinishPlan: the test split, read once."""
+    """The answer to a FinishPlan: the test split, read once.
+
+    Its payload, if there is one, holds test pictures with outlines (`common.segmentation.shown`).
+    """
 
     kind: Literal["finish"] = "finish"
     round: int = Field(ge=0)
     test: TestCounts
     privacy: PrivacySpent | None = Field(default=None, exclude_if=lambda privacy: privacy is None)
+    state_of: StateOf = None
 
 
 class FailureReply(_Reply):

@@ -36,6 +36,11 @@ class FeaturesTask(LabelTask, SeveralLabelsTask):
         return self
 
     @property
+    def label_columns(self) -> dict[str, str]:
+        """The arrays of a label that is a time, and what each is for, in words; others are the array `y`."""
+        return {} if self.survival is None else self.survival.columns
+
+    @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one example."""
         return self.shape

@@ -13,6 +13,8 @@ from consilium.common.study.task_base import TaskBase, TimedTask
 
 MOST_SLICES = 32
 """Most slices of one volume."""
+FILE = "file"
+"""In a table of pictures, the column with the path of each."""
 
 
 def _known_range(value: Any) -> Any:
@@ -136,6 +138,11 @@ class ImageTask(PictureTask, TimedTask, SeveralLabelsTask):
             raise ValueError(f"{several[0]} says what the label is: leave '{several[1]}' out")
         if not several:
             raise ValueError("give 'classes', at least two, 'survival' for times until an event, or several 'labels'")
+        if FILE in self.label_columns:
+            raise ValueError(
+                f"'{FILE}' cannot be the column of a label: a table of pictures has the path of each in it; give the "
+                "label another name"
+            )
         return self
 
     @property

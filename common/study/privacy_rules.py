@@ -45,7 +45,7 @@ def _site_noise_is_for_equal_weights(study: Study) -> str | None:
 
 
 def _site_noise_is_for_many_sites(study: Study) -> str | None:
-    updates = study.quorum or study.cohort_size
+    updates = study.least_updates
     if study.privacy.sites is None or updates >= LEAST_SITES:
         return None
     return (
@@ -195,7 +195,7 @@ def _not_a_sum(study: Study) -> str | None:
                 f"weighting '{factor.kind}' compares the sites with each other, and each must know its own weight: "
                 f"weigh by {' or '.join(SUMMABLE_FACTORS)}, each with an exponent (size with 0 weighs all alike)"
             )
-    if weighting is not None and (weighting.smoothing or weighting.minimum > 0 or weighting.maximum < 1):
+    if weighting is not None and (weighting.smoothing or weighting.minimum > 0 or (weighting.maximum or 1) < 1):
         return "weighting.smoothing, .minimum and .maximum need all sites' weights: leave them out"
     if study.uplink:
         return (
@@ -205,10 +205,28 @@ def _not_a_sum(study: Study) -> str | None:
     return None
 
 
+def _bounds_need_single_updates(study: Study) -> str | None:
+    """Refuse a bound on updates where the server sees none by itself, or where it would tell one site of others."""
+    norm = study.defence.norm
+    if norm is None or norm.kind == "off":
+        return None
+    if study.privacy.secure_aggregation:
+        return (
+            f"defence.norm = '{norm.kind}' bounds each site's update, which privacy.secure_aggregation never shows the "
+            "server: leave defence.norm out; honest sites keep to privacy.bound by themselves"
+        )
+    if study.privacy.sites is None:
+        return None
+    return (
+        f"defence.norm = '{norm.kind}' bounds an update once more than privacy.sites.clip, so that the noise would no "
+        "longer be that of the promise: leave defence.norm out"
+    )
+
+
 def _sums_are_of_several_sites(study: Study) -> str | None:
     if not study.privacy.secure_aggregation:
         return None
-    asked, updates = study.cohort_size, study.quorum or study.cohort_size
+    asked, updates = study.cohort_size, study.least_updates
     if asked > MOST_SITES:
         return (
             f"privacy.secure_aggregation masks each update for each pair of a round's sites, {MOST_SITES} at most, and "
@@ -238,5 +256,6 @@ PRIVACY_RULES: tuple[Callable[[Study], str | None], ...] = (
     _examples_are_seen_in_full_precision,
     _sums_cannot_be_kept_apart,
     _sums_are_all_that_is_needed,
+    _bounds_need_single_updates,
     _sums_are_of_several_sites,
 )

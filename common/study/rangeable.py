@@ -19,7 +19,7 @@ TABLES = ("method", "strategy")
 """Settings that are a table of one kind among several."""
 
 RANGED = frozenset({"training", "stopping", *TABLES}) | {
-    *("seed", "rounds", "cohort_fraction", "quorum"),
+    *("seed", "rounds", "cohort_fraction", "over_selection", "quorum"),
     *("keep_best", "evaluate_every", "local_baseline", "round_timeout_seconds"),
 }
 """What may have a range: single settings, and tables with all of theirs. Every other setting is refused."""
@@ -34,8 +34,13 @@ REFUSED: Mapping[str, str] = {
     **dict.fromkeys(("weighting", "metrics"), "decides what sites measure and send"),
     **dict.fromkeys(("uplink", "downlink"), "decides how weights travel"),
     "privacy": "decides what protects patients and sites",
+    "defence": "decides what is believed of a site",
+    "schedule": "decides which updates count together",
     "keep_updates": "decides what the coordinator keeps of each site",
-    "join_timeout_seconds": "changes nothing at a site, so it may be changed in any case",
+    **dict.fromkeys(
+        ("join_timeout_seconds", "absent_seconds", "straggler_seconds", "pause_limit_seconds"),
+        "changes nothing at a site, so it may be changed in any case",
+    ),
 }
 """Why each of the other settings takes none."""
 

@@ -1,8 +1,10 @@
 """What the rules on combinations read of a study: they are below the study, which they are checked for."""
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 from consilium.common.study.codecs import CodecConfig
+from consilium.common.study.defence import DefenceConfig
+from consilium.common.study.pace import PaceConfig
 from consilium.common.study.privacy import PrivacyConfig
 from consilium.common.study.reading_rules import Settings
 from consilium.common.study.stopping import StoppingConfig
@@ -30,6 +32,11 @@ class Study(Settings, Protocol):
         ...
 
     @property
+    def schedule(self) -> PaceConfig:
+        """When the server makes new weights."""
+        ...
+
+    @property
     def strategy(self) -> StrategyConfig:
         """How the server makes new weights."""
         ...
@@ -37,6 +44,11 @@ class Study(Settings, Protocol):
     @property
     def weighting(self) -> WeightingConfig | None:
         """How much each site counts; None: as the strategy has it."""
+        ...
+
+    @property
+    def defence(self) -> DefenceConfig:
+        """What is done against sites that send wrong numbers."""
         ...
 
     @property
@@ -60,8 +72,28 @@ class Study(Settings, Protocol):
         ...
 
     @property
-    def quorum(self) -> int | None:
-        """Updates that a round needs; None: of all that were asked."""
+    def least_updates(self) -> int:
+        """Usable updates that a round has at least."""
+        ...
+
+    @property
+    def over_selection(self) -> float:
+        """How many more sites are asked than a round needs, as a part of those."""
+        ...
+
+    @property
+    def straggler_seconds(self) -> float | None:
+        """How long a round that has its quorum still waits for the others."""
+        ...
+
+    @property
+    def quorum(self) -> int | Literal["all"] | None:
+        """Usable updates that a round needs, as the study's file has them."""
+        ...
+
+    @property
+    def cohort_fraction(self) -> float:
+        """Part of the sites that a round needs."""
         ...
 
     @property

@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 from consilium.common.codecs import build_chain
 from consilium.common.study.mask_rules import MASK_RULES
+from consilium.common.study.pace import BufferedPace
+from consilium.common.study.pace_rules import PACE_RULES
 from consilium.common.study.patterns import EXAMPLE, file_pattern
 from consilium.common.study.privacy_rules import PRIVACY_RULES
 from consilium.common.study.reading_rules import (
@@ -16,7 +18,8 @@ from consilium.common.study.reading_rules import (
 )
 from consilium.common.study.ruled import Study
 from consilium.common.study.signals import CANDIDATE_LOSSES, CLASS_COUNTS, EFFECTIVE_STEPS, WITHOUT_ERROR
-from consilium.common.study.task import PictureTask, TableTask
+from consilium.common.study.summary_rules import summary_is_of_this_task
+from consilium.common.study.task import PictureTask, SeriesTask, TableTask
 from consilium.common.study.text_rules import TEXT_RULES
 from consilium.common.study.training_rules import TRAINING_RULES
 
@@ -120,7 +123,7 @@ def _batch_norm_is_personal(study: Study) -> str | None:
 
 
 def _enough_sites(study: Study) -> str | None:
-    least, updates = study.strategy.least_sites, study.quorum or study.cohort_size
+    least, updates = study.strategy.least_sites, study.least_updates
     if updates >= least:
         return None
     return (
@@ -134,6 +137,22 @@ def _kept_part_can_be_measured(study: Study) -> str | None:
     if not needed or has_validation(study.split):
         return None
     return f"the weighting needs {', '.join(sorted(needed))} on validation examples, but split.validation is 0"
+
+
+def _more_sites_can_be_asked(study: Study) -> str | None:
+    if study.over_selection == 0:
+        return None
+    if study.cohort_fraction == 1:
+        return (
+            f"over_selection asks {study.over_selection:g} more sites than cohort_fraction says, which is all of them: "
+            "set cohort_fraction below 1"
+        )
+    if study.privacy.secure_aggregation or study.privacy.sites is not None:
+        return (
+            "over_selection lets the slowest updates of a round go, but secure sums and noise of all sites are "
+            "reckoned with every site that is asked: leave it out"
+        )
+    return None
 
 
 def _size_counts_once(study: Study) -> str | None:
@@ -172,8 +191,8 @@ def _nothing_goes_along_with_a_difference(study: Study) -> str | None:
 def _shares_can_be_bounded(study: Study) -> str | None:
     if study.weighting is None:
         return None
-    low, high, most = study.weighting.minimum, study.weighting.maximum, study.cohort_size
-    fewest = study.quorum or most
+    low, high, fewest = study.weighting.minimum, study.weighting.maximum or 1.0, study.least_updates
+    most = fewest if isinstance(study.schedule, BufferedPace) else study.cohort_size
     if low * most > 1 + 1e-12:
         return f"weighting.minimum: {low:g} for each of {most} sites is more than the whole"
     if high * fewest < 1 - 1e-12:
@@ -192,7 +211,8 @@ def _some_rows_are_for_test(study: Study) -> str | None:
 
 def _who_and_what_for_are_no_features(study: Study) -> str | None:
     label = getattr(study.task, "label_columns", (getattr(study.task, "label", None),))
-    columns = {*getattr(study.task, "columns", ()), *label}
+    channels = study.task.channels if isinstance(study.task, SeriesTask) else ()
+    columns = {*getattr(study.task, "columns", ()), *label, *channels}
     for setting, name in (("split.group", study.split.group), ("split.parts", study.split.parts)):
         if name is not None and name in columns:
             return (
@@ -219,8 +239,10 @@ RULES: tuple[Rule, ...] = (
     series_models_are_of_series,
     metrics_can_be_measured,
     _some_rows_are_for_test,
+    _more_sites_can_be_asked,
     _who_and_what_for_are_no_features,
     _names_of_patients_can_be_read,
+    summary_is_of_this_task,
     _nothing_goes_along_with_a_difference,
     _halves_are_together,
     _local_shares_nothing,
@@ -240,4 +262,5 @@ RULES: tuple[Rule, ...] = (
     *MASK_RULES,
     *TRAINING_RULES,
     *PRIVACY_RULES,
+    *PACE_RULES,
 )

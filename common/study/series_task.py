@@ -1,11 +1,11 @@
 """Series of numbers over time as a task of a study: `[task]` with `kind = "series"`."""
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from consilium.common.study.names import ColumnName, without_duplicates
-from consilium.common.study.task_base import LabelTask
+from consilium.common.study.task_base import LabelTask, labelled_by_time
 
 MAX_STEPS = 10_000
 """Most steps of one example."""
@@ -15,7 +15,8 @@ class SeriesTask(LabelTask):
     """Learn from series of numbers over time: the label of each, or with `next_step` a later value of a channel.
 
     Series are an `.npz` file with `x` of shape (N, T, C), or (N, T) of one channel, or tables in long form: a row for
-    each series and time. The label is one of `classes`, or with `regression` a number.
+    each series and time. The label is one of `classes`, with `regression` a number, or with `survival` the time
+    until an event, in two columns or arrays.
     """
 
     data_kinds: ClassVar[tuple[str, ...]] = ("series",)
@@ -50,11 +51,16 @@ class SeriesTask(LabelTask):
     scale: Literal["federation", "site"] | None = None
     """Whose training series the channels are standardised by; None: they stay as they are."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _labelled_by_time(cls, values: Any) -> Any:
+        return labelled_by_time(values)
+
     @model_validator(mode="after")
     def _check(self) -> "SeriesTask":
-        if self.survival is not None:
-            raise ValueError("survival is learned from tables, features, pictures and texts, not from series yet")
-        columns = (*self.channels, self.series, self.time, *(() if self.next_step else (self.label,)))
+        if self.survival is not None and self.label != self.survival.time:
+            raise ValueError(f"label '{self.label}': survival says where the label is, leave 'label' out")
+        columns = (*self.channels, self.series, self.time, *(() if self.next_step else self.label_columns))
         without_duplicates(columns, what="channels, series, time and label")
         if self.next_step is None:
             given = [name for name in ("next_channel", "step") if getattr(self, name) is not None]
@@ -68,6 +74,11 @@ class SeriesTask(LabelTask):
         if self.short == "pad" or self.long != "refuse":
             raise ValueError("next_step cuts series into windows of 'length' steps: leave 'short' and 'long' out")
         return self
+
+    @property
+    def label_columns(self) -> dict[str, str]:
+        """The columns of the label, and what each is for, in words."""
+        return {self.label: " (task.label)"} if self.survival is None else self.survival.columns
 
     @property
     def target_channel(self) -> int:

@@ -211,6 +211,10 @@ class SiteConfig(Record):
     """Threads that training may use; several sites on one machine share its cores by this."""
     max_runs: int = Field(default=20, ge=1)
     """Most runs with a folder in the state folder; further ones are refused until old folders are deleted."""
+    on_lost_state: Literal["ask", "start_anew"] = Field(default="ask", exclude_if=lambda what: what == "ask")
+    """What to do in a run that goes on while what this site kept of it is gone: `ask`: refuse its rounds until the
+    state folder is put back, or this setting changed; `start_anew`: go on as a site that joins late, with a new model.
+    """
     memory_limit_mb: int | None = Field(default=None, ge=500)
     """Megabytes the worker may allocate: a plan that needs more fails with a sentence."""
     micro_batch_size: int | None = Field(default=None, ge=1)
@@ -229,6 +233,10 @@ class SiteConfig(Record):
     """Send the server count, sum and sum of squares of number columns or channels, where the study needs them."""
     share_error_details: bool = False
     """Send the server the whole sentence of a data or disk error, which may hold file names."""
+    share_overlays: bool = False
+    """Send the server the few test pictures with outlines that a study of masks leaves here, for its report: pictures
+    of patients, which everyone who opens the report sees.
+    """
     test_readings: int = Field(default=1, ge=1, le=1_000)
     """How often the test split is read for a study with different final weights, whatever the runs are called."""
     accept_ranges: Annotated[

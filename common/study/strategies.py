@@ -199,19 +199,19 @@ class PerFedAvgStrategy(StrategySettings):
 
 
 class MedianStrategy(StrategySettings):
-    """The median of each coordinate."""
+    """The weighted median of each coordinate; all sites count alike without a weighting."""
 
-    weighted: ClassVar[bool] = False
+    size_exponent: ClassVar[float] = 0.0
     kind: Literal["median"] = "median"
 
 
 class TrimmedMeanStrategy(StrategySettings):
-    """The mean of each coordinate without its `trim` lowest and highest values."""
+    """The mean of each coordinate without its `trim` lowest and highest values; a weighting trims by shares."""
 
-    weighted: ClassVar[bool] = False
+    size_exponent: ClassVar[float] = 0.0
     kind: Literal["trimmed_mean"] = "trimmed_mean"
     trim: int = Field(default=1, ge=0)
-    """How many of the lowest and of the highest values are left out."""
+    """How many of the lowest and of the highest values are left out, of as many as there are updates."""
 
     @property
     def least_sites(self) -> int:
@@ -220,9 +220,9 @@ class TrimmedMeanStrategy(StrategySettings):
 
 
 class KrumStrategy(StrategySettings):
-    """The mean of the `keep` updates that are closest to the others; 1 is Krum, more is Multi-Krum."""
+    """The weighted mean of the `keep` updates that are closest to the others; 1 is Krum, more is Multi-Krum."""
 
-    weighted: ClassVar[bool] = False
+    size_exponent: ClassVar[float] = 0.0
     kind: Literal["krum"] = "krum"
     attackers: int = Field(default=1, ge=0)
     """How many sites may be malicious."""

@@ -1,7 +1,7 @@
 """A study, `study.toml`: the decisions of its coordinator."""
 
 import math
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -11,11 +11,13 @@ from pydantic import (
 
 from consilium.common.errors import ConfigError
 from consilium.common.study.codecs import CodecConfig
+from consilium.common.study.defence import DefenceConfig
 from consilium.common.study.extents import RangeTable
 from consilium.common.study.mask_rules import with_defaults_of_masks
 from consilium.common.study.methods import FedAvgMethod, MethodConfig
 from consilium.common.study.metrics import known_metrics
 from consilium.common.study.names import SiteName, without_duplicates
+from consilium.common.study.pace import BufferedPace, PaceConfig, RoundsPace
 from consilium.common.study.privacy import PrivacyConfig
 from consilium.common.study.record import Record
 from consilium.common.study.rules import problems
@@ -39,6 +41,10 @@ class StudyConfig(Record):
     """Everything random follows from it."""
     rounds: int = Field(default=10, ge=1)
     """Rounds of training."""
+    schedule: PaceConfig = Field(default=RoundsPace(), exclude_if=lambda schedule: schedule == RoundsPace())
+    """When the server makes new weights: `{ kind = "rounds" }`, or `{ kind = "buffered", size = 5 }` as soon as so many
+    updates are there, so that nobody waits for slow sites.
+    """
     task: Task
     """What is predicted, and from what."""
     model: ModelConfig = ModelConfig()
@@ -57,6 +63,8 @@ class StudyConfig(Record):
     """How the server makes new weights; its settings stand in the same table."""
     weighting: WeightingConfig | None = None
     """How much each site counts; None: by size, or all alike where the strategy's paper says so."""
+    defence: DefenceConfig = Field(default=DefenceConfig(), exclude_if=lambda defence: defence == DefenceConfig())
+    """What is done against sites that send wrong numbers, by fault or on purpose."""
     uplink: tuple[CodecConfig, ...] = ()
     """How updates travel: a chain of codecs, each with `kind` and its settings."""
     downlink: tuple[CodecConfig, ...] = ()
@@ -67,10 +75,19 @@ class StudyConfig(Record):
     """The coordinator keeps every accepted update on its disk, so that an auditor can compute the weights again."""
     cohort_fraction: float = Field(default=1.0, gt=0, le=1)
     """Part of the sites asked in each round, rounded up; a site trains alone in the rounds it is asked in."""
-    quorum: int | None = Field(default=None, ge=1)
-    """Usable updates that a round needs; with fewer the run stops. None: one from every site asked."""
+    over_selection: float = Field(default=0.0, ge=0, le=1, exclude_if=lambda part: part == 0)
+    """So many more sites are asked than `cohort_fraction` says, as a part of those; a round ends with the updates that
+    come first, so that nobody waits for the slowest, and slow sites count less often. Bonawitz 2019 asks 0.3 more.
+    """
+    quorum: Annotated[int, Field(ge=1)] | Literal["all"] | None = None
+    """Usable updates that a round needs: a number, or `"all"` for one from every site asked. With fewer the run pauses
+    until sites are back. None: more than half of the sites asked, and as many as the strategy needs; all of them where
+    secure sums or noise of the whole federation are reckoned by it, and in a simulation, where nobody's link fails.
+    """
     min_sites: int | None = Field(default=None, ge=1)
-    """Sites that must be there to start; the others join from the next round on. Needs `quorum`; None: all."""
+    """Sites that must be there to start at once; the others join from the next round on. None: all are waited for, for
+    `join_timeout_seconds`, and after that as many as the quorum needs are enough.
+    """
     min_examples: int = Field(default=20, ge=2)
     """A site with fewer usable examples is refused."""
     max_examples: int = Field(default=10_000_000, ge=1, le=2**53)
@@ -91,6 +108,12 @@ class StudyConfig(Record):
     """How long to wait for all sites."""
     round_timeout_seconds: float = Field(default=600.0, gt=0)
     """How long to wait for a site's answer."""
+    straggler_seconds: float | None = Field(default=None, ge=0, exclude_if=lambda seconds: seconds is None)
+    """How long a round that has its quorum still waits for connected sites; None: until `round_timeout_seconds`."""
+    absent_seconds: float = Field(default=8.0, ge=0, exclude_if=lambda seconds: seconds == 8.0)
+    """How long a site's connection may be lost before a round that all others have answered goes on without it."""
+    pause_limit_seconds: float = Field(default=604_800.0, ge=0, exclude_if=lambda seconds: seconds == 604_800.0)
+    """How long a run pauses below its quorum before it ends; a week unless told otherwise."""
     accept: RangeTable = Field(default_factory=dict)
     """Ranges of settings, such as `rounds = "<= 50"`, in which this study may be run later without a new bundle; sites
     see them when they accept the study.
@@ -108,9 +131,7 @@ class StudyConfig(Record):
             raise ValueError(f"num_sites is counted, not set: remove it; sites names {len(self.sites)}")
         if self.min_sites is not None and self.min_sites > self._all_sites:
             raise ValueError(f"min_sites must be at most the number of sites ({self._all_sites}), got {self.min_sites}")
-        if self.min_sites is not None and self.quorum is None:
-            raise ValueError("min_sites lets sites come and go, so it needs quorum: how many updates a round needs")
-        if self.quorum is not None and self.quorum > self.cohort_size:
+        if isinstance(self.quorum, int) and self.quorum > self.cohort_size:
             raise ValueError(
                 f"quorum must be at most the sites asked in a round ({self.cohort_size}), got {self.quorum}"
             )
@@ -119,9 +140,37 @@ class StudyConfig(Record):
         return self
 
     @property
+    def asked_size(self) -> int:
+        """How many sites are asked in a round: the cohort, and those beyond it that are not waited for."""
+        return min(self._all_sites, math.ceil(self.cohort_size * (1 + self.over_selection) - 1e-9))
+
+    @property
+    def least_updates(self) -> int:
+        """How many usable updates a round of a deployed study has at least: the quorum as a number."""
+        if isinstance(self.schedule, BufferedPace):
+            return self.schedule.size
+        if isinstance(self.quorum, int):
+            return self.quorum
+        by_all = self.privacy.sites is not None or self.privacy.secure_aggregation
+        if self.quorum == "all" or by_all:
+            return self.cohort_size
+        bounded = math.ceil(1 / (self.weights_by.maximum or 1.0) - 1e-12)
+        return min(self.cohort_size, max(self.cohort_size // 2 + 1, self.strategy.least_sites, bounded))
+
+    @property
+    def least_sites_to_start(self) -> int:
+        """How many sites must be there for a deployed study to begin: enough that no round begins below its quorum."""
+        if self.min_sites is not None:
+            return self.min_sites
+        return min(self._all_sites, max(self._all_sites // 2 + 1, self.least_updates))
+
+    @property
     def weights_by(self) -> WeightingConfig:
         """How sites count: the weighting, or by default size weights with the strategy's own exponent."""
-        return self.weighting or WeightingConfig(factors=(SizeFactor(exponent=self.strategy.size_exponent),))
+        given = self.weighting or WeightingConfig(factors=(SizeFactor(exponent=self.strategy.size_exponent),))
+        # Each site weighs itself in a secure sum, so that no share is known that could be bounded.
+        whole = self.privacy.secure_aggregation and given.maximum is None
+        return given.model_copy(update={"maximum": 1.0}) if whole else given
 
     @property
     def codec(self) -> str:

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from consilium.common.study.names import ClassName, ColumnName, PlainName, without_duplicates
 from consilium.common.study.record import Record
 from consilium.common.study.scale import Scale
+from consilium.common.study.summary import Summary
 
 Numbers = TypeVar("Numbers", bound=Any)
 """A number, an array or a tensor: `common` knows no torch."""
@@ -33,6 +34,10 @@ class TaskBase(Record):
     classes: tuple[ClassName, ...]
     test: PlainName | None = None
     """A file or folder in every site's data folder with one test set common to all; `split.test` is then not drawn."""
+    summary: Summary | None = Field(default=None, exclude_if=lambda summary: summary is None)
+    """What is expected of every site's data, roughly; `site check` warns where a site's are far from it. It changes no
+    training.
+    """
 
     @property
     def num_outputs(self) -> int:
@@ -154,6 +159,10 @@ class Survival(Record):
     event: ColumnName
     """The column, or the array, that says whether the event was seen at that time: 1 or true, and 0 or false where it
     was not.
+    """
+    horizon: float | None = Field(default=None, gt=0, allow_inf_nan=False, exclude_if=lambda horizon: horizon is None)
+    """A time in the unit of `time`, such as 365 days, at which sites also tell the Brier score of each model; None: no
+    Brier score.
     """
 
     @model_validator(mode="after")

@@ -17,6 +17,8 @@ class FactorSettings(Record):
     """Measurements and facts that sites must send for it."""
     holds_size: ClassVar[bool] = False
     """The number of training examples is in it already."""
+    of_data: ClassVar[bool] = False
+    """It follows from a site's data alone, so that updates of different rounds can be compared by it."""
     exponent: float = Field(default=1.0, ge=0, le=10)
     """The power to which the factor is raised; 0 switches it off."""
 
@@ -25,6 +27,7 @@ class SizeFactor(FactorSettings):
     """Number of training examples; exponent 0 is uniform, 0.5 the square root, 1 FedAvg."""
 
     holds_size: ClassVar[bool] = True
+    of_data: ClassVar[bool] = True
     kind: Literal["size"] = "size"
 
 
@@ -68,6 +71,7 @@ class FedDiscoFactor(FactorSettings):
 
     needs: ClassVar[frozenset[str]] = frozenset({CLASS_COUNTS})
     holds_size: ClassVar[bool] = True
+    of_data: ClassVar[bool] = True
     kind: Literal["feddisco"] = "feddisco"
     a: float = Field(default=0.5, ge=0)
     """How much the discrepancy counts relative to the size."""
@@ -81,6 +85,7 @@ class DivergenceFactor(FactorSettings):
     """Divergence of the site's label distribution from all sites', or its entropy."""
 
     needs: ClassVar[frozenset[str]] = frozenset({CLASS_COUNTS})
+    of_data: ClassVar[bool] = True
     kind: Literal["divergence"] = "divergence"
     measure: Literal["kl", "js", "entropy"] = "kl"
     """Kullback-Leibler or Jensen-Shannon divergence from all sites' labels, or the entropy of the site's own."""
@@ -134,8 +139,10 @@ class WeightingConfig(Record):
     """How much of a site's weight is kept from the rounds before."""
     minimum: float = Field(default=0.0, ge=0, lt=1)
     """Least share of a site in a round."""
-    maximum: float = Field(default=1.0, gt=0, le=1)
-    """Greatest share of a site in a round."""
+    maximum: float | None = Field(default=None, gt=0, le=1)
+    """Greatest share of a site in a round; None: 0.5 in rounds of 4 updates or more, so that no site outweighs all
+    others by what it announces, and 1 in smaller rounds and in secure sums, in which each site weighs itself.
+    """
 
     @property
     def needs(self) -> frozenset[str]:

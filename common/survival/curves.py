@@ -67,22 +67,41 @@ def breslow(of: Times, risks: Floats) -> Steps:
     return Steps(0.0, times, np.cumsum(events / sums))
 
 
-def brier_at(horizon: float, of: Times, survival: Floats, *, training: Times) -> float | None:
-    """Return the Brier score at a time, at least 0; smaller is better.
+def log_hazard(horizon: float, training: Times, risks: Floats) -> float:
+    """Return the log of `breslow` at a time, from the log risks of training patients `(N,)`, N >= 1.
+
+    -inf where no event was seen by then. With the log, risks of hundreds do not overflow.
+    """
+    most = float(risks.max())
+    with np.errstate(divide="ignore", invalid="ignore"):
+        hazard = breslow(training, risks - most).at(np.array([horizon]))[0]
+        return float(np.log(hazard)) - most
+
+
+def survival_at(hazard: float, risks: Floats) -> Floats:
+    """Return the chance `(N,)` that patients of log risks `(N,)` have no event until the time of a `log_hazard`."""
+    with np.errstate(over="ignore"):
+        return np.asarray(np.exp(-np.exp(hazard + risks)), dtype=np.float64)
+
+
+def brier_losses(horizon: float, of: Times, survival: Floats, *, training: Times) -> Floats | None:
+    """Return what each patient adds `(N,)` to the Brier score at a time, their mean; smaller is better.
 
     Args:
         survival: the chance that each patient has no event until the horizon `(N,)`.
         training: the patients whose censoring the weights are of.
 
-    None where every training patient was censored before.
+    None where no training patient was seen until the horizon, or all were censored before a patient's event.
     """
+    if not len(of) or not (training.times >= horizon).any() or not np.isfinite(survival).all():
+        return None
     curve = censoring(training)
     later, left = of.times > horizon, float(curve.at(np.array([horizon]))[0])
     seen = of.events & ~later
     own = curve.at(of.times)
-    if (later.any() and left <= 0) or (own[seen] <= 0).any() or not len(of):
+    if (later.any() and left <= 0) or (own[seen] <= 0).any():
         return None
     losses = np.zeros(len(of))
     losses[seen] = survival[seen] ** 2 / own[seen]
     losses[later] = (1 - survival[later]) ** 2 / left if later.any() else 0.0
-    return float(losses.mean())
+    return losses

@@ -63,7 +63,7 @@ class Served:
     def predict(self, data: Any) -> pd.DataFrame:
         """Return one row per example: the class and every class's probability, or the value with its interval.
 
-        Of a model of masks it is the mask, an array `(H, W)` of the classes' numbers.
+        Of a model of masks it is the mask, an array `(H, W)` of the classes' numbers, in the picture's own size.
 
         The index is the DataFrame's own, or the number or name of each example. Of an example that cannot be read, the
         column `reason` says why, and nothing else stands there; without any such there is no such column.
@@ -79,7 +79,7 @@ class Served:
         answers = self._model.answers(prepared)
         columns: dict[str, Any] = {}
         if answers.masks is not None:
-            columns["mask"] = list(answers.masks.numpy())
+            columns["mask"] = [mask.numpy() for mask in answers.masks]
         elif answers.labels is not None:
             chances = answers.labels.numpy()
             names = self.record.task.label_names

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack
 
 from pydantic import ValidationError
 
@@ -34,17 +34,20 @@ class Settings(TypedDict, total=False):
     sites: Sequence[str]
     seed: int
     rounds: int
+    schedule: Table
     task: Table
     model: str | Table
     method: str | Table
     strategy: str | Table
     weighting: str | Sequence[str | Table] | Table
+    defence: Table
     training: Table
     split: Table
     uplink: Sequence[str | Table]
     downlink: Sequence[str | Table]
     cohort_fraction: float
-    quorum: int
+    over_selection: float
+    quorum: int | Literal["all"]
     min_sites: int
     min_examples: int
     max_examples: int
@@ -57,6 +60,9 @@ class Settings(TypedDict, total=False):
     accept: Table
     join_timeout_seconds: float
     round_timeout_seconds: float
+    straggler_seconds: float
+    absent_seconds: float
+    pause_limit_seconds: float
     local_baseline: bool
     epochs: int
     steps: int

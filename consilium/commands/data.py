@@ -1,14 +1,19 @@
 """The commands `consilium data ...`: fetch public data, divide a pool among sites."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from consilium.commands.parameters import examples, with_options
 from consilium.commands.scripting import Document, with_json
 from consilium.data.options import SplitOptions
+
+if TYPE_CHECKING:
+    from consilium.data.progress import Progress
 
 app = typer.Typer(help="Public data, and pools divided into sites, to try a study out.", no_args_is_help=True)
 
@@ -48,18 +53,60 @@ def fetch(
     return {"name": name, "folder": to, "about": sentence}
 
 
+@contextmanager
+def _bars() -> "Iterator[Progress]":
+    """Give a function that shows how far a pool is, on a terminal; nothing elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
+    from rich.progress import Progress as Bars
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Bars(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield show
+
+
+@app.command(
+    epilog=examples(
+        "consilium data describe examples.csv --study study.toml",
+        "consilium data describe federation/site-01/data federation/site-02/data --study federation/study.toml",
+    )
+)
+@with_json
+def describe(
+    data: Annotated[list[Path], typer.Argument(help="Example data, files or folders as a site has them.")],
+    study: Annotated[Path, typer.Option(help="The study that the data are for, study.toml.")],
+) -> Document:
+    """Print the table task.summary of a study, by which sites see where their data are in other units."""
+    from consilium.common.study.load import load_study
+    from consilium.data.describe import describe_data, summary_text
+
+    summary = describe_data(data, load_study(study))
+    typer.echo(summary_text(summary), nl=False)
+    return {"summary": summary.model_dump(mode="json", exclude_none=True)}
+
+
 @app.command(
     epilog=examples(
         "consilium data split pool.npz --out federation --by dirichlet --sites 5",
         "consilium data split all.csv --out f --by column --column ward --label ill",
         "consilium data split scans --out f --by iid --sites 3 --group folder",
+        "consilium data split reviews.csv --out f --by iid --sites 3 --text text --label label",
+        "consilium data split plays.txt --out f --by contiguous --sites 3 --next character",
     )
 )
 @with_json
 @with_options(SplitOptions)
 def split(
     pool: Annotated[
-        Path, typer.Argument(help="An .npz file with x and y (or MedMNIST's), a table, or a folder of pictures.")
+        Path,
+        typer.Argument(help="An .npz file with x and y (or MedMNIST's), a table, or a folder of pictures or of texts."),
     ],
     out: Annotated[Path, typer.Option(help="The folder to write the federation into.")],
     options: SplitOptions,
@@ -71,7 +118,8 @@ def split(
     from consilium.common.study.load import load_study
     from consilium.data.split import split_pool
 
-    notes = split_pool(pool, out, options)
+    with _bars() as shown:
+        notes = split_pool(pool, out, options, progress=shown)
     for sentence in notes:
         typer.echo(f"note: {sentence}")
     typer.echo(f"written: {out / 'study.toml'}, {out / 'federation.toml'}, {out / 'federation.svg'}, <site>/data")

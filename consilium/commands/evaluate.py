@@ -24,7 +24,9 @@ def evaluate(
     model: Model,
     data: Annotated[
         Path | None,
-        typer.Argument(help="A table, a folder with a sub-folder per class, or an .npz file.", metavar="DATA"),
+        typer.Argument(
+            help="A table, a folder (one per class, or images with masks), or an .npz file.", metavar="DATA"
+        ),
     ] = None,
     out: Annotated[Path, typer.Option(help="The folder for index.html and evaluation.json.")] = Path("evaluation"),
     group: Annotated[

@@ -45,16 +45,17 @@ def run(
     from consilium.common.study.load import load_study
     from consilium.running.run import new_run_folder, submit_study
     from consilium.server.operations.home import ServerHome
-    from consilium.server.study.checkpoint import load_checkpoint
+    from consilium.server.study.checkpoint import load_newest
+    from consilium.server.study.checkpoint_files import is_resumable
 
     if not detach:
         check_extra("the run's report", "report")
     targets = targets_of(track, detach=detach)
     config = load_study(study)
-    if resume is not None and not (resume / "checkpoint.safetensors").is_file():
+    if resume is not None and not is_resumable(resume / "checkpoint.safetensors"):
         raise ConfigError(f"--resume: '{resume}' has no checkpoint.safetensors, so there is nothing to continue")
     if resume is not None:
-        load_checkpoint(resume / "checkpoint.safetensors", study_digest=study_digest(config))
+        load_newest(resume / "checkpoint.safetensors", study_digest=study_digest(config))
     check_writable(runs, what="the folder for runs")
     folder = resume.resolve() if resume is not None else new_run_folder(runs, config.name)
     earlier = submit_study(config, ServerHome(home), folder)

@@ -7,7 +7,7 @@ import click
 import typer
 from typer.core import TyperGroup
 
-from consilium.commands.parameters import Runs, console, examples
+from consilium.commands.parameters import Home, Runs, console, examples
 from consilium.commands.scripting import Document, with_json
 from consilium.common.errors import ConfigError, clean
 
@@ -90,6 +90,26 @@ def show(run: Run, runs: Runs = Path("runs")) -> Document:
     entry = find_entry(runs, run)
     print_entry(entry, console())
     return {**entry.as_json(), "scores": None if entry.result is None else scores_of(entry.result)}
+
+
+@app.command("update", epilog=examples("consilium runs update hearts"))
+@with_json
+def update(run: Run, runs: Runs = Path("runs"), home: Home = Path("server-home")) -> Document:
+    """Ask the sites that were away at the end of a run for their results, and write its report anew."""
+    from consilium.commands.run import follow_folder
+    from consilium.history.folder import find_entry
+    from consilium.running.run import submit_study
+    from consilium.server.operations.home import ServerHome
+    from consilium.server.study.late import without_row
+
+    entry = find_entry(runs, run)
+    if entry.result is None:
+        raise ConfigError(f"'{entry.id}' has no result: its status is {entry.status}")
+    if not without_row(entry.result):
+        raise ConfigError(f"'{entry.id}': all sites have their row, so there is nobody to ask")
+    folder, study = entry.folder.resolve(), entry.result.study
+    earlier = submit_study(study, ServerHome(home), folder, update=True)
+    return follow_folder(folder, home, title=study.name, earlier=earlier, study=study)
 
 
 @app.command("compare", epilog=examples("consilium runs compare 20260101-120000-hearts 20260102-090000-hearts"))

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from consilium.commands import backup, units
 from consilium.commands.parameters import Home, examples
 from consilium.commands.rows import print_rows
 from consilium.commands.scripting import Document, with_json
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from consilium.common.study.bundle import Bundle
 
 app = typer.Typer(help="For the coordinator: run the server, approve sites.", no_args_is_help=True)
+app.add_typer(units.of_server)
+app.add_typer(backup.of_server)
 
 Address = Annotated[
     str | None, typer.Option("--address", help="host:port as the site reaches the server; default: as it was started.")

@@ -17,7 +17,7 @@ from consilium.common.study.study import StudyConfig
 from consilium.comparison.cells import Cell
 from consilium.comparison.choices import Choices
 from consilium.comparison.comparison import Comparison
-from consilium.comparison.kinds import kind_of
+from consilium.comparison.kinds import metrics_of
 from consilium.comparison.numbers import all_numbers
 from consilium.comparison.options import CompareOptions
 from consilium.comparison.page import render_page
@@ -104,7 +104,7 @@ def _run_and_choose(
 
 def _metric_of(options: CompareOptions, study: StudyConfig) -> str:
     """Return the metric of the verdicts; refuse options that do not fit the study."""
-    metrics = kind_of(study.task).METRICS
+    metrics = metrics_of(study.task)
     metric = options.metric or metrics[0]
     if metric not in metrics:
         raise ConfigError(f"--metric: there is no '{metric}' for this task; known: {', '.join(metrics)}")

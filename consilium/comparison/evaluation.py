@@ -18,6 +18,7 @@ from sklearn.calibration import calibration_curve
 from consilium.common.intervals.rare import carried_by, patients_of
 from consilium.common.study.task import Regression
 from consilium.common.weights.arrays import Array
+from consilium.comparison.class_draws import COUNTED, RANKED, in_draws, times_of
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -25,7 +26,7 @@ Labels = NDArray[np.int64]
 CALIBRATION_BINS = 15
 IN_UNITS = frozenset({"mae", "rmse", "median_error", "hd95"})
 """Metrics in the label's own units."""
-SMALLER_IS_BETTER = IN_UNITS | {"brier", "calibration_error"}
+SMALLER_IS_BETTER = IN_UNITS | {"brier", "brier_at_horizon", "calibration_error"}
 UNBOUNDED = IN_UNITS | {"r2"}
 """Metrics that may leave [0, 1]."""
 
@@ -43,6 +44,11 @@ class Scores(ABC):
 
     def __len__(self) -> int:
         return len(self.y)
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """Return those of `METRICS` that a study of this kind measures."""
+        return self.METRICS
 
     @property
     def support(self) -> list[int]:
@@ -72,7 +78,7 @@ class Scores(ABC):
 
     def measure_all(self) -> dict[str, float | None]:
         """Return every metric."""
-        return {name: self.measure(name) for name in self.METRICS}
+        return {name: self.measure(name) for name in self.measured}
 
     def in_draws(self, name: str, drawn: Sequence[Labels]) -> Floats:
         """Return a metric in draws of the rows `(draws,)`; NaN where one does not define it."""
@@ -139,6 +145,12 @@ class ClassScores(Scores):
     def taken(self, rows: Labels) -> "ClassScores":
         """Return the scores of some rows; a row may be there twice."""
         return ClassScores(self.y[rows], self.probabilities[rows])
+
+    def in_draws(self, name: str, drawn: Sequence[Labels]) -> Floats:
+        """Return a metric in draws of the rows `(draws,)`; NaN where one does not define it."""
+        if name in (*RANKED, *COUNTED):
+            return in_draws(name, self.y, self.probabilities, times_of(drawn, len(self)))
+        return super().in_draws(name, drawn)
 
     def carriers(self, name: str, groups: Labels | None) -> float:
         """Return for AUROC and AUPRC how many patients they hang on: of each class those of it, or of the others."""

@@ -1,12 +1,15 @@
 """What a site's test rows say of a model, or of the difference of two, in the form that `consilium.findings` reads."""
 
 from collections.abc import Sequence
+from itertools import islice
 
 import numpy as np
 
 from consilium.common.intervals.evidence import DRAWS
 from consilium.comparison.evaluation import Floats, Labels, Scores
 from consilium.findings import LEAST_PATIENTS, Evidence, redrawn
+
+_CELLS_AT_ONCE = 4_000_000
 
 
 def evidence_of(
@@ -62,5 +65,7 @@ def _drawn(scores: Sequence[Scores], metric: str, groups: Labels | None, *, seed
     """
     if min(one.carriers(metric, groups) for one in scores) < LEAST_PATIENTS:
         return np.full((len(scores), DRAWS), np.nan)
-    taken = list(redrawn(len(scores[0]), groups, draws=DRAWS, seed=seed, who=who))
-    return np.stack([one.in_draws(metric, taken) for one in scores])
+    drawn, found = redrawn(len(scores[0]), groups, draws=DRAWS, seed=seed, who=who), list[Floats]()
+    while taken := list(islice(drawn, max(1, _CELLS_AT_ONCE // len(scores[0])))):  # all at once would fill the memory
+        found.append(np.stack([one.in_draws(metric, taken) for one in scores]))
+    return np.concatenate(found, axis=1)

@@ -44,8 +44,12 @@ def scores_of(answers: Mapping[str, Array], model: str, task: Task) -> Scores | 
     if task.label_kind == "masks":
         return MaskScores.of(labels, own, task.classes)
     if task.survival_times is not None:
-        risks = np.zeros(len(labels)) if constant else own[:, 0].astype(np.float64)
-        return TimeScores(labels, risks, answers.get("training"))
+        training, horizon = answers.get("training"), task.survival_times.horizon
+        if constant:
+            return TimeScores.of_same_risk(labels, training, horizon)
+        hazard = answers.get(f"{model}.hazard")
+        known = None if hazard is None else float(hazard[0])
+        return TimeScores(labels, own[:, 0].astype(np.float64), training, horizon, known)
     if names := task.label_names:
         logits = np.broadcast_to(own, labels.shape).astype(np.float64)
         return LabelScores(labels, logits, names)

@@ -7,7 +7,7 @@ from consilium.common.study.task_base import LabelKind
 from consilium.comparison.evaluation import ClassScores, NumberScores, Scores
 from consilium.comparison.label_scores import LabelScores
 from consilium.comparison.mask_scores import MaskScores
-from consilium.comparison.time_scores import TimeScores
+from consilium.comparison.time_scores import TimeScores, metrics_at
 
 _KINDS: Mapping[LabelKind, type[Scores]] = {
     "classes": ClassScores,
@@ -21,3 +21,9 @@ _KINDS: Mapping[LabelKind, type[Scores]] = {
 def kind_of(task: Task) -> type[Scores]:
     """Return what a task's answers are."""
     return _KINDS[task.label_kind]
+
+
+def metrics_of(task: Task) -> tuple[str, ...]:
+    """Return what is measured of a task's answers, the metric that sentences are about first."""
+    survival = task.survival_times
+    return kind_of(task).METRICS if survival is None else metrics_at(survival.horizon)

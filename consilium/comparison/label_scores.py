@@ -1,6 +1,7 @@
 """Metrics of answers to several labels on a test split: of each over the rows that know it, and means of these."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,8 +9,9 @@ import numpy as np
 from scipy.special import expit
 from sklearn import metrics
 
-from consilium.common.labels.evidence import aurocs, carriers, mean_of
+from consilium.common.labels.evidence import aurocs, carriers, mean_in_draws, mean_of
 from consilium.common.weights.arrays import Array
+from consilium.comparison.class_draws import times_of
 from consilium.comparison.evaluation import Floats, Labels, Scores, unknown
 
 PER_LABEL = ("auroc", "auprc")
@@ -41,6 +43,12 @@ class LabelScores(Scores):
     def taken(self, rows: Labels) -> "LabelScores":
         """Return the scores of some rows; a row may be there twice."""
         return LabelScores(self.y[rows], self.logits[rows], self.names)
+
+    def in_draws(self, name: str, drawn: Sequence[Labels]) -> Floats:
+        """Return a metric in draws of the rows `(draws,)`; NaN where one does not define it."""
+        if name != "auroc":
+            return super().in_draws(name, drawn)
+        return mean_in_draws(self.y.astype(np.float64), self.logits, times_of(drawn, len(self)))
 
     def only(self, place: int) -> "LabelScores":
         """Return the scores of one label."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from consilium.comparison.comparison import Comparison
 from consilium.comparison.curves import Curve, curve_of, to_target
-from consilium.comparison.kinds import kind_of
+from consilium.comparison.kinds import metrics_of
 from consilium.comparison.rows import ALONE, Row, best_of
 from consilium.comparison.summary import Summary, summarise
 from consilium.findings import ALPHA, Interval, holm
@@ -91,7 +91,7 @@ def make_line(comparison: Comparison, row: Row, local: Row | None, fedavg: Row |
         best=summarise(comparison, best).over["mean"] if known else None,
         target=None if target is None else to_target(comparison, row, target),
         curve=curve_of(comparison, row),
-        others={name: _mean(comparison, row, name) for name in kind_of(comparison.task).METRICS},
+        others={name: _mean(comparison, row, name) for name in metrics_of(comparison.task)},
     )
 
 

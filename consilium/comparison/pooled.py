@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from consilium.client.data import Examples, SiteData, UnscaledData, read_site
-from consilium.client.data.target import TimeTarget
 from consilium.client.models import Model, build_model, cut, features_of, get_weights, set_weights
 from consilium.client.site.feature_cache import worthwhile
+from consilium.client.site.horizon import hazard_of
 from consilium.client.training.evaluation import evaluate
 from consilium.client.training.loop import train
 from consilium.client.training.metrics import measure
@@ -66,7 +67,7 @@ def run_pooled(study: StudyConfig, settings: Mapping[str, Path]) -> Outcome:
         set_weights(model.module, course.chosen)
     return Outcome(
         sites={site: _facts(one) for site, one in data.items()},
-        answers=_answers(model, data, course.best),
+        answers=_answers(model, data, course.best, study.task),
         stopped=None if number == study.rounds else stopped_by(study.stopping, course.points),
         ended=course.ended,
         scale="study" if scale is None or scale == study.task.fixed_scale else "all training rows",
@@ -131,16 +132,20 @@ def _facts(data: SiteData) -> SiteOutcome:
     )
 
 
-def _answers(model: Model, data: Mapping[str, SiteData], best: Weights | None) -> Answers:
+def _answers(model: Model, data: Mapping[str, SiteData], best: Weights | None, task: Task) -> Answers:
     """Return the answers of the last model, and of that of the best round where there are validation rows."""
-    answers = {site: {"labels": _labels(one.test), POOLED: _logits(model, one.test)} for site, one in data.items()}
-    if isinstance(next(iter(data.values())).train.target, TimeTarget):  # whose censoring Uno's c is weighted by
+    answers: dict[str, dict[str, Array]] = {site: {"labels": _labels(one.test)} for site, one in data.items()}
+    survival = task.survival_times
+    for name in (POOLED, *([] if best is None else [f"{POOLED}.best"])):
+        if name != POOLED and best is not None:
+            set_weights(model.module, best)
+        for site, one in data.items():
+            answers[site][name] = _logits(model, one.test)
+            if survival is not None and survival.horizon is not None:
+                answers[site][f"{name}.hazard"] = np.array([hazard_of(model.module, one.train, survival.horizon)])
+    if survival is not None:  # whose censoring Uno's c is weighted by
         for site, one in data.items():
             answers[site]["training"] = one.train.y.numpy()
-    if best is not None:
-        set_weights(model.module, best)
-        for site, one in data.items():
-            answers[site][f"{POOLED}.best"] = _logits(model, one.test)
     return answers
 
 

@@ -28,6 +28,8 @@ from consilium.client.data.target import NumberTarget, ScoredTarget
 from consilium.common.seeds import seed_for
 from consilium.common.study.load import load_site
 from consilium.common.study.study import StudyConfig
+from consilium.common.survival.curves import log_hazard
+from consilium.common.survival.times import Times
 from consilium.comparison.results import Outcome, SiteOutcome, Validation
 from consilium.comparison.usual_cox import chosen_penalty, coefficients
 
@@ -84,8 +86,11 @@ def run_usual(study: StudyConfig, settings: Mapping[str, Path]) -> Outcome:
         )
         own = fitted.answers(_inputs(data.test)).astype(np.float32)
         answers[site] = {"labels": data.test.y.numpy(), USUAL: own}
-        if study.task.survival_times is not None:
-            answers[site]["training"] = data.train.y.numpy()
+        if (survival := study.task.survival_times) is not None:
+            answers[site]["training"] = y = data.train.y.numpy()
+            if survival.horizon is not None:
+                risks = fitted.answers(_inputs(data.train))[:, 0]
+                answers[site][f"{USUAL}.hazard"] = np.array([log_hazard(survival.horizon, Times.of_labels(y), risks)])
     return Outcome(sites, answers)
 
 

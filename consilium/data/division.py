@@ -14,6 +14,7 @@ from consilium.data.partition import (
     by_dirichlet,
     by_quantity,
     by_value,
+    contiguous,
     evenly,
     iid,
     interleaved,
@@ -21,8 +22,10 @@ from consilium.data.partition import (
     labels_of_groups,
     rows_of_groups,
 )
-from consilium.data.pool import ArrayPool, Pool, site_slug
+from consilium.data.pool import ArrayPool, Pool
+from consilium.data.slug import site_slug
 from consilium.data.table_pool import Labels, TablePool
+from consilium.data.text_pool import PlainPool
 
 
 def without_test(
@@ -31,6 +34,7 @@ def without_test(
     """Return the pool without its official test images, their copies and patients, the test images, and sentences."""
     if isinstance(pool, TablePool):
         raise ConfigError("--official-test is for images; a table's own parts are named by split.parts in the study")
+    assert not isinstance(pool, PlainPool)  # as options are checked
     if pool.test is None:
         raise ConfigError(
             "--official-test: the pool does not say which images are its test set, expected an array 'part' of words, "
@@ -97,7 +101,10 @@ def divide(pool: Pool, groups: Rows | None, options: SplitOptions) -> tuple[dict
             f"{len(y)} in {len(groups)} examples (exact copies, and rows of one --group, are one patient); lower "
             "--sites or --min-examples, or name another --group"
         )
-    parts = _by_rule(y, chosen)
+    if isinstance(pool, TablePool) and pool.event is not None and chosen.by == "iid":
+        parts = evenly(y, sites=chosen.sites or 0, min_examples=chosen.min_examples or 0, seed=chosen.seed)
+    else:
+        parts = _by_rule(y, chosen)
     if groups is not None:
         parts = rows_of_groups(parts, groups)
     digits = max(2, len(str(len(parts))))
@@ -115,6 +122,8 @@ def _by_rule(y: Rows, chosen: SplitOptions) -> Partition:
             return by_quantity(len(y), sites=sites, alpha=alpha, min_examples=least, seed=seed)
         case "iid":
             return iid(len(y), sites=sites, min_examples=least, seed=seed)
+        case "contiguous":
+            return contiguous(len(y), sites=sites, min_examples=least)
         case "interleaved":
             return interleaved(len(y), sites=sites, min_examples=least)
         case _:

@@ -1,6 +1,5 @@
 """A pool of numbers of any shape: features of another model, measurements, volumes; and the task of such a pool."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,8 +14,7 @@ from consilium.common.data.npz import Array, read_npz
 from consilium.common.errors import DataError
 from consilium.common.study.features_task import MAX_SCALED, FeaturesTask
 from consilium.common.study.series_task import SeriesTask
-from consilium.common.study.task_base import Regression
-from consilium.data.table_pool import Labels, check_names
+from consilium.data.table_pool import Labels, check_names, regression_of
 
 _PICTURES = (3, 4)
 """Dimensions of arrays of pictures: `(N, H, W)`, or with channels."""
@@ -164,7 +162,7 @@ def features_task(pool: FeaturePool, *, tolerance: float | None, test: str | Non
     Where the label is a number, it is centred and scaled by mean and standard deviation of the pool's, to three digits
     of the latter.
     """
-    shape, number = pool.x.shape[1:], _number(pool, tolerance)
+    shape, number = pool.x.shape[1:], regression_of(pool.numbers, tolerance)
     if pool.series:
         return SeriesTask(
             channels=tuple(f"x{place}" for place in range(1, (*shape, 1)[1] + 1)),
@@ -179,12 +177,3 @@ def features_task(pool: FeaturePool, *, tolerance: float | None, test: str | Non
     if number is None:
         return FeaturesTask(shape=shape, classes=pool.classes, scale=scale, test=test)
     return FeaturesTask(shape=shape, regression=number, scale=scale, test=test)
-
-
-def _number(pool: FeaturePool, tolerance: float | None) -> Regression | None:
-    """Return how a label that is a number is centred and scaled; None where it is a class."""
-    if pool.numbers is None or tolerance is None:
-        return None
-    unit = float(f"{pool.numbers.std():.3g}")
-    center = round(float(pool.numbers.mean()), 2 - math.floor(math.log10(unit)))
-    return Regression(center=center, scale=unit, tolerance=tolerance)

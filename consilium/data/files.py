@@ -6,7 +6,7 @@ import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import tomli_w
@@ -16,14 +16,17 @@ from consilium.common.data.npz import Array
 from consilium.common.errors import ConfigError, listed
 from consilium.common.host.files import write_atomically
 from consilium.common.study.load import parse_study
-from consilium.common.study.task import FeaturesTask, ImageTask, SeriesTask, TableTask
+from consilium.common.study.task import FeaturesTask, ImageTask, SeriesTask, TableTask, TextTask
 from consilium.common.study.task_base import TaskBase
 from consilium.data.options import MIN_EXAMPLES
-from consilium.data.pool import site_slug
+from consilium.data.slug import site_slug
 from consilium.data.table_pool import Labels
 
 TEST, TEST_FOLDER = "test.npz", "test"
 """The common test set in every site's data folder, and that of picture files."""
+
+PoolTask: TypeAlias = ImageTask | FeaturesTask | SeriesTask | TableTask | TextTask
+"""What the study of a pool can be about."""
 
 STUDY, RECORD, PICTURE = "study.toml", "federation.toml", "federation.svg"
 
@@ -41,7 +44,7 @@ def check_free(out: Path) -> None:
 
 def federation_texts(
     study: str,
-    task: ImageTask | FeaturesTask | SeriesTask | TableTask,
+    task: PoolTask,
     counts: Mapping[str, Mapping[str, int]],
     *,
     record: Mapping[str, Any],
@@ -128,6 +131,10 @@ def shortages(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
     return sentences
 
 
+TESTED = 0.2
+"""The part of its rows that a site of a study to start from has for testing."""
+_NOT_OF_NEXT = {"character": ("classes", "tokens", "text", "label"), "word": ("text", "label")}
+"""Settings that say nothing where one learns what follows."""
 STUDY_HEAD = "# A study to start from; docs/reference/study.md explains every key.\n"
 RECORD_HEAD = (
     "# Who holds what; written by 'consilium data'. The same command on the same pool gives the same federation.\n"
@@ -136,32 +143,49 @@ RECORD_HEAD = (
 
 def _study(
     name: str,
-    task: ImageTask | FeaturesTask | SeriesTask | TableTask,
+    task: PoolTask,
     sites: Sequence[str],
     *,
     min_examples: int,
     group: str | None,
 ) -> dict[str, Any]:
     """Return the values of a study to start from."""
-    images = isinstance(task, ImageTask)
-    held_out = {} if task.test is not None else {"test": 0.2}
+    held_out = {} if task.test is not None else {"test": TESTED}
     values = task.model_dump(mode="json", exclude_none=True)
+    if isinstance(task, TextTask) and task.next is not None:  # whose label is what follows, of usual classes
+        values = {key: value for key, value in values.items() if key not in _NOT_OF_NEXT[task.next]}
     return {
         "name": name,
         "sites": sites,
         "rounds": 20,
         "min_examples": min(MIN_EXAMPLES, min_examples),
-        "model": {"name": "small_cnn" if images else "cnn1d" if isinstance(task, SeriesTask) else "linear"},
-        "training": {"epochs": 1, "batch_size": 32, "learning_rate": 0.02 if images else _rate(task)},
+        **_model(task),
         "split": held_out | {"validation": 0.15} | ({} if group is None else {"group": group}),
         "method": {"kind": "fine_tune"},
         "task": {key: value for key, value in values.items() if value != []},
     }
 
 
+def _model(task: PoolTask) -> dict[str, Any]:
+    """Return `model` and `training` of a study to start from: a small model of our own, and steps that suit it."""
+    usual = {"epochs": 1, "batch_size": 32}
+    if isinstance(task, TextTask) and task.next is not None:
+        sizes = {"vocabulary": task.tokens.size, "width": 64, "layers": 2, "heads": 4, "pooling": "last"}
+        training = usual | {"batch_size": 64, "optimiser": "adam", "learning_rate": 0.003}
+        return {"model": {"name": "text_transformer", "settings": sizes}, "training": training}
+    if isinstance(task, TextTask):
+        return {"model": {"name": "text_mean"}, "training": usual | {"optimiser": "adam", "learning_rate": 0.01}}
+    if isinstance(task, ImageTask):
+        return {"model": {"name": "small_cnn"}, "training": usual | {"learning_rate": 0.02}}
+    name = "cnn1d" if isinstance(task, SeriesTask) else "linear"
+    return {"model": {"name": name}, "training": usual | {"learning_rate": _rate(task)}}
+
+
 def _rate(task: TaskBase) -> float:
     """Return a learning rate for rows: steps on the squared error of F scaled inputs grow from about 1 / F on."""
-    rate = 0.05 if task.number is None else min(0.05, 0.4 / math.prod(task.input_shape))
+    rate = (
+        0.05 if task.number is None or task.survival_times is not None else min(0.05, 0.4 / math.prod(task.input_shape))
+    )
     return float(f"{rate:.1g}")
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -138,20 +139,20 @@ def write_files(folder: Path, pool: FolderPool, rows: Labels) -> None:
             write_atomically(folder / pool.classes[pool.y[row]] / pool.names[row], content)
 
 
-def digest_of_files(pool: FolderPool, folder: Path) -> str:
-    """Return the SHA-256 of the paths and the contents of all pictures, in hexadecimal digits.
+def digest_of_files(files: Iterable[Path], folder: Path) -> str:
+    """Return the SHA-256 of the paths in a folder and the contents of files, in hexadecimal digits.
 
     Raises:
         StateError: a file cannot be read any more.
     """
     whole = hashlib.sha256()
-    for found in pool.files:
+    for path in files:
         try:
-            with found.path.open("rb") as file:
+            with path.open("rb") as file:
                 content = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
-            raise StateError(f"cannot read '{found.path}': {error.strerror or error}") from error
-        whole.update(f"{found.path.relative_to(folder).as_posix()}\0{content}\n".encode())
+            raise StateError(f"cannot read '{path}': {error.strerror or error}") from error
+        whole.update(f"{path.relative_to(folder).as_posix()}\0{content}\n".encode())
     return whole.hexdigest()
 
 

@@ -11,9 +11,12 @@ from consilium.common.data.tables import Form
 from consilium.common.data.text_files import DELIMITERS
 from consilium.common.errors import ConfigError
 
-PoolKind = Literal["images", "pictures", "features", "series", "table"]
-"""What a pool is of: `images` are arrays, `pictures` files."""
-By = Literal["dirichlet", "classes", "quantity", "feature", "iid", "interleaved", "column"]
+PoolKind = Literal["images", "pictures", "features", "series", "table", "long table", "texts", "plain texts"]
+"""What a pool is of: `images` and `series` are arrays, `pictures` files, `long table` a table of series."""
+By = Literal["dirichlet", "classes", "quantity", "feature", "iid", "interleaved", "contiguous", "column"]
+Next = Literal["character", "word"]
+SPEAKER = "speaker"
+"""As the group of a plain text: whose words follow a line such as `ROMEO:`."""
 
 ALPHA, LABELS_PER_SITE, MIN_EXAMPLES = 0.5, 2, 20
 """Defaults of options that only some rules use."""
@@ -27,7 +30,8 @@ class SplitOptions:
         By,
         typer.Option(
             help="What differs between sites: labels (dirichlet, classes), sizes (quantity), devices (feature), the "
-            "values of a table's column (column), or nothing (iid: divided at random; interleaved: in turn).",
+            "values of a table's column (column), or nothing (iid: divided at random; interleaved: in turn; "
+            "contiguous: one piece after the other).",
         ),
     ]
     sites: Annotated[int | None, typer.Option(max=1000, help="How many sites; not with --by column.")] = None
@@ -50,16 +54,45 @@ class SplitOptions:
     group: Annotated[
         str | None,
         typer.Option(
-            help="What names the patient: a column or an array; of picture files 'folder', a pattern of names "
-            "or 'dicom:PatientID'. A patient's rows stay at one site."
+            help="What names the patient: a column or an array; of picture files and texts in folders 'folder' or a "
+            "pattern of names, or 'dicom:PatientID'; of plays 'speaker'. A patient's rows stay at one site."
         ),
+    ] = None
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help="Tables, in place of --label: the columns of several labels with commas between. Each is 1 or 0, and "
+            "empty where it is not known."
+        ),
+    ] = None
+    event: Annotated[
+        str | None,
+        typer.Option(
+            help="Tables: --label is the time until an event, and this column says whether it was seen then: 1 or "
+            "true, else 0 or false. --by iid gives each site its share of events."
+        ),
+    ] = None
+    text: Annotated[str | None, typer.Option(help="Tables: the column with the text to learn the label of.")] = None
+    next: Annotated[
+        Next | None, typer.Option(help="A .txt file, or a folder of them: learn the character or word that follows.")
     ] = None
     official_test: Annotated[
         bool, typer.Option("--official-test", help="The pool's own test images are every site's test set.")
     ] = False
     series: Annotated[
-        bool, typer.Option("--series", help="x of an .npz file is series over time, (N, T, C) or (N, T), no pictures.")
+        bool,
+        typer.Option(
+            "--series",
+            help="x of an .npz file is series over time, (N, T, C) or (N, T); a table has a row for each series and "
+            "time.",
+        ),
     ] = False
+    series_column: Annotated[
+        str | None, typer.Option(help="Tables of series: the column that says which one a row is of. Default: series.")
+    ] = None
+    time_column: Annotated[
+        str | None, typer.Option(help="Tables of series: the column with the time. Default: time.")
+    ] = None
     delimiter: Annotated[
         str | None, typer.Option(help="Tables: the sign between fields, ',', ';', '|' or tab. Default: found.")
     ] = None
@@ -73,6 +106,11 @@ class SplitOptions:
     no_header: Annotated[
         bool, typer.Option("--no-header", help="Tables: the first line is a row; columns are column_1, column_2, ...")
     ] = False
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The columns of several labels; none where a row has one."""
+        return () if self.labels is None else tuple(name.strip() for name in self.labels.split(","))
 
     @property
     def form(self) -> Form:
@@ -89,10 +127,11 @@ _USED: Mapping[By, tuple[str, ...]] = {
     "feature": ("sites", "min_examples"),
     "iid": ("sites", "min_examples"),
     "interleaved": ("sites", "min_examples"),
+    "contiguous": ("sites", "min_examples"),
     "column": ("column",),
 }
 """The options that each rule uses, of those that not all rules use."""
-_OF_TABLES = ("delimiter", "decimal", "encoding", "sheet", "no_header")
+_OF_TABLES = ("labels", "event", "delimiter", "decimal", "encoding", "sheet", "no_header")
 
 
 def check_options(options: SplitOptions) -> None:
@@ -106,6 +145,13 @@ def check_options(options: SplitOptions) -> None:
         raise ConfigError(f"--decimal must be '.' or ',', got '{options.decimal}'")
     if options.delimiter is not None and options.form.delimiter not in DELIMITERS:
         raise ConfigError(f"--delimiter must be ',', ';', '|' or tab, got '{options.delimiter}'")
+    others = [name for name in ("text", "next", "labels", "event") if getattr(options, name) is not None]
+    if options.series and others:
+        raise ConfigError(f"--series does not go with --{others[0]}: the label of a series is a class or a number")
+    if options.text is not None and options.next is not None:
+        raise ConfigError("--text does not go with --next: texts with a label, or plain texts to learn what follows")
+    _check_labels(options)
+    _check_event(options)
     for name in ("label", "column"):
         if options.group is not None and options.group == getattr(options, name):
             raise ConfigError(
@@ -121,27 +167,53 @@ def check_options(options: SplitOptions) -> None:
             raise ConfigError(f"--by {options.by} needs {option}")
 
 
+def _check_labels(options: SplitOptions) -> None:
+    if options.labels is None:
+        return
+    names = options.label_names
+    if given := [name for name in ("label", "tolerance", "text", "next") if getattr(options, name) is not None]:
+        raise ConfigError(f"--labels does not go with --{given[0]}: it names all that is learned, from other columns")
+    if len(names) < 2 or "" in names or len({*names}) < len(names):
+        raise ConfigError(
+            f"--labels: expected the names of at least two columns, all different, got '{options.labels}'"
+        )
+    for name in ("group", "column"):
+        if getattr(options, name) in names:
+            raise ConfigError(f"--{name} '{getattr(options, name)}' is one of --labels, expected a column of its own")
+
+
+def _check_event(options: SplitOptions) -> None:
+    if options.event is None:
+        return
+    if given := [name for name in ("labels", "tolerance", "text", "next") if getattr(options, name) is not None]:
+        raise ConfigError(f"--event does not go with --{given[0]}: with --event, --label is the time until an event")
+    if options.label is None:
+        raise ConfigError("--event needs --label, the column with the time until the event, or until the last visit")
+    for name in ("label", "group", "column"):
+        if getattr(options, name) == options.event:
+            raise ConfigError(f"--event and --{name} are both '{options.event}', expected two columns")
+
+
 def check_fit(options: SplitOptions, kind: PoolKind) -> None:
     """Check that options fit a pool of images, of other arrays of numbers, of series, of rows of a table, or of files.
 
     Raises:
         ConfigError: they do not.
     """
-    images = kind in ("images", "pictures")
-    if kind != "table" and options.by == "column":
-        whose = "picture files" if kind == "pictures" else f"{kind} of an .npz file"
-        raise ConfigError(f"--by column is for tables; {whose} have no such columns")
-    if kind != "table" and (given := [name for name in _OF_TABLES if getattr(options, name)]):
-        has = "picture files have" if kind == "pictures" else "an .npz file has"
+    images, tables = kind in ("images", "pictures"), kind in ("table", "long table", "texts")
+    whose = {"pictures": "picture files", "plain texts": "plain texts"}.get(kind)
+    if not tables and options.by == "column":
+        raise ConfigError(f"--by column is for tables; {whose or f'{kind} of an .npz file'} have no such columns")
+    if not tables and (given := [name for name in _OF_TABLES if getattr(options, name)]):
+        has = f"{whose} have" if whose else "an .npz file has"
         raise ConfigError(f"--{given[0].replace('_', '-')} is for tables; {has} no rows of text")
-    if kind == "pictures" and options.series:
-        raise ConfigError("--series is for an .npz file; a folder holds picture files")
+    if options.series and kind not in ("series", "long table"):
+        raise ConfigError(f"--series is for an .npz file or a table; the pool holds {whose or kind}")
+    _check_texts(options, kind)
     if kind == "pictures" and options.by == "feature":
         raise ConfigError(
             "--by feature changes pixels, and picture files are copied as they are: put the pictures into an .npz file"
         )
-    if kind == "table" and options.series:
-        raise ConfigError("--series is for an .npz file; give each site its part of a table of series as it is")
     if not images and options.by == "feature":
         raise ConfigError("--by feature is for images: it changes how each site's device shows them")
     if options.tolerance is None:
@@ -155,6 +227,29 @@ def check_fit(options: SplitOptions, kind: PoolKind) -> None:
             f"--by {options.by} spreads classes, but with --tolerance the label is a number: divide --by quantity, "
             "iid, interleaved or column"
         )
+
+
+def _check_texts(options: SplitOptions, kind: PoolKind) -> None:
+    """Check the options of texts and of long tables."""
+    if options.text is not None and kind != "texts":
+        raise ConfigError("--text is for tables: the column with the text to learn the label of")
+    if options.next is not None and kind != "plain texts":
+        raise ConfigError("--next is for a .txt file, or a folder of such files")
+    for name in ("series_column", "time_column"):
+        if getattr(options, name) is not None and kind != "long table":
+            raise ConfigError(f"--{name.replace('_', '-')} is for a table of series: add --series")
+    if kind != "plain texts":
+        return
+    if options.by in ("dirichlet", "classes", "feature") or options.tolerance is not None:
+        given = "--tolerance" if options.tolerance is not None else f"--by {options.by}"
+        raise ConfigError(f"{given} is for examples with a label; of a plain text one learns what follows")
+    if options.group is None and options.by != "contiguous":
+        raise ConfigError(
+            f"--by {options.by} would tear a text to pieces: divide it --by contiguous, or with --group {SPEAKER} "
+            "by who says what"
+        )
+    if options.official_test:
+        raise ConfigError("--official-test is for images; name a common test text by task.test in the study")
 
 
 def with_defaults(options: SplitOptions) -> SplitOptions:

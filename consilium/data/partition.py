@@ -134,6 +134,16 @@ def interleaved(count: int, *, sites: int, min_examples: int) -> Partition:
     return tuple(np.arange(site, count, sites) for site in range(sites))
 
 
+def contiguous(count: int, *, sites: int, min_examples: int) -> Partition:
+    """Divide into runs of neighbours of one size, give or take one example, in the order of the pool, without chance.
+
+    Raises:
+        ConfigError: there are too few examples.
+    """
+    _check(count, sites=sites, min_examples=min_examples)
+    return tuple(np.array_split(np.arange(count), sites))
+
+
 def iid(count: int, *, sites: int, min_examples: int, seed: int) -> Partition:
     """Divide at random into sites of one size, give or take one example; labels fall as they fall.
 

@@ -13,12 +13,13 @@ from consilium.client.data.frames import EIGHT_BITS, SIXTEEN_BITS, Decoded, NoPi
 from consilium.client.data.image_files import list_folders, patient_in_class
 from consilium.client.data.parts import TEST, part_of
 from consilium.client.data.picture_facts import PictureFacts
-from consilium.client.data.picture_files import MOST_LEVELS, SUFFIXES, FoundFile, Tally, suffix_of, walk
+from consilium.client.data.picture_files import MOST_LEVELS, SUFFIXES, FoundFile, Tally, leads_out, suffix_of, walk
 from consilium.client.data.pictures import decode
 from consilium.common.data.groups import Copies, first_of
-from consilium.common.errors import DataError
+from consilium.common.errors import DataError, clean
 from consilium.common.study.task import ImageTask
 from consilium.data.folder_pool import FOLDER, FolderPool, Look, PoolFile
+from consilium.data.progress import Progress, silent
 from consilium.data.table_pool import check_names, in_order
 
 _ANY = ImageTask(classes=("no", "yes"), channels=3, pixel_range="picture")
@@ -35,7 +36,7 @@ class _Picture:
     key: bytes = b""
 
 
-def read_folder(folder: Path, *, group: str | None = None) -> FolderPool:
+def read_folder(folder: Path, *, group: str | None = None, progress: Progress = silent) -> FolderPool:
     """Read the pool of pictures in a folder: `class/picture`, deeper too, or `train/class/picture` and `test/...`.
 
     Every picture is decoded once: one that is damaged would stop a site later.
@@ -50,7 +51,7 @@ def read_folder(folder: Path, *, group: str | None = None) -> FolderPool:
     who, tally, facts = f"pool '{folder}'", Tally(), PictureFacts(_ANY)
     patient = patient_in_class(group, who=who)
     try:
-        usable = _decoded(list(_found(folder, tally, who=who)), folder, tally, facts, who=who)
+        usable = _decoded(list(_found(folder, tally, who=who)), folder, tally, facts, progress, who=who)
     except OSError as error:
         raise DataError(f"{who}: cannot be read: {error.strerror or error}") from error
     tally.read = Counter(one.file.suffix for one in usable)
@@ -97,14 +98,20 @@ def _found(folder: Path, tally: Tally, *, who: str) -> Iterator[_Picture]:
                 tally.others[file.suffix] += 1
             elif file.extra is not None:
                 tally.lacking[file.suffix, file.extra] += 1
+            elif leads_out(file.path, folder):
+                name = clean(file.path.relative_to(folder).as_posix(), 100)
+                raise DataError(f"{who}: '{name}' is a link that leads out of the pool, expected the picture itself")
             else:
                 yield _Picture(sub.name, part, file)
 
 
-def _decoded(found: Sequence[_Picture], folder: Path, tally: Tally, facts: PictureFacts, *, who: str) -> list[_Picture]:
+def _decoded(
+    found: Sequence[_Picture], folder: Path, tally: Tally, facts: PictureFacts, progress: Progress, *, who: str
+) -> list[_Picture]:
     """Return the files that hold a picture, each with what tells its pixels."""
     usable, bad = list[_Picture](), list[str]()
-    for one in found:
+    for done, one in enumerate(found):
+        progress("pictures read", done, len(found))
         decoded = decode(one.file.path, _ANY, name=one.file.path.relative_to(folder).as_posix())
         if isinstance(decoded, NoPicture):
             tally.empty[one.file.suffix] += 1
@@ -113,6 +120,7 @@ def _decoded(found: Sequence[_Picture], folder: Path, tally: Tally, facts: Pictu
         else:
             facts.add_file(decoded)
             usable.append(replace(one, key=_key(decoded)))
+    progress("pictures read", len(found), len(found))
     if bad:
         raise DataError(f"{who}: {len(bad)} of {len(found)} pictures cannot be used: {'; '.join(bad[:3])}")
     return usable

@@ -1,7 +1,6 @@
 """A pool: all examples of a study in one place, before they are divided among sites."""
 
 import hashlib
-import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +15,11 @@ from consilium.common.data.tables import SUFFIXES, TABLES_IN_WORDS, TEXT_SUFFIXE
 from consilium.common.errors import ConfigError, DataError
 from consilium.data.feature_pool import FeaturePool, are_features, class_labels, feature_pool, patients_in
 from consilium.data.folder_pool import FolderPool
+from consilium.data.options import SplitOptions
+from consilium.data.progress import Progress, silent
 from consilium.data.table_pool import Labels, TablePool, read_table
+from consilium.data.text_pool import PlainPool
+from consilium.data.time_pool import read_time_table
 
 _PARTS = ("train", "val", "test")
 PART, _IS_TEST = "part", "is_test"
@@ -61,20 +64,12 @@ class ImagePool:
 
 ArrayPool: TypeAlias = ImagePool | FeaturePool
 """What an `.npz` file can be."""
-Pool: TypeAlias = ArrayPool | FolderPool | TablePool
+Pool: TypeAlias = ArrayPool | FolderPool | TablePool | PlainPool
 """What can be divided."""
 
 
-def read_pool(
-    path: Path,
-    *,
-    label: str | None = None,
-    label_is_number: bool = False,
-    group: str | None = None,
-    form: Form | None = None,
-    series: bool = False,
-) -> Pool:
-    """Read a pool: `.npz` with images or with other numbers, a table, or a folder of picture files.
+def read_pool(path: Path, options: SplitOptions, *, progress: Progress = silent) -> Pool:
+    """Read a pool: `.npz` with images or with other numbers, a table, a folder of picture files, or texts.
 
     An `.npz` file holds `x`, `y` and, if it likes, `classes` (names; else the numbers) and which images are an official
     test set (`part`: words such as train and test; or `is_test`: booleans). Or it holds MedMNIST's arrays
@@ -83,32 +78,64 @@ def read_pool(
     and counted.
 
     Args:
-        group: the column or array that says whose each example is; for a folder as `split.group` of a study.
-        form: how a table's file is to be read; what it leaves open is found in the file.
-        series: `x` of an `.npz` file is series over time.
+        options: say what of it is learned, and how it is read.
+        progress: is told how many pictures are read.
 
     Raises:
-        ConfigError: a table without `label`, or images with one.
+        ConfigError: a table without a label, or images with one.
         DataError: the file cannot be used.
     """
-    suffix = path.suffix.lower()
-    if path.is_dir():
-        if label is not None:
-            raise ConfigError("--label is for tables; the class of a picture file is the folder that it lies in")
-        from consilium.data.picture_folder import read_folder  # and with it torch
-
-        return read_folder(path, group=group)
-    if not path.is_file():
+    if not path.exists() or not (path.is_file() or path.is_dir()):
         raise DataError(f"pool '{path}' {'is not a file' if path.exists() else 'does not exist'}")
+    if options.next is not None:
+        from consilium.data.text_folder import read_plain  # and with it torch
+
+        return read_plain(path, options.next, group=options.group)
+    if path.is_dir():
+        return _read_files(path, options, progress)
+    suffix = path.suffix.lower()
     if suffix == ".npz":
-        if label is not None:
+        if options.label is not None:
             raise ConfigError("--label is for tables; the labels of an .npz file are its array 'y'")
-        return read_arrays(path, group=group, label_is_number=label_is_number, series=series)
+        number = options.tolerance is not None
+        return read_arrays(path, group=options.group, label_is_number=number, series=options.series)
     if suffix not in (*SUFFIXES, *TEXT_SUFFIXES):
         raise DataError(f"pool '{path}' is neither an .npz file nor a {TABLES_IN_WORDS}, nor a folder of pictures")
-    if label is None:
+    return _read_table(path, options)
+
+
+def _read_files(path: Path, options: SplitOptions, progress: Progress) -> FolderPool | TablePool:
+    """Read a folder of pictures, or of texts where there are no pictures."""
+    if options.label is not None:
+        raise ConfigError("--label is for tables; the class of a picture file is the folder that it lies in")
+    from consilium.data.picture_folder import read_folder  # and with it torch
+    from consilium.data.text_folder import holds_texts, read_text_folder
+
+    if not holds_texts(path):
+        return read_folder(path, group=options.group, progress=progress)
+    if options.form != Form():
+        raise ConfigError("--delimiter and the like are for tables; texts in folders have no rows")
+    return read_text_folder(path, group=options.group)
+
+
+def _read_table(path: Path, options: SplitOptions) -> TablePool:
+    """Read a table's file: rows of series, with several labels, with a time and an event, or with one label."""
+    number, form = options.tolerance is not None, options.form
+    if options.series:
+        from consilium.data.series_table import columns_of, read_series_table  # and with it torch
+
+        others = [options.group, options.column]
+        columns = columns_of(options.series_column, options.time_column, options.label, others)
+        return read_series_table(path, columns, label_is_number=number, form=form)
+    if options.label_names:
+        from consilium.data.label_pool import read_label_table  # and with it torch
+
+        return read_label_table(path, options.label_names, form)
+    if options.label is None:
         raise ConfigError("a table needs --label, the column with the class or number to learn")
-    return read_table(path, label, label_is_number=label_is_number, form=form)
+    if options.event is not None:
+        return read_time_table(path, options.label, options.event, form)
+    return read_table(path, options.label, label_is_number=number, form=form, text=options.text)
 
 
 def read_arrays(
@@ -184,11 +211,6 @@ def _official(array: Array, name: str, count: int, *, who: str) -> npt.NDArray[n
             f"{who}: array '{name}' has type {array.dtype} and shape {array.shape}, expected {count} words or booleans"
         )
     return array if array.dtype.kind == "b" else np.char.lower(array) == "test"
-
-
-def site_slug(text: str) -> str:
-    """Return a site name made of any text: lower case, '-' for what a name may not hold, '' if nothing is left."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:63]
 
 
 def sha256_of(path: Path) -> str:

@@ -1,34 +1,25 @@
 """A pool that is a table: its rows as text, what each column holds, and which cells are missing."""
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from consilium.common.data.groups import Copies, Values, codes_of, copies_of_rows
-from consilium.common.data.tables import Form, Table, Wanted, found_in_words, open_table
-from consilium.common.data.text_files import like
-from consilium.common.data.words import (
-    MISSING,
-    MISSING_IN_NUMBERS,
-    ONE_OR_ZERO,
-    DecimalSign,
-    number_in,
-    truth_in,
-    with_point,
-)
-from consilium.common.errors import ConfigError, DataError, clean, is_clean, listed
+from consilium.common.data.groups import Copies, Values, codes_of, copies_of_rows, first_of
+from consilium.common.data.tables import Form
+from consilium.common.data.words import MISSING_IN_NUMBERS
+from consilium.common.errors import ConfigError, DataError, clean, is_clean
 from consilium.common.study.names import MAX_CLASS_NAME
+from consilium.common.study.task_base import Regression
+from consilium.data.table_cells import are_few, is_number, missing_words, read_cells
 
 Labels = npt.NDArray[np.int64]
-
-_LARGEST = float(np.finfo(np.float32).max)
-_MOST_OTHERS, _MOST_OTHER_TEXTS = 0.1, 10
-"""A column of numbers may hold texts in this part of its known cells, and so many different ones."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +39,22 @@ class ColumnCells:
 
 
 @dataclass(frozen=True, eq=False)
+class LongRows:
+    """The table behind a pool of series: a row for each series and time.
+
+    Args:
+        rows: those of each series, by its name, in the order of time.
+        channels: the columns with the values.
+        time: the column with the time.
+    """
+
+    header: tuple[str, ...]
+    rows: Mapping[str, tuple[tuple[str, ...], ...]]
+    channels: tuple[str, ...]
+    time: str
+
+
+@dataclass(frozen=True, eq=False)
 class TablePool:
     """Rows of text under a header; `y` of shape `(N,)` numbers the classes in the column `label`.
 
@@ -56,6 +63,14 @@ class TablePool:
 
     Args:
         reading: sentences on how the file was read.
+        text: the column with the text to learn from; None where the other columns are learned from.
+        group: the column that says whose a row is, where it is not called as the group that was asked for.
+        keys: what tells whether rows are copies `(N,)`; None: the whole record.
+        long: rows are series, called as their first cells, and these are the rows of each; None where they are rows.
+        labels: the columns of several labels, of which `y` has the rarest one of each row; none where a row has one.
+        truths: these labels `(N, L)`: 1, 0, NaN where one is not known; None where a row has one.
+        event: the column that says whether an event was seen at the time in `label`; None where that is no time. `y`
+            has 1 where it was seen.
     """
 
     header: tuple[str, ...]
@@ -66,6 +81,13 @@ class TablePool:
     num_unlabelled: int
     numbers: npt.NDArray[np.float64] | None = None
     reading: tuple[str, ...] = ()
+    text: str | None = None
+    group: str | None = None
+    keys: tuple[Hashable, ...] | None = None
+    long: LongRows | None = None
+    labels: tuple[str, ...] = ()
+    truths: npt.NDArray[np.float64] | None = None
+    event: str | None = None
 
     def column(self, name: str) -> list[str]:
         """Return the cells of a column, '' where one is missing; texts among numbers are kept.
@@ -77,7 +99,7 @@ class TablePool:
             raise ConfigError(f"the table has no column '{name}', its columns are {list(self.header)}")
         place = self.header.index(name)
         cells = [row[place] for row in self.rows]
-        missing = _missing_words(cells)
+        missing = missing_words(cells)
         return ["" if cell.casefold() in missing else cell for cell in cells]
 
     def feature(self, name: str) -> ColumnCells:
@@ -89,14 +111,24 @@ class TablePool:
         cells = self.column(name)
         known = [cell for cell in cells if cell]
         others = Counter(cell for cell in known if not is_number(cell))
-        if not others or _are_few(others, known):
+        if not others or are_few(others, known):
             return ColumnCells(["" if cell in others else cell for cell in cells], bool(known), others)
         doubtful = [word for word in others if word.casefold() in MISSING_IN_NUMBERS]
         return ColumnCells(cells, False, doubtful=tuple(doubtful))
 
+    @property
+    def texts(self) -> list[str]:
+        """Return the texts to learn from, as they are written."""
+        place = self.header.index(self.text or "")
+        return [row[place] for row in self.rows]
+
     @cached_property
     def copies(self) -> Copies:
-        """Return which rows are exact copies."""
+        """Return which rows are exact copies; texts are where they have the same words, whatever their label."""
+        if self.keys is not None:
+            return Copies(first_of(self.keys))
+        if self.text is not None:
+            return Copies(first_of([" ".join(text.lower().split()) for text in self.texts]))
         values = Values()
         values.start(self.header)
         return copies_of_rows(codes_of([values.of(row) for row in self.rows]))
@@ -108,38 +140,71 @@ class TablePool:
             ConfigError: there is no such column.
             DataError: a row has no value in it.
         """
-        patients = self.column(group)
+        patients = self.column(self.group or group)
         if gaps := patients.count(""):
             raise DataError(f"{gaps} rows have no value in column '{group}', so it is not known whose they are")
         return patients
 
 
-def read_table(path: Path, label: str, *, label_is_number: bool = False, form: Form | None = None) -> TablePool:
+def read_table(
+    path: Path, label: str, *, label_is_number: bool = False, form: Form | None = None, text: str | None = None
+) -> TablePool:
     """Read the pool of rows in a table's file.
 
     Args:
         form: how the file is to be read; what it leaves open is found in the file.
+        text: the column with the text to learn from; rows without one are left out.
 
     Raises:
         DataError: the file cannot be read, has no such column, or the column holds no classes, or no numbers.
     """
     who = f"pool '{path}'"
-    table = open_table(path, Wanted((label,), every=True), form, who=who)
-    header = _header(table, label, who=who)
-    cells = _plain(header, _rows(table, len(header), who=who), table.decimal)
+    header, cells, told = read_cells(path, (label,) if text is None else (label, text), form, who=who)
+    reading = [told] if told else []
+    if text is not None:
+        full = [row for row in cells if row[header.index(text)]]
+        reading += [f"{len(cells) - len(full)} rows without a text are left out"] * (len(full) < len(cells))
+        cells = full
+    return pool_of_rows(
+        header, cells, label, label_is_number=label_is_number, reading=tuple(reading), text=text, who=who
+    )
+
+
+def pool_of_rows(
+    header: tuple[str, ...],
+    cells: Sequence[tuple[str, ...]],
+    label: str,
+    *,
+    label_is_number: bool = False,
+    who: str,
+    **more: Any,
+) -> TablePool:
+    """Return the pool of rows, of which those without a label are left out and counted.
+
+    Args:
+        more: further fields of the pool.
+
+    Raises:
+        DataError: the column `label` holds no classes, or no numbers.
+    """
     place = header.index(label)
-    missing = _missing_words([row[place] for row in cells])
+    missing = missing_words([row[place] for row in cells])
     rows = tuple(row for row in cells if row[place].casefold() not in missing)
     empty = np.zeros(len(rows), np.int64)
-    reading = found_in_words(path.name, table)
-    pool = TablePool(header, rows, label, empty, (label,), len(cells) - len(rows), reading=(reading,) * bool(reading))
+    pool = TablePool(header, rows, label, empty, (label,), len(cells) - len(rows), **more)
     return _with_numbers(pool, who=who) if label_is_number else _with_classes(pool, who=who)
 
 
-def is_number(text: str) -> bool:
-    """Return whether a site reads a cell as a number: finite in float32, and not like an identifier."""
-    number = number_in(text)
-    return number is not None and abs(number) <= _LARGEST
+def regression_of(numbers: npt.NDArray[np.float64] | None, tolerance: float | None) -> Regression | None:
+    """Return how a label that is a number is centred and scaled; None where it is a class.
+
+    Mean and standard deviation are those of all numbers, to three digits of the latter.
+    """
+    if numbers is None or tolerance is None:
+        return None
+    unit = float(f"{numbers.std():.3g}")
+    center = round(float(numbers.mean()), 2 - math.floor(math.log10(unit)))
+    return Regression(center=center, scale=unit, tolerance=tolerance)
 
 
 def in_order(texts: set[str]) -> tuple[str, ...]:
@@ -187,62 +252,3 @@ def _with_classes(pool: TablePool, *, who: str) -> TablePool:
     check_names(classes, who=who)
     codes = {name: number for number, name in enumerate(classes)}
     return replace(pool, classes=classes, y=np.array([codes[row[place]] for row in pool.rows], dtype=np.int64))
-
-
-def _header(table: Table, label: str, *, who: str) -> tuple[str, ...]:
-    header = table.header
-    if len(set(header)) == len(header) and label in header:
-        return header
-    twice = [name for name, count in Counter(header).items() if count > 1]
-    no_header = sum(map(is_number, header)) * 2 >= len(header) > 0
-    what = f"no column '{label}'" if no_header or not twice else f"two columns of one name, '{clean(twice[0], 60)}'"
-    near = [name for name in header if like(name) == like(label) and name != label]
-    if near and label not in header:
-        hint = f"; it has '{clean(near[0], 60)}': --label '{clean(near[0], 60)}'"
-    elif no_header:
-        hint = (
-            "; its first line holds numbers: with --no-header it is a row, and the columns are column_1, column_2, ..."
-        )
-    else:
-        hint = f", its columns are {[clean(name, 60) for name in header[:50]]}"
-    raise DataError(f"{who} has {what}{hint}")
-
-
-def _rows(table: Table, width: int, *, who: str) -> list[tuple[str, ...]]:
-    rows, wrong = list[tuple[str, ...]](), list[str]()
-    for where, fields in table.rows:
-        if len(fields) != width:
-            wrong.append(f"{where} has {len(fields)}")
-        rows.append(tuple(field.strip() for field in fields))
-    if wrong:
-        raise DataError(f"{who}: expected {width} fields in every row, as in the header; {listed(wrong, 10, 'rows')}")
-    return rows
-
-
-def _plain(header: Sequence[str], rows: list[tuple[str, ...]], decimal: DecimalSign) -> list[tuple[str, ...]]:
-    """Return rows with a decimal point in columns of numbers, and 1 and 0 in those of true and false."""
-    columns = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in header]
-    for column in columns:
-        known = [cell for cell in column if cell.casefold() not in MISSING_IN_NUMBERS]
-        if known and all(truth_in(cell) is not None for cell in known):
-            column[:] = [ONE_OR_ZERO[truth] if (truth := truth_in(cell)) is not None else cell for cell in column]
-        elif decimal != ".":
-            written = [with_point(cell, decimal) for cell in column]
-            others = Counter(
-                cell for cell in written if cell.casefold() not in MISSING_IN_NUMBERS and not is_number(cell)
-            )
-            if not others or _are_few(others, known):
-                column[:] = [point if is_number(point) else cell for cell, point in zip(column, written, strict=True)]
-    return list(zip(*columns, strict=True))
-
-
-def _missing_words(cells: Sequence[str]) -> frozenset[str]:
-    """Return the words for missing in a column: those of numbers where all or nearly all other cells are numbers."""
-    known = [cell for cell in cells if cell.casefold() not in MISSING_IN_NUMBERS]
-    others = Counter(cell for cell in known if not is_number(cell))
-    return MISSING if known and others and not _are_few(others, known) else MISSING_IN_NUMBERS
-
-
-def _are_few(others: Counter[str], known: Sequence[str]) -> bool:
-    """Return whether texts are so few that the column is one of numbers all the same."""
-    return others.total() <= _MOST_OTHERS * len(known) and len(others) <= _MOST_OTHER_TEXTS

@@ -11,11 +11,12 @@ from consilium.common.data.events import names_event, perhaps_censored, seen_in,
 from consilium.common.data.identifiers import names_identifiers
 from consilium.common.data.oddities import codes_in
 from consilium.common.errors import DataError, clean
-from consilium.common.study.task import CategoryColumn, Column, NumberColumn, Regression, TableTask
+from consilium.common.study.task import CategoryColumn, Column, NumberColumn, Survival, TableTask
 from consilium.data.partition import (
     Rows,
 )
-from consilium.data.table_pool import ColumnCells, TablePool, in_order, is_number
+from consilium.data.table_cells import is_number
+from consilium.data.table_pool import ColumnCells, TablePool, in_order, regression_of
 
 _MOST_VALUES = 20
 """A column of text with more different values is a name or a remark, not a category."""
@@ -41,7 +42,7 @@ def table_task(
     columns: dict[str, Column] = {}
     sentences, gaps, codes = list[str](), False, dict[str, tuple[str, ...]]()
     for name in pool.header:
-        if name in (pool.label, *leave_out):
+        if name in (pool.label, *pool.labels, pool.event, *leave_out):
             continue
         held = pool.feature(name)
         column, reason = _column(name, held)
@@ -57,16 +58,17 @@ def table_task(
         sentences += _remarks(name, held, parts)
     if not columns:
         raise DataError(
-            f"the table has no column to learn from besides the label ({'; '.join(sentences)}); for what is written as "
-            'text there are studies of texts, task.kind = "text"'
+            f"the table has no column to learn from besides the label ({'; '.join(sentences)}); --text COLUMN makes a "
+            "study that learns from what is written as text"
         )
     missing: Literal["refuse", "impute"] = "impute" if gaps else "refuse"
     known: dict[str, Any] = {"label": pool.label, "columns": columns, "missing": missing, "missing_values": codes}
-    if pool.numbers is None or tolerance is None:
+    if pool.labels:
+        return TableTask(labels=pool.labels, **known), sentences
+    if pool.event is not None:
+        return TableTask(survival=Survival(time=pool.label, event=pool.event), **known), sentences
+    if (number := regression_of(pool.numbers, tolerance)) is None:
         return TableTask(classes=pool.classes, **known), sentences
-    scale = float(f"{pool.numbers.std():.3g}")
-    center = round(float(pool.numbers.mean()), 2 - math.floor(math.log10(scale)))
-    number = Regression(center=center, scale=scale, tolerance=tolerance)
     return TableTask(regression=number, **known), [*sentences, *_about_events(pool)]
 
 
@@ -76,7 +78,7 @@ def _about_events(pool: TablePool) -> list[str]:
         return []
     names = [name for name in pool.header if name != pool.label and names_event(name)]
     found = [name for name in names if tells_events({*map(seen_in, pool.column(name))})]
-    advice = "if so, write task.survival into the study instead (docs/coordinator/survival.md)"
+    advice = f"if so, name it with --event '{clean(found[0], 60)}' in place of --tolerance" if found else ""
     return [f"{perhaps_censored(pool.label, clean(found[0], 60))}; {advice}"] if found else []
 
 

@@ -11,7 +11,15 @@ from consilium.common.intervals.holm import holm
 from consilium.common.intervals.interval import ALPHA, LEVEL, Interval
 from consilium.common.intervals.means import LEAST_SPLITS, interval_of, over_sites, over_splits, paired, share_of
 from consilium.common.protocol.patients import LEAST_PATIENTS, Patients
-from consilium.findings.counts import ACCURACIES, DIFFERENCE, MEASURES, Findings, Measures, findings_of
+from consilium.findings.counts import (
+    ACCURACIES,
+    DIFFERENCE,
+    MEASURES,
+    Findings,
+    Measures,
+    brier_scores,
+    findings_of,
+)
 from consilium.findings.verdict import ESTIMAND, Verdict, sentence, verdict
 
 __all__ = [
@@ -29,6 +37,7 @@ __all__ = [
     "Measures",
     "Patients",
     "Verdict",
+    "brier_scores",
     "findings_of",
     "holm",
     "interval_of",

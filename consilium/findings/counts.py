@@ -58,6 +58,14 @@ def findings_of(counts: Mapping[str, TestCounts]) -> Findings:
     )
 
 
+def brier_scores(counts: TestCounts) -> Measures | None:
+    """Return the Brier scores of a site's models at the study's horizon; None where the site tells none."""
+    if counts.brier is None:
+        return None
+    told = {name: _estimated(counts.brier, name, counts.num_test) for name in MEASURES}
+    return {name: None if one is None else interval_of(one, kind=_kind(name)) for name, one in told.items()}
+
+
 def _kind(name: str) -> Kind:
     return "difference" if name == DIFFERENCE else "share"
 

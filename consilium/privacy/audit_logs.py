@@ -1,13 +1,14 @@
 """The sites' audit logs verified: at a site against its ledger, at the coordinator against the heads it has seen."""
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
 from consilium.client.privacy.audit import FILE, verified
 from consilium.client.wire.orders import Orders
 from consilium.common.errors import ConfigError, ConsiliumError, StateError
+from consilium.common.events import parts
 from consilium.common.events.chain import verify_chain
 from consilium.common.events.run import HeadsNoted
 from consilium.common.host.audit_heads import is_signed
@@ -41,6 +42,8 @@ class LogFinding:
 def verify_site(settings: Path) -> LogFinding:
     """Verify a site's own log: its chain, its signatures, and that it has the newest head that the ledger knows.
 
+    And the chain of its events, with all parts that were put away.
+
     Raises:
         ConfigError: the settings or a key cannot be read.
     """
@@ -50,7 +53,12 @@ def verify_site(settings: Path) -> LogFinding:
         config.state_dir, site=config.name, key=read_study_public(config.study_key), max_runs=config.max_runs
     )
     known = [] if orders.audit is None else [orders.audit]
-    return verify_log(config.state_dir / FILE, site=config.name, keys=(), known=known, newest=openssh(key))
+    finding = verify_log(config.state_dir / FILE, site=config.name, keys=(), known=known, newest=openssh(key))
+    try:
+        parts.verify_log(config.state_dir / "events.jsonl")
+    except StateError as error:
+        return replace(finding, problem=finding.problem or str(error))
+    return finding
 
 
 def verify_log(path: Path, *, site: str, keys: Collection[str], known: Heads, newest: str = "") -> LogFinding:

@@ -195,7 +195,7 @@ def _counts(study: StudyConfig) -> Iterator[Row]:
     yield Row("counts", what, ALONE, how, ONCE, ("DataCard.class_counts",))
     if study.task.label_names:
         what = "how many examples have each label, and how many have it not, if its share_class_counts allows it"
-        yield Row("counts", what, ALONE, how, ONCE, ("DataCard.label_counts",))
+        yield Row("counts", what, ALONE, how, ONCE, ("DataCard.label_counts", "DataCard.label_noise"))
     if study.task.agrees_on_scale:
         columns = len(study.task.scaled_columns)
         what = f"count, sum and sum of squares of each of {columns} columns, if its share_scale allows it"
@@ -211,7 +211,13 @@ def _test_counts(study: StudyConfig) -> Iterator[Row]:
     if not study.task.counted:
         yield Row("counts", "how many test rows it has", ALONE, EXACT, AT_THE_END, ("TestCounts.num_test",))
         what = "the score of each model and of the constant answer on its test rows, with standard errors"
+        survival = study.task.survival_times
+        if survival is not None and survival.horizon is not None:
+            what = f"{what}; Brier scores at {survival.horizon:g} too"
         yield Row("measurements", what, ALONE, EXACT, AT_THE_END, ("Estimate.*",))
+        if study.task.label_kind == "masks":
+            what = "up to six test pictures with outlines, of a site whose share_overlays is true"
+            yield Row("measurements", what, ALONE, "256 x 256 pixels", AT_THE_END, ("FinishReply.payload",))
         return
     if private is None:
         what = "how many test rows each model and the constant answer got right, and which of two models did better"
@@ -245,6 +251,8 @@ def _facts(study: StudyConfig) -> Iterator[Row]:
     yield Row("facts", what, ALONE, EXACT, ONCE, ("DataCard.test_readings*",))
     what = "seconds that an answer took, and the number of its process"
     yield Row("facts", what, ALONE, EXACT, "every answer", ("*Reply.seconds", "*Reply.pid"))
+    what = "after which round it kept the state that it went on from, where the one it should have was damaged or lost"
+    yield Row("facts", what, ALONE, EXACT, "when it happens", ("RoundReply.state_of", "FinishReply.state_of"))
     what = "how long its audit log is, and the SHA-256 of the last line, signed"
     yield Row("facts", what, ALONE, "a digest", "every answer", ("AuditHead.*",))
     what = "what could not be done: settings and model errors; of data and disk errors only the kind, unless its "

@@ -11,6 +11,7 @@ from consilium.common.host.files import write_atomically
 from consilium.common.results import RoundRecord
 from consilium.report.curves import ROUND_METRICS, metric_of, signals_of
 from consilium.report.page import render_page
+from consilium.report.pictures import pictures_in
 from consilium.report.report import Report
 
 ROUND_COLUMNS = (
@@ -30,7 +31,8 @@ def write_report(folder: Path, report: Report) -> None:
     text = json.dumps(report.as_json(), indent=2, allow_nan=False, ensure_ascii=False)
     write_atomically(folder / "report.json", f"{text}\n".encode())
     write_atomically(folder / "rounds.csv", rounds_csv(report.run.rounds, report.run.result.study.sites).encode())
-    write_atomically(folder / "report.html", render_page(report).encode())
+    pictures = pictures_in(folder, report.run.result.study)
+    write_atomically(folder / "report.html", render_page(report, pictures).encode())
 
 
 def rounds_csv(rounds: Sequence[RoundRecord], sites: Sequence[str]) -> str:

@@ -1,7 +1,8 @@
 """The page of one run's report: charts and tables for its template, `report.html.j2`."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from markupsafe import Markup
@@ -23,8 +24,12 @@ MOST_NOTES, MOST_ROUNDS = 20, 12
 """How many notes, and how many rounds of one reason, are listed at most."""
 
 
-def render_page(report: Report) -> str:
-    """Return the report as one page that opens offline: no script, no request, light and dark."""
+def render_page(report: Report, pictures: Mapping[str, Sequence[str]] = MappingProxyType({})) -> str:
+    """Return the report as one page that opens offline: no script, no request, light and dark.
+
+    Args:
+        pictures: of each site that lets some leave, test pictures with outlines, as addresses with the content itself.
+    """
     run = report.run
     return render(
         "consilium.report",
@@ -41,6 +46,7 @@ def render_page(report: Report) -> str:
             "run_legend": list(zip(_RUN_STYLES, (each.label for each in (run, *report.others)), strict=False)),
             "run_figures": _run_figures([run, *report.others]) if report.others else [],
             "site_cards": _site_cards(run),
+            "pictures": pictures,
             "weights": _weights(run),
             "signals": signals_of(run.rounds),
             "notes": _notes(run.rounds),

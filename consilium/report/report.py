@@ -7,7 +7,17 @@ from typing import Any
 
 from consilium.common.results import RoundRecord, RunResult, SiteResult
 from consilium.common.study.privacy import ExamplePrivacy
-from consilium.findings import ACCURACIES, DIFFERENCE, MEASURES, Findings, Interval, Measures, findings_of, sentence
+from consilium.findings import (
+    ACCURACIES,
+    DIFFERENCE,
+    MEASURES,
+    Findings,
+    Interval,
+    Measures,
+    brier_scores,
+    findings_of,
+    sentence,
+)
 from consilium.findings.contradiction import contradiction
 from consilium.report.curves import mean_curves
 from consilium.report.privacy import headline
@@ -55,6 +65,12 @@ class Run:
         """Return `TITLES` as they are in this study: without classes, the constant answer is another one."""
         task = self.result.study.task
         return {**TITLES, **({} if task.classes else {"majority": task.constant})}
+
+    @cached_property
+    def brier(self) -> dict[str, Measures]:
+        """Return the Brier scores at the study's horizon of every site that tells them; smaller is better."""
+        told = {site: None if of.test is None else brier_scores(of.test) for site, of in self.sites.items()}
+        return {site: one for site, one in told.items() if one is not None}
 
     def measures(self, site: str) -> Measures:
         """Return every measure of a site; all None where it reported no counts."""
@@ -182,6 +198,8 @@ def _sites_json(run: Run) -> dict[str, Any]:
             "p": None if difference is None else difference.p,
             "p_adjusted": run.findings.adjusted.get(site),
         }
+        if site in run.brier:
+            sites[site]["brier"] = _measures_json(run.brier[site])
     return sites
 
 

@@ -81,7 +81,7 @@ def _ends(event: RunEvent, records: RunFolder) -> bool:
 def _stopped(records: RunFolder) -> str:
     mend = (
         f"'consilium run STUDY.toml --resume {records.path}' continues it"
-        if records.checkpoint.is_file()
+        if records.is_resumable
         else "it left no checkpoint to continue from, so a new run is needed"
     )
     return f"run '{records.path.name}' was stopped; {mend}"

@@ -12,11 +12,14 @@ from consilium.common.events.run import (
     RunEvent,
     RunFailure,
     RunFinished,
+    RunPaused,
     RunResumed,
     RunStarted,
     RunWarning,
+    RunWentOn,
     SiteJoined,
     SitesAgreed,
+    SiteSetAside,
     SitesOnline,
     StoppedEarly,
     UpdateAccepted,
@@ -36,7 +39,7 @@ class Progress:
     """
 
     def __init__(self, title: str) -> None:
-        self.title, self.phase = title, "starting"
+        self.title, self.phase, self._phase_before = title, "starting", "starting"
         self.round, self.rounds = 0, 0
         self.states: dict[str, str] = {}
         self.metrics: dict[str, Mapping[str, float]] = {}
@@ -58,6 +61,9 @@ class Progress:
             case AnswerRejected():
                 self.states[event.site] = f"rejected: {event.reason}"
                 return f"rejected: {event.message}"
+            case SiteSetAside():
+                self.states[event.site] = "set aside"
+                return f"warning: {event.message}"
             case WeightingFallback():
                 return f"round {event.round}: {event.message}"
             case RoundFinished():
@@ -65,6 +71,19 @@ class Progress:
             case StoppedEarly():
                 self.rounds = event.round
                 return f"{self.title}: {event.text}"
+            case RunPaused():
+                self.phase, self._phase_before = "paused", self.phase
+                self.states |= dict.fromkeys(event.missing, "missing")
+                if event.why:
+                    return f"{self.title}: paused before round {event.round}: {event.why}"
+                return (
+                    f"{self.title}: paused in round {event.round}: {event.usable} usable answers, "
+                    f"needs {event.quorum}; "
+                    f"waiting for {listed(event.missing, 10)}"
+                )
+            case RunWentOn():
+                self.phase = self._phase_before
+                return f"{self.title}: goes on after a pause of {event.seconds:.0f} s"
             case FinishAsked() | RunFinished() | RunFailure():
                 return self._take_end(event)
         return ""

@@ -5,7 +5,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from consilium.common.errors import ConfigError
 from consilium.common.events.run import RunSubmitted
+from consilium.common.host.files import check_free
 from consilium.common.results import RunResult
 from consilium.common.study.study import StudyConfig
 from consilium.running.follow import follow_events
@@ -43,18 +45,26 @@ def run_study(study: StudyConfig, home: ServerHome, folder: Path, view: View) ->
     return follow_run(home, folder, view, skip=earlier)
 
 
-def submit_study(study: StudyConfig, home: ServerHome, folder: Path) -> int:
+def submit_study(study: StudyConfig, home: ServerHome, folder: Path, *, update: bool = False) -> int:
     """Start a run at the server; return how many events its folder held before.
 
+    Args:
+        update: the run has ended, and only asks the sites without a row in its result.
+
     Raises:
-        ConfigError: a run of this name is going on.
+        ConfigError: a run of this name is going on; nothing is written then.
+        StateError: a process of another server runs it.
         ConnectionRefused: no server runs.
     """
     records = RunFolder(folder)
+    going_on = f"run '{folder.name}' is going on already; 'consilium stop {folder.name}' ends it"
+    check_free(folder / ".lock", otherwise=going_on)  # before anything is written into its log
     earlier = len(records.read_events())
     with Control(home) as control:
+        if any(entry.name == folder.name and entry.state == "running" for entry in control.runs()):
+            raise ConfigError(going_on)
         records.log(RunSubmitted(run=folder.name, study=study.name))
-        control.submit(study, folder=folder)
+        control.submit(study, folder=folder, update=update)
     return earlier
 
 

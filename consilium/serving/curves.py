@@ -11,7 +11,8 @@ from sklearn.metrics import roc_curve
 from consilium.comparison.evaluation import ClassScores, NumberScores
 from consilium.findings.charts import COLOURS, chart
 from consilium.findings.decimals import number
-from consilium.serving.metrics import Floats, Labels, Metric, Truth
+from consilium.serving.metric import Metric
+from consilium.serving.metrics import Floats, Labels, Truth
 
 MOST_CURVES = 12
 """So many classes get an ROC curve of their own."""

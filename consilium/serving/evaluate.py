@@ -9,20 +9,22 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.metrics import confusion_matrix
+from torch import Tensor
 
-from consilium.client.served.load import answers_of
+from consilium.client.served.load import ServedModel, answers_of, calibrated
 from consilium.client.served.summary import Shares
 from consilium.common.errors import ConfigError, DataError, clean
 from consilium.common.host.files import write_atomically
 from consilium.common.model import ModelRecord, Score
 from consilium.common.study.task_base import LabelKind
-from consilium.common.weights.arrays import Array
 from consilium.comparison.evaluation import ClassScores
-from consilium.serving.masks import refuse_masks
-from consilium.serving.metrics import Metric, Truth
+from consilium.comparison.mask_scores import MaskScores
+from consilium.serving.metric import Metric
+from consilium.serving.metrics import Truth
 from consilium.serving.own_rows import own_rows_of, parts_of
 from consilium.serving.question import Question, ask, load, read
 from consilium.serving.recorded import Recorded
+from consilium.serving.trained import Trained, trained
 
 NUMBERS = "evaluation.json"
 """File of an evaluation's folder."""
@@ -88,17 +90,25 @@ class Evaluation:
     @property
     def overall(self) -> list[Metric]:
         """Return the metrics that are not about one class of many."""
-        return [one for one in self.metrics if not one.of or len(self.truth.classes) in (0, 2)]
+        return [one for one in self.metrics if not one.of or not self.class_metrics]
+
+    @property
+    def class_metrics(self) -> tuple[str, str] | None:
+        """Return the names of the two metrics that each class of many has; None where classes are not many."""
+        if isinstance(self.truth.scores, MaskScores):
+            return ("dice", "hd95")
+        return None if len(self.truth.classes) in (0, 2) else ("sensitivity", "specificity")
 
     @property
     def by_class(self) -> list[tuple[str, int, Metric, Metric]]:
-        """Return of each class of many: its name, how many rows it has, its sensitivity and its specificity."""
-        if len(self.truth.classes) in (0, 2):
+        """Return of each class of many: its name, how many rows have it, and the two metrics of classes."""
+        if (names := self.class_metrics) is None:
             return []
         found = {(one.name, one.of): one for one in self.metrics}
         return [
-            (name, count, found["sensitivity", name], found["specificity", name])
-            for name, count in zip(self.truth.classes, self.truth.scores.support, strict=True)
+            (of, count, found[names[0], of], found[names[1], of])
+            for of, count in zip(self.truth.classes, self.truth.scores.support, strict=True)
+            if (names[0], of) in found  # the background of masks has none
         ]
 
     @property
@@ -116,7 +126,8 @@ class Evaluation:
         """Return of each class how many rows have it, their share, and that among the training rows where known."""
         before = self.question.summary.label if self.question.summary is not None else None
         counts = before.counts if isinstance(before, Shares) else {}
-        total = sum(counts.values())
+        masks = isinstance(self.truth.scores, MaskScores)  # a picture may hold several classes
+        total = 0.0 if masks else sum(counts.values())
         return {
             name: (count, count / self.num, counts.get(name, 0.0) / total if total else None)
             for name, count in zip(self.truth.classes, self.truth.scores.support, strict=True)
@@ -171,12 +182,11 @@ def evaluate(
         raise ConfigError("--group: the run's own settings say whose the test rows are; leave it out with --test-rows")
     with parts_of(test_rows):
         folder, served = load(model, weights_dir=weights_dir)
-    refuse_masks(served.record, "evaluating")
     if test_rows is not None:
         own = own_rows_of(test_rows, served.record, part="test", option="--test-rows")
         torch.set_num_threads(own.threads)  # how a sum is split over threads shows in its last bits
         inputs, what = own.inputs, f"test rows of site {served.record.provenance.site} in the model's own run"
-        training = own.training
+        training = trained(served, own)
     else:
         assert data is not None
         inputs, what = read(served, [data], labelled=True, group=group), clean(str(data))
@@ -184,11 +194,11 @@ def evaluate(
     return of_question(ask(folder, served, inputs), data=what, own_test=test_rows is not None, training=training)
 
 
-def of_question(question: Question, *, data: str, own_test: bool, training: Array | None = None) -> Evaluation:
+def of_question(question: Question, *, data: str, own_test: bool, training: Trained | None = None) -> Evaluation:
     """Return the evaluation of a question whose inputs have labels.
 
     Args:
-        training: the labels of the rows that the model was trained on; None where they are not known.
+        training: the rows that the model was trained on; None where they are not known.
 
     Raises:
         DataError: the inputs have no labels.
@@ -196,22 +206,24 @@ def of_question(question: Question, *, data: str, own_test: bool, training: Arra
     prepared, model = question.prepared, question.model
     if prepared.y is None:
         raise DataError("the data have no labels")
-    logits = model.logits(prepared.x)
-    answers = answers_of(model.record, logits)
-    groups = None if prepared.groups is None else prepared.groups.numpy()
-    task = model.record.task
-    if task.survival_times is not None:
-        truth = Truth.of_times(prepared.y.numpy(), logits.numpy(), groups=groups, training=training)
-    elif task.label_names:
-        truth = Truth.of_labels(prepared.y.numpy(), logits.numpy(), task.label_names, groups=groups)
-    elif (number := task.number) is not None:
-        y = prepared.y.numpy()
-        truth = Truth.of_numbers(y, logits[:, 0].numpy(), number, groups=groups, width=answers.width)
-    else:
-        y = prepared.y.numpy().astype(np.int64)
-        truth = Truth.of_classes(y, answers, model.record.classes, groups=groups)
+    truth = _truth(model, prepared.x, prepared.y, prepared.groups, training)
     metrics = tuple(truth.metrics())
     return Evaluation(question, truth, metrics, tuple(_recorded(model.record, metrics, own_test)), data, own_test)
+
+
+def _truth(model: ServedModel, x: Tensor, labels: Tensor, patients: Tensor | None, training: Trained | None) -> Truth:
+    record, groups, y = model.record, None if patients is None else patients.numpy(), labels.numpy()
+    if record.task.label_kind == "masks":
+        return Truth.of_masks(labels, model.masks(x), record.classes, groups=groups)
+    logits = model.logits(x)
+    answers = answers_of(record, logits)
+    if (survival := record.task.survival_times) is not None:
+        return Truth.of_times(y, logits.numpy(), groups=groups, training=training, horizon=survival.horizon)
+    if names := record.task.label_names:
+        return Truth.of_labels(y, calibrated(record, logits.double()).numpy(), names, groups=groups)
+    if (number := record.task.number) is not None:
+        return Truth.of_numbers(y, logits[:, 0].numpy(), number, groups=groups, width=answers.width)
+    return Truth.of_classes(y.astype(np.int64), answers, record.classes, groups=groups)
 
 
 def _recorded(record: ModelRecord, metrics: tuple[Metric, ...], own_test: bool) -> list[Recorded]:

@@ -1,15 +1,15 @@
-"""Masks as pictures: written next to the predictions, and what a model of masks is not used for yet."""
+"""Masks as pictures, written next to the predictions."""
 
 import io
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from consilium.common.errors import ConfigError, StateError
+from consilium.common.errors import StateError
 from consilium.common.host.files import write_atomically
-from consilium.common.model import ModelRecord
 
 _COLOURS = (
     *((0, 0, 0), (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0)),
@@ -29,8 +29,8 @@ def file_of(place: int) -> str:
     return f"{place + 1:05}.png"
 
 
-def write_masks(masks: npt.NDArray[np.uint8], out: Path) -> None:
-    """Write masks `(N, H, W)` next to a file of predictions, readable by their owner alone.
+def write_masks(masks: Iterable[npt.NDArray[np.uint8]], out: Path) -> None:
+    """Write masks `(H, W)` next to a file of predictions, readable by their owner alone.
 
     Raises:
         StateError: one cannot be written, or one of before not removed.
@@ -51,16 +51,3 @@ def png_of(mask: npt.NDArray[np.uint8]) -> bytes:
     image.putpalette(_PALETTE)
     image.save(content, format="PNG")
     return content.getvalue()
-
-
-def refuse_masks(record: ModelRecord, what: str) -> None:
-    """Refuse what cannot be done with a model of masks yet.
-
-    Args:
-        what: it, in words, such as 'calibrating'.
-
-    Raises:
-        ConfigError: the model answers masks.
-    """
-    if record.task.label_kind == "masks":
-        raise ConfigError(f"{what} a model of masks is not there yet: 'consilium predict' writes the masks it answers")

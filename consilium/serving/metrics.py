@@ -6,15 +6,16 @@ Means over rows (accuracy, sensitivity, Brier score, ...) have the intervals of 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logit
+from torch import Tensor
 
+from consilium.client.data.mask_target import MaskTarget
 from consilium.client.served.load import Answers
 from consilium.common.intervals.evidence import Evidence
-from consilium.common.intervals.interval import Interval, within
+from consilium.common.intervals.interval import within
 from consilium.common.intervals.means import Kind, interval_of
 from consilium.common.protocol.patients import LEAST_PATIENTS
 from consilium.common.study.task import Regression
@@ -22,78 +23,19 @@ from consilium.common.weights.arrays import Array
 from consilium.comparison.evaluation import ClassScores, NumberScores, Scores
 from consilium.comparison.evidence import evidence_of
 from consilium.comparison.label_scores import PER_LABEL, LabelScores
-from consilium.comparison.time_scores import TimeScores
+from consilium.comparison.mask_scores import MaskScores
+from consilium.comparison.time_scores import BRIER, TimeScores
+from consilium.serving.metric import SHARES, UNIT, Metric
+from consilium.serving.trained import Trained
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
 
-SHARES = frozenset({"accuracy", "sensitivity", "specificity", "within_tolerance", "coverage"})
-"""Metrics that are shares of rows."""
-UNIT = SHARES | {"balanced_accuracy", "auroc", "auprc", "f1", "brier", "calibration_error", "c_index", "uno_c"}
-"""Metrics between 0 and 1."""
-LOWER_IS_BETTER = frozenset({"log_loss", "brier", "calibration_error", "mae", "rmse", "median_error"})
-
-_TITLES = {
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "sensitivity": "sensitivity",
-    "specificity": "specificity",
-    "auroc": "AUROC",
-    "auprc": "average precision",
-    "f1": "F1",
-    "log_loss": "log loss",
-    "brier": "Brier score",
-    "calibration_error": "expected calibration error",
-    "within_tolerance": "share within the tolerance",
-    "coverage": "share inside the interval",
-    "mae": "mean absolute error",
-    "rmse": "root mean squared error",
-    "median_error": "median absolute error",
-    "r2": "R2",
-    "c_index": "concordance index",
-    "uno_c": "Uno's concordance index",
-}
 _OF_CLASSES = ("accuracy", "balanced_accuracy", "auroc", "auprc", "f1")
 _OF_PROBABILITIES = ("brier", "calibration_error")
 _OF_NUMBERS = ("within_tolerance", "mae", "rmse", "median_error", "r2")
 _SMALLEST = 1e-15
 """A probability of 0 for the true class counts as this much in the log loss."""
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One metric.
-
-    Args:
-        name: as programs call it.
-        interval: the value with its bounds; None where these rows do not define it.
-        constant: the same of the constant answer; None where it has none.
-        of: the class that it is about; "" for none.
-        note: why there is no value or no interval; "" where there is.
-    """
-
-    name: str
-    interval: Interval | None
-    constant: float | None = None
-    of: str = ""
-    note: str = ""
-
-    @property
-    def title(self) -> str:
-        """Return its name for people."""
-        return f"{_TITLES[self.name]} of '{self.of}'" if self.of else _TITLES[self.name]
-
-    @property
-    def lower_is_better(self) -> bool:
-        """Return whether a smaller value is the better one."""
-        return self.name in LOWER_IS_BETTER
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the metric as JSON; what is not defined is null."""
-        value, bounds = (None, None) if self.interval is None else (self.interval.value, self.interval.bounds)
-        low, high = bounds or (None, None)
-        names = {"name": self.name, **({"class": self.of} if self.of else {})}
-        return {**names, "value": value, "low": low, "high": high, "constant": self.constant, "note": self.note or None}
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,8 +44,8 @@ class Truth:
 
     Args:
         scores: of the answers.
-        constant: of the constant answer: the most frequent class of these rows, the mean of their numbers, the shares
-            of several labels, or the same risk for all.
+        constant: of the constant answer: the most frequent class of these rows, or of each pixel; the mean of their
+            numbers, the shares of several labels, or the same risk for all.
         groups: the patient of each row `(N,)`; None: every row is one.
         width: half of the interval around a number; None without calibration.
         classes: their names; empty for numbers.
@@ -137,11 +79,18 @@ class Truth:
 
     @classmethod
     def of_times(
-        cls, y: Array, logits: Array, *, groups: Labels | None = None, training: Array | None = None
+        cls,
+        y: Array,
+        logits: Array,
+        *,
+        groups: Labels | None = None,
+        training: Trained | None = None,
+        horizon: float | None = None,
     ) -> "Truth":
-        """Return the model's log risks `(N, 1)` with the times `(N,)`, and those of its training patients, if known."""
-        risks = logits[:, 0].astype(np.float64)
-        return cls(TimeScores(y, risks, training), TimeScores(y, np.zeros_like(risks), training), groups)
+        """Return the model's log risks `(N, 1)` with the times `(N,)`, and what is known of its training patients."""
+        labels, hazard = (None, None) if training is None else (training.labels, training.hazard)
+        scores = TimeScores(y, logits[:, 0].astype(np.float64), labels, horizon, hazard)
+        return cls(scores, TimeScores.of_same_risk(y, labels, horizon), groups)
 
     @classmethod
     def of_labels(cls, y: Array, logits: Array, names: Sequence[str], *, groups: Labels | None = None) -> "Truth":
@@ -151,6 +100,17 @@ class Truth:
         constant = np.broadcast_to(logit(np.clip(shares, _SMALLEST, 1 - _SMALLEST)), y.shape)
         own, other = (LabelScores(y, of.astype(np.float64), tuple(names)) for of in (logits, constant))
         return cls(own, other, groups)
+
+    @classmethod
+    def of_masks(cls, y: Tensor, masks: Tensor, names: Sequence[str], *, groups: Labels | None = None) -> "Truth":
+        """Return the model's masks `(N, H, W)` with the true ones `(N, H, W)`; `names` of all classes."""
+        target = MaskTarget(len(names))
+        there = target.kept_labels(y).numpy()
+        own, other = (
+            MaskScores.of(there, target.kept_outputs(said, y).numpy(), tuple(names))
+            for said in (masks, target.constant_outputs(y, len(y)))
+        )
+        return cls(own, other, groups, classes=tuple(names))
 
     @property
     def patients(self) -> int:
@@ -163,7 +123,13 @@ class Truth:
             return list(self._of_numbers(self.scores))
         if isinstance(self.scores, ClassScores):
             return list(self._of_classes(self.scores))
-        return [*map(self._named, self.scores.METRICS), *self._per_label()]
+        return [*map(self._named, self.scores.measured), *self._per_label(), *self._per_mask()]
+
+    def _per_mask(self) -> Iterator[Metric]:
+        """Yield how well the masks of each class but the background fit."""
+        if isinstance(self.scores, MaskScores):
+            for of in self.classes[1:]:
+                yield from (self._named(name, of=of) for name in self.scores.METRICS)
 
     def _per_label(self) -> Iterator[Metric]:
         """Yield how well each of several labels is ranked, over the rows that know it."""
@@ -207,14 +173,15 @@ class Truth:
                 "specificity", (said != place).astype(np.float64), ~of_class, of=name, constant=float(most != place)
             )
 
-    def _named(self, name: str, constant: float | None = None) -> Metric:
-        """Return one of the metrics that `Scores` can measure."""
+    def _named(self, name: str, constant: float | None = None, of: str = "") -> Metric:
+        """Return one of the metrics that `Scores` can measure, of a class of masks where one is named."""
+        measure = f"{name}.{of}" if of else name
         if constant is None and name != "calibration_error":
-            constant = self.constant.measure(name)
-        evidence = evidence_of([self.scores], name, groups=self.groups, seed=0, who="evaluation")
+            constant = self.constant.measure(measure)
+        evidence = evidence_of([self.scores], measure, groups=self.groups, seed=0, who="evaluation")
         if evidence is None:
-            return Metric(name, None, constant, note=self._undefined(name))
-        return self._with_interval(name, evidence, constant)
+            return Metric(name, None, constant, of, note=self._undefined(name))
+        return self._with_interval(name, evidence, constant, of)
 
     def _mean(
         self,
@@ -245,19 +212,27 @@ class Truth:
         note = ""
         if found.bounds is None and evidence.effective < LEAST_PATIENTS:
             note = f"fewer than {LEAST_PATIENTS} patients: no interval"
+        elif found.bounds is None and self._few_events(name):
+            note = f"fewer than {LEAST_PATIENTS} patients had the event: no interval"
         elif found.bounds is None:
             note = "no interval: these rows show no spread"
         return Metric(name, found, constant, of, note)
+
+    def _few_events(self, name: str) -> bool:
+        return isinstance(self.scores, TimeScores) and self.scores.carriers(name, self.groups) < LEAST_PATIENTS
 
     def _undefined(self, name: str) -> str:
         if name == "r2":
             return "all labels are the same"
         if name == "c_index":
             return "no two patients can be compared"
-        if name == "uno_c":
+        if name in ("uno_c", BRIER):
             if isinstance(self.scores, TimeScores) and self.scores.training is not None:
-                return "an event came when no training patient was seen any more"
+                late = "an event came when no training patient was seen any more"
+                return late if name == "uno_c" else "too few training patients were seen until the study's horizon"
             return "the training patients' times are not known here: --test-rows knows them"
+        if isinstance(self.scores, MaskScores):
+            return "in no mask, neither true nor answered"
         if isinstance(self.scores, LabelScores):
             return "no row has it, or every row has it, of those that know it"
         missing = [of for of, count in zip(self.classes, self.scores.support, strict=True) if not count]

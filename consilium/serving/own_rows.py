@@ -10,7 +10,7 @@ import torch
 
 from consilium.client.data import UnscaledData, read_site
 from consilium.client.data.inputs import Inputs
-from consilium.client.site.state_folder import study_of
+from consilium.client.site.start import study_of
 from consilium.common.errors import ConfigError, DataError, ProtocolError, clean
 from consilium.common.model import ModelRecord
 from consilium.common.study.load import load_site
@@ -38,11 +38,13 @@ class OwnRows:
 
     Args:
         training: the labels of the training rows.
+        trained_on: the training rows, where a Brier score at the study's horizon needs them; else None.
     """
 
     inputs: Inputs
     threads: int
     training: Array
+    trained_on: Inputs | None = None
 
 
 def own_rows_of(settings: Path, record: ModelRecord, *, part: Literal["validation", "test"], option: str) -> OwnRows:
@@ -79,7 +81,9 @@ def own_rows_of(settings: Path, record: ModelRecord, *, part: Literal["validatio
             f"{part} rows were cannot be told"
         )
     training = data.raw.y[torch.from_numpy(data.parts.train)].numpy()
-    return OwnRows(_rows(data, part), site.threads, training)
+    survival = record.task.survival_times
+    trained_on = None if survival is None or survival.horizon is None else _rows(data, "train")
+    return OwnRows(_rows(data, part), site.threads, training, trained_on)
 
 
 def _rows(data: UnscaledData, part: str) -> Inputs:

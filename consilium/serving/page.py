@@ -10,6 +10,7 @@ from consilium.findings.decimals import DASH, counted, number
 from consilium.findings.pages import flattened, render
 from consilium.serving.curves import figures_of
 from consilium.serving.evaluate import Evaluation
+from consilium.serving.metric import title_of
 
 PAGE = "index.html"
 MOST_CLASSES = 60
@@ -44,10 +45,11 @@ def page_of(evaluation: Evaluation) -> str:
             "notes": evaluation.notes,
             "metrics": [(one.title, one.interval, _constant(one.constant), one.note) for one in evaluation.overall],
             "by_class": evaluation.by_class,
+            "class_titles": [title_of(name) for name in evaluation.class_metrics or ()],
             "classes": evaluation.truth.classes,
             "confusion": _shaded(confusion) if confusion is not None and len(confusion) <= MOST_CLASSES else [],
             "kind": record.task.label_kind,
-            "num_classes": len(evaluation.truth.classes),
+            "num_classes": 0 if confusion is None else len(confusion),
             "figures": figures_of(evaluation.truth, evaluation.metrics),
             "labels": [(name, *of) for name, of in evaluation.label_shares.items()],
             "unread": [one.reason for one in unread[:MOST_UNREAD]],

@@ -87,7 +87,7 @@ class Predictions:
         if (masks := self.answers.masks) is None:
             return {}
         names = list(enumerate(self.question.model.record.classes))[1:]
-        return {name: int((masks == place).flatten(1).any(dim=1).sum()) for place, name in names}
+        return {name: sum(bool((mask == place).any()) for mask in masks) for place, name in names}
 
     def as_json(self) -> dict[str, Any]:
         """Return what programs want to know of the predictions."""
@@ -161,7 +161,7 @@ def write_predictions(predictions: Predictions, out: Path) -> None:
         StateError: a file cannot be written.
     """
     if (masks := predictions.answers.masks) is not None:
-        write_masks(masks.numpy(), out)
+        write_masks([mask.numpy() for mask in masks], out)
     write_atomically(out, csv_of(predictions), mode=0o600)
 
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from consilium.common.errors import clean, listed
-from consilium.common.model import RECORD, ModelRecord, Residuals, Temperature, read_record
+from consilium.common.model import RECORD, LabelTemperatures, ModelRecord, Residuals, Temperature, read_record
 from consilium.common.model.card import interval_text
 from consilium.common.study.task import PictureTask, SeriesTask, TableTask, TextTask
 from consilium.findings.decimals import number
@@ -111,6 +111,9 @@ def _calibration(record: ModelRecord) -> str:
     match record.calibration:
         case Temperature() as one:
             return f"temperature {one.temperature:.3g}, fitted on {one.num} validation rows"
+        case LabelTemperatures() as one:
+            each = [f"{label} temperature {of.temperature:.3g} ({of.num} rows)" for label, of in one.labels.items()]
+            return f"{listed(each, _MOST_NAMED)}, fitted on validation rows that know the label"
         case Residuals() as one:
             return f"value \N{PLUS-MINUS SIGN} {one.width:.4g} holds {one.level:.0%}, from {one.num} validation rows"
     return "no"

@@ -8,6 +8,7 @@ from rich.text import Text
 from consilium.common.errors import listed
 from consilium.findings.decimals import DASH, bounds, counted, number, point
 from consilium.serving.evaluate import Evaluation
+from consilium.serving.metric import title_of
 from consilium.serving.predict import Predictions
 from consilium.serving.question import Question
 
@@ -88,7 +89,7 @@ def _metrics(evaluation: Evaluation) -> Table:
 def _classes(evaluation: Evaluation) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 2))
     table.add_column("class", overflow="fold")
-    for title in ("rows", "sensitivity", "specificity"):
+    for title in ("rows", *map(title_of, evaluation.class_metrics or ())):
         table.add_column(title, justify="right", no_wrap=True)
     for name, num, *both in evaluation.by_class:
         table.add_row(Text(name), str(num), *(f"{point(one.interval)} {bounds(one.interval)}".strip() for one in both))

@@ -63,8 +63,8 @@ def factor(kind: str) -> Factor:
 
 
 def alone(kind: str, **settings: Any) -> Weighting:
-    """A weighting of one factor."""
-    return build_weighting(WeightingConfig.model_validate({"factors": [{"kind": kind}], **settings}))
+    """A weighting of one factor, in which a site may have all of the weights."""
+    return build_weighting(WeightingConfig.model_validate({"factors": [{"kind": kind}], "maximum": 1.0, **settings}))
 
 
 def frozen(given: Evidence) -> tuple[Any, ...]:

@@ -45,7 +45,8 @@ def build() -> models.Dashboard:
 def _state() -> Panel:
     look = Look(
         "Is the study running?",
-        "The state of the study's last run: waiting for sites, training, finishing (tests), finished, failed, stopped.",
+        "The state of the study's last run: waiting for sites, training, paused (too few sites answer), "
+        "finishing (tests), finished, failed, stopped.",
         "none",
         (4, 5),
         names=STATES,

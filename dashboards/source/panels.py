@@ -33,6 +33,7 @@ COLOURS = {
     # states of a study
     "waiting": SKY,
     "training": BLUE,
+    "paused": AMBER,
     "finishing": PURPLE,
     "finished": GREEN,
     "failed": RED,
@@ -54,7 +55,7 @@ COLOURS = {
     "best minus worst": AMBER,
 }
 MODELS = ("global", "personal", "local", "train")
-STATES = ("waiting", "training", "finishing", "finished", "failed", "stopped")
+STATES = ("waiting", "training", "paused", "finishing", "finished", "failed", "stopped")
 SITES = ("berlin", "lyon", "porto")
 PHASES = ("waiting", "transfer", "aggregation", "total")
 

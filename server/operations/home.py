@@ -110,7 +110,7 @@ class ServerHome:
             raise ConnectionRefused(
                 f"no server runs in '{self.path}'; start one with 'consilium server start'"
             ) from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise StateError(
                 f"'{self._address}' does not say where the server listens; start the server again"
             ) from error

@@ -20,11 +20,14 @@ from consilium.common.events.run import (
     RunEvent,
     RunFailure,
     RunFinished,
+    RunPaused,
     RunResumed,
     RunStarted,
     RunStopped,
+    RunWentOn,
     ServerStarted,
     SitesAgreed,
+    SiteSetAside,
     StoppedEarly,
     UpdateAccepted,
     WeightingFallback,
@@ -32,15 +35,18 @@ from consilium.common.events.run import (
 from consilium.common.protocol.replies import PrivacySpent
 from consilium.server.operations.series import LiveSeries, RunSeries, SiteSeries
 
-IN_PROGRESS = ("waiting", "training", "finishing")
+IN_PROGRESS = ("waiting", "training", "paused", "finishing")
 STATES = (*IN_PROGRESS, "finished", "failed", "stopped")
 REASONS = frozenset(
     (
         *("timeout", "crash", "gone", "failure", "protocol", "run", "round"),
-        *("num_examples", "metrics", "names", "shape", "dtype", "not_finite", "finish", "handshake"),
+        *("num_examples", "metrics", "names", "shape", "dtype", "not_finite", "norm", "finish", "handshake"),
+        "cut_off",
     )
 )
-"""Reasons of `check_update`, and `finish`: no test results at the end, `handshake`: a late site differs."""
+"""Reasons of `check_update`, `norm`: longer than the bound, `finish`: no test results at the end, and `handshake`: a late
+site differs.
+"""
 
 
 class LiveMetrics:
@@ -81,6 +87,7 @@ class _Run:
 
     name: str | None
     state: str = "waiting"
+    before_pause: str = "waiting"
     in_round: bool = False
     metrics: tuple[str, ...] = ()
 
@@ -121,6 +128,8 @@ class JournalMetrics:
             case WeightingFallback():
                 self._run.fallbacks.labels(study).inc()
             case RoundFinished():
+                for site in event.shortened:
+                    self._run.shortened.labels(study, site).inc()
                 self._run.rounds.labels(study, "completed").inc()
                 self._count_round(study, event)
             case RoundFailed():
@@ -145,6 +154,7 @@ class JournalMetrics:
             self._run.stopped.labels(study).set(0)
             for site in event.sites:
                 self._site.round.labels(study, site).set(0)
+                self._site.set_aside.labels(study, site).set(0)
             self._runs[study] = _Run(event.run, metrics=event.metrics)
         self._codecs[study, event.run] = event.codec
         self._run.info.labels(study, event.run, event.method, event.strategy, event.codec).set(1)
@@ -155,6 +165,7 @@ class JournalMetrics:
         for outcome in ("completed", "failed"):
             self._run.rounds.labels(study, outcome)
         for site in event.sites:
+            self._run.shortened.labels(study, site)
             for outcome in ("accepted", "rejected"):
                 self._run.updates.labels(study, site, outcome)
         self._enter(study, "waiting")
@@ -171,11 +182,18 @@ class JournalMetrics:
                 self._run.round_started.labels(study).set(event.time.timestamp())
             case UpdateAccepted():
                 self._show_update(study, event)
+            case SiteSetAside():
+                self._site.set_aside.labels(study, event.site).set(1)
             case RoundFinished() | RoundFailed():
                 run.in_round = False
                 self._show_round(study, event)
             case CheckpointSaved():
                 self._run.checkpoint.labels(study).set(event.time.timestamp())
+            case RunPaused():
+                run.before_pause = run.state
+                self._enter(study, "paused")
+            case RunWentOn():
+                self._enter(study, run.before_pause)
             case StoppedEarly():
                 self._run.stopped.labels(study).set(event.round)
             case FinishAsked():

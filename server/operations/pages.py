@@ -1,5 +1,6 @@
 """The server's pages for monitoring: `/metrics`, `/healthz` (it runs) and `/readyz` (sites can connect)."""
 
+import logging
 import shutil
 import threading
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,8 @@ from consilium.common.host.background import repeating
 from consilium.common.host.http_pages import Page, serving, text_page
 from consilium.server.operations.home import ServerHome
 from consilium.server.operations.metrics import JournalMetrics, LiveMetrics
+
+log = logging.getLogger(__name__)
 
 FOLLOW_SECONDS = 0.5
 
@@ -43,12 +46,14 @@ def exporting(home: ServerHome, address: str, *, state: Connections) -> Iterator
 
     Raises:
         ConfigError, PortInUse: the address cannot be used.
-        StateError: the journal cannot be written.
     """
     exporter = _Exporter(home, state)
     routes = {"/metrics": exporter.metrics, "/healthz": exporter.healthz, "/readyz": exporter.readyz}
     with serving(address, routes) as url:
-        EventLog(home.journal).log(ServerStarted())
+        try:
+            EventLog(home.journal, endless=True).log(ServerStarted())
+        except StateError as error:
+            log.warning("%s; metrics lack what is not in the journal", error)
         with repeating(exporter.follow, seconds=FOLLOW_SECONDS, name="metrics-journal"):
             yield url
 

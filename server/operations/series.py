@@ -33,6 +33,9 @@ class RunSeries:
         self.cohort = gauge("cohort_sites", "sites in the last round", "study", "stage")
         self.updates = counter("updates_total", "updates by outcome", "study", "site", "outcome")
         self.rejected = counter("updates_rejected_total", "rejected updates by reason", "study", "site", "reason")
+        self.shortened = counter(
+            "updates_shortened_total", "updates shortened since they were much longer than others'", "study", "site"
+        )
         self.fallbacks = counter("weighting_fallbacks_total", "rounds not weighted as the study says", "study")
         self.downlink_error = gauge(
             "downlink_error_ratio", "squared error of the coded weights over the squared norm of their change", "study"
@@ -71,7 +74,11 @@ class SiteSeries:
             "site_privacy_epsilon_spent", "what a private study has spent at the site, by its ledger", "study", "site"
         )
         self.budget = gauge("site_privacy_epsilon_budget", "the most that the study may spend there", "study", "site")
+        self.set_aside = gauge(
+            "site_set_aside", "1 if no round asks the site any more, since it sent unusable answers", "study", "site"
+        )
         self.of_one_run = (
+            self.set_aside,
             *(self.weight, self.signal, self.uplink_error, self.loss, self.accuracy, self.metric),
             *(self.examples, self.round, self.epsilon, self.budget),
         )

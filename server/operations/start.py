@@ -20,7 +20,7 @@ import grpc
 
 from consilium.common.errors import PortInUse
 from consilium.common.host.address import check_apart, parse_address
-from consilium.common.host.files import only_one
+from consilium.common.host.files import only_one, sweep
 from consilium.common.host.memory import share_memory
 from consilium.common.host.ports import check_port_free
 from consilium.common.host.signing_requests import read_signing_request
@@ -73,6 +73,7 @@ def start_server(home: ServerHome, *, address: str, hosts: Sequence[str], metric
     _raise_file_limit()
     share_memory()
     with only_one(home.path / ".lock", otherwise=f"another server runs in '{home.path}'; stop that one first"):
+        sweep(home.path)
         asyncio.run(_Server(home, address).run(metrics))
 
 

@@ -16,7 +16,7 @@ adds none: see `common/privacy/secure/noise.py`. The multiplier is found here in
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -30,7 +30,8 @@ from consilium.common.privacy.secure.noise import noise_share
 from consilium.common.study.privacy import SiteLevelPrivacy
 from consilium.common.study.study import StudyConfig
 from consilium.common.weights.arithmetic import add_scaled, norm
-from consilium.common.weights.arrays import Array, Weights, spec
+from consilium.common.weights.arrays import Weights, spec
+from consilium.common.weights.scaled import Scaled
 from consilium.server.strategies import ServerState, Update
 
 Entropy = Callable[[int], bytes]
@@ -122,27 +123,10 @@ def site_epsilon_alone(config: StudyConfig, *, answers: Sequence[int]) -> float 
     return epsilon_of([Charge("sgd", share.multiplier_of(count)) for count in answers], config.privacy.sites.delta)
 
 
-class _Shorter(Mapping[str, Array]):
-    """Weights times a factor, each array computed when it is asked for."""
-
-    def __init__(self, weights: Weights, factor: float) -> None:
-        self._weights, self._factor = weights, factor
-
-    def __getitem__(self, name: str) -> Array:
-        array = self._weights[name]
-        scaled: Array = np.multiply(array, self._factor, dtype=array.dtype)
-        return scaled
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._weights)
-
-    def __len__(self) -> int:
-        return len(self._weights)
-
-
 def _shortened(delta: Weights, clip: float) -> Weights:
     length = norm(delta)
-    return delta if length <= clip else _Shorter(delta, clip / length * (1 - 1e-6))  # 1e-6: rounding in float32
+    factor = 1.0 if length <= clip else clip / length * (1 - 1e-6)  # 1e-6: rounding in float32
+    return delta if factor == 1 else Scaled(delta, dict.fromkeys(delta, factor))
 
 
 def _normal(shape: tuple[int, ...], entropy: Entropy) -> npt.NDArray[np.float64]:

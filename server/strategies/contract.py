@@ -16,6 +16,8 @@ SERVED = "served/"
 """Prefix in a strategy's memory of the arrays that are served in place of the weights that sites train from."""
 BLOCK_BYTES = 8 * 2**20
 """Size of one block of coordinates over all sites, in float64; sorting one takes about four times as much."""
+_NEAR = 1e-9
+"""How close to 1/2 a sum of shares is 1/2: sums of floating-point numbers are not exact."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class ServerState:
         holders: the sites that have `held`.
         asked: in how many rounds each site was asked; sites that never were are not in it.
         accepted: the round of each site's last update that counted; sites without one are not in it.
+        strikes: how often in a row each site's answer was refused for what it held; sites without one are not in it.
         best: the round that measured best so far; None in studies that do not end with it.
     """
 
@@ -84,6 +87,7 @@ class ServerState:
     holders: frozenset[str] = frozenset()
     asked: Mapping[str, int] = field(default_factory=dict)
     accepted: Mapping[str, int] = field(default_factory=dict)
+    strikes: Mapping[str, int] = field(default_factory=dict)
     best: BestRound | None = None
 
     @property
@@ -227,27 +231,70 @@ def gram(updates: Sequence[Update], names: Iterable[str]) -> Floats:
     return products
 
 
-def middle_mean(updates: Sequence[Update], like: Weights, trim: int) -> tuple[dict[str, Array], dict[str, float]]:
-    """Return the mean of each coordinate without its `trim` lowest and highest values, and the sites' shares in it.
+def middle_mean(
+    updates: Sequence[Update], like: Weights, shares: Mapping[str, float], *, trim: float
+) -> tuple[dict[str, Array], dict[str, float]]:
+    """Return the mean of each coordinate without the outer parts of its mass, and the sites' parts in it.
 
-    A site's share is its part in the mean of a coordinate, averaged over all coordinates; equal values count
-    in the order of `updates`. Integers are rounded to the nearest. Without any coordinate all shares are equal.
+    Sort a coordinate's K values, and let `s_i` be the shares in that order and `c_i = s_1 + ... + s_i`. Value i covers
+    the masses from `c_(i-1)` to `c_i`. Of all mass 1, the part `beta = trim / K` is left out at each end:
+
+        m_i = length of [c_(i-1), c_i] within [beta, 1 - beta],    mean = sum_i m_i v_i / (1 - 2 beta)
+
+    which is the integral of the quantile function over the middle `1 - 2 beta`. Where nothing is left (beta = 1/2), it
+    is the limit of that: the value at mass 1/2, and at the end of one value's mass the mean of it and the next, the
+    weighted median. A weight of 2 counts as the same value from two sites of weight 1. With equal shares the middle
+    K - 2 trim values are left.
+
+    A site's part is `m_i / (1 - 2 beta)`, averaged over all coordinates; equal values count in the order of `updates`.
+    Integers are rounded to the nearest. Without any coordinate the parts are the shares.
 
     Args:
-        updates: more than `2 * trim`.
         like: names, shapes and dtypes of the deltas.
+        shares: per site, >= 0, not all zero.
+        trim: >= 0, at most half of the number of updates; a whole number below that half where shares are equal.
     """
-    last = len(updates) - trim
+    given = np.array([shares[update.site] for update in updates], dtype=np.float64)
+    relative = given / given.max()  # equal shares are ones exactly, so that their sums are whole numbers
     result = {name: np.empty(array.shape, array.dtype) for name, array in like.items()}
-    used = np.zeros(len(updates), dtype=np.int64)
+    used = np.zeros(len(updates))
     for name, start, values in blocks(updates, sorted(like)):
-        order = np.argsort(values, axis=1, kind="stable")[:, trim:last]
-        used += np.bincount(order.reshape(-1), minlength=len(updates))
-        mean = np.take_along_axis(values, order, axis=1).mean(axis=1)
+        order = np.argsort(values, axis=1, kind="stable")
+        if (relative == 1).all():
+            first = min(int(trim), (len(updates) - 1) // 2)
+            order = order[:, first : len(updates) - first]
+            used += np.bincount(order.reshape(-1), minlength=len(updates))
+            mean = np.take_along_axis(values, order, axis=1).mean(axis=1)
+        else:
+            parts = _middle_parts(relative[order], beta=trim / len(updates))
+            used += np.bincount(order.reshape(-1), weights=parts.reshape(-1), minlength=len(updates))
+            mean = np.sum(np.take_along_axis(values, order, axis=1) * parts, axis=1)
         flat = result[name].reshape(-1)
         flat[start : start + len(mean)] = mean if is_float(flat) else np.rint(mean)
-    counts = used if used.any() else np.ones_like(used)
+    counts = used if used.any() else relative
     return result, {u.site: float(n / counts.sum()) for u, n in zip(updates, counts, strict=True)}
+
+
+def _middle_parts(weights: Floats, *, beta: float) -> Floats:
+    """Return how much each value counts `(coordinates, sites)`, sorted by value: rows sum to 1.
+
+    Args:
+        weights: of the sorted values, of any sum.
+        beta: the part of the mass that is left out at each end; 1/2 leaves the median.
+    """
+    ends = np.cumsum(weights, axis=1)
+    total = ends[:, -1:]
+    if beta < 0.5:
+        starts = ends - weights
+        inside = np.minimum(ends, (1 - beta) * total) - np.maximum(starts, beta * total)
+        parts: Floats = np.maximum(inside, 0)
+        return parts / parts.sum(axis=1, keepdims=True)
+    half, near = total / 2, _NEAR * total
+    parts = np.zeros_like(weights)
+    rows = np.arange(len(weights))
+    for place in (np.argmax(ends >= half - near, axis=1), np.argmax(ends > half + near, axis=1)):
+        parts[rows, place] += 0.5
+    return parts
 
 
 def adaptive_init(weights: Weights, buffers: frozenset[str], *, tau: float) -> ServerState:

@@ -8,10 +8,10 @@ from consilium.common.codecs import Identity, Payload, build_chain
 from consilium.common.errors import ProtocolError, UpdateRejected, clean
 from consilium.common.protocol.plans import CONTROL
 from consilium.common.protocol.replies import FailureReply, RoundReply
-from consilium.common.study.signals import LIMITS
 from consilium.common.weights.arrays import Array, Weights, under, with_prefix
 from consilium.common.weights.checks import check_finite, check_like
 from consilium.server.strategies import ServerState, Update
+from consilium.server.study.believed import believed
 from consilium.server.study.context import Study
 from consilium.server.study.exchange import Answer
 from consilium.server.study.sentences import named
@@ -30,7 +30,7 @@ def check_update(answer: Answer, state: ServerState, study: Study, *, held: Weig
     who = f"site '{answer.site}'"
     reply, payload = check_reply(answer)
     check_round(reply, state, study, site=answer.site)
-    check_signals(reply.metrics, study, who=who)
+    check_signals(reply, study, who=who)
     control = with_prefix(under(state.along, CONTROL), CONTROL)
     try:
         delta = _decode(payload, state, study, held=held, control=control)
@@ -73,22 +73,19 @@ def check_round(reply: RoundReply, state: ServerState, study: Study, *, site: st
         raise UpdateRejected("num_examples", f"{who} sent num_examples {reply.num_examples}, announced {announced}")
 
 
-def check_signals(metrics: Mapping[str, float], study: Study, *, who: str) -> None:
-    """Check the measurements that decide something: a loss of -1000 must not set a site's share, nor end the study.
+def check_signals(reply: RoundReply, study: Study, *, who: str) -> None:
+    """Check a site's measurements: a loss of -1000 must not set its share, nor end the study, nor stand in a report.
 
     The strategy's must be there; where one of the weighting's is missing, the round is weighted by size.
 
     Raises:
         UpdateRejected: with the reason `metrics`.
     """
-    limits, stopping = dict(LIMITS), study.config.stopping
-    needed = study.config.strategy.needs | (study.weighting_needs & metrics.keys())
-    if stopping is not None:
-        limits[stopping.measured] = stopping.limits
-        needed |= {stopping.measured} & metrics.keys()
-    for name in sorted(needed):
-        low, high = limits[name]
-        value = metrics.get(name)
+    for name in sorted(study.config.strategy.needs | reply.metrics.keys()):
+        limits, value = believed(study.config, name, examples=reply.num_examples), reply.metrics.get(name)
+        if limits is None:
+            continue
+        low, high = limits
         if value is None or not low <= value <= high:
             sent = "nothing" if value is None else value
             raise UpdateRejected(

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 
 from consilium.common.protocol.plans import study_digest
+from consilium.common.study.pace import BufferedPace
 from consilium.common.study.study import StudyConfig
 from consilium.server.privacy.secure.ring import KeyRing
 from consilium.server.strategies import Strategy
@@ -53,12 +53,17 @@ class Study:
             site_digests=digests,
         )
 
-    @cached_property
-    def weighting_needs(self) -> frozenset[str]:
-        """Measurements that the weighting reads; asked for at every update, and slow to derive."""
-        return self.config.weights_by.needs
-
     @property
     def quorum(self) -> int:
-        """How many accepted updates a round needs: as configured, else every site asked."""
-        return self.config.quorum if self.config.quorum is not None else self.config.cohort_size
+        """How many accepted updates a round needs, if all of a cohort are there to be asked."""
+        return self.quorum_of(self.config.cohort_size)
+
+    def quorum_of(self, asked: int) -> int:
+        """Return how many accepted updates a round needs of so many sites that are asked; as many fill a buffer.
+
+        Where a site that is away cannot come back, none is missing without a fault of its own, so all are needed unless
+        the study says otherwise.
+        """
+        by_default = self.config.quorum is None and self.exchange.patient
+        is_number = isinstance(self.config.quorum, int) or isinstance(self.config.schedule, BufferedPace)
+        return self.config.least_updates if is_number or by_default else asked

@@ -1,7 +1,9 @@
 """The transport that the round loop needs: connected sites, a way to ask them, and answers as they arrive."""
 
+import math
 import mmap
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import IO, Protocol
@@ -33,11 +35,67 @@ class Answer:
     """This answer's part of the time the server spent sending plans and fetching replies."""
 
 
+def cut_off(site: str) -> Answer:
+    """Return what stands for the answer of a site that is not waited for any longer."""
+    return Answer(site, problem="cut_off", detail=f"site '{site}' was slower than the round waits for")
+
+
 NOTHING: Mapping[str, bytes] = MappingProxyType({})
+
+
+class Conversation(Protocol):
+    """Plans that stay open until they are answered or given up, over as many rounds as that takes; one for each site.
+
+    Closed, it gives up all that are open.
+    """
+
+    def open(self) -> frozenset[str]:
+        """Return the sites whose answer to a plan has not been taken yet."""
+        ...
+
+    def send(
+        self,
+        plans: Mapping[str, Plan],
+        *,
+        payload: bytes | None,
+        timeout_seconds: float,
+        instead: Mapping[str, bytes] = NOTHING,
+        most_bytes: int = 0,
+    ) -> None:
+        """Send every site its plan and the same payload; arguments as in `Exchange.ask`.
+
+        Args:
+            plans: for sites without an open one.
+            timeout_seconds: how long each site has from now on.
+        """
+        ...
+
+    def answers(
+        self, *, absent_seconds: float | None = None, until: Callable[[], float] = lambda: math.inf
+    ) -> Generator[Answer, None, None]:
+        """Yield one answer for every open plan, as they arrive; plans may be sent in between.
+
+        What has arrived when the iterator is closed, and what comes later, comes out of the next one. Arguments and
+        problems are those of `Exchange.ask`.
+        """
+        ...
+
+    def give_up(self, sites: Collection[str]) -> None:
+        """Take back the open plans of some sites; what they answer is of no use any more."""
+        ...
+
+    def close(self) -> None:
+        """Take back all open plans."""
+        ...
 
 
 class Exchange(Protocol):
     """One study's connection to its sites."""
+
+    @property
+    def patient(self) -> bool:
+        """Whether a site that is away may come back, so that a run waits for it below its quorum."""
+        ...
 
     def connected(self) -> frozenset[str]:
         """Return the names of the sites that are online now."""
@@ -51,16 +109,48 @@ class Exchange(Protocol):
         timeout_seconds: float,
         instead: Mapping[str, bytes] = NOTHING,
         most_bytes: int = 0,
+        absent_seconds: float | None = None,
+        until: Callable[[], float] = lambda: math.inf,
     ) -> Iterator[Answer]:
         """Send every site its plan and the same payload, and yield one answer per site, as they arrive.
 
+        A site that is not connected gets its plan as soon as it is.
+
         Args:
+            absent_seconds: once all connected sites have answered, a site that has been away for so long is not waited
+                for; None: all are waited for alike.
+            until: says, each time that it is asked, until when (`time.monotonic`) the others are still waited for.
             instead: other payloads for some sites.
             most_bytes: the largest payload of a reply that can be of use; a small one always may come.
 
-        A site that does not answer in time yields an answer with problem `timeout`.
+        A site that does not answer in time yields an answer with problem `timeout`, one that is away with `gone`, one
+        that `until` ends the wait for with `cut_off`.
         """
         ...
+
+    def converse(self) -> Conversation:
+        """Return a conversation in which plans stay open over several rounds."""
+        ...
+
+
+def ask_once(
+    conversation: Conversation,
+    plans: Mapping[str, Plan],
+    *,
+    payload: bytes | None,
+    timeout_seconds: float,
+    instead: Mapping[str, bytes] = NOTHING,
+    most_bytes: int = 0,
+    absent_seconds: float | None = None,
+    until: Callable[[], float] = lambda: math.inf,
+) -> Iterator[Answer]:
+    """Send plans, yield an answer for each, and give up what is open at the end: `Exchange.ask` by a conversation."""
+    with closing(conversation):
+        conversation.send(
+            plans, payload=payload, timeout_seconds=timeout_seconds, instead=instead, most_bytes=most_bytes
+        )
+        payload, instead = None, NOTHING  # frees memory: they are sent, and as large as the model
+        yield from conversation.answers(absent_seconds=absent_seconds, until=until)
 
 
 def answer_of(

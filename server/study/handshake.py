@@ -6,8 +6,9 @@ it would build, and the weights themselves come from one site once all digests a
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import consilium.common
@@ -54,38 +55,120 @@ class Agreement:
 
     Args:
         scale: of the inputs; None where the study does not leave it to the handshake.
+        left_out: the sites that were there and do not take part, with what is wrong at each.
+        refused: those of them that are not asked again.
     """
 
     replies: Mapping[str, HandshakeReply]
     weights: Weights
     warnings: tuple[str, ...]
     scale: AgreedScale | None = None
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    refused: frozenset[str] = frozenset()
+
+
+class SitesAway(Exception):
+    """Too few sites answered the handshake, and those that are missing may come back.
+
+    Args:
+        problems: a short name for each that did not answer.
+        usable: how many did.
+    """
+
+    def __init__(self, message: str, problems: Mapping[str, str], usable: int) -> None:
+        super().__init__(message)
+        self.problems, self.usable = problems, usable
+
+
+@dataclass
+class Present:
+    """The sites that are still in the handshake.
+
+    Args:
+        needed: how many must be left at its end; a fault at one more ends it.
+        refused: what is wrong with the sites that must not take part.
+        away: what is wrong with those that did not answer, and may later.
+    """
+
+    needed: int
+    replies: dict[str, HandshakeReply] = field(default_factory=dict)
+    refused: dict[str, ConsiliumError] = field(default_factory=dict)
+    away: dict[str, ConsiliumError] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
+
+    def leave(self, site: str, error: ConsiliumError, *, problem: str | None = None) -> None:
+        """Take a site out.
+
+        Args:
+            problem: a short name where it did not answer.
+        """
+        self.replies.pop(site, None)
+        if problem is None or problem == "protocol":
+            self.refused[site] = error
+        else:
+            self.away[site], self.problems[site] = error, problem
+
+    def check(self) -> None:
+        """Check that enough sites are left.
+
+        Raises:
+            SitesAway: too few answered, and with those that are away they would be enough.
+            ConsiliumError: the first fault of a site that is to blame.
+        """
+        if len(self.replies) >= self.needed:
+            return
+        _, error = min((self.refused or self.away).items())
+        if self.away and len(self.replies) + len(self.away) >= self.needed:
+            _, error = min(self.away.items())
+            raise SitesAway(str(error), self.problems, len(self.replies)) from error
+        raise error
 
 
 def wait_for_sites(
-    exchange: Exchange, study: StudyConfig, *, on_change: Callable[[frozenset[str]], None] = lambda _: None
+    exchange: Exchange,
+    study: StudyConfig,
+    *,
+    on_change: Callable[[frozenset[str]], None] = lambda _: None,
+    on_pause: Callable[[frozenset[str]], None] = lambda _: None,
 ) -> frozenset[str]:
-    """Wait for `study.min_sites` sites (default: all), at most `study.join_timeout_seconds`; return those online.
+    """Wait for the sites that a study begins with, and return those online.
+
+    `study.min_sites` are enough at once. Without it all are waited for, and after `study.join_timeout_seconds` as many
+    as a quorum needs are enough, where sites can come later; with fewer the run pauses.
+
+    Args:
+        on_pause: called once with the sites online, when the time is over and too few are there.
 
     Raises:
         SitesMissing: names the connected and the missing sites.
     """
-    deadline = time.monotonic() + study.join_timeout_seconds
+    began, paused = time.monotonic(), False
+    limit = study.join_timeout_seconds + (study.pause_limit_seconds if exchange.patient else 0.0)
     before: frozenset[str] | None = None
     while True:
         online = exchange.connected() & set(study.sites)
         if online != before:
             before = online
             on_change(online)
-        missing = sorted(set(study.sites) - online)
-        if len(online) >= (study.min_sites or len(study.sites)):
+        waited = time.monotonic() - began
+        is_late = waited >= study.join_timeout_seconds
+        if len(online) >= (needed_sites(exchange, study) if is_late else study.min_sites or len(study.sites)):
             return online
-        if time.monotonic() >= deadline:
+        if waited >= limit:
+            missing = sorted(set(study.sites) - online)
             raise SitesMissing(
-                f"after {study.join_timeout_seconds:g} s these sites of study '{study.name}' have not connected: "
+                f"after {limit:g} s these sites of study '{study.name}' have not connected: "
                 f"{', '.join(missing)}; connected: {', '.join(sorted(online)) or 'none'}"
             )
+        if is_late and not paused:
+            on_pause(online)
+            paused = True
         time.sleep(0.1)
+
+
+def needed_sites(exchange: Exchange, study: StudyConfig) -> int:
+    """Return how many sites must shake hands for a run to begin."""
+    return study.least_sites_to_start if exchange.patient else study.min_sites or len(study.sites)
 
 
 def shake_hands(
@@ -99,6 +182,8 @@ def shake_hands(
 ) -> Agreement:
     """Ask the sites for their facts, compare, agree on a scale, and fetch the agreed initial weights from one of them.
 
+    A site that does not answer, cannot do its part or differs from the others is left out, as long as enough are left.
+
     Args:
         scale: of this run's inputs, if it was agreed on before a restart.
         on_scale: called with the scale that is agreed on now, before it is sent to any site.
@@ -107,23 +192,81 @@ def shake_hands(
         HandshakeMismatch: sites differ, with a table of the differences; or a site did not answer.
         ConsiliumError: the sentence of the first site that could not do its part (bad data, wrong weights file).
     """
-    answers = _ask(exchange, study, run, sites)
-    replies = {answer.site: expect(answer, HandshakeReply, run) for answer in answers}
-    compare(replies, packages=packages_of(study))
-    for site, reply in replies.items():
-        check_card(study, site, reply)
+    present = Present(needed=min(needed_sites(exchange, study), len(sites)))
+    for answer in _ask(exchange, study, run, sites):
+        with _leaving(present, answer):
+            present.replies[answer.site] = expect(answer, HandshakeReply, run)
+    present.check()
+    _compare_most(present, packages=packages_of(study))
+    for site, reply in list(present.replies.items()):
+        try:
+            check_card(study, site, reply)
+        except ConsiliumError as error:
+            present.leave(site, error)
+    present.check()
     if study.task.agrees_on_scale:
         if scale is None:
-            on_scale(scale := agree_on_scale(study, replies))
-        for answer in _send_scale(exchange, study, run, replies, scale):
-            expect(answer, ScaleReply, run)
-    first = min(replies)
-    plan = InitialWeightsPlan(study=study_digest(study.seen_by(first)), run=run, site=first)
-    (answer,) = exchange.ask(
-        {first: plan}, payload=None, timeout_seconds=study.round_timeout_seconds, most_bytes=MAX_PAYLOAD_BYTES
+            on_scale(scale := agree_on_scale(study, present.replies))
+        for answer in _send_scale(exchange, study, run, present.replies, scale):
+            with _leaving(present, answer):
+                expect(answer, ScaleReply, run)
+        present.check()
+    weights = _weights_of_one(exchange, study, run, present)
+    left_out = {site: named(site, str(error)) for site, error in (present.refused | present.away).items()}
+    return Agreement(
+        replies=present.replies,
+        weights=weights,
+        warnings=at_the_start(study, present.replies, scale),
+        scale=scale,
+        left_out=left_out,
+        refused=frozenset(present.refused),
     )
-    weights = _initial_weights(answer, replies[first])
-    return Agreement(replies, weights, at_the_start(study, replies, scale), scale)
+
+
+@contextmanager
+def _leaving(present: Present, answer: Answer) -> Iterator[None]:
+    """Take the answer's site out of a handshake where something is wrong with the answer."""
+    try:
+        yield
+    except ConsiliumError as error:
+        present.leave(answer.site, error, problem=answer.problem)
+
+
+def _compare_most(present: Present, *, packages: Iterable[OwnPackage]) -> None:
+    """Compare the sites; those that differ from most leave, if enough are left.
+
+    Raises:
+        HandshakeMismatch: too few are alike; one line per difference, with every site's value.
+    """
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for site, reply in sorted(present.replies.items()):
+        alike.setdefault(tuple(_facts(reply).values()), []).append(site)
+    most = max(alike.values(), key=len)
+    if len(most) < present.needed:
+        most = sorted(present.replies)
+    compare({site: present.replies[site] for site in most}, packages=packages)
+    for site in sorted(present.replies.keys() - set(most)):
+        try:
+            compare({most[0]: present.replies[most[0]], site: present.replies[site]}, packages=packages)
+        except HandshakeMismatch as error:
+            present.leave(site, error)
+
+
+def _weights_of_one(exchange: Exchange, study: StudyConfig, run: str, present: Present) -> dict[str, Array]:
+    """Fetch the initial weights from the first site that has them.
+
+    Raises:
+        ConsiliumError: too few sites are left.
+    """
+    while True:
+        first = min(present.replies)
+        plan = InitialWeightsPlan(study=study_digest(study.seen_by(first)), run=run, site=first)
+        (answer,) = exchange.ask(
+            {first: plan}, payload=None, timeout_seconds=study.round_timeout_seconds, most_bytes=MAX_PAYLOAD_BYTES
+        )
+        with _leaving(present, answer):
+            return _initial_weights(answer, present.replies[first])
+        present.check()
 
 
 def admit(
@@ -152,7 +295,12 @@ def admit(
 
 def _ask(exchange: Exchange, study: StudyConfig, run: str, sites: Collection[str]) -> list[Answer]:
     plans = {site: HandshakePlan(study=study.seen_by(site), run=run, site=site) for site in sorted(sites)}
-    answers = exchange.ask(plans, payload=None, timeout_seconds=study.round_timeout_seconds)
+    answers = exchange.ask(
+        plans,
+        payload=None,
+        timeout_seconds=study.round_timeout_seconds,
+        absent_seconds=study.absent_seconds,
+    )
     return sorted(answers, key=lambda answer: answer.site)
 
 

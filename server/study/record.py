@@ -1,11 +1,12 @@
 """The values that pass between the steps of a round, and the record that is kept of it."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from consilium.common.results import RoundRecord, SiteRound
 from consilium.server.strategies import ServerState, Update
+from consilium.server.study.defence import Lengths
 from consilium.server.study.downlink import Sending
 from consilium.server.study.exchange import Answer
 
@@ -36,10 +37,14 @@ class Intake:
     rejected: dict[str, str] = field(default_factory=dict)
     details: dict[str, str] = field(default_factory=dict)
     sites: dict[str, SiteRound] = field(default_factory=dict)
+    lengths: dict[str, Lengths] = field(default_factory=dict)
+    shortened: dict[str, float] = field(default_factory=dict)
     bytes_up: int = 0
     bytes_down: int = 0
     transfer_seconds: float = 0.0
     checking_seconds: float = 0.0
+    enough_since: float | None = None
+    """When the quorum was there (`time.monotonic`)."""
 
     def arrived(self, answer: Answer) -> None:
         """Count an answer, whether it is usable or not."""
@@ -48,6 +53,17 @@ class Intake:
         self.transfer_seconds += answer.transfer_seconds
         if answer.reply is not None:
             self.answered.append(answer.site)
+
+    def withdraw(self, sites: Collection[str]) -> None:
+        """Take updates out again that had been accepted."""
+        self.updates = [update for update in self.updates if update.site not in sites]
+        self.sites = {site: record for site, record in self.sites.items() if site not in sites}
+
+    def forget(self, sites: Iterable[str]) -> None:
+        """Forget what was wrong with the answers of sites that are asked again."""
+        for site in sites:
+            self.rejected.pop(site, None)
+            self.details.pop(site, None)
 
     @property
     def accepted(self) -> tuple[str, ...]:
@@ -83,7 +99,7 @@ def make_record(
     record = RoundRecord(
         round=cohort.round,
         asked=cohort.sites,
-        answered=tuple(sorted(intake.answered)),
+        answered=tuple(sorted(set(intake.answered))),
         accepted=intake.accepted,
         rejected=intake.rejected,
         details=intake.details,
@@ -93,6 +109,7 @@ def make_record(
         transfer_seconds=intake.transfer_seconds,
         aggregation_seconds=intake.checking_seconds,
         downlink_nmse=sending.nmse,
+        shortened=intake.shortened,
         sites=intake.sites,
     )
     return record if aggregation is None else _with_aggregation(record, aggregation)

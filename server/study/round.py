@@ -4,9 +4,11 @@ One exchange per round: a site evaluates the weights it receives, trains, evalua
 An unusable update is rejected and named; too few usable ones stop the run.
 """
 
+import math
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from consilium.common.codecs import build_chain
 from consilium.common.codecs.container import read_form
@@ -30,11 +32,15 @@ from consilium.server.strategies import ServerState, Update
 from consilium.server.study.check import check_update
 from consilium.server.study.cohort import choose_cohort
 from consilium.server.study.context import Study
+from consilium.server.study.defence import lengths_of, shortened, too_long
 from consilium.server.study.downlink import Sending, send
 from consilium.server.study.exchange import Answer
+from consilium.server.study.hold import Hold
 from consilium.server.study.kept_updates import arrays_of, digest_of, forget_round, keep, kept_update
 from consilium.server.study.record import Aggregation, Cohort, Intake, make_record
 from consilium.server.study.sentences import reasons
+from consilium.server.study.site_state import warn_of_state
+from consilium.server.study.strikes import counted, say_set_aside, set_aside
 from consilium.server.study.update_files import Spool
 from consilium.server.weighting import Evidence, Weighed
 
@@ -46,25 +52,55 @@ def run_round(study: Study, state: ServerState) -> tuple[ServerState, RoundRecor
         CohortTooSmall: fewer usable updates than the quorum; names the sites that failed and why.
         UpdateRejected: finite updates whose sum is too large for the weights' dtype.
     """
-    cohort = choose(study, state)
-    sending = send(study.config, state)
-    plans = make_plans(study, state, cohort, in_part=sending.differences)
-    chain = build_chain(study.config.uplink, exact=state.buffers)
-    answers = ask(study, plans, sending, most_bytes=chain.max_bytes({**sending.held, **control_of(state)}))
-    sending = sending.without_payloads()  # frees memory: the payloads are as large as the model
+    cohort, intake = choose(study, state), Intake()
     with Spool(study.folder.path) as spool:
-        intake = receive(study, state, answers, spool, held=sending.held)
-        check_quorum(study, cohort, intake, sending)
-        aggregation = aggregate(study, state, intake.updates)
+        sending = gather(study, state, cohort, intake, spool)
+        updates, intake.shortened = shortened(study.config, state, intake.updates, intake.lengths)
+        aggregation = aggregate(study, state, updates)
     after = remember(study, state, cohort, intake, sending, aggregation)
     return after, make_record(cohort, intake, sending, aggregation)
+
+
+def gather(study: Study, state: ServerState, cohort: Cohort, intake: Intake, spool: Spool) -> Sending:
+    """Ask the sites of a round until enough updates are there: those that are missing again and again.
+
+    Returns what was sent, without its payloads: they are as large as the model.
+
+    Raises:
+        CohortTooSmall: the quorum cannot be reached, or not within the study's limit.
+    """
+    if study.config.keep_updates:
+        forget_round(study.folder.path, state.round + 1)
+    hold, missing = Hold(study, cohort.round, cohort.quorum), cohort.sites
+    while True:
+        sending = send(study.config, state)
+        plans = make_plans(study, state, cohort, in_part=sending.differences)
+        plans = {site: plan for site, plan in plans.items() if site in missing}
+        chain = build_chain(study.config.uplink, exact=state.buffers)
+        most_bytes = chain.max_bytes({**sending.held, **control_of(state)})
+        answers = ask(study, plans, sending, most_bytes=most_bytes, until=partial(waited_until, study, cohort, intake))
+        sending = sending.without_payloads()
+        receive(study, state, answers, spool, intake, cohort=cohort, held=sending.held)
+        if len(intake.updates) >= cohort.quorum:
+            refuse_too_long(study, state, intake)
+        usable = len(intake.updates)
+        if usable >= cohort.quorum:
+            hold.over()
+            return sending
+        if not hold.can_wait(intake.rejected, usable=usable):
+            check_quorum(study, cohort, intake, sending)
+        missing = hold.wait(intake.rejected, usable=usable)
+        if not missing:
+            check_quorum(study, cohort, intake, sending)
+        intake.forget(missing)
 
 
 def choose(study: Study, state: ServerState) -> Cohort:
     """Choose the sites of the next round."""
     began, config, number = time.monotonic(), study.config, state.round + 1
-    sites = choose_cohort(study.train_sizes, seed=config.seed, round_number=number, size=config.cohort_size)
-    quorum = config.quorum or len(sites)
+    able = study.train_sizes.keys() - set_aside(config, state.strikes)
+    sites = choose_cohort(able, seed=config.seed, round_number=number, size=config.asked_size)
+    quorum = study.quorum_of(min(len(sites), config.cohort_size))
     study.folder.log(RoundAsked(round=number, sites=sites, quorum=quorum))
     asked = {**state.asked, **{site: state.asked.get(site, 0) + 1 for site in sites}}
     return Cohort(number, sites, quorum, asked, began)
@@ -92,7 +128,14 @@ def make_plans(study: Study, state: ServerState, cohort: Cohort, *, in_part: Col
     }
 
 
-def ask(study: Study, plans: Mapping[str, RoundPlan], sending: Sending, *, most_bytes: int) -> Iterator[Answer]:
+def ask(
+    study: Study,
+    plans: Mapping[str, RoundPlan],
+    sending: Sending,
+    *,
+    most_bytes: int,
+    until: Callable[[], float] = lambda: math.inf,
+) -> Iterator[Answer]:
     """Send the plans and yield the answers as they arrive; the wire takes in none that is longer than an update."""
     return study.exchange.ask(
         plans,
@@ -100,7 +143,19 @@ def ask(study: Study, plans: Mapping[str, RoundPlan], sending: Sending, *, most_
         instead=sending.differences,
         timeout_seconds=study.config.round_timeout_seconds,
         most_bytes=most_bytes,
+        absent_seconds=study.config.absent_seconds,
+        until=until,
     )
+
+
+def waited_until(study: Study, cohort: Cohort, intake: Intake) -> float:
+    """Return until when (`time.monotonic`) a round waits for the sites that have not answered, as things stand."""
+    config = study.config
+    if config.over_selection and len(intake.updates) >= min(config.cohort_size, len(cohort.sites)):
+        return -math.inf
+    if config.straggler_seconds is None or intake.enough_since is None:
+        return math.inf
+    return intake.enough_since + config.straggler_seconds
 
 
 def control_of(state: ServerState) -> dict[str, Array]:
@@ -108,41 +163,66 @@ def control_of(state: ServerState) -> dict[str, Array]:
     return with_prefix(under(state.along, CONTROL), CONTROL)
 
 
-def receive(study: Study, state: ServerState, answers: Iterator[Answer], spool: Spool, *, held: Weights) -> Intake:
+def receive(
+    study: Study,
+    state: ServerState,
+    answers: Iterator[Answer],
+    spool: Spool,
+    intake: Intake,
+    *,
+    cohort: Cohort,
+    held: Weights,
+) -> None:
     """Check every answer as it arrives, and put the usable updates on disk."""
-    intake = Intake()
-    if study.config.keep_updates:
-        forget_round(study.folder.path, state.round + 1)
     for answer in answers:
-        intake.arrived(answer)
-        began = time.monotonic()
-        try:
-            reply, update = check_update(answer, state, study, held=held)
-        except UpdateRejected as error:
-            reject(study, state, intake, answer.site, error)
-            continue
-        intake.checking_seconds += time.monotonic() - began
-        accept(study, intake, reply, update=digest_of(update))
-        if study.config.keep_updates:
-            keep(kept_update(study.folder.path, update.site, round_number=state.round + 1), arrays_of(update))
-        intake.updates.append(_on_disk(update, answer, spool, coded=bool(study.config.uplink)))
+        if answer.problem == "cut_off" and study.config.over_selection:
+            continue  # one that was asked beyond the cohort
+        is_usable = take(study, state, answer, spool, intake, held=held)
+        if is_usable and len(intake.updates) == cohort.quorum:
+            intake.enough_since = time.monotonic()
     intake.updates.sort(key=lambda update: update.site)
-    return intake
 
 
-def accept(study: Study, intake: Intake, reply: RoundReply, *, update: str = "") -> None:
+def take(
+    study: Study, state: ServerState, answer: Answer, spool: Spool, intake: Intake, *, held: Weights, stale: int = 0
+) -> bool:
+    """Check an answer and put a usable update on disk; return whether it is usable.
+
+    Args:
+        stale: how many rounds before this one the site was asked.
+    """
+    intake.arrived(answer)
+    began = time.monotonic()
+    try:
+        reply, update = check_update(answer, replace(state, round=state.round - stale), study, held=held)
+    except UpdateRejected as error:
+        reject(study, state, intake, answer.site, error)
+        return False
+    intake.checking_seconds += time.monotonic() - began
+    accept(study, intake, reply, update=digest_of(update), stale=stale)
+    if study.config.keep_updates:
+        keep(kept_update(study.folder.path, update.site, round_number=state.round + 1), arrays_of(update))
+    intake.lengths[update.site] = lengths_of(update, state)
+    intake.updates.append(_on_disk(update, answer, spool, coded=bool(study.config.uplink)))
+    return True
+
+
+def accept(study: Study, intake: Intake, reply: RoundReply, *, update: str = "", stale: int = 0) -> None:
     """Note a usable update.
 
     Args:
         update: its digest; empty where the server does not see it by itself.
+        stale: how many rounds before this one the site was asked.
     """
-    number, metrics = reply.num_examples, dict(reply.metrics)
-    intake.sites[reply.site] = SiteRound(
-        num_examples=number, seconds=round(reply.seconds, 4), metrics=metrics, privacy=reply.privacy
+    number, metrics, site = reply.num_examples, dict(reply.metrics), reply.site
+    intake.sites[site] = SiteRound(
+        num_examples=number, seconds=round(reply.seconds, 4), metrics=metrics, privacy=reply.privacy, stale=stale
     )
-    study.folder.note(
-        UpdateAccepted(round=reply.round, site=reply.site, metrics=metrics, num_examples=number, update=update)
+    event = UpdateAccepted(
+        round=reply.round + stale, site=site, metrics=metrics, num_examples=number, update=update, stale=stale
     )
+    study.folder.note(event)
+    warn_of_state(study, reply)
 
 
 def reject(study: Study, state: ServerState, intake: Intake, site: str, error: UpdateRejected) -> None:
@@ -150,6 +230,15 @@ def reject(study: Study, state: ServerState, intake: Intake, site: str, error: U
     intake.rejected[site], intake.details[site] = error.reason, str(error)
     event = AnswerRejected(round=state.round + 1, site=site, reason=error.reason, message=str(error))
     study.folder.log(event)
+
+
+def refuse_too_long(study: Study, state: ServerState, intake: Intake) -> None:
+    """Reject the updates that are beyond belief among those of a round."""
+    sent = {update.site: (update.num_examples, intake.lengths[update.site]) for update in intake.updates}
+    refused = too_long(study.config, state, sent)
+    intake.withdraw(refused.keys())
+    for site, sentence in refused.items():
+        reject(study, state, intake, site, UpdateRejected("norm", sentence))
 
 
 def _on_disk(update: Update, answer: Answer, spool: Spool, *, coded: bool) -> Update:
@@ -225,8 +314,10 @@ def remember(
     study: Study, state: ServerState, cohort: Cohort, intake: Intake, sending: Sending, aggregation: Aggregation
 ) -> ServerState:
     """Return the state after a round, with the sites asked, those accepted, and the weights that the sites hold."""
-    accepted = {**state.accepted, **dict.fromkeys(intake.accepted, cohort.round)}
-    after = replace(aggregation.state, asked=cohort.asked, accepted=accepted)
+    accepted = {**state.accepted, **{site: cohort.round - intake.sites[site].stale for site in intake.accepted}}
+    strikes = counted(state.strikes, accepted=intake.accepted, rejected=intake.rejected)
+    after = replace(aggregation.state, asked=cohort.asked, accepted=accepted, strikes=strikes)
+    say_set_aside(study, state, after, intake.rejected)
     if not study.config.downlink:
         return after
     return replace(after, held=sending.held, link=sending.memory, holders=frozenset(intake.accepted))

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import consilium.common
+from consilium.common.errors import HandshakeMismatch, StateError
+from consilium.common.events.chain import verify_chain
 from consilium.common.events.run import (
     AnswerRejected,
     CheckpointSaved,
@@ -20,6 +22,7 @@ from consilium.common.events.run import (
     SitesOnline,
     StoppedEarly,
 )
+from consilium.common.host.disk import check_room
 from consilium.common.host.files import sha256_of
 from consilium.common.model import ModelRecord, Preprocessing, Provenance, write_model
 from consilium.common.model.folder import RECORD
@@ -30,17 +33,19 @@ from consilium.common.stopping import Point, stopped_by
 from consilium.common.weights.arrays import digest
 from consilium.common.weights.checks import check_like
 from consilium.server.privacy.noise import check_site_noise_fits
-from consilium.server.privacy.secure.round import exchange_keys, run_secure_round
+from consilium.server.privacy.secure.round import exchange_keys
 from consilium.server.strategies import ServerState
-from consilium.server.study.checkpoint import load_checkpoint, save_checkpoint
+from consilium.server.study.checkpoint import gone_back, load_newest, save_checkpoint
 from consilium.server.study.context import Study
 from consilium.server.study.finish import finish
-from consilium.server.study.handshake import Agreement, admit, shake_hands, wait_for_sites
+from consilium.server.study.handshake import Agreement, SitesAway, admit, needed_sites, shake_hands, wait_for_sites
+from consilium.server.study.hold import Hold
 from consilium.server.study.kept_updates import keep, kept_weights
-from consilium.server.study.round import run_round
+from consilium.server.study.playing import Play, playing
 from consilium.server.study.run_folder import RunFolder
 from consilium.server.study.scale import load_scale, save_scale, scale_facts
 from consilium.server.study.stopping import ending, points_of, with_best
+from consilium.server.study.strikes import warnings_of
 
 
 @dataclass(frozen=True)
@@ -96,9 +101,10 @@ def study_steps(study: Study, *, transport: str, tls: bool) -> Generator[Progres
     study.folder.log(_started(study))
     progress = begin(study)
     yield progress
-    while progress.state.round < study.config.rounds and progress.stopped is None:
-        progress = next_round(admit_newcomers(progress))
-        yield progress
+    with playing(progress.study) as play:
+        while progress.state.round < study.config.rounds and progress.stopped is None:
+            progress = next_round(admit_newcomers(progress), play)
+            yield progress
     if (stopped := progress.stopped) is not None:
         study.folder.log(StoppedEarly(**dict(stopped)))
     final = ending(progress.state)
@@ -114,7 +120,7 @@ def study_steps(study: Study, *, transport: str, tls: bool) -> Generator[Progres
         started=started,
         seconds=seconds,
         versions=next(iter(progress.agreement.replies.values())).versions,
-        warnings=progress.agreement.warnings,
+        warnings=(*progress.agreement.warnings, *warnings_of(study.config, progress.state, progress.rounds)),
         stopped=stopped,
         final_round=None if final.round == progress.state.round else final.round,
         scale=scale_facts(study.config, progress.agreement.scale),
@@ -134,8 +140,9 @@ def begin(study: Study) -> Progress:
     study = study.with_sites(agreement)
     if study.config.privacy.secure_aggregation:
         exchange_keys(study)
-    if study.folder.checkpoint.exists():
-        state, rounds = resume(study, agreement)
+    if study.folder.is_resumable:
+        state, rounds, problems = resume(study, agreement)
+        agreement = replace(agreement, warnings=(*agreement.warnings, *problems))
     else:
         buffers = next(iter(agreement.replies.values())).shared_buffers
         state, rounds = study.strategy.init(agreement.weights, frozenset(buffers)), ()
@@ -144,40 +151,62 @@ def begin(study: Study) -> Progress:
     check_site_noise_fits(study.config, state)
     weights = digest(state.weights)
     study.folder.log(_agreed(agreement, state, weights))
-    return Progress(study, agreement, state, weights, rounds, points_of(study.config.stopping, rounds))
+    points = points_of(study.config.stopping, rounds)
+    return Progress(study, agreement, state, weights, rounds, points, agreement.refused)
 
 
 def agree(study: Study) -> Agreement:
     """Wait for the sites and shake hands with them."""
     folder, config = study.folder, study.config
-    online = wait_for_sites(
-        study.exchange, config, on_change=lambda now: folder.log(SitesOnline(online=tuple(sorted(now))))
-    )
-    agreement = shake_hands(
-        study.exchange,
-        config,
-        study.run,
-        online,
-        scale=load_scale(folder.scale, config, resuming=folder.checkpoint.exists()),
-        on_scale=lambda scale: save_scale(folder.scale, scale),
-    )
+    hold = Hold(study, 0, needed_sites(study.exchange, config))
+    while True:
+        online = wait_for_sites(
+            study.exchange,
+            config,
+            on_change=lambda now: folder.log(SitesOnline(online=tuple(sorted(now)))),
+            on_pause=lambda now: hold.pause(set(config.sites) - now, usable=len(now)),
+        )
+        try:
+            agreement = shake_hands(
+                study.exchange,
+                config,
+                study.run,
+                online,
+                scale=load_scale(folder.scale, config, resuming=folder.is_resumable),
+                on_scale=lambda scale: save_scale(folder.scale, scale),
+            )
+        except SitesAway as away:
+            if hold.can_wait(away.problems, usable=away.usable) and hold.wait(away.problems, usable=away.usable):
+                continue
+            raise HandshakeMismatch(str(away)) from away
+        hold.over()
+        break
+    for site, message in agreement.left_out.items():
+        folder.log(AnswerRejected(round=0, site=site, reason="handshake", message=message))
     for warning in agreement.warnings:
         folder.log(RunWarning(message=warning))
     return agreement
 
 
-def resume(study: Study, agreement: Agreement) -> tuple[ServerState, tuple[RoundRecord, ...]]:
-    """Return the state of the last checkpoint, and the records of the rounds up to it.
+def resume(study: Study, agreement: Agreement) -> tuple[ServerState, tuple[RoundRecord, ...], tuple[str, ...]]:
+    """Return the state of the newest checkpoint that is whole, the records of the rounds up to it, and what was amiss.
 
     Raises:
-        StateError: the checkpoint is damaged, or of another study.
+        StateError: no checkpoint is whole, or only one that this study must not go back to, or it is of another study.
         UpdateRejected: its weights are not those that the sites train.
     """
-    state = load_checkpoint(study.folder.checkpoint, study_digest=study.digest)
+    state, problems = load_newest(study.folder.checkpoint, study_digest=study.digest)
+    problems = (gone_back(study.config, state, problems),) if problems else ()
+    try:
+        verify_chain(study.folder.events)
+    except StateError as error:
+        problems = (*problems, f"{error}; what the report says of earlier rounds is what stands there now")
+    for problem in problems:
+        study.folder.log(RunWarning(message=problem))
     check_like(state.weights, agreement.weights, who=f"checkpoint of run '{study.run}'")
     rounds = finished_rounds(study.folder, last=state.round)
     study.folder.log(RunResumed(round=state.round))
-    return state, rounds
+    return state, rounds, problems
 
 
 def finished_rounds(folder: RunFolder, *, last: int) -> tuple[RoundRecord, ...]:
@@ -211,10 +240,10 @@ def admit_newcomers(progress: Progress) -> Progress:
     return replace(progress, study=study.with_sites(wider), agreement=wider, refused=refused)
 
 
-def next_round(progress: Progress) -> Progress:
+def next_round(progress: Progress, play: Play) -> Progress:
     """Run one round, and write its checkpoint and its record."""
     study = progress.study
-    play = run_secure_round if study.config.privacy.secure_aggregation else run_round
+    wait_for_room(study, progress.state)
     state, record = play(study, progress.state)
     points = (*progress.points, *points_of(study.config.stopping, [record]))
     state, weights = with_best(study.config.stopping, progress.state, state, points), digest(state.weights)
@@ -222,6 +251,19 @@ def next_round(progress: Progress) -> Progress:
     save_checkpoint(study.folder.checkpoint, state, run=study.run, study_digest=study.digest)
     study.folder.log(CheckpointSaved(round=state.round))
     return replace(progress, state=state, weights=weights, rounds=(*progress.rounds, record), points=points)
+
+
+def wait_for_room(study: Study, state: ServerState) -> None:
+    """Pause while the disk has no room for a round: its updates, and another checkpoint.
+
+    Raises:
+        DiskFull: it has none for longer than the study waits.
+    """
+    held = {**state.weights, **state.memory, **state.along, **state.held, **state.link}
+    checkpoint = sum(array.nbytes for array in held.values())
+    updates = study.config.asked_size * sum(array.nbytes for array in state.weights.values())
+    hold = Hold(study, state.round + 1, study.quorum)
+    hold.wait_while_full(lambda: check_room(study.folder.path, checkpoint + updates, what="a round"))
 
 
 def save_final_model(progress: Progress, state: ServerState) -> None:

@@ -1,14 +1,19 @@
 """A run's files on the server's disk: an append-only event log, the checkpoint, the result."""
 
 import json
+import logging
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from consilium.common.errors import StateError
 from consilium.common.events.log import EventLog
 from consilium.common.events.run import STUDY_EVENTS, RunEvent
 from consilium.common.host.files import write_atomically
 from consilium.common.results import RunResult
+from consilium.server.study.checkpoint_files import is_resumable
+
+log = logging.getLogger(__name__)
 
 JOURNAL_VARIABLE = "CONSILIUM_JOURNAL"
 """Environment variable with the path of the server's journal: every run's events, for the server's metrics."""
@@ -19,11 +24,12 @@ NOTES_SECONDS = 0.2
 
 @dataclass
 class _Gathered:
-    """Lines that are not written yet, and when the last ones were (`time.monotonic`)."""
+    """Lines that are not written yet, when the last ones were (`time.monotonic`), and how many the journal lacks."""
 
     lines: list[str] = field(default_factory=list)
     journal: list[str] = field(default_factory=list)
     written: float = 0.0
+    lost: int = 0
 
 
 @dataclass(frozen=True)
@@ -45,8 +51,13 @@ class RunFolder:
 
     @property
     def checkpoint(self) -> Path:
-        """The last ServerState."""
+        """The last ServerState; those of the two rounds before lie beside it."""
         return self.path / "checkpoint.safetensors"
+
+    @property
+    def is_resumable(self) -> bool:
+        """Whether there is a checkpoint to go on from."""
+        return is_resumable(self.checkpoint)
 
     @property
     def model(self) -> Path:
@@ -90,10 +101,20 @@ class RunFolder:
     def _write(self, *, durable: bool) -> None:
         EventLog(self.events).append(self._gathered.lines, durable=durable)
         self._gathered.lines.clear()
-        if self.journal is not None:  # never durable: it is for metrics, and the run's own log has all events
-            self.journal.append(self._gathered.journal, durable=False)
-            self._gathered.journal.clear()
+        if self.journal is not None:
+            self._write_journal(self.journal)
         self._gathered.written = time.monotonic()
+
+    def _write_journal(self, journal: EventLog) -> None:
+        """Write for the server's metrics: never forced to the disk, and no reason to end: the run's own log has all."""
+        try:
+            journal.append(self._gathered.journal, durable=False)
+            self._gathered.lost = 0
+        except StateError as error:
+            if not self._gathered.lost:
+                log.warning("%s; metrics lack events until it can be written", error)
+            self._gathered.lost += len(self._gathered.journal)
+        self._gathered.journal.clear()
 
     def read_events(self) -> list[RunEvent]:
         """Return all whole events of a study's run so far.

@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from consilium.common.errors import ConfigError, StateError
-from consilium.common.host.files import write_atomically
+from consilium.common.host.twice import read_twice, write_twice
 from consilium.common.protocol.plans import study_digest
 from consilium.common.protocol.replies import HandshakeReply
 from consilium.common.results import ScaleFacts
@@ -74,16 +74,15 @@ def load_scale(path: Path, study: StudyConfig, *, resuming: bool) -> AgreedScale
     """
     if not study.task.agrees_on_scale:
         return None
-    try:
-        agreed = AgreedScale.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
+    content, _ = read_twice(path)
+    if content is None:
         if not resuming:
             return None
-        raise StateError(
-            f"'{path}' is gone, by which this run scales its inputs: put it back, or start a new run"
-        ) from None
-    except (OSError, ValidationError) as error:
-        what = describe(error, path.name) if isinstance(error, ValidationError) else f"{error.strerror or error}"
+        raise StateError(f"'{path}' is gone, by which this run scales its inputs: put it back, or start a new run")
+    try:
+        agreed = AgreedScale.model_validate_json(content)
+    except ValidationError as error:
+        what = describe(error, path.name)
         raise StateError(f"cannot read '{path}', by which this run scales its inputs: {what}") from error
     if agreed.study == study_digest(study):
         return agreed
@@ -96,12 +95,12 @@ def load_scale(path: Path, study: StudyConfig, *, resuming: bool) -> AgreedScale
 
 
 def save_scale(path: Path, agreed: AgreedScale) -> None:
-    """Write the scale of a run.
+    """Write the scale of a run; it is kept twice.
 
     Raises:
         StateError: the folder is unwritable or the disk is full.
     """
-    write_atomically(path, agreed.model_dump_json(indent=1).encode())
+    write_twice(path, agreed.model_dump_json(indent=1).encode(), mode=0o644)
 
 
 def scale_facts(study: StudyConfig, agreed: AgreedScale | None) -> ScaleFacts:

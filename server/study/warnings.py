@@ -84,7 +84,8 @@ def _label_shift(study: StudyConfig, replies: Replies) -> list[str]:
     """Return sentences on labels that are more frequent at some sites, or not labelled there, by the shared counts."""
     cards = {site: reply.card for site, reply in replies.items()}
     counts = {site: card.label_counts for site, card in cards.items() if card.label_counts is not None}
-    return label_shift(study.task.label_names, counts)
+    noise = {site: card.label_noise for site, card in cards.items() if card.label_noise is not None}
+    return label_shift(study.task.label_names, counts, noise)
 
 
 def _classes_at_one_site(replies: Replies) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """Keeps the heads of the sites' audit logs, which travel in their replies: a log changed since then is found out."""
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -9,7 +10,7 @@ from consilium.common.events.run import HeadsNoted, RunWarning
 from consilium.common.host.audit_heads import is_signed
 from consilium.common.protocol.audit import AuditHead
 from consilium.common.protocol.plans import Plan
-from consilium.server.study.exchange import NOTHING, Answer, Exchange
+from consilium.server.study.exchange import NOTHING, Answer, Conversation, Exchange
 from consilium.server.study.run_folder import RunFolder
 
 Keys = Mapping[str, ec.EllipticCurvePublicKey]
@@ -30,6 +31,11 @@ class WitnessedExchange:
     _keys: Keys = field(default_factory=dict)
     _last: dict[str, AuditHead] | None = None
 
+    @property
+    def patient(self) -> bool:
+        """Whether a site that is away may come back."""
+        return self.exchange.patient
+
     def connected(self) -> frozenset[str]:
         """Return the names of the sites that are online now."""
         return self.exchange.connected()
@@ -42,12 +48,28 @@ class WitnessedExchange:
         timeout_seconds: float,
         instead: Mapping[str, bytes] = NOTHING,
         most_bytes: int = 0,
+        absent_seconds: float | None = None,
+        until: Callable[[], float] = lambda: math.inf,
     ) -> Iterator[Answer]:
         """Ask the sites, and note the heads once all have answered."""
-        heads: dict[str, AuditHead] = {}
         answers = self.exchange.ask(
-            plans, payload=payload, timeout_seconds=timeout_seconds, instead=instead, most_bytes=most_bytes
+            plans,
+            payload=payload,
+            timeout_seconds=timeout_seconds,
+            instead=instead,
+            most_bytes=most_bytes,
+            absent_seconds=absent_seconds,
+            until=until,
         )
+        return self.noted(answers)
+
+    def converse(self) -> "WitnessedConversation":
+        """Return a conversation in which plans stay open over several rounds."""
+        return WitnessedConversation(self.exchange.converse(), self)
+
+    def noted(self, answers: Iterator[Answer]) -> Generator[Answer, None, None]:
+        """Yield answers, and note their heads at the end."""
+        heads: dict[str, AuditHead] = {}
         try:
             for answer in answers:
                 if answer.reply is not None and answer.reply.audit is not None:
@@ -80,6 +102,50 @@ class WitnessedExchange:
             return True
         self._keys = self.read_keys()
         return _is_signed(site, head, self._keys)
+
+
+@dataclass
+class WitnessedConversation:
+    """A conversation whose answers' heads are noted.
+
+    Args:
+        witness: notes them.
+    """
+
+    conversation: Conversation
+    witness: WitnessedExchange
+
+    def open(self) -> frozenset[str]:
+        """Return the sites whose answer to a plan has not been taken yet."""
+        return self.conversation.open()
+
+    def send(
+        self,
+        plans: Mapping[str, Plan],
+        *,
+        payload: bytes | None,
+        timeout_seconds: float,
+        instead: Mapping[str, bytes] = NOTHING,
+        most_bytes: int = 0,
+    ) -> None:
+        """Send every site its plan."""
+        self.conversation.send(
+            plans, payload=payload, timeout_seconds=timeout_seconds, instead=instead, most_bytes=most_bytes
+        )
+
+    def answers(
+        self, *, absent_seconds: float | None = None, until: Callable[[], float] = lambda: math.inf
+    ) -> Generator[Answer, None, None]:
+        """Yield answers as they arrive, and note the heads when the iterator ends or is closed."""
+        return self.witness.noted(self.conversation.answers(absent_seconds=absent_seconds, until=until))
+
+    def give_up(self, sites: Collection[str]) -> None:
+        """Take back the open plans of some sites."""
+        self.conversation.give_up(sites)
+
+    def close(self) -> None:
+        """Take back all open plans."""
+        self.conversation.close()
 
 
 def _is_signed(site: str, head: AuditHead, keys: Keys) -> bool:

@@ -18,6 +18,11 @@ import numpy.typing as npt
 from consilium.server.strategies.contract import Update
 
 PerSite = Mapping[str, float]
+HALF, FEWEST = 0.5, 4
+"""The greatest share of a site unless a study says otherwise, in rounds of so many sites or more.
+
+Of two or three sites one may well have most of the examples; among more, a number that nobody can check would decide.
+"""
 TINY = 1e-300
 """Stands for a share of 0 where the bounds leave a rest that only sites without a share can take."""
 
@@ -145,13 +150,14 @@ class Weighting:
         factors: (kind, factor, exponent), each kind once.
         smoothing: in [0, 1): how much of a site's weight relative to the cohort's mean is kept from the round
             before; an exponential moving average per site, over the rounds it took part in.
-        minimum, maximum: bounds of a share; they come last, so that they hold for size weights too.
+        minimum, maximum: bounds of a share; they come last, so that they hold for size weights too. Without a
+            maximum it is HALF from FEWEST sites on.
     """
 
     factors: tuple[tuple[str, Factor, float], ...]
     smoothing: float
     minimum: float
-    maximum: float
+    maximum: float | None
 
     def weigh(self, evidence: Evidence, memory: Mapping[str, float]) -> Weighed:
         """Return the shares of one round; pure.
@@ -214,6 +220,8 @@ class Weighting:
 
     def _within_bounds(self, shares: PerSite) -> tuple[dict[str, float], tuple[str, ...]]:
         low, high, count = self.minimum, self.maximum, len(shares)
+        if high is None:
+            high = HALF if count >= FEWEST else 1.0
         if low * count > 1 + 1e-12 or high * count < 1 - 1e-12:
             note = f"equal shares: {count} sites cannot each have {low:g} to {high:g} of the whole"
             return dict.fromkeys(shares, 1 / count), (note,)

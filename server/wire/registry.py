@@ -3,6 +3,7 @@
 One writer, the server's process. A connection is known by its certificate's key and by nothing that it says.
 """
 
+import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,9 +15,9 @@ from pydantic import ValidationError
 
 from consilium.common.errors import ConfigError, ProtocolError, StateError
 from consilium.common.host.certificates import certificate_hosts, read_authorities
-from consilium.common.host.files import write_atomically
 from consilium.common.host.keys import fingerprint_of_line, openssh
 from consilium.common.host.signing_requests import SigningRequest, read_signing_request
+from consilium.common.host.twice import read_twice, write_twice
 from consilium.common.study.names import SiteName, check_site_name
 from consilium.common.study.record import Record
 from consilium.server.operations.authority import (
@@ -26,7 +27,10 @@ from consilium.server.operations.authority import (
     sign_site_certificate,
 )
 
+log = logging.getLogger(__name__)
+
 FILE = "sites.json"
+"""File of the server's home; it is kept twice."""
 
 
 @dataclass(frozen=True)
@@ -297,7 +301,7 @@ class Registry:
     def _commit(self, entries: dict[str, _Entry]) -> None:
         """Write the register, and only then let its new entries take effect."""
         content = _File(sites=tuple(entries.values())).model_dump_json(indent=1)
-        write_atomically(self._file, content.encode(), mode=0o600)
+        write_twice(self._file, content.encode())
         self._take(entries)
 
     def _take(self, entries: dict[str, _Entry]) -> None:
@@ -311,17 +315,18 @@ def _now() -> str:
 
 
 def read_entries(file: Path) -> dict[str, _Entry]:
-    """Return the entries by fingerprint; none where there is no file yet.
+    """Return the entries by fingerprint, from its copy where the file is damaged; none where there is none yet.
 
     Raises:
-        StateError: the file cannot be read, or contradicts itself.
+        StateError: both are damaged: the file cannot be read, or contradicts itself.
     """
-    try:
-        content = _File.model_validate_json(file.read_bytes())
-    except FileNotFoundError:
+    kept, problem = read_twice(file)
+    if problem:
+        log.warning("the register of sites was damaged: %s", problem)
+    if kept is None:
         return {}
-    except OSError as error:
-        raise StateError(f"cannot read the register of sites '{file}': {error.strerror or error}") from error
+    try:
+        content = _File.model_validate_json(kept)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise _damaged(file, f"{'.'.join(map(str, first['loc'])) or 'content'}: {first['msg']}") from error
@@ -346,6 +351,6 @@ def _fits(entry: _Entry) -> bool:
 
 def _damaged(file: Path, what: str) -> StateError:
     return StateError(
-        f"the register of sites '{file}' is damaged: {what}; restore it from a backup, or move it away and approve "
-        "every site again"
+        f"the register of sites '{file}' is damaged: {what}; restore it and its copy from a backup, or move both away "
+        "and approve every site again"
     )

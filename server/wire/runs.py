@@ -20,11 +20,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from consilium.common.errors import EXIT_CODES, ConfigError, StateError
+from consilium.common.errors import EXIT_CODES, ConfigError, StateError, clean
 from consilium.common.events.log import EventLog
-from consilium.common.events.run import RunFailure, RunStopped
-from consilium.common.host.files import write_atomically
+from consilium.common.events.run import RunFailure, RunFinished, RunStopped, RunSubmitted
 from consilium.common.host.parents import exit_code
+from consilium.common.host.twice import read_twice, write_twice
 from consilium.server.wire.run_port import RunPort
 from consilium.server.wire.service import Wire
 
@@ -37,6 +37,9 @@ MAX_DEATHS = 3
 KEPT_ENDED = 200
 """How many runs that have ended are listed."""
 STOP_SECONDS = 8.0
+ENDINGS = frozenset(event.name for event in (RunFinished, RunFailure, RunStopped))
+_LAST_BYTES = 2**22
+"""Of a run's log, in which its end is looked for."""
 RUNNING, FINISHED, FAILED, STOPPED = "running", "finished", "failed", "stopped"
 
 
@@ -142,7 +145,7 @@ class Runs:
         self._note(replace(entry, state=STOPPED, ended=time.time()))
         with contextlib.suppress(StateError):
             EventLog(entry.folder / "events.jsonl").log(RunStopped())
-            EventLog(self._journal, {"study": entry.title, "run": name}).log(RunStopped())
+            EventLog(self._journal, {"study": entry.title, "run": name}, endless=True).log(RunStopped())
         if (child := self._children.get(name)) is not None:
             await _end(child.process)
         if (followed := self._followed.get(name)) is not None:  # so that a run of this name can begin anew
@@ -184,6 +187,9 @@ class Runs:
             current = self._entries[entry.name]
             if self._closing or current.state != RUNNING:
                 return
+            if code in EXIT_CODES.values() and not _has_ended(entry.folder):  # it failed before it could say so
+                self._fail(current, f"its process ended with {_said(code)}; the server's log says why")
+                return
             if code == 0 or code in EXIT_CODES.values():
                 state = FINISHED if code == 0 else FAILED
                 detail = "".join(name for name, number in EXIT_CODES.items() if number == code)
@@ -204,7 +210,7 @@ class Runs:
         log.error("run failed name=%s detail=%s", entry.name, detail)
         for events in (
             EventLog(entry.folder / "events.jsonl"),
-            EventLog(self._journal, {"study": entry.title, "run": entry.name}),
+            EventLog(self._journal, {"study": entry.title, "run": entry.name}, endless=True),
         ):
             with contextlib.suppress(StateError):
                 events.log(RunFailure(error="RunFailed", message=detail))
@@ -274,21 +280,27 @@ class Runs:
         for old in ended[: max(0, len(ended) - KEPT_ENDED)]:
             del self._entries[old.name]
         content = json.dumps([asdict(known) for known in self.entries()], indent=1)
-        write_atomically(self._file, content.encode(), mode=0o600)
+        write_twice(self._file, content.encode())
 
 
 def _load(file: Path) -> dict[str, RunEntry]:
-    """Return the runs that were noted.
+    """Return the runs that were noted, from the copy where the file is damaged.
 
     Raises:
-        StateError: the file is damaged.
+        StateError: both are damaged.
     """
-    if not file.exists():
+    content, problem = read_twice(file)
+    if problem:
+        log.warning("the list of runs was damaged: %s", problem)
+    if content is None:
         return {}
     try:
-        entries = [RunEntry(**values) for values in json.loads(file.read_text(encoding="utf-8"))]
-    except (OSError, ValueError, TypeError) as error:
-        raise StateError(f"cannot read the runs in '{file}': {error}; move it away to begin without them") from error
+        entries = [RunEntry(**values) for values in json.loads(content)]
+    except (ValueError, TypeError, RecursionError) as error:
+        raise StateError(
+            f"cannot read the runs in '{file}': {clean(str(error))}; restore it and its copy from a backup, or move "
+            "both away to begin without them: 'consilium run STUDY.toml --resume FOLDER' continues a run"
+        ) from error
     return {entry.name: entry for entry in entries}
 
 
@@ -297,6 +309,22 @@ def _progress(folder: Path) -> float:
     with contextlib.suppress(OSError):
         return (folder / "checkpoint.safetensors").stat().st_mtime
     return 0.0
+
+
+def _has_ended(folder: Path) -> bool:
+    """Return whether a run's log tells of its end since somebody last asked for the run."""
+    try:
+        with (folder / "events.jsonl").open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _LAST_BYTES))
+            lines = file.read().splitlines()
+    except OSError:
+        return False
+    for line in reversed(lines):
+        with contextlib.suppress(ValueError, TypeError, AttributeError):
+            name = json.loads(line).get("event")
+            if name in ENDINGS or name == RunSubmitted.name:
+                return name in ENDINGS
+    return False
 
 
 async def _end(process: "subprocess.Popen[bytes]") -> None:

@@ -181,9 +181,13 @@ class Control:
         """
         self._ask("retire_ca", force=force)
 
-    def submit(self, study: StudyConfig, *, folder: Path) -> str:
-        """Start a run of `study` that writes into `folder` on the server's machine; return the run's name."""
-        job = {"kind": "study", "study": study.model_dump_json(), "folder": str(folder.resolve())}
+    def submit(self, study: StudyConfig, *, folder: Path, update: bool = False) -> str:
+        """Start a run of `study` that writes into `folder` on the server's machine; return the run's name.
+
+        Args:
+            update: the run has ended, and only asks the sites without a row in its result.
+        """
+        job = {"kind": "study", "study": study.model_dump_json(), "folder": str(folder.resolve()), "update": update}
         return str(self._ask("submit", job=job, title=study.name))
 
     def submit_app(self, job: Mapping[str, Any], *, title: str) -> str:

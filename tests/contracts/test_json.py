@@ -75,6 +75,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("site init --name lyon --server h:1 --folder lyon", {"site", "folder", "fingerprint", "request"}, 0),
         ("site rotate-key", {"fingerprint", "active", "request"}, 0),
         ("site approve-app --list", {"apps"}, 0),
+        ("site backup berlin.backup", {"file", "files", "bytes", "sealed"}, 0),
         ("site check", {"findings", "failures", "exit_code"}, ConfigError.exit_code),
         ("data split pool.npz --out f --by iid --sites 3", {"folder", "study", "record", "sites", "notes"}, 0),
         ("data fetch digits --to digits", {"name", "folder", "about"}, 0),

@@ -74,6 +74,34 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"task": NUMBER, "model": {"name": "gru"}},
         "model.name: model 'gru' reads series, but task.kind is 'table' with examples of shape [1]",
     ),
+    "patients called by their times": (
+        {
+            "task": {"kind": "features", "shape": [4], "survival": {"time": "t", "event": "e"}},
+            "model": {"name": "linear"},
+            "split": {"group": "t"},
+        },
+        "split.group: column 't' is also a feature or the label of the task",
+    ),
+    "patients called by a channel": (
+        {
+            "task": {"kind": "series", "channels": ["a", "b"], "length": 4, "classes": ["no", "yes"]},
+            "model": {"name": "gru"},
+            "split": {"group": "b"},
+        },
+        "split.group: column 'b' is also a feature or the label of the task",
+    ),
+    "a summary of a column that is not there": (
+        {"task": NUMBER | {"summary": {"columns": {"z": {"low": 0, "high": 1}}}}},
+        "task.summary.columns: the task has no column 'z' to summarise, it has 'a', 'b'",
+    ),
+    "a summary of levels without pictures": (
+        {"task": NUMBER | {"summary": {"pixels": {"mean": 0.5, "std": 0.2}}}},
+        "task.summary.pixels: is for pictures, but task.kind is 'table': leave it out",
+    ),
+    "a summary of classes that do not add up": (
+        {"task": PICTURES | {"summary": {"labels": {"no": 0.5, "yes": 0.1}}}},
+        "task.summary.labels: the parts of the classes add up to 0.6, expected 1",
+    ),
     "nothing for test": (
         {"split": {"test": 0.0}},
         "split.test is 0, so nothing could be said of any model: give it a part of each site's rows, e.g. 0.2, or name",
@@ -201,10 +229,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"method": {"kind": "local"}, "weighting": {}},
         "method 'local' shares nothing",
     ),
-    "a median with weights": (
-        {"strategy": {"kind": "median"}, "weighting": {"factors": [{"kind": "loss"}]}},
-        "strategy 'median' sets its own weights",
-    ),
     "q-fedavg with momentum": (
         {"strategy": {"kind": "qfedavg"}},
         "strategy 'qfedavg' takes 1 / learning_rate for the slope of the loss, which holds for SGD without momentum: "
@@ -254,6 +278,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"strategy": {"kind": "trimmed_mean", "trim": 2}},
         "needs at least 5 updates in a round",
     ),
+    "more sites than all": (
+        {"over_selection": 0.3},
+        "over_selection asks 0.3 more sites than cohort_fraction says, which is all of them",
+    ),
+    "slow updates of a secure sum let go": (
+        {"over_selection": 0.3, "cohort_fraction": 0.9, "privacy": {"secure_aggregation": True, "bound": 1.0}},
+        "over_selection lets the slowest updates of a round go, but secure sums",
+    ),
     "a trimmed mean whose quorum is too small": (
         {"strategy": {"kind": "trimmed_mean"}, "quorum": 2},
         "needs at least 3 updates in a round, but a round of this study may have 2",
@@ -298,6 +330,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a maximum that cannot be": (
         {"weighting": {"maximum": 0.3}},
         "weighting.maximum: 0.3 for each of 3 sites is less than the whole",
+    ),
+    "a bound on updates that nobody sees": (
+        {"privacy": {"secure_aggregation": True}, "defence": {"norm": {"kind": "median"}}},
+        "defence.norm = 'median' bounds each site's update, which privacy.secure_aggregation never shows the server",
+    ),
+    "a second bound on updates of hidden sites": (
+        {"privacy": {"sites": {"noise": 5}}, "defence": {"norm": {"kind": "fixed", "bound": 1}}},
+        "defence.norm = 'fixed' bounds an update once more than privacy.sites.clip",
     ),
     "noise for whole sites on a median": (
         {"privacy": {"sites": {"noise": 5}}, "strategy": {"kind": "median"}},
@@ -434,6 +474,47 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"privacy": {"sites": {"noise": 5}}},
         "privacy.sites adds noise to weights, not to the scale of inputs that the sites would agree on",
     ),
+    "a buffer with a quorum": (
+        {"schedule": {"kind": "buffered", "size": 2}, "quorum": 2},
+        "schedule = 'buffered' ends a round with schedule.size updates: leave quorum out",
+    ),
+    "a buffer that waits for stragglers": (
+        {"schedule": {"kind": "buffered", "size": 2}, "straggler_seconds": 5.0},
+        "schedule = 'buffered' asks all sites that are not at work and waits for no slow one: leave cohort_fraction",
+    ),
+    "a buffer of more sites than there are": (
+        {"schedule": {"kind": "buffered", "size": 4}},
+        "schedule.size must be at most the number of sites (3), got 4",
+    ),
+    "a buffer of masked updates": (
+        {"schedule": {"kind": "buffered", "size": 3}, "privacy": {"secure_aggregation": True, "bound": 1.0}},
+        "schedule = 'buffered' takes updates of several rounds, each by itself, but secure sums",
+    ),
+    "a buffer of updates from differences": (
+        {"schedule": {"kind": "buffered", "size": 2}, "downlink": [{"kind": "int8"}]},
+        "schedule = 'buffered' sends sites weights of different rounds, and a downlink codec sends the difference",
+    ),
+    "a buffer for the median": (
+        {"schedule": {"kind": "buffered", "size": 3}, "strategy": {"kind": "median"}},
+        "strategy 'median' takes more from the updates of one round than their mean",
+    ),
+    "a buffer with control variates": (
+        {
+            "schedule": {"kind": "buffered", "size": 3},
+            "method": {"kind": "scaffold"},
+            "strategy": {"kind": "scaffold"},
+            "training": PLAIN,
+        },
+        "strategy 'scaffold' takes more from the updates of one round than their mean",
+    ),
+    "a buffer weighted by losses of several rounds": (
+        {"schedule": {"kind": "buffered", "size": 2}, "weighting": {"factors": [{"kind": "auto"}]}},
+        "weighting 'auto' compares what sites did in the same round, and schedule = 'buffered' has updates of several",
+    ),
+    "a buffer that ends with its best round": (
+        {"schedule": {"kind": "buffered", "size": 2}, "stopping": {"patience": 2, "final": "best"}},
+        "stopping.final = 'best' ends with the weights that all sites of a round measured, and with schedule",
+    ),
 }
 
 
@@ -479,10 +560,14 @@ def test_legal_study_has_no_problem(make_study: MakeStudy) -> None:
         {"strategy": {"kind": "feddyn"}, "method": {"kind": "feddyn"}},
         {"strategy": {"kind": "fedexp"}, "weighting": {}},
         {"strategy": {"kind": "trimmed_mean"}},
+        {"strategy": {"kind": "median"}, "weighting": {"factors": [{"kind": "loss"}]}},
         {"sites": ["a", "b", "c", "d", "e"], "strategy": {"kind": "krum"}},
         {"weighting": {"factors": [{"kind": "fedce"}]}},
         {"weighting": {"minimum": 1 / 3, "maximum": 1 / 3}},
         {"method": {"kind": "local"}},
+        {"schedule": {"kind": "buffered", "size": 2}, "strategy": {"kind": "fedadam"}, "uplink": [{"kind": "int8"}]},
+        {"schedule": {"kind": "buffered", "size": 1}, "weighting": {"factors": [{"kind": "feddisco"}]}},
+        {"schedule": {"kind": "buffered", "size": 3}, "stopping": {"patience": 2}, "keep_best": True},
     ):
         assert [] == problems(make_study(**settings))
 

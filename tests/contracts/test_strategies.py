@@ -33,6 +33,9 @@ from consilium.testing.strategy_cases import (
 COORDINATES = ("median", "trimmed_mean")
 """Strategies that treat each coordinate for itself: no set of shares gives their weights."""
 
+ROBUST = (*COORDINATES, "krum", "geometric_median")
+"""Strategies that weigh by the shares and by where the updates lie."""
+
 KINDS = sorted(STRATEGIES)
 
 
@@ -44,9 +47,9 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 test_strategy_keeps_the_contract = strategy_contract(*every("strategies", STRATEGIES))
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if config_of(kind).weighted and kind != "geometric_median"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if config_of(kind).weighted and kind not in ROBUST])
 def test_weighted_strategy_tells_the_shares_it_was_given(kind: str) -> None:
-    """What counted is what the weighting said, but for the geometric median, which weighs once more."""
+    """What counted is what the weighting said, but for the robust strategies, which weigh once more."""
     strategy, equal = built(kind), dict.fromkeys(SIZES, 1 / 6)
     for shares in (SHARES, equal):
         assert shares == dict(strategy.apply(begun(strategy), updates(), shares).shares)

@@ -12,6 +12,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
+from conftest import MakeStudy
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -159,7 +160,7 @@ def test_shares_follow_from_the_recorded_signals() -> None:
     """The auditor's sum: the product of `<kind>.factor`, each to its exponent, divided by its sum over the sites."""
     exponents = {"size": 0.5, "loss": 2.0, "fedadp": 1.0, "afl": 0.3, "auto": 1.0}
     config = {"factors": [{"kind": kind, "exponent": power} for kind, power in exponents.items()]}
-    weighting = build_weighting(WeightingConfig.model_validate(config))
+    weighting = build_weighting(WeightingConfig.model_validate(config | {"maximum": 1.0}))
     memory: Mapping[str, float] = {}
     for given_now in rounds():
         weighed = weighting.weigh(given_now, memory)
@@ -229,6 +230,34 @@ def test_fallback_keeps_to_the_bounds() -> None:
         (("given", Given(dict.fromkeys("abc", 0.0)), 1.0),), maximum=0.5, smoothing=0.0, minimum=0.0
     ).weigh(three(), {})
     assert pytest.approx({"a": 0.5, "b": 2.5 / 7, "c": 1 / 7}, abs=1e-12) == dict(weighed.shares)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ((97, 1, 1, 1), (0.5, 1 / 6, 1 / 6, 1 / 6)),
+        ((50, 30, 10, 10), (0.5, 0.3, 0.1, 0.1)),
+        ((98, 1, 1), (0.98, 0.01, 0.01)),
+        ((9, 1), (0.9, 0.1)),
+    ],
+)
+def test_no_site_has_more_than_half_of_four_or_more_unless_the_study_says_so(
+    sizes: tuple[int, ...], expected: tuple[float, ...]
+) -> None:
+    """A made-up number of examples buys half of the weights at most; what is within that stays as it is, to the bit."""
+    updates = [Update(site, {}, size, {}) for site, size in zip("abcd", sizes, strict=False)]
+    weighed = build_weighting(WeightingConfig()).weigh(evidence(updates), {})
+    assert pytest.approx(dict(zip("abcd", expected, strict=False)), abs=1e-15) == dict(weighed.shares)
+    free = build_weighting(WeightingConfig(maximum=1.0)).weigh(evidence(updates), {})
+    assert {site: size / sum(sizes) for site, size in zip("abcd", sizes, strict=False)} == dict(free.shares)
+    if max(expected) == max(free.shares.values()):
+        assert dict(free.shares) == dict(weighed.shares)
+
+
+def test_study_with_secure_sums_bounds_no_share(make_study: MakeStudy) -> None:
+    """Each site weighs itself there, and the record says what it counted."""
+    assert None is make_study().weights_by.maximum
+    assert 1.0 == make_study(privacy={"secure_aggregation": True}).weights_by.maximum
 
 
 # --- smoothing -------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from consilium.common.protocol.replies import FailureReply, ScaleReply
 from consilium.common.study.load import load_site
 from consilium.common.wire.envelope import sign_order
 from consilium.privacy.audit_logs import verify_log, verify_run, verify_site
-from consilium.server.study.exchange import Answer
+from consilium.server.study.exchange import Answer, Conversation
 from consilium.server.study.run_folder import RunFolder
 from consilium.server.study.witness import WitnessedExchange
 from consilium.server.wire.submission import Control
@@ -155,6 +155,15 @@ def write_anew(path: Path) -> None:
         log.note("ok", {"run": "run-1", "order": number + 1})
 
 
+def test_event_that_was_changed_at_a_site_is_found(site: Path, make_study: MakeStudy) -> None:
+    """Its events are a chain too, which a hospital verifies with the same command."""
+    played(site, make_study)
+    assert "" == verify_site(site).problem
+    events = site.parent / "state" / "events.jsonl"
+    events.write_bytes(events.read_bytes().replace(b'"round": 1', b'"round": 2', 1))
+    assert "was changed after it was written" in verify_site(site).problem
+
+
 TAMPERED = [drop_last, drop_second, change, change_last, write_anew, Path.unlink]
 
 
@@ -255,6 +264,10 @@ class Scripted:
         """Answer with the next head."""
         reply = ScaleReply(run="run-1", site="berlin", pid=1, seconds=0.0, audit=self.heads.pop(0))
         yield Answer("berlin", reply=reply)
+
+    def converse(self) -> Conversation:
+        """No plan stays open here."""
+        raise AssertionError("nobody has a conversation with these sites")
 
 
 def test_server_keeps_heads_and_warns_of_those_that_cannot_be(tmp_path: Path) -> None:

@@ -29,7 +29,13 @@ from consilium.client.operations.doctor.credentials import (
 from consilium.client.operations.doctor.data import check_data
 from consilium.client.operations.doctor.examine import examine, exit_code
 from consilium.client.operations.doctor.finding import Finding, failed, warned
-from consilium.client.operations.doctor.machine import check_disk, check_gpu, check_memory, check_state
+from consilium.client.operations.doctor.machine import (
+    check_disk,
+    check_gpu,
+    check_memory,
+    check_precision,
+    check_state,
+)
 from consilium.client.operations.doctor.network import (
     check_dns,
     check_greeting,
@@ -618,6 +624,28 @@ def test_memory_counts_a_containers_limit(tmp_path: Path) -> None:
     assert "PASS" == check_memory(meminfo, limit).status
     limit.write_text("500000000\n")
     assert "WARN" == check_memory(meminfo, limit).status
+
+
+def test_half_the_bits_are_slow_on_a_processor_without_units_for_them(
+    config: SiteConfig, tmp_path: Path, make_study: MakeStudy
+) -> None:
+    """By the words of /proc/cpuinfo, of Intel and of ARM; nothing is said of a study in float32."""
+    asked = changed(config, device="cpu")
+    study = make_study()
+    half = study.model_copy(update={"training": study.training.model_copy(update={"precision": "bfloat16"})})
+    file = tmp_path / "cpuinfo"
+    assert [] == check_precision(asked, study, file)
+    assert ["SKIP"] == [one.status for one in check_precision(asked, half, file)]
+    for line, status in (
+        ("flags\t\t: fpu avx512f avx512_bf16", "PASS"),
+        ("flags\t\t: fpu amx_bf16", "PASS"),
+        ("Features\t: fp asimd bf16 sve", "PASS"),
+        ("flags\t\t: fpu avx512f\nbugs\t: bf16", "WARN"),
+    ):
+        file.write_text(f"processor\t: 0\n{line}\n")
+        (finding,) = check_precision(asked, half, file)
+        assert status == finding.status, line
+    assert "this processor has no bfloat16 units" in finding.message and "'float32'" in finding.fix
 
 
 def test_gpu_is_needed_only_where_it_is_asked_for(config: SiteConfig, monkeypatch: pytest.MonkeyPatch) -> None:

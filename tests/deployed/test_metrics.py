@@ -116,7 +116,8 @@ JOURNAL = of_run(
         at(15, "answered", round=1, site="berlin", metrics=MEASURED),
         at(16, "weighting", round=1, message="weighted by size: update.loss is missing from berlin"),
         at(18, "rejected", round=1, site="lyon", reason="not_finite", message="..."),
-        round_event(),
+        round_event(shortened={"berlin": 0.5}),
+        at(21, "set_aside", round=1, site="lyon", strikes=3, reason="not_finite", message="..."),
         at(21, "checkpoint", round=1),
         at(22, "asked", round=2, sites=["berlin", "lyon"], quorum=1),
     ],
@@ -217,6 +218,10 @@ def test_server_metrics_have_the_values_of_the_journal() -> None:
         label("site_weight_ratio", **heart, site="berlin"): 1,
         label("site_weight_signal", **heart, site="berlin", signal="size.examples"): 30,
         label("site_weight_signal", **heart, site="berlin", signal="size.factor"): 30,
+        label("updates_shortened_total", **heart, site="berlin"): 1,
+        label("updates_shortened_total", **heart, site="lyon"): 0,
+        label("site_set_aside", **heart, site="berlin"): 0,
+        label("site_set_aside", **heart, site="lyon"): 1,
         label("weighting_fallbacks_total", **heart): 1,
         label("site_uplink_error_ratio", **heart, site="berlin"): 0.01,
         label("downlink_error_ratio", **heart): 0.125,
@@ -384,7 +389,7 @@ def test_new_run_starts_gauges_anew_and_counts_on() -> None:
     """Nothing of the run before is shown, except in counters."""
     found = shown([*JOURNAL, *of_run("run-2", [started(50)])])
     expected = shown(of_run("run-2", [started(50)]))
-    updates = ("updates_total", "updates_rejected_total", "weighting_fallbacks_total")
+    updates = ("updates_total", "updates_rejected_total", "updates_shortened_total", "weighting_fallbacks_total")
     counted = ("rounds_total", "round_seconds", "transfer_bytes_total", *updates)
     for key, value in found.items():
         if any(key[0].startswith(f"consilium_{name}") for name in counted):

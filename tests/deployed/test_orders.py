@@ -19,6 +19,7 @@ from consilium.client.privacy.audit import FILE
 from consilium.client.site.site import Site
 from consilium.client.wire.orders import LEDGER, MOST_KNOWN_RUNS, Orders
 from consilium.common.errors import ConfigError, ProtocolError, StateError
+from consilium.common.host.twice import copy_of
 from consilium.common.protocol.parse import parse_reply
 from consilium.common.protocol.plans import (
     FinishPlan,
@@ -200,9 +201,11 @@ def test_keys_and_masks_are_asked_for_in_their_place(tmp_path: Path) -> None:
 
 def test_server_that_resumed_asks_again(tmp_path: Path) -> None:
     """From its checkpoint: the handshake, the last round that was answered, and in the end the test counts."""
-    orders = after(tmp_path, handshake(), round_plan(1), round_plan(2), handshake(), round_plan(2), round_plan(5))
+    past: list[Plan] = [handshake(), round_plan(1), round_plan(2), handshake(), round_plan(2), round_plan(5)]
+    back: list[Plan] = [handshake(), round_plan(3), round_plan(4), round_plan(5)]  # its newest checkpoints were damaged
+    orders = after(tmp_path, *past, *back)
     again: list[Plan] = [finish(), handshake(), finish()]
-    for number, plan in enumerate(again, start=7):
+    for number, plan in enumerate(again, start=11):
         obey(orders, plan, number)
 
 
@@ -239,7 +242,12 @@ def test_study_that_may_stop_early_may_finish_after_any_of_its_rounds(tmp_path: 
         ([handshake(run="run-2")], round_plan(1), "had no handshake here"),
         ([handshake()], round_plan(6), "ends with round 5, the plan is for round 6"),
         ([handshake()], round_plan(999_999), "ends with round 5, the plan is for round 999999"),
-        ([handshake(), round_plan(3)], round_plan(2), "has answered round 3, the plan is for the earlier round 2"),
+        ([handshake(), round_plan(4)], round_plan(1), "has answered round 4, the plan is for the earlier round 1"),
+        (
+            [handshake(), round_plan(4), round_plan(3), round_plan(2)],
+            round_plan(1),
+            "has answered round 4, the plan is for the earlier round 1",
+        ),
         ([handshake(), round_plan(3)], round_plan(4, OTHER), "this plan is of another one"),
         ([handshake(), round_plan(3)], handshake(OTHER), "has trained another study than the one asked for now"),
         ([handshake(), finish()], handshake(OTHER), "has trained another study than the one asked for now"),
@@ -328,8 +336,8 @@ def test_full_ledger_takes_no_further_run(tmp_path: Path) -> None:
 def test_ledger_is_readable_by_its_owner_alone(tmp_path: Path) -> None:
     """As is everything that a site keeps."""
     after(tmp_path, handshake())
-    assert [LEDGER] == [path.name for path in tmp_path.iterdir()]
-    assert 0o600 == stat.S_IMODE((tmp_path / LEDGER).stat().st_mode)
+    assert {LEDGER, f"{LEDGER}.copy"} == {path.name for path in tmp_path.iterdir()}
+    assert {0o600} == {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
 
 
 @pytest.mark.parametrize(
@@ -345,11 +353,20 @@ def test_ledger_is_readable_by_its_owner_alone(tmp_path: Path) -> None:
     ids=["half", "empty", "list", "negative", "more", "path"],
 )
 def test_damaged_ledger_stops_the_site_and_is_kept(damage: Callable[[str], str], tmp_path: Path) -> None:
-    """Nothing is obeyed by a site that does not know what it has answered; a person decides, and reads how."""
+    """Nothing is obeyed by a site that does not know what it has answered; a person decides, and reads how.
+
+    With its copy, orders that were answered stay so.
+    """
     after(tmp_path, handshake(), round_plan(1))
     path = tmp_path / LEDGER
+    good = path.read_text()
+    path.write_text(damage(good))
+    with pytest.raises(ProtocolError, match="order 2 of run 'run-1' was answered already"):
+        ledger(tmp_path).open(signed(round_plan(1), 2), None)
+    path.write_text(good)
+    copy_of(path).unlink()
     path.write_text(damaged := damage(path.read_text()))
-    with pytest.raises(StateError, match=r"ledger of orders '.*orders.json' is damaged, .* Put it back from a backup"):
+    with pytest.raises(StateError, match=r"ledger of orders '.*orders.json' is damaged, .* Put it and its copy back"):
         ledger(tmp_path)
     assert damaged == path.read_text()
 

@@ -297,3 +297,15 @@ def test_run_that_dies_again_and_again_has_failed_with_a_sentence(place: Place) 
     output, _ = follower.communicate(timeout=30)
     assert 14 == follower.returncode, output
     assert "3 times in a row without a new checkpoint" in output
+
+
+def test_run_whose_process_cannot_begin_says_so_in_its_log(place: Place, undisturbed: dict[str, list[float]]) -> None:
+    """Its process ends with an error's code before it has written anything: whoever follows it must not wait for ever."""
+    assert undisturbed
+    (place.folder / "broken").mkdir()
+    with Control(place.home) as control:
+        job = {"folder": str(place.folder / "broken/run"), "kind": "study"}  # without the study
+        name = control._ask("submit", job=job, title="broken")
+    until(lambda: place.entry(Path(name)).state == "failed", 60)
+    (failed,) = events(place.folder / "broken/run", "failed")
+    assert "its process ended with exit code 1; the server's log says why" == failed["message"]

@@ -33,8 +33,8 @@ from consilium.running.in_process import run_in_process
 
 RUN = "<!-- run -->\n"
 
-PROGRAMS_OF_OTHERS = {"docker", "cp", "mkdir", "pip"}
-"""Not parsed: they need an engine or an index, or are not ours."""
+PROGRAMS_OF_OTHERS = {"docker", "cp", "mkdir", "pip", "sudo", "journalctl"}
+"""Not parsed: they need an engine, an index or a right, or are not ours."""
 
 STUDY = """
 name = "quick"

@@ -87,6 +87,33 @@ def test_updates_that_travelled_coded_are_kept_as_they_were_decoded(
     assert [("recomputed", "recomputed")] * 3 == said(audit)
 
 
+@pytest.mark.parametrize("keeps", [False, True], ids=["digests", "kept"])
+@pytest.mark.parametrize("codec", [[], [{"kind": "zstd"}]], ids=["plain", "zstd"])
+def test_buffered_rounds_are_computed_again(
+    keeps: bool, codec: list[Any], make_sites: MakeSites, make_study: MakeStudy, tmp_path: Path
+) -> None:
+    """Updates of earlier rounds count by their staleness, bit for bit; a staleness that is changed is found."""
+    schedule = {"kind": "buffered", "size": 2}
+    study = make_study(keep_updates=keeps, schedule=schedule, uplink=codec, rounds=4, strategy={"kind": "fedavgm"})
+    run_in_process(study, make_sites(), tmp_path / "run")
+    audit = audit_run(tmp_path / "run")
+    assert [] == audit.problems
+    assert [("recomputed", "recomputed" if keeps else "not kept")] * 4 == said(audit)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    rounds = [line["sites"].values() for line in lines if line["event"] == "round"]
+    assert [[0, 0], [0, 1], [0, 1], [0, 1]] == [sorted(one.get("stale", 0) for one in sites) for sites in rounds]
+
+    def older(event: dict[str, Any]) -> None:
+        if event.get("round", 0) == (3 if keeps else 2):
+            for one in event["sites"].values() if event["event"] == "round" else [event]:
+                one |= {"stale": 2} if one.get("stale") else {}
+
+    rewrite(tmp_path / "run", older)
+    problem = audit_run(tmp_path / "run").problems[0]
+    refused = "in round 2 is said to be of 2 rounds ago, expected at most 1"
+    assert ("the kept updates of round 3 give the weights" if keeps else refused) in problem
+
+
 @pytest.fixture
 def finished(make_sites: MakeSites, make_study: MakeStudy, tmp_path: Path) -> Path:
     """Return the folder of a finished run that kept its updates."""

@@ -204,7 +204,7 @@ def test_all_sites_failing_ends_the_run_with_every_reason(
 
     with pytest.raises(CohortTooSmall, match=r"round 2: 0 of 3 .* expected 1; .*berlin.*lyon.*porto"):
         run(make_study(quorum=1), make_sites(), tmp_path / "run", deliver)
-    assert [".lock", "checkpoint.safetensors", "events.jsonl", "scale.json"] == sorted(
+    assert [".lock", "checkpoint.safetensors", "events.jsonl", "scale.json", "scale.json.copy"] == sorted(
         path.name for path in (tmp_path / "run").iterdir()
     )
     events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]

@@ -17,6 +17,7 @@ from consilium.client.methods import METHODS
 from consilium.client.site.kept import Kept
 from consilium.common.codecs import CODECS, Identity
 from consilium.common.errors import ProtocolError
+from consilium.common.events.run import RunWarning
 from consilium.common.flower.message import unpack
 from consilium.common.protocol.parse import parse_plan
 from consilium.common.protocol.plans import FinishPlan, Plan, RoundPlan, study_digest
@@ -25,6 +26,7 @@ from consilium.common.weights.arrays import Array, under
 from consilium.running.in_process import Answering, Deliver, deliver_always, run_in_process
 from consilium.server.strategies import ServerState
 from consilium.server.study.checkpoint import load_checkpoint
+from consilium.server.study.run_folder import RunFolder
 
 Fault = Callable[[Message, Answering], Message | None]
 
@@ -275,14 +277,15 @@ def test_plan_of_what_cannot_have_been_is_refused(fields: dict[str, Any], senten
 def test_site_that_lost_what_the_server_counts_on_is_refused_with_a_sentence(
     tmp_path: Path, make_sites: MakeSites, make_study: MakeStudy, method: str
 ) -> None:
-    """Variates of SCAFFOLD and gradients of FedDyn would never be matched again; others go on as late joiners."""
-    study, sites = make_study(rounds=4, quorum=2, **method_settings(method)), make_sites()
+    """Variates of SCAFFOLD and gradients of FedDyn would never be matched again; others go on if the site says so."""
+    study = make_study(rounds=4, quorum=2, **method_settings(method))
+    sites = make_sites(on_lost_state="start_anew")
 
     def deliver(site: str, message: Message, answering: Answering) -> Message | None:
         plan, _ = plan_of(message)
         if site == "porto" and isinstance(plan, RoundPlan) and plan.round == 3:
             _warm.clear()
-            for name in ("manifest.json", "round-000001.safetensors", "round-000002.safetensors"):
+            for name in ("manifest.json", "manifest.json.copy", "round-000001.safetensors", "round-000002.safetensors"):
                 (sites["porto"].parent / "state" / "quick" / "run" / name).unlink()
         return answering(message)
 
@@ -290,8 +293,38 @@ def test_site_that_lost_what_the_server_counts_on_is_refused_with_a_sentence(
     if method == "fedper":
         assert [{}] * 4 == [item["rejected"] for item in result["rounds"]]
         assert sorted(SIZES) == result["rounds"][3]["accepted"]
+        warned = [event.message for event in RunFolder(tmp_path / "run").read_events() if isinstance(event, RunWarning)]
+        assert any("'porto': what it kept" in text and "in round 3; it began anew" in text for text in warned)
         return
     assert [{}, {}, {"porto": "failure"}, {"porto": "failure"}] == [item["rejected"] for item in result["rounds"]]
     told = (sites["porto"].parent / "state" / "events.jsonl").read_text()
     assert "site 'porto' no longer has what it kept after round 2 of run 'run'" in told
     assert "put its state folder back, or start a new run" in told
+
+
+def test_site_whose_state_was_damaged_goes_on_from_the_one_before(
+    tmp_path: Path, make_sites: MakeSites, make_study: MakeStudy
+) -> None:
+    """In the round and at the finish, each with a warning in the run's log; what vanished is refused until told."""
+    study, sites = make_study(rounds=4, quorum=2, **method_settings("fedper")), make_sites()
+    lyon = sites["lyon"].parent / "state" / "quick" / "run"
+
+    def deliver(site: str, message: Message, answering: Answering) -> Message | None:
+        plan, _ = plan_of(message)
+        folder = sites["porto"].parent / "state" / "quick" / "run"
+        if site == "porto" and isinstance(plan, RoundPlan | FinishPlan) and plan.accepted in (2, 4):
+            _warm.clear()
+            (folder / f"round-{plan.accepted:06d}.safetensors").write_bytes(b"damaged")
+        if site == "lyon" and isinstance(plan, RoundPlan) and plan.round == 3:
+            _warm.clear()
+            for path in [*lyon.glob("manifest*"), *lyon.glob("round*")]:
+                path.unlink()
+        return answering(message)
+
+    result = run(study, sites, tmp_path / "run", deliver)
+    assert [{}, {}, {"lyon": "failure"}, {"lyon": "failure"}] == [item["rejected"] for item in result["rounds"]]
+    told = [event.message for event in RunFolder(tmp_path / "run").read_events() if isinstance(event, RunWarning)]
+    wanted = ["in round 3; it went on from that after round 1", "in round 4; it went on from that after round 3"]
+    assert wanted == [text.partition("damaged or gone ")[2] for text in told if "'porto'" in text]
+    lyon_log = (sites["lyon"].parent / "state" / "events.jsonl").read_text()
+    assert 'set on_lost_state = \\"start_anew\\" in its site.toml' in lyon_log

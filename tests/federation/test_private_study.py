@@ -18,7 +18,7 @@ from consilium.adaptation.adapt import adapt_site
 from consilium.client.app import _warm
 from consilium.client.flower.message import plan_of
 from consilium.client.site.announced import ANNOUNCED
-from consilium.client.site.answers import PAYLOAD
+from consilium.client.site.answers import Answers
 from consilium.client.site.kept import Kept
 from consilium.client.site.round import play_round
 from consilium.client.site.site import Site
@@ -159,12 +159,54 @@ def test_round_asked_again_is_answered_with_the_same_bytes(make_sites: MakeSites
     assert (other, changed) == site.answer(plan, weights_of(site, 0.1))
 
 
+def test_server_that_goes_back_gets_the_same_answers_for_nothing(
+    tmp_path: Path, make_sites: MakeSites, make_study: MakeStudy
+) -> None:
+    """Its newest checkpoint is damaged, and it asks again: the same bytes come, and no ledger has a line more."""
+    study, folder = private(make_study, **method_settings("fedavg")), tmp_path / "run"
+    sites, wire = make_sites(SIZES, declared_examples=100), Wire()
+
+    def dying(site: str, message: Message, answering: Answering) -> Message | None:
+        if isinstance(plan_of(message)[0], FinishPlan):
+            raise Killed
+        return wire(site, message, answering)
+
+    with pytest.raises(Killed):
+        run(study, sites, folder, dying)
+    before = {name: ledger_of(path) for name, path in sites.items()}
+    (folder / "checkpoint.safetensors").write_bytes(b"damaged")
+    again = Wire()
+    run(study, sites, folder, again)
+    for name, path in sites.items():
+        assert before[name] == ledger_of(path)[:-1]
+        assert "test counts" == ledger_of(path)[-1].what
+        (repeated,) = again.rounds(name)
+        assert [seen.up for seen in wire.rounds(name)][-1] == repeated.up
+
+
+def test_earlier_round_asked_again_with_other_weights_is_charged(make_sites: MakeSites, make_study: MakeStudy) -> None:
+    """Kept answers are of this very round and these very weights; those of the last rounds stay, others are deleted."""
+    path, _ = alone(make_sites, make_study)
+    study = private(make_study, {"noise": 1.0, "delta": 1e-3}, sites=["berlin"], rounds=7)
+    site = Site(load_site(path), study)
+    begun(site, study)
+    answers = [site.answer(asked(study, n, accepted=n - 1 or None), weights_of(site)) for n in (1, 2, 3)]
+    assert answers[:2] == [site.answer(asked(study, n, accepted=n - 1 or None), weights_of(site)) for n in (1, 2)]
+    assert 3 == len(ledger_of(path))
+    site.answer(asked(study, 2, accepted=1), weights_of(site, 0.1))
+    assert [1, 2, 3, 2] == [entry.round for entry in ledger_of(path)]
+    for n in (3, 4, 5, 6, 7):
+        site.answer(asked(study, n, accepted=n - 1), weights_of(site))
+    folder = path.parent / "state" / "quick" / "run"
+    assert [f"answer-{n:06d}.json" for n in (5, 6, 7)] == sorted(each.name for each in folder.glob("answer-*.json"))
+
+
 def test_answer_that_could_not_be_kept_never_left_and_costs_once(make_sites: MakeSites, make_study: MakeStudy) -> None:
     """Interrupted between charge and answer, the round is drawn again under the same charge."""
     path, study = alone(make_sites, make_study)
     site = Site(load_site(path), study)
     begun(site, study)
-    in_the_way = path.parent / "state" / "quick" / "run" / PAYLOAD
+    in_the_way = path.parent / "state" / "quick" / "run" / "answer-000001.bin"
     in_the_way.mkdir()
     with pytest.raises(StateError, match="cannot write"):
         site.answer(asked(study), weights_of(site))
@@ -181,7 +223,7 @@ def test_state_folder_that_was_deleted_buys_no_noise(make_sites: MakeSites, make
     begun(site, study)
     site.answer(asked(study), weights_of(site))
     folder = path.parent / "state" / "quick" / "run"
-    for file in ("answer.json", "answer.bin"):
+    for file in ("answer-000001.json", "answer-000001.bin"):
         (folder / file).unlink()
     site.answer(asked(study), weights_of(site))
     assert 2 == len(ledger_of(path))
@@ -377,10 +419,11 @@ def test_answers_stay_private_on_the_disk(make_sites: MakeSites, make_study: Mak
     begun(site, study)
     _, payload = site.answer(asked(study), weights_of(site))
     folder = path.parent / "state" / "quick" / "run"
-    kept = json.loads((folder / "answer.json").read_text())
+    record, content = Answers(folder, "berlin").files(1)
+    kept = json.loads(record.read_text())
     assert [kept["attempt"]] == [entry.key for entry in ledger_of(path)]
-    assert payload == (folder / PAYLOAD).read_bytes()
-    assert {0o600} == {(folder / name).stat().st_mode & 0o777 for name in ("answer.json", PAYLOAD)}
+    assert payload == content.read_bytes()
+    assert {0o600} == {path.stat().st_mode & 0o777 for path in (record, content)}
 
 
 def test_finished_model_is_adapted_and_measured_for_nothing(

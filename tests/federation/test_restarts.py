@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import MakeSites, MakeStudy, method_settings, scaled_site, settled_scale
-from federations import HEAD, Wire, data_at, global_bytes, kept_by, run, without_times
+from federations import HEAD, Killed, Wire, data_at, global_bytes, kept_by, killed_at, run, without_times
 from flwr.app import Message
 from safetensors.numpy import load
 
@@ -16,27 +16,13 @@ from consilium.client.flower.message import plan_of
 from consilium.client.methods import METHODS
 from consilium.client.models import build_model
 from consilium.client.training.work import batches
+from consilium.common.errors import StateError
+from consilium.common.host.files import only_one
 from consilium.common.protocol.plans import RoundPlan
-from consilium.running.in_process import Answering, Deliver, deliver_always
-
-
-class Killed(BaseException):
-    """The server's process ends here."""
-
-
-def killed_at(number: int, *, after: int, deliver: Deliver = deliver_always) -> Deliver:
-    """Return a delivery in which the server dies in a round, after some sites have answered."""
-    answered: list[str] = []
-
-    def dying(site: str, message: Message, answering: Answering) -> Message | None:
-        plan, _ = plan_of(message)
-        if isinstance(plan, RoundPlan) and plan.round == number:
-            if len(answered) == after:
-                raise Killed
-            answered.append(site)
-        return deliver(site, message, answering)
-
-    return dying
+from consilium.privacy.audit.audit import audit_run
+from consilium.running.in_process import Answering
+from consilium.running.run import submit_study
+from consilium.server.operations.home import ServerHome
 
 
 @pytest.mark.parametrize(
@@ -74,6 +60,59 @@ def test_restart_with_sites_that_missed_rounds_equals_no_restart(
     continued = run(study, sites, tmp_path / "two" / "run")
     assert without_times(whole) == without_times(continued)
     assert global_bytes(tmp_path / "one" / "run") == global_bytes(tmp_path / "two" / "run")
+
+
+def test_second_owner_of_a_run_writes_nothing(tmp_path: Path, make_sites: MakeSites, make_study: MakeStudy) -> None:
+    """Neither the process that would run it, nor the command that would submit it: the first one's log is its own."""
+    folder, study = tmp_path / "run", make_study(rounds=1)
+    with only_one(folder / ".lock", otherwise=""):
+        with pytest.raises(
+            StateError, match=r"is still going on in another process; stop that one first \(process \d+"
+        ):
+            run(study, make_sites(), folder)
+        with pytest.raises(StateError, match=r"run 'run' is going on already; .* \(process \d+ on '"):
+            submit_study(study, ServerHome(tmp_path / "home"), folder)
+        assert [".lock"] == [path.name for path in folder.iterdir()]
+    run(study, make_sites(), folder)
+
+
+BACK: list[dict[str, Any]] = [
+    *({**method_settings(method)} for method in METHODS),
+    {"uplink": [{"kind": "top_k", "fraction": 0.5}]},
+    {"downlink": [{"kind": "int8"}]},
+]
+DAILY = ("fedper", "scaffold", "uplink", "downlink")
+
+
+def named(settings: dict[str, Any]) -> str:
+    """Return a case's name."""
+    return str(settings["method"]["kind"] if "method" in settings else next(iter(settings)))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [pytest.param(each, id=named(each), marks=() if named(each) in DAILY else pytest.mark.nightly) for each in BACK],
+)
+def test_restart_from_an_earlier_checkpoint_equals_no_restart(
+    tmp_path: Path, make_sites: MakeSites, make_study: MakeStudy, settings: dict[str, Any]
+) -> None:
+    """Killed in round 5, two checkpoints damaged: rounds 3 and 4 are run again, to the last bit as before."""
+    study = make_study(rounds=5, **settings)
+    whole = run(study, make_sites(under="one"), tmp_path / "one" / "run")
+    sites, folder = make_sites(under="two"), tmp_path / "two" / "run"
+    with pytest.raises(Killed):
+        run(study, sites, folder, killed_at(5, after=2))
+    for name in ("checkpoint.safetensors", "checkpoint-000003.safetensors"):
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    continued = run(study, sites, folder)
+    (warning,) = (text for text in continued["warnings"] if text not in whole["warnings"])
+    assert "went on from the one after round 2" in warning
+    continued["warnings"].remove(warning)
+    assert without_times(whole) == without_times(continued)
+    assert global_bytes(tmp_path / "one" / "run") == global_bytes(folder)
+    audit = audit_run(folder)
+    assert [] == audit.problems
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from scripted import (
@@ -21,10 +22,12 @@ from scripted import (
 from consilium.common.errors import (
     StateError,
 )
-from consilium.common.events.run import RoundFinished
+from consilium.common.events.run import RoundFinished, RunResumed, RunWarning
 from consilium.common.protocol.plans import RoundPlan
+from consilium.common.study.privacy import PrivacyConfig
 from consilium.common.weights.arrays import digest
-from consilium.server.study.checkpoint import load_checkpoint
+from consilium.server.strategies import ServerState
+from consilium.server.study.checkpoint import gone_back, load_checkpoint
 from consilium.server.study.exchange import Answer
 from consilium.server.study.run_folder import RunFolder
 
@@ -83,6 +86,74 @@ def test_run_that_had_finished_its_rounds_only_finishes_again(tmp_path: Path) ->
     result = completed(make_study(tmp_path, exchange))
     assert not any(isinstance(plan, RoundPlan) for plan in exchange.asked)
     assert [1, 2, 3] == [record["round"] for record in result["rounds"]]
+
+
+def flipped(path: Path) -> None:
+    """Flip a bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damaged", [1, 2])
+def test_run_whose_newest_checkpoints_are_damaged_goes_on_from_the_one_before(tmp_path: Path, damaged: int) -> None:
+    """With the weights of a run that was never stopped, every round once in the result, and a warning on both."""
+    run(tmp_path / "whole", rounds=5)
+    with pytest.raises(Stopped):
+        completed(make_study(tmp_path / "cut", ScriptedExchange(stop_in_round=5), rounds=5))
+    folder = tmp_path / "cut"
+    for name in ("checkpoint.safetensors", "checkpoint-000003.safetensors")[:damaged]:
+        flipped(folder / name)
+    exchange = ScriptedExchange()
+    resumed = completed(make_study(folder, exchange, rounds=5))
+    assert digest(final_weights(tmp_path / "whole")) == digest(final_weights(folder))
+    assert list(range(5 - damaged, 6)) == sorted({p.round for p in exchange.asked if isinstance(p, RoundPlan)})
+    assert [1, 2, 3, 4, 5] == [record["round"] for record in resumed["rounds"]]
+    (warning,) = resumed["warnings"]
+    assert "checkpoint.safetensors' is damaged: its content is not what its checksum says" in warning
+    assert f"; the run went on from the one after round {4 - damaged}, and later rounds are run again" in warning
+    events = RunFolder(folder).read_events()
+    assert warning in [event.message for event in events if isinstance(event, RunWarning)]
+    assert 4 - damaged == next(event.round for event in events if isinstance(event, RunResumed))
+
+
+def test_run_whose_log_was_changed_says_so_when_it_goes_on(tmp_path: Path) -> None:
+    """A digit of an earlier round, which the report would show: a warning in the log and in the report names the line."""
+    with pytest.raises(Stopped):
+        completed(make_study(tmp_path, ScriptedExchange(stop_in_round=3)))
+    log = RunFolder(tmp_path).events
+    log.write_bytes(log.read_bytes().replace(b'"num_examples": 1', b'"num_examples": 2', 1))
+    (warning,) = completed(make_study(tmp_path, ScriptedExchange()))["warnings"]
+    assert "was changed after it was written; what the report says of earlier rounds" in warning
+
+
+def test_run_whose_checkpoints_are_all_damaged_ends_with_a_sentence(tmp_path: Path) -> None:
+    """It does not begin anew, which would be another run under this one's name."""
+    with pytest.raises(Stopped):
+        completed(make_study(tmp_path, ScriptedExchange(stop_in_round=3)))
+    for path in tmp_path.glob("checkpoint*"):
+        flipped(path)
+    with pytest.raises(
+        StateError, match=r"checkpoint.safetensors' is damaged.*checkpoint-000001.safetensors' is damaged"
+    ):
+        completed(make_study(tmp_path, ScriptedExchange()))
+
+
+@pytest.mark.parametrize(
+    "privacy", [{"sites": {"clip": 1.0, "noise": 1.0, "delta": 1e-3}}, {"secure_aggregation": True}]
+)
+def test_run_that_must_not_go_back_says_so(tmp_path: Path, privacy: dict[str, Any]) -> None:
+    """Noise drawn twice for one round, or two sums of it, would tell more than the study promises."""
+    config = make_study(tmp_path, ScriptedExchange()).config
+    study = config.model_copy(update={"privacy": PrivacyConfig.model_validate(privacy)})
+    state = ServerState(round=3, weights={})
+    with pytest.raises(
+        StateError, match="it is damaged; the one after round 3 is whole, but rounds of a study with privacy"
+    ):
+        gone_back(study, state, ["it is damaged"])
+    assert gone_back(config, state, ["it is damaged"]).endswith(
+        "went on from the one after round 3, and later rounds are run again"
+    )
 
 
 def test_run_of_other_settings_is_not_continued(tmp_path: Path) -> None:

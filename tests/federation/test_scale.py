@@ -25,6 +25,7 @@ from consilium.client.app import _warm
 from consilium.client.flower.message import plan_of
 from consilium.client.operations.doctor.data import check_scale
 from consilium.common.errors import ConfigError, ModelError, StateError
+from consilium.common.host.twice import write_twice
 from consilium.common.model import Preprocessing, read_arrays, read_record, write_model
 from consilium.common.protocol.plans import RoundPlan, ScalePlan
 from consilium.common.study.load import load_site, load_study, study_text
@@ -186,7 +187,7 @@ def test_scale_that_was_settled_is_not_settled_anew(
         run(study, sites, folder, deliver=stopped_in(1))
     kept = json.loads((folder / "scale.json").read_text())
     kept["scale"]["mean"] = [4.0, 5.0]  # as if other sites had been there at first
-    (folder / "scale.json").write_text(json.dumps(kept))
+    write_twice(folder / "scale.json", json.dumps(kept).encode())
     columns = run(study, sites, folder)["scale"]["columns"]
     assert [4.0, 5.0] == [column["mean"] for column in columns.values()]
 
@@ -197,6 +198,7 @@ def test_resumed_run_keeps_its_scale(tmp_path: Path, make_sites: MakeSites, make
     with pytest.raises(Stopped):
         run(study, sites, folder, deliver=stopped_in(2))
     kept = (folder / "scale.json").read_bytes()
+    (folder / "scale.json.copy").unlink()
     (folder / "scale.json").unlink()
     with pytest.raises(StateError, match=r"scale\.json' is gone, by which this run scales its inputs"):
         run(study, sites, folder)

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 from scripted import (
     NUM_EXAMPLES,
     SITES,
+    STAMP,
     Alter,
     ScriptedExchange,
     Stopped,
@@ -32,6 +33,7 @@ from scripted import (
 
 from consilium.common.errors import ConfigError, StateError, UpdateRejected
 from consilium.common.protocol.plans import FinishPlan, RoundPlan, study_digest
+from consilium.common.protocol.replies import RoundReply
 from consilium.common.results import RoundRecord, RunResult, SiteRound
 from consilium.common.stopping import Point, best_of, point_of, stopped_by
 from consilium.common.study.stopping import StoppingConfig
@@ -295,10 +297,14 @@ def test_one_site_cannot_stop_a_study_by_a_number_that_cannot_be(
 ) -> None:
     """The server takes no update that comes with it; what can be is taken."""
     study = make_study(stopping={"patience": 2, "metric": metric}, metrics=["auroc"])
-    told = SimpleNamespace(config=study, weighting_needs=frozenset())
+    told: Any = SimpleNamespace(config=study)
+
+    def reply(number: float) -> RoundReply:
+        return RoundReply(**STAMP, round=1, num_examples=10, metrics={f"personal.{metric}": number})
+
     with pytest.raises(UpdateRejected, match=f"as 'personal.{metric}', expected a number from 0 to 1"):
-        check_signals({f"personal.{metric}": value}, told, who="site 'a'")  # type: ignore[arg-type]  # what it reads of it
-    check_signals({f"personal.{metric}": 0.5}, told, who="site 'a'")  # type: ignore[arg-type]  # what it reads of it
+        check_signals(reply(value), told, who="site 'a'")
+    check_signals(reply(0.5), told, who="site 'a'")
 
 
 def test_what_a_study_cannot_be_stopped_by_is_refused(make_study: MakeStudy) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_site
-from survival_files import SURVIVAL, times_of, write_arrays, write_pictures, write_texts
+from survival_files import SURVIVAL, times_of, write_arrays, write_pictures, write_series, write_texts
 
 from consilium.client.data import read_site
 from consilium.client.operations.doctor.data import check_data
@@ -51,6 +51,18 @@ KINDS = {
         lambda folder, seed: write_arrays(folder, COUNT, seed=seed, pictures=True),
         PICTURES,
         {"name": "small_cnn"},
+    ),
+    "series in arrays": Kind(
+        "series",
+        lambda folder, seed: write_series(folder, COUNT, seed=seed),
+        {"kind": "series", "survival": SURVIVAL, "channels": ["v"], "length": 8},
+        {"name": "cnn1d"},
+    ),
+    "series in a table": Kind(
+        "series",
+        lambda folder, seed: write_series(folder, COUNT, seed=seed, table=True),
+        {"kind": "series", "survival": SURVIVAL, "channels": ["v"], "length": 8},
+        {"name": "gru"},
     ),
     "texts": Kind(
         "text",

@@ -8,6 +8,8 @@ import pytest
 import torch
 from conftest import PLAIN_SGD, MakeSites, MakeStudy
 from federations import state_dir
+from label_cases import FINDINGS, findings, findings_study, site_folders
+from pydantic import ValidationError
 from scipy import special
 from typer.testing import CliRunner
 
@@ -15,9 +17,12 @@ from consilium.client.data.inputs import read_inputs
 from consilium.client.served import load_model
 from consilium.commands.main import app
 from consilium.common.errors import ConfigError, DataError
-from consilium.common.model import CARD, Residuals, Temperature, read_record
+from consilium.common.model import CARD, LabelTemperatures, Residuals, Temperature, read_record
 from consilium.running.in_process import run_in_process
-from consilium.serving.calibrate import FOLDS, calibrate, folds, temperature_of
+from consilium.serving.calibrate import calibrate
+from consilium.serving.calibrate_labels import temperatures_of
+from consilium.serving.evaluate import evaluate
+from consilium.serving.temperature import FOLDS, folds, temperature_of
 
 
 def drawn(sure: float, *, count: int, seed: int, classes: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
@@ -181,3 +186,83 @@ def test_conformal_intervals_cover_new_patients() -> None:
     width = errors[:, int(np.ceil(31 * 0.9)) - 1]
     held = float((np.abs(generator.standard_t(3, size=2_000)) <= width).mean())
     assert 0.89 <= held <= 0.94
+
+
+def test_each_label_has_the_temperature_of_the_rows_that_know_it() -> None:
+    """Logits 2.5 times and 0.5 times as large as they were drawn with; the third label is known of too few."""
+    generator = np.random.default_rng(4)
+    true = generator.normal(scale=1.5, size=(4_000, 3))
+    y = torch.tensor((generator.uniform(size=true.shape) < special.expit(true)).astype(np.float32))
+    logits = torch.tensor(true * (2.5, 0.5, 1.0))
+    y[::3, 0], y[1::3, 1], y[4:, 2] = torch.nan, torch.nan, torch.nan
+    found = temperatures_of(logits, y, np.arange(4_000), ("a", "b", "c"))
+    for place, (label, sure) in enumerate({"a": 2.5, "b": 0.5}.items()):
+        known = ~torch.isnan(y[:, place])
+        alone, _ = temperature_of(logits[known][:, [place]], y[known, place].long(), np.arange(4_000)[known.numpy()])
+        assert alone == found.tried[label] and int(known.sum()) == alone.num
+        assert sure == pytest.approx(alone.temperature, rel=0.1)
+    assert {"a", "b"} == found.helps
+    assert {"c": "4 validation patients who know it, expected at least 10"} == found.skipped
+    assert found.calibration is not None
+    divisors = found.calibration.divisors(("a", "b", "c"))
+    assert (found.tried["a"].temperature, found.tried["b"].temperature, 1.0) == divisors
+
+
+def test_a_label_that_few_have_is_not_calibrated() -> None:
+    """With three who have it, a fold would know the temperature by nobody; without any label there is a sentence."""
+    y = torch.zeros(60, 2)
+    y[:3, 0], y[:30, 1] = 1, 1
+    logits = torch.randn(60, 2, generator=torch.Generator().manual_seed(0))
+    found = temperatures_of(logits, y, np.arange(60), ("rare", "common"))
+    assert "3 validation patients who have it and 57 who have it not, expected 5 of each" == found.skipped["rare"]
+    with pytest.raises(DataError, match="too few validation patients know any label: of 'rare' there are 3 validation"):
+        temperatures_of(logits[:, :1], y[:, :1], np.arange(60), ("rare",))
+
+
+def test_predictions_and_exports_of_labels_hold_their_temperatures(tmp_path: Path) -> None:
+    """A model that is too sure by far, calibrated by the command: ONNX and a program of torch answer as it does."""
+    sites = site_folders(tmp_path, {"berlin": findings(400, seed=1, unknown=("nodule",)), "lyon": findings(60, seed=2)})
+    training = {"optimiser": "sgd", "momentum": 0.0, "epochs": 200, "batch_size": 16, "learning_rate": 2.0}
+    study = findings_study(
+        list(sites),
+        rounds=1,
+        evaluate_every=1,
+        model={"name": "mlp", "hidden": [32]},
+        training=training,
+        split={"test": 0.2, "validation": 0.7},
+    )
+    run_in_process(study, sites, tmp_path / "run")
+    folder = tmp_path / "berlin" / "state" / "findings" / "run" / "models" / "local"
+    inputs = read_inputs(tmp_path / "berlin" / "data.csv", study.task, labelled=True)
+    logits = load_model(folder).logits(load_model(folder).prepared(inputs).x).double()
+    done = CliRunner().invoke(app, ["calibrate", str(folder), "--site", str(sites["berlin"])])
+    assert 0 == done.exit_code, done.output
+    assert "effusion: temperature " in done.output and "the model was too sure" in done.output
+    assert "nodule: stays as it was: 0 validation patients who know it" in done.output
+    record = read_record(folder)
+    assert isinstance(record.calibration, LabelTemperatures)
+    assert {"effusion", "edema"} == record.calibration.labels.keys()
+    assert all(one.log_loss[1] < one.log_loss[0] for one in record.calibration.labels.values())
+    assert "temperature" in (folder / CARD).read_text()
+    after = load_model(folder).answers(load_model(folder).prepared(inputs)).labels
+    assert after is not None
+    divisors = torch.tensor(record.calibration.divisors(FINDINGS)).double()
+    torch.testing.assert_close(after, (logits / divisors).sigmoid())
+    for form in ("onnx", "torch-export"):
+        given = ["export", str(folder), "--to", form, "--data", str(tmp_path / "berlin" / "data.csv")]
+        exported = CliRunner().invoke(app, [*given, "--out", str(tmp_path / form)])
+        assert 0 == exported.exit_code, exported.output
+    metrics = evaluate(folder, tmp_path / "berlin" / "data.csv").metrics
+    brier = next(one.interval for one in metrics if one.name == "brier")
+    y = inputs.y
+    assert y is not None and brier is not None
+    each = (after - y)[:, :2].square().nanmean(dim=0)
+    assert float(each.mean()) == pytest.approx(brier.value, abs=1e-6)
+
+
+def test_a_record_holds_temperatures_of_its_own_labels_alone() -> None:
+    """One of another label, or of a model of classes, is refused."""
+    one = Temperature(temperature=2.0, num=20, log_loss=(0.5, 0.4), calibration_error=(0.2, 0.1))
+    assert (2.0, 1.0) == LabelTemperatures(labels={"edema": one}).divisors(("edema", "nodule"))
+    with pytest.raises(ValidationError):
+        LabelTemperatures(labels={})

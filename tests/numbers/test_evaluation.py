@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from consilium.comparison.evaluation import CALIBRATION_BINS, ClassScores
+from consilium.comparison.evaluation import CALIBRATION_BINS, ClassScores, Scores
+from consilium.comparison.label_scores import LabelScores
 
 
 def binary() -> ClassScores:
@@ -121,3 +122,30 @@ def test_every_number_is_between_0_and_1_or_undefined(
     for name in ClassScores.METRICS:
         value = ClassScores.of_logits(y, logits).measure(name)
         assert value is None or -1e-6 <= value <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("name", ClassScores.METRICS)
+@pytest.mark.parametrize("classes", [2, 3])
+def test_all_draws_at_once_give_what_scikit_learn_gives_of_each(name: str, classes: int) -> None:
+    """To 1e-12, with ties, with rows that are there twice, and undefined in the same draws."""
+    generator = np.random.default_rng(classes)
+    y = generator.choice(classes, p=[0.6, 0.4] if classes == 2 else [0.6, 0.33, 0.07], size=40)
+    chances = generator.dirichlet(np.ones(classes), size=40).round(1)
+    scores = ClassScores(y, chances / chances.sum(axis=1, keepdims=True))
+    drawn = [*(generator.integers(0, 40, 40) for _ in range(40)), np.flatnonzero(y == 0), np.flatnonzero(y == 1)]
+    wanted = Scores.in_draws(scores, name, drawn)
+    np.testing.assert_allclose(scores.in_draws(name, drawn), wanted, atol=1e-12)
+    defined = ("accuracy", "brier", "calibration_error")
+    assert name in defined or np.isnan(wanted).any()
+    assert np.isfinite(wanted[:40]).any()
+
+
+@pytest.mark.parametrize("name", LabelScores.METRICS)
+def test_all_draws_of_several_labels_at_once_give_what_each_gives(name: str) -> None:
+    """Also of a label that few rows have, and where a draw has no label of both kinds."""
+    generator = np.random.default_rng(0)
+    y = (generator.random((30, 2)) < (0.5, 0.1)).astype(np.float64)
+    y[generator.random(y.shape) < 0.2] = np.nan
+    scores = LabelScores(y, generator.normal(size=y.shape).round(1), ("a", "b"))
+    drawn = [*(generator.integers(0, 30, 30) for _ in range(20)), np.flatnonzero((y == 0).all(axis=1))]
+    np.testing.assert_allclose(scores.in_draws(name, drawn), Scores.in_draws(scores, name, drawn), atol=1e-12)

@@ -14,7 +14,8 @@ from consilium.common.intervals.interval import Interval
 from consilium.common.model import Score
 from consilium.common.protocol.patients import LEAST_PATIENTS
 from consilium.common.study.task import Regression
-from consilium.serving.metrics import Metric, Truth
+from consilium.serving.metric import Metric
+from consilium.serving.metrics import Truth
 from consilium.serving.recorded import Recorded, difference_of
 
 

@@ -14,14 +14,15 @@ from torch.nn import functional
 
 from consilium.client.data import Examples
 from consilium.client.data.labels_target import LabelsTarget
-from consilium.client.data.noise import noisy_counts, noisy_label_counts
+from consilium.client.data.noise import label_noise, noisy_counts, noisy_label_counts
 from consilium.client.data.strata import LEAST_ROWS
 from consilium.client.training.labels_loss import labels_loss
 from consilium.client.training.metrics import measure
+from consilium.common.intervals import evidence
 from consilium.common.intervals.evidence import DRAWS, redrawn
 from consilium.common.intervals.means import interval_of
 from consilium.common.labels.evidence import aurocs, carriers, evidence_of, mean_auroc
-from consilium.common.labels.ranking import auroc, auroc_in_draws
+from consilium.common.labels.ranking import auroc, auroc_in_draws, precision_in_draws
 from consilium.common.labels.shift import label_shift
 from consilium.common.protocol.estimates import estimates_of
 from consilium.comparison.evidence import evidence_of as in_comparison
@@ -50,6 +51,8 @@ def test_the_area_is_that_of_scikit_learn(seed: int) -> None:
     drawn = chance.integers(0, 4, size=(7, 90)).astype(np.float64)
     expected = [roc_auc_score(y, scores, sample_weight=times) for times in drawn]
     np.testing.assert_allclose(auroc_in_draws(y, scores, drawn), expected, atol=1e-12)
+    expected = [average_precision_score(y, scores, sample_weight=times) for times in drawn]
+    np.testing.assert_allclose(precision_in_draws(y, scores, drawn), expected, atol=1e-12)
 
 
 def test_an_area_needs_both_kinds() -> None:
@@ -231,26 +234,65 @@ SHIFTED: Mapping[str, Mapping[str, tuple[int, int]]] = {
 
 def test_label_shift_is_said_with_numbers() -> None:
     """Three times the odds beyond chance are; a tenth as much is not, nor what ten rows may have by chance."""
-    told = label_shift(("edema", "nodule", "cyst", "mass"), SHIFTED)
+    told = label_shift(("edema", "nodule", "cyst", "mass"), SHIFTED, {})
     assert 3 == len(told)
     assert "'edema' is there in 10 of 200 (5 %) at 'lyon' and in 60 of 200 (30 %) at 'berlin'" in told[0]
     assert told[1].startswith("label 'nodule' is known of no example at porto")
     assert told[2].startswith("label 'mass' is known of no example at any site")
-    assert [] == label_shift(("edema",), {"berlin": SHIFTED["berlin"]})
+    assert [] == label_shift(("edema",), {"berlin": SHIFTED["berlin"]}, {})
     many = {f"l{number}": (50, 50) for number in range(9)}
     few = dict.fromkeys(many, (5, 95))
-    assert "... and 3 more labels differ as much" == label_shift(list(many), {"a": many, "b": few})[-1]
+    assert "... and 3 more labels differ as much" == label_shift(list(many), {"a": many, "b": few}, {})[-1]
+
+
+def test_counts_with_noise_are_no_label_shift_that_the_noise_explains() -> None:
+    """What two standard errors of both kinds of chance give is not told; what no noise gives is; 0 may be 12."""
+    counts = {"berlin": {"edema": (60, 140)}, "lyon": {"edema": (10, 190)}}
+    assert 1 == len(label_shift(("edema",), counts, {"lyon": 1.0}))
+    assert [] == label_shift(("edema",), counts, {"lyon": 8.0})
+    empty = {"berlin": {"edema": (60, 140)}, "lyon": {"edema": (0, 0)}, "porto": {"edema": (0, 12)}}
+    told = label_shift(("edema",), empty, {"porto": 4.2})
+    assert "is known of no example at lyon, and learned at the other sites alone" in told[0]
+    assert "label 'edema': the noise on the counts of porto hides whether any example there knows it" == told[1]
+    hidden = label_shift(("edema",), {site: empty[site] for site in ("lyon", "porto")}, {"porto": 4.2})
+    assert hidden[0].endswith("at lyon, how well it is predicted there cannot be measured")
+
+
+@pytest.mark.parametrize("spread", [0.0, 6.0])
+def test_sites_of_equal_shares_are_seldom_told_apart(spread: float) -> None:
+    """Of 2,000 pairs of sites with 30 of 300 each, with noise or without, at most 1 in 100 is said to differ."""
+    chance, told = np.random.default_rng(0), 0
+    for _ in range(2_000):
+        there = chance.binomial(300, 0.1, size=2)
+        noised = np.maximum(0, np.stack([there, 300 - there]) + chance.normal(0, spread, size=(2, 2)).round())
+        counts = {site: {"a": (int(noised[0, at]), int(noised[1, at]))} for at, site in enumerate(("one", "two"))}
+        told += len(label_shift(("a",), counts, dict.fromkeys(counts, spread) if spread else {}))
+    assert told <= 20
 
 
 def test_the_budget_of_counts_is_shared_by_the_labels() -> None:
     """With L labels each count has the noise of epsilon / L, since an example may change one count of each."""
     counts = {"edema": (60, 140), "nodule": (10, 90)}
-    found = noisy_label_counts(counts, 1.0, key=b"key")
+    found = noisy_label_counts(counts, 1.0, most=1_000, key=b"key")
     each = noisy_counts(
         {'["edema", true]': 60, '["nodule", false]': 90}, ['["edema", true]', '["nodule", false]'], 0.5, key=b"key"
     )
     assert each == {'["edema", true]': found["edema"][0], '["nodule", false]': found["nodule"][1]}
     far = [
-        noisy_label_counts({"a": (500, 500), "b": (9, 9)}, 1.0, key=bytes([key]))["a"][0] - 500 for key in range(200)
+        noisy_label_counts({"a": (500, 500), "b": (9, 9)}, 1.0, most=1_000, key=bytes([key]))["a"][0] - 500
+        for key in range(200)
     ]
     assert 2.2 < np.std(far) < 3.4  # sqrt(2) / (epsilon / 2)
+    assert label_noise(2, 1.0) == pytest.approx(np.sqrt(2 * np.exp(-0.5)) / (1 - np.exp(-0.5)))
+    assert None is label_noise(2, 3_000.0)
+    full = [noisy_label_counts({"a": (9, 0)}, 0.1, most=9, key=bytes([key]))["a"] for key in range(100)]
+    assert {0, 9} == {min(map(min, full)), max(map(max, full))}
+
+
+def test_draws_come_in_blocks_of_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same numbers as all draws at once give, of which a million rows would take 2.4 GB."""
+    y, scores = labelled(60, seed=5)
+    wanted = evidence_of(y, {"one": scores}, None)["one"].draws
+    monkeypatch.setattr(evidence, "_CELLS_AT_ONCE", 60 * 7)
+    assert [7] * 42 + [6] == [len(block) for block in evidence.blocks_drawn(60, None, who="test")]
+    np.testing.assert_array_equal(wanted, evidence_of(y, {"one": scores}, None)["one"].draws)

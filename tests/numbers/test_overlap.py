@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from consilium.client.data.target import MaskTarget
+from consilium.client.data.mask_target import MaskTarget
 from consilium.client.training.dice import mask_loss
 from consilium.common.protocol.counts import Estimate
 from consilium.common.protocol.estimates import estimates_of

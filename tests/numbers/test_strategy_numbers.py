@@ -1,5 +1,6 @@
 """Each strategy's own numbers, worked out by hand, and what it is in its degenerate cases."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -101,6 +102,8 @@ def same_weights(one: Step, other: Step) -> None:
 
 UNEQUAL = {"site-0": 0.4, "site-1": 0.05, "site-2": 0.3, "site-3": 0.25, "site-4": 0.0}
 EQUAL = dict.fromkeys(UNEQUAL, 0.2)
+ALIKE: Mapping[str, float] = defaultdict(lambda: 1 / 7)
+"""Equal shares of whatever sites."""
 
 
 def stepped(strategy: Strategy, shares: Mapping[str, float], updates: Sequence[Update] | None = None) -> Step:
@@ -193,7 +196,7 @@ def test_unweighted_strategy_in_its_plain_case_is_fedavg_with_equal_shares(strat
 
 @pytest.mark.parametrize(
     ("strategy", "shares"),
-    [(FedNova(), UNEQUAL), (TrimmedMean(trim=0), EQUAL)],
+    [(FedNova(), UNEQUAL), (TrimmedMean(trim=0), UNEQUAL)],
     ids=["fednova-equal-steps", "trimmed_mean-trim-0"],
 )
 def test_strategy_that_divides_otherwise_is_close_to_fedavg(strategy: Strategy, shares: dict[str, float]) -> None:
@@ -640,55 +643,55 @@ def test_per_fedavg_is_the_plain_mean() -> None:
 
 def test_median_of_an_odd_number_is_the_middle_value() -> None:
     """Of 1, 100 and 2 it is 2, c's alone."""
-    step = Median().apply(begun(Median()), sent(1, 100, 2), {})
+    step = Median().apply(begun(Median()), sent(1, 100, 2), ALIKE)
     assert (12.0, {"a": 0.0, "b": 0.0, "c": 1.0}) == (float(step.state.weights["w"]), dict(step.shares))
 
 
 def test_median_of_an_even_number_is_the_mean_of_the_middle_two() -> None:
     """Of 1, 100, 2 and 4 it is (2 + 4) / 2 = 3, half c's and half d's."""
-    step = Median().apply(begun(Median()), sent(1, 100, 2, 4), {})
+    step = Median().apply(begun(Median()), sent(1, 100, 2, 4), ALIKE)
     assert (13.0, {"a": 0.0, "b": 0.0, "c": 0.5, "d": 0.5}) == (float(step.state.weights["w"]), dict(step.shares))
 
 
 def test_median_is_taken_coordinate_by_coordinate() -> None:
     """Of (1, 5, 0, 7), (2, 4, 1, 8) and (9, -7, 2, 6) it is (2, 4, 1, 7); b leads in 3 of 4 coordinates, a in 1."""
-    step = Median().apply(begun(Median(), 4), sent([1, 5, 0, 7], [2, 4, 1, 8], [9, -7, 2, 6]), {})
+    step = Median().apply(begun(Median(), 4), sent([1, 5, 0, 7], [2, 4, 1, 8], [9, -7, 2, 6]), ALIKE)
     assert [12, 14, 11, 17] == step.state.weights["w"].tolist()
     assert {"a": 0.25, "b": 0.75, "c": 0.0} == dict(step.shares)
 
 
 def test_median_counts_equal_values_in_the_order_of_sites() -> None:
     """Three equal values: the middle one is b's; of 31 zeros, at every other site, the last is in the middle of 61."""
-    assert {"a": 0.0, "b": 1.0, "c": 0.0} == dict(Median().apply(begun(Median()), sent(5, 5, 5), {}).shares)
+    assert {"a": 0.0, "b": 1.0, "c": 0.0} == dict(Median().apply(begun(Median()), sent(5, 5, 5), ALIKE).shares)
     many = [Update(f"site-{k:02}", {"w": np.array(k % 2 * 1.0)}, 1, {}) for k in range(61)]
-    assert 1.0 == Median().apply(begun(Median()), many, {}).shares["site-60"]
+    assert 1.0 == Median().apply(begun(Median()), many, ALIKE).shares["site-60"]
 
 
 @pytest.mark.parametrize(("deltas", "expected"), [((3, 5, 9, 4), 11), ((3, 6, 9, 5), 13), ((-3, -8, 40), 4)])
 def test_median_of_counters_is_rounded_to_the_nearest(deltas: Sequence[int], expected: int) -> None:
     """From 7: 4.5 is rounded to 4 and 5.5 to 6, the even neighbours; -3 is exact."""
     updates = [Update(site, {"n": np.array(value)}, 1, {}) for site, value in zip("abcd", deltas, strict=False)]
-    count = Median().apply(Median().init({"n": np.array(7)}), updates, {}).state.weights["n"]
+    count = Median().apply(Median().init({"n": np.array(7)}), updates, ALIKE).state.weights["n"]
     assert (expected, np.dtype(np.int64)) == (int(count), count.dtype)
 
 
 def test_median_of_nothing_has_equal_shares() -> None:
     """Without a coordinate no site is in the middle."""
     empty = [Update(site, {"w": np.zeros((0, 2))}, 1, {}) for site in "abcd"]
-    step = Median().apply(Median().init({"w": np.zeros((0, 2))}), empty, {})
+    step = Median().apply(Median().init({"w": np.zeros((0, 2))}), empty, ALIKE)
     assert ((0, 2), dict.fromkeys("abcd", 0.25)) == (step.state.weights["w"].shape, dict(step.shares))
 
 
 def test_trimmed_mean_gives_the_numbers_worked_out_by_hand() -> None:
     """Of 6, 1000, 1, 2 and 4 without the lowest and highest: (6 + 2 + 4) / 3 = 4, a third each of a, d and e."""
-    step = TrimmedMean(trim=1).apply(begun(TrimmedMean(trim=1)), sent(6, 1000, 1, 2, 4), {})
+    step = TrimmedMean(trim=1).apply(begun(TrimmedMean(trim=1)), sent(6, 1000, 1, 2, 4), ALIKE)
     assert pytest.approx(14, rel=1e-13) == step.state.weights["w"]
     assert pytest.approx({"a": 1 / 3, "b": 0, "c": 0, "d": 1 / 3, "e": 1 / 3}) == dict(step.shares)
 
 
 def test_trimmed_mean_trims_each_coordinate_for_itself() -> None:
     """(1, 7), (2, 8) and (3, -9) with trim 1 leave 2 of b and 7 of a: half of the shares each."""
-    step = TrimmedMean(trim=1).apply(begun(TrimmedMean(trim=1), 2), sent([1, 7], [2, 8], [3, -9]), {})
+    step = TrimmedMean(trim=1).apply(begun(TrimmedMean(trim=1), 2), sent([1, 7], [2, 8], [3, -9]), ALIKE)
     assert ([12, 17], {"a": 0.5, "b": 0.5, "c": 0.0}) == (step.state.weights["w"].tolist(), dict(step.shares))
 
 
@@ -701,14 +704,14 @@ def test_trimmed_mean_rounds_counters() -> None:
     """From 0: of 1, 2, 5 and 90 the middle two, 3.5, are rounded to 4; of 1, 2, 4, 6 and 90 the middle three to 4."""
     for values, expected in (((1, 2, 5, 90), 4), ((1, 2, 4, 6, 90), 4), ((1, 2, 3, 6, 90), 4)):
         updates = [Update(site, {"n": np.array(v)}, 1, {}) for site, v in zip("abcde", values, strict=False)]
-        step = TrimmedMean(trim=1).apply(TrimmedMean(trim=1).init({"n": np.array(0)}), updates, {})
+        step = TrimmedMean(trim=1).apply(TrimmedMean(trim=1).init({"n": np.array(0)}), updates, ALIKE)
         assert expected == step.state.weights["n"]
 
 
 def test_trimmed_mean_with_too_few_updates_says_how_many_it_needs() -> None:
     """4 updates are not enough to trim 2 at each end."""
     with pytest.raises(ValueError, match="trim 2 needs at least 5 updates, got 4"):
-        TrimmedMean(trim=2).apply(begun(TrimmedMean(trim=1)), sent(1, 2, 3, 4), {})
+        TrimmedMean(trim=2).apply(begun(TrimmedMean(trim=1)), sent(1, 2, 3, 4), ALIKE)
 
 
 # --- Krum ------------------------------------------------------------------------------------------
@@ -722,7 +725,7 @@ def test_krum_gives_the_numbers_worked_out_by_hand(keep: int, expected: float, k
     Multi-Krum b and c with mean 2.
     """
     strategy = Krum(attackers=1, keep=keep)
-    step = strategy.apply(begun(strategy), sent(0, 1, 3, 4.5, 100), {})
+    step = strategy.apply(begun(strategy), sent(0, 1, 3, 4.5, 100), ALIKE)
     assert expected == step.state.weights["w"]
     assert {site: 1 / keep if site in kept else 0.0 for site in "abcde"} == dict(step.shares)
 
@@ -740,7 +743,7 @@ def test_krum_takes_the_first_of_equal_scores() -> None:
     assert exactly(11) == moved(Krum(attackers=1, keep=1), sent(0, 1, 3, 4, 100))
     assert exactly(13) == moved(Krum(attackers=1, keep=1), sent(0, 3, 1, 4, 100))
     many = [Update(f"site-{k:02}", {"w": np.array(k % 2 * 5.0)}, 1, {}) for k in range(61)]
-    shares = Krum(keep=2, attackers=1).apply(begun(Krum(attackers=1, keep=1)), many, {}).shares
+    shares = Krum(keep=2, attackers=1).apply(begun(Krum(attackers=1, keep=1)), many, ALIKE).shares
     assert ["site-00", "site-02"] == [site for site, share in shares.items() if share]
 
 
@@ -750,7 +753,7 @@ def test_krum_of_attackers_is_one_of_the_others() -> None:
     for place in range(6):
         deltas = [*honest[:place], 1e6, 1e6, *honest[place:]]
         strategy = Krum(attackers=2, keep=1)
-        shares = strategy.apply(begun(strategy), sent(*deltas), {}).shares
+        shares = strategy.apply(begun(strategy), sent(*deltas), ALIKE).shares
         assert 0 == shares["abcdefg"[place]] == shares["abcdefg"[place + 1]]
 
 
@@ -761,7 +764,7 @@ def test_krum_measures_distance_over_trained_arrays_only() -> None:
     updates = [replace(u, delta={**u.delta, "bn.mean": np.array(999.0 * (u.site == "b"))}) for u in updates]
     after = (
         Krum(attackers=1, keep=1)
-        .apply(Krum(attackers=1, keep=1).init(weights, frozenset({"bn.mean"})), updates, {})
+        .apply(Krum(attackers=1, keep=1).init(weights, frozenset({"bn.mean"})), updates, ALIKE)
         .state.weights
     )
     assert (11.0, 999.0) == (float(after["w"]), float(after["bn.mean"]))
@@ -771,9 +774,88 @@ def test_krum_measures_distance_over_trained_arrays_only() -> None:
 def test_krum_with_too_few_updates_says_how_many_it_needs(attackers: int, keep: int, least: int) -> None:
     """2 f + 3, and more where many are kept: keep <= n - f - 2."""
     strategy = Krum(attackers=attackers, keep=keep)
-    strategy.apply(begun(strategy), sent(*range(least)), {})
+    strategy.apply(begun(strategy), sent(*range(least)), ALIKE)
     with pytest.raises(ValueError, match=f"attackers {attackers} and keep {keep} needs at least {least} updates"):
-        strategy.apply(begun(strategy), sent(*range(least - 1)), {})
+        strategy.apply(begun(strategy), sent(*range(least - 1)), ALIKE)
+
+
+# --- medians, trimmed means and Krum with shares ---------------------------------------------------
+
+
+def repeated(values: Sequence[float], weights: Sequence[int]) -> list[float]:
+    """Return the values in order, each as often as it counts."""
+    return sorted(value for value, weight in zip(values, weights, strict=True) for _ in range(weight))
+
+
+WHOLE_WEIGHTS = [((1, 2, 3, 4, 5), seed) for seed in range(6)] + [((3, 1, 1, 1, 0), 6), ((1, 1, 2, 2, 2), 7)]
+
+
+@pytest.mark.parametrize(("weights", "seed"), WHOLE_WEIGHTS)
+def test_weighted_median_is_that_of_repeated_values(weights: tuple[int, ...], seed: int) -> None:
+    """A site with weight 3 is three sites that sent the same: NumPy's median of the values, each so often."""
+    values = np.random.default_rng(seed).permutation(np.arange(5) ** 2 * 1.25)
+    updates = sent(*values)
+    step = Median().apply(begun(Median()), updates, shared(updates, *(w / sum(weights) for w in weights)))
+    assert pytest.approx(START + float(np.median(repeated(values, weights))), rel=1e-13) == step.state.weights["w"]
+    used = sum(value * step.shares[site] for value, site in zip(values, "abcde", strict=True))
+    assert pytest.approx(used) == float(step.state.weights["w"]) - START
+
+
+@pytest.mark.parametrize("trim", [0, 1, 2])
+@pytest.mark.parametrize(("weights", "seed"), WHOLE_WEIGHTS)
+def test_weighted_trimmed_mean_is_that_of_repeated_values(weights: tuple[int, ...], seed: int, trim: int) -> None:
+    """Each value 5 times its weight, and trim times all weights of them left out at each end, sorted as a list."""
+    values = np.random.default_rng(seed).permutation(np.arange(5) ** 2 * 1.25)
+    total, updates, strategy = sum(weights), sent(*values), TrimmedMean(trim=trim)
+    many = repeated(values, [5 * weight for weight in weights])[trim * total : (5 - trim) * total]
+    step = strategy.apply(begun(strategy), updates, shared(updates, *(w / total for w in weights)))
+    assert pytest.approx(START + sum(many) / len(many), rel=1e-12) == step.state.weights["w"]
+    used = sum(value * step.shares[site] for value, site in zip(values, "abcde", strict=True))
+    assert pytest.approx(used, rel=1e-12) == float(step.state.weights["w"]) - START
+
+
+def test_weighted_median_gives_the_numbers_worked_out_by_hand() -> None:
+    """1, 7 and 9 with 0.5, 0.2, 0.3: half is with 1, so (1 + 7) / 2; with 0.6 it is 1, and a share of 0 is nobody."""
+    for shares, expected in (((0.5, 0.2, 0.3), 4.0), ((0.6, 0.2, 0.2), 1.0), ((0.5, 0.0, 0.5), 5.0)):
+        assert [START + expected] == moved(Median(), sent(1, 7, 9), shares=shares)
+
+
+def test_weighted_trimmed_mean_counts_a_site_across_the_line_in_part() -> None:
+    """Of 0, 1 and 10 with 0.5, 0.3 and 0.2, a third at each end is left out: 1/6 of 0 and 1/6 of 1 stay."""
+    updates, strategy = sent(0, 1, 10), TrimmedMean(trim=1)
+    step = strategy.apply(begun(strategy), updates, shared(updates, 0.5, 0.3, 0.2))
+    assert pytest.approx(START + 0.5) == float(step.state.weights["w"])
+    assert pytest.approx({"a": 0.5, "b": 0.5, "c": 0.0}) == dict(step.shares)
+
+
+@pytest.mark.parametrize("sites", [3, 4, 7, 14, 49])
+@pytest.mark.parametrize("strategy", [Median(), TrimmedMean(trim=1), Krum(attackers=0, keep=1)], ids=lambda s: str(s))
+def test_shares_that_are_equal_change_no_bit(strategy: Strategy, sites: int) -> None:
+    """Whatever the equal number: 1, and 1 over the number of sites, give the same weights and parts."""
+    updates = mixed(3, sites)
+    one, other = (stepped(strategy, {update.site: share for update in updates}, updates) for share in (1.0, 1 / sites))
+    same_weights(one, other)
+    assert dict(one.shares) == dict(other.shares)
+    if isinstance(strategy, Median):
+        values: Any = np.median(np.stack([update.delta["head"] for update in updates]), axis=0)
+        np.testing.assert_array_equal(values, one.state.weights["head"])
+
+
+def test_multi_krum_weighs_those_whom_it_keeps() -> None:
+    """b and c are the most central whatever their shares; with 0.3 and 0.1 they count 3/4 and 1/4: 1.5."""
+    strategy, updates = Krum(attackers=1, keep=2), sent(0, 1, 3, 4.5, 100)
+    step = strategy.apply(begun(strategy), updates, shared(updates, 0.2, 0.3, 0.1, 0.0, 0.4))
+    assert pytest.approx(START + 1.5) == float(step.state.weights["w"])
+    assert pytest.approx({"a": 0, "b": 0.75, "c": 0.25, "d": 0, "e": 0}) == dict(step.shares)
+    step = strategy.apply(begun(strategy), updates, shared(updates, 0.6, 0.0, 0.0, 0.0, 0.4))
+    assert {"a": 0.0, "b": 0.5, "c": 0.5, "d": 0.0, "e": 0.0} == dict(step.shares)
+
+
+def test_shares_below_a_half_cannot_drag_a_median() -> None:
+    """Two sites with 0.49 of the shares send a million: the median stays among the others' 0.9, 1 and 1.1."""
+    updates = sent(1.0, 1e6, 0.9, 1.1, 1e6)
+    w = Median().apply(begun(Median()), updates, shared(updates, 0.17, 0.245, 0.17, 0.17, 0.245)).state.weights["w"]
+    assert 10.9 <= float(w) <= 11.1
 
 
 # --- geometric median ------------------------------------------------------------------------------
@@ -852,7 +934,8 @@ def test_gram_is_the_inner_products_over_the_names_given() -> None:
 def test_blocks_hold_every_coordinate_once(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the size of a block, also where it divides an array's: the same coordinates, Gram matrix and median."""
     updates = mixed(6)
-    expected = gram(updates, ("body", "head")), middle_mean(updates, FORM, trim=1)
+    expected = gram(updates, ("body", "head")), middle_mean(updates, FORM, UNEQUAL, trim=1)
+    equal = middle_mean(updates, FORM, EQUAL, trim=1)
     monkeypatch.setattr("consilium.server.strategies.contract.BLOCK_BYTES", 8 * len(updates) * length)
     seen: dict[str, list[float]] = {name: [] for name in FORM}
     for name, start, values in blocks(updates, FORM):
@@ -860,4 +943,7 @@ def test_blocks_hold_every_coordinate_once(length: int, monkeypatch: pytest.Monk
         seen[name].extend(values[:, 3].tolist())
     assert {name: array.reshape(-1).tolist() for name, array in updates[3].delta.items()} == seen
     np.testing.assert_allclose(gram(updates, ("body", "head")), expected[0], rtol=1e-12)
-    np.testing.assert_equal(middle_mean(updates, FORM, trim=1), expected[1])
+    mean, parts = middle_mean(updates, FORM, UNEQUAL, trim=1)
+    np.testing.assert_equal(mean, expected[1][0])
+    assert pytest.approx(expected[1][1], rel=1e-12) == parts
+    np.testing.assert_equal(middle_mean(updates, FORM, EQUAL, trim=1), equal)

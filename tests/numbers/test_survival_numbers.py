@@ -12,12 +12,15 @@ from survival_cases import patients, structured
 
 from consilium.client.training.cox import cox_loss
 from consilium.common.intervals.evidence import DRAWS, redrawn
+from consilium.common.intervals.means import interval_of
 from consilium.common.protocol.estimates import estimates_of
 from consilium.common.survival.concordance import harrell, of_draws, uno
-from consilium.common.survival.curves import breslow, brier_at, kaplan_meier
-from consilium.common.survival.evidence import evidence_of
+from consilium.common.survival.curves import breslow, brier_losses, kaplan_meier, log_hazard, survival_at
+from consilium.common.survival.evidence import evidence_of, evidence_of_losses
 from consilium.common.survival.times import Times
 from consilium.comparison.by_time import LEAST_AT_RISK, site_curve
+from consilium.comparison.evidence import evidence_of as comparison_evidence
+from consilium.comparison.time_scores import TimeScores
 from consilium.comparison.usual_cox import chosen_penalty, coefficients
 
 
@@ -98,8 +101,56 @@ def test_breslow_and_brier_are_those_of_scikit_survival() -> None:
     np.testing.assert_allclose(hazard.at(theirs.unique_times_), theirs.cum_baseline_hazard_.y, atol=1e-10)
     for horizon in (5.0, 12.5, 20.0):
         survival = np.exp(-hazard.at(np.array([horizon])) * np.exp(risks))
+        np.testing.assert_allclose(survival_at(log_hazard(horizon, training, risk), risks), survival, atol=1e-12)
         expected = brier_score(structured(training), structured(of), survival[:, None], [horizon])[1][0]
-        assert expected == pytest.approx(brier_at(horizon, of, survival, training=training), abs=1e-12)
+        losses = brier_losses(horizon, of, survival, training=training)
+        assert losses is not None and expected == pytest.approx(losses.mean(), abs=1e-12)
+
+
+def test_a_brier_score_is_undefined_after_the_last_training_patient() -> None:
+    """Nobody of the training patients says what comes after the last of them was seen; before, it is defined."""
+    training, _ = patients(100, seed=8, most=20)
+    of, _ = patients(50, seed=9, most=40)
+    last, even = float(training.times.max()), np.full(50, 0.5)
+    assert brier_losses(last - 1, of, even, training=training) is not None
+    assert brier_losses(last + 0.5, of, even, training=training) is None
+    assert brier_losses(5.0, of, np.full(50, np.nan), training=training) is None
+
+
+def test_hazards_of_large_risks_do_not_overflow() -> None:
+    """Risks of thousands: the same number added to all changes no chance. Without an event until then it is 1."""
+    training, risk = patients(60, seed=2)
+    first = float(training.times[training.events].min())
+    far = survival_at(log_hazard(12.0, training, risk + 5000), risk + 5000)
+    np.testing.assert_allclose(far, survival_at(log_hazard(12.0, training, risk), risk), atol=1e-9)
+    assert set(survival_at(log_hazard(first / 2, training, risk), risk)) == {1.0}
+    assert [0.0] == survival_at(log_hazard(12.0, training, risk), np.array([5000.0])).tolist()
+
+
+def test_a_brier_score_has_draws_of_its_patients() -> None:
+    """Value and draws are means of the losses of drawn patients; a score above 1 is not told."""
+    losses = np.random.default_rng(0).random(40)
+    found = evidence_of_losses({"one": losses, "absurd": losses + 1}, None)
+    rows = list(redrawn(40, None, draws=3, seed=0, who="test"))
+    assert ["one"] == list(found)
+    assert losses.mean() == pytest.approx(found["one"].values[0])
+    draws = found["one"].draws
+    assert draws is not None and (1, DRAWS) == draws.shape
+    np.testing.assert_allclose(draws[0, :3], [losses[one].mean() for one in rows], atol=1e-12)
+
+
+@pytest.mark.parametrize(("events", "known"), [(9, False), (10, True)])
+def test_a_concordance_needs_ten_patients_with_an_event(events: int, *, known: bool) -> None:
+    """With fewer there is a value and no interval, in a site and a comparison alike; the constant answer keeps 1/2."""
+    of, risks = Times(np.arange(40.0) + 1, np.arange(40) < events), np.random.default_rng(1).normal(size=40)
+    found = evidence_of(of, {"personal": risks, "majority": np.zeros(40)}, None)
+    draws, constant = found["personal"].draws, found["majority"].draws
+    assert draws is not None and known == bool(np.isfinite(draws).all()) and known == bool(np.isfinite(draws).any())
+    assert constant is not None and (constant == 0.5).all()
+    assert known == (estimates_of(found, neutral=0.5).personal.error < 1)  # type: ignore[union-attr]  # it has a value
+    scores = TimeScores(of.labels(), risks)
+    compared = comparison_evidence([scores], "c_index", groups=None, seed=0, who="x")
+    assert compared is not None and known == (interval_of(compared, kind="number").bounds is not None)
 
 
 @pytest.mark.filterwarnings("ignore:Starting with pandas version 4.0")  # lifelines calls it in the older way
@@ -168,12 +219,12 @@ def test_a_time_and_its_event_are_one_number() -> None:
 
 
 def test_draws_that_are_all_the_same_say_nothing_of_the_error() -> None:
-    """Three patients whom one model ranks right and another wrong: no gain of 1 beyond doubt. Ties stay ties."""
-    of, up = Times(np.array([1.0, 2.0, 3.0]), np.array([True, True, True])), np.array([3.0, 2.0, 1.0])
-    told = estimates_of(evidence_of(of, {"personal": up, "local": -up, "majority": np.zeros(3)}, None), neutral=0.5)
+    """Twelve patients whom one model ranks right and another wrong: no gain of 1 beyond doubt. Ties stay ties."""
+    of, up = Times(np.arange(12.0) + 1, np.ones(12, dtype=bool)), np.arange(12.0, 0.0, -1.0)
+    told = estimates_of(evidence_of(of, {"personal": up, "local": -up, "majority": np.zeros(12)}, None), neutral=0.5)
     assert told.personal is not None and told.local is not None and told.difference is not None
     assert (1.0, 0.0, 1.0) == (told.personal.value, told.local.value, told.difference.value)
     assert (1.0, 1.0, 1.0) == (told.personal.error, told.local.error, told.difference.error)
-    same = estimates_of(evidence_of(of, {"personal": up, "local": up, "majority": np.zeros(3)}, None), neutral=0.5)
+    same = estimates_of(evidence_of(of, {"personal": up, "local": up, "majority": np.zeros(12)}, None), neutral=0.5)
     assert same.difference is not None and (0.0, 0.0) == (same.difference.value, same.difference.error)
     assert same.majority is not None and (0.5, 0.0) == (same.majority.value, same.majority.error)

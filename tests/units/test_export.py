@@ -13,6 +13,8 @@ import pytest
 import torch
 from exported import PICTURES, TABLE, TABLE_SCALE, make_model, randomised, served, without_torch
 from PIL import Image
+from rich.console import Console
+from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from consilium.client.data.inputs import pictures_inputs, read_inputs
@@ -28,6 +30,7 @@ from consilium.serving.export.graph import Graph
 from consilium.serving.export.int8 import int8_of
 from consilium.serving.export.network import network_of
 from consilium.serving.export.rows import of_data, of_random
+from consilium.serving.export.terminal import print_export
 
 READ_TABLE = """
 import csv, json, numpy as np, onnxruntime
@@ -256,7 +259,7 @@ def test_pruning_strikes_out_the_smallest_of_all_layers(tmp_path: Path) -> None:
     biases = [value for name in ("0.bias", "1.bias") for value in found.module.get_parameter(name).tolist()]
     assert [0.01] * 4 == pytest.approx(biases)
     assert [[1, -2, 3]] == layers[0].weight.tolist()
-    assert (3, 6) == ((facts := pruning.facts(found, 0.5, None)).zeros, facts.weights)
+    assert (3, 6) == ((facts := pruning.facts(found, 0.5, None, whole=model)).zeros, facts.weights)
 
 
 def write_labelled(path: Path, rows: int = 40) -> Path:
@@ -289,6 +292,40 @@ def test_labelled_rows_give_scores_a_curve_and_int8(tmp_path: Path) -> None:
     assert known.model_dump(mode="json") == json.loads((tmp_path / "out" / "export.json").read_text())
     assert "zeros make no answer faster" in " ".join(known.notes)
     assert "int8 is larger here" in " ".join(known.notes)  # a network of 49 weights
+
+
+def test_int8_of_several_labels_tells_what_is_decided_otherwise(tmp_path: Path) -> None:
+    """The mean AUROC before and after is scikit-learn's, and each label has the share of rows with another decision."""
+    task = {"kind": "table", "labels": ["edema", "nodule"], "columns": {name: {"kind": "number"} for name in "ab"}}
+    model = make_model(tmp_path / "model", task, {"name": "mlp", "hidden": [16]})
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(120, 2)).round(3)
+    y = np.where(generator.random((120, 2)) < 0.2, "", (x + generator.normal(size=x.shape) > 0).astype(int).astype(str))
+    y[(y == "").all(axis=1), 0] = "1"
+    rows = [",".join([*map(str, numbers), *of]) for numbers, of in zip(x.tolist(), y.tolist(), strict=True)]
+    (tmp_path / "rows.csv").write_text("\n".join(["a,b,edema,nodule", *rows]) + "\n")
+    known = export(tmp_path / "model", tmp_path / "out", int8=True, prune=0.9, data=tmp_path / "rows.csv")
+    answered = {}
+    for name in ("model.onnx", "model.int8.onnx"):
+        session = onnxruntime.InferenceSession(tmp_path / "out" / name)
+        (answered[name],) = session.run(None, {name: x[::2, place] for place, name in enumerate("ab")})
+    areas = {
+        name: np.mean([roc_auc_score(y[::2, at][k] == "1", of[k, at]) for at in (0, 1) for k in [y[::2, at] != ""]])
+        for name, of in answered.items()
+    }
+    assert "mean AUROC" == known.int8.before.name and 60 == known.int8.before.num
+    assert areas["model.onnx"] == pytest.approx(known.int8.before.value, abs=1e-9)
+    assert areas["model.int8.onnx"] == pytest.approx(known.int8.after.value, abs=1e-9)
+    assert known.int8.difference.value == pytest.approx(known.int8.after.value - known.int8.before.value)
+    apart = np.mean((answered["model.onnx"] > 0.5) != (answered["model.int8.onnx"] > 0.5), axis=0)
+    assert dict(zip(("edema", "nodule"), apart.tolist(), strict=True)) == known.int8.changed
+    whole = model.answers(model.prepared(read_inputs(tmp_path / "rows.csv", model.record.task, labelled=True))).labels
+    assert whole is not None
+    struck = np.mean((whole[::2].numpy() > 0.5) != (answered["model.onnx"] > 0.5), axis=0)
+    assert struck.max() > 0 and struck.tolist() == list(known.pruned.changed.values())
+    screen = Console(record=True, width=150)
+    print_export(known, screen)
+    assert "changed  decisions (a probability above 1/2) that are others than before" in screen.export_text()
 
 
 def test_rows_of_a_patient_stay_together(tmp_path: Path) -> None:

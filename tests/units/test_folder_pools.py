@@ -200,6 +200,15 @@ def test_without_it_all_parts_are_pooled(tmp_path: Path) -> None:
     assert CLASSES == load_study(tmp_path / "out" / "study.toml").task.classes
 
 
+def test_progress_counts_pictures_and_sites(tmp_path: Path) -> None:
+    """Each picture as it is read and each site as it is written, up to all of them."""
+    told = list[tuple[str, int, int]]()
+    options = SplitOptions("iid", sites=2, min_examples=5)
+    split_pool(pictures(tmp_path / "pool", 20), tmp_path / "f", options, progress=lambda *step: told.append(step))
+    assert [("pictures read", done, 20) for done in range(21)] == told[:21]
+    assert [("sites written", done, 2) for done in range(3)] == told[21:]
+
+
 def test_what_is_passed_over_is_counted(tmp_path: Path) -> None:
     """By suffix, in classes and beside them; hidden files are nobody's, and a folder without pictures is no class."""
     pool = pictures(tmp_path / "pool", 20)
@@ -249,7 +258,7 @@ def test_levels_of_more_than_8_bits_get_a_range(tmp_path: Path) -> None:
         ({"by": "column", "column": "a", "sites": None, "min_examples": None}, "picture files have no such columns"),
         ({"by": "feature"}, "--by feature changes pixels, and picture files are copied as they are"),
         ({"tolerance": 1.0}, "--tolerance is for labels that are numbers"),
-        ({"series": True}, "--series is for an .npz file; a folder holds picture files"),
+        ({"series": True}, "--series is for an .npz file or a table; the pool holds picture files"),
         ({"delimiter": ";"}, "--delimiter is for tables; picture files have no rows of text"),
         ({"official_test": True}, "folders called train and test above the classes"),
         ({"group": "patient"}, "expected for a folder of images 'folder' or a pattern"),
@@ -345,3 +354,11 @@ def test_predictions_count_patients_by_their_headers(tmp_path: Path) -> None:
     assert [("ill/nobody.dcm", "image 'ill/nobody.dcm' names no patient in a DICOM header")] == [
         (one.name, one.reason) for one in inputs.unread
     ]
+
+
+def test_a_link_that_leads_out_of_the_pool_is_named(tmp_path: Path) -> None:
+    """A pool from elsewhere must not have other files copied to the sites."""
+    pool = pictures(tmp_path / "pool")
+    (pool / "ill" / "x.png").symlink_to(picture(tmp_path / "other.png", 99))
+    with pytest.raises(DataError, match=r"'ill/x.png' is a link that leads out of the pool, expected the picture"):
+        split_pool(pool, tmp_path / "out", SplitOptions("iid", sites=2, min_examples=5))

@@ -10,9 +10,10 @@ from PIL import Image
 
 from consilium.client.data import Examples
 from consilium.client.data.mask_files import decode_masks
-from consilium.client.data.target import MaskTarget
-from consilium.client.site.overlays import FOLDER, PAGE, write_overlays
+from consilium.client.data.mask_target import MaskTarget
+from consilium.client.site.overlays import PAGE, write_overlays
 from consilium.common.errors import ConfigError
+from consilium.common.segmentation.shown import FOLDER
 from consilium.common.study.task import SegmentationTask
 from consilium.serving.masks import folder_of, png_of, write_masks
 from consilium.serving.predict import check_out

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from PIL import Image
 
 from consilium.client.data import Examples, read_data
@@ -179,15 +180,38 @@ def by(group: str) -> SplitConfig:
 
 
 def test_parts_come_from_a_file_or_are_drawn(tmp_path: Path) -> None:
-    """A table names each picture's part; folders of parts are none for masks."""
+    """A table names each picture's part; a word that is neither a table nor folders is none."""
     write(tmp_path)
     words = ["train", "train", "validation", "test", "train", "test"]
     rows = "\n".join(f"images/{number}.png,{word}" for number, word in enumerate(words))
     (tmp_path / "split.csv").write_text(f"file,part\n{rows}\n", encoding="utf-8")
     found = read(tmp_path, split=SplitConfig(parts="split.csv")).parts
     assert ([0, 1, 4], [2], [3, 5]) == (found.train.tolist(), found.validation.tolist(), found.test.tolist())
-    with pytest.raises(ConfigError, match=r"split.parts is 'folder', expected for pictures with masks a .csv file"):
-        read(tmp_path, split=SplitConfig(parts="folder"))
+    with pytest.raises(
+        ConfigError, match=r"split.parts is 'part', expected for pictures with masks 'folder' or a .csv"
+    ):
+        read(tmp_path, split=SplitConfig(parts="part"))
+
+
+def test_parts_are_the_folders_above_pictures_and_masks(tmp_path: Path) -> None:
+    """As benchmarks have them; a folder of another name is named, and so is a part without masks."""
+    for number, (part, count) in enumerate({"train": 3, "val": 1, "test": 2}.items()):
+        for place in range(count):
+            picture, mask = pair(10 * number + place)
+            save(tmp_path, f"{part}/images/{place}.png", picture)
+            save(tmp_path, f"{part}/masks/{place}.png", mask)
+    split = SplitConfig(parts="folder")
+    found = read(tmp_path, split=split)
+    assert (3, 1, 2) == tuple(len(part) for part in (found.parts.train, found.parts.validation, found.parts.test))
+    levels = [
+        sorted(found.raw.x[rows].amin(dim=(1, 2, 3)).mul(255).round().tolist())
+        for rows in (torch.from_numpy(found.parts.train), torch.from_numpy(found.parts.test))
+    ]
+    assert [[0, 1, 2], [20, 21]] == levels
+    (tmp_path / "val" / "masks").rename(tmp_path / "val" / "other")
+    assert "data folder" in refusal(tmp_path, split=split) and "has no folder 'masks'" in refusal(tmp_path, split=split)
+    (tmp_path / "val").rename(tmp_path / "more")
+    assert "folder 'more' is none of train, validation or test" in refusal(tmp_path, split=split)
 
 
 def test_slices_of_volumes_are_paired_and_of_one_patient(tmp_path: Path) -> None:

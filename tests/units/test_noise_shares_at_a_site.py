@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from consilium.client.privacy.secure.run_keys import RunKeys
 from consilium.client.privacy.secure.sums import Masking, SecureSums
 from consilium.common.errors import ProtocolError, StateError, UpdateRejected
+from consilium.common.host.twice import write_twice
 from consilium.common.privacy.accounting import noise_for
 from consilium.common.privacy.secure.context import sum_digest
 from consilium.common.privacy.secure.fixed import Layout, to_words
@@ -178,7 +179,7 @@ def test_other_updates_never_share_noise(hospital: Hospital) -> None:
     """
     memory = hospital.sums.keys.folder / "secure.json"
     before, first = memory.read_bytes(), hospital.noise()
-    memory.write_bytes(before)
+    write_twice(memory, before)
     assert abs(alike(first, hospital.noise(change=1e-3))) < 0.08
 
 

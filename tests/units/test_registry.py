@@ -16,6 +16,7 @@ from consilium.common.host.certificates import (
     read_certificate,
 )
 from consilium.common.host.signing_requests import SigningRequest, read_signing_request, signing_request
+from consilium.common.host.twice import copy_of
 from consilium.server.operations.authority import make_server_identity, read_authority
 from consilium.server.wire.registry import Registry
 
@@ -221,10 +222,14 @@ def test_approval_that_cannot_be_written_does_not_count(home: Path, registry: Re
 
 
 def test_damaged_register_is_told_in_a_sentence(home: Path, registry: Registry) -> None:
-    """Half a file, other JSON, a key that is not the fingerprint's, a name twice: the server does not start on it."""
+    """Half a file, other JSON, a key that is not the fingerprint's, a name twice: the server does not start on it.
+
+    Without a copy, that is.
+    """
     registry.approve(request("berlin"), name="berlin")
     registry.approve(request("lyon"), name="lyon")
     file = home / "sites.json"
+    copy_of(file).unlink()
     good = json.loads(file.read_text())
 
     def changed(**values: object) -> str:
@@ -245,10 +250,35 @@ def test_damaged_register_is_told_in_a_sentence(home: Path, registry: Registry) 
     ):
         file.write_text(content)
         with pytest.raises(
-            StateError, match=r"register of sites '.*sites\.json' is damaged: .*restore it from a backup"
+            StateError, match=r"register of sites '.*sites\.json' is damaged: .*restore it and its copy from a backup"
         ):
             Registry(home)
     file.unlink()
     file.mkdir()
-    with pytest.raises(StateError, match="cannot read the register of sites"):
+    with pytest.raises(StateError, match=r"cannot read '.*sites.json'"):
         Registry(home)
+
+
+def test_damaged_register_is_read_from_its_copy(
+    home: Path, registry: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Cut, gone, or with a letter changed that nothing else would show: the log says so, and a revocation holds."""
+    sent, revoked = request("berlin"), request("lyon")
+    registry.approve(sent, name="berlin")
+    registry.approve(revoked, name="lyon")
+    registry.revoke("lyon")
+    file = home / "sites.json"
+    good = file.read_bytes()
+    for content in (b"", good[:40], good.replace(b'"berlin"', b'"merlin"'), None):
+        caplog.clear()
+        if content is None:
+            file.unlink()
+        else:
+            file.write_bytes(content)
+        again = Registry(home)
+        assert ("berlin", True) == (again.name_of(sent.fingerprint), again.is_revoked(revoked.fingerprint))
+        assert "the register of sites was damaged: " in caplog.text
+    Registry(home).approve(request("porto"), name="porto")
+    caplog.clear()
+    assert 3 == len(Registry(home).approvals())
+    assert "" == caplog.text

@@ -15,6 +15,7 @@ from consilium.client.privacy.secure.run_keys import RunKeys
 from consilium.client.privacy.secure.sums import Masking, SecureSums
 from consilium.common.errors import ConfigError, ProtocolError, StateError
 from consilium.common.host.keys import make_site_key, read_private_key
+from consilium.common.host.twice import write_twice
 from consilium.common.privacy.secure.fixed import Layout, to_mean
 from consilium.common.privacy.secure.masks import Words, add_mask
 from consilium.common.privacy.secure.party import opened_shares, sign_of
@@ -408,7 +409,7 @@ def test_damaged_memory_is_an_error_that_shows_no_key(hospitals: Hospitals) -> N
     """The sentence goes to logs; the file holds a private key."""
     path = hospitals.folder / "bern" / FILE
     values = json.loads(path.read_text())
-    path.write_text(json.dumps({**values, "sent": 5}))
+    write_twice(path, json.dumps({**values, "sent": 5}).encode())
     with pytest.raises(StateError, match="is damaged, so it is not known what was masked") as error:
         hospitals.ask("bern")
     assert values["key"] not in f"{error.value!r} {error.value.__cause__!r}"

@@ -28,7 +28,7 @@ from consilium.common.study.task import ImageTask
 from consilium.common.weights.arrays import Array, digest
 from consilium.server.strategies import ServerState
 from consilium.server.strategies.contract import BestRound
-from consilium.server.study.checkpoint import load_checkpoint, save_checkpoint
+from consilium.server.study.checkpoint import load_checkpoint, load_newest, save_checkpoint
 from consilium.server.study.cohort import choose_cohort
 from consilium.server.study.run import run_study
 from consilium.server.study.run_folder import RunFolder
@@ -225,6 +225,7 @@ def test_checkpoint_holds_every_field_of_the_state(tmp_path: Path) -> None:
         holders=frozenset({"rome"}),
         asked={"berlin": 7},
         accepted={"berlin": 6},
+        strikes={"lyon": 2},
         best=BestRound(5, {"w": np.full(3, 0.5)}, asked={"berlin": 5}, accepted={"berlin": 4}),
     )
     save_checkpoint(tmp_path / "c", state, run="run-1", study_digest="abc")
@@ -307,7 +308,87 @@ def test_checkpoint_survives_a_full_disk(tmp_path: Path, request: pytest.Fixture
     with pytest.raises(StateError, match="No space left"):
         save_checkpoint(tmp_path / "c", ServerState(8, {"w": np.ones(1)}), run="run-1", study_digest="abc")
     assert bits(STATE) == bits(load_checkpoint(tmp_path / "c", study_digest="abc"))
-    assert [tmp_path / "c"] == list(tmp_path.iterdir())
+    assert {"c", "c-000007"} == {path.name for path in tmp_path.iterdir()}  # two names of one file
+
+
+def saved(path: Path, *rounds: int) -> None:
+    """Write the checkpoints of rounds, each with its number as its weights."""
+    for number in rounds:
+        state = ServerState(number, {"w": np.full(3, number)}, memory={"m": np.arange(5.0)}, asked={"berlin": number})
+        save_checkpoint(path, state, run="run-1", study_digest="abc")
+
+
+def flip(path: Path, position: int = -1) -> None:
+    """Flip a bit in a file."""
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1 << position % 8
+    path.write_bytes(content)
+
+
+def test_checkpoints_of_the_last_three_rounds_are_kept(tmp_path: Path) -> None:
+    """However many rounds there are; of rounds from before the run went back there is none."""
+    saved(tmp_path / "c.x", *range(1, 12))
+    assert ["c-000009.x", "c-000010.x", "c.x"] == sorted(path.name for path in tmp_path.iterdir())
+    assert [9, 10] == [load_checkpoint(tmp_path / f"c-{n:06d}.x", study_digest="abc").round for n in (9, 10)]
+    saved(tmp_path / "c.x", 10)
+    assert ["c-000009.x", "c.x"] == sorted(path.name for path in tmp_path.iterdir())
+    assert 10 == load_checkpoint(tmp_path / "c.x", study_digest="abc").round
+
+
+def test_checkpoints_are_kept_without_links_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some file systems have no second names for a file."""
+
+    def refused(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refused)
+    saved(tmp_path / "c", 1, 2, 3, 4)
+    assert ["c", "c-000002", "c-000003"] == sorted(path.name for path in tmp_path.iterdir())
+    state, problems = load_newest(tmp_path / "c", study_digest="abc")
+    assert (4, ()) == (state.round, problems)
+
+
+@pytest.mark.parametrize("damaged", [1, 2])
+def test_newest_whole_checkpoint_is_gone_on_from(tmp_path: Path, damaged: int) -> None:
+    """With a sentence on each newer one; where none is whole, a sentence on all."""
+    saved(tmp_path / "c", 5, 6, 7)
+    files = [tmp_path / name for name in ("c", "c-000006", "c-000005")]
+    for file in files[:damaged]:
+        flip(file)
+    state, problems = load_newest(tmp_path / "c", study_digest="abc")
+    assert 7 - damaged == state.round
+    np.testing.assert_equal(np.full(3, 7 - damaged), state.weights["w"])
+    assert [str(file) in problem for file, problem in zip(files, problems, strict=False)] == [True] * damaged
+    for file in files[damaged:]:
+        flip(file)
+    with pytest.raises(StateError, match=r"c' is damaged.*c-000006' is damaged.*c-000005' is damaged"):
+        load_newest(tmp_path / "c", study_digest="abc")
+
+
+def test_newest_checkpoint_that_is_gone_is_noticed(tmp_path: Path) -> None:
+    """Earlier ones say that there was a run: it does not begin anew."""
+    saved(tmp_path / "checkpoint.safetensors", 1, 2)
+    (tmp_path / "checkpoint.safetensors").unlink()
+    assert RunFolder(tmp_path).is_resumable
+    state, (problem,) = load_newest(RunFolder(tmp_path).checkpoint, study_digest="abc")
+    assert 1 == state.round
+    assert "cannot read checkpoint" in problem
+    (tmp_path / "checkpoint-000001.safetensors").unlink()
+    assert not RunFolder(tmp_path).is_resumable
+
+
+def test_no_byte_of_a_checkpoint_can_change(tmp_path: Path) -> None:
+    """Every byte of it, in every bit of the header's blanks too: the length, the notes, the padding, the arrays."""
+    saved(tmp_path / "c", 1)
+    whole = (tmp_path / "c").read_bytes()
+    assert b" }" not in whole
+    assert b"} " in whole  # there is padding, which readers pass over
+    for position in range(len(whole)):
+        values = b"\t\n\r \x00" if whole[position] == 32 else bytes([whole[position] ^ 1 << position % 8])
+        for value in set(values) - {whole[position]}:
+            (tmp_path / "c").write_bytes(whole[:position] + bytes([value]) + whole[position + 1 :])
+            with pytest.raises(StateError, match="is damaged"):
+                load_checkpoint(tmp_path / "c", study_digest="abc")
 
 
 def test_checkpoint_in_an_unwritable_folder_is_a_state_error(tmp_path: Path) -> None:

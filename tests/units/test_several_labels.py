@@ -16,11 +16,13 @@ from site_data import load_data
 from consilium.client.data import READERS, RawData, read_site
 from consilium.client.data.inputs import read_inputs
 from consilium.client.data.labels_target import LabelsTarget
+from consilium.client.methods import build_method
 from consilium.client.operations.doctor.columns import check_columns
 from consilium.client.operations.doctor.data import check_data
 from consilium.client.privacy.policy.leaving import as_it_leaves
 from consilium.client.served.drift import drift
 from consilium.client.served.summary import TrainingSummary, summary_of
+from consilium.client.site.handshake import read_origin
 from consilium.common.errors import ConfigError, DataError, ProtocolError
 from consilium.common.protocol.cards import DataCard
 from consilium.common.protocol.replies import HandshakeReply
@@ -210,6 +212,32 @@ def test_pictures_and_texts_have_several_labels_too(tmp_path: Path) -> None:
     assert wanted == all_labels(data_of(TextData(path=tmp_path / "texts.csv"), TextTask(labels=TWO)))
 
 
+def test_a_label_cannot_be_called_as_the_column_of_paths() -> None:
+    """In a table of pictures, `file` has the path of each."""
+    with pytest.raises(ValidationError, match="'file' cannot be the column of a label"):
+        ImageTask(labels=("edema", "file"))
+    with pytest.raises(ValidationError, match="'file' cannot be the column of a label"):
+        ImageTask.model_validate({"survival": {"time": "file", "event": "died"}})
+
+
+def test_a_picture_that_is_a_link_to_elsewhere_is_named(tmp_path: Path) -> None:
+    """A table from elsewhere must not have other files of the hospital read; links inside the folder may be."""
+    top = tmp_path / "data"
+    top.mkdir()
+    for path in (top / "0.png", tmp_path / "other.png"):
+        Image.new("L", (8, 8)).save(path)
+    (top / "1.png").symlink_to(top / "0.png")
+    (top / "labels.csv").write_text("file,edema,nodule\n0.png,1,0\n1.png,0,1\n")
+    task = ImageTask(labels=TWO, size=8, channels=1)
+    assert 2 == len(data_of(ImageFolderData(path=top), task).x)
+    (top / "2.png").symlink_to(tmp_path / "other.png")
+    (top / "far").symlink_to(tmp_path)
+    for name in ("2.png", "far/other.png"):
+        (top / "labels.csv").write_text(f"file,edema,nodule\n0.png,1,0\n{name},0,1\n")
+        with pytest.raises(DataError, match=f"file '{name}' is a link that leads out of the folder of the table"):
+            data_of(ImageFolderData(path=top), task)
+
+
 def test_new_rows_are_read_with_and_without_their_labels(tmp_path: Path) -> None:
     """What a finished model is asked about: labels `(N, L)` where they are asked for, none where not."""
     path = table_of(tmp_path, "1,1,", "2,0,1", "3,x,0").path
@@ -249,6 +277,14 @@ def test_counts_that_cannot_be_are_refused() -> None:
     """More examples than there are, or of labels that the study does not have."""
     with pytest.raises(ValidationError, match="a label is known of 40000 examples, of 10 in all"):
         card(label_counts={"edema": (20_000, 20_000)})
+    with pytest.raises(ValidationError, match="a label is known of 11 examples, of 10 in all"):
+        card(label_counts={"edema": (5, 6)})
+    with pytest.raises(ValidationError, match="a label is known of 11 examples, of 10 in all"):
+        card(label_counts={"edema": (11, 0)}, label_noise=5.0)
+    assert (8, 6) == (card(label_counts={"edema": (8, 6)}, label_noise=5.0).label_counts or {})["edema"]
+    for noise in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValidationError):
+            card(label_noise=noise)
     with pytest.raises(ValidationError):
         card(label_counts={"edema": (-1, 2)})
     study = findings_study(["berlin"], min_examples=2)
@@ -273,6 +309,16 @@ def test_the_sites_staff_sees_what_is_labelled(tmp_path: Path) -> None:
     finding = check_data(config, study)
     assert "no example knows the label nodule" in finding.message
     assert {"effusion", "edema", "nodule"} == (read_site(config, study).card.label_counts or {}).keys()
+
+
+def test_noised_counts_say_how_much_noise_they_carry(tmp_path: Path) -> None:
+    """None is above the number of examples, and the server knows the standard deviation: that of epsilon / 3."""
+    sites = site_folders(tmp_path, {"berlin": findings(60, seed=0)}, share_class_counts=True, class_counts_epsilon=0.3)
+    config, study = load_site(sites["berlin"]), findings_study(["berlin"])
+    told = read_origin(config, study, build_method(study.method)).facts.card
+    assert told.label_counts is not None and told.label_noise == pytest.approx(np.sqrt(2) / 0.1, rel=0.01)
+    assert 60 >= max(map(max, told.label_counts.values()))
+    assert told == DataCard.model_validate_json(told.model_dump_json())
 
 
 def test_what_has_no_form_for_several_labels_is_refused_in_a_sentence() -> None:

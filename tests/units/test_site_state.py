@@ -3,20 +3,26 @@
 import errno
 import hashlib
 import json
+import logging
 import os
+import shutil
 import stat
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import MakeStudy
+from conftest import MakeStudy, method_settings
 from safetensors.numpy import save as save_arrays
 
 from consilium.client.site.kept import Alone, Kept
-from consilium.client.site.state_folder import StateFolder, study_of
+from consilium.client.site.start import load_kept, study_of
+from consilium.client.site.state_folder import StateFolder
 from consilium.common.errors import ProtocolError, StateError
 from consilium.common.host.files import write_atomically
-from consilium.common.protocol.plans import study_digest
+from consilium.common.protocol.plans import RoundPlan, study_digest
+from consilium.common.study.study import StudyConfig
 from consilium.common.weights.arrays import Array
 
 
@@ -80,18 +86,34 @@ def test_state_of_a_round_asked_again_is_the_one_it_started_from(tmp_path: Path)
     assert {} == arrays_of(kept.load(None))
 
 
+def names(*rounds: int) -> list[str]:
+    """Return the names of the files of rounds."""
+    return [f"round-{number:06d}.safetensors" for number in rounds]
+
+
 def test_state_after_the_last_accepted_round_is_kept_through_any_that_did_not_count(tmp_path: Path) -> None:
-    """Round 2 counted, 3 to 7 did not: of the files the accepted one and the newest are there, no other."""
+    """Round 2 counted, 3 to 7 did not: of the files those that counted and the newest are there, no other."""
     kept = folder(tmp_path)
     save(kept, 1, None)
     save(kept, 2, 1)
     for number in range(3, 8):
         save(kept, number, 2)
-        assert ["round-000002.safetensors", f"round-{number:06d}.safetensors"] == round_files(kept)
+        assert names(1, 2, number) == round_files(kept)
         np.testing.assert_equal(arrays_of(state(2.0)), arrays_of(kept.load(2)))
     assert kept.load(5) is None
     save(kept, 8, 7)
-    assert ["round-000007.safetensors", "round-000008.safetensors"] == round_files(kept)
+    assert names(1, 2, 7, 8) == round_files(kept)
+
+
+def test_states_that_counted_before_are_kept_for_a_server_that_goes_back(tmp_path: Path) -> None:
+    """Those of the last three that counted, the newest and the best are there, however long the run; no more."""
+    kept = folder(tmp_path)
+    for number in range(1, 11):
+        kept.save(state(number), round_number=number, accepted=number - 1 or None, best=2 if number > 2 else None)
+    assert names(2, 7, 8, 9, 10) == round_files(kept)
+    save(kept, 8, 7, 80.0)  # the server went back to its checkpoint of round 7
+    assert names(2, 7, 8) == round_files(kept)
+    np.testing.assert_equal(arrays_of(state(80.0)), arrays_of(kept.load(8)))
 
 
 def test_state_of_a_first_round_that_did_not_count_is_dropped(tmp_path: Path) -> None:
@@ -108,7 +130,7 @@ def test_state_of_later_rounds_is_dropped_when_a_run_goes_back(tmp_path: Path) -
     for number, after in ((1, None), (2, 1), (5, 2)):
         save(kept, number, after)
     save(kept, 3, 2, 30.0)
-    assert ["round-000002.safetensors", "round-000003.safetensors"] == round_files(kept)
+    assert names(1, 2, 3) == round_files(kept)
     np.testing.assert_equal(arrays_of(state(30.0)), arrays_of(kept.load(3)))
     assert kept.load(5) is None
 
@@ -124,8 +146,7 @@ def test_state_files_are_readable_by_their_owner_only(tmp_path: Path) -> None:
     kept = folder(tmp_path)
     kept.save(state(1.0), round_number=1, accepted=None)
     modes = {path.name: oct(stat.S_IMODE(path.stat().st_mode)) for path in kept.path.iterdir()}
-    names = ("manifest.json", "round-000001.safetensors")
-    assert dict.fromkeys(names, "0o600") == modes
+    assert dict.fromkeys(("manifest.json", "manifest.json.copy", *names(1)), "0o600") == modes
 
 
 @pytest.mark.parametrize("damage", [lambda old: old[:-1], lambda old: old[:-1] + b"!", lambda _: b""])
@@ -170,6 +191,8 @@ def test_state_of_another_site_is_refused(tmp_path: Path) -> None:
         b'{"site": "berlin", "rounds": [{"round": 1}]}',
         b'{"site": "berlin", "rounds": [{"round": "x", "file": "f", "sha256": "s"}]}',
         b'{"site": "berlin", "rounds": [{"round": Infinity, "file": "f", "sha256": "s"}]}',
+        b'{"site": "berlin", "data": "", "rounds": [{"round": 1, "file": "round-000002.safetensors", "sha256": "%s"}]}'
+        % (b"0" * 64),
         b"[" * 100_000,
     ],
 )
@@ -177,23 +200,23 @@ def test_state_with_an_unreadable_manifest_is_refused(tmp_path: Path, content: b
     """Whatever stands in the manifest, the site says so and goes no further."""
     kept = folder(tmp_path)
     (kept.path / "manifest.json").write_bytes(content)
-    with pytest.raises(StateError, match=r"site 'berlin': cannot read '.*manifest.json'"):
+    with pytest.raises(StateError, match=r"site 'berlin': .*manifest.json"):
         kept.load(None)
 
 
-def state_file(kept: StateFolder, arrays: dict[str, Array], *, file: str = "f") -> None:
+def state_file(kept: StateFolder, arrays: dict[str, Array], *, file: str = "round-000001.safetensors") -> None:
     """Write a state of round 1 whose digest is right."""
     content = save_arrays(arrays)
-    (kept.path / "f").write_bytes(content)
+    (kept.path / "round-000001.safetensors").write_bytes(content)
     entry = {"round": 1, "file": file, "sha256": hashlib.sha256(content).hexdigest()}
-    (kept.path / "manifest.json").write_text(json.dumps({"site": kept.site, "rounds": [entry]}))
+    (kept.path / "manifest.json").write_text(json.dumps({"site": kept.site, "data": "", "rounds": [entry]}))
 
 
 def test_state_of_another_release_is_refused(tmp_path: Path) -> None:
     """Arrays that this release has no name for would be lost in silence: the site's own model among them."""
     kept = folder(tmp_path)
     state_file(kept, {"personal/head": np.ones(2), "local/head": np.ones(2)})
-    with pytest.raises(StateError, match=r"site 'berlin': '.*f' was written by another release of consilium"):
+    with pytest.raises(StateError, match=r"site 'berlin': '.*' was written by another release of consilium"):
         kept.load(1)
 
 
@@ -202,15 +225,15 @@ def test_state_of_an_impossible_round_is_refused(value: Array, tmp_path: Path) -
     """A number that is none is a sentence."""
     kept = folder(tmp_path)
     state_file(kept, {"held_round": value})
-    with pytest.raises(StateError, match=r"site 'berlin': cannot read '.*f'"):
+    with pytest.raises(StateError, match=r"site 'berlin': cannot read '.*round-000001.safetensors'"):
         kept.load(1)
 
 
 def test_state_file_of_an_impossible_name_is_refused(tmp_path: Path) -> None:
-    """No file system has it."""
+    """No file system has it, and no round's file is called so."""
     kept = folder(tmp_path)
     state_file(kept, {}, file="\0")
-    with pytest.raises(StateError, match="site 'berlin': cannot read"):
+    with pytest.raises(StateError, match=r"site 'berlin': .*expected 'round-000001.safetensors'"):
         kept.load(1)
 
 
@@ -224,7 +247,7 @@ def test_counts_that_cannot_be_read_are_refused(content: bytes, tmp_path: Path) 
     assert "pydantic" not in str(caught.value)
 
 
-@pytest.mark.parametrize("writes", [0, 1, 2])
+@pytest.mark.parametrize("writes", [0, 1, 2, 4])
 def test_state_before_a_write_that_failed_stays_readable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int
 ) -> None:
@@ -287,6 +310,121 @@ def test_state_in_memory_is_not_read_again(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="is damaged"):
         kept.load(2)
     np.testing.assert_equal(arrays_of(first), arrays_of(kept.load(1)))
+
+
+# --- what a site goes on from ----------------------------------------------------------------------
+
+
+def plan(accepted: int | None, *, number: int = 4) -> RoundPlan:
+    """Return the plan of a round."""
+    return RoundPlan(study="0" * 64, run="run-1", site="berlin", round=number, accepted=accepted, asked=number)
+
+
+def three_rounds(root: Path) -> StateFolder:
+    """Return a folder with the states of three rounds that counted, with something still to be sent in each."""
+    kept = folder(root)
+    for number in (1, 2, 3):
+        value = replace(state(number), residual={"w": np.ones(2)}, sent={"w": np.ones(2)})
+        kept.save(value, round_number=number, accepted=number - 1 or None)
+    return kept
+
+
+def damage(kept: StateFolder, *rounds: int) -> None:
+    """Flip a byte in the files of rounds."""
+    for file in names(*rounds):
+        content = bytearray((kept.path / file).read_bytes())
+        content[len(content) // 2] ^= 1
+        (kept.path / file).write_bytes(content)
+
+
+@pytest.mark.parametrize(("damaged", "instead"), [((3,), 2), ((3, 2), 1)])
+def test_earlier_state_stands_in_for_a_damaged_one(
+    damaged: tuple[int, ...], instead: int, tmp_path: Path, make_study: MakeStudy, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The newest whole one, without what was on its way to the server then; the log and the reply say so."""
+    kept = three_rounds(tmp_path)
+    damage(kept, *damaged)
+    with caplog.at_level(logging.WARNING):
+        start = load_kept(kept, plan(3), make_study(), known={})
+    assert instead == start.instead
+    np.testing.assert_equal(arrays_of(state(instead)), arrays_of(start.kept))
+    assert (
+        f"round-000003.safetensors' is damaged: its sha256 is not the one in the manifest; the state after round "
+        f"{instead} stands in for it" in caplog.text
+    )
+
+
+def test_state_in_force_is_used_where_it_is_whole(tmp_path: Path, make_study: MakeStudy) -> None:
+    """A damaged one that the plan does not name is of no interest, nor is any before the first that counted."""
+    kept = three_rounds(tmp_path)
+    damage(kept, 1, 3)
+    start = load_kept(kept, plan(2), make_study(), known={})
+    assert start.instead is None
+    assert 2 == int(start.kept.alone.rounds)
+    empty = load_kept(kept, plan(None), make_study(), known={})
+    assert ({}, None) == (empty.kept.to_arrays(), empty.instead)
+
+
+@pytest.mark.parametrize("method", ["fedper", "scaffold"])
+def test_state_that_vanished_is_a_loud_question(tmp_path: Path, make_study: MakeStudy, method: str) -> None:
+    """Never a fresh head by itself; SCAFFOLD, whose server counts on it, takes no other answer than the folder."""
+    study = make_study(**method_settings(method))
+    kept = three_rounds(tmp_path)
+    shutil.rmtree(kept.path)
+    with pytest.raises(StateError, match="site 'berlin' no longer has what it kept after round 3 of run 'run-1'"):
+        load_kept(kept, plan(3), study, known={})
+    if method == "fedper":
+        anew = load_kept(kept, plan(3), study, known={}, start_anew=True)
+        assert ({}, 0) == (anew.kept.to_arrays(), anew.instead)
+        return
+    with pytest.raises(StateError, match="which the server counts on in every later round"):
+        load_kept(kept, plan(3), study, known={}, start_anew=True)
+
+
+@pytest.mark.parametrize("method", ["fedper", "scaffold"])
+def test_states_that_are_all_damaged_are_a_loud_question(tmp_path: Path, make_study: MakeStudy, method: str) -> None:
+    """With the name of the first file; SCAFFOLD asks at once, since no earlier variate will do."""
+    kept, damaged = three_rounds(tmp_path), (1, 2, 3) if method == "fedper" else (3,)
+    damage(kept, *damaged)
+    with pytest.raises(StateError, match=r"no longer has what it kept after round 3 .*round-000003.*is damaged"):
+        load_kept(kept, plan(3), make_study(**method_settings(method)), known={})
+
+
+def test_no_byte_of_a_state_folder_can_change_in_silence(tmp_path: Path, make_study: MakeStudy) -> None:
+    """Flipped in any file, what the site goes on from is the same as before, or an earlier one that it names."""
+    kept = three_rounds(tmp_path)
+    wanted = load_kept(kept, plan(3), make_study(), known={}).kept.to_arrays()
+    earlier = load_kept(kept, plan(2), make_study(), known={}).kept.to_arrays()
+    study = make_study()
+    silent = [at for at in flips(kept.path) if not is_noticed(kept, study, wanted, earlier)]
+    assert [] == silent
+
+
+def flips(place: Path) -> Iterator[tuple[str, int]]:
+    """Yield a file and a position with one byte of it flipped, for all of them, and put each back."""
+    for path in sorted(place.iterdir()):
+        content = path.read_bytes()
+        for position in range(0, len(content), 1 if path.name == "manifest.json" else 41):
+            changed = bytearray(content)
+            changed[position] ^= 1 << position % 8
+            path.write_bytes(changed)
+            yield path.name, position
+        path.write_bytes(content)
+
+
+def is_noticed(kept: StateFolder, study: StudyConfig, wanted: dict[str, Array], earlier: dict[str, Array]) -> bool:
+    """Return whether a site with a changed file goes on from what it should, or says that it does not."""
+    try:
+        start = load_kept(kept, plan(3), study, known={})
+    except StateError:
+        return True
+    expected = (
+        wanted
+        if start.instead is None
+        else {name: array for name, array in earlier.items() if not name.startswith(("residual/", "sent/"))}
+    )
+    arrays = start.kept.to_arrays()
+    return arrays.keys() == expected.keys() and all(np.array_equal(arrays[name], expected[name]) for name in arrays)
 
 
 # --- the study that a run began with ---------------------------------------------------------------

@@ -41,7 +41,8 @@ from consilium.data.partition import (
     rows_of_groups,
 )
 from consilium.data.picture import federation_svg
-from consilium.data.pool import read_images, read_pool, site_slug
+from consilium.data.pool import read_arrays, read_images
+from consilium.data.slug import site_slug
 from consilium.data.split import split_pool
 from consilium.running.in_process import run_in_process
 
@@ -393,7 +394,7 @@ def test_medmnist_layout_is_a_pool(tmp_path: Path) -> None:
     }
     arrays |= {f"{part}_labels": np.array([[0], [1], [2], [1]], dtype=np.uint8) for part in ("train", "val", "test")}
     np.savez(tmp_path / "m.npz", **arrays)
-    pool = read_pool(tmp_path / "m.npz")
+    pool = read_arrays(tmp_path / "m.npz")
     assert [0, 1, 2] == [int(image[0, 0]) for image in pool.x[::4]]  # type: ignore[union-attr] # images
     assert ([0, 1, 2, 1] * 3, ("0", "1", "2")) == (pool.y.tolist(), pool.classes)
 
@@ -414,7 +415,7 @@ def test_unusable_pool_of_images_is_a_sentence(tmp_path: Path, arrays: dict[str,
     """Each names the file."""
     np.savez(tmp_path / "p.npz", **arrays)
     with pytest.raises(DataError) as caught:
-        read_pool(tmp_path / "p.npz")
+        read_arrays(tmp_path / "p.npz")
     assert sentence in str(caught.value) and "p.npz" in str(caught.value)
 
 

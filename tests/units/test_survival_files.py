@@ -27,7 +27,8 @@ TEXTS: dict[str, Any] = {
     "length": 4,
     "tokens": {"kind": "words", "buckets": 64},
 }
-MODELS = {"images": "small_cnn", "features": "linear", "text": "text_mean"}
+SERIES: dict[str, Any] = {"kind": "series", "survival": SURVIVAL, "channels": ["v"], "length": 2}
+MODELS = {"series": "cnn1d", "images": "small_cnn", "features": "linear", "text": "text_mean"}
 
 
 def _study(task: dict[str, Any], **split: Any) -> StudyConfig:
@@ -50,6 +51,23 @@ def _arrays(folder: Path, **arrays: Any) -> Path:
     known: dict[str, Any] = {"x": x, "days": np.arange(8.0), "died": np.arange(8) % 2}
     np.savez(folder / "rows.npz", **(known | arrays))
     return folder
+
+
+def test_series_hold_times_and_events_in_arrays_and_tables(tmp_path: Path) -> None:
+    """A time of 0 that is censored keeps its sign; a series without a usable time or event says what was expected."""
+    y = _read(_arrays(tmp_path / "a"), SERIES, kind="series", data="rows.npz").y
+    lines = [f"s{row},{step},0.{row},{row},{row % 2}" for row in range(8) for step in (1, 0)]
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / "rows.csv").write_text("\n".join(["series,time,v,days,died", *lines]), encoding="utf-8")
+    assert y.tolist() == _read(tmp_path / "t", SERIES, kind="series", data="rows.csv").y.tolist()
+    assert [float(time) for time in range(8)] == y.abs().tolist()
+    assert [True, False] * 4 == torch.signbit(y).tolist()
+    with pytest.raises(DataError, match="series 3: expected a finite number of at least 0 in 'days', and 0 or 1 in"):
+        _read(_arrays(tmp_path / "b", died=[0, 1, 0, 2, 0, 1, 0, 1]), SERIES, kind="series", data="rows.npz")
+    text = "\n".join(["series,time,v,days,died", *lines]).replace("s3,1,0.3,3,1", "s3,1,0.3,3,0")
+    (tmp_path / "t" / "rows.csv").write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match="column 'died' has 2 different values in its rows, expected one"):
+        _read(tmp_path / "t", SERIES, kind="series", data="rows.csv")
 
 
 def test_arrays_hold_times_and_events(tmp_path: Path) -> None:
@@ -96,6 +114,8 @@ def test_a_site_where_nothing_happened_is_told(tmp_path: Path) -> None:
     finding = check_data(load_site(site), _study(FEATURES))
     assert "the event 'died' was seen in no row" in finding.message
     assert "WARN" == finding.status
+    assert "for the test, so no report will say" in finding.message  # and nothing else is hidden by it
+    assert "whether the column has 1 where it was seen" in finding.fix and "ask the coordinator for a" in finding.fix
 
 
 def test_a_table_names_pictures_with_their_times(tmp_path: Path) -> None:
@@ -263,7 +283,9 @@ def test_a_folder_of_text_files_has_no_times(tmp_path: Path) -> None:
         (TextTask, TEXTS | {"label": "other"}, "label 'other': survival says where the label is, leave 'label' out"),
         (TextTask, TEXTS | {"text": "died"}, "label 'died' is also the column of the texts"),
         (TextTask, TEXTS | {"next": "word"}, "one of 'classes': leave 'survival' out"),
-        (SeriesTask, {"channels": ["v"], "length": 3, "survival": SURVIVAL}, "not from series yet"),
+        (SeriesTask, SERIES | {"label": "other"}, "label 'other': survival says where the label is, leave 'label' out"),
+        (SeriesTask, SERIES | {"channels": ["days"]}, "days"),
+        (SeriesTask, SERIES | {"next_step": 1}, "next_step learns a value, which is a number"),
     ],
 )
 def test_settings_that_contradict_survival_are_refused(make: Any, values: dict[str, Any], sentence: str) -> None:
@@ -274,7 +296,8 @@ def test_settings_that_contradict_survival_are_refused(make: Any, values: dict[s
 
 def test_tasks_with_times_are_read_back_as_they_were_written() -> None:
     """A model's folder holds the task as JSON."""
-    for make, values in ((ImageTask, PICTURES), (FeaturesTask, FEATURES), (TextTask, TEXTS)):
+    tasks = ((ImageTask, PICTURES), (FeaturesTask, FEATURES), (TextTask, TEXTS), (SeriesTask, SERIES))
+    for make, values in tasks:
         task = make.model_validate(values)
         assert task == make.model_validate_json(task.model_dump_json())
         assert "concordance index" == task.score

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -213,3 +214,31 @@ def test_scores_that_contradict_each_other_are_refused(values: dict[str, float],
     """A site cannot say that joining gained what its own two numbers do not show."""
     with pytest.raises(ValidationError, match=sentence):
         Estimates.model_validate({name: {"value": value, "error": 0.01} for name, value in values.items()})
+
+
+@pytest.mark.parametrize(
+    ("values", "refused"),
+    [
+        ({"personal": (0.9, 0.0)}, "a score of 0.9 has the standard error 0.0, expected a larger one"),
+        ({"personal": (0.9, 1e-300)}, "standard error 1e-300"),
+        ({"personal": (0.9, math.nan)}, "personal.error"),
+        ({"personal": (0.9, math.inf)}, "personal.error"),
+        ({"personal": (0.5, 1e-12)}, "standard error 1e-12"),
+        ({"personal": (0.5, 0.0)}, None),
+        (
+            {"personal": (0.9, 0.1), "local": (0.4, 0.1), "difference": (0.5, 0.0)},
+            "the difference 0.5 has the standard",
+        ),
+        ({"personal": (0.9, 0.1), "local": (0.9, 0.1), "difference": (0.0, 0.0)}, None),
+    ],
+)
+def test_a_score_without_error_is_believed_only_where_no_draw_changes_it(
+    values: dict[str, tuple[float, float]], refused: str | None
+) -> None:
+    """The same answer to all rows has 1/2 whoever is drawn; no other score is sure, and no site may say that it is."""
+    sent = {name: {"value": value, "error": error} for name, (value, error) in values.items()}
+    if refused is None:
+        assert Estimates.model_validate(sent).personal is not None
+        return
+    with pytest.raises(ValidationError, match=refused):
+        Estimates.model_validate(sent)

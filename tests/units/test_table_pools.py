@@ -96,12 +96,12 @@ def test_word_that_may_mean_nothing_is_a_value_among_texts_and_named(tmp_path: P
 
 @pytest.mark.parametrize(("name", "said"), [("Died", True), ("cens", True), ("outcome", False)])
 def test_number_next_to_an_event_may_be_censored(tmp_path: Path, name: str, *, said: bool) -> None:
-    """A sentence names the column and points to survival; 0 and 1 under another name say nothing."""
+    """A sentence names the column and the option for it; 0 and 1 under another name say nothing."""
     (tmp_path / "t.csv").write_text(text(head=("age", "sex", name)))
     options = SplitOptions("iid", sites=2, label="age", tolerance=1.0)
     notes = " ".join(split_pool(tmp_path / "t.csv", tmp_path / "f", options))
     assert said == (f"the label 'age' may be a time that is censored: column '{name}' has only 0 and 1" in notes)
-    assert said == ("task.survival" in notes)
+    assert said == (f"name it with --event '{name}' in place of --tolerance" in notes)
 
 
 @pytest.mark.parametrize("code", ["-9", "999"])

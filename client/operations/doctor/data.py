@@ -1,8 +1,9 @@
 """Data, and the scale of the inputs."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
-from consilium.client.data import read_site
+from consilium.client.data import RawData, SiteData, read_site
 from consilium.client.operations.doctor.censoring import censored_label
 from consilium.client.operations.doctor.finding import Finding, failed, passed, skipped, warned
 from consilium.client.operations.doctor.labels import odd_times
@@ -33,25 +34,31 @@ def check_data(config: SiteConfig, study: StudyConfig | None) -> Finding:
         f"{card.num_examples} examples{patients}{f' ({counts})' if counts else ''}{common}, {card.num_skipped} "
         f"skipped; shown here only{''.join(f'; {sentence}' for sentence in data.reading)}"
     )
-    missing = sorted(set(study.task.classes) - set(card.classes))
-    if missing:
-        return warned("data", f"{text}; no example of {', '.join(missing)}", "see whether this is so at this hospital")
+    if not (odd := list(_odd(config, study, data, unscaled.raw))):
+        return passed("data", text)
+    said, fixes = zip(*odd, strict=True)
+    return warned("data", "; ".join([text, *said]), "; ".join(dict.fromkeys(fixes)))
+
+
+def _odd(config: SiteConfig, study: StudyConfig, data: SiteData, raw: RawData) -> Iterator[tuple[str, str]]:
+    """Yield each thing that looks wrong about the data, and what a person can do about it."""
+    card = data.card
+    if missing := sorted(set(study.task.classes) - set(card.classes)):
+        yield f"no example of {', '.join(missing)}", "see whether this is so at this hospital"
     if unknown := [name for name, counts in (card.label_counts or {}).items() if not sum(counts)]:
         fix = "no harm where this hospital does not label that: others do, and it gets their part of the model"
-        return warned("data", f"{text}; no example knows the label {listed(unknown, 5, 'labels')}", fix)
-    if odd := odd_times(unscaled.raw, study.task):
-        fix = "see whether this is so at this hospital, and whether the column has 1 where it was seen"
-        return warned("data", f"{text}; {odd}", fix)
-    if censored := censored_label(config, unscaled.raw, study.task):
+        yield f"no example knows the label {listed(unknown, 5, 'labels')}", fix
+    if odd := odd_times(raw, study.task):
+        yield odd, "see whether this is so at this hospital, and whether the column has 1 where it was seen"
+    if censored := censored_label(config, raw, study.task):
         fix = "if so, ask the coordinator for task.survival, which learns from both (docs/coordinator/survival.md)"
-        return warned("data", f"{text}; {censored}", fix)
+        yield censored, fix
     if (few := card.num_test) < LEAST_PATIENTS:
         fix = f"{LEAST_PATIENTS} and more are needed: give more data, or ask the coordinator for a larger split.test"
-        return warned("data", f"{text}; only {few} for the test, so no report will say whether joining helps", fix)
+        yield f"only {few} for the test, so no report will say whether joining helps", fix
     if data.notes:
         fix = "see why rows or files are there more than once; if something names their patient, set split.group"
-        return warned("data", f"{text}; {'; '.join(data.notes)}", fix)
-    return passed("data", text)
+        yield "; ".join(data.notes), fix
 
 
 def check_scale(config: SiteConfig, study: StudyConfig | None) -> Finding:

@@ -7,8 +7,9 @@ from consilium.client.data import keep_readings
 from consilium.client.operations.doctor.columns import check_columns
 from consilium.client.operations.doctor.credentials import check_identity, check_peers
 from consilium.client.operations.doctor.data import check_data, check_scale
+from consilium.client.operations.doctor.expected import check_summary
 from consilium.client.operations.doctor.finding import Finding, skipped
-from consilium.client.operations.doctor.machine import check_disk, check_gpu, check_memory, check_state
+from consilium.client.operations.doctor.machine import check_disk, check_gpu, check_memory, check_precision, check_state
 from consilium.client.operations.doctor.model import check_model
 from consilium.client.operations.doctor.network import check_network
 from consilium.client.operations.doctor.pictures import check_pictures
@@ -53,6 +54,7 @@ def _check_site(settings: Path, config: SiteConfig, study: StudyConfig | None, p
     sums = study is not None and study.privacy.secure_aggregation
     with keep_readings():  # the data are read once for several checks
         about_data = [check_data(config, study), *check_columns(config, study), *check_pictures(config, study)]
+        about_data += check_summary(config, study)
     return [
         *identity,
         *([check_peers(config)] if sums else []),
@@ -65,6 +67,7 @@ def _check_site(settings: Path, config: SiteConfig, study: StudyConfig | None, p
         check_state(config),
         check_disk(config),
         check_gpu(config),
+        *check_precision(config, study),
     ]
 
 

@@ -11,7 +11,10 @@ from consilium.client.operations.doctor.finding import Finding, failed, passed, 
 from consilium.common.errors import ModelError, StateError
 from consilium.common.host.files import check_writable
 from consilium.common.study.site import SiteConfig
+from consilium.common.study.study import StudyConfig
 
+_BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+"""Words of /proc/cpuinfo of which a processor with bfloat16 units has one: Intel and AMD, and ARM."""
 MIN_DISK, GOOD_DISK, GOOD_MEMORY = 200e6, 2e9, 1.5e9
 """Bytes: below the first nothing can be kept; below the others a study may not fit."""
 
@@ -63,3 +66,29 @@ def check_gpu(config: SiteConfig) -> Finding:
         fix = "install the GPU's driver and a torch that fits it, or set device to 'auto'"
         return failed("gpu", "device is 'cuda', but torch finds no GPU", fix, ModelError)
     return passed("gpu", "none; training runs on the processor")
+
+
+def check_precision(
+    config: SiteConfig, study: StudyConfig | None, cpuinfo: Path = Path("/proc/cpuinfo")
+) -> list[Finding]:
+    """Say where training in bfloat16 would be slow on this processor; nothing where the study asks for none."""
+    if study is None or study.training.precision != "bfloat16":
+        return []
+    if config.device != "cpu" and torch.cuda.is_available():
+        return [passed("precision", "bfloat16, on the GPU")]
+    try:
+        words = {word for line in cpuinfo.read_text(errors="replace").splitlines() for word in _flags(line)}
+    except OSError:
+        words = set()
+    if not words:
+        return [skipped("precision", "this system does not say whether its processor has bfloat16 units")]
+    if words & _BFLOAT16:
+        return [passed("precision", "bfloat16, for which this processor has units")]
+    text = "training.precision = 'bfloat16' is slow here: this processor has no bfloat16 units"
+    return [warned("precision", text, "ask the coordinator for training.precision = 'float32'")]
+
+
+def _flags(line: str) -> list[str]:
+    """Return the words of a line of /proc/cpuinfo that lists what a processor can do."""
+    name, _, words = line.partition(":")
+    return words.split() if name.strip().lower() in ("flags", "features") else []

@@ -45,13 +45,14 @@ def _card(card: DataCard, least: int) -> DataCard:
     labels = [count for both in (card.label_counts or {}).values() for count in (*both, own - sum(both))]
     if not _is_small([*classes, *labels], least):
         return card
-    return card.model_copy(update={"class_counts": None, "label_counts": None})
+    return card.model_copy(update={"class_counts": None, "label_counts": None, "label_noise": None})
 
 
 def _test(test: TestCounts, policy: PolicyConfig, *, noised: bool) -> TestCounts:
     """Return test counts without the constant answer's where these, which are of classes, may not leave."""
     if test.estimates is not None:
-        return test.model_copy(update={"estimates": _estimates(test.estimates, policy)})
+        brier = None if test.brier is None else _estimates(test.brier, policy)
+        return test.model_copy(update={"estimates": _estimates(test.estimates, policy), "brier": brier})
     if test.majority is None:
         return test
     cells = (test.majority, test.num_test - test.majority)

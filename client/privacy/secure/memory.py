@@ -6,13 +6,13 @@ from typing import Annotated
 from pydantic import Field, ValidationError
 
 from consilium.common.errors import StateError
-from consilium.common.host.files import write_atomically
+from consilium.common.host.twice import read_twice, write_twice
 from consilium.common.protocol.plans import Hex32
 from consilium.common.study.names import SiteName
 from consilium.common.study.record import Record
 
 FILE = "secure.json"
-"""File of a run's folder; for its owner alone, as it holds the key of the run."""
+"""File of a run's folder; for its owner alone, as it holds the key of the run; it is kept twice."""
 
 Names = Annotated[tuple[SiteName, ...], Field(min_length=1)]
 
@@ -67,11 +67,10 @@ def read_memory(folder: Path, *, site: str) -> Memory | None:
     """
     path = folder / FILE
     try:
-        memory = Memory.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise StateError(f"site '{site}': cannot read '{path}': {error.strerror or error}") from error
+        content, _ = read_twice(path)
+        if content is None:
+            return None
+        memory = Memory.model_validate_json(content)
     except ValidationError:
         raise StateError(
             f"site '{site}': '{path}' is damaged, so it is not known what was masked; start a new run"
@@ -87,4 +86,4 @@ def write_memory(folder: Path, memory: Memory) -> None:
     Raises:
         StateError: the folder is unwritable or the disk is full.
     """
-    write_atomically(folder / FILE, memory.model_dump_json().encode(), mode=0o600)
+    write_twice(folder / FILE, memory.model_dump_json().encode())

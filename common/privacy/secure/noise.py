@@ -100,7 +100,7 @@ class NoiseShare:
 
 def fewest_answers(study: StudyConfig) -> int:
     """Return how many updates a sum of a study has at least: sites open no sum of fewer that has noise for sites."""
-    return study.quorum or study.cohort_size
+    return study.least_updates
 
 
 def colluding_sites(study: StudyConfig) -> int:

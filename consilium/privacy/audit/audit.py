@@ -139,7 +139,7 @@ def _round(folder: Path, replay: Replay, attempt: Attempt, before: str, *, is_fi
     aggregate: Said = "not kept"
     problem = None
     try:
-        check_attempt(attempt)
+        check_attempt(attempt, replay.study)
         _check_follows(attempt, before)
         with ExitStack() as stack:
             updates: list[Update] | None = None

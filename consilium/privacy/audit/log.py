@@ -7,6 +7,7 @@ from pathlib import Path
 from consilium.common.errors import ConfigError, StateError
 from consilium.common.events.run import (
     STUDY_EVENTS,
+    AnswerRejected,
     RoundAsked,
     RoundFinished,
     RunEvent,
@@ -109,6 +110,8 @@ class _Reading:
                 self.accepted = {}
             case UpdateAccepted():
                 self.accepted[event.site] = event
+            case AnswerRejected():  # also an update that all others of the round showed to be too long
+                self.accepted.pop(event.site, None)
             case RoundFinished():
                 self._finish(event, place)
             case RunFinished():

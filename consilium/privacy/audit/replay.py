@@ -9,11 +9,14 @@ import numpy as np
 from consilium.common.errors import StateError
 from consilium.common.protocol.plans import CONTROL
 from consilium.common.seeds import seed_for
+from consilium.common.study.pace import BufferedPace
 from consilium.common.study.study import StudyConfig
 from consilium.common.weights.arrays import Weights, digest
 from consilium.privacy.audit.log import Attempt
 from consilium.privacy.audit.updates import NotKeptError, without_arrays
 from consilium.server.strategies import ServerState, Strategy, Update, build_strategy
+from consilium.server.study.defence import shortened
+from consilium.server.study.staleness import discounted
 from consilium.server.weighting import Evidence, Factor, Reading, SignalMissing, Weighed, Weighting, build_weighting
 
 TOLERANCE = 1e-12
@@ -91,6 +94,7 @@ class Replay:
         """
         state, memory = self.states.get(attempt.after), self.memories.get(attempt.after, {})
         if updates is not None and state is not None:
+            updates = self._counted(attempt, state, updates)
             weighed = self.weighting.weigh(self._evidence(attempt, updates, state.optimised), memory)
             self.memories[attempt.number] = weighed.memory
             return Shares(weighed, self.strategy.apply(state, updates, weighed.shares).shares)
@@ -107,6 +111,7 @@ class Replay:
         shares in the log, which were compared before, are applied instead.
         """
         state, event = self.states[attempt.after], attempt.event
+        updates = self._counted(attempt, state, updates)
         recorded = {site: one.weight for site, one in event.sites.items() if one.weight is not None}
         for given in (shares.weighed.shares, recorded):
             step = self.strategy.apply(state, updates, given)
@@ -118,6 +123,27 @@ class Replay:
             attempt.number: replace(step.state, along=control, shares=dict(step.shares)),
         }
         return found
+
+    def _counted(self, attempt: Attempt, state: ServerState, updates: Sequence[Update]) -> Sequence[Update]:
+        """Return the updates of a round as they count: shortened, and discounted where the site was asked before.
+
+        Raises:
+            StateError: the weights that one began with are not known.
+        """
+        updates, _ = shortened(self.study, state, updates)
+        schedule = self.study.schedule
+        stale = {site: one.stale for site, one in attempt.event.sites.items()}
+        if not any(stale.values()):
+            return updates
+        began = {site: attempt.number - 1 - rounds for site, rounds in stale.items()}
+        if unknown := [site for site, before in began.items() if before not in self.states]:
+            raise StateError(
+                f"{attempt.place}: round {attempt.number} has an update of site '{unknown[0]}' from the weights after "
+                f"round {began[unknown[0]]}, which there are not"
+            )
+        assert isinstance(schedule, BufferedPace)
+        sent = {before + 1: self.states[before].weights for before in began.values()}
+        return discounted(schedule, state, updates, stale, sent)
 
     def _evidence(self, attempt: Attempt, updates: Sequence[Update], optimised: tuple[str, ...]) -> Evidence:
         return Evidence(
@@ -167,13 +193,20 @@ def _readable(
     return replace(weighting, factors=tuple(factors)), tuple(recorded)
 
 
-def check_attempt(attempt: Attempt) -> None:
+def check_attempt(attempt: Attempt, study: StudyConfig) -> None:
     """Check that a round's record says the same of its updates as their own events do.
 
     Raises:
-        StateError: it does not.
+        StateError: it does not, or an update is staler than the study's schedule takes.
     """
     event, place = attempt.event, attempt.place
+    schedule = study.schedule
+    most = schedule.max_staleness if isinstance(schedule, BufferedPace) else 0
+    if stale := [site for site, one in sorted(event.sites.items()) if one.stale > min(most, event.round - 1)]:
+        raise StateError(
+            f"{place}: the update of site '{stale[0]}' in round {event.round} is said to be of "
+            f"{event.sites[stale[0]].stale} rounds ago, expected at most {min(most, event.round - 1)}"
+        )
     if not set(event.accepted) == set(attempt.accepted) == set(event.sites):
         raise StateError(
             f"{place}: round {event.round} names the accepted sites {', '.join(sorted(event.accepted)) or 'none'}, but "
@@ -181,7 +214,8 @@ def check_attempt(attempt: Attempt) -> None:
         )
     for site, update in attempt.accepted.items():
         own = event.sites[site]
-        if own.metrics != update.metrics or (update.num_examples, own.weight is None) != (own.num_examples, False):
+        facts = (update.num_examples, update.stale, own.weight is None)
+        if own.metrics != update.metrics or facts != (own.num_examples, own.stale, False):
             raise StateError(
                 f"{place}: round {event.round} has other numbers of site '{site}' than its update's own line"
             )

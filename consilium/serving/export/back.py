@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import TensorProto, ValueInfoProto, helper
 
-from consilium.common.model import ModelRecord, Residuals, Temperature
+from consilium.common.model import LabelTemperatures, ModelRecord, Residuals, Temperature
 from consilium.serving.export.front import Front, input_names
 from consilium.serving.export.graph import Graph
 
@@ -14,7 +14,7 @@ from consilium.serving.export.graph import Graph
 class Outputs:
     """Names of a graph's outputs: of a class its name and all probabilities, or a number with its interval.
 
-    Of several labels it is the probability of each.
+    Of several labels it is the probability of each; of masks the class of every pixel and all their probabilities.
     """
 
     names: tuple[str, ...]
@@ -29,6 +29,8 @@ def outputs_of(record: ModelRecord) -> Outputs:
         wanted = ("value", "low", "high") if isinstance(record.calibration, Residuals) else ("value",)
     elif record.task.label_names:
         wanted = ("probabilities",)
+    elif record.task.label_kind == "masks":
+        wanted = ("mask", "probabilities")
     named, taken = list[str](), set(input_names(record.task))
     for name in wanted:
         while name in taken:
@@ -42,6 +44,8 @@ def back_of(graph: Graph, record: ModelRecord, logits: str, front: Front) -> tup
     names = outputs_of(record).names
     if record.task.label_names:
         return _labels(graph, record, logits, front, names[0])
+    if record.task.label_kind == "masks":
+        return _masks(graph, record, logits, names)
     add = _classes if record.task.number is None else _number
     return add(graph, record, logits, front, names)
 
@@ -72,7 +76,25 @@ def _classes(
     )
 
 
+def _masks(graph: Graph, record: ModelRecord, logits: str, names: tuple[str, ...]) -> tuple[ValueInfoProto, ...]:
+    """Add the probabilities of every pixel and its class; every picture can be answered."""
+    if isinstance(record.calibration, Temperature):
+        logits = graph.op("Div", logits, graph.constant(record.calibration.temperature, np.float32))
+    mask, probabilities = names
+    shares = graph.op("Softmax", logits, axis=1, name=probabilities)
+    place = graph.op("ArgMax", shares, axis=1, keepdims=0)
+    graph.op("Cast", place, to=TensorProto.UINT8, name=mask)
+    sides = list(record.task.input_shape[1:])
+    return (
+        helper.make_tensor_value_info(mask, TensorProto.UINT8, ["N", *sides]),
+        helper.make_tensor_value_info(probabilities, TensorProto.FLOAT, ["N", len(record.classes), *sides]),
+    )
+
+
 def _labels(graph: Graph, record: ModelRecord, logits: str, front: Front, name: str) -> tuple[ValueInfoProto, ...]:
+    if isinstance(record.calibration, LabelTemperatures):
+        divisors = np.array(record.calibration.divisors(record.task.label_names), dtype=np.float32)
+        logits = graph.op("Div", logits, graph.constant(divisors))
     chances = graph.op("Sigmoid", logits, name="" if front.usable is not None else name)
     if front.usable is not None:
         graph.op("Where", front.usable, chances, graph.constant(np.nan, np.float32), name=name)

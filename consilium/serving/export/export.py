@@ -14,13 +14,13 @@ from consilium.common.host.extras import check_extra
 from consilium.common.host.files import write_atomically
 from consilium.common.model import WEIGHTS
 from consilium.serving.export import onnx_model, program, pruning
-from consilium.serving.export.check import answered, check, difference, measured, right, runtime_of
+from consilium.serving.export.check import answered, batch_of, check, runtime_of
 from consilium.serving.export.int8 import int8_of
+from consilium.serving.export.measuring import decisions_changed, difference, judged, measured
 from consilium.serving.export.network import network_of
 from consilium.serving.export.readme import readme_of
 from consilium.serving.export.result import Check, Export, FileFacts, Form, Int8
 from consilium.serving.export.rows import Material, Rows, of_data, of_random, of_site
-from consilium.serving.masks import refuse_masks
 from consilium.serving.own_rows import parts_of
 from consilium.serving.question import load, title_of
 
@@ -111,14 +111,13 @@ def export_model(path: Path, wanted: Wanted, *, weights_dir: Path | None = None)
     wanted.check()
     with parts_of(wanted.site):
         folder, model = load(path, weights_dir=weights_dir)
-    refuse_masks(model.record, "exporting")
     title = title_of(model, folder)
     material = _material(model, wanted)
     curve = pruning.curve(model, _labelled(material), pruning.SHARES) if wanted.curve else ()
     facts = None
     if wanted.prune is not None:
-        model = pruning.pruned(model, wanted.prune)
-        facts = pruning.facts(model, wanted.prune, material.measured)
+        whole, model = model, pruning.pruned(model, wanted.prune)
+        facts = pruning.facts(model, wanted.prune, material.measured, whole=whole)
     made = (
         _onnx(model, material, title, int8=wanted.int8) if wanted.form == "onnx" else _program(model, material, title)
     )
@@ -181,16 +180,17 @@ def _onnx(model: ServedModel, material: Material, title: str, *, int8: bool) -> 
 
 def _compared(graph: ModelProto, lesser: ModelProto, model: ServedModel, material: Material) -> Int8:
     rows, task = _labelled(material), model.record.task
-    before, after = (
-        right(answered(runtime_of(one, model.record), rows.feeds, batch=256), rows, task) for one in (graph, lesser)
-    )
+    asked, batch = [runtime_of(one, model.record) for one in (graph, lesser)], batch_of(rows, task)
+    before, after = (judged(answered(ask, rows.feeds, batch=batch), rows, task) for ask in asked)
+    one, other = (answered(ask, rows.feeds, batch=batch) for ask in asked)
     assert material.calibration is not None
     return Int8(
         share_of_size=lesser.ByteSize() / graph.ByteSize(),
         calibration=f"{material.calibration.what} ({len(material.calibration)})",
         before=measured(before, rows, task),
         after=measured(after, rows, task),
-        difference=difference(after, before, rows),
+        difference=difference(after, before),
+        changed=decisions_changed(one, other, task),
     )
 
 

@@ -18,7 +18,7 @@ from onnx import TensorProto, ValueInfoProto, helper
 from consilium.client.data.cells import booleans_of
 from consilium.client.data.preparation import Preparation
 from consilium.common.data.words import MISSING_IN_NUMBERS, number_in
-from consilium.common.study.task import CategoryColumn, ImageTask, TableTask, Task
+from consilium.common.study.task import CategoryColumn, PictureTask, TableTask, Task
 from consilium.serving.export.graph import ML, Array, Graph
 
 PICTURES, ARRAYS = "pictures", "x"
@@ -53,7 +53,7 @@ def input_names(task: Task) -> tuple[str, ...]:
     """Return the names of a graph's inputs: the columns of a table, or one."""
     if isinstance(task, TableTask):
         return tuple(task.columns)
-    return (PICTURES,) if isinstance(task, ImageTask) else (ARRAYS,)
+    return (PICTURES,) if isinstance(task, PictureTask) else (ARRAYS,)
 
 
 def _table(graph: Graph, task: TableTask, preparation: Preparation) -> Front:
@@ -142,7 +142,7 @@ def _checked(graph: Graph, inputs: list[ValueInfoProto], x: str) -> Front:
     return Front(tuple(inputs), graph.op("Where", fine, x, graph.constant(0, np.float32)), usable)
 
 
-def _pictures(graph: Graph, task: ImageTask, preparation: Preparation) -> Front:
+def _pictures(graph: Graph, task: PictureTask, preparation: Preparation) -> Front:
     given = helper.make_tensor_value_info(PICTURES, TensorProto.UINT8, ["N", "H", "W", task.channels])
     x = graph.op("Transpose", PICTURES, perm=[0, 3, 1, 2])
     x = graph.op("Cast", x, to=TensorProto.DOUBLE)
@@ -161,7 +161,7 @@ def _pictures(graph: Graph, task: ImageTask, preparation: Preparation) -> Front:
     return Front((given,), x, None)
 
 
-def _scales(task: ImageTask, preparation: Preparation) -> list[tuple[Array, Array]]:
+def _scales(task: PictureTask, preparation: Preparation) -> list[tuple[Array, Array]]:
     study = [np.asarray(values, dtype=np.float32).reshape(-1, 1, 1) for values in (task.mean, task.std)]
     scales = [(study[0], study[1])]
     if preparation.mean is not None and preparation.std is not None:
@@ -194,6 +194,6 @@ def _rounded(graph: Graph, sums: str) -> str:
 
 
 _FRONTS: Mapping[type, Callable[[Graph, Any, Preparation], Front]] = MappingProxyType(
-    {TableTask: _table, ImageTask: _pictures}
+    {TableTask: _table, PictureTask: _pictures}
 )
 """By the task's class, and by that of what it is made from; all others take arrays as their reader gives them."""

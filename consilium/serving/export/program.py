@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from consilium.client.served.load import ServedModel
 from consilium.common.errors import ModelError
-from consilium.common.model import Temperature
-from consilium.common.study.task import ImageTask, TableTask
+from consilium.common.model import LabelTemperatures, Temperature
+from consilium.common.study.task import PictureTask, TableTask
 from consilium.serving.export.check import Ask, Numbers
 from consilium.serving.export.network import cannot_hold, quiet
 from consilium.serving.export.onnx_model import metadata_of
@@ -27,8 +27,8 @@ class Program(nn.Module):
     """A model with its preparation and its last step.
 
     Takes pictures uint8 `(N, size, size, channels)`, features of a table's rows float64 `(N, F)` (missing: NaN;
-    categories one-hot without their first value), or arrays as their reader gives them. Answers probabilities `(N, C)`
-    or values `(N,)`; NaN where a row cannot be answered.
+    categories one-hot without their first value), or arrays as their reader gives them. Answers probabilities `(N, C)`,
+    those of every pixel `(N, C, size, size)`, or values `(N,)`; NaN where a row cannot be answered.
     """
 
     mean: Tensor | None
@@ -39,14 +39,17 @@ class Program(nn.Module):
         super().__init__()
         task, preparation = model.record.task, model.preparation
         self.network = model.module
-        self._pictures = task if isinstance(task, ImageTask) else None
+        self._pictures = task if isinstance(task, PictureTask) else None
         calibration = model.record.calibration
         self._temperature = calibration.temperature if isinstance(calibration, Temperature) else 1.0
         self._number, self._one = task.number, task.num_outputs == 1
         self._several = bool(task.label_names)
+        if self._several:
+            divisors = calibration.divisors(task.label_names) if isinstance(calibration, LabelTemperatures) else (1.0,)
+            self.register_buffer("divisors", torch.tensor(divisors, dtype=torch.float64))
         for name in ("mean", "std", "fill"):
             self.register_buffer(name, getattr(preparation, name))
-        if isinstance(task, ImageTask):
+        if isinstance(task, PictureTask):
             for name, values in {"study_mean": task.mean, "study_std": task.std}.items():
                 self.register_buffer(name, torch.tensor(values, dtype=torch.float32).reshape(-1, 1, 1))
 
@@ -65,14 +68,14 @@ class Program(nn.Module):
         usable = torch.isfinite(x) & small
         answers = self._answers(self.network(torch.where(usable, x, 0.0)))
         rows = usable.flatten(1).all(dim=1)
-        return torch.where(rows if answers.ndim == 1 else rows[:, None], answers, torch.nan)
+        return torch.where(rows.reshape(-1, *[1] * (answers.ndim - 1)), answers, torch.nan)
 
     def _answers(self, logits: Tensor) -> Tensor:
         exact = logits.to(torch.float64)
         if self._number is not None:
             return exact[:, 0] * self._number.scale + self._number.center
         if self._several:
-            return exact.sigmoid()
+            return (exact / self.get_buffer("divisors")).sigmoid()
         exact = exact / self._temperature
         if self._one:
             one = exact.sigmoid()
@@ -87,7 +90,7 @@ def program_of(model: ServedModel, *, name: str) -> bytes:
         ModelError: torch cannot trace the network.
     """
     task = model.record.task
-    if isinstance(task, ImageTask):
+    if isinstance(task, PictureTask):
         example = torch.zeros(2, task.size, task.size, task.channels, dtype=torch.uint8)
     else:
         exact = isinstance(task, TableTask) or model.preparation.mean is not None
@@ -128,12 +131,14 @@ def loaded(content: bytes) -> Ask:
 def described(model: ServedModel) -> tuple[Mapping[str, str], Mapping[str, str]]:
     """Return input and output in words."""
     task: Any = model.record.task
-    if isinstance(task, ImageTask):
+    if isinstance(task, PictureTask):
         shape = f"(N, {task.size}, {task.size}, {task.channels})"
         given = f"bytes (uint8), shape {shape}; pictures of another size are resized before"
     else:
         shape = ", ".join(map(str, task.input_shape))
         given = f"numbers, shape (N, {shape}), missing ones NaN; categories one-hot without their first value"
-    outputs = len(task.label_names or task.classes)
+    outputs = f"{len(task.label_names or task.classes)}"
+    if task.label_kind == "masks":
+        outputs += f", {task.size}, {task.size}"
     what = "value, shape (N)" if task.number is not None else f"probabilities, shape (N, {outputs})"
     return {"inputs": given}, {"0": what}

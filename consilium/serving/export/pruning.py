@@ -16,7 +16,8 @@ from torch import nn
 
 from consilium.client.served.load import ServedModel
 from consilium.common.errors import ConfigError, ModelError
-from consilium.serving.export.check import answers_by_torch, measured, right
+from consilium.serving.export.check import answered_by_torch
+from consilium.serving.export.measuring import decisions_changed, judged, measured
 from consilium.serving.export.network import parameters_of
 from consilium.serving.export.result import Pruned
 from consilium.serving.export.rows import Rows
@@ -56,24 +57,26 @@ def pruned(model: ServedModel, share: float) -> ServedModel:
     return replace(model, module=module)
 
 
-def facts(model: ServedModel, share: float, rows: Rows | None) -> Pruned:
-    """Return what is left of a model that was pruned, and how right it is."""
+def facts(model: ServedModel, share: float, rows: Rows | None, *, whole: ServedModel) -> Pruned:
+    """Return what is left of a model that was pruned, how right it is, and what it decides otherwise than the whole."""
     weights = [part for _, part in parameters_of(model.module)]
-    score = None
+    score, task, changed = None, model.record.task, dict[str, float]()
     if rows is not None:
-        score = measured(right(answers_by_torch(model, rows), rows, model.record.task), rows, model.record.task)
+        score = measured(judged(answered_by_torch(model, rows), rows, task), rows, task)
+        changed = decisions_changed(answered_by_torch(whole, rows), answered_by_torch(model, rows), task)
     return Pruned(
         share=share,
         zeros=sum(int((part == 0).sum()) for part in weights),
         weights=sum(part.numel() for part in weights),
         compressed=_compressed(model.module),
         score=score,
+        changed=changed,
     )
 
 
 def curve(model: ServedModel, rows: Rows, shares: Sequence[float] = SHARES) -> tuple[Pruned, ...]:
     """Return the same model with more and more of its weights struck out."""
-    return tuple(facts(pruned(model, share) if share else model, share, rows) for share in shares)
+    return tuple(facts(pruned(model, share) if share else model, share, rows, whole=model) for share in shares)
 
 
 def _compressed(module: nn.Module) -> int:

@@ -37,10 +37,10 @@ class Check(Record):
 
 
 class Measurement(Record):
-    """A share of correct answers with its 95 % interval."""
+    """A score, such as the share of correct answers, with its 95 % interval."""
 
     name: str
-    """`accuracy`, or the share within a tolerance."""
+    """`accuracy`, or what else the task's score is."""
     what: str
     """Of which rows."""
     num: int
@@ -77,6 +77,8 @@ class Int8(Record):
     """In int8."""
     difference: Difference | None = None
     """After less before, on the same rows."""
+    changed: dict[str, float] = Field(default={}, exclude_if=lambda changed: not changed)
+    """Of each of several labels, the share of these rows whose decision, a probability above 1/2, is another one."""
 
 
 class Pruned(Record):
@@ -92,6 +94,8 @@ class Pruned(Record):
     """Size of all arrays in a zip file."""
     score: Measurement | None = None
     """Without labelled rows None."""
+    changed: dict[str, float] = Field(default={}, exclude_if=lambda changed: not changed)
+    """Of each of several labels, the share of rows whose decision is not that of the whole model."""
 
 
 class Export(Record):

@@ -15,14 +15,14 @@ from consilium.client.data.base import Inputs
 from consilium.client.data.cells import features_of
 from consilium.client.data.inputs import pictures_inputs
 from consilium.client.served.load import ServedModel
-from consilium.client.site.state_folder import study_of
+from consilium.client.site.start import study_of
 from consilium.common.errors import ConfigError, DataError, ProtocolError, clean
 from consilium.common.model import ModelRecord
 from consilium.common.study.load import load_site, load_study
 from consilium.common.study.parts import only
 from consilium.common.study.site import SiteConfig
 from consilium.common.study.study import StudyConfig
-from consilium.common.study.task import CategoryColumn, ImageTask, TableTask, equal_but_for_codes
+from consilium.common.study.task import CategoryColumn, PictureTask, TableTask, equal_but_for_codes
 from consilium.serving.export.front import ARRAYS, PICTURES
 from consilium.serving.question import read
 
@@ -80,7 +80,7 @@ def of_random(model: ServedModel) -> Material:
     """Return rows drawn at random around what the model was trained on; the same at every call."""
     record, generator = model.record, torch.Generator().manual_seed(0)
     task, preparation = record.task, model.preparation
-    if isinstance(task, ImageTask):
+    if isinstance(task, PictureTask):
         shape = (RANDOM_PICTURES, task.size, task.size, task.channels)
         pixels = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
         return Material(_pictures(model, pixels.numpy(), "random pictures"))
@@ -198,6 +198,7 @@ def picked(inputs: Inputs, places: Tensor) -> Inputs:
         groups=None if inputs.groups is None else inputs.groups[places],
         kept={},
         unread=(),
+        sizes=None,
     )
 
 
@@ -214,7 +215,7 @@ def rows_of(model: ServedModel, inputs: Inputs, what: str) -> Rows:
     inputs = picked(inputs, torch.isfinite(ready).all(dim=1).nonzero().flatten())
     if not len(inputs):
         raise DataError(f"{what}: the model can answer none of them")
-    if isinstance(task, ImageTask):
+    if isinstance(task, PictureTask):
         rows = _pictures(model, _pixels(inputs.x, task), what)
         return replace(rows, prepared=replace(rows.prepared, y=inputs.y, groups=inputs.groups))
     prepared = model.prepared(inputs)
@@ -242,7 +243,7 @@ def _pictures(model: ServedModel, pixels: npt.NDArray[np.uint8], what: str) -> R
     return Rows(what, {PICTURES: pixels}, pixels, model.prepared(pictures_inputs(pixels, model.record.task)))
 
 
-def _pixels(x: Tensor, task: ImageTask) -> npt.NDArray[np.uint8]:
+def _pixels(x: Tensor, task: PictureTask) -> npt.NDArray[np.uint8]:
     mean, std = (torch.tensor(values, dtype=torch.float32).reshape(-1, 1, 1) for values in (task.mean, task.std))
     shares = (x * std + mean) / task.pixel_max
     return (shares * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()

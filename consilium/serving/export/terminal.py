@@ -1,13 +1,18 @@
 """What a terminal says of an export."""
 
+from collections.abc import Mapping
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from consilium.common.errors import clean, listed
 from consilium.common.intervals.interval import Interval
 from consilium.findings.decimals import DASH, bounds, change, number
 from consilium.serving.export.result import Export, Measurement
+
+_MOST_LABELS = 12
 
 
 def print_export(export: Export, console: Console) -> None:
@@ -50,6 +55,16 @@ def _print_int8(export: Export, console: Console) -> None:
         f"int8     {small.share_of_size:.1%} of the size; {change(apart, 3)} on "
         f"{small.before.what} ({small.before.num}); ranges of numbers from {small.calibration}",
     )
+    _print_changed(small.changed, console)
+
+
+def _print_changed(changed: Mapping[str, float], console: Console) -> None:
+    """Print of each label in how many rows another decision is made; those with the most first."""
+    if not changed:
+        return
+    most = sorted(changed.items(), key=lambda item: (-item[1], item[0]))
+    each = listed([f"{clean(label)} {share:.1%}" for label, share in most], _MOST_LABELS, "labels")
+    _say(console, f"changed  decisions (a probability above 1/2) that are others than before, of all rows: {each}")
 
 
 def _print_pruning(export: Export, console: Console) -> None:
@@ -63,6 +78,8 @@ def _print_pruning(export: Export, console: Console) -> None:
         score = (DASH, "") if one.score is None else (number(one.score.value, 3), _bounds(one.score))
         table.add_row(f"{one.share:.0%}", f"{one.zeros:,} of {one.weights:,}", *score, f"{one.compressed:,}")
     console.print(table)
+    if export.pruned:
+        _print_changed(export.pruned.changed, console)
     if export.pruned and export.pruning:
         _say(console, f"pruned   the files hold the model without {export.pruned.share:.0%} of its weights")
 

@@ -1,20 +1,24 @@
 """The model that is served: which one it is, and what it answers."""
 
+import base64
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from consilium.client.served.load import ServedModel, load_model
 from consilium.client.served.summary import TrainingSummary, read_summary
 from consilium.common.errors import ModelError, clean
 from consilium.common.model import RECORD, Residuals
-from consilium.common.study.task import CategoryColumn, ImageTask, TableTask, TextTask
+from consilium.common.study.task import CategoryColumn, PictureTask, TableTask, TextTask
 from consilium.serving.find import find_model
-from consilium.serving.masks import refuse_masks
+from consilium.serving.masks import png_of
 from consilium.serving.question import title_of
-from consilium.serving.serve.body import Asked
+from consilium.serving.serve.body import Asked, check_mask_pixels
 
 SHOWN = frozenset({"study", "study_digest", "run", "round", "served", "site", "num_sites", "created", "consilium"})
 """Of where the model comes from; how many rows a site has, and their digest, stay in the folder."""
@@ -68,6 +72,8 @@ class Served:
         record = self.model.record
         if labels := record.task.label_names:
             return {"labels": list(labels)}
+        if record.task.label_kind == "masks":
+            return {"mask": "PNG in base64, in the picture's own size", "classes": list(record.classes)}
         return {"classes": list(record.classes)} if record.task.number is None else {"value": True, "level": level}
 
     def _expected(self) -> dict[str, Any]:
@@ -80,11 +86,17 @@ class Served:
             return {"rows": columns}
         if isinstance(task, TextTask):
             return {"rows": {task.text: "text"}}
-        return {"pictures": True} if isinstance(task, ImageTask) else {"x": list(task.input_shape)}
+        return {"pictures": True} if isinstance(task, PictureTask) else {"x": list(task.input_shape)}
 
     def answer(self, asked: Asked) -> dict[str, Any]:
-        """Return one answer, or the reason why there is none, for each input in the order of the request."""
+        """Return one answer, or the reason why there is none, for each input in the order of the request.
+
+        Raises:
+            Refusal: masks would be too large together.
+        """
         prepared = self.model.prepared(asked.inputs)
+        if self.model.record.task.label_kind == "masks":
+            check_mask_pixels(prepared)
         said = self._said(prepared)
         found = [(name, {"name": name, **one}) for name, one in zip(prepared.names, said, strict=True)]
         found += [(one.name, {"name": one.name, "reason": one.reason}) for one in prepared.unread]
@@ -95,6 +107,8 @@ class Served:
         if not len(prepared):
             return []
         answers, classes = self.model.answers(prepared), self.model.record.classes
+        if answers.masks is not None:
+            return [_of_mask(mask, classes) for mask in answers.masks]
         if answers.labels is not None:
             names = self.model.record.task.label_names
             return [{"probabilities": dict(zip(names, chances, strict=True))} for chances in answers.labels.tolist()]
@@ -109,6 +123,13 @@ class Served:
         return [{"value": value, "low": value - width, "high": value + width} for value in values]
 
 
+def _of_mask(mask: Tensor, classes: Sequence[str]) -> dict[str, Any]:
+    """Return the part of a picture that each class takes, and its mask as a PNG whose pixels are classes' numbers."""
+    shares = torch.bincount(mask.flatten(), minlength=len(classes)).double() / mask.numel()
+    content = base64.b64encode(png_of(mask.numpy())).decode()
+    return {"shares": dict(zip(classes, shares.tolist(), strict=True)), "mask": content}
+
+
 def load_served(path: Path, *, weights_dir: Path | None = None) -> Served:
     """Return the model that a path stands for, as it is now.
 
@@ -118,7 +139,6 @@ def load_served(path: Path, *, weights_dir: Path | None = None) -> Served:
     folder = find_model(path)
     before = _digest(folder)
     model = load_model(folder, weights_dir=weights_dir)
-    refuse_masks(model.record, "serving")
     summary = read_summary(folder, model.record.task)
     if _digest(folder) != before:
         raise ModelError(f"model '{clean(str(folder))}' was written anew while it was read; start again")

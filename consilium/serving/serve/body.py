@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from consilium.client.data.inputs import Inputs, image_inputs, pictures_inputs, rows_inputs
 from consilium.common.errors import DataError, clean
-from consilium.common.study.task import ImageTask, TableTask, Task, TextTask
+from consilium.common.study.task import PictureTask, TableTask, Task, TextTask
 from consilium.serving.predict import order_of
-from consilium.serving.serve.limits import MAX_PARTS, MAX_PICTURES, MAX_ROWS
+from consilium.serving.serve.limits import MAX_MASK_PIXELS, MAX_PARTS, MAX_PICTURES, MAX_ROWS
 from consilium.serving.serve.refusals import Refusal
 
 Scalar = str | int | float | bool | None
@@ -49,7 +49,7 @@ def of_rows(rows: Sequence[Mapping[str, Scalar]], task: Task) -> Asked:
         Refusal: the model reads no such rows.
     """
     if not isinstance(task, TableTask | TextTask):
-        what = "'x', an array" if not isinstance(task, ImageTask) else "picture files, or 'x', an array of pictures"
+        what = "'x', an array" if not isinstance(task, PictureTask) else "picture files, or 'x', an array of pictures"
         raise Refusal(422, f"the model reads no rows of a table, expected {what}")
     return _numbered(lambda: rows_inputs(rows, task))
 
@@ -60,7 +60,7 @@ def of_pictures(contents: Mapping[str, bytes], task: Task) -> Asked:
     Raises:
         Refusal: there are none, or too many, or the model reads no pictures.
     """
-    if not isinstance(task, ImageTask):
+    if not isinstance(task, PictureTask):
         what = "'rows', rows of a table" if isinstance(task, TableTask) else "'x', an array"
         raise Refusal(422, f"the model reads no pictures, expected JSON with {what}")
     if not contents:
@@ -72,13 +72,26 @@ def of_pictures(contents: Mapping[str, bytes], task: Task) -> Asked:
     return Asked(inputs, places.__getitem__)
 
 
+def check_mask_pixels(inputs: Inputs) -> None:
+    """Refuse pictures whose masks, each in its picture's own size, have more pixels together than a request may take.
+
+    Raises:
+        Refusal: they have.
+    """
+    pixels = sum(height * width for height, width in inputs.sizes or ())
+    if pixels > MAX_MASK_PIXELS:
+        raise Refusal(
+            413, f"the pictures have {pixels} pixels, at most {MAX_MASK_PIXELS} get masks at once; ask about fewer"
+        )
+
+
 def _of_arrays(items: Sequence[object], task: Task) -> Asked:
     if isinstance(task, TableTask | TextTask):
         raise Refusal(422, "the model reads rows of a table, expected 'rows', a list of objects, and no 'x'")
     array = _array(items)
-    if isinstance(task, ImageTask) and isinstance(task.pixel_range, tuple):
+    if isinstance(task, PictureTask) and isinstance(task.pixel_range, tuple):
         array = array.astype(np.float64)  # levels of the study's range, whole numbers or not
-    elif isinstance(task, ImageTask) and array.dtype.kind in "iu":
+    elif isinstance(task, PictureTask) and array.dtype.kind in "iu":
         if array.size and not (0 <= array.min() and array.max() <= 255):
             raise Refusal(422, "'x' holds whole numbers outside 0..255, expected pixels 0..255, or 0.0..1.0")
         array = array.astype(np.uint8)

@@ -16,6 +16,17 @@ _PREDICTION = {
             "additionalProperties": {"type": "number"},
             "description": "of each class, or of each of several labels, which do not add up to 1",
         },
+        "shares": {
+            "type": "object",
+            "additionalProperties": {"type": "number"},
+            "description": "the part of the picture that is of each class, where the answer is a mask",
+        },
+        "mask": {
+            "type": "string",
+            "contentEncoding": "base64",
+            "contentMediaType": "image/png",
+            "description": "pixels are numbers of classes, in the picture's own size, shown in colours",
+        },
         "value": {"type": "number"},
         "low": {"type": "number"},
         "high": {"type": "number"},

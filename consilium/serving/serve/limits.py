@@ -7,6 +7,8 @@ MAX_ROWS = 10_000
 MAX_PARTS = 300_000
 """Lists and objects of a JSON document, all levels together."""
 MAX_PICTURES = 64
+MAX_MASK_PIXELS = 2**26
+"""Of the masks of a request together, each in its picture's own size: 64 pictures of 1024 x 1024."""
 MAX_WAITING = 4
 """Requests that are read or answered at once; one more is asked to come again."""
 MAX_CONNECTIONS = 64

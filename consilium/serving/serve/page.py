@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from consilium.common.study.task import CategoryColumn, ImageTask, TableTask, TextTask
+from consilium.common.study.task import CategoryColumn, PictureTask, TableTask, TextTask
 from consilium.findings.decimals import number
 from consilium.serving.serve.answering import Served
 
@@ -16,14 +16,15 @@ label { display: block; margin: .4rem 0; }
 input, select, button { font: inherit; }
 table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }
 th, td { text-align: left; padding: .2rem .8rem .2rem 0; border-bottom: 1px solid #bbb; overflow-wrap: anywhere; }
+img { max-width: 16rem; }
 small { color: #555; overflow-wrap: anywhere; }
 """
 POLICY = (
-    "default-src 'none'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'; style-src 'sha256-"
+    "default-src 'none'; img-src data:; form-action 'self'; frame-ancestors 'none'; base-uri 'none'; style-src 'sha256-"
     + base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
     + "'"
 )
-"""The content security policy: no script, nothing from elsewhere, this one style."""
+"""The content security policy: no script, nothing from elsewhere, this one style; masks are pictures in the page."""
 
 
 def page(served: Served, *, answer: Mapping[str, Any] | None = None, problem: str = "") -> str:
@@ -61,7 +62,7 @@ def _form(served: Served) -> str:
     if isinstance(task, TextTask):
         area = f'<label>{escape(task.text)} <textarea name="c0" rows="6" required></textarea></label>'
         return "\n".join(['<form method=post action="/">', area, "<button>Answer</button></form>"])
-    if isinstance(task, ImageTask):
+    if isinstance(task, PictureTask):
         return (
             '<form method=post action="/" enctype="multipart/form-data"><label>Pictures '
             '<input type=file name=pictures multiple required accept="image/*"></label>'
@@ -79,7 +80,14 @@ def _field(place: int, name: str, column: object) -> str:
 
 
 def _answers(predictions: Sequence[Mapping[str, Any]]) -> str:
-    return _table([_answer(one) for one in predictions])
+    return _table([_answer(one) for one in predictions]) + "".join(map(_mask, predictions))
+
+
+def _mask(one: Mapping[str, Any]) -> str:
+    """Return a mask as a picture in the page; nothing where the answer is none."""
+    if "mask" not in one:
+        return ""
+    return f'<p><img alt="mask of {escape(one["name"])}" src="data:image/png;base64,{escape(one["mask"])}"></p>'
 
 
 def _answer(one: Mapping[str, Any]) -> list[str]:
@@ -88,6 +96,8 @@ def _answer(one: Mapping[str, Any]) -> list[str]:
     if "probabilities" in one:
         chances = ", ".join(f"{name} {chance:.1%}" for name, chance in one["probabilities"].items())
         return [one["name"], one.get("class", "each label"), chances]
+    if "shares" in one:
+        return [one["name"], "mask", ", ".join(f"{name} {share:.1%}" for name, share in one["shares"].items())]
     bounds = f"{number(one['low'], 2)} to {number(one['high'], 2)}" if "low" in one else ""
     return [one["name"], number(one["value"], 2), bounds]
 

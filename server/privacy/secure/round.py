@@ -37,6 +37,7 @@ from consilium.server.study.check import check_reply, check_round, check_signals
 from consilium.server.study.context import Study
 from consilium.server.study.downlink import Sending, send
 from consilium.server.study.exchange import Answer
+from consilium.server.study.hold import Hold, RoundShort
 from consilium.server.study.record import Aggregation, Cohort, Intake, make_record
 from consilium.server.study.round import accept, aggregate, ask, choose, make_plans, reject, remember, weigh
 from consilium.server.study.sentences import reasons
@@ -58,11 +59,33 @@ class Summing:
 
 
 def run_secure_round(study: Study, state: ServerState) -> tuple[ServerState, RoundRecord]:
-    """Run one round and return the new state with its record.
+    """Run one round, again and again while sites are missing that may come back, and return the new state.
 
     Raises:
         CohortTooSmall: fewer usable updates than the quorum, or than a sum takes; names the sites that failed and why.
         UpdateRejected: the sum is not one that the sites' updates can have.
+    """
+    hold = Hold(study, state.round + 1, study.quorum)
+    while True:
+        try:
+            done = _try_round(study, state)
+        except RoundShort as short:
+            hold.quorum = short.needed
+            waits = hold.can_wait(short.problems, usable=short.usable)
+            if waits and hold.wait(short.problems, usable=short.usable):
+                continue
+            if short.record is not None:
+                study.folder.log(RoundFailed(**dict(short.record)))
+            raise CohortTooSmall(str(short)) from short
+        hold.over()
+        return done
+
+
+def _try_round(study: Study, state: ServerState) -> tuple[ServerState, RoundRecord]:
+    """Try a round once.
+
+    Raises:
+        RoundShort: too few answers at one of its steps.
     """
     cohort, intake = choose(study, state), Intake()
     cohort, attempt = _begin(study, state, cohort, intake)
@@ -106,23 +129,30 @@ def _begin(study: Study, state: ServerState, cohort: Cohort, intake: Intake) -> 
     """Return the sites that are asked, those that have all keys, and which attempt at the round it is.
 
     Raises:
-        CohortTooSmall: too few have, or of a round that was to be unmasked before a restart not all.
+        RoundShort: too few have, or of a round that was to be unmasked before not all.
     """
     for site, error in study.ring.prepare(study.exchange, study.config, study.run, cohort.sites).items():
         reject(study, state, intake, site, UpdateRejected("keys", str(error)))
     ready = tuple(site for site in cohort.sites if site not in intake.rejected)
+    away = dict.fromkeys(set(cohort.sites) - set(ready) - study.exchange.connected(), "gone")
     if len(ready) < LEAST_SITES:
-        raise CohortTooSmall(
+        raise RoundShort(
             f"round {cohort.round}: {len(ready)} of {len(cohort.sites)} sites have the keys of the others, expected "
-            f"{LEAST_SITES}; {reasons(intake.details)}"
+            f"{LEAST_SITES}; {reasons(intake.details)}",
+            intake.rejected | away,
+            usable=len(ready),
+            needed=LEAST_SITES,
         )
     attempt = next_attempt(study.folder.path, round_number=cohort.round, cohort=ready)
     if attempt.survivors is None:
         return replace(cohort, sites=ready), attempt
     if missing := sorted(set(attempt.survivors) - set(ready)):
-        raise CohortTooSmall(
+        raise RoundShort(
             f"round {cohort.round}: its sum was to be unmasked when the server ended, and only that sum can still be "
-            f"had, for which site '{missing[0]}' must send its update again; go on when it is there"
+            f"had, for which site '{missing[0]}' must send its update again; go on when it is there",
+            dict.fromkeys(missing, "gone"),
+            usable=len(attempt.survivors) - len(missing),
+            needed=len(attempt.survivors),
         )
     return replace(cohort, sites=attempt.survivors, quorum=len(attempt.survivors)), attempt
 
@@ -172,7 +202,7 @@ def _add(
     """
     reply, payload = check_reply(answer)
     check_round(reply, state, study, site=answer.site)
-    check_signals(reply.metrics, study, who=f"site '{answer.site}'")
+    check_signals(reply, study, who=f"site '{answer.site}'")
     try:
         masked = from_payload(payload, layout, sites=sites)
     except ProtocolError as error:
@@ -188,15 +218,18 @@ def _check_enough(study: Study, cohort: Cohort, attempt: Attempt, intake: Intake
     """Check that enough updates are in the sum for the study, and for the sites to unmask it.
 
     Raises:
-        CohortTooSmall: they are too few; names the sites that failed and why.
+        RoundShort: they are too few; names the sites that failed and why.
     """
     least = max(cohort.quorum, threshold(len(attempt.cohort)), LEAST_SITES)
     if len(intake.sites) >= least:
         return
-    study.folder.log(RoundFailed(**dict(make_record(cohort, intake, sending))))
-    raise CohortTooSmall(
+    raise RoundShort(
         f"round {cohort.round}: {len(intake.sites)} of {len(attempt.cohort)} sites sent a usable update, a secure sum "
-        f"of this round needs {least}; {reasons(intake.details)}"
+        f"of this round needs {least}; {reasons(intake.details)}",
+        intake.rejected,
+        usable=len(intake.sites),
+        needed=least,
+        record=make_record(cohort, intake, sending),
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from consilium.common.codecs import Payload
-from consilium.common.errors import CohortTooSmall, UpdateRejected, clean
+from consilium.common.errors import UpdateRejected, clean
 from consilium.common.privacy.secure.masks import Words, add_mask
 from consilium.common.privacy.secure.party import opened_shares, sign_of
 from consilium.common.privacy.secure.shamir import SHARE_BYTES, factors, join
@@ -14,6 +14,7 @@ from consilium.common.protocol.replies import FailureReply, UnmaskReply
 from consilium.server.privacy.secure.attempts import Attempt
 from consilium.server.study.context import Study
 from consilium.server.study.exchange import Answer
+from consilium.server.study.hold import RoundShort
 from consilium.server.study.record import Intake
 from consilium.server.study.sentences import named, reasons
 
@@ -43,7 +44,7 @@ def unmask(study: Study, attempt: Attempt, total: Words, sealed: Sealed, intake:
     """Take the masks off a sum, in place, with the shares of as many sites as it takes.
 
     Raises:
-        CohortTooSmall: too few sites have opened theirs.
+        RoundShort: too few sites have opened theirs.
         UpdateRejected: what they opened does not fit together.
     """
     assert attempt.survivors is not None
@@ -76,7 +77,7 @@ def _ask(study: Study, attempt: Attempt, split: Split, sealed: Sealed, intake: I
         for site in split.survivors
     }
     texts = {site: b"".join(sealed[sender][split.cohort.index(site)] for sender in split.survivors) for site in plans}
-    found, problems = dict[str, bytes](), dict[str, str]()
+    found, problems, names = dict[str, bytes](), dict[str, str](), dict[str, str]()
     answers = study.exchange.ask(
         plans, payload=None, instead=texts, timeout_seconds=study.config.round_timeout_seconds, most_bytes=size
     )
@@ -85,14 +86,17 @@ def _ask(study: Study, attempt: Attempt, split: Split, sealed: Sealed, intake: I
         intake.bytes_down += answer.bytes_down
         opened = _shares_of(answer, study, attempt, size)
         if isinstance(opened, str):
-            problems[answer.site] = opened
+            problems[answer.site], names[answer.site] = opened, answer.problem or "unmask"
             continue
         found[answer.site] = bytes(opened)
         if len(found) == least:
             return found
-    raise CohortTooSmall(
+    raise RoundShort(
         f"round {attempt.round}: {len(found)} of {len(plans)} sites have opened their shares of the masks, expected "
-        f"{least}; {reasons(problems)}"
+        f"{least}; {reasons(problems)}",
+        names,
+        usable=len(found),
+        needed=least,
     )
 
 
