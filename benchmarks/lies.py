@@ -127,7 +127,7 @@ def initial(seed: int) -> dict[str, Array]:
 def answered(weights: Weights, x: Floats) -> tuple[Floats, Floats]:
     """Return the hidden layer and the probabilities."""
     hidden = np.maximum(x @ np.asarray(weights["body.weight"], np.float32) + weights["body.bias"], 0)  # type: ignore[operator]  # these are floats
-    logits = hidden @ np.asarray(weights["head.weight"], np.float32) + weights["head.bias"]  # type: ignore[operator]  # these are floats
+    logits = hidden @ np.asarray(weights["head.weight"], np.float32) + weights["head.bias"]
     odds = np.exp(logits - logits.max(axis=1, keepdims=True))
     return hidden, odds / odds.sum(axis=1, keepdims=True)
 

@@ -31,8 +31,9 @@ def work() -> None:
     from consilium.client import worker
     from consilium.client.site import round as played
 
-    honest, folder = played.subtract, Path(sys.argv[1]).parent
-    played.subtract = lambda after, before: as_told(honest(after, before), folder)
+    names, folder = vars(played), Path(sys.argv[1]).parent
+    honest = names["subtract"]
+    names["subtract"] = lambda after, before: as_told(honest(after, before), folder)
     worker.main()
 
 

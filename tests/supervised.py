@@ -181,6 +181,10 @@ class Federation:
         """Return whether a site is connected, as far as a server says so."""
         return (self.online_or_none() or {}).get(name) == "online"
 
+    def is_offline(self, name: str) -> bool:
+        """Return whether a site is not connected, as far as is known."""
+        return not self.is_online(name)
+
     def wait_for_all(self, seconds: float = START_SECONDS) -> None:
         """Wait until every site is connected."""
         wait(lambda: sum(s == "online" for s in (self.online_or_none() or {}).values()) == len(self.names), seconds)
@@ -223,8 +227,8 @@ class Federation:
 
 def study_text(name: str, sites: Sequence[str], *, rounds: int = 6, **settings: Any) -> str:
     """Return a study of small tables whose rounds take a fraction of a second; settings are as TOML has them."""
-    tables = {key: settings.pop(key) for key in ("model", "training", "defence") if key in settings}
-    tables = {"model": {"name": '"linear"'}, "training": {"steps": 5}} | tables
+    tables: dict[str, Any] = {"model": {"name": '"linear"'}, "training": {"steps": 5}}
+    tables |= {key: settings.pop(key) for key in ("model", "training", "defence") if key in settings}
     values = {"rounds": rounds, "seed": 3, "local_baseline": "false", "round_timeout_seconds": 600.0} | settings
     lines = [f'name = "{name}"', f"sites = {json.dumps(list(sites))}"]
     lines += [f"{key} = {value}" for key, value in values.items()]
@@ -248,6 +252,11 @@ def events(folder: Path, *kinds: str) -> list[dict[str, Any]]:
 def rounds_done(folder: Path) -> int:
     """Return the last round that has ended; 0 before the first has."""
     return max((event["round"] for event in events(folder, "round")), default=0)
+
+
+def moved_on(folder: Path, reached: int) -> Callable[[], bool]:
+    """Return whether a run has ended a later round than that, or is over, as a function."""
+    return lambda: rounds_done(folder) > reached or bool(events(folder, "finished"))
 
 
 def finished(folder: Path, seconds: float = 180) -> dict[str, Any]:

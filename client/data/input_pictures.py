@@ -1,8 +1,7 @@
 """Reads pictures for a finished model: a file, a folder of any shape, an `.npz` file, arrays, or uploaded files."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cache
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,12 @@ from consilium.client.data.arrays import (
 from consilium.client.data.base import Bad, Inputs, Unread
 from consilium.client.data.columns import Floats
 from consilium.client.data.frames import normalised
-from consilium.client.data.image_files import DICOM_PATIENT, FOLDER, no_patient, patient_of
+from consilium.client.data.image_files import DICOM_PATIENT, FOLDER
 from consilium.client.data.input_rows import numbers_of
 from consilium.client.data.label_arrays import ArrayLabels, label_arrays, name_arrays, read_labels
 from consilium.client.data.label_files import LABELS, NamedFile, named_files
 from consilium.client.data.picture_files import SUFFIXES, is_picture, suffix_of, walk
+from consilium.client.data.picture_owners import Owners, reader_of
 from consilium.client.data.pictures import Sized, sized_pixels
 from consilium.common.data.npz import Array, array_names, channels_last, read_npz
 from consilium.common.data.tables import SUFFIXES as TABLES
@@ -59,7 +59,7 @@ def read_pictures(path: Path, task: PictureTask, *, labelled: bool, keep: Sequen
         expected = "a folder with one sub-folder per class" if task.classes else f"a table, such as {LABELS}"
         seen = "has no labels" if path.is_dir() else "is one picture without a label"
         raise DataError(f"'{shown}' {seen}, expected {expected}")
-    whose = _Owners(_reader_of(group, dict(files)), clean(group or ""), task.classes)
+    whose = Owners(reader_of(group, dict(files), who=_WHO), clean(group or ""), task.classes)
     return _labelled(files, task, whose) if labelled else _decoded(files, task, whose)
 
 
@@ -101,7 +101,7 @@ def of_contents(contents: Mapping[str, bytes], task: PictureTask) -> Inputs:
     """
     if not contents:
         raise DataError("there is no picture, expected at least one")
-    return _decoded(list(contents.items()), task, _Owners())
+    return _decoded(list(contents.items()), task, Owners())
 
 
 def of_array(array: npt.NDArray[Any], task: PictureTask) -> Inputs:
@@ -170,51 +170,6 @@ def _texts(array: Array, name: str, count: int, *, where: str) -> list[str]:
     return [str(value) for value in array.tolist()]
 
 
-@dataclass(frozen=True)
-class _Owners:
-    """Whose a picture is: by its folder, or its name; None where nothing says so.
-
-    Args:
-        group: as it was asked for.
-        classes: names of the folders that are no patients.
-    """
-
-    of: Callable[[Path], str | None] | None = None
-    group: str = ""
-    classes: tuple[str, ...] = ()
-
-    def whose(self, name: str) -> str | None:
-        """Return whose a picture is, by its path; None where it does not say so, or nobody asked."""
-        parts = name.split("/")
-        below = parts[1:] if len(parts) > 1 and parts[0] in self.classes else parts
-        if self.group == FOLDER:
-            return below[0] if len(below) > 1 else None
-        return None if self.of is None else self.of(Path(name))
-
-    def problem(self, name: str, content: Content) -> str | None:
-        """Return why it cannot be known whose a picture is, None where it can."""
-        if self.of is None or not isinstance(content, Path) or self.whose(name) is not None:
-            return None
-        if self.group == FOLDER:
-            return f"image '{clean(name)}' lies in its class's folder itself, expected in a folder of its patient"
-        if self.group == DICOM_PATIENT:
-            return f"image '{clean(name)}' {no_patient(self.group)}"
-        return f"image '{clean(name)}': its name does not fit the pattern '{self.group}' of patients"
-
-
-def _reader_of(group: str | None, paths: Mapping[str, Path]) -> Callable[[Path], str | None] | None:
-    """Return the function that reads whose a picture is from its name, by which `paths` says where its header is."""
-    read = patient_of(group, who=_WHO)
-    if read is None or group != DICOM_PATIENT:
-        return read
-
-    @cache
-    def in_header(path: Path) -> str | None:
-        return read(paths[path.as_posix()])
-
-    return in_header
-
-
 def _keep_nothing(keep: Sequence[str]) -> None:
     if keep:
         raise DataError(f"pictures have no column '{clean(keep[0])}' to keep, only tables have")
@@ -239,14 +194,14 @@ def _named(table: Path, task: PictureTask, *, keep: Sequence[str], group: str | 
     files = [one for one in found if isinstance(one, NamedFile)]
     owners = {} if column is None else {one.name: one.cells[column] or None for one in files}
     paths = {one.name: one.path for one in files}
-    read = _reader_of(group, paths) if column is None else lambda path: owners.get(path.as_posix())
-    whose = _Owners(read, clean(group or ""))
+    read = reader_of(group, paths, who=_WHO) if column is None else lambda path: owners.get(path.as_posix())
+    whose = Owners(read, clean(group or ""))
     decoded = _decoded([(one.name, one.path) for one in files], task, whose, [one.label for one in files])
     unread = [Unread(one.name, one.reason) for one in found if isinstance(one, Bad)]
     return replace(decoded, unread=(*unread, *decoded.unread))
 
 
-def _labelled(files: Sequence[tuple[str, Path]], task: PictureTask, whose: _Owners) -> Inputs:
+def _labelled(files: Sequence[tuple[str, Path]], task: PictureTask, whose: Owners) -> Inputs:
     """Decode pictures in one sub-folder per class, in the order in which a site reads them."""
     known, unread = list[tuple[int, str, Path]](), list[Unread]()
     for name, path in files:
@@ -267,7 +222,7 @@ def _labelled(files: Sequence[tuple[str, Path]], task: PictureTask, whose: _Owne
 def _decoded(
     files: Sequence[tuple[str, Content]],
     task: PictureTask,
-    whose: _Owners,
+    whose: Owners,
     labels: Sequence[int | Floats] | None = None,
 ) -> Inputs:
     check_bytes(len(files) * len(task.slices.at), task, where="the pictures")
@@ -305,7 +260,7 @@ def _stacked(labels: Sequence[int | Floats], task: PictureTask) -> torch.Tensor:
     return torch.from_numpy(y).to(torch.int64 if task.classes else torch.float32)
 
 
-def _pixels(name: str, content: Content, task: PictureTask, whose: _Owners) -> list[Sized] | str:
+def _pixels(name: str, content: Content, task: PictureTask, whose: Owners) -> list[Sized] | str:
     """Return the pictures of a file `(C, size, size)` in 0..1, each with its own size, or why there are none."""
     if (problem := whose.problem(name, content)) is not None:
         return problem

@@ -216,8 +216,8 @@ class Orders:
         except ValidationError as error:
             raise StateError(
                 f"site '{self._site}': the ledger of orders '{self._path}' is damaged, so it cannot be known which "
-                "orders were answered already. Put it and its copy back from a backup; without one, ask the coordinator "
-                f"for a new study key, and delete it only then ({describe(error, LEDGER)[:300]})"
+                "orders were answered already. Put it and its copy back from a backup; without one, ask the "
+                f"coordinator for a new study key, and delete it only then ({describe(error, LEDGER)[:300]})"
             ) from error
         if ledger.site != self._site:
             raise StateError(f"'{self._path}' is the ledger of site '{ledger.site}', expected '{self._site}'")

@@ -41,7 +41,6 @@ def evaluate(
 ) -> Document:
     """Measure a finished model on data with labels: every metric with its interval, as a table and a page."""
     from consilium.common.errors import ConfigError, clean
-    from consilium.common.host.extras import check_extra
     from consilium.serving.evaluate import NUMBERS, write_numbers
     from consilium.serving.evaluate import evaluate as measured
     from consilium.serving.terminal import print_evaluation
@@ -50,11 +49,7 @@ def evaluate(
         raise ConfigError(
             f"--out: '{clean(str(out))}' holds an evaluation already: give another folder, or --force to replace it"
         )
-    try:
-        check_extra("the page", "report")
-        no_page = ""
-    except ConfigError as error:
-        no_page = str(error)
+    no_page = _why_no_page()
     evaluation = measured(model, data, test_rows=test_rows, group=group, weights_dir=weights_dir)
     screen = console()
     print_evaluation(evaluation, screen)
@@ -67,3 +62,15 @@ def evaluate(
     if no_page:
         screen.print(no_page, highlight=False, soft_wrap=True, markup=False)
     return {**evaluation.as_json(), "files": files}
+
+
+def _why_no_page() -> str:
+    """Return why no page can be drawn here; "" where one can."""
+    from consilium.common.errors import ConfigError
+    from consilium.common.host.extras import check_extra
+
+    try:
+        check_extra("the page", "report")
+    except ConfigError as error:
+        return str(error)
+    return ""

@@ -10,9 +10,10 @@ from safetensors.numpy import load_file
 
 from consilium.common.study.task import Task
 from consilium.common.weights.arrays import Array
-from consilium.comparison.evaluation import ClassScores, NumberScores, Scores
+from consilium.comparison.evaluation import ClassScores, Scores
 from consilium.comparison.label_scores import LabelScores
 from consilium.comparison.mask_scores import MaskScores
+from consilium.comparison.number_scores import NumberScores
 from consilium.comparison.results import Answers, CellResult
 from consilium.comparison.time_scores import TimeScores
 

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 
 from consilium.common.study.task import Task
 from consilium.common.study.task_base import LabelKind
-from consilium.comparison.evaluation import ClassScores, NumberScores, Scores
+from consilium.comparison.evaluation import ClassScores, Scores
 from consilium.comparison.label_scores import LabelScores
 from consilium.comparison.mask_scores import MaskScores
+from consilium.comparison.number_scores import NumberScores
 from consilium.comparison.time_scores import TimeScores, metrics_at
 
 _KINDS: Mapping[LabelKind, type[Scores]] = {

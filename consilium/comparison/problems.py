@@ -7,7 +7,8 @@ import numpy as np
 
 from consilium.common.errors import listed
 from consilium.comparison.comparison import Comparison
-from consilium.comparison.evaluation import Floats, NumberScores
+from consilium.comparison.evaluation import Floats
+from consilium.comparison.number_scores import NumberScores
 from consilium.comparison.rows import CONSTANTS, FEDAVG, LOCAL, Row
 from consilium.comparison.variants import Skipped
 from consilium.findings.contradiction import contradiction, contradiction_of_errors

@@ -63,13 +63,18 @@ def table_task(
         )
     missing: Literal["refuse", "impute"] = "impute" if gaps else "refuse"
     known: dict[str, Any] = {"label": pool.label, "columns": columns, "missing": missing, "missing_values": codes}
+    task = TableTask(**known, **_learned(pool, tolerance))
+    return task, sentences + (_about_events(pool) if task.regression is not None else [])
+
+
+def _learned(pool: TablePool, tolerance: float | None) -> dict[str, Any]:
+    """Return what is learned of each row, as a task has it."""
     if pool.labels:
-        return TableTask(labels=pool.labels, **known), sentences
+        return {"labels": pool.labels}
     if pool.event is not None:
-        return TableTask(survival=Survival(time=pool.label, event=pool.event), **known), sentences
-    if (number := regression_of(pool.numbers, tolerance)) is None:
-        return TableTask(classes=pool.classes, **known), sentences
-    return TableTask(regression=number, **known), [*sentences, *_about_events(pool)]
+        return {"survival": Survival(time=pool.label, event=pool.event)}
+    number = regression_of(pool.numbers, tolerance)
+    return {"classes": pool.classes} if number is None else {"regression": number}
 
 
 def _about_events(pool: TablePool) -> list[str]:

@@ -8,7 +8,8 @@ from matplotlib.axes import Axes
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_curve
 
-from consilium.comparison.evaluation import ClassScores, NumberScores
+from consilium.comparison.evaluation import ClassScores
+from consilium.comparison.number_scores import NumberScores
 from consilium.findings.charts import COLOURS, chart
 from consilium.findings.decimals import number
 from consilium.serving.metric import Metric

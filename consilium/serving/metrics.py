@@ -20,10 +20,11 @@ from consilium.common.intervals.means import Kind, interval_of
 from consilium.common.protocol.patients import LEAST_PATIENTS
 from consilium.common.study.task import Regression
 from consilium.common.weights.arrays import Array
-from consilium.comparison.evaluation import ClassScores, NumberScores, Scores
+from consilium.comparison.evaluation import ClassScores, Scores
 from consilium.comparison.evidence import evidence_of
 from consilium.comparison.label_scores import PER_LABEL, LabelScores
 from consilium.comparison.mask_scores import MaskScores
+from consilium.comparison.number_scores import NumberScores
 from consilium.comparison.time_scores import BRIER, TimeScores
 from consilium.serving.metric import SHARES, UNIT, Metric
 from consilium.serving.trained import Trained

@@ -39,12 +39,12 @@ IN_PROGRESS = ("waiting", "training", "paused", "finishing")
 STATES = (*IN_PROGRESS, "finished", "failed", "stopped")
 REASONS = frozenset(
     (
-        *("timeout", "crash", "gone", "failure", "protocol", "run", "round"),
+        *("timeout", "crash", "gone", "cut_off", "failure", "protocol", "run", "round"),
         *("num_examples", "metrics", "names", "shape", "dtype", "not_finite", "norm", "finish", "handshake"),
         "cut_off",
     )
 )
-"""Reasons of `check_update`, `norm`: longer than the bound, `finish`: no test results at the end, and `handshake`: a late
+"""Reasons of `check_update`, `norm`: longer than the bound, `finish`: no test results at the end, `handshake`: a late
 site differs.
 """
 

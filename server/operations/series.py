@@ -34,7 +34,10 @@ class RunSeries:
         self.updates = counter("updates_total", "updates by outcome", "study", "site", "outcome")
         self.rejected = counter("updates_rejected_total", "rejected updates by reason", "study", "site", "reason")
         self.shortened = counter(
-            "updates_shortened_total", "updates shortened since they were much longer than others'", "study", "site"
+            "updates_shortened_total",
+            "updates that were shortened, since they were much longer than others'",
+            "study",
+            "site",
         )
         self.fallbacks = counter("weighting_fallbacks_total", "rounds not weighted as the study says", "study")
         self.downlink_error = gauge(
@@ -75,7 +78,10 @@ class SiteSeries:
         )
         self.budget = gauge("site_privacy_epsilon_budget", "the most that the study may spend there", "study", "site")
         self.set_aside = gauge(
-            "site_set_aside", "1 if no round asks the site any more, since it sent unusable answers", "study", "site"
+            "site_set_aside",
+            "1 if no round asks the site any more, since its answers were rejected again and again",
+            "study",
+            "site",
         )
         self.of_one_run = (
             self.set_aside,

@@ -287,10 +287,11 @@ def _middle_parts(weights: Floats, *, beta: float) -> Floats:
     if beta < 0.5:
         starts = ends - weights
         inside = np.minimum(ends, (1 - beta) * total) - np.maximum(starts, beta * total)
-        parts: Floats = np.maximum(inside, 0)
-        return parts / parts.sum(axis=1, keepdims=True)
+        within = np.maximum(inside, 0)
+        shares: Floats = within / within.sum(axis=1, keepdims=True)
+        return shares
     half, near = total / 2, _NEAR * total
-    parts = np.zeros_like(weights)
+    parts: Floats = np.zeros_like(weights)
     rows = np.arange(len(weights))
     for place in (np.argmax(ends >= half - near, axis=1), np.argmax(ends > half + near, axis=1)):
         parts[rows, place] += 0.5

@@ -24,7 +24,7 @@ def check_update(answer: Answer, state: ServerState, study: Study, *, held: Weig
         held: the weights that the site trained from.
 
     Raises:
-        UpdateRejected: with the reason `timeout`, `crash`, `gone`, `failure`, `protocol`, `run`, `round`,
+        UpdateRejected: with the reason `timeout`, `crash`, `gone`, `cut_off`, `failure`, `protocol`, `run`, `round`,
             `num_examples`, `metrics`, `names`, `shape`, `dtype` or `not_finite`.
     """
     who = f"site '{answer.site}'"

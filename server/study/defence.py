@@ -33,6 +33,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from consilium.common.study.defence import FixedNorm, MedianNorm, NoNorm, NormConfig
 from consilium.common.study.study import StudyConfig
@@ -41,6 +42,8 @@ from consilium.common.weights.arithmetic import dot
 from consilium.common.weights.arrays import Array, Weights, is_float, spec
 from consilium.common.weights.scaled import Scaled
 from consilium.server.strategies import ServerState, Update
+
+Floats = npt.NDArray[np.float64]
 
 FEWEST = 4
 """Updates from which on their median says what is usual."""
@@ -162,7 +165,7 @@ def _bounds(
     return {site: usual[count].times(norm.factor) for site, count in steps.items()}
 
 
-def _usual(lengths: "np.ndarray[tuple[int, int], np.dtype[np.float64]]", more: Array) -> Lengths:
+def _usual(lengths: Floats, more: Floats) -> Lengths:
     """Return the median of each kind of length, those of other sites made longer for more steps."""
     medians = [float(f"{float(np.median(lengths[:, kind] * more)):.9g}") for kind in range(len(KINDS))]
     return Lengths(*(middle or math.inf for middle in medians))

@@ -23,6 +23,7 @@ import numpy as np
 from consilium.common.study.pace import BufferedPace
 from consilium.common.weights.arrays import Array, Spec, Weights, block, is_float, spec
 from consilium.server.strategies import ServerState, Update
+from consilium.server.strategies.contract import Floats
 
 
 def factor(schedule: BufferedPace, stale: int) -> float:
@@ -58,7 +59,7 @@ def discounted(
     ]
 
 
-def _moves(state: ServerState, sent: Weights) -> dict[str, Array]:
+def _moves(state: ServerState, sent: Weights) -> dict[str, Floats]:
     """Return by how much each array that gradients do not move differs from the newest, as it was sent, in float64."""
     return {name: sent[name].astype(np.float64) - state.weights[name].astype(np.float64) for name in state.averaged}
 
@@ -70,12 +71,12 @@ class _Late(Mapping[str, Array]):
         moves: what is added before to some of them.
     """
 
-    def __init__(self, delta: Weights, times: float, moves: Mapping[str, Array]) -> None:
+    def __init__(self, delta: Weights, times: float, moves: Mapping[str, Floats]) -> None:
         self._delta, self._times, self._moves = delta, times, moves
 
     def __getitem__(self, name: str) -> Array:
         array = self._delta[name]
-        return self._late(name, array, self._moves[name] if name in self._moves else None)
+        return self._late(array, self._moves.get(name))
 
     def __contains__(self, name: object) -> bool:
         return name in self._delta
@@ -89,13 +90,13 @@ class _Late(Mapping[str, Array]):
     def block(self, name: str, start: int, stop: int, *, into: Array | None = None) -> Array:
         """Return elements `start` to `stop` of the flattened array; they may be read into `into`."""
         move = self._moves[name].reshape(-1)[start:stop] if name in self._moves else None
-        return self._late(name, block(self._delta, name, start, stop, into=into), move)
+        return self._late(block(self._delta, name, start, stop, into=into), move)
 
     def spec(self, name: str) -> Spec:
         """Return the array's shape and dtype, reading nothing."""
         return spec(self._delta, name)
 
-    def _late(self, name: str, array: Array, move: Array | None) -> Array:
+    def _late(self, array: Array, move: Floats | None) -> Array:
         values = array.astype(np.float64)
         if move is not None:
             values = values + move

@@ -1,4 +1,4 @@
-"""Plans that stay open over the wire until they are answered, given up, or too late; a lost reply is asked for again."""
+"""Plans that stay open over the wire until they are answered, given up, or late; a lost reply is asked for again."""
 
 import math
 import time

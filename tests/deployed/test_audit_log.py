@@ -253,6 +253,8 @@ def test_nothing_leaves_that_cannot_be_written_down(site: Path, make_study: Make
 class Scripted:
     """An exchange whose sites answer with these heads, one after the other."""
 
+    patient = False
+
     def __init__(self, *heads: AuditHead) -> None:
         self.heads = list(heads)
 

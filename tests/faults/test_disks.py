@@ -1,6 +1,7 @@
 """Disks that are full or read-only under a running federation: small ones of their own, mounted in memory."""
 
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -57,15 +58,12 @@ pytestmark = [
 ]
 
 
-def fill(disk: Path) -> Path:
-    """Fill a disk to its last byte, and return the file that does."""
+def fill(disk: Path, *, leaving: int = 0) -> Path:
+    """Fill a disk, to its last byte or until so many bytes are left, and return the file that does."""
     path = disk / "filling"
     with suppress(OSError), path.open("ab", buffering=0) as file:
-        while True:
-            file.write(bytes(2**20))
-    with suppress(OSError), path.open("ab", buffering=0) as file:
-        while True:
-            file.write(b"\0")
+        while shutil.disk_usage(disk).free > leaving:
+            file.write(bytes(4096 if shutil.disk_usage(disk).free < 2**21 else 2**20))
     return path
 
 
@@ -108,20 +106,21 @@ def test_full_home_of_the_server_ends_no_study(federation: Federation, expected:
 def test_full_disk_of_the_runs_pauses_the_run_until_there_is_room(
     federation: Federation, expected: dict[str, object]
 ) -> None:
-    """Nothing half is written; with room again it goes on by itself."""
+    """It stops before there is none left, says why, and goes on by itself."""
     folder = federation.submit("runs-full", rounds=ROUNDS, quorum='"all"')
     wait(lambda: rounds_done(folder) >= 2)
-    filling = fill(federation.folder / "runs")
-    time.sleep(8)
+    filling = fill(federation.folder / "runs", leaving=20 * 2**20)
+    (paused,) = wait(lambda: events(folder, "paused"))
+    time.sleep(5)
     reached = rounds_done(folder)
-    assert reached < ROUNDS
+    assert reached < ROUNDS and "the disk of" in paused["why"]
     filling.unlink()
     room = time.monotonic()
     wait(lambda: rounds_done(folder) > reached, 90)
     seconds = seconds_since(room)
     finished(folder)
     assert ([], []) == (differing(expected, weights_of(folder)), counted_twice(folder, ROUNDS))
-    measured("full disk of the run's folder for 8 s", "pauses, goes on, bit-equal", goes_on_after_seconds=seconds)
+    measured("20 MB left on the disk of the run's folder", "pauses, goes on, bit-equal", goes_on_after_seconds=seconds)
 
 
 @pytest.mark.parametrize("how", ["full", "read-only"])

@@ -6,6 +6,7 @@ A supervisor starts each program again whenever it ends, as systemd and containe
 import random
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from supervised import (
     in_time,
     kill_all,
     measured,
+    moved_on,
     rounds_done,
     seconds_since,
     wait,
@@ -101,13 +103,13 @@ def test_killed_at_random_moments_it_goes_on_by_itself_bit_equal(
     longest = 0.0
     for _ in range(times):
         reached = rounds_done(folder)
-        wait(lambda reached=reached: rounds_done(folder) > reached or events(folder, "finished"), 120)
+        wait(moved_on(folder, reached), 120)
         time.sleep(moments.uniform(0, 0.6))
         if events(folder, "finished"):
             break
         reached, killed = rounds_done(folder), time.monotonic()
         VICTIMS[victim](federation)
-        wait(lambda reached=reached: rounds_done(folder) > reached or events(folder, "finished"), WITHIN_SECONDS)
+        wait(moved_on(folder, reached), WITHIN_SECONDS)
         longest = max(longest, seconds_since(killed))
     finished(folder)
     assert ([], []) == (differing(expected, weights_of(folder)), counted_twice(folder, rounds))
@@ -147,11 +149,11 @@ def test_site_killed_at_random_moments_is_back_and_holds_nobody_up(
     back = 0.0
     for _ in range(times):
         reached = rounds_done(folder)
-        wait(lambda reached=reached: rounds_done(folder) > reached or events(folder, "finished"), 120)
+        wait(moved_on(folder, reached), 120)
         time.sleep(moments.uniform(0, 0.6))
         killed, name = time.monotonic(), moments.choice(NAMES)
         federation.sites[name].kill()
-        wait(lambda name=name: not federation.is_online(name), 20)
+        wait(partial(federation.is_offline, name), 20)
         federation.wait_for_all(SITE_SECONDS)
         back = max(back, seconds_since(killed))
         if events(folder, "finished"):

@@ -21,8 +21,9 @@ from consilium.comparison.cells import Cell, make_cell
 from consilium.comparison.choices import Candidate, Choices, choose, choose_each
 from consilium.comparison.compare import compare
 from consilium.comparison.comparison import Comparison
-from consilium.comparison.evaluation import ClassScores, NumberScores
+from consilium.comparison.evaluation import ClassScores
 from consilium.comparison.evidence import averaged, evidence_of, minus
+from consilium.comparison.number_scores import NumberScores
 from consilium.comparison.plan import budget_of, local_budgets, make_choices
 from consilium.comparison.progress import CELLS
 from consilium.comparison.report import Report

@@ -232,7 +232,7 @@ def test_plan_stays_open_over_other_questions_until_it_is_answered(tmp_path: Pat
                 return answer
 
             answer = await asyncio.to_thread(first, "berlin", "lyon")
-            assert ("berlin", None, {"lyon"}) == (answer.site, answer.problem, talk.open())
+            assert ("berlin", None, frozenset({"lyon"})) == (answer.site, answer.problem, talk.open())
             bench.sites["lyon"].go.set()
             await asyncio.sleep(0.3)
             other = await bench.ask(["berlin"], payload=b"x")
@@ -267,7 +267,7 @@ def test_plan_of_an_open_question_ends_with_its_own_time(tmp_path: Path) -> None
                     with closing(talk.answers(absent_seconds=8)) as answers:
                         return next(answers).problem, talk.open()
 
-            assert ("timeout", {"berlin"}) == await asyncio.to_thread(late)
+            assert ("timeout", frozenset({"berlin"})) == await asyncio.to_thread(late)
 
     run(check())
 

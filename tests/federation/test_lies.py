@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from scripted import (
 
 from consilium.client.data import Examples
 from consilium.client.training.work import LocalWork
+from consilium.common.protocol.plans import study_digest
+from consilium.privacy.audit.audit import audit_run
 from consilium.server.study.believed import effective_steps
 from consilium.server.study.checkpoint import load_checkpoint
 from consilium.server.study.run_folder import RunFolder
@@ -226,6 +229,19 @@ def test_made_up_examples_and_results_end_at_the_site_that_made_them_up(tmp_path
         "site 'rome' announces 1000000000040 examples, the study accepts at most 10000000" in one for one in told
     )
     assert any(f"site 'turin' tested {2**62} examples, announced 20" in one for one in told)
+
+
+def test_audit_computes_shortened_and_rejected_updates_again(tmp_path: Path) -> None:
+    """Bit for bit, from what the sites sent: one is shortened in round 1, one is rejected in round 2."""
+    script = {("round", 1, "rome"): lie(4.5), ("round", 2, "turin"): lie(1e30)}
+    exchange = ScriptedExchange(script, online=frozenset(FIVE))
+    settings: dict[str, Any] = {"sites": FIVE, "quorum": 3, "rounds": 3, "training": {"steps": 4}}
+    study = make_study(tmp_path, exchange, keep_updates=True, **settings)
+    result = completed(replace(study, digest=study_digest(study.config)))
+    assert "rome" in result["rounds"][0]["shortened"] and {"turin": "norm"} == result["rounds"][1]["rejected"]
+    audit = audit_run(tmp_path)
+    assert [] == audit.problems
+    assert [("recomputed", "recomputed")] * 3 == [(row.shares, row.aggregate) for row in audit.rounds]
 
 
 def test_events_of_lies_are_in_the_log_as_they_are_documented(tmp_path: Path) -> None:

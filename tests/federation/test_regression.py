@@ -34,7 +34,7 @@ from consilium.comparison.cells import Cell
 from consilium.comparison.choices import Candidate, choose
 from consilium.comparison.compare import compare
 from consilium.comparison.comparison import Comparison
-from consilium.comparison.evaluation import NumberScores
+from consilium.comparison.number_scores import NumberScores
 from consilium.comparison.options import CompareOptions
 from consilium.comparison.results import CellResult, SiteOutcome, Validation
 from consilium.comparison.rows import CHOSEN, LOCAL, MEAN

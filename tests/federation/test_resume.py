@@ -118,7 +118,7 @@ def test_run_whose_newest_checkpoints_are_damaged_goes_on_from_the_one_before(tm
 
 
 def test_run_whose_log_was_changed_says_so_when_it_goes_on(tmp_path: Path) -> None:
-    """A digit of an earlier round, which the report would show: a warning in the log and in the report names the line."""
+    """A digit of an earlier round, which the report would show: a warning in log and report names the line."""
     with pytest.raises(Stopped):
         completed(make_study(tmp_path, ScriptedExchange(stop_in_round=3)))
     log = RunFolder(tmp_path).events

@@ -1,7 +1,7 @@
 """Each strategy's own numbers, worked out by hand, and what it is in its degenerate cases."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -782,9 +782,9 @@ def test_krum_with_too_few_updates_says_how_many_it_needs(attackers: int, keep: 
 # --- medians, trimmed means and Krum with shares ---------------------------------------------------
 
 
-def repeated(values: Sequence[float], weights: Sequence[int]) -> list[float]:
+def repeated(values: Iterable[float], weights: Sequence[int]) -> npt.NDArray[np.float64]:
     """Return the values in order, each as often as it counts."""
-    return sorted(value for value, weight in zip(values, weights, strict=True) for _ in range(weight))
+    return np.array(sorted(value for value, weight in zip(values, weights, strict=True) for _ in range(weight)))
 
 
 WHOLE_WEIGHTS = [((1, 2, 3, 4, 5), seed) for seed in range(6)] + [((3, 1, 1, 1, 0), 6), ((1, 1, 2, 2, 2), 7)]
@@ -809,7 +809,7 @@ def test_weighted_trimmed_mean_is_that_of_repeated_values(weights: tuple[int, ..
     total, updates, strategy = sum(weights), sent(*values), TrimmedMean(trim=trim)
     many = repeated(values, [5 * weight for weight in weights])[trim * total : (5 - trim) * total]
     step = strategy.apply(begun(strategy), updates, shared(updates, *(w / total for w in weights)))
-    assert pytest.approx(START + sum(many) / len(many), rel=1e-12) == step.state.weights["w"]
+    assert pytest.approx(START + float(many.sum()) / len(many), rel=1e-12) == step.state.weights["w"]
     used = sum(value * step.shares[site] for value, site in zip(values, "abcde", strict=True))
     assert pytest.approx(used, rel=1e-12) == float(step.state.weights["w"]) - START
 

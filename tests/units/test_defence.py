@@ -33,9 +33,8 @@ def study(norm: Mapping[str, Any] | None = None, **settings: Any) -> StudyConfig
     sites = tuple(f"site-{k}" for k in range(9))
     defence = DefenceConfig(norm=None if norm is None else TypeAdapter(NormConfig).validate_python(norm))
     training = {"epochs": 1, "batch_size": 10}
-    return StudyConfig(
-        **{"name": "s", "sites": sites, "task": task, "training": training, "defence": defence} | settings
-    )
+    values = {"name": "s", "sites": sites, "task": task, "training": training, "defence": defence}
+    return StudyConfig.model_validate(values | settings)
 
 
 def sent(*lengths: float, examples: Sequence[int] = (), statistics: Sequence[float] = ()) -> list[Update]:
@@ -97,7 +96,7 @@ def test_longer_update_is_shortened_to_twice_the_median_and_keeps_its_way() -> N
     after, factors = shortened(study(), STATE, updates)
     assert pytest.approx({"site-4": 0.5}) == factors
     assert pytest.approx(2.0, rel=1e-6) == norm_of(after[4])
-    np.testing.assert_allclose(after[4].delta["w"], np.array([0, 1.2, 0, 1.6], np.float32), rtol=1e-6)
+    np.testing.assert_allclose(after[4].delta["w"].astype(np.float64), [0, 1.2, 0, 1.6], rtol=1e-6)
     assert all(one is other for one, other in zip(after[:4], updates[:4], strict=True))
     assert np.float32 == after[4].delta["w"].dtype
     assert 7 == after[4].delta["bn.count"]
@@ -169,7 +168,8 @@ def test_fixed_bound_holds_with_few_updates_too() -> None:
     """Bound 2: 3 becomes 2 long, 11 is more than five bounds and rejected."""
     config = study({"kind": "fixed", "bound": 2.0})
     after, factors = shortened(config, STATE, sent(1, 3))
-    assert (pytest.approx(2.0), ["site-1"]) == (norm_of(after[1]), list(factors))
+    assert pytest.approx(2.0) == norm_of(after[1])
+    assert ["site-1"] == list(factors)
     assert ["site-1"] == list(judged(config, sent(1, 11)))
 
 
@@ -187,7 +187,8 @@ def test_statistics_have_a_bound_of_their_own() -> None:
     updates = sent(1, 1, 1, 1, 1, statistics=(1, 1, 4, 1, 1))
     after, factors = shortened(study(), STATE, updates)
     assert {"site-2": 0.5} == factors
-    assert (pytest.approx(2.0), 1.0) == (norm_of(after[2], "bn.mean"), pytest.approx(norm_of(after[2])))
+    assert pytest.approx(2.0) == norm_of(after[2], "bn.mean")
+    assert pytest.approx(1.0) == norm_of(after[2])
     assert "running statistics" in judged(study(), sent(1, 1, 1, 1, 1, statistics=(1, 1, 40, 1, 1)))["site-2"]
 
 
@@ -212,11 +213,11 @@ def test_secure_sums_and_noise_of_whole_sites_have_no_bound_by_the_median() -> N
 def test_shortened_update_on_disk_gives_the_same_blocks(tmp_path: Path) -> None:
     """Whole or in blocks, from a spool or memory: the same numbers, read no earlier than they are asked for."""
     with Spool(tmp_path) as spool:
-        held = {"w": np.arange(10, dtype=np.float32), "n": np.arange(3)}
-        kept = Scaled(spool.keep(held), {"w": 0.5})
-        np.testing.assert_array_equal(kept["w"], held["w"] * np.float32(0.5))
-        np.testing.assert_array_equal(kept.block("w", 3, 99), held["w"][3:] * np.float32(0.5))
-        np.testing.assert_array_equal(kept["n"], held["n"])
+        numbers, counts = np.arange(10, dtype=np.float32), np.arange(3)
+        kept = Scaled(spool.keep({"w": numbers, "n": counts}), {"w": 0.5})
+        np.testing.assert_array_equal(kept["w"], numbers * np.float32(0.5))
+        np.testing.assert_array_equal(kept.block("w", 3, 99), numbers[3:] * np.float32(0.5))
+        np.testing.assert_array_equal(kept["n"], counts)
         assert ((10,), np.dtype(np.float32)) == kept.spec("w")
         assert (["w", "n"], 2, True, False) == (list(kept), len(kept), "w" in kept, "x" in kept)
 

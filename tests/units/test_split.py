@@ -395,7 +395,7 @@ def test_medmnist_layout_is_a_pool(tmp_path: Path) -> None:
     arrays |= {f"{part}_labels": np.array([[0], [1], [2], [1]], dtype=np.uint8) for part in ("train", "val", "test")}
     np.savez(tmp_path / "m.npz", **arrays)
     pool = read_arrays(tmp_path / "m.npz")
-    assert [0, 1, 2] == [int(image[0, 0]) for image in pool.x[::4]]  # type: ignore[union-attr] # images
+    assert [0, 1, 2] == [int(image[0, 0]) for image in pool.x[::4]]
     assert ([0, 1, 2, 1] * 3, ("0", "1", "2")) == (pool.y.tolist(), pool.classes)
 
 

@@ -171,12 +171,12 @@ def test_pool_without_a_header_has_numbered_columns(tmp_path: Path) -> None:
     assert sorted(rows) == sorted(",".join(line) for line in lines())
 
 
-def test_table_with_a_text_alone_points_to_studies_of_texts(tmp_path: Path) -> None:
+def test_table_with_a_text_alone_points_to_the_option_for_texts(tmp_path: Path) -> None:
     """A column of sentences is nothing that a table's study can learn from."""
     draw = random.Random(0)
     rows = [("".join(draw.choices("abcdefg hij", k=30)).strip() or "a", str(i % 2)) for i in range(60)]
     (tmp_path / "t.csv").write_text(text(rows, head=("text", "label")))
-    with pytest.raises(DataError, match=r"column 'text' is left out .* task.kind = \"text\""):
+    with pytest.raises(DataError, match=r"column 'text' is left out .* --text COLUMN makes a study that learns from"):
         split_pool(tmp_path / "t.csv", tmp_path / "f", SplitOptions("iid", sites=2, label="label"))
 
 
