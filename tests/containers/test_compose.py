@@ -177,7 +177,7 @@ def test_hospital_reaches_the_server_and_nothing_else(federation: Federation, ho
 
 @pytest.mark.parametrize("service", ["server", *HOSPITALS])
 def test_containers_are_hardened(federation: Federation, service: str) -> None:
-    """Not root, nothing writable but volumes and /tmp, no capability, no new privileges; they come back by themselves."""
+    """Not root, nothing writable but volumes and /tmp, no capability, no new privileges; they come back alone."""
     facts = federation.facts(service)
     assert "unless-stopped" == facts["HostConfig"]["RestartPolicy"]["Name"]
     assert "10001:10001" == facts["Config"]["User"]

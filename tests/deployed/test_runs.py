@@ -300,7 +300,7 @@ def test_run_that_dies_again_and_again_has_failed_with_a_sentence(place: Place) 
 
 
 def test_run_whose_process_cannot_begin_says_so_in_its_log(place: Place, undisturbed: dict[str, list[float]]) -> None:
-    """Its process ends with an error's code before it has written anything: whoever follows it must not wait for ever."""
+    """Its process ends with an error's code before it has written anything: who follows it must not wait for ever."""
     assert undisturbed
     (place.folder / "broken").mkdir()
     with Control(place.home) as control:
