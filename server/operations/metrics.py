@@ -41,11 +41,11 @@ REASONS = frozenset(
     (
         *("timeout", "crash", "gone", "cut_off", "failure", "protocol", "run", "round"),
         *("num_examples", "metrics", "names", "shape", "dtype", "not_finite", "norm", "finish", "handshake"),
-        "cut_off",
+        "stale",
     )
 )
-"""Reasons of `check_update`, `norm`: longer than the bound, `finish`: no test results at the end, `handshake`: a late
-site differs.
+"""Reasons of `check_update`, `norm`: longer than the bound, `stale`: from weights that are too old, `finish`: no test
+results at the end, `handshake`: a late site differs.
 """
 
 
