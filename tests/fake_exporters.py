@@ -48,7 +48,7 @@ def documented() -> list[Metric]:
 LABEL_VALUES = {
     "study": (STUDY,),
     "site": SITES,
-    "state": ("waiting", "training", "finishing", "finished", "failed", "stopped"),
+    "state": ("waiting", "training", "paused", "finishing", "finished", "failed", "stopped"),
     "outcome": ("accepted", "rejected"),
     "phase": tuple(ROUND_SECONDS),
     "stage": ("asked", "answered", "accepted"),

@@ -1,28 +1,23 @@
-"""Before round 1: wait for the sites, compare their versions and data, agree on the initial weights.
+"""Before round 1: compare the versions and data of sites, agree on the scale and on the initial weights.
 
 The server builds no model and imports no torch: every site reports the digest of the initial weights
 it would build, and the weights themselves come from one site once all digests are equal.
 """
 
 import logging
-import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-import consilium.common
 from consilium.common.codecs import Identity
 from consilium.common.errors import (
-    ConfigError,
     ConsiliumError,
     HandshakeMismatch,
     ProtocolError,
-    SitesMissing,
     clean,
     error_named,
 )
-from consilium.common.protocol.cards import DataCard
 from consilium.common.protocol.plans import HandshakePlan, InitialWeightsPlan, ScalePlan, study_digest
 from consilium.common.protocol.replies import (
     FailureReply,
@@ -34,14 +29,15 @@ from consilium.common.protocol.replies import (
 )
 from consilium.common.study.limits import MAX_PAYLOAD_BYTES
 from consilium.common.study.parts import OwnPackage
-from consilium.common.study.signals import CLASS_COUNTS
 from consilium.common.study.study import StudyConfig
 from consilium.common.study.used import packages_of
 from consilium.common.weights.arrays import Array, Weights, digest
 from consilium.common.weights.checks import check_finite
+from consilium.server.study.alike import check_card, compare, largest_group
 from consilium.server.study.exchange import Answer, Exchange
 from consilium.server.study.scale import AgreedScale, agree_on_scale
 from consilium.server.study.sentences import named
+from consilium.server.study.waiting import needed_sites
 from consilium.server.study.warnings import about_newcomers, at_the_start
 
 log = logging.getLogger(__name__)
@@ -124,53 +120,6 @@ class Present:
         raise error
 
 
-def wait_for_sites(
-    exchange: Exchange,
-    study: StudyConfig,
-    *,
-    on_change: Callable[[frozenset[str]], None] = lambda _: None,
-    on_pause: Callable[[frozenset[str]], None] = lambda _: None,
-) -> frozenset[str]:
-    """Wait for the sites that a study begins with, and return those online.
-
-    `study.min_sites` are enough at once. Without it all are waited for, and after `study.join_timeout_seconds` as many
-    as a quorum needs are enough, where sites can come later; with fewer the run pauses.
-
-    Args:
-        on_pause: called once with the sites online, when the time is over and too few are there.
-
-    Raises:
-        SitesMissing: names the connected and the missing sites.
-    """
-    began, paused = time.monotonic(), False
-    limit = study.join_timeout_seconds + (study.pause_limit_seconds if exchange.patient else 0.0)
-    before: frozenset[str] | None = None
-    while True:
-        online = exchange.connected() & set(study.sites)
-        if online != before:
-            before = online
-            on_change(online)
-        waited = time.monotonic() - began
-        is_late = waited >= study.join_timeout_seconds
-        if len(online) >= (needed_sites(exchange, study) if is_late else study.min_sites or len(study.sites)):
-            return online
-        if waited >= limit:
-            missing = sorted(set(study.sites) - online)
-            raise SitesMissing(
-                f"after {limit:g} s these sites of study '{study.name}' have not connected: "
-                f"{', '.join(missing)}; connected: {', '.join(sorted(online)) or 'none'}"
-            )
-        if is_late and not paused:
-            on_pause(online)
-            paused = True
-        time.sleep(0.1)
-
-
-def needed_sites(exchange: Exchange, study: StudyConfig) -> int:
-    """Return how many sites must shake hands for a run to begin."""
-    return study.least_sites_to_start if exchange.patient else study.min_sites or len(study.sites)
-
-
 def shake_hands(
     exchange: Exchange,
     study: StudyConfig,
@@ -238,10 +187,7 @@ def _compare_most(present: Present, *, packages: Iterable[OwnPackage]) -> None:
     Raises:
         HandshakeMismatch: too few are alike; one line per difference, with every site's value.
     """
-    alike: dict[tuple[str, ...], list[str]] = {}
-    for site, reply in sorted(present.replies.items()):
-        alike.setdefault(tuple(_facts(reply).values()), []).append(site)
-    most = max(alike.values(), key=len)
+    most = largest_group(present.replies)
     if len(most) < present.needed:
         most = sorted(present.replies)
     compare({site: present.replies[site] for site in most}, packages=packages)
@@ -331,93 +277,6 @@ def expect(answer: Answer, kind: type[R], run: str) -> R:
     if answer.reply.run != run:
         raise ProtocolError(f"site '{answer.site}' answered for run '{answer.reply.run}', expected '{run}'")
     return answer.reply
-
-
-def compare(replies: Mapping[str, HandshakeReply], *, packages: Iterable[OwnPackage] = ()) -> None:
-    """Check that all sites agree in versions, data schema, shared names and initial weights.
-
-    Args:
-        packages: packages of one's own that the study uses, as they are at the server.
-
-    Raises:
-        HandshakeMismatch: one line per difference, with every site's value.
-    """
-    rows: dict[str, dict[str, str]] = {}
-    for site, reply in sorted(replies.items()):
-        for what, value in _facts(reply).items():
-            rows.setdefault(what, {})[site] = value
-    rows["consilium version"]["server"] = consilium.common.__version__
-    for package in packages:
-        rows.setdefault(f"package {package.package}", {})["server"] = _package(package)
-    differing = {what: values for what, values in rows.items() if len(set(values.values())) > 1}
-    if differing:
-        lines = [
-            f"  {what}: " + ", ".join(f"{site} has {clean(value, 200)}" for site, value in values.items())
-            for what, values in differing.items()
-        ]
-        raise HandshakeMismatch("the sites differ, so the study was stopped before training:\n" + "\n".join(lines))
-
-
-def check_card(study: StudyConfig, site: str, reply: HandshakeReply) -> None:
-    """Check that a site announces data that the study can use, and shares the counts and sums that the study needs.
-
-    Raises:
-        ProtocolError: more examples than the study's `max_examples`, classes that the study does not name, or sums of
-            other columns than the study's.
-        ConfigError: the weighting needs class counts, or the scale needs sums, and the site's settings keep them there.
-    """
-    card = reply.card
-    if (most := max(card.num_examples, card.num_skipped)) > study.max_examples:
-        raise ProtocolError(
-            f"site '{site}' announces {most} examples, the study accepts at most {study.max_examples} (max_examples)"
-        )
-    if unknown := sorted({*card.classes, *(card.class_counts or {})} - set(study.task.classes)):
-        names = ", ".join(unknown)[:200]
-        raise ProtocolError(f"site '{site}' announces classes that the study does not have: {names}")
-    if unknown := sorted((card.label_counts or {}).keys() - set(study.task.label_names)):
-        names = ", ".join(unknown)[:200]
-        raise ProtocolError(f"site '{site}' announces labels that the study does not have: {names}")
-    _check_moments(study, site, card)
-    if CLASS_COUNTS in study.needs and card.class_counts is None:
-        kinds = [factor.kind for factor in study.weights_by.factors if CLASS_COUNTS in factor.needs]
-        raise ConfigError(
-            f"site '{site}' does not share its class counts, which the weighting '{', '.join(kinds)}' needs: set "
-            "share_class_counts = true in its site.toml (class_counts_epsilon adds noise), or weigh otherwise"
-        )
-
-
-def _check_moments(study: StudyConfig, site: str, card: DataCard) -> None:
-    """Check the sums for a common scale: they are of the study's columns, and are there if the study needs them."""
-    columns = study.task.scaled_columns if study.task.agrees_on_scale else ()
-    if card.moments is not None and len(card.moments.counts) != len(columns):
-        raise ProtocolError(
-            f"site '{site}' sent sums of {len(card.moments.counts)} columns, expected those of {len(columns)}"
-        )
-    if card.moments is None and study.task.agrees_on_scale and study.task.scale == "federation":
-        raise ConfigError(
-            f"site '{site}' does not share the sums of its columns, which task.scale = 'federation' needs: set "
-            "share_scale = true in its site.toml, or agree on another task.scale"
-        )
-
-
-def _facts(reply: HandshakeReply) -> dict[str, str]:
-    versions = {f"{name} version": value for name, value in reply.versions.model_dump(exclude={"parts"}).items()}
-    packages = {f"package {one.package}": _package(one) for one in reply.versions.parts}
-    return {
-        **versions,
-        **packages,
-        "data schema": reply.card.schema_digest[:12],
-        "common test set": f"{reply.card.num_test} rows {reply.card.test_digest[:12]}"
-        if reply.card.test_digest
-        else "none",
-        "initial weights": reply.initial_digest[:12],
-        "shared initial weights": reply.shared_digest[:12],
-        "shared buffers": ", ".join(sorted(reply.shared_buffers)) or "none",
-    }
-
-
-def _package(package: OwnPackage) -> str:
-    return f"{package.version} with sha256 {package.sha256[:12]}"
 
 
 def _initial_weights(answer: Answer, handshake: HandshakeReply) -> dict[str, Array]:

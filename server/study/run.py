@@ -38,7 +38,7 @@ from consilium.server.strategies import ServerState
 from consilium.server.study.checkpoint import gone_back, load_newest, save_checkpoint
 from consilium.server.study.context import Study
 from consilium.server.study.finish import finish
-from consilium.server.study.handshake import Agreement, SitesAway, admit, needed_sites, shake_hands, wait_for_sites
+from consilium.server.study.handshake import Agreement, SitesAway, admit, shake_hands
 from consilium.server.study.hold import Hold
 from consilium.server.study.kept_updates import keep, kept_weights
 from consilium.server.study.playing import Play, playing
@@ -46,6 +46,7 @@ from consilium.server.study.run_folder import RunFolder
 from consilium.server.study.scale import load_scale, save_scale, scale_facts
 from consilium.server.study.stopping import ending, points_of, with_best
 from consilium.server.study.strikes import warnings_of
+from consilium.server.study.waiting import needed_sites, wait_for_sites
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from consilium.common.study.parts import OwnPackage, only
 from consilium.common.study.study import StudyConfig
 from consilium.common.study.used import packages_of
 from consilium.comparison.variants import kinds, method_settings
-from consilium.server.study.handshake import compare
+from consilium.server.study.alike import compare
 from consilium.serving.calibrate import calibrate
 from consilium.serving.evaluate import evaluate
 from consilium.serving.export.export import Wanted, export_model

@@ -31,7 +31,7 @@ from consilium.common.study.policy import PolicyConfig
 from consilium.common.study.site import ArraysData, DataConfig, FeaturesData, ImageFolderData, TableData, TextData
 from consilium.common.study.task import FeaturesTask, ImageTask, TableTask, Task, TextTask
 from consilium.common.study.training import SplitConfig
-from consilium.server.study.handshake import check_card
+from consilium.server.study.alike import check_card
 
 TWO = ("edema", "nodule")
 TABLE = TableTask.model_validate({"labels": TWO, "columns": {"a": {"kind": "number"}}})
