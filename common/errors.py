@@ -11,7 +11,8 @@
     |-- HandshakeMismatch   8   sites differ in version, data schema or initial weights
     |-- CohortTooSmall      9   too few usable updates in a round
     |-- StateError         10   a checkpoint or personal state cannot be written or read
-    |   `-- DiskFull            there is no room left for it
+    |   |-- DiskFull            there is no room left for it
+    |   `-- Damaged             a file is not what its checksum says
     |-- PortInUse          11   something else listens on the port
     |-- ProtocolError      12   a message that does not follow the protocol
     |   |-- UpdateRejected      an update that is unusable, with the reason's short name
@@ -93,6 +94,10 @@ class StateError(ConsiliumError):
 
 class DiskFull(StateError):
     """There is no room on a disk for what is about to be written; it may be made."""
+
+
+class Damaged(StateError):
+    """A file of state is not what its checksum says."""
 
 
 class PortInUse(ConsiliumError):

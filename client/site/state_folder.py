@@ -24,7 +24,7 @@ from safetensors.numpy import load
 from consilium.client.site.kept import Kept
 from consilium.common.codecs import Payload, form_of
 from consilium.common.codecs.container import parts
-from consilium.common.errors import ProtocolError, StateError, clean
+from consilium.common.errors import Damaged, ProtocolError, StateError, clean
 from consilium.common.host.files import check_writable, write_atomically
 from consilium.common.host.twice import read_twice, write_twice
 from consilium.common.protocol.counts import TestCounts
@@ -69,10 +69,6 @@ class _Manifest(Record):
     site: str
     data: str
     rounds: tuple[_Entry, ...] = ()
-
-
-class Damaged(StateError):
-    """A round's file is not there, or not what was written."""
 
 
 @dataclass(frozen=True)

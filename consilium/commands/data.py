@@ -75,7 +75,7 @@ def _bars() -> "Iterator[Progress]":
 @app.command(
     epilog=examples(
         "consilium data describe examples.csv --study study.toml",
-        "consilium data describe federation/site-01/data federation/site-02/data --study federation/study.toml",
+        "consilium data describe f/site-01/data f/site-02/data --study f/study.toml",
     )
 )
 @with_json
@@ -97,7 +97,7 @@ def describe(
         "consilium data split pool.npz --out federation --by dirichlet --sites 5",
         "consilium data split all.csv --out f --by column --column ward --label ill",
         "consilium data split scans --out f --by iid --sites 3 --group folder",
-        "consilium data split reviews.csv --out f --by iid --sites 3 --text text --label label",
+        "consilium data split n.csv --out f --by iid --sites 3 --text text --label y",
         "consilium data split plays.txt --out f --by contiguous --sites 3 --next character",
     )
 )

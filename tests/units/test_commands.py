@@ -130,7 +130,7 @@ def completions(shell: str, **variables: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("typed", "completed"), [("consilium si", ["site"]), ("consilium server re", ["revoke", "retire-ca"])]
+    ("typed", "completed"), [("consilium si", ["site"]), ("consilium server re", ["revoke", "retire-ca", "restore"])]
 )
 def test_bash_completes_commands(typed: str, completed: list[str]) -> None:
     """And nothing else: names of files would be wrong here."""

@@ -339,11 +339,3 @@ def test_a_pool_of_series_is_divided_among_sites(tmp_path: Path) -> None:
     )
     sizes = [len(read(tmp_path / "fed" / site / "data", study.task).raw.y) for site in study.sites]
     assert [N // 2] * 2 == sizes
-
-
-def test_only_arrays_are_divided_as_series(tmp_path: Path) -> None:
-    """A table with `--series` is refused with what to do."""
-    path = table(tmp_path, *lines("xyzw"), *lines("kl", label="b"))
-    options = SplitOptions(by="iid", sites=2, label="label", min_examples=2, series=True)
-    with pytest.raises(ConfigError, match=r"--series is for an \.npz file"):
-        split_pool(path, tmp_path / "fed", options)
