@@ -62,10 +62,7 @@ def study_of(model: Path, *, rounds: int) -> StudyConfig:
             "settings": {**own["model"]["settings"], "dropout": 0.1},
             "adapter": {"kind": "lora", "rank": 4, "alpha": 8, "targets": ["query", "value"]},
         },
-        "training": {
-            **{"optimiser": "adam", "learning_rate": 0.004, "batch_size": 16, "epochs": 1},
-            "precision": "bfloat16",
-        },
+        "training": {"optimiser": "adam", "learning_rate": 0.004, "batch_size": 16, "epochs": 1},
         "split": {"validation": 0.2},
         "uplink": [{"kind": "fp16"}],
     }

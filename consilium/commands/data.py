@@ -97,8 +97,8 @@ def describe(
         "consilium data split pool.npz --out federation --by dirichlet --sites 5",
         "consilium data split all.csv --out f --by column --column ward --label ill",
         "consilium data split scans --out f --by iid --sites 3 --group folder",
-        "consilium data split n.csv --out f --by iid --sites 3 --text text --label y",
-        "consilium data split plays.txt --out f --by contiguous --sites 3 --next character",
+        "consilium data split text.csv --out f --by iid --sites 3 --text x --label y",
+        "consilium data split plays.txt --out f --by contiguous --sites 3 --next word",
     )
 )
 @with_json
