@@ -22,7 +22,8 @@ from consilium.server.strategies import build_strategy
 from consilium.server.study.context import Study
 from consilium.server.study.exchange import Exchange
 from consilium.server.study.late import update_result
-from consilium.server.study.run import Progress, study_steps
+from consilium.server.study.progress import Progress
+from consilium.server.study.run import study_steps
 from consilium.server.study.run_folder import JOURNAL_VARIABLE, RunFolder
 from consilium.server.study.witness import WitnessedExchange
 from consilium.server.weighting import build_weighting

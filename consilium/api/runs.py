@@ -17,7 +17,7 @@ from consilium.common.errors import ConsiliumError
 from consilium.common.results import RoundRecord, RunResult
 from consilium.common.weights.arrays import Array
 from consilium.running.in_process import saying, steps_in_process
-from consilium.server.study.run import Progress
+from consilium.server.study.progress import Progress
 
 RUN = "run"
 """The folder of a simulation's run, in that of the simulation."""

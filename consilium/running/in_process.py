@@ -22,7 +22,7 @@ from consilium.common.study.study import StudyConfig
 from consilium.running.local_keys import provide_keys
 from consilium.server.app import app as server_app
 from consilium.server.app import run_steps
-from consilium.server.study.run import Progress
+from consilium.server.study.progress import Progress
 from consilium.server.study.run_folder import RunFolder
 
 TRANSPORT = "in-process"

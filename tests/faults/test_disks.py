@@ -67,6 +67,23 @@ def fill(disk: Path, *, leaving: int = 0) -> Path:
     return path
 
 
+@contextmanager
+def filled(disk: Path) -> Iterator[None]:
+    """Keep a disk full."""
+    path = fill(disk)
+    yield
+    path.unlink()
+
+
+@contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """Keep a folder read-only for everything that is opened in it from now on."""
+    for words in (["--bind", str(folder), str(folder)], ["-o", "remount,bind,ro", str(folder)]):
+        subprocess.run(["mount", *words], check=True)
+    yield
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
     """A federation in which the server's home, the runs, and the state of the site porto have small disks."""
@@ -129,15 +146,9 @@ def test_disk_of_one_site_is_full_or_read_only_and_the_others_go_on(federation: 
     disk = federation.folder / "porto"
     folder = federation.submit(f"site-{how}", rounds=200)
     wait(lambda: rounds_done(folder) >= 2)
-    if how == "full":
-        fill(disk)
-    else:
-        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-    wait(lambda: [event for event in events(folder, "rejected") if event["site"] == "porto"], 60)
-    time.sleep(1)
-    (disk / "filling").unlink() if how == "full" else subprocess.run(
-        ["mount", "-o", "remount,rw", str(disk)], check=True
-    )
+    with filled(disk) if how == "full" else read_only(disk / "state"):
+        wait(lambda: [event for event in events(folder, "rejected") if event["site"] == "porto"], 60)
+        time.sleep(1)
     at = rounds_done(folder)
     result = finished(folder, 600)
     accepted = [record["round"] for record in result["rounds"] if "porto" in record["accepted"]]

@@ -1,0 +1,158 @@
+"""The beginning of a run: agree with the sites, or go on from the checkpoint; sites that come later join."""
+
+from dataclasses import replace
+
+from consilium.common.errors import HandshakeMismatch, StateError
+from consilium.common.events.chain import verify_chain
+from consilium.common.events.run import (
+    AnswerRejected,
+    RoundFinished,
+    RunResumed,
+    RunWarning,
+    SiteJoined,
+    SitesAgreed,
+    SitesOnline,
+)
+from consilium.common.results import RoundRecord, SiteFacts
+from consilium.common.weights.arrays import digest
+from consilium.common.weights.checks import check_like
+from consilium.server.privacy.noise import check_site_noise_fits
+from consilium.server.privacy.secure.round import exchange_keys
+from consilium.server.strategies import ServerState
+from consilium.server.study.checkpoint import gone_back, load_newest
+from consilium.server.study.context import Study
+from consilium.server.study.handshake import Agreement, SitesAway, admit, shake_hands
+from consilium.server.study.hold import Hold
+from consilium.server.study.kept_updates import keep, kept_weights
+from consilium.server.study.progress import Progress
+from consilium.server.study.run_folder import RunFolder
+from consilium.server.study.scale import load_scale, save_scale
+from consilium.server.study.stopping import points_of
+from consilium.server.study.waiting import needed_sites, wait_for_sites
+
+
+def begin(study: Study) -> Progress:
+    """Agree with the sites on the initial state; a run with a checkpoint goes on from that."""
+    agreement = agree(study)
+    study = study.with_sites(agreement)
+    if study.config.privacy.secure_aggregation:
+        exchange_keys(study)
+    if study.folder.is_resumable:
+        state, rounds, problems = resume(study, agreement)
+        agreement = replace(agreement, warnings=(*agreement.warnings, *problems))
+    else:
+        buffers = next(iter(agreement.replies.values())).shared_buffers
+        state, rounds = study.strategy.init(agreement.weights, frozenset(buffers)), ()
+        if study.config.keep_updates:
+            keep(kept_weights(study.folder.path), state.weights)
+    check_site_noise_fits(study.config, state)
+    weights = digest(state.weights)
+    study.folder.log(_agreed(agreement, state, weights))
+    points = points_of(study.config.stopping, rounds)
+    return Progress(study, agreement, state, weights, rounds, points, agreement.refused)
+
+
+def agree(study: Study) -> Agreement:
+    """Wait for the sites and shake hands with them."""
+    folder, config = study.folder, study.config
+    hold = Hold(study, 0, needed_sites(study.exchange, config))
+    while True:
+        online = wait_for_sites(
+            study.exchange,
+            config,
+            on_change=lambda now: folder.log(SitesOnline(online=tuple(sorted(now)))),
+            on_pause=lambda now: hold.pause(set(config.sites) - now, usable=len(now)),
+        )
+        try:
+            agreement = shake_hands(
+                study.exchange,
+                config,
+                study.run,
+                online,
+                scale=load_scale(folder.scale, config, resuming=folder.is_resumable),
+                on_scale=lambda scale: save_scale(folder.scale, scale),
+            )
+        except SitesAway as away:
+            if hold.can_wait(away.problems, usable=away.usable) and hold.wait(away.problems, usable=away.usable):
+                continue
+            raise HandshakeMismatch(str(away)) from away
+        hold.over()
+        break
+    for site, message in agreement.left_out.items():
+        folder.log(AnswerRejected(round=0, site=site, reason="handshake", message=message))
+    for warning in agreement.warnings:
+        folder.log(RunWarning(message=warning))
+    return agreement
+
+
+def resume(study: Study, agreement: Agreement) -> tuple[ServerState, tuple[RoundRecord, ...], tuple[str, ...]]:
+    """Return the state of the newest checkpoint that is whole, the records of the rounds up to it, and what was amiss.
+
+    Raises:
+        StateError: no checkpoint is whole, or only one that this study must not go back to, or it is of another study.
+        UpdateRejected: its weights are not those that the sites train.
+    """
+    state, problems = load_newest(study.folder.checkpoint, study_digest=study.digest)
+    problems = (gone_back(study.config, state, problems),) if problems else ()
+    try:
+        verify_chain(study.folder.events)
+    except StateError as error:
+        problems = (*problems, f"{error}; what the report says of earlier rounds is what stands there now")
+    for problem in problems:
+        study.folder.log(RunWarning(message=problem))
+    check_like(state.weights, agreement.weights, who=f"checkpoint of run '{study.run}'")
+    rounds = finished_rounds(study.folder, last=state.round)
+    study.folder.log(RunResumed(round=state.round))
+    return state, rounds, problems
+
+
+def finished_rounds(folder: RunFolder, *, last: int) -> tuple[RoundRecord, ...]:
+    """Return the records of the rounds up to the `last`; of a round that was run twice, the later one."""
+    events = [event for event in folder.read_events() if isinstance(event, RoundFinished)]
+    latest = {event.round: event for event in events if event.round <= last}
+    return tuple(
+        RoundRecord(**{name: getattr(latest[number], name) for name in RoundRecord.model_fields})
+        for number in sorted(latest)
+    )
+
+
+def admit_newcomers(progress: Progress) -> Progress:
+    """Shake hands with sites of the study that connected since the start; they take part from the next round on."""
+    study, agreement = progress.study, progress.agreement
+    absent = set(study.config.sites) - set(agreement.replies) - progress.refused
+    newcomers = absent & study.exchange.connected() if absent else absent
+    if not newcomers:
+        return progress
+    number, folder = progress.state.round + 1, study.folder
+    wider, problems = admit(study.exchange, study.config, study.run, agreement, newcomers)
+    for site, message in problems.items():
+        folder.log(AnswerRejected(round=number, site=site, reason="handshake", message=message))
+    for warning in wider.warnings[len(agreement.warnings) :]:
+        folder.log(RunWarning(message=warning))
+    for site, facts in facts_of(wider).items():
+        if site not in agreement.replies:
+            folder.log(SiteJoined(round=number, site=site, **dict(facts)))
+    # A site that differs is refused for good; one that only did not answer is asked again before the next round.
+    refused = progress.refused | problems.keys()
+    return replace(progress, study=study.with_sites(wider), agreement=wider, refused=refused)
+
+
+def _agreed(agreement: Agreement, state: ServerState, weights: str) -> SitesAgreed:
+    return SitesAgreed(
+        sites=facts_of(agreement),
+        parts=_packages(agreement),
+        versions=next(iter(agreement.replies.values())).versions,
+        weights=weights,
+        buffers=tuple(sorted(state.buffers)),
+    )
+
+
+def facts_of(agreement: Agreement) -> dict[str, SiteFacts]:
+    """Return what each site told of itself, by its name."""
+    return {site: SiteFacts.of(reply) for site, reply in sorted(agreement.replies.items())}
+
+
+def _packages(agreement: Agreement) -> dict[str, str]:
+    """Return the packages of one's own that the sites use, each in words."""
+    packages = {one.package: one for reply in agreement.replies.values() for one in reply.versions.parts}
+    return {name: f"{one.version} with sha256 {one.sha256}" for name, one in sorted(packages.items())}
