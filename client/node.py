@@ -91,7 +91,7 @@ async def run_site(place: Place) -> None:
             await worker.start()
         except WorkerFailed as error:
             raise RunFailed(str(error)) from error
-        attending = asyncio.ensure_future(connection.run())
+        attending = asyncio.ensure_future(_attend(connection, worker))
         giving_up = asyncio.ensure_future(worker.gave_up.wait())
         try:
             await asyncio.wait({attending, giving_up}, return_when=asyncio.FIRST_COMPLETED)
@@ -105,6 +105,12 @@ async def run_site(place: Place) -> None:
                 with contextlib.suppress(asyncio.CancelledError, ConsiliumError):
                     await task
             await worker.stop()
+
+
+async def _attend(connection: Connection, worker: Worker) -> None:
+    """Attend once the worker can take orders: the others would wait for it while it imports torch."""
+    await worker.until_ready()
+    await connection.run()
 
 
 async def _until_stopped(place: Place) -> None:

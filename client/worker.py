@@ -17,7 +17,7 @@ import torch
 
 from consilium.client.app import answer_order
 from consilium.client.process.shared_memory import Box
-from consilium.client.process.supervisor import ANSWER, ERROR
+from consilium.client.process.supervisor import ANSWER, ERROR, READY
 from consilium.common.errors import clean
 from consilium.common.host.logs import start_log
 from consilium.common.host.memory import reuse_memory, trim_memory
@@ -73,6 +73,7 @@ def main() -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     if arguments.memory_mb is not None:
         limit_memory(arguments.memory_mb)
+    os.write(arguments.socket, READY)
     run_worker(arguments.settings, Connection(arguments.socket), *map(Box, arguments.boxes))
 
 

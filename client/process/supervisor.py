@@ -24,9 +24,11 @@ log = logging.getLogger(__name__)
 
 EARLY_SECONDS, MAX_EARLY_DEATHS = 30.0, 3
 """A worker that dies this soon after its start, this often in a row, is not started again: it would go on so."""
-RETRY_SECONDS = 2.0
-"""Wait before the next try if no process can be started, for example because there are too many."""
-ANSWER, ERROR = b"answer", b"error"
+LOOK_SECONDS, RETRY_SECONDS = 0.05, 2.0
+"""Pause between looks at a worker that starts, and before the next try if no process can be started."""
+ANSWER, ERROR, READY = b"answer", b"error", b"+"
+START_SECONDS = 300.0
+"""How long a worker may take until it has imported everything; that is no part of an order's time."""
 COMMAND = (sys.executable, "-P", "-m", "consilium.client.worker")
 
 
@@ -57,6 +59,13 @@ class _Process:
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
     started: float
+    ready: bool = False
+    """Whether it has said that it can take orders: the first byte on its socket."""
+
+    async def see_ready(self) -> bool:
+        """Wait until it says so; return whether it did, and has not ended."""
+        self.ready = self.ready or bool(await self.reader.read(1))
+        return self.ready
 
 
 class Worker:
@@ -88,6 +97,14 @@ class Worker:
         """Return whether the process runs; it may still be importing torch."""
         return self._running is not None and self._running.process.poll() is None
 
+    async def until_ready(self, *, seconds: float = START_SECONDS) -> None:
+        """Wait until the process can take orders, or is given up, but not for ever."""
+        end = time.monotonic() + seconds
+        while not (self._running is not None and self._running.ready) and time.monotonic() < end:
+            if self.gave_up.is_set():
+                return
+            await asyncio.sleep(LOOK_SECONDS)
+
     async def answer(self, order: Parcel, *, seconds: float) -> Parcel:
         """Have an order answered.
 
@@ -117,6 +134,8 @@ class Worker:
 
     async def _asked(self, running: _Process, order: Parcel, seconds: float) -> list[bytes]:
         try:
+            async with asyncio.timeout(START_SECONDS):
+                await running.see_ready()
             async with asyncio.timeout(seconds):
                 for frame in (order.content, order.payload, b"%d" % order.boxed):
                     running.writer.write(framed(frame))
@@ -126,6 +145,8 @@ class Worker:
             cause = await self._died(running, late=isinstance(error, TimeoutError))
             raise WorkerFailed(f"the site's worker process ended while it answered: {cause}") from None
         except asyncio.CancelledError:  # else its answer would be taken for that to the next order
+            if not running.ready:  # it has no order yet, and what it has imported is of use for the next
+                raise
             running.process.kill()
             running.started = -EARLY_SECONDS  # this is not to count as an early death
             await exit_code(running.process)
@@ -192,7 +213,8 @@ class Worker:
         """Wait until the worker closes its socket although nobody asked it anything, and start another."""
         while (running := self._running) is not None:
             with contextlib.suppress(OSError):
-                await running.reader.read(1)
+                if await running.see_ready():
+                    await running.reader.read(1)
             code = await exit_code(running.process)
             early = time.monotonic() - running.started < EARLY_SECONDS
             self._early_deaths = self._early_deaths + 1 if early else 0

@@ -128,7 +128,7 @@ def test_weighting_runs_without_falling_back(
     study = make_study(
         sites=list(SIZES),
         model={"name": "mlp", "hidden": [4]},
-        weighting={"factors": [{"kind": kind}]},
+        weighting={"factors": [{"kind": kind}], "maximum": 1.0},
         split={"validation": 0.3},
     )
     run_in_process(study, make_sites(SIZES, share_class_counts=True), tmp_path / "run")

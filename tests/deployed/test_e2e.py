@@ -313,7 +313,7 @@ def test_server_on_a_port_in_use_is_told_so(server: Server, tmp_path: Path) -> N
 
 def test_run_names_the_hospital_that_never_comes(server: Server, tmp_path: Path) -> None:
     """The wait is bounded; then exit code 7 and who is missing."""
-    study = write_study(tmp_path / "study.toml", sites=["berlin", "lyon"])
+    study = write_study(tmp_path / "study.toml", sites=["berlin", "lyon"], pause_limit_seconds=0)
     done = run("run", str(study), "--home", str(server.home), "--runs", str(tmp_path / "runs"))
     assert 7 == done.returncode, done.stdout + done.stderr
     assert "berlin, lyon" in done.stderr

@@ -58,7 +58,9 @@ def run_study(
 ) -> subprocess.Popen[str]:
     """Start a run of a study."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.toml").write_text(doses_study(name, steps=steps, round_timeout_seconds=timeout).replace(*change))
+    (folder / f"{name}.toml").write_text(
+        doses_study(name, steps=steps, round_timeout_seconds=timeout, pause_limit_seconds=0).replace(*change)
+    )
     return subprocess.Popen(
         [*COMMAND, "run", f"{name}.toml", "--home", str(server.home.path), "--runs", name],
         env=ENVIRONMENT,

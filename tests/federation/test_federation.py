@@ -160,7 +160,7 @@ def test_payloads_hold_exactly_the_shared_names(
     for path in sites.values():
         assert (BACKBONE | HEAD) - expected == kept_by(path, tmp_path / "run", 3).personal.keys()
     on_server = [load_file(file) for file in (tmp_path / "run").rglob("*.safetensors")]
-    assert 2 == len(on_server)
+    assert 4 == len(on_server)  # three checkpoints and the model
     for file in on_server:
         assert expected == {name.removeprefix("weights/") for name in file}
 
@@ -187,7 +187,7 @@ def test_personal_weights_stay_when_a_plan_names_another_method(
     """A server that asks for FedAvg in a FedPer run gets an update that does not depend on the personal head."""
     updates = []
     for under, rounds_before in (("one", 2), ("two", 0)):
-        sites = make_sites({"berlin": 40}, under=under)
+        sites = make_sites({"berlin": 40}, under=under, on_lost_state="start_anew")
         fedper = make_study(sites=["berlin"], rounds=2, method={"kind": "fedper"})
         fedavg = make_study(sites=["berlin"], rounds=3, method={"kind": "fedavg"})
         wire = Wire()

@@ -131,7 +131,7 @@ def test_site_that_lost_its_state_is_told_in_full_after_one_round(
     tmp_path: Path, make_sites: MakeSites, make_study: MakeStudy
 ) -> None:
     """Without the weights that the difference is from, a site cannot take part in that round, and does in the next."""
-    study, sites = make_study(rounds=4, quorum=2, downlink=SMALL), make_sites()
+    study, sites = make_study(rounds=4, quorum=2, downlink=SMALL), make_sites(on_lost_state="start_anew")
 
     def deliver(site: str, message: Message, answering: Answering) -> Message | None:
         plan = plan_of(message)[0]

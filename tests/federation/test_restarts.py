@@ -150,7 +150,7 @@ def test_restarted_hospital_continues_with_its_own_head(
     assert heads.keys() == HEAD
     _, second = wire.rounds("lyon")
     scale = settled_scale(tmp_path / "run")
-    forgotten = scaled_site(make_sites(under="fresh")["lyon"], study, scale=scale)
+    forgotten = scaled_site(make_sites(under="fresh", on_lost_state="start_anew")["lyon"], study, scale=scale)
     assert second.up != forgotten.answer(second.plan, second.down)[1]
 
     data = data_at(sites["lyon"], study, tmp_path / "run")

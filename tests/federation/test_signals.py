@@ -39,7 +39,7 @@ def weighted(kind: str) -> dict[str, Any]:
 
 def site_of(make_sites: MakeSites, study: StudyConfig, *, under: str = "sites") -> tuple[Site, dict[str, Array]]:
     """Return a site and its initial weights."""
-    site = scaled_site(make_sites({"berlin": 40}, under=under)["berlin"], study)
+    site = scaled_site(make_sites({"berlin": 40}, under=under, on_lost_state="start_anew")["berlin"], study)
     payload = site.answer(InitialWeightsPlan(study=study_digest(study), run="run", site="berlin"), None)[1]
     assert payload is not None
     return site, Identity().decode(payload)
@@ -138,7 +138,7 @@ def test_without_error_needs_the_last_update(make_sites: MakeSites, make_study: 
     study = make_study(**weighted("fedce"))
     site, arrays = site_of(make_sites, study)
     assert "without.error" in do_round(site, study, 1, arrays, share=0.0)[0]
-    fresh = scaled_site(make_sites({"berlin": 40}, under="fresh")["berlin"], study)
+    fresh = scaled_site(make_sites({"berlin": 40}, under="fresh", on_lost_state="start_anew")["berlin"], study)
     assert "without.error" not in do_round(fresh, study, 2, arrays, share=0.5)[0]
 
 

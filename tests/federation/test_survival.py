@@ -43,6 +43,8 @@ def test_a_federation_finds_the_stratified_cox_model(tmp_path: Path) -> None:
         training=PLAIN | {"steps": 1, "batch_size": 1000, "learning_rate": 1.5},
         task={"test": "common.csv", "scale": {name: {"mean": mean, "std": std} for name, (mean, std) in scale.items()}},
         split={"test": 0.0, "validation": 0.0, "copies": "ignore"},
+        weighting={"factors": [{"kind": "size"}], "maximum": 1.0},
+        defence={"norm": {"kind": "off"}},
     )
     run_in_process(study, sites, tmp_path / "run")
     found = load_file(tmp_path / "run" / "model" / "weights.safetensors")["weight"][0]

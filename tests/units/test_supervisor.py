@@ -20,6 +20,8 @@ import os, signal, sys, time
 from multiprocessing.connection import Connection
 from consilium.client.process.shared_memory import Box
 connection, inbox, outbox = Connection(int(sys.argv[2])), *map(Box, map(int, sys.argv[3:5]))
+STARTING
+os.write(int(sys.argv[2]), b"+")
 while True:
     order, payload, boxed = (connection.recv_bytes() for _ in range(3))
     if order == b"die": os.kill(os.getpid(), signal.SIGKILL)
@@ -34,10 +36,12 @@ while True:
 
 
 @asynccontextmanager
-async def started(folder: Path, monkeypatch: pytest.MonkeyPatch, program: str = ECHO) -> AsyncIterator[Worker]:
+async def started(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, program: str = ECHO, starting: str = ""
+) -> AsyncIterator[Worker]:
     """Keep a worker going whose process is a few lines that need no torch."""
     script = folder / "echo.py"
-    script.write_text(program)
+    script.write_text(program.replace("STARTING", starting))
     monkeypatch.setattr(supervisor, "COMMAND", (sys.executable, str(script)))
     monkeypatch.setenv("PYTHONPATH", str(Path.cwd()))
     worker = Worker("site.toml")
@@ -161,6 +165,38 @@ def test_answer_that_is_not_waited_for_any_more_is_not_given_to_the_next_order(
                 assert Parcel(b"next") == await asked(worker, b"next")
             assert time.monotonic() - began < 5
             assert not worker.gave_up.is_set()
+
+    asyncio.run(check())
+
+
+def test_time_in_which_a_worker_imports_is_not_an_orders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An order that comes before its time begins when the worker can take it; one that is withdrawn kills nothing."""
+
+    async def check() -> None:
+        async with started(tmp_path, monkeypatch, starting="time.sleep(0.8)") as worker:
+            first = running(worker)
+            withdrawn = asyncio.ensure_future(asked(worker, b"never"))
+            await asyncio.sleep(0.1)
+            withdrawn.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await withdrawn
+            assert first == running(worker)
+            assert b"late" == (await asked(worker, b"late", seconds=0.5)).content
+            assert first == running(worker)
+
+    asyncio.run(check())
+
+
+def test_site_waits_for_its_worker_but_not_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until it is ready, or for as long as is allowed."""
+
+    async def check() -> None:
+        async with started(tmp_path, monkeypatch, starting="time.sleep(1.5)") as worker:
+            began = time.monotonic()
+            await worker.until_ready(seconds=0.2)
+            assert 0.2 <= time.monotonic() - began < 1.2
+            await worker.until_ready()
+            assert worker._running is not None and worker._running.ready
 
     asyncio.run(check())
 
