@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from consilium.common.study.task import ImageTask
 from consilium.common.weights.arrays import Array, Weights, digest
 from consilium.server.strategies import build_strategy
 from consilium.server.study.context import Study
-from consilium.server.study.exchange import NOTHING, Answer, cut_off
+from consilium.server.study.exchange import Answer, Mailing, cut_off
 from consilium.server.study.run import run_study
 from consilium.server.study.run_folder import RunFolder
 from consilium.server.weighting import build_weighting
@@ -94,30 +94,6 @@ class ScriptedExchange:
         """Return the sites that are online."""
         return self.online
 
-    def ask(
-        self,
-        plans: Mapping[str, Plan],
-        *,
-        payload: bytes | None,
-        timeout_seconds: float,
-        instead: Mapping[str, bytes] = NOTHING,
-        most_bytes: int = 0,
-        absent_seconds: float | None = None,
-        until: Callable[[], float] = lambda: math.inf,
-    ) -> Iterator[Answer]:
-        """Yield every site's answer, the last site first."""
-        for site, plan in reversed([*plans.items()]):
-            self.asked.append(plan)
-            if isinstance(plan, RoundPlan) and plan.round == self.stop_in_round:
-                raise Stopped
-            number = getattr(plan, "round", 0)
-            answer = honest(site, plan, instead.get(site, payload))
-            alter = self.script.get((plan.kind, number, site))
-            if until() <= time.monotonic():
-                yield cut_off(site)
-                continue
-            yield alter(answer) if alter is not None else answer
-
 
 @dataclass
 class ScriptedConversation:
@@ -132,24 +108,17 @@ class ScriptedConversation:
         """Return the sites at work."""
         return frozenset(self.due)
 
-    def send(
-        self,
-        plans: Mapping[str, Plan],
-        *,
-        payload: bytes | None,
-        timeout_seconds: float,
-        instead: Mapping[str, bytes] = NOTHING,
-        most_bytes: int = 0,
-    ) -> None:
+    def send(self, mailing: Mailing) -> None:
         """Give every site its plan."""
-        for site, plan in plans.items():
-            assert isinstance(plan, RoundPlan) and site not in self.due
+        for site, plan in mailing.plans.items():
+            assert site not in self.due
             self.exchange.asked.append(plan)
-            if plan.round == self.exchange.stop_in_round:
+            number = getattr(plan, "round", 0)
+            if isinstance(plan, RoundPlan) and number == self.exchange.stop_in_round:
                 raise Stopped
             self.count -= 1
-            seconds = self.exchange.seconds.get((plan.round, site), 1.0)
-            self.due[site] = self.now + seconds, self.count, plan, instead.get(site, payload)
+            seconds = self.exchange.seconds.get((number, site), 1.0)
+            self.due[site] = self.now + seconds, self.count, plan, mailing.payload_for(site)
 
     def answers(
         self, *, absent_seconds: float | None = None, until: Callable[[], float] = lambda: math.inf
@@ -157,7 +126,11 @@ class ScriptedConversation:
         """Yield the answers in the order in which they are due."""
         while self.due:
             site = min(self.due, key=lambda name: self.due[name][:2])
-            self.now, _, plan, payload = self.due.pop(site)
+            now, _, plan, payload = self.due.pop(site)
+            if until() <= time.monotonic():
+                yield cut_off(site)
+                continue
+            self.now = now
             answer = honest(site, plan, payload)
             alter = self.exchange.script.get((plan.kind, getattr(plan, "round", 0), site))
             yield alter(answer) if alter is not None else answer

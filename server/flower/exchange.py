@@ -11,8 +11,8 @@ from flwr.proto.node_pb2 import NodeInfo
 
 from consilium.common.errors import ProtocolError, clean
 from consilium.common.flower.message import PLAN_RECORD, pack, unpack
-from consilium.common.protocol.plans import REPLY_GRACE_SECONDS, Plan
-from consilium.server.study.exchange import NOTHING, Answer, answer_of, ask_once, cut_off
+from consilium.common.protocol.plans import REPLY_GRACE_SECONDS
+from consilium.server.study.exchange import Answer, Mailing, answer_of, cut_off
 
 PAUSE_SECONDS = 0.02
 """Pause between two requests for replies, if the first brought none."""
@@ -54,29 +54,6 @@ class GridExchange:
     def _nodes(self) -> dict[str, int]:
         return {node.name: node.node_id for node in self._grid.get_nodes() if node.name}
 
-    def ask(
-        self,
-        plans: Mapping[str, Plan],
-        *,
-        payload: bytes | None,
-        timeout_seconds: float,
-        instead: Mapping[str, bytes] = NOTHING,
-        most_bytes: int = 0,
-        absent_seconds: float | None = None,
-        until: Callable[[], float] = lambda: math.inf,
-    ) -> Iterator[Answer]:
-        """Send every site its plan and yield one answer per site, as they arrive."""
-        return ask_once(
-            self.converse(),
-            plans,
-            payload=payload,
-            timeout_seconds=timeout_seconds,
-            instead=instead,
-            most_bytes=most_bytes,
-            absent_seconds=absent_seconds,
-            until=until,
-        )
-
     def converse(self) -> "GridConversation":
         """Return a conversation in which plans stay open over several rounds."""
         return GridConversation(self._grid, self._nodes)
@@ -114,35 +91,27 @@ class GridConversation:
         """Return the sites whose answer to a plan has not been taken yet."""
         return frozenset([sent.site for sent in self._sent.values()] + self._gone)
 
-    def send(
-        self,
-        plans: Mapping[str, Plan],
-        *,
-        payload: bytes | None,
-        timeout_seconds: float,
-        instead: Mapping[str, bytes] = NOTHING,
-        most_bytes: int = 0,
-    ) -> None:
+    def send(self, mailing: Mailing) -> None:
         """Send every site its plan; one that is not connected has answered by that."""
         nodes, messages, sizes = self._nodes(), dict[str, Message](), dict[str, int]()
-        for site, plan in plans.items():
+        for site, plan in mailing.plans.items():
             if site not in nodes:
                 self._gone.append(site)
                 continue
-            text, content = plan.model_dump_json(), instead.get(site, payload)
+            text, content = plan.model_dump_json(), mailing.payload_for(site)
             sizes[site] = len(text) + len(content or b"")
             messages[site] = Message(
                 RecordDict({PLAN_RECORD: ConfigRecord(dict(pack(text, content)))}),
                 dst_node_id=nodes[site],
                 message_type="train",
-                ttl=timeout_seconds + REPLY_GRACE_SECONDS,
+                ttl=mailing.timeout_seconds + REPLY_GRACE_SECONDS,
             )
         if not messages:
             return
         identifiers = self._grid.push_messages(list(messages.values()))
-        deadline = time.monotonic() + timeout_seconds
+        deadline = time.monotonic() + mailing.timeout_seconds
         for identifier, site in zip(identifiers, messages, strict=True):
-            self._sent[identifier] = _Sent(site, sizes[site], timeout_seconds, deadline)
+            self._sent[identifier] = _Sent(site, sizes[site], mailing.timeout_seconds, deadline)
 
     def answers(
         self, *, absent_seconds: float | None = None, until: Callable[[], float] = lambda: math.inf

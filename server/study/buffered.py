@@ -29,7 +29,7 @@ from consilium.server.strategies import ServerState
 from consilium.server.study.context import Study
 from consilium.server.study.defence import shortened
 from consilium.server.study.downlink import Sending, send
-from consilium.server.study.exchange import Answer, Conversation
+from consilium.server.study.exchange import Answer, Conversation, Mailing
 from consilium.server.study.hold import Hold
 from consilium.server.study.kept_updates import forget_round
 from consilium.server.study.record import Cohort, Intake, make_record
@@ -174,12 +174,9 @@ def _ask(turn: _Turn) -> None:
     turn.cohort = replace(turn.cohort, asked={**turn.cohort.asked, **counts})
     plans = make_plans(study, state, replace(turn.cohort, sites=sites), in_part=())
     sending = send(study.config, state)
-    turn.desk.conversation.send(
-        plans,
-        payload=sending.full,
-        timeout_seconds=study.config.round_timeout_seconds,
-        most_bytes=build_chain(study.config.uplink, exact=state.buffers).max_bytes(sending.held),
-    )
+    most = build_chain(study.config.uplink, exact=state.buffers).max_bytes(sending.held)
+    timeout = study.config.round_timeout_seconds
+    turn.desk.conversation.send(Mailing(plans, timeout, sending.full, most_bytes=most))
     turn.desk.asked |= dict.fromkeys(sites, number)
 
 

@@ -4,7 +4,7 @@ import math
 import mmap
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import IO, Protocol
 
@@ -43,6 +43,27 @@ def cut_off(site: str) -> Answer:
 NOTHING: Mapping[str, bytes] = MappingProxyType({})
 
 
+@dataclass(frozen=True)
+class Mailing:
+    """Plans for sites, with the payload that goes along.
+
+    Args:
+        timeout_seconds: how long each site has from when they are sent.
+        instead: other payloads for some sites.
+        most_bytes: the largest payload of a reply that can be of use; a small one always may come.
+    """
+
+    plans: Mapping[str, Plan]
+    timeout_seconds: float
+    payload: bytes | None = None
+    instead: Mapping[str, bytes] = field(default_factory=lambda: NOTHING)
+    most_bytes: int = 0
+
+    def payload_for(self, site: str) -> bytes | None:
+        """Return what a site gets along with its plan."""
+        return self.instead.get(site, self.payload)
+
+
 class Conversation(Protocol):
     """Plans that stay open until they are answered or given up, over as many rounds as that takes; one for each site.
 
@@ -53,21 +74,8 @@ class Conversation(Protocol):
         """Return the sites whose answer to a plan has not been taken yet."""
         ...
 
-    def send(
-        self,
-        plans: Mapping[str, Plan],
-        *,
-        payload: bytes | None,
-        timeout_seconds: float,
-        instead: Mapping[str, bytes] = NOTHING,
-        most_bytes: int = 0,
-    ) -> None:
-        """Send every site its plan and the same payload; arguments as in `Exchange.ask`.
-
-        Args:
-            plans: for sites without an open one.
-            timeout_seconds: how long each site has from now on.
-        """
+    def send(self, mailing: Mailing) -> None:
+        """Send plans to sites without an open one; a site that is not connected gets its plan as soon as it is."""
         ...
 
     def answers(
@@ -75,8 +83,14 @@ class Conversation(Protocol):
     ) -> Generator[Answer, None, None]:
         """Yield one answer for every open plan, as they arrive; plans may be sent in between.
 
-        What has arrived when the iterator is closed, and what comes later, comes out of the next one. Arguments and
-        problems are those of `Exchange.ask`.
+        What has arrived when the iterator is closed, and what comes later, comes out of the next one. A site that does
+        not answer in time yields an answer with problem `timeout`, one that is away with `gone`, one that `until` ends
+        the wait for with `cut_off`.
+
+        Args:
+            absent_seconds: once all connected sites have answered, a site that has been away for so long is not waited
+                for; None: all are waited for alike.
+            until: says, each time that it is asked, until when (`time.monotonic`) the others are still waited for.
         """
         ...
 
@@ -101,54 +115,33 @@ class Exchange(Protocol):
         """Return the names of the sites that are online now."""
         ...
 
-    def ask(
-        self,
-        plans: Mapping[str, Plan],
-        *,
-        payload: bytes | None,
-        timeout_seconds: float,
-        instead: Mapping[str, bytes] = NOTHING,
-        most_bytes: int = 0,
-        absent_seconds: float | None = None,
-        until: Callable[[], float] = lambda: math.inf,
-    ) -> Iterator[Answer]:
-        """Send every site its plan and the same payload, and yield one answer per site, as they arrive.
-
-        A site that is not connected gets its plan as soon as it is.
-
-        Args:
-            absent_seconds: once all connected sites have answered, a site that has been away for so long is not waited
-                for; None: all are waited for alike.
-            until: says, each time that it is asked, until when (`time.monotonic`) the others are still waited for.
-            instead: other payloads for some sites.
-            most_bytes: the largest payload of a reply that can be of use; a small one always may come.
-
-        A site that does not answer in time yields an answer with problem `timeout`, one that is away with `gone`, one
-        that `until` ends the wait for with `cut_off`.
-        """
-        ...
-
     def converse(self) -> Conversation:
         """Return a conversation in which plans stay open over several rounds."""
         ...
 
 
-def ask_once(
-    conversation: Conversation,
+def ask(
+    exchange: Exchange,
     plans: Mapping[str, Plan],
     *,
-    payload: bytes | None,
     timeout_seconds: float,
+    payload: bytes | None = None,
     instead: Mapping[str, bytes] = NOTHING,
     most_bytes: int = 0,
     absent_seconds: float | None = None,
     until: Callable[[], float] = lambda: math.inf,
 ) -> Iterator[Answer]:
-    """Send plans, yield an answer for each, and give up what is open at the end: `Exchange.ask` by a conversation."""
-    with closing(conversation):
-        conversation.send(
-            plans, payload=payload, timeout_seconds=timeout_seconds, instead=instead, most_bytes=most_bytes
-        )
+    """Send every site its plan, yield one answer per site as they arrive, and give up what is open at the end.
+
+    Args:
+        timeout_seconds, payload, instead, most_bytes: as in `Mailing`.
+        absent_seconds, until: as in `Conversation.answers`.
+
+    Raises:
+        StateError: a large payload cannot be written or read.
+    """
+    with closing(exchange.converse()) as conversation:
+        conversation.send(Mailing(plans, timeout_seconds, payload, instead, most_bytes))
         payload, instead = None, NOTHING  # frees memory: they are sent, and as large as the model
         yield from conversation.answers(absent_seconds=absent_seconds, until=until)
 

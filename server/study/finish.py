@@ -12,7 +12,7 @@ from consilium.common.segmentation.shown import FOLDER as SHOWN
 from consilium.common.segmentation.shown import MOST_BYTES, shown_in
 from consilium.server.strategies import ServerState
 from consilium.server.study.context import Study
-from consilium.server.study.exchange import Answer
+from consilium.server.study.exchange import Answer, ask
 from consilium.server.study.hold import Hold
 from consilium.server.study.sentences import reasons
 from consilium.server.study.site_state import warn_of_state
@@ -52,7 +52,7 @@ def ask_for_results(
     most = MOST_BYTES if study.config.task.label_kind == "masks" else 0
     problems: dict[str, str] = {}
     sentences: dict[str, str] = {}
-    for answer in study.exchange.ask(plans, payload=payload, timeout_seconds=timeout, most_bytes=most):
+    for answer in ask(study.exchange, plans, payload=payload, timeout_seconds=timeout, most_bytes=most):
         tested = checked(answer, study, round_number=state.round)
         if isinstance(tested, FinishReply):
             replies[answer.site] = tested

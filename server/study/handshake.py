@@ -18,7 +18,7 @@ from consilium.common.errors import (
     clean,
     error_named,
 )
-from consilium.common.protocol.plans import HandshakePlan, InitialWeightsPlan, ScalePlan, study_digest
+from consilium.common.protocol.plans import HandshakePlan, InitialWeightsPlan, Plan, ScalePlan, study_digest
 from consilium.common.protocol.replies import (
     FailureReply,
     HandshakeReply,
@@ -34,7 +34,7 @@ from consilium.common.study.used import packages_of
 from consilium.common.weights.arrays import Array, Weights, digest
 from consilium.common.weights.checks import check_finite
 from consilium.server.study.alike import check_card, compare, largest_group
-from consilium.server.study.exchange import Answer, Exchange
+from consilium.server.study.exchange import Answer, Exchange, ask
 from consilium.server.study.scale import AgreedScale, agree_on_scale
 from consilium.server.study.sentences import named
 from consilium.server.study.waiting import needed_sites
@@ -207,9 +207,7 @@ def _weights_of_one(exchange: Exchange, study: StudyConfig, run: str, present: P
     while True:
         first = min(present.replies)
         plan = InitialWeightsPlan(study=study_digest(study.seen_by(first)), run=run, site=first)
-        (answer,) = exchange.ask(
-            {first: plan}, payload=None, timeout_seconds=study.round_timeout_seconds, most_bytes=MAX_PAYLOAD_BYTES
-        )
+        (answer,) = _asked(exchange, study, {first: plan}, most_bytes=MAX_PAYLOAD_BYTES)
         with _leaving(present, answer):
             return _initial_weights(answer, present.replies[first])
         present.check()
@@ -241,13 +239,7 @@ def admit(
 
 def _ask(exchange: Exchange, study: StudyConfig, run: str, sites: Collection[str]) -> list[Answer]:
     plans = {site: HandshakePlan(study=study.seen_by(site), run=run, site=site) for site in sorted(sites)}
-    answers = exchange.ask(
-        plans,
-        payload=None,
-        timeout_seconds=study.round_timeout_seconds,
-        absent_seconds=study.absent_seconds,
-    )
-    return sorted(answers, key=lambda answer: answer.site)
+    return _asked(exchange, study, plans)
 
 
 def _send_scale(
@@ -257,7 +249,13 @@ def _send_scale(
         site: ScalePlan(study=study_digest(study.seen_by(site)), run=run, site=site, scale=scale.scale)
         for site in sorted(sites)
     }
-    answers = exchange.ask(plans, payload=None, timeout_seconds=study.round_timeout_seconds)
+    return _asked(exchange, study, plans)
+
+
+def _asked(exchange: Exchange, study: StudyConfig, plans: Mapping[str, Plan], *, most_bytes: int = 0) -> list[Answer]:
+    """Ask without a payload; a site that was lost meanwhile is not waited for longer than in a round."""
+    timeout, absent = study.round_timeout_seconds, study.absent_seconds
+    answers = ask(exchange, plans, timeout_seconds=timeout, absent_seconds=absent, most_bytes=most_bytes)
     return sorted(answers, key=lambda answer: answer.site)
 
 

@@ -34,7 +34,7 @@ from consilium.server.study.cohort import choose_cohort
 from consilium.server.study.context import Study
 from consilium.server.study.defence import lengths_of, shortened, too_long
 from consilium.server.study.downlink import Sending, send
-from consilium.server.study.exchange import Answer
+from consilium.server.study.exchange import Answer, ask
 from consilium.server.study.hold import Hold
 from consilium.server.study.kept_updates import arrays_of, digest_of, forget_round, keep, kept_update
 from consilium.server.study.record import Aggregation, Cohort, Intake, make_record
@@ -78,7 +78,9 @@ def gather(study: Study, state: ServerState, cohort: Cohort, intake: Intake, spo
         plans = {site: plan for site, plan in plans.items() if site in missing}
         chain = build_chain(study.config.uplink, exact=state.buffers)
         most_bytes = chain.max_bytes({**sending.held, **control_of(state)})
-        answers = ask(study, plans, sending, most_bytes=most_bytes, until=partial(waited_until, study, cohort, intake))
+        answers = send_plans(
+            study, plans, sending, most_bytes=most_bytes, until=partial(waited_until, study, cohort, intake)
+        )
         sending = sending.without_payloads()
         receive(study, state, answers, spool, intake, cohort=cohort, held=sending.held)
         if len(intake.updates) >= cohort.quorum:
@@ -128,7 +130,7 @@ def make_plans(study: Study, state: ServerState, cohort: Cohort, *, in_part: Col
     }
 
 
-def ask(
+def send_plans(
     study: Study,
     plans: Mapping[str, RoundPlan],
     sending: Sending,
@@ -137,7 +139,8 @@ def ask(
     until: Callable[[], float] = lambda: math.inf,
 ) -> Iterator[Answer]:
     """Send the plans and yield the answers as they arrive; the wire takes in none that is longer than an update."""
-    return study.exchange.ask(
+    return ask(
+        study.exchange,
         plans,
         payload=sending.full,
         instead=sending.differences,

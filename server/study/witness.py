@@ -9,8 +9,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from consilium.common.events.run import HeadsNoted, RunWarning
 from consilium.common.host.audit_heads import is_signed
 from consilium.common.protocol.audit import AuditHead
-from consilium.common.protocol.plans import Plan
-from consilium.server.study.exchange import NOTHING, Answer, Conversation, Exchange
+from consilium.server.study.exchange import Answer, Conversation, Exchange, Mailing
 from consilium.server.study.run_folder import RunFolder
 
 Keys = Mapping[str, ec.EllipticCurvePublicKey]
@@ -39,29 +38,6 @@ class WitnessedExchange:
     def connected(self) -> frozenset[str]:
         """Return the names of the sites that are online now."""
         return self.exchange.connected()
-
-    def ask(
-        self,
-        plans: Mapping[str, Plan],
-        *,
-        payload: bytes | None,
-        timeout_seconds: float,
-        instead: Mapping[str, bytes] = NOTHING,
-        most_bytes: int = 0,
-        absent_seconds: float | None = None,
-        until: Callable[[], float] = lambda: math.inf,
-    ) -> Iterator[Answer]:
-        """Ask the sites, and note the heads once all have answered."""
-        answers = self.exchange.ask(
-            plans,
-            payload=payload,
-            timeout_seconds=timeout_seconds,
-            instead=instead,
-            most_bytes=most_bytes,
-            absent_seconds=absent_seconds,
-            until=until,
-        )
-        return self.noted(answers)
 
     def converse(self) -> "WitnessedConversation":
         """Return a conversation in which plans stay open over several rounds."""
@@ -119,19 +95,9 @@ class WitnessedConversation:
         """Return the sites whose answer to a plan has not been taken yet."""
         return self.conversation.open()
 
-    def send(
-        self,
-        plans: Mapping[str, Plan],
-        *,
-        payload: bytes | None,
-        timeout_seconds: float,
-        instead: Mapping[str, bytes] = NOTHING,
-        most_bytes: int = 0,
-    ) -> None:
-        """Send every site its plan."""
-        self.conversation.send(
-            plans, payload=payload, timeout_seconds=timeout_seconds, instead=instead, most_bytes=most_bytes
-        )
+    def send(self, mailing: Mailing) -> None:
+        """Send plans."""
+        self.conversation.send(mailing)
 
     def answers(
         self, *, absent_seconds: float | None = None, until: Callable[[], float] = lambda: math.inf

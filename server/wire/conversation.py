@@ -3,15 +3,15 @@
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable
 from dataclasses import dataclass, field, replace
 
 from consilium.common.errors import AnsweredAlready, clean
-from consilium.common.protocol.plans import REPLY_GRACE_SECONDS, Plan
+from consilium.common.protocol.plans import REPLY_GRACE_SECONDS
 from consilium.common.protocol.replies import FailureReply
 from consilium.common.wire import wire_pb2 as pb
 from consilium.common.wire.limits import SMALL_PAYLOAD_BYTES
-from consilium.server.study.exchange import NOTHING, Answer, answer_of, cut_off
+from consilium.server.study.exchange import Answer, Mailing, answer_of, cut_off
 from consilium.server.wire.outbox import Outbox, Parcel
 from consilium.server.wire.run_link import RunLink
 
@@ -125,15 +125,7 @@ class WireConversation:
         """Return the sites whose answer to a plan has not been taken yet."""
         return frozenset(sent.site for sent in self._sent.values())
 
-    def send(
-        self,
-        plans: Mapping[str, Plan],
-        *,
-        payload: bytes | None,
-        timeout_seconds: float,
-        instead: Mapping[str, bytes] = NOTHING,
-        most_bytes: int = 0,
-    ) -> None:
+    def send(self, mailing: Mailing) -> None:
         """Send every site its plan.
 
         Raises:
@@ -142,12 +134,12 @@ class WireConversation:
         began = time.monotonic()
         parcels: dict[int, Parcel] = {}
         going = list[_Sent]()
-        for site, plan in plans.items():
-            text, content = plan.model_dump_json(), instead.get(site, payload)
+        for site, plan in mailing.plans.items():
+            text, content = plan.model_dump_json(), mailing.payload_for(site)
             if id(content) not in parcels:
                 parcels[id(content)] = self._mail.outbox.prepare(content)
-            bytes_down, most = len(text) + len(content or b""), max(most_bytes, SMALL_PAYLOAD_BYTES)
-            going.append(_Sent(site, text, parcels[id(content)], bytes_down, most, timeout_seconds))
+            bytes_down, most = len(text) + len(content or b""), max(mailing.most_bytes, SMALL_PAYLOAD_BYTES)
+            going.append(_Sent(site, text, parcels[id(content)], bytes_down, most, mailing.timeout_seconds))
         orders, now = self._mail.post(going, self), time.monotonic()
         sending = (now - began) / max(1, len(orders))
         self._sent |= {

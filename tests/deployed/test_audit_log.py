@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from consilium.common.protocol.replies import FailureReply, ScaleReply
 from consilium.common.study.load import load_site
 from consilium.common.wire.envelope import sign_order
 from consilium.privacy.audit_logs import verify_log, verify_run, verify_site
-from consilium.server.study.exchange import Answer, Conversation
+from consilium.server.study.exchange import Answer, Mailing, ask
 from consilium.server.study.run_folder import RunFolder
 from consilium.server.study.witness import WitnessedExchange
 from consilium.server.wire.submission import Control
@@ -262,14 +262,27 @@ class Scripted:
         """Return the one site."""
         return frozenset({"berlin"})
 
-    def ask(self, *_: Any, **__: Any) -> Iterator[Answer]:
+    def converse(self) -> "Scripted":
+        """Return what answers."""
+        return self
+
+    def send(self, mailing: Mailing) -> None:
+        """Take any plans."""
+
+    def answers(self, **_: Any) -> Generator[Answer, None, None]:
         """Answer with the next head."""
         reply = ScaleReply(run="run-1", site="berlin", pid=1, seconds=0.0, audit=self.heads.pop(0))
         yield Answer("berlin", reply=reply)
 
-    def converse(self) -> Conversation:
-        """No plan stays open here."""
-        raise AssertionError("nobody has a conversation with these sites")
+    def open(self) -> frozenset[str]:
+        """Return nobody."""
+        return frozenset()
+
+    def give_up(self, sites: Collection[str]) -> None:
+        """Nothing stays open."""
+
+    def close(self) -> None:
+        """Nothing stays open."""
 
 
 def test_server_keeps_heads_and_warns_of_those_that_cannot_be(tmp_path: Path) -> None:
@@ -285,7 +298,7 @@ def test_server_keeps_heads_and_warns_of_those_that_cannot_be(tmp_path: Path) ->
     folder = RunFolder(tmp_path / "run")
     exchange = WitnessedExchange(Scripted(*heads, heads[1], *forged), folder, lambda: {"berlin": key.public_key()})
     for _ in range(5):
-        list(exchange.ask({}, payload=None, timeout_seconds=1.0))
+        list(ask(exchange, {}, timeout_seconds=1.0))
     folder.log(RunWarning(message="the end"))
     noted = [event.heads["berlin"] for event in folder.read_events() if isinstance(event, HeadsNoted)]
     assert [*heads, heads[1], *forged] == noted

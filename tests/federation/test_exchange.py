@@ -18,7 +18,8 @@ from consilium.common.protocol.plans import CODEC_VERSION, PROTOCOL_VERSION, Ini
 from consilium.common.protocol.replies import FailureReply
 from consilium.common.wire import wire_pb2 as pb
 from consilium.common.wire.envelope import open_order
-from consilium.server.study.exchange import Answer
+from consilium.server.study.exchange import Answer, Mailing
+from consilium.server.study.exchange import ask as asked_of
 from consilium.server.wire.conversation import MOST_RENEWALS
 from consilium.server.wire.exchange import WireExchange
 from consilium.server.wire.outbox import Numbers, Outbox, Signer
@@ -62,7 +63,8 @@ class Bench:
 
         def asked() -> list[Answer]:
             return list(
-                self.exchange.ask(
+                asked_of(
+                    self.exchange,
                     plans,
                     payload=payload,
                     timeout_seconds=seconds,
@@ -221,7 +223,7 @@ def test_plan_stays_open_over_other_questions_until_it_is_answered(tmp_path: Pat
 
             def first(*names: str) -> Answer:
                 plans = {name: InitialWeightsPlan(study="0" * 64, run="run", site=name) for name in names}
-                talk.send(plans, payload=LARGE, timeout_seconds=20, most_bytes=len(LARGE))
+                talk.send(Mailing(plans, 20, LARGE, most_bytes=len(LARGE)))
                 return received()
 
             def received() -> Answer:
@@ -263,7 +265,7 @@ def test_plan_of_an_open_question_ends_with_its_own_time(tmp_path: Path) -> None
                 with closing(bench.exchange.converse()) as talk:
                     for name, seconds in (("lyon", 1.0), ("berlin", 60.0)):
                         plan = InitialWeightsPlan(study="0" * 64, run="run", site=name)
-                        talk.send({name: plan}, payload=None, timeout_seconds=seconds)
+                        talk.send(Mailing({name: plan}, seconds))
                     with closing(talk.answers(absent_seconds=8)) as answers:
                         return next(answers).problem, talk.open()
 

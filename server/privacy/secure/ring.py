@@ -7,7 +7,7 @@ from consilium.common.errors import ConsiliumError
 from consilium.common.protocol.plans import KeysPlan, PeersPlan, Plan, SignedKey, study_digest
 from consilium.common.protocol.replies import KeysReply, PeersReply
 from consilium.common.study.study import StudyConfig
-from consilium.server.study.exchange import Answer, Exchange
+from consilium.server.study.exchange import Answer, Exchange, ask
 from consilium.server.study.handshake import expect
 
 
@@ -62,4 +62,5 @@ class KeyRing:
 
 def _asked(exchange: Exchange, study: StudyConfig, plans: Mapping[str, Plan]) -> Iterator[Answer]:
     if plans:
-        yield from exchange.ask(plans, payload=None, timeout_seconds=study.round_timeout_seconds)
+        timeout, absent = study.round_timeout_seconds, study.absent_seconds
+        yield from ask(exchange, plans, timeout_seconds=timeout, absent_seconds=absent)

@@ -39,7 +39,7 @@ from consilium.server.study.downlink import Sending, send
 from consilium.server.study.exchange import Answer
 from consilium.server.study.hold import Hold, RoundShort
 from consilium.server.study.record import Aggregation, Cohort, Intake, make_record
-from consilium.server.study.round import accept, aggregate, ask, choose, make_plans, reject, remember, weigh
+from consilium.server.study.round import accept, aggregate, choose, make_plans, reject, remember, send_plans, weigh
 from consilium.server.study.sentences import reasons
 
 LEAST_LOSS = "sum/loss"
@@ -94,7 +94,7 @@ def _try_round(study: Study, state: ServerState) -> tuple[ServerState, RoundReco
     plans = make_plans(study, state, cohort, in_part=sending.differences)
     asked = _secure(study, state, attempt)
     secure_plans = {site: plan.model_copy(update={"secure": asked}) for site, plan in plans.items()}
-    answers = ask(study, secure_plans, sending, most_bytes=payload_bytes(layout, sites=len(attempt.cohort)))
+    answers = send_plans(study, secure_plans, sending, most_bytes=payload_bytes(layout, sites=len(attempt.cohort)))
     sending = sending.without_payloads()
     summing = _receive(study, state, answers, attempt, layout, intake)
     _check_enough(study, cohort, attempt, intake, sending)

@@ -13,7 +13,7 @@ from consilium.common.protocol.plans import UnmaskPlan
 from consilium.common.protocol.replies import FailureReply, UnmaskReply
 from consilium.server.privacy.secure.attempts import Attempt
 from consilium.server.study.context import Study
-from consilium.server.study.exchange import Answer
+from consilium.server.study.exchange import Answer, ask
 from consilium.server.study.hold import RoundShort
 from consilium.server.study.record import Intake
 from consilium.server.study.sentences import named, reasons
@@ -78,8 +78,8 @@ def _ask(study: Study, attempt: Attempt, split: Split, sealed: Sealed, intake: I
     }
     texts = {site: b"".join(sealed[sender][split.cohort.index(site)] for sender in split.survivors) for site in plans}
     found, problems, names = dict[str, bytes](), dict[str, str](), dict[str, str]()
-    answers = study.exchange.ask(
-        plans, payload=None, instead=texts, timeout_seconds=study.config.round_timeout_seconds, most_bytes=size
+    answers = ask(
+        study.exchange, plans, instead=texts, timeout_seconds=study.config.round_timeout_seconds, most_bytes=size
     )
     for answer in answers:
         intake.bytes_up += answer.bytes_up
