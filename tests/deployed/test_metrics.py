@@ -818,7 +818,7 @@ def test_pages_of_real_processes_show_who_is_connected(tmp_path: Path) -> None:
         assert (0, None) == (told()[online], told().get(seen))
         site = start_site(folder.settings, tmp_path / "site.log")
         try:
-            until(lambda: _answers(at_site) and get(f"{at_site}/readyz")[0] == 200, seconds=30)
+            until(lambda: _answers(at_site) and get(f"{at_site}/readyz")[0] == 200, seconds=90)
             now = told()
             assert 1 == now[online]
             assert pytest.approx(time.time(), abs=5) == now[seen]
@@ -831,7 +831,7 @@ def test_pages_of_real_processes_show_who_is_connected(tmp_path: Path) -> None:
         finally:
             site.kill()
         site = start_site(folder.settings, tmp_path / "site.log")
-        until(lambda: _answers(at_site) and get(f"{at_site}/readyz")[0] == 200, seconds=30)
+        until(lambda: _answers(at_site) and get(f"{at_site}/readyz")[0] == 200, seconds=90)
     try:
         until(lambda: get(f"{at_site}/readyz")[0] == 503)
         assert 200 == get(f"{at_site}/healthz")[0]

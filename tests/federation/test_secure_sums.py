@@ -339,7 +339,7 @@ def test_noise_for_patients_is_in_what_is_summed(tmp_path: Path, make_sites: Mak
     columns = {"a": {"kind": "number"}, "b": {"kind": "number"}}
     scale = {name: {"mean": 0.0, "std": 1.0} for name in columns}
     task = {"kind": "table", "classes": ["no", "yes"], "label": "ill", "columns": columns, "scale": scale}
-    study = make_study(task=task, rounds=2, privacy={**SUM, "examples": {"noise": 1.0}})
+    study = make_study(task=task, rounds=2, min_examples=2, privacy={**SUM, "examples": {"noise": 1.0}})
     sites = make_sites(dict.fromkeys(("berlin", "lyon", "porto"), 60))
     with pytest.raises(Killed):
         run(study, sites, tmp_path / "run", killed(1, UnmaskPlan, after=1))
