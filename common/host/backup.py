@@ -147,6 +147,8 @@ def restore(
         ConfigError: the file is no whole backup of this kind, or one of the folders is not empty.
         StateError: it cannot be read, or a folder cannot be written.
     """
+    if not file.is_file():
+        raise ConfigError(f"'{file}' is no file, expected a backup as 'consilium {kind} backup' writes it")
     for tree in trees:
         if tree.folder.exists() and (not tree.folder.is_dir() or any(tree.folder.iterdir())):
             raise ConfigError(

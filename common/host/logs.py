@@ -12,6 +12,7 @@ FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 def start_log() -> None:
     """Log to the standard error stream, in bounded amounts."""
     logging.basicConfig(level=logging.INFO, format=FORMAT)
+    logging.getLogger("numexpr").setLevel(logging.WARNING)  # it tells how many threads it has, to whoever reads a table
     for handler in logging.getLogger().handlers:
         handler.addFilter(bounded())
 
