@@ -8,7 +8,7 @@ TORCH_ARGS ?=
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test nightly check docs links e2e bench heart image wire
+.PHONY: help setup demo test nightly check docs links e2e bench heart image image-server image-client wire
 
 help: ## list the commands
 	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -25,7 +25,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED) ## server and three hospitals on this machine, end to end
 	$(BIN)/consilium demo
 
-# Whole files go to the processes, the longest first (tests/conftest.py): two end together, within 5 minutes.
+# Whole files go to the processes, the longest first (tests/conftest.py), so that they end together.
 TEST_PROCESSES ?= 2
 test: $(INSTALLED) ## all tests but those with containers or faults, and but for what make nightly adds
 	$(BIN)/python -m pytest -m "not containers and not faults and not nightly" -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
@@ -53,8 +53,10 @@ e2e: $(INSTALLED) ## only the tests with real processes or containers, gRPC, TLS
 
 # Where the client image's torch comes from; empty: from pip's own index.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
-image: ## the images of server and client
+image: image-server image-client ## the images of server and client
+image-server:
 	docker build --tag consilium-server:latest --file docker/server.Dockerfile .
+image-client:
 	docker build --tag consilium-client:latest --build-arg TORCH_INDEX=$(TORCH_INDEX) --file docker/client.Dockerfile .
 
 # flwr 1.39.0, the last release with gRPC at both ends, in an environment of its own to be measured beside.

@@ -3,7 +3,8 @@
 import logging
 import os
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from flwr.app import Context, Message
@@ -12,12 +13,13 @@ from flwr.clientapp import ClientApp
 from consilium.client.flower.app import admit_flower, answer_flower
 from consilium.client.flower.message import content_of, plan_of
 from consilium.client.privacy.entries import Answered, answer_in, entry_of, entry_of_crash
-from consilium.client.privacy.policy.case import Case, with_data
+from consilium.client.privacy.policy.case import Case, Stage, with_data
 from consilium.client.privacy.policy.leaving import as_it_leaves
 from consilium.client.privacy.policy.order_rules import forget_sizes
 from consilium.client.privacy.policy.reading import forget_policies, policy_of
 from consilium.client.privacy.policy.rules import check
 from consilium.client.site.accepted import check_accepted
+from consilium.client.site.handshake import Facts
 from consilium.client.site.journal import note_answer, note_failure, note_study
 from consilium.client.site.memory import has_room
 from consilium.client.site.site import Site
@@ -39,8 +41,10 @@ log = logging.getLogger(__name__)
 
 app = ClientApp()
 
-LEAST_WARM = 64
-"""How many sites one process keeps in memory in any case; more of them only while the machine has room."""
+LEAST_WARM_BYTES = 2**28
+"""How much of sites, their data and models, one process keeps in memory in any case; more only while the machine has
+room.
+"""
 NO_RUN = "unknown"
 """The run's name in the reply to an order that names none."""
 DEFAULTS = PolicyConfig()
@@ -55,6 +59,8 @@ class _Warm:
     study: StudyConfig
     digest: str
     site: Site
+    allowed: Facts | None = None
+    """The facts of the site with which this study was held against the policy, which need not be done again."""
 
 
 _warm: dict[Path, _Warm] = {}
@@ -64,16 +70,29 @@ _warm: dict[Path, _Warm] = {}
 @app.train()
 def answer(message: Message, context: Context) -> Message:
     """Answer the plan in a message: Flower's way in, for a federation in one process."""
-    path, began = Path(str(context.node_config["site"])), time.monotonic()
-    config = settings_of(path)
+    path = Path(str(context.node_config["site"]))
+    reply, content = answer_read(path, lambda: plan_of(message))
+    return Message(content_of(reply.model_dump_json(), content), reply_to=message)
+
+
+def answer_read(path: Path, read: Callable[[], tuple[Plan, bytes | None]]) -> tuple[Reply, bytes | None]:
+    """Answer a plan that is yet to be read; a study in it may use no other packages than the site's settings name.
+
+    Args:
+        path: the site's `site.toml`.
+        read: returns the checked plan and its payload, or raises a ProtocolError.
+
+    Raises:
+        RuntimeError: as `answer_plan`.
+    """
+    config, began = settings_of(path), time.monotonic()
     try:
         with only(config.parts):
-            plan, payload = plan_of(message)
+            plan, payload = read()
     except ProtocolError as error:
         log.error("plan refused message=%s", error)
-        return Message(content_of(_failure(config, NO_RUN, error, began).model_dump_json(), None), reply_to=message)
-    reply, content = answer_plan(path, plan, payload)
-    return Message(content_of(reply.model_dump_json(), content), reply_to=message)
+        return _failure(config, NO_RUN, error, began), None
+    return answer_plan(path, plan, payload)
 
 
 def answer_order(path: Path, signed: bytes, payload: Payload | None) -> tuple[str, bytes | None]:
@@ -175,8 +194,10 @@ def answer_plan(
             policy = policy_of(path, otherwise=otherwise)
             warm = _warmed(path, config, policy, plan)
             facts = warm.site.facts
-            case = _case(path, config, policy, plan.run, study=warm.study, digest=warm.digest)
-            check("data", with_data(case, facts.card, facts.shared))
+            if warm.allowed is not facts:
+                case = _case(path, config, policy, plan.run, study=warm.study, digest=warm.digest)
+                check("data", with_data(case, facts.card, facts.shared))
+                _warm[path] = warm = replace(warm, allowed=facts)
             answered, content = warm.site.answer(plan, payload)
             reply = as_it_leaves(answered, policy, noised=warm.study.privacy.examples is not None)
             if isinstance(plan, HandshakePlan):
@@ -226,13 +247,15 @@ def _warmed(path: Path, config: SiteConfig, policy: PolicyConfig, plan: Plan) ->
         digest = plan.study
         study = study_of(config.state_dir, run=plan.run, digest=digest, site=config.name)
         site = warm.site if warm is not None and is_same and warm.digest == digest else None
-    check("study", _case(path, config, policy, plan.run, study=study, digest=digest))
+    known = warm if warm is not None and site is warm.site and warm.run == plan.run else None
+    stage: Stage = "study" if known is None or known.allowed is None else "again"
+    check(stage, _case(path, config, policy, plan.run, study=study, digest=digest))
     check_accepted(path, config, study)
-    if warm is not None and site is warm.site and warm.run == plan.run:
-        return warm
+    if known is not None:
+        return known
     _warm.pop(path, None)
     del warm  # frees its data and model before those that replace them are read
-    if len(_warm) >= LEAST_WARM and not has_room():
+    if sum(other.site.size for other in _warm.values()) > LEAST_WARM_BYTES and not has_room():
         _warm.popitem()  # the newest: sites are asked in turn, so the oldest is needed next
     _warm[path] = _Warm(config, policy, plan.run, study, digest, site or Site(config, study, policy=policy))
     return _warm[path]

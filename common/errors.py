@@ -26,7 +26,8 @@ expected; never array contents, never example data. Text that others wrote enter
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 _HIDDEN = re.compile(
     "["
@@ -81,9 +82,17 @@ class HandshakeMismatch(ConsiliumError):
 
 
 class CohortTooSmall(ConsiliumError):
-    """A round ended with fewer usable updates than the study's quorum."""
+    """A round ended with fewer usable updates than the study's quorum.
+
+    Args:
+        rejected: the short reason per site whose answer cannot be used.
+    """
 
     exit_code = 9
+
+    def __init__(self, message: str, rejected: Mapping[str, str] = MappingProxyType({})) -> None:
+        super().__init__(message)
+        self.rejected = dict(rejected)
 
 
 class StateError(ConsiliumError):

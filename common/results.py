@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
+from consilium.common.engines import EngineName
 from consilium.common.protocol.cards import Count, Versions
 from consilium.common.protocol.counts import TestCounts
 from consilium.common.protocol.replies import HandshakeReply, PrivacySpent
@@ -45,6 +46,8 @@ class RoundRecord(Record):
         notes: why the round was not weighted as the study says.
         site_epsilon: what the weights of all rounds so far tell of any one site, with site-level privacy; None without.
         shortened: by which factor an update was shortened that was much longer than others', per site.
+        against: how far an update went against the others', per site that did: at least -1, below 0.
+        without: per site that made more than half of the round's step, which part of it is left without the site.
     """
 
     round: int
@@ -63,6 +66,8 @@ class RoundRecord(Record):
     notes: tuple[str, ...] = ()
     site_epsilon: float | None = Field(default=None, exclude_if=lambda epsilon: epsilon is None)
     shortened: dict[SiteName, float] = Field(default_factory=dict, exclude_if=lambda shortened: not shortened)
+    against: dict[SiteName, float] = Field(default_factory=dict, exclude_if=lambda against: not against)
+    without: dict[SiteName, float] = Field(default_factory=dict, exclude_if=lambda without: not without)
     sites: dict[SiteName, SiteRound] = Field(default_factory=dict)
 
 
@@ -135,6 +140,19 @@ class Stopped(Record):
         )
 
 
+class EngineUse(Record):
+    """The trainings of a run in one process.
+
+    Args:
+        stacked: how many were done as part of a stack.
+        alone: how many were done by themselves, exactly as deployed, by the reason.
+    """
+
+    name: EngineName
+    stacked: Count = 0
+    alone: dict[str, Count] = Field(default_factory=dict)
+
+
 class RunResult(Record):
     """The content of `result.json`.
 
@@ -145,6 +163,7 @@ class RunResult(Record):
         transport: what carried plans and payloads.
         tls: whether the connections were encrypted.
         versions: equal at all sites.
+        engine: how sites trained that did so in stacks; None where each trained by itself, as deployed.
     """
 
     model_config = ConfigDict(serialize_by_alias=True)
@@ -158,6 +177,7 @@ class RunResult(Record):
     started: str
     seconds: float
     versions: Versions
+    engine: EngineUse | None = Field(default=None, exclude_if=lambda engine: engine is None)
     warnings: tuple[str, ...]
     stopped: Stopped | None = Field(default=None, exclude_if=lambda stopped: stopped is None)
     final_round: int | None = Field(default=None, exclude_if=lambda final_round: final_round is None)

@@ -32,7 +32,8 @@ COPY --from=build /opt/consilium /opt/consilium
 ENV PATH=/opt/consilium/bin:$PATH HOME=/tmp PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1 OMP_NUM_THREADS=1
 # What sites run works without what pages, pictures and comparisons need, which is not here.
-RUN python3 -c "import consilium.common, importlib.util; assert consilium.common.__file__.startswith('/opt/consilium/'), consilium.common.__file__; \
+# The bytecode that this import writes stays in the image, which no process may write to: else every start compiles anew.
+RUN PYTHONDONTWRITEBYTECODE= python3 -c "import consilium.common, importlib.util; assert consilium.common.__file__.startswith('/opt/consilium/'), consilium.common.__file__; \
     assert not [name for name in ('pandas', 'matplotlib') if importlib.util.find_spec(name)]; import consilium.client.node, consilium.client.worker, consilium.client.operations.doctor.examine, consilium.adaptation.adapt, consilium.adaptation.terminal, consilium.data.sources, consilium.demo.backbone, consilium.demo.containers"
 USER 10001:10001
 WORKDIR /site

@@ -23,7 +23,8 @@ COPY --from=build /opt/consilium /opt/consilium
 ENV PATH=/opt/consilium/bin:$PATH HOME=/tmp MPLCONFIGDIR=/tmp/matplotlib PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
 # Make sure that what runs is what was installed, and that torch is not here.
-RUN python3 -c "import consilium.common, importlib.util, sys; assert consilium.common.__file__.startswith('/opt/consilium/'), consilium.common.__file__; \
+# The bytecode that this import writes stays in the image, which no process may write to: else every start compiles anew.
+RUN PYTHONDONTWRITEBYTECODE= python3 -c "import consilium.common, importlib.util, sys; assert consilium.common.__file__.startswith('/opt/consilium/'), consilium.common.__file__; \
     assert importlib.util.find_spec('torch') is None; import consilium.server.operations.start, consilium.server.run_process, consilium.demo.containers, consilium.report.files, consilium.report.terminal"
 USER 10001:10001
 WORKDIR /server

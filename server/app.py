@@ -3,7 +3,8 @@
 import json
 import logging
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from functools import partial
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -15,7 +16,7 @@ from consilium.common.events.log import EventLog
 from consilium.common.events.run import RunFailure, RunStopped
 from consilium.common.host.files import only_one, sweep
 from consilium.common.protocol.plans import study_digest
-from consilium.common.results import RunResult
+from consilium.common.results import EngineUse, RunResult
 from consilium.common.study.load import parse_study
 from consilium.server.flower.exchange import GridExchange, Messenger
 from consilium.server.strategies import build_strategy
@@ -46,16 +47,25 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def run_steps(
-    grid: Grid, text: str, path: Path, *, transport: str, tls: bool, update: bool = False
+    grid: Grid | Exchange,
+    text: str,
+    path: Path,
+    *,
+    transport: str,
+    tls: bool,
+    update: bool = False,
+    engine: Callable[[], EngineUse | None] = lambda: None,
 ) -> Generator[Progress, None, RunResult]:
     """Run a study step by step: yield how far it has come, first when the sites agree, and return its result.
 
     Closed early, the run is stopped: a run in the same folder goes on from its last checkpoint.
 
     Args:
+        grid: the sites, by what carries messages to them, or by an exchange of their own.
         text: the study as JSON.
         path: the run's folder.
         update: the run has ended; only sites without a row in its result are asked for it.
+        engine: says at the end how the sites trained, where that is known here.
 
     Raises:
         ConsiliumError: what ended the run.
@@ -63,11 +73,15 @@ def run_steps(
     going_on = f"'{path}': the run is still going on in another process; stop that one first"
     with only_one(path / ".lock", otherwise=going_on):  # before anything is written into its log
         sweep(path, depth=2)
-        return (yield from _owned_steps(grid, text, path, transport=transport, tls=tls, update=update))
+        rounds = partial(study_steps, transport=transport, tls=tls, engine=engine)
+        return (yield from _owned_steps(grid, text, path, None if update else rounds))
 
 
 def _owned_steps(
-    grid: Grid, text: str, path: Path, *, transport: str, tls: bool, update: bool
+    grid: Grid | Exchange,
+    text: str,
+    path: Path,
+    rounds: Callable[[Study], Generator[Progress, None, RunResult]] | None,
 ) -> Generator[Progress, None, RunResult]:
     folder = RunFolder(path, _journal(run=path.name))
     try:
@@ -87,7 +101,7 @@ def _owned_steps(
             weighting=build_weighting(config.weights_by),
             folder=folder,
         )
-        return update_result(study) if update else (yield from study_steps(study, transport=transport, tls=tls))
+        return update_result(study) if rounds is None else (yield from rounds(study))
     except ConsiliumError as error:
         folder.log(RunFailure(error=type(error).__name__, message=str(error)))
         log.error("run failed error=%s message=%s", type(error).__name__, error)
@@ -101,12 +115,14 @@ def _owned_steps(
         raise
 
 
-def _exchange(grid: Grid) -> Exchange:
+def _exchange(grid: Grid | Exchange) -> Exchange:
     """Return the exchange that carries plans: on our wire the grid's own, else one of Flower messages over the grid."""
     if isinstance(grid, WireGrid):
         return grid.exchange
-    assert isinstance(grid, Messenger)
-    return GridExchange(grid)
+    if isinstance(grid, Grid):
+        assert isinstance(grid, Messenger)
+        return GridExchange(grid)
+    return grid
 
 
 def _journal(**labels: str) -> EventLog | None:

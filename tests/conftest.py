@@ -1,5 +1,6 @@
 """What all tests share: one thread, no calls home, and small federations that are made in milliseconds."""
 
+import gc
 import json
 import os
 
@@ -26,6 +27,7 @@ from consilium.common.study.scale import Scale
 from consilium.common.study.study import StudyConfig
 
 torch.set_num_threads(1)
+gc.disable()  # until all tests are there: to look through a million objects again and again took a third of that time
 settings.register_profile("consilium", deadline=None)  # two busy cores: the time of one example says nothing
 settings.load_profile("consilium")
 
@@ -41,6 +43,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the folders with the longest files first, so that processes that share the files end together."""
     places = {folder: place for place, folder in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: places.get(item.path.parent.name, len(places)))
+
+
+def pytest_collection_finish() -> None:
+    """Collect garbage from here on, among what the tests themselves make."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:
@@ -105,6 +113,14 @@ def method_settings(kind: str, *, strategy: str | None = None) -> dict[str, Any]
     if kind == "fedbn":
         settings["model"] = {"name": "mlp_bn", "hidden": [6], "batch_norm": "local"}
     return settings
+
+
+@pytest.fixture
+def few_trees(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the usual tools of a comparison grow 10 trees, not 200: tests/numbers/test_usual.py is about what they do."""
+    from consilium.comparison import usual  # and scikit-learn with it, which few tests need
+
+    monkeypatch.setitem(usual._TOOLS, "boosted", (usual._boosted, (5, 10)))
 
 
 @pytest.fixture

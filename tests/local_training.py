@@ -71,6 +71,13 @@ def after_training(method: Method, model: Model, memory: Memory, task: LocalWork
     return outcome.memory, weights
 
 
+def furthest(a: Weights, b: Weights) -> float:
+    """Return the largest difference of arrays of the same names; 0 where there are none."""
+    assert a.keys() == b.keys()
+    pairs = [(np.asarray(a[name], np.float64), np.asarray(b[name], np.float64)) for name in a if a[name].size]
+    return max((float(np.abs(one - other).max()) for one, other in pairs), default=0.0)
+
+
 # --- the linear model in plain NumPy -----------------------------------------------------------------
 
 

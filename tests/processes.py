@@ -1,16 +1,20 @@
 """A real server and real sites for tests: processes of the command line, gRPC with certificates on loopback."""
 
+import io
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pytest
+
 from consilium.client.operations.site_folder import SiteFolder, accept_bundle, init_site
+from consilium.commands.main import main
 from consilium.common.host.address import Address
 from consilium.common.host.ports import free_port
 from consilium.common.study.bundle import Bundle
@@ -25,7 +29,7 @@ NO_STUDY_NEEDED = "accepted_study = false\nmax_steps = 1_000_000_000\n"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
-def until(holds: Callable[[], T], seconds: float = 60) -> T:
+def until(holds: Callable[[], T], seconds: float = 120) -> T:
     """Wait until something holds, and return it."""
     deadline = time.monotonic() + seconds
     while not (value := holds()):
@@ -39,6 +43,19 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*COMMAND, *arguments], env=ENVIRONMENT, cwd=cwd, capture_output=True, text=True, timeout=120, check=False
     )
+
+
+def call(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end in this process, without the seconds in which another one starts and imports torch."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.chdir(cwd)
+        patch.setattr(sys, "argv", ["consilium", *arguments])
+        patch.setattr("consilium.commands.main._prepare", lambda: None)  # logs and signals, which are pytest's here
+        with pytest.raises(SystemExit) as ended:
+            main()
+    assert isinstance(ended.value.code, int)
+    return subprocess.CompletedProcess(arguments, ended.value.code, out.getvalue(), err.getvalue())
 
 
 def make_folder(
@@ -164,7 +181,7 @@ def run_deployed(folder: Path, study: str) -> tuple[subprocess.CompletedProcess[
                 write_patients(site.path / "data", shift)
                 settings[name] = site.settings
                 processes.append(start_site(site.settings, folder / f"{name}.log"))
-            done = run("run", "study.toml", "--home", str(server.home.path), "--runs", "runs", cwd=folder)
+            done = call("run", "study.toml", "--home", str(server.home.path), "--runs", "runs", cwd=folder)
             assert 0 == done.returncode, done.stdout + done.stderr
         finally:
             for process in processes:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from consilium.client.data.strata import rarest
 from consilium.client.data.target import ScoredTarget
-from consilium.client.training.labels_loss import labels_loss
+from consilium.client.training.labels_loss import cell_losses, labels_loss
 from consilium.common.intervals.evidence import Evidence
 from consilium.common.labels.evidence import evidence_of, mean_auroc
 
@@ -32,6 +32,10 @@ class LabelsTarget(ScoredTarget):
     def loss(self, logits: Tensor, y: Tensor) -> Tensor:
         """Return the mean binary cross-entropy of a batch's known labels, of which all count alike."""
         return labels_loss(logits, y)
+
+    def row_losses(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Return each row's own loss `(B,)`: the mean over its L labels, of which those that are not known have 0."""
+        return cell_losses(logits, y).mean(dim=1)
 
     def answers(self, logits: Tensor) -> Tensor:
         """Return the logits `(N, L)`."""

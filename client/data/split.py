@@ -8,9 +8,9 @@ from math import floor
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.model_selection import train_test_split
 
 from consilium.client.data.parts import TEST, TRAIN, VALIDATION
+from consilium.client.data.stratified import draw_two_parts
 from consilium.common.seeds import seed_for
 from consilium.common.study.training import SplitConfig
 
@@ -74,13 +74,9 @@ def _divide(
         return _divide_groups(rows, labels, groups, held_out=held_out, seed=seed)
     wanted = floor(round(1 - held_out, 12) * len(rows))
     num_kept = min(max(wanted, 1), len(rows) - 1)
-    kept, held = train_test_split(
-        rows,
-        train_size=num_kept,
-        random_state=seed,
-        stratify=labels[rows] if _can_stratify(labels[rows], num_kept) else None,
-    )
-    return kept, held
+    classes = labels[rows].astype(np.int64) if _can_stratify(labels[rows], num_kept) else None
+    kept, held = draw_two_parts(len(rows), num_kept, classes, seed=seed)
+    return rows[kept], rows[held]
 
 
 def _divide_groups(

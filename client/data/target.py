@@ -50,6 +50,10 @@ class Target(ABC):
         """Whether the loss is `loss_of`, for which there are formulas."""
         return type(self).loss is Target.loss
 
+    def row_losses(self, logits: Tensor, y: Tensor) -> Tensor | None:
+        """Return each row's own loss `(B,)`, whose mean is `loss`; None where these labels have no such."""
+        return loss_of(logits, y, reduction="none") if self.plain else None
+
     @abstractmethod
     def answers(self, logits: Tensor) -> Tensor:
         """Return what a model says `(N,)`, of the labels' kind and in their units, given its outputs `(N, outputs)`."""
@@ -137,8 +141,12 @@ class ClassTarget(CountedTarget):
 
     def loss(self, logits: Tensor, y: Tensor) -> Tensor:
         """Return the mean loss of a batch."""
+        return loss_of(logits, y) if self.plain else self.row_losses(logits, y).mean()
+
+    def row_losses(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Return each row's own loss `(B,)`."""
         if self.plain:
-            return loss_of(logits, y)
+            return loss_of(logits, y, reduction="none")
         if logits.shape[1] == 1:
             whole = y.to(logits.dtype) * (1 - self.smoothing) + self.smoothing / 2
             losses = functional.binary_cross_entropy_with_logits(logits[:, 0], whole, reduction="none")
@@ -146,7 +154,7 @@ class ClassTarget(CountedTarget):
             losses = functional.cross_entropy(logits, y, reduction="none", label_smoothing=self.smoothing)
         if self.weights:
             losses = losses * torch.tensor(self.weights, dtype=losses.dtype, device=losses.device)[y]
-        return losses.mean()
+        return losses
 
     def answers(self, logits: Tensor) -> Tensor:
         """Return the class per row: probability above 0.5 for one logit, the largest otherwise."""

@@ -3,7 +3,16 @@
 from collections.abc import Mapping
 
 from consilium.client.methods.apfl import Apfl
-from consilium.client.methods.contract import Budget, Memory, Method, Outcome, extended, private_steps, rebuilt
+from consilium.client.methods.contract import (
+    Budget,
+    Memory,
+    Method,
+    Outcome,
+    extended,
+    private_steps,
+    rebuilt,
+    serves_as_held,
+)
 from consilium.client.methods.ditto import Ditto
 from consilium.client.methods.fedala import FedAla
 from consilium.client.methods.fedavg import FedAvg
@@ -66,4 +75,15 @@ def build_method(config: MethodConfig) -> Method:
     return method(**config.model_dump(exclude={"kind"}))
 
 
-__all__ = ["METHODS", "Budget", "Memory", "Method", "Outcome", "build_method", "extended", "private_steps", "rebuilt"]
+__all__ = [
+    "METHODS",
+    "Budget",
+    "Memory",
+    "Method",
+    "Outcome",
+    "build_method",
+    "extended",
+    "private_steps",
+    "rebuilt",
+    "serves_as_held",
+]

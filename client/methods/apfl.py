@@ -26,9 +26,10 @@ from torch.func import functional_call
 
 from consilium.client.methods.contract import Budget, Memory, Outcome
 from consilium.client.models import Model
-from consilium.client.training.loop import begin, full_gradient, gradients_of, own_randomness
+from consilium.client.training.loop import begin, full_gradient, gradients_of, own_randomness, train_by
+from consilium.client.training.request import Arrays, GradientAt, OwnSteps
 from consilium.client.training.work import LocalWork, batches
-from consilium.common.weights.arrays import under, with_prefix
+from consilium.common.weights.arrays import under
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,23 @@ class Apfl:
 
     def train(self, model: Model, memory: Memory, work: LocalWork) -> Outcome:
         """Train w in the module, and v in memory; the loss is that of w."""
-        shared, v, alpha = begin(model), _personal(model, memory), self._share(memory)
-        v_buffers = {name: v.pop(name) for name in model.moving - shared.keys()}
-        losses = list[float]()
+        v, alpha = _personal(model, memory), torch.tensor(self._share(memory), dtype=torch.float64)
+        moving = {f"v/{name}": v[name] for name in model.trainable} | {"alpha": alpha.to(work.examples.x.device)}
+        own = OwnSteps(
+            partial(self._alone, model, work, v, moving["alpha"]),
+            step=partial(self._of_stack, work.learning_rate),
+            streams=(work,),
+            settings=self.adaptive,
+            arrays=moving,
+        )
+        mean = train_by(own, model, work)
+        share = float(moving["alpha"])
+        kept = {f"v/{name}": np.array(value.cpu().numpy()) for name, value in v.items()}
+        return Outcome(kept | {"alpha": np.array(share)}, mean, metrics={"apfl.alpha": share})
+
+    def _alone(self, model: Model, work: LocalWork, v: dict[str, Tensor], share: Tensor) -> float:
+        shared, alpha, losses = begin(model), float(share), list[float]()
+        v_buffers = {name: v[name] for name in model.moving - shared.keys()}
         with own_randomness(work):
             steps = zip(gradients_of(model, shared, work), batches(work.free), strict=True)
             for number, ((loss, gradients), (x, y)) in enumerate(steps):
@@ -63,9 +78,21 @@ class Apfl:
                 if self.adaptive and number == 0:
                     alpha = min(max(alpha - work.learning_rate * slope, 0.0), 1.0)
                 losses += [] if loss is None else [loss]
-        kept = {name: np.array(value.cpu().numpy()) for name, value in (v | v_buffers).items()}
-        mean, metrics = sum(losses) / max(1, len(losses)), {"apfl.alpha": alpha}
-        return Outcome(with_prefix(kept, "v/") | {"alpha": np.array(alpha)}, mean, metrics=metrics)
+        share.fill_(alpha)
+        return sum(losses) / max(1, len(losses))
+
+    def _of_stack(self, rate: float, w: Arrays, arrays: Arrays, gradient: GradientAt, number: int) -> None:
+        """Take one step of sites whose arrays are stacked, with an alpha for each."""
+        share, v = arrays["alpha"], {name: arrays[f"v/{name}"] for name in w}
+        shares = {name: share.float().view(-1, *[1] * (array.ndim - 1)) for name, array in w.items()}
+        mixed = {name: shares[name] * v[name] + (1 - shares[name]) * array for name, array in w.items()}
+        at_w, at_mixed = gradient(w, 0), gradient(mixed, 0)
+        slopes = [(at_mixed[name].double() * (v[name].double() - w[name].double())).flatten(1).sum(dim=1) for name in w]
+        for name, array in w.items():
+            v[name].sub_(rate * shares[name] * at_mixed[name])
+            array.sub_(at_w[name], alpha=rate)
+        if self.adaptive and number == 0:
+            share.copy_((share - rate * sum(slopes)).clamp(0.0, 1.0))
 
     def budget(self, work: LocalWork) -> Budget:
         """Return twice the round's steps: every batch gives a gradient to w and one to v."""

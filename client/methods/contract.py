@@ -83,6 +83,14 @@ class Method(Protocol):
         ...
 
 
+def serves_as_held(method: Method) -> bool:
+    """Say whether a method serves its model as it holds the received and the personal weights, without doing more.
+
+    Such a method says so by `serves_as_held = True`. Law: its `personalise` returns `model.module` and changes nothing.
+    """
+    return bool(getattr(method, "serves_as_held", False))
+
+
 @runtime_checkable
 class CountsPrivateSteps(Protocol):
     """A method whose round takes another number of private steps than the round's work says."""

@@ -5,6 +5,7 @@ Decentralized Data, AISTATS 2017, algorithm 1 (ClientUpdate), https://arxiv.org/
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import nn
 
@@ -17,6 +18,8 @@ from consilium.client.training.work import LocalWork
 @dataclass(frozen=True)
 class FedAvg:
     """Nothing is personal."""
+
+    serves_as_held: ClassVar[bool] = True
 
     def shared(self, model: Model) -> frozenset[str]:
         """Return every name."""

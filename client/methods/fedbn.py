@@ -7,6 +7,7 @@ ICLR 2021, algorithm 1, https://arxiv.org/abs/2102.07623
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import nn
 
@@ -20,6 +21,8 @@ from consilium.common.errors import ModelError
 @dataclass(frozen=True)
 class FedBn:
     """BatchNorm is personal."""
+
+    serves_as_held: ClassVar[bool] = True
 
     def shared(self, model: Model) -> frozenset[str]:
         """Return every name outside BatchNorm layers.

@@ -14,6 +14,7 @@ that stays at the site has neither pull nor g_k.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from torch import nn
 from consilium.client.methods.contract import Budget, Memory, Outcome
 from consilium.client.models import Model, get_weights
 from consilium.client.training.loop import anchor_of, train
+from consilium.client.training.request import Pull
 from consilium.client.training.work import LocalWork
 from consilium.common.weights.arithmetic import add_scaled, subtract
 from consilium.common.weights.arrays import with_prefix
@@ -35,6 +37,8 @@ class FedDyn:
 
     alpha: float
 
+    serves_as_held: ClassVar[bool] = True
+
     def shared(self, model: Model) -> frozenset[str]:
         """Return every name."""
         return frozenset(model.names)
@@ -45,12 +49,8 @@ class FedDyn:
         w = get_weights(model.module, controlled)
         g = {name: memory.get(KEPT + name, np.zeros_like(array)) for name, array in w.items()}
         at = {name: value for name, value in anchor_of(model).items() if name in w}
-        less = {name: torch.tensor(array, device=at[name].device) for name, array in g.items()}
-
-        def regularised(name: str, theta: nn.Parameter) -> torch.Tensor:
-            return self.alpha * (theta - at[name]) - less[name] if name in at else torch.zeros_like(theta)
-
-        loss = train(model, work, correction=regularised)
+        less = {name: -torch.tensor(array, device=at[name].device) for name, array in g.items()}
+        loss = train(model, work, correction=Pull(dict.fromkeys(at, self.alpha), at, less))
         new = add_scaled(g, subtract(get_weights(model.module, controlled), w), -self.alpha)
         return Outcome(with_prefix(new, KEPT), loss)
 

@@ -7,6 +7,7 @@ algorithm 1 (client), https://arxiv.org/abs/1912.00818
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import nn
 
@@ -19,6 +20,8 @@ from consilium.client.training.work import LocalWork
 @dataclass(frozen=True)
 class FedPer:
     """The head is personal."""
+
+    serves_as_held: ClassVar[bool] = True
 
     def shared(self, model: Model) -> frozenset[str]:
         """Return every name outside the head."""

@@ -10,6 +10,7 @@ is FedAvg.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import nn
 
@@ -24,6 +25,8 @@ class FedProx:
     """Nothing is personal; `mu` >= 0 is the strength of the pull."""
 
     mu: float
+
+    serves_as_held: ClassVar[bool] = True
 
     def shared(self, model: Model) -> frozenset[str]:
         """Return every name."""

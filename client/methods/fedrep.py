@@ -8,6 +8,7 @@ ICML 2021, algorithm 1, https://arxiv.org/abs/2102.07078
 """
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from torch import nn
 
@@ -23,6 +24,8 @@ class FedRep:
     """The head is personal, and trained for `head_epochs` >= 1 passes before the backbone."""
 
     head_epochs: int
+
+    serves_as_held: ClassVar[bool] = True
 
     def shared(self, model: Model) -> frozenset[str]:
         """Return every name outside the head."""

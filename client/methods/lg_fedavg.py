@@ -7,6 +7,7 @@ with Local and Global Representations, 2020, algorithm 1, https://arxiv.org/abs/
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import nn
 
@@ -19,6 +20,8 @@ from consilium.client.training.work import LocalWork
 @dataclass(frozen=True)
 class LgFedAvg:
     """The backbone is personal."""
+
+    serves_as_held: ClassVar[bool] = True
 
     def shared(self, model: Model) -> frozenset[str]:
         """Return the names of the head."""

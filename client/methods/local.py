@@ -1,6 +1,7 @@
 """Local training only: the baseline that joining a federation must beat. Nothing is shared."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import nn
 
@@ -13,6 +14,8 @@ from consilium.client.training.work import LocalWork
 @dataclass(frozen=True)
 class Local:
     """Every array is personal."""
+
+    serves_as_held: ClassVar[bool] = True
 
     def shared(self, model: Model) -> frozenset[str]:
         """Return no name."""

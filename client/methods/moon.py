@@ -13,7 +13,7 @@ site's first round there is no z_k, hence no term; `mu` = 0 is FedAvg, bit for b
 
 import copy
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,8 @@ class Moon:
 
     mu: float
     temperature: float
+
+    serves_as_held: ClassVar[bool] = True
 
     def shared(self, model: Model) -> frozenset[str]:
         """Return every name.

@@ -18,6 +18,7 @@ from torch import nn
 from consilium.client.methods.contract import Budget, Memory, Outcome
 from consilium.client.models import Model, get_weights, set_weights
 from consilium.client.training.loop import anchor_of, train
+from consilium.client.training.request import Pull
 from consilium.client.training.work import LocalWork
 from consilium.common.weights.arrays import under, with_prefix
 
@@ -39,7 +40,7 @@ class MrMtl:
         mean = anchor_of(model)
         pulled = {name: self.lam * (name not in model.own_batch_norm) for name in mean}
         set_weights(model.module, under(memory, KEPT))
-        loss = train(model, work, correction=lambda name, own: pulled[name] * (own - mean[name]))
+        loss = train(model, work, correction=Pull(pulled, mean))
         return Outcome(with_prefix(get_weights(model.module, sorted(model.moving)), KEPT), loss)
 
     def budget(self, work: LocalWork) -> Budget:

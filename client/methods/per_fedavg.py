@@ -24,7 +24,8 @@ from torch.func import functional_call
 
 from consilium.client.methods.contract import Budget, Memory, Outcome
 from consilium.client.models import Model
-from consilium.client.training.loop import begin, full_gradient, own_randomness, train
+from consilium.client.training.loop import begin, full_gradient, own_randomness, train, train_by
+from consilium.client.training.request import Arrays, GradientAt, OwnSteps
 from consilium.client.training.work import LocalWork, batches
 from consilium.common.seeds import seed_for
 
@@ -48,11 +49,26 @@ class PerFedAvg:
 
     def train(self, model: Model, memory: Memory, work: LocalWork) -> Outcome:
         """Take `work.num_steps` outer steps; the loss is that of D' at the adapted weights."""
+        drawing = tuple(
+            replace(work, epochs=None, steps=work.num_steps, seed=seed_for(work.seed, name)) for name in STREAMS
+        )
+        alone = partial(self._alone, model, work, drawing)
+        streams = drawing[:2] if self.variant == "first_order" else drawing
+        own = OwnSteps(alone, partial(self._of_stack, work.learning_rate), streams, settings=self, loss_of=1)
+        return Outcome(memory, train_by(own, model, work))
+
+    def _alone(self, model: Model, work: LocalWork, drawing: tuple[LocalWork, ...]) -> float:
         parameters, total = begin(model), 0.0
-        drawing = (replace(work, epochs=None, steps=work.num_steps, seed=seed_for(work.seed, name)) for name in STREAMS)
         for number, drawn in enumerate(zip(*map(batches, drawing), strict=True)):
             total += self._step(model, parameters, drawn, replace(work, seed=seed_for(work.seed, number)))
-        return Outcome(memory, total / work.num_steps)
+        return total / work.num_steps
+
+    def _of_stack(self, rate: float, w: Arrays, _: Arrays, gradient: GradientAt, __: int) -> None:
+        def at(point: list[Tensor], batch: int) -> list[Tensor]:
+            return list(gradient(dict(zip(w, point, strict=True)), batch).values())
+
+        for array, after in zip(w.values(), self._moved(list(w.values()), at, rate), strict=True):
+            array.copy_(after)
 
     def _step(
         self, model: Model, parameters: dict[str, nn.Parameter], drawn: tuple[Batch, ...], work: LocalWork
@@ -69,18 +85,23 @@ class PerFedAvg:
             losses.append(loss)
             return found
 
-        moved = meta_step(
-            [parameter.detach() for parameter in parameters.values()],
-            gradient,
-            alpha=self.inner_learning_rate,
-            beta=work.learning_rate,
-            variant=self.variant,
-            difference=self.difference,
-        )
+        moved = self._moved([parameter.detach() for parameter in parameters.values()], gradient, work.learning_rate)
         with torch.no_grad():
             for parameter, after in zip(parameters.values(), moved, strict=True):
                 parameter.copy_(after)
         return losses[STREAMS.index("D'")]
+
+    def _moved(
+        self, w: list[Tensor], gradient: Callable[[list[Tensor], int], list[Tensor]], rate: float
+    ) -> list[Tensor]:
+        return meta_step(
+            w,
+            gradient,
+            alpha=self.inner_learning_rate,
+            beta=rate,
+            variant=self.variant,
+            difference=self.difference,
+        )
 
     def budget(self, work: LocalWork) -> Budget:
         """Return as many steps as the round takes gradients (2 or 4 per outer step), and the adaptation."""

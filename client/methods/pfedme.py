@@ -14,13 +14,15 @@ as theta's passes leave them.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from consilium.client.methods.contract import Budget, Memory, Outcome
 from consilium.client.models import Model, get_weights, set_weights
-from consilium.client.training.loop import begin, full_gradient, own_randomness
+from consilium.client.training.loop import anchor_of, begin, full_gradient, own_randomness, train_by
+from consilium.client.training.request import OwnSteps
 from consilium.client.training.work import LocalWork, batches
 from consilium.common.weights.arrays import under, with_prefix
 
@@ -39,8 +41,17 @@ class PFedMe:
 
     def train(self, model: Model, memory: Memory, work: LocalWork) -> Outcome:
         """Train theta, which the module holds meanwhile, and leave w_k in the module; the loss is theta's."""
+        centre = anchor_of(model)
+        loss = train_by(OwnSteps(partial(self._alone, model, work, centre)), model, work)
+        theirs = get_weights(model.module, sorted(model.moving))
+        with torch.no_grad():
+            for name, parameter in model.module.named_parameters():
+                if name in centre:
+                    parameter.copy_(centre[name])
+        return Outcome(with_prefix(theirs, "theta/"), loss)
+
+    def _alone(self, model: Model, work: LocalWork, centre: dict[str, Tensor]) -> float:
         parameters, losses = begin(model), list[float]()
-        centre = {name: parameter.detach().clone() for name, parameter in parameters.items()}
         with own_randomness(work):
             for x, y in batches(work):
                 for _ in range(self.inner_steps):
@@ -52,11 +63,7 @@ class PFedMe:
                     losses.append(loss)
                 for name, w in centre.items():
                     w.sub_(w - parameters[name].detach(), alpha=work.learning_rate * self.lam)
-        theirs = get_weights(model.module, sorted(model.moving))
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(centre[name])
-        return Outcome(with_prefix(theirs, "theta/"), sum(losses) / len(losses))
+        return sum(losses) / len(losses)
 
     def budget(self, work: LocalWork) -> Budget:
         """Return `inner_steps` times the round's steps: theta takes that many gradients."""

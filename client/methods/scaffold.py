@@ -12,6 +12,7 @@ site has neither `c` nor `c_k`.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from torch import nn
 from consilium.client.methods.contract import Budget, Memory, Outcome
 from consilium.client.models import Model, get_weights
 from consilium.client.training.loop import train
+from consilium.client.training.request import Pull
 from consilium.client.training.work import LocalWork
 from consilium.common.weights.arithmetic import add_scaled, subtract
 from consilium.common.weights.arrays import with_prefix
@@ -31,6 +33,8 @@ KEPT = "control/"
 class Scaffold:
     """Nothing is personal but the control variate."""
 
+    serves_as_held: ClassVar[bool] = True
+
     def shared(self, model: Model) -> frozenset[str]:
         """Return every name."""
         return frozenset(model.names)
@@ -41,7 +45,7 @@ class Scaffold:
         zero = {name: np.zeros_like(array) for name, array in x.items()}
         c, c_k = work.control or zero, {name: memory.get(KEPT + name, zero[name]) for name in x}
         more = {name: torch.tensor(a, device=work.examples.x.device) for name, a in subtract(c, c_k).items()}
-        loss = train(model, work, correction=lambda name, parameter: more.get(name, torch.zeros_like(parameter)))
+        loss = train(model, work, correction=Pull(shift=more))
         y, steps = get_weights(model.module, x), work.num_steps * work.learning_rate
         new = add_scaled(subtract(c_k, c), subtract(x, y), 1 / steps)
         return Outcome(with_prefix(new, KEPT), loss, control=subtract(new, c_k))

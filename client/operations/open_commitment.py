@@ -3,7 +3,8 @@
 from consilium.client.data import read_site
 from consilium.client.privacy.commitment import Commitment, commitment_key
 from consilium.client.site.journal import event_log
-from consilium.client.site.state_folder import STUDY, readable
+from consilium.client.site.manifest import readable
+from consilium.client.site.state_folder import STUDY
 from consilium.common.errors import ConfigError, DataError
 from consilium.common.events.site import SITE_EVENTS, PlanAnswered
 from consilium.common.protocol.opened import Opened

@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from math import sqrt
 
 import numpy as np
-from scipy.stats import chi2_contingency, fisher_exact, kstwobign
+import scipy  # its stats are loaded when they are used first
+from scipy import special
 
 from consilium.client.data.base import Inputs
 from consilium.client.served.summary import (
@@ -143,7 +144,7 @@ def _of_numbers(before: Numbers, column: Observed, weights: Floats) -> Iterator[
     psi = _psi(np.diff(old, prepend=0, append=before.known), np.diff(new, prepend=0, append=total))
     if len(points) > _FEW_POINTS:
         largest = float(np.abs(old / before.known - new / total).max())
-        p = float(kstwobign.sf(sqrt(before.known * total / (before.known + total)) * largest))
+        p = float(special.kolmogorov(sqrt(before.known * total / (before.known + total)) * largest))
         yield _Test(before.name, p, psi, lambda: _of_quantiles(before, column, weights))
         return
     splits = [_fisher(a, before.known - a, b, total - b) for a, b in zip(old, new, strict=True)]
@@ -209,8 +210,8 @@ def _fisher(old_in: float, old_out: float, new_in: float, new_out: float) -> flo
         return 1.0
     expected = np.outer(table.sum(axis=1), table.sum(axis=0)) / table.sum()
     if expected.min() >= _LARGE:
-        return float(chi2_contingency(table, correction=False).pvalue)
-    return float(fisher_exact(table.astype(np.int64)).pvalue)
+        return float(scipy.stats.chi2_contingency(table, correction=False).pvalue)
+    return float(scipy.stats.fisher_exact(table.astype(np.int64)).pvalue)
 
 
 def _psi(old: Floats, new: Floats) -> float:

@@ -21,7 +21,7 @@ from pydantic import Field
 from consilium.client.data import UnscaledData, noise_key, noisy_counts
 from consilium.client.data.split import Indices
 from consilium.client.privacy.discrete import discrete_laplace
-from consilium.client.site.state_folder import readable
+from consilium.client.site.manifest import readable
 from consilium.common.errors import ConfigError, DataError
 from consilium.common.host.files import write_atomically
 from consilium.common.privacy.accounting import Charge

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from pydantic import Field
 
+from consilium.client.site.manifest import kept_twice, readable
 from consilium.client.site.promise import Promise
-from consilium.client.site.state_folder import kept_twice, readable
 from consilium.common.codecs import Payload
 from consilium.common.host.files import write_atomically
 from consilium.common.host.twice import write_twice

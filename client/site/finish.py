@@ -118,8 +118,8 @@ def _read(learner: Learner, plan: FinishPlan, received: Received, kept: Kept) ->
             hazards[name] = hazard_of(module, learner.data.train, horizon)
         return evaluate(module, test)
 
-    def read(name: Served, module: nn.Module) -> None:
-        evaluations[name] = answered(name, module)
+    def read(name: Served, module: nn.Module, *, known: Evaluation | None = None) -> None:
+        evaluations[name] = answered(name, module) if known is None else known
         if name in learner.written:
             arrays[name] = learner.whole(module)
 
@@ -128,8 +128,8 @@ def _read(learner: Learner, plan: FinishPlan, received: Received, kept: Kept) ->
             read("global", module)
         before = digest(get_weights(module))
         served = learner.method.personalise(learner.model, kept.method, work)
-        read("personal", served)
         untuned = not learner.names.personal and served is module and digest(get_weights(module)) == before
+        read("personal", served, known=evaluations["global"] if untuned and horizon is None else None)
     if learner.study.local_baseline:
         alone = train_alone(learner, kept.alone, rounds=plan.asked)
         with serving_alone(learner, alone, work) as module:

@@ -2,20 +2,21 @@
 
 import logging
 from dataclasses import dataclass
-from pathlib import Path
+
+import torch
 
 from consilium.client.data import UnscaledData, label_noise, noise_key, noisy_counts, noisy_label_counts, read_site
-from consilium.client.methods import Method, extended
-from consilium.client.models import Model, build_model, divide, get_weights
+from consilium.client.methods import Method
+from consilium.client.models import Model
 from consilium.client.site.announced import Announced, announce, private_card
+from consilium.client.site.beginnings import beginning_of, takes_turns
 from consilium.common.errors import ProtocolError
 from consilium.common.protocol.cards import DataCard
-from consilium.common.seeds import seed_for
 from consilium.common.study.scale import Scale
 from consilium.common.study.site import SiteConfig
 from consilium.common.study.study import StudyConfig
 from consilium.common.study.task import Task
-from consilium.common.weights.arrays import Weights, digest
+from consilium.common.weights.arrays import Weights
 
 log = logging.getLogger(__name__)
 
@@ -51,20 +52,24 @@ class Origin:
     initial: Weights
     facts: Facts
 
+    @property
+    def size(self) -> int:
+        """Bytes of the data, and of the model where the site has it to itself: twice, as it holds and as it began."""
+        data = self.data.raw.x.nbytes + self.data.raw.y.nbytes
+        return int(data) + (0 if takes_turns() else 2 * sum(array.nbytes for array in self.initial.values()))
 
-def read_origin(config: SiteConfig, study: StudyConfig, method: Method) -> Origin:
-    """Read the data and build the model.
+
+def read_origin(config: SiteConfig, study: StudyConfig, method: Method, device: torch.device) -> Origin:
+    """Read the data and build the model, which is to be used on `device`.
 
     Raises:
         DataError: the data is missing, corrupt or too small.
         ModelError: the model or its pretrained weights do not fit.
     """
     data = read_site(config, study, share_class_counts=config.share_class_counts)
-    model = initial_model(study, method, data.input_shape, weights_dir=config.weights_dir)
-    for note in model.notes:
+    begin = beginning_of(study, method, data.input_shape, weights_dir=config.weights_dir, device=device)
+    for note in begin.model.notes:
         log.info("pretrained weights read site=%s note=%r", config.name, note)
-    initial, names = get_weights(model.module), divide(model, method)
-    shared = {name: initial[name] for name in sorted(names.shared)}
     announced, card = None, _card(config, study, data)
     if (privacy := study.privacy.examples) is not None:
         announced = announce(config, study, privacy, data)
@@ -72,32 +77,13 @@ def read_origin(config: SiteConfig, study: StudyConfig, method: Method) -> Origi
     facts = Facts(
         card=card,
         data_digest=data.digest,
-        initial_digest=digest(initial),
-        shared=shared,
-        shared_digest=digest(shared),
-        buffers=names.shared - model.trainable,
+        initial_digest=begin.initial_digest,
+        shared=begin.shared,
+        shared_digest=begin.shared_digest,
+        buffers=begin.names.shared - begin.model.trainable,
         announced=announced,
     )
-    return Origin(data, model, initial, facts)
-
-
-def initial_model(
-    study: StudyConfig, method: Method, input_shape: tuple[int, ...], *, weights_dir: Path | None
-) -> Model:
-    """Return the model that a study begins with at every site.
-
-    Raises:
-        ConfigError: a package that it is of is not installed, or may not be used.
-        ModelError: it or its pretrained weights do not fit the study.
-    """
-    built = build_model(
-        study.model,
-        input_shape=input_shape,
-        num_outputs=study.task.num_outputs,
-        weights_dir=weights_dir,
-        seed=seed_for(study.seed, "initial weights"),
-    )
-    return extended(method, built, input_shape)
+    return Origin(data, begin.model, begin.initial, facts)
 
 
 def _card(config: SiteConfig, study: StudyConfig, data: UnscaledData) -> DataCard:

@@ -6,12 +6,18 @@ from collections.abc import Mapping
 from consilium.common.errors import StateError
 from consilium.common.events.log import EventLog
 from consilium.common.events.site import OF_THE_PLAN, BundleAccepted, PlanAnswered, PlanFailed, StudyAsked
+from consilium.common.host.files import scratch_here
 from consilium.common.protocol.plans import Plan, study_digest
 from consilium.common.protocol.replies import Reply, RoundReply
 from consilium.common.study.bundle import Bundle
 from consilium.common.study.site import SiteConfig
 from consilium.common.study.study import StudyConfig
 from consilium.common.study.training import TrainingConfig
+
+
+def _is_read() -> bool:
+    """Say whether anybody will read a log: in `scratch` nobody does, and a line costs more than a small step."""
+    return scratch_here() is None
 
 
 def event_log(config: SiteConfig) -> EventLog:
@@ -30,6 +36,8 @@ def note_answer(
     Raises:
         StateError: the folder is unwritable or the disk is full.
     """
+    if not _is_read():
+        return
     event = PlanAnswered(
         study=study.name,
         run=plan.run,
@@ -53,9 +61,9 @@ def note_study(config: SiteConfig, study: StudyConfig, *, run: str, changes: Map
     Raises:
         StateError: the folder is unwritable or the disk is full.
     """
-    event_log(config).log(
-        StudyAsked(study=study.name, run=run, digest=study_digest(study), changes=dict(changes) or None)
-    )
+    if _is_read():
+        event = StudyAsked(study=study.name, run=run, digest=study_digest(study), changes=dict(changes) or None)
+        event_log(config).log(event)
 
 
 def note_bundle(config: SiteConfig, bundle: Bundle, *, study: str | None, ranges: Mapping[str, str]) -> None:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import nn
 
@@ -58,8 +59,13 @@ class Learner:
         """Whether the study promises its patients privacy, so that nothing leaves that was drawn without noise."""
         return self.study.privacy.examples is not None
 
-    @property
-    def shared(self) -> dict[str, Array]:
+    @cached_property
+    def needs(self) -> frozenset[str]:
+        """What the study's strategy and weighting want measured."""
+        return self.study.needs
+
+    @cached_property
+    def shared(self) -> Mapping[str, Array]:
         """The initial weights that leave the site, in the order of their names."""
         return {name: self.initial[name] for name in sorted(self.names.shared)}
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import scipy  # its ndimage is loaded when it is used first
 from PIL import Image
-from scipy import ndimage
 from torch import Tensor
 
 from consilium.client.data import Examples
@@ -92,7 +92,7 @@ def _drawn(x: npt.NDArray[np.float32], truth: Mask, said: Mask) -> bytes:
         large = np.kron(mask, np.ones((times, times), dtype=np.uint8))
         for one in np.unique(large[large > 0]):
             region = large == one
-            colours[region & ~ndimage.binary_erosion(region)] = colour
+            colours[region & ~scipy.ndimage.binary_erosion(region)] = colour
     content = io.BytesIO()
     Image.fromarray(colours).save(content, format="PNG")
     return content.getvalue()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from consilium.client.site.state_folder import kept_twice
+from consilium.client.site.manifest import kept_twice
 from consilium.common.errors import ProtocolError, StateError
 from consilium.common.host.twice import write_twice
 from consilium.common.protocol.counts import TestCounts

@@ -61,7 +61,7 @@ def _checked(learner: Learner, arrays: Weights) -> Received:
     if control:
         trained = {name: array for name, array in expected.items() if name in learner.model.trainable}
         check_like(control, trained, who="control variate from the server")
-    names = CANDIDATES if study.needs & set(CANDIDATE_LOSSES) else ()
+    names = CANDIDATES if learner.needs & set(CANDIDATE_LOSSES) else ()
     candidates = {name: candidate for name in names if (candidate := under(arrays, f"{name}/"))}
     for name, candidate in candidates.items():
         check_like(candidate, expected, who=f"{name} from the server")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import nn
 
-from consilium.client.methods import Outcome
+from consilium.client.methods import Outcome, serves_as_held
 from consilium.client.models import get_weights
 from consilium.client.privacy.clipping import shortened
 from consilium.client.site.baseline import CATCH_UP_PART, serving_alone, train_alone
@@ -109,7 +109,7 @@ def play_round(
         personal=training.personal,
         method=training.outcome.memory,
         alone=alone,
-        sent=training.shared if WITHOUT_ERROR in learner.study.needs else {},
+        sent=training.shared if WITHOUT_ERROR in learner.needs else {},
         residual=coded.residual,
         held=_held(now) if learner.study.downlink else None,
         best=best,
@@ -166,6 +166,16 @@ def _serve(now: Round, training: Training) -> tuple[Metrics, Best | None]:
     learner, best = now.learner, now.kept.best
     if not now.measuring:
         return {}, best
+    if serves_as_held(learner.method) and not learner.names.personal:  # the model that was measured as it came
+        metrics = {
+            f"personal.{name.removeprefix('global.')}": value
+            for name, value in training.metrics.items()
+            if name.startswith("global.")
+        }
+        if _is_better(learner, best, metrics.get("personal.loss")):
+            with learner.holding(now.received.weights) as module:
+                return metrics, _better(learner, best, module, metrics.get("personal.loss"))
+        return metrics, best
     with learner.holding(now.received.weights, training.personal) as module:
         served = learner.method.personalise(learner.model, training.outcome.memory, now.work)
         metrics = learner.measured("personal", served)
@@ -194,11 +204,15 @@ def _better(learner: Learner, best: Best | None, module: nn.Module, loss: float 
     Args:
         loss: of `module` on the validation examples; None without these.
     """
-    if not learner.study.keep_best or loss is None or not math.isfinite(loss):
-        return best
-    if best is not None and best.loss <= loss:
+    if loss is None or not _is_better(learner, best, loss):
         return best
     return Best(get_weights(module, learner.names.moving), loss)
+
+
+def _is_better(learner: Learner, best: Best | None, loss: float | None) -> bool:
+    if not learner.study.keep_best or loss is None or not math.isfinite(loss):
+        return False
+    return best is None or loss < best.loss
 
 
 def _clipped(now: Round, training: Training) -> Training:

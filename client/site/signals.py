@@ -54,7 +54,7 @@ Signal = Callable[[Moment], float | None]
 
 def measure_signals(moment: Moment) -> dict[str, float]:
     """Measure what the study's strategy and weighting need, and nothing else."""
-    needs = moment.learner.study.needs
+    needs = moment.learner.needs
     return {
         name: value for name, measure in SIGNALS.items() if name in needs and (value := measure(moment)) is not None
     }

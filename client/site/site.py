@@ -87,8 +87,10 @@ class Site:
         self._promise: Promise | None = None
         self._agreed: tuple[str, Scale | None] | None = None
         self._clear: tuple[tuple[RoundPlan, str], RoundReply, bytes] | None = None
-        self._origin: Origin | None = read_origin(config, study, self._method)
+        self._origin: Origin | None = read_origin(config, study, self._method, self._device)
         self._facts = self._origin.facts
+        self.size = self._origin.size
+        """Bytes of its data, and of its model where it has one to itself."""
         self._readings = Readings.of(config, study, data=self._facts.data_digest)
         if not study.task.agrees_on_scale:
             self._scale_by(study.task.fixed_scale)
@@ -262,7 +264,7 @@ class Site:
         """Scale the examples, by the site's own training rows where there is no scale, and cut the model."""
         self._agreed = self._learner = None  # a scale that cannot be used leaves no half of it in force
         if self._origin is None:
-            self._origin = read_origin(self._config, self._study, self._method)
+            self._origin = read_origin(self._config, self._study, self._method, self._device)
             self._facts = self._origin.facts
         model, initial = self._origin.model, self._origin.initial
         data = self._origin.data.scaled(scale).on_device(self._device)

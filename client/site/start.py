@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from consilium.client.site.kept import Kept
-from consilium.client.site.state_folder import STUDY, StateFolder, readable
+from consilium.client.site.manifest import readable
+from consilium.client.site.state_folder import STUDY, StateFolder
 from consilium.common.errors import Damaged, ProtocolError, StateError
 from consilium.common.protocol.plans import FinishPlan, RoundPlan
 from consilium.common.study.study import StudyConfig

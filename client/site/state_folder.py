@@ -11,34 +11,39 @@ checkpoint, and for a file that is damaged; another one is that of the best roun
 import contextlib
 import hashlib
 import json
-import logging
+import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import Field, ValidationError, model_validator
-from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from consilium.client.site.kept import Kept
+from consilium.client.site.manifest import (
+    MANIFEST,
+    PRIVATE,
+    Entry,
+    Manifest,
+    file_of,
+    keep_in_memory,
+    kept_in_memory,
+    kept_twice,
+    read_manifest,
+    readable,
+    write_manifest,
+)
 from consilium.common.codecs import Payload, form_of
 from consilium.common.codecs.container import parts
 from consilium.common.errors import Damaged, ProtocolError, StateError, clean
 from consilium.common.host.files import check_writable, write_atomically
-from consilium.common.host.twice import read_twice, write_twice
+from consilium.common.host.twice import write_twice
 from consilium.common.protocol.counts import TestCounts
 from consilium.common.protocol.plans import ROUNDS_BACK, study_json
-from consilium.common.study.names import Sha256
 from consilium.common.study.record import Record
 from consilium.common.study.scale import Scale
-from consilium.common.study.sentences import describe
 from consilium.common.study.study import StudyConfig
 from consilium.common.weights.arrays import Weights
 
-log = logging.getLogger(__name__)
-
-_PRIVATE = 0o600
 TEST_SCORES = "test-scores.safetensors"
 """File of a run's folder: the logits of every test example, which never leave the site."""
 MODELS = "models"
@@ -51,24 +56,6 @@ SCALE = "scale.json"
 
 class _ScaleFile(Record):
     scale: Scale | None
-
-
-class _Entry(Record):
-    round: int = Field(ge=1)
-    file: str
-    sha256: Sha256
-
-    @model_validator(mode="after")
-    def _check(self) -> "_Entry":
-        if self.file != _file_of(self.round):
-            raise ValueError(f"round {self.round} lies in '{clean(self.file, 80)}', expected '{_file_of(self.round)}'")
-        return self
-
-
-class _Manifest(Record):
-    site: str
-    data: str
-    rounds: tuple[_Entry, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -107,7 +94,7 @@ class StateFolder:
                 "start a new run"
             )
         if not path.is_file() or path.read_bytes() != content:
-            write_atomically(path, content, mode=_PRIVATE)
+            write_atomically(path, content, mode=PRIVATE)
 
     def load(self, round_number: int | None, *, known: Mapping[str, Kept] | None = None) -> Kept | None:
         """Return what was kept after a round; None if it is not here, empty if no round is named.
@@ -139,10 +126,12 @@ class StateFolder:
                     return entry.round, self._load(entry, known)
         return None
 
-    def _load(self, entry: _Entry, known: Mapping[str, Kept]) -> Kept:
+    def _load(self, entry: Entry, known: Mapping[str, Kept]) -> Kept:
         if entry.sha256 in known:
             return known[entry.sha256]
         path = self.path / entry.file
+        if (held := kept_in_memory(path)) is not None:
+            return held
         try:
             content = path.read_bytes()
         except OSError as error:
@@ -169,25 +158,26 @@ class StateFolder:
         Raises:
             StateError: the folder is unwritable or the disk is full.
         """
-        sha, file = hashlib.sha256(), _file_of(round_number)
-        arrays = state.to_arrays()
+        file = file_of(round_number)
+        in_memory = keep_in_memory(self.path / file, state)
+        sha = secrets.token_hex(32) if in_memory else self._write(self.path / file, state)
+        before = [old for old in self._manifest().rounds if old.round != round_number]
+        counted = sorted((old for old in before if old.round <= (accepted or 0)), key=lambda old: old.round)
+        kept = counted[-ROUNDS_BACK - 1 :]
+        kept += [old for old in before if old.round == best and old not in kept]
+        entries = (*kept, Entry(round=round_number, file=file, sha256=sha))
+        write_manifest(self.path, Manifest(site=self.site, data=self.data, rounds=entries))
+        return sha
+
+    def _write(self, path: Path, state: Kept) -> str:
+        sha, arrays = hashlib.sha256(), state.to_arrays()
 
         def pieces() -> Iterator[Payload]:
             for piece in parts(arrays, form_of(arrays)):
                 sha.update(piece)
                 yield piece
 
-        write_atomically(self.path / file, pieces(), mode=_PRIVATE)
-        before = [old for old in self._manifest().rounds if old.round != round_number]
-        counted = sorted((old for old in before if old.round <= (accepted or 0)), key=lambda old: old.round)
-        kept = counted[-ROUNDS_BACK - 1 :]
-        kept += [old for old in before if old.round == best and old not in kept]
-        entries = (*kept, _Entry(round=round_number, file=file, sha256=sha.hexdigest()))
-        manifest = _Manifest(site=self.site, data=self.data, rounds=entries)
-        write_twice(self.path / "manifest.json", manifest.model_dump_json().encode(), mode=_PRIVATE)
-        for path in self.path.glob("round-*.safetensors"):
-            if path.name not in {entry.file for entry in entries}:
-                path.unlink()
+        write_atomically(path, pieces(), mode=PRIVATE)
         return sha.hexdigest()
 
     def save_scale(self, scale: Scale | None) -> None:
@@ -203,7 +193,7 @@ class StateFolder:
                 f"site '{self.site}': run '{self.path.name}' has trained with another scale of its inputs than the one "
                 "that came now; start a new run"
             )
-        write_twice(path, _ScaleFile(scale=scale).model_dump_json().encode(), mode=_PRIVATE)
+        write_twice(path, _ScaleFile(scale=scale).model_dump_json().encode(), mode=PRIVATE)
 
     def load_scale(self) -> Scale | None:
         """Return the scale of this run's inputs; None: by this site's own training rows.
@@ -224,7 +214,7 @@ class StateFolder:
     def save_counts(self, counts: TestCounts, *, round_number: int) -> None:
         """Keep the counts on the test split, so that it is read once however often a finish is asked for."""
         content = json.dumps({"round": round_number, "test": counts.model_dump()}).encode()
-        write_twice(self.path / "test.json", content, mode=_PRIVATE)
+        write_twice(self.path / "test.json", content, mode=PRIVATE)
 
     def load_counts(self, round_number: int) -> TestCounts | None:
         """Return the counts kept at this run's finish, None if there was none.
@@ -242,7 +232,7 @@ class StateFolder:
 
     def save_scores(self, scores: Weights) -> None:
         """Keep every model's logits `(N, outputs)` of the test examples, and their classes, for this site alone."""
-        write_atomically(self.path / TEST_SCORES, parts(scores, form_of(scores)), mode=_PRIVATE)
+        write_atomically(self.path / TEST_SCORES, parts(scores, form_of(scores)), mode=PRIVATE)
 
     @property
     def models(self) -> Path:
@@ -252,13 +242,11 @@ class StateFolder:
     def _kept(self, path: Path) -> bytes | None:
         return kept_twice(path, site=self.site)
 
-    def _manifest(self) -> _Manifest:
-        path = self.path / "manifest.json"
-        if (content := self._kept(path)) is None:
-            return _Manifest(site=self.site, data=self.data)
-        with readable(path, site=self.site):
-            manifest = _Manifest.model_validate_json(content)
+    def _manifest(self) -> Manifest:
+        if (manifest := read_manifest(self.path, site=self.site)) is None:
+            return Manifest(site=self.site, data=self.data)
         if manifest.site != self.site:
+            path = self.path / MANIFEST
             raise StateError(f"'{path}' belongs to site '{clean(manifest.site)}', expected '{self.site}'")
         if manifest.data != self.data:
             raise StateError(
@@ -266,37 +254,3 @@ class StateFolder:
                 "trained on; put the data back, or start a new run"
             )
         return manifest
-
-
-def _file_of(round_number: int) -> str:
-    return f"round-{round_number:06d}.safetensors"
-
-
-def kept_twice(path: Path, *, site: str) -> bytes | None:
-    """Return what a small file of a site's state or its copy holds, None where there is neither.
-
-    Raises:
-        StateError: it cannot be read.
-    """
-    with readable(path, site=site):
-        content, problem = read_twice(path)
-    if problem:
-        log.warning("%s", problem)
-    return content
-
-
-@contextmanager
-def readable(path: Path, *, site: str) -> Iterator[None]:
-    """Say which file of a site's state cannot be read, for whatever reason.
-
-    Raises:
-        StateError: reading it failed.
-    """
-    try:
-        yield
-    except ValidationError as error:
-        raise StateError(f"site '{site}': {describe(error, str(path))}") from error
-    except OSError as error:
-        raise StateError(f"site '{site}': cannot read '{path}': {error.strerror or error}") from error
-    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise StateError(f"site '{site}': cannot read '{path}': {clean(str(error), 200)}") from error

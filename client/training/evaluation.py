@@ -47,7 +47,10 @@ def evaluate(module: nn.Module, examples: Examples) -> Evaluation:
     module.eval()
     if examples.target.dense:
         return _of_pixels(module, examples)
-    logits = torch.cat([module(x) for x in torch.split(examples.x, EVALUATION_BATCH)])
+    if len(examples) <= EVALUATION_BATCH:
+        logits = module(examples.x)
+    else:
+        logits = torch.cat([module(x) for x in torch.split(examples.x, EVALUATION_BATCH)])
     answers = examples.target.answers(logits)
     right = examples.right(answers).cpu() if isinstance(examples.target, CountedTarget) else None
     loss = float(examples.target.loss(logits, examples.y))

@@ -15,7 +15,12 @@ from torch.nn import functional
 
 def labels_loss(logits: Tensor, y: Tensor) -> Tensor:
     """Return the mean loss `()` of logits `(B, L)` and labels `(B, L)`: 1, 0, or NaN where one is not known."""
+    return cell_losses(logits, y).mean()
+
+
+def cell_losses(logits: Tensor, y: Tensor) -> Tensor:
+    """Return the loss of each cell `(B, L)`, 0 where the label is not known."""
     known = ~torch.isnan(y)
     truth = torch.where(known, y, 0.0).to(logits.dtype)
     cells = functional.binary_cross_entropy_with_logits(logits, truth, reduction="none")
-    return torch.where(known, cells, 0.0).mean()
+    return torch.where(known, cells, 0.0)

@@ -74,7 +74,7 @@ class LayeredRows:
         given = [x]
         for layer in self.layers:
             given.append(functional.relu(given[-1]) if type(layer) is nn.ReLU else layer(given[-1]))
-        losses, errors = _losses_and_errors(given[-1], y)
+        losses, errors = losses_and_errors(given[-1], y)
         found = list[LayerRows]()
         for layer, before in zip(reversed(self.layers), reversed(given[:-1]), strict=True):
             if layer in self.trained:
@@ -95,7 +95,7 @@ class LayeredRows:
 
 def layered_rows(module: nn.Module, parameters: Mapping[str, nn.Parameter], x: Tensor) -> LayeredRows | None:
     """Return the formula for a module's rows `x` `(N, ...)`; None where it does not hold."""
-    layers, ids = _chain(module, x), [id(one) for one in parameters.values()]
+    layers, ids = chain_of(module, x), [id(one) for one in parameters.values()]
     if layers is None or any(one._forward_hooks or one._forward_pre_hooks for one in (module, *layers)):
         return None
     linear = [one for one in layers if isinstance(one, nn.Linear)]
@@ -116,7 +116,7 @@ def _fits(layer: nn.Module, *, before: bool) -> bool:
     return type(layer) in (nn.Linear, FlatLinear, nn.ReLU, *_PASSING, *((nn.Dropout,) if before else ()))
 
 
-def _chain(module: nn.Module, x: Tensor) -> list[nn.Module] | None:
+def chain_of(module: nn.Module, x: Tensor) -> list[nn.Module] | None:
     """Return the layers that a module's inputs pass one after the other, as rows `(B, D)`; None if it is no chain."""
     if type(module) is FlatLinear:
         return [nn.Flatten(), module]
@@ -138,7 +138,7 @@ def _flat(sequence: nn.Sequential) -> list[nn.Module]:
     return [layer for child in sequence for layer in (_flat(child) if type(child) is nn.Sequential else [child])]
 
 
-def _losses_and_errors(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def losses_and_errors(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Return the loss (`loss_of`) of each row of answers `z` `(B, outputs)`, and its derivative by them."""
     if y.is_floating_point():
         off = z[:, 0] - y

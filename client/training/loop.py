@@ -4,7 +4,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,16 +11,8 @@ from torch import Tensor, nn
 from consilium.client.models import Model, train_mode
 from consilium.client.training.closed_form import is_linear, linear_gradient
 from consilium.client.training.private import private_gradients
+from consilium.client.training.request import Correction, Forward, Loss, OwnSteps, Pull, Training, trainer_here
 from consilium.client.training.work import LocalWork, batches, chunks_of, refuse_noise
-
-Correction = Callable[[str, nn.Parameter], Tensor]
-"""`correction(name, parameter)` is added to the parameter's gradient before each step."""
-
-Forward = Callable[[Tensor], Any]
-"""`forward(x)` answers a batch: with logits `(B, outputs)`, or with whatever the `loss` given along takes."""
-
-Loss = Callable[[Any, Tensor], Tensor]
-"""`loss(answer, y)` is the mean loss of a batch, given what `forward` answered."""
 
 
 def train(
@@ -52,10 +43,27 @@ def train(
     Raises:
         ModelError: the work has noise, and the model, a forward pass or a loss of the method's own do not go with it.
     """
-    parameters = begin(model, names) | dict(extra or {})
+    return (trainer_here() or take)(Training(model, work, names, correction, forward, loss, extra))
+
+
+def train_by(own: OwnSteps, model: Model, work: LocalWork) -> float:
+    """Train in place by steps of a method's own, and return the mean loss over the batches."""
+    return (trainer_here() or take)(Training(model, work, own=own))
+
+
+def take(asked: Training) -> float:
+    """Take the steps of a training, one model by itself, as `train` says.
+
+    Raises:
+        ModelError: as `train`.
+    """
+    if asked.own is not None:
+        return asked.own.alone()
+    model, work, correction, forward, loss = asked.model, asked.work, asked.correction, asked.forward, asked.loss
+    parameters = begin(model, asked.names) | dict(asked.extra or {})
     if not parameters:
         return 0.0
-    if work.noise is not None and (forward is not None or loss is not None or extra):
+    if work.noise is not None and (forward is not None or loss is not None or asked.extra):
         refuse_noise(work)
     step, total, count = _step(list(parameters.values()), work), 0.0, 0
     rate = work.rate_of_steps()
@@ -155,7 +163,7 @@ def begin(model: Model, names: Collection[str] | None = None) -> dict[str, nn.Pa
 
 @torch.no_grad()
 def correct(
-    parameters: Mapping[str, nn.Parameter], gradients: Sequence[Tensor | None], correction: Correction
+    parameters: Mapping[str, Tensor], gradients: Sequence[Tensor | None], correction: Correction
 ) -> list[Tensor | None]:
     """Return the gradients with `correction(name, parameter)` added to each."""
     return [
@@ -180,7 +188,7 @@ def shortened(gradients: Sequence[Tensor | None], most: float) -> list[Tensor | 
 def proximal(model: Model, strength: float) -> Correction:
     """Return the gradient of `strength / 2 * |parameter - anchor|**2`; the anchor is what the model holds now."""
     anchor = anchor_of(model)
-    return lambda name, parameter: strength * (parameter - anchor[name])
+    return Pull(dict.fromkeys(anchor, strength), anchor)
 
 
 def anchor_of(model: Model) -> dict[str, Tensor]:
@@ -211,7 +219,7 @@ Step = Callable[[Sequence[Tensor | None], float], None]
 def _step(parameters: list[nn.Parameter], work: LocalWork) -> Step:
     """Return the function that moves the parameters."""
     if work.optimiser == "sgd":
-        return partial(_sgd, parameters, [None] * len(parameters), work)
+        return torch.no_grad()(partial(sgd, parameters, [None] * len(parameters), work))
     make = torch.optim.Adam if work.optimiser == "adam" else torch.optim.AdamW
     adam = make(parameters, lr=work.learning_rate, weight_decay=work.weight_decay)
 
@@ -226,9 +234,8 @@ def _step(parameters: list[nn.Parameter], work: LocalWork) -> Step:
     return step
 
 
-@torch.no_grad()
-def _sgd(
-    parameters: list[nn.Parameter],
+def sgd(
+    parameters: Sequence[Tensor],
     velocities: list[Tensor | None],
     work: LocalWork,
     gradients: Sequence[Tensor | None],

@@ -146,7 +146,7 @@ class LocalWork:
         assert self.epochs is not None
         if self.noise is not None:
             return self.epochs * max(1, math.ceil(self.noise.units / self.batch_size))
-        return self.epochs * len(chunks_of(torch.arange(len(self.examples)), self.batch_size))
+        return self.epochs * num_chunks(len(self.examples), self.batch_size)
 
     @property
     def effective_steps(self) -> float:
@@ -170,19 +170,23 @@ def batches(work: LocalWork) -> Iterator[tuple[Tensor, Tensor]]:
         ModelError: the work has noise, which batches would go around.
     """
     refuse_noise(work)
-    generator = torch.Generator().manual_seed(work.seed)
-    done = 0
+    for number, chunk in enumerate(rows_of_batches(work), start=1):
+        x, y = work.examples.x[chunk], work.examples.y[chunk]
+        if work.augment is not None:
+            x, y = work.augment.pair(x, y, torch.Generator().manual_seed(seed_for(work.seed, "augment", number)))
+        yield x, y
+
+
+def rows_of_batches(work: LocalWork) -> Iterator[Tensor]:
+    """Yield the numbers of each batch's rows, int64 `(B,)` where the examples lie: `work.num_steps` times, in order."""
+    generator, done = torch.Generator().manual_seed(work.seed), 0
     while True:
-        order = _order(work, generator).to(work.examples.y.device)
-        chunks = chunks_of(order, work.batch_size)
+        chunks = chunks_of(_order(work, generator).to(work.examples.y.device), work.batch_size)
         for chunk in chunks:
             if work.steps is not None and done == work.steps:
                 return
             done += 1
-            x, y = work.examples.x[chunk], work.examples.y[chunk]
-            if work.augment is not None:
-                x, y = work.augment.pair(x, y, torch.Generator().manual_seed(seed_for(work.seed, "augment", done)))
-            yield x, y
+            yield chunk
         if work.steps is None:
             assert work.epochs is not None
             if done >= work.epochs * len(chunks):
@@ -203,6 +207,12 @@ def chunks_of(order: Tensor, batch_size: int) -> list[Tensor]:
     if len(chunks) > 1 and len(chunks[-1]) == 1 and batch_size > 1:
         chunks[-2:] = [torch.cat(chunks[-2:])]
     return chunks
+
+
+def num_chunks(rows: int, batch_size: int) -> int:
+    """Return into how many pieces `chunks_of` divides so many rows."""
+    whole = max(1, math.ceil(rows / batch_size))
+    return whole - (whole > 1 and batch_size > 1 and rows % batch_size == 1)
 
 
 def refuse_noise(work: LocalWork) -> None:

@@ -7,6 +7,8 @@ length is refused before an array is made of it. Any reader of safetensors reads
 import json
 import math
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,8 @@ DTYPES = {
 """Names that safetensors has for the dtypes that may travel."""
 NAMED = {name: dtype for dtype, name in DTYPES.items()}
 MAX_HEADER_BYTES, MAX_DIMENSIONS = 20_000_000, 64
+_FORMS, _USUAL_ARRAYS, _SHORT_HEADER = 16, 1000, 2**16
+"""How many forms are remembered with their headers, the most arrays of one of them, and the longest header in bytes."""
 MAX_NAME = 300
 """Most characters of an array's name, with the prefixes and suffixes that are added to it."""
 
@@ -103,12 +107,19 @@ def read_form(content: Payload) -> Form:
     length = int.from_bytes(content[:8], "little")
     if len(content) < 8 or length > min(len(content) - 8, MAX_HEADER_BYTES):
         raise ProtocolError(f"{who} is not a safetensors container: its header is said to have {length} bytes")
+    text = bytes(content[8 : 8 + length])
     try:
-        entries = json.loads(bytes(content[8 : 8 + length]))
-        return {_name(name): _spec(entry) for name, entry in entries.items()}
+        return _known_form(text) if length <= _SHORT_HEADER else _form_in(text)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         told = clean(f"{type(error).__name__}: {error}", 200)
         raise ProtocolError(f"{who} is not a safetensors container: {told}") from error
+
+
+def _form_in(header: bytes) -> Form:
+    return MappingProxyType({_name(name): _spec(entry) for name, entry in json.loads(header).items()})
+
+
+_known_form = lru_cache(maxsize=_FORMS)(_form_in)
 
 
 def _name(name: str) -> str:
@@ -127,6 +138,17 @@ def _spec(entry: Any) -> Spec:
 
 
 def _header(form: Form, notes: Mapping[str, str] | None = None) -> bytes:
+    is_usual = notes is None and len(form) <= _USUAL_ARRAYS  # what comes from outside must not fill the memory
+    return _header_of(tuple(form.items())) if is_usual else _made(form, notes)
+
+
+@lru_cache(maxsize=_FORMS)
+def _header_of(form: tuple[tuple[str, Spec], ...]) -> bytes:
+    """Return the header of a form, which is the same for every update of a study."""
+    return _made(dict(form), None)
+
+
+def _made(form: Form, notes: Mapping[str, str] | None) -> bytes:
     entries: dict[str, Any] = {} if notes is None else {"__metadata__": dict(sorted(notes.items()))}
     end = 0
     for name in sorted(form):

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Generic, NoReturn, Protocol, Self, TypeVar
 from consilium.common.errors import StateError
 from consilium.common.events.chain import Link, linked
 from consilium.common.events.parts import PART_BYTES, parts_of, put_away, read_part
-from consilium.common.host.files import not_written, open_in
+from consilium.common.host.files import not_written, open_in, scratch_here
 
 
 class Event(Protocol):
@@ -133,7 +133,7 @@ class EventLog:
             try:
                 while content:
                     content = content[os.write(descriptor, content) :]
-                if durable:
+                if durable and scratch_here() is None:
                     os.fsync(descriptor)
             except OSError:
                 os.ftruncate(descriptor, before)

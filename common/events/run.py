@@ -167,6 +167,17 @@ class SiteSetAside(RunEvent):
     message: str
 
 
+class RoundUndone(RunEvent):
+    """After a round the loss of most sites jumped: it is run again without the sites that made its step."""
+
+    name = "undone"
+    round: int
+    sites: tuple[str, ...]
+    weights: str
+    """Digest (SHA-256) of the weights from before the round, with which the run goes on."""
+    message: str
+
+
 class HeadsNoted(RunEvent):
     """Sites answered a plan; each reply had the head of the site's audit log, signed by the site."""
 
@@ -297,7 +308,7 @@ class MessagesAsked(RunEvent):
 STUDY_EVENTS = Vocabulary[RunEvent](
     *(ServerStarted, RunSubmitted, RunStarted, SitesOnline, RunWarning, SitesAgreed, RunResumed, SiteJoined),
     *(RoundAsked, UpdateAccepted, AnswerRejected, HeadsNoted, WeightingFallback, RoundFinished, RoundFailed),
-    SiteSetAside,
+    *(SiteSetAside, RoundUndone),
     *(RunPaused, RunWentOn, CheckpointSaved, StoppedEarly, FinishAsked, RunFinished, RunFailure, RunStopped),
 )
 """The events in the log of a study's run, and in the server's journal."""

@@ -21,7 +21,42 @@ Buffer: TypeAlias = bytes | memoryview
 _PROCESS, _NUMBERS = secrets.token_hex(4), itertools.count()
 """Parts of temporary files' names, so that these differ even between machines that share a folder."""
 
-_durable: ContextVar[bool] = ContextVar("durable", default=True)
+MOST_SCRATCH_BYTES = 2**29
+"""How much a block of `scratch` keeps in memory in place of files; the rest goes to the disk."""
+
+
+class Scratch:
+    """What a block of `scratch` keeps in memory in place of files, by their paths; it is gone with the block."""
+
+    def __init__(self, most_bytes: int) -> None:
+        """Keep nothing yet."""
+        self._most, self._held = most_bytes, 0
+        self._kept: dict[Path, tuple[object, int]] = {}
+
+    def put(self, path: Path, value: object, *, size: int = 0) -> bool:
+        """Keep a value in place of the file at `path`; return False, keeping nothing, where there is no room.
+
+        Args:
+            size: its bytes.
+        """
+        self.drop(path)
+        if self._held + size > self._most:
+            return False
+        self._kept[path], self._held = (value, size), self._held + size
+        return True
+
+    def get(self, path: Path) -> object | None:
+        """Return what is kept in place of a file; None where nothing is."""
+        return self._kept.get(path, (None, 0))[0]
+
+    def drop(self, path: Path) -> bool:
+        """Let go of what is kept in place of a file; return whether something was."""
+        _, size = known = self._kept.pop(path, (None, 0))
+        self._held -= size
+        return known != (None, 0)
+
+
+_scratch: ContextVar[Scratch | None] = ContextVar("scratch", default=None)
 
 
 def write_atomically(path: Path, content: bytes | Iterable[Buffer], *, mode: int = 0o644) -> None:
@@ -39,7 +74,7 @@ def write_atomically(path: Path, content: bytes | Iterable[Buffer], *, mode: int
             for piece in [content] if isinstance(content, bytes) else content:
                 file.write(piece)
             file.flush()
-            if _durable.get():
+            if _scratch.get() is None:
                 os.fsync(file.fileno())
         temporary.replace(path)
         _sync_folder(path.parent)
@@ -112,17 +147,29 @@ def open_in(path: Path, flags: int, mode: int) -> int:
 
 
 @contextlib.contextmanager
-def scratch() -> Iterator[None]:
-    """Do not force files to the disk within the block: for folders that are of no use after a power cut."""
-    token = _durable.set(False)
+def scratch(*, most_bytes: int = MOST_SCRATCH_BYTES) -> Iterator[None]:
+    """Do not force files to the disk within the block: for folders that are of no use after it.
+
+    What only the block itself reads again may lie in memory in place of a file, and what only people read later is not
+    written.
+
+    Args:
+        most_bytes: how much lies in memory.
+    """
+    token = _scratch.set(Scratch(most_bytes))
     try:
         yield
     finally:
-        _durable.reset(token)
+        _scratch.reset(token)
+
+
+def scratch_here() -> Scratch | None:
+    """Return what the block of `scratch` around this keeps in memory; None outside of one."""
+    return _scratch.get()
 
 
 def _sync_folder(folder: Path) -> None:
-    if not _durable.get():
+    if _scratch.get() is not None:
         return
     with contextlib.suppress(OSError):  # network shares cannot; the file itself is safe by then
         descriptor = os.open(folder, os.O_RDONLY)

@@ -7,7 +7,7 @@ from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 from consilium.common.protocol.patients import Patients
 from consilium.common.seeds import seed_for
@@ -55,7 +55,7 @@ class Evidence:
     def of_estimate(cls, value: float, error: float, *, num_rows: int) -> "Evidence":
         """Return the evidence of one seed from a metric and its standard error, as draws of a normal distribution."""
         middles = (np.arange(DRAWS) + 0.5) / DRAWS
-        scores = stats.norm.ppf(middles)
+        scores = special.ndtri(middles)
         draws = value + error * scores / scores.std(ddof=1)
         return cls(values=np.array([value]), draws=draws[None], num_rows=num_rows)
 

@@ -32,7 +32,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from consilium.common.intervals.evidence import Evidence
 from consilium.common.intervals.interval import UPPER, Interval, hull, within
@@ -168,5 +168,6 @@ def _share(evidences: Sequence[Evidence], shares: Sequence[float]) -> Interval:
         if variance > 0:
             fewer = 1.0 if most <= 1 else (quantile(most - 1) / quantile(min(freedom, most - 1))) ** 2
             worth = min(most, value * (1 - value) / variance * fewer)
-    low, high = (float(stats.beta.ppf(q, value * worth + 0.5, (1 - value) * worth + 0.5)) for q in (1 - UPPER, UPPER))
+    right, wrong = value * worth + 0.5, (1 - value) * worth + 0.5
+    low, high = (float(special.betaincinv(right, wrong, q)) for q in (1 - UPPER, UPPER))
     return Interval(value, 0.0 if value <= 0 else min(low, value), 1.0 if value >= 1 else max(high, value))

@@ -4,7 +4,8 @@ import math
 from collections.abc import Sequence
 from functools import lru_cache
 
-from scipy import optimize, special, stats
+import scipy  # its optimize is loaded when it is used first
+from scipy import special
 
 from consilium.common.intervals.evidence import Evidence
 from consilium.common.intervals.interval import UPPER, Interval, hull, within
@@ -50,20 +51,24 @@ def _mid_p(counted: Patients) -> Interval:
         return Interval(value, 0.0, 0.0, 1.0)
 
     def above(share: float) -> float:  # P(X > better) + P(X = better) / 2
-        return float(stats.binom.sf(better, differ, share) + stats.binom.pmf(better, differ, share) / 2)
+        return (_at_least(better, differ, share) + _at_least(better + 1, differ, share)) / 2
 
     tail = 1 - UPPER
-    low = 0.0 if better == 0 else float(optimize.brentq(lambda share: above(share) - tail, 0.0, 1.0, xtol=1e-14))
-    high = (
-        1.0 if better == differ else float(optimize.brentq(lambda share: 1 - above(share) - tail, 0.0, 1.0, xtol=1e-14))
-    )
+    root = scipy.optimize.brentq
+    low = 0.0 if better == 0 else float(root(lambda share: above(share) - tail, 0.0, 1.0, xtol=1e-14))
+    high = 1.0 if better == differ else float(root(lambda share: 1 - above(share) - tail, 0.0, 1.0, xtol=1e-14))
     p = min(1.0, 2 * min(above(0.5), 1 - above(0.5)))
     return Interval(value, (2 * low - 1) * scale, (2 * high - 1) * scale, p)
 
 
+def _at_least(count: int, of: int, share: float) -> float:
+    """Return the chance of `count` or more of `of`, each with chance `share`: the incomplete beta function."""
+    return 1.0 if count <= 0 else 0.0 if count > of else float(special.betainc(count, of - count + 1, share))
+
+
 def _tango(worse: int, better: int, rows: int) -> Interval:
     """Return Tango's score interval (1998, equations 5 to 9), p that of McNemar's statistic without correction."""
-    value, z = (better - worse) / rows, float(stats.norm.ppf(UPPER))
+    value, z = (better - worse) / rows, float(special.ndtri(UPPER))
 
     def score(delta: float) -> float:
         a = 2 * rows
@@ -75,7 +80,7 @@ def _tango(worse: int, better: int, rows: int) -> Interval:
         return gap / math.sqrt(variance) if variance > 0 else math.copysign(math.inf, gap) if gap else 0.0
 
     def solve(target: float, low: float, high: float) -> float:
-        limit = optimize.brentq(lambda delta: max(min(score(delta), 1e9), -1e9) - target, low, high, xtol=1e-14)
+        limit = scipy.optimize.brentq(lambda delta: max(min(score(delta), 1e9), -1e9) - target, low, high, xtol=1e-14)
         return float(limit)
 
     low = -1.0 if value <= -1 else solve(z, -1.0, value)

@@ -19,8 +19,8 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import scipy  # its ndimage is loaded when it is used first
 from numpy.typing import NDArray
-from scipy import ndimage
 
 Floats = NDArray[np.float64]
 Masks = NDArray[np.uint8]
@@ -67,12 +67,13 @@ def hausdorff(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
         return math.nan if not (one.any() or other.any()) else math.hypot(height - 1, width - 1)
     place = _box(one | other)
     lines = [_outline(region[place]) for region in (one, other)]
-    ways = [np.percentile(ndimage.distance_transform_edt(~to)[line], _PERCENT) for line, to in (lines, lines[::-1])]
+    distances = scipy.ndimage.distance_transform_edt
+    ways = [np.percentile(distances(~to)[line], _PERCENT) for line, to in (lines, lines[::-1])]
     return float(max(ways))
 
 
 def _outline(region: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    return np.asarray(region & ~ndimage.binary_erosion(region), dtype=np.bool_)
+    return np.asarray(region & ~scipy.ndimage.binary_erosion(region), dtype=np.bool_)
 
 
 def _box(region: NDArray[np.bool_]) -> tuple[slice, ...]:

@@ -12,7 +12,7 @@ class MedianNorm(Record):
     """An update is bounded by the median length of the round's updates; from 4 updates on."""
 
     kind: Literal["median"] = "median"
-    factor: float = Field(default=2.0, ge=1, le=1e6)
+    factor: float = Field(default=3.0, ge=1, le=1e6)
     """An update that is longer than so many medians is shortened to that."""
     reject: float = Field(default=5.0, ge=1, le=1e9)
     """One that is longer than so many medians is rejected."""
@@ -54,4 +54,14 @@ class DefenceConfig(Record):
     strikes: int = Field(default=3, ge=0)
     """So many answers of a site in a row that had to be rejected for what they held, and it is set aside for the rest
     of the run; 0: never. Answers that did not come do not count.
+    """
+    against: int | None = Field(default=None, ge=0, le=1_000_000)
+    """In so many rounds a site's update may go against what the others have in common (those in which it does not are
+    taken off again) before its updates do not count for a while; 0: they always count. None: 3; 0 where `norm` is off,
+    and with methods that train what they send beside a part of their own (`fedper`, `fedrep`, ...).
+    """
+    undo: bool = True
+    """Whether a round after which the loss of most sites jumps is run again, once in a run, without the site that made
+    its step. Not where the server sees no single updates or rounds cannot be run again (`privacy.secure_aggregation`,
+    `privacy.sites`, buffered rounds), nor with strategies that take no mean, nor with `strikes = 0`.
     """

@@ -15,6 +15,10 @@ class MethodSettings(Record):
     matched: ClassVar[bool] = False
     """It is one half of an algorithm, and the strategy of the same name is the other, whose memory relies on the state
     that the site keeps: a site that has lost it cannot go on in the run."""
+    comparable: ClassVar[bool] = False
+    """What sites send is trained from the same weights and beside no personal part, so that the directions of honest
+    updates can be compared (`defence.against`).
+    """
     own_strategy: ClassVar[str | None] = None
     """The strategy with which its paper defines it."""
     shares_nothing: ClassVar[bool] = False

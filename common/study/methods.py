@@ -20,6 +20,7 @@ class LocalMethod(MethodSettings):
 class FedAvgMethod(MethodSettings):
     """Everything is shared, nothing is personal."""
 
+    comparable: ClassVar[bool] = True
     tunes_served: ClassVar[bool] = False
     not_private: ClassVar[str | None] = None
     kind: Literal["fedavg"] = "fedavg"
@@ -28,6 +29,7 @@ class FedAvgMethod(MethodSettings):
 class FineTuneMethod(MethodSettings):
     """Everything is shared; a site serves the global model fine-tuned on its own training data."""
 
+    comparable: ClassVar[bool] = True
     not_private: ClassVar[str | None] = None
     kind: Literal["fine_tune"] = "fine_tune"
     epochs: int = Field(default=5, ge=1)
@@ -45,6 +47,7 @@ class FineTuneMethod(MethodSettings):
 class FedProxMethod(MethodSettings):
     """Everything is shared; local training is pulled towards the weights received."""
 
+    comparable: ClassVar[bool] = True
     tunes_served: ClassVar[bool] = False
     not_private: ClassVar[str | None] = None
     plain_steps: ClassVar[bool] = False
@@ -56,6 +59,7 @@ class FedProxMethod(MethodSettings):
 class ScaffoldMethod(MethodSettings):
     """The site's half of SCAFFOLD: local steps corrected by control variates."""
 
+    comparable: ClassVar[bool] = True
     tunes_served: ClassVar[bool] = False
     not_private: ClassVar[str | None] = None
     plain_sgd: ClassVar[bool] = True
@@ -80,6 +84,7 @@ class FedDynMethod(MethodSettings):
 class MoonMethod(MethodSettings):
     """Everything is shared; features are pulled to those of the weights received, away from the site's last ones."""
 
+    comparable: ClassVar[bool] = True
     not_private: ClassVar[str | None] = (
         "compares each row's features with those of two other models, in a loss that has no noise"
     )
@@ -139,6 +144,7 @@ class LgFedAvgMethod(MethodSettings):
 class FedBabuMethod(MethodSettings):
     """The backbone is shared and trained under a fixed head; a site serves a fine-tuned copy."""
 
+    comparable: ClassVar[bool] = True
     not_private: ClassVar[str | None] = None
     kind: Literal["fedbabu"] = "fedbabu"
     epochs: int = Field(default=5, ge=1)
@@ -184,6 +190,7 @@ class MrMtlMethod(MethodSettings):
 class DittoMethod(MethodSettings):
     """A personal whole model, pulled towards the global one."""
 
+    comparable: ClassVar[bool] = True
     not_private: ClassVar[str | None] = None
     kind: Literal["ditto"] = "ditto"
     lam: float = Field(default=1.0, ge=0)
@@ -193,6 +200,7 @@ class DittoMethod(MethodSettings):
 class ApflMethod(MethodSettings):
     """A personal whole model, mixed with the shared one in a proportion that each site learns."""
 
+    comparable: ClassVar[bool] = True
     not_private: ClassVar[str | None] = None
     plain_sgd: ClassVar[bool] = True
     kind: Literal["apfl"] = "apfl"
@@ -236,6 +244,7 @@ class FedAlaMethod(MethodSettings):
 class KnnPerMethod(MethodSettings):
     """Everything is shared; a site serves the global model mixed with nearest neighbours of its own examples."""
 
+    comparable: ClassVar[bool] = True
     not_private: ClassVar[str | None] = None
     of_classes: ClassVar[str | None] = "lets neighbours vote for a class"
     kind: Literal["knn_per"] = "knn_per"
@@ -248,6 +257,7 @@ class KnnPerMethod(MethodSettings):
 class PerFedAvgMethod(MethodSettings):
     """Meta-learning: weights from which one or a few local steps lead far."""
 
+    comparable: ClassVar[bool] = True
     not_private: ClassVar[str | None] = "takes gradients of gradients, in batches that have no noise"
     plain_sgd: ClassVar[bool] = True
     plain_steps: ClassVar[bool] = False
@@ -266,6 +276,7 @@ class PerFedAvgMethod(MethodSettings):
 class ReptileMethod(MethodSettings):
     """Meta-learning: train as FedAvg does, serve after a few local steps."""
 
+    comparable: ClassVar[bool] = True
     not_private: ClassVar[str | None] = None
     own_strategy: ClassVar[str | None] = "reptile"
     kind: Literal["reptile"] = "reptile"

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,6 +29,11 @@ GROUPS = {
     "tasks": "task",
 }
 """Kinds of parts, by the last word of their entry points' group (`consilium.methods`): what one of each is called."""
+
+LOOK_SECONDS = 1.0
+"""How long what is known of the packages in a folder is believed while the folder itself is unchanged: to look through
+it takes a millisecond, and every check of a study asks some twenty times.
+"""
 
 _UNRECORDED = re.compile(r"(.*/)?__pycache__/[^/]+\.pyc(\.\d+)?|[^/]+\.(dist|egg)-info/.*")
 """Files that differ from machine to machine: Python's own bytecode (also half written), and the record itself."""
@@ -60,17 +66,40 @@ def offers(group: str | None = None, name: str | None = None) -> tuple[Offer, ..
     return tuple(one for one in every if group in (None, one.group) and name in (None, one.name))
 
 
+@dataclass(frozen=True)
+class _Look:
+    """What was there when a place was last looked through: its time of change then, and until when that is believed."""
+
+    changed: int
+    until: float
+    packages: tuple[object, ...]
+
+
+_looks: dict[str, _Look] = {}
+"""The last look at each entry of `sys.path`."""
+
+
 def _installed(place: str) -> tuple[object, ...]:
-    """Return what changes when a package is installed, changed or removed below an entry of `sys.path`."""
-    path = Path(place)
+    """Return what changes when a package is installed, changed or removed below an entry of `sys.path`.
+
+    One that comes or goes is noticed at once, by its folder; one that is changed where it lies within `LOOK_SECONDS`.
+    """
     try:
-        if path.is_file():
-            return place, path.stat().st_mtime_ns
-        with os.scandir(path) as entries:
-            known = [one for one in entries if one.name.endswith((".dist-info", ".egg-info"))]
-            return place, *sorted((one.name, one.stat().st_mtime_ns) for one in known)
+        changed = os.stat(place).st_mtime_ns  # noqa: PTH116 # asked many times for each study; a Path takes as long
+        last = _looks.get(place)
+        if last is None or last.changed != changed or last.until < time.monotonic():
+            last = _looks[place] = _Look(changed, time.monotonic() + LOOK_SECONDS, _packages_in(Path(place)))
     except OSError:
         return (place,)
+    return place, changed, last.packages
+
+
+def _packages_in(path: Path) -> tuple[object, ...]:
+    if path.is_file():
+        return ()
+    with os.scandir(path) as entries:
+        known = [one for one in entries if one.name.endswith((".dist-info", ".egg-info"))]
+        return tuple(sorted((one.name, one.stat().st_mtime_ns) for one in known))
 
 
 @lru_cache(maxsize=4)

@@ -240,8 +240,19 @@ def _sums_are_of_several_sites(study: Study) -> str | None:
     )
 
 
+def _single_updates_are_seen(study: Study) -> str | None:
+    given = [name for name in ("norm", "against") if getattr(study.defence, name) is not None]
+    if not study.privacy.secure_aggregation or not given:
+        return None
+    return (
+        f"defence.{given[0]} looks at each site's update, and in secure sums the server sees none by itself: leave it "
+        "out (privacy.bound is how long an update may be)"
+    )
+
+
 PRIVACY_RULES: tuple[Callable[[Study], str | None], ...] = (
     _site_noise_is_on_a_plain_mean,
+    _single_updates_are_seen,
     _site_noise_is_for_equal_weights,
     _site_noise_is_for_many_sites,
     _site_noise_is_on_the_weights_alone,

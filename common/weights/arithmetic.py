@@ -134,5 +134,6 @@ def dot(one: Weights, other: Weights, names: Iterable[str]) -> float:
     for name in names:
         for part in _parts(math.prod(spec(one, name)[0])):
             values = block(one, name, part.start, part.stop).astype(np.float64)
-            total += float(np.vdot(values, block(other, name, part.start, part.stop).astype(np.float64)))
+            others = block(other, name, part.start, part.stop).astype(np.float64) if other is not one else values
+            total += float(np.vdot(values, others))
     return total

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Protocol, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -53,12 +53,11 @@ def block(weights: Weights, name: str, start: int, stop: int, *, into: Array | N
     Args:
         into: memory that may be used for what is read, of the array's dtype and large enough.
     """
-    if isinstance(weights, InBlocks):
-        return weights.block(name, start, stop, into=into)
+    if (stored := _in_blocks(weights)) is not None:
+        return stored.block(name, start, stop, into=into)
     return weights[name].reshape(-1)[start:stop]
 
 
-@runtime_checkable
 class InBlocks(Protocol):
     """Weights of which a part can be read without the rest."""
 
@@ -73,6 +72,11 @@ class InBlocks(Protocol):
 
 def spec(weights: Weights, name: str) -> Spec:
     """Return an array's shape and dtype, without reading one that is kept on disk."""
-    if isinstance(weights, InBlocks):
-        return weights.spec(name)
+    if (stored := _in_blocks(weights)) is not None:
+        return stored.spec(name)
     return weights[name].shape, weights[name].dtype
+
+
+def _in_blocks(weights: Weights) -> InBlocks | None:
+    """Return weights that can be read in parts; asked by its methods, as `isinstance` takes longer than a small sum."""
+    return cast(InBlocks, weights) if hasattr(weights, "block") else None

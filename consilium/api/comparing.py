@@ -14,6 +14,7 @@ from consilium.api.clients import Clients
 from consilium.api.federation import Device, Federation, Model, StudyLike, make_federation
 from consilium.api.options import DataOptions
 from consilium.client.models.given import giving
+from consilium.common.engines import EngineName
 from consilium.common.errors import ConfigError
 from consilium.common.study.load import study_text
 from consilium.comparison.cells import Cell
@@ -45,6 +46,7 @@ def compare(
     splits: int = 1,
     metric: str | None = None,
     refit: bool = False,
+    engine: EngineName = "exact",
     jobs: int = 1,
     folder: str | Path | None = None,
     head: str | Sequence[str] | None = None,
@@ -62,6 +64,7 @@ def compare(
         splits: random divisions of each site's examples into training, validation and test.
         metric: of the verdicts; `accuracy`, `auroc`, `brier`, for numbers `mae`, `rmse`, `r2`.
         refit: train what validation chose again, on training and validation examples.
+        engine: how sites train, as of `simulate`; the page says which ran.
         jobs: processes; more than one only in a program whose start is guarded by `if __name__ == "__main__":`, and
             not for a module of your own.
         folder: where its files go, and stay; the same call runs only what is missing there.
@@ -87,6 +90,7 @@ def compare(
         splits=splits,
         metric=metric,
         refit=refit,
+        engine=engine,
         jobs=jobs,
         out=place / COMPARISON,
     )

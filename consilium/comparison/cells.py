@@ -19,6 +19,7 @@ from consilium.client.site.announced import unit_rows
 from consilium.client.site.feature_cache import FEATURES
 from consilium.client.site.state_folder import TEST_SCORES, StateFolder
 from consilium.client.site.versions import versions
+from consilium.common.engines import EngineName
 from consilium.common.errors import ConsiliumError
 from consilium.common.host.files import scratch, write_atomically
 from consilium.common.study.load import load_site, parse_study, write_site
@@ -57,6 +58,7 @@ class Cell:
         seed, split: numbers of the cell's seed and split, from 0.
         kind: `federated`, `pooled` for the baseline that trains on the data of all sites together, or `usual` for what
             each site would do alone with usual tools.
+        engine: how the sites of a federated study train.
     """
 
     label: str
@@ -64,18 +66,27 @@ class Cell:
     seed: int
     split: int
     kind: Kind = "federated"
+    engine: EngineName = "exact"
 
     def key(self, sites: Mapping[str, SiteFiles]) -> str:
         """Return what the result depends on, as 24 hexadecimal digits."""
         prints = {name: site.fingerprint for name, site in sorted(sites.items())}
         packages = packages_of(StudyConfig.model_validate_json(self.study))
         facts = [versions().model_dump(), *(one.model_dump() for one in packages)]
+        facts += [] if self.engine == "exact" else [{"engine": self.engine}]
         text = json.dumps([_FORM, self.kind, self.study, prints, *facts])
         return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 def make_cell(
-    label: str, study: StudyConfig, *, seed: int, split: int, kind: Kind = "federated", local: bool = True
+    label: str,
+    study: StudyConfig,
+    *,
+    seed: int,
+    split: int,
+    kind: Kind = "federated",
+    local: bool = True,
+    engine: EngineName = "exact",
 ) -> Cell:
     """Return the cell of a study: its own seed plus `seed` plus 1000 times `split`, its own split seed plus `split`.
 
@@ -84,6 +95,7 @@ def make_cell(
 
     Args:
         local: train the local-only baseline too.
+        engine: how the sites of a federated study train; other kinds know none.
     """
     moved = study.model_copy(
         update={
@@ -95,7 +107,7 @@ def make_cell(
             "local_baseline": local,
         }
     )
-    return Cell(label, moved.model_dump_json(), seed, split, kind)
+    return Cell(label, moved.model_dump_json(), seed, split, kind, engine if kind == "federated" else "exact")
 
 
 def run_cell(cell: Cell, sites: Mapping[str, SiteFiles], out: Path, key: str) -> CellResult:
@@ -113,7 +125,8 @@ def run_cell(cell: Cell, sites: Mapping[str, SiteFiles], out: Path, key: str) ->
     torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms imports a compiler, for seconds
     try:
         with scratch(), tempfile.TemporaryDirectory(prefix="consilium-", dir=_memory_folder()) as name:
-            outcome = _run(cell.kind, study, _write_settings(Path(name), study, sites, out / FEATURES), Path(name))
+            settings = _write_settings(Path(name), study, sites, out / FEATURES)
+            outcome = _run(cell, study, settings, Path(name))
         measured = {site: _with_metrics(of, outcome.answers.get(site, {}), study) for site, of in outcome.sites.items()}
     except ConsiliumError as error:
         return result.model_copy(update={"error": str(error)})
@@ -127,6 +140,7 @@ def run_cell(cell: Cell, sites: Mapping[str, SiteFiles], out: Path, key: str) ->
             "ended": outcome.ended,
             "warnings": outcome.warnings,
             "scale": outcome.scale,
+            "engine": outcome.engine,
             "seconds": time.monotonic() - began,
             "cpu_seconds": time.process_time() - cpu,
         }
@@ -137,14 +151,14 @@ def run_cell(cell: Cell, sites: Mapping[str, SiteFiles], out: Path, key: str) ->
     return result
 
 
-def _run(kind: Kind, study: StudyConfig, settings: Mapping[str, Path], folder: Path) -> Outcome:
-    match kind:
+def _run(cell: Cell, study: StudyConfig, settings: Mapping[str, Path], folder: Path) -> Outcome:
+    match cell.kind:
         case "pooled":
             return run_pooled(study, settings)
         case "usual":
             return run_usual(study, settings)
         case "federated":
-            return _run_federated(study, settings, folder)
+            return _run_federated(study, settings, folder, cell.engine)
 
 
 def _memory_folder() -> str | None:
@@ -202,8 +216,8 @@ def _num_patients(settings: Path, study: StudyConfig) -> int | None:
     return len(unit_rows(data, np.arange(data.raw.num_own), study.privacy.examples))
 
 
-def _run_federated(study: StudyConfig, settings: Mapping[str, Path], folder: Path) -> Outcome:
-    result = run_in_process(study, settings, folder / _RUN)
+def _run_federated(study: StudyConfig, settings: Mapping[str, Path], folder: Path, engine: EngineName) -> Outcome:
+    result = run_in_process(study, settings, folder / _RUN, engine=engine)
     answers = {}
     for site, path in settings.items():
         state = StateFolder.of(path.parent / "state", study=study.name, run=_RUN, site=site).path
@@ -228,4 +242,5 @@ def _run_federated(study: StudyConfig, settings: Mapping[str, Path], folder: Pat
         ended=result.final_round or len(result.rounds),
         warnings=result.warnings,
         scale=result.scale.by,
+        engine=result.engine,
     )

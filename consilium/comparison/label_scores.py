@@ -7,9 +7,9 @@ from typing import ClassVar
 
 import numpy as np
 from scipy.special import expit
-from sklearn import metrics
 
 from consilium.common.labels.evidence import aurocs, carriers, mean_in_draws, mean_of
+from consilium.common.labels.ranking import precision_in_draws
 from consilium.common.weights.arrays import Array
 from consilium.comparison.class_draws import times_of
 from consilium.comparison.evaluation import Floats, Labels, Scores, unknown
@@ -81,7 +81,7 @@ class LabelScores(Scores):
         if not len(y) or (name == "auprc" and y.all() == y.any()):
             return None
         if name == "auprc":
-            return float(metrics.average_precision_score(y, logits))
+            return float(precision_in_draws(y, logits, np.ones((1, len(y))))[0])
         return float(np.mean((expit(logits) - y) ** 2 if name == "brier" else (logits > 0) == y))
 
     def measure(self, name: str) -> float | None:

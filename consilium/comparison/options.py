@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from consilium.common.engines import EngineName
+
 
 @dataclass(frozen=True)
 class CompareOptions:
@@ -51,6 +53,10 @@ class CompareOptions:
     keep_rate: Annotated[
         bool, typer.Option("--keep-rate", help="Methods of plain SGD keep the study's rate, not its effective step.")
     ] = False
+    engine: Annotated[
+        EngineName,
+        typer.Option(help="How sites train: 'exact', as deployed, or 'batched', those that are alike in one stack."),
+    ] = "exact"
     weights_dir: Annotated[Path | None, typer.Option(help="Folder of pretrained weights files.")] = None
     out: Annotated[Path | None, typer.Option(help="Folder of the results; default: runs/compare-STUDY.")] = None
 

@@ -33,7 +33,14 @@ def first_cells(variants: Sequence[Variant], budgets: Collection[Candidate], opt
     for split in range(options.splits):
         for seed in range(options.seeds):
             cells += [
-                make_cell(variant.label, variant.study, seed=seed, split=split, local=variant.label in with_local)
+                make_cell(
+                    variant.label,
+                    variant.study,
+                    seed=seed,
+                    split=split,
+                    local=variant.label in with_local,
+                    engine=options.engine,
+                )
                 for variant in variants
             ]
             cells.append(make_cell(POOLED, base, seed=seed, split=split, kind="pooled"))
@@ -139,6 +146,7 @@ def refits(
             split=split,
             kind=kind,
             local=(split, label) in with_local,
+            engine=options.engine,
         )
         for split, label, kind in wanted
         for seed in range(options.seeds)

@@ -98,7 +98,26 @@ def problems_of(comparison: Comparison, row: Row, skipped: Sequence[Skipped]) ->
         ends = [one.stopped.round for cell, one in comparison.results.items() if cell.label == label and one.stopped]
         problems.append(f"Stopped early: {label} in {count} of {tried[label]} studies, after {_rounds(ends)}")
     warnings = {text for result in comparison.results.values() for text in result.warnings}
-    return problems + sorted(warnings)
+    return problems + _engines(comparison) + sorted(warnings)
+
+
+def _engines(comparison: Comparison) -> list[str]:
+    """Return which engine trained, and for each variant why some of its trainings were no part of a stack."""
+    used = [(cell.label, result.engine) for cell, result in comparison.results.items() if result.engine is not None]
+    if not used:
+        return []
+    alone, stacked = dict[str, Counter[str]](), sum(use.stacked for _, use in used)
+    for label, use in used:
+        alone.setdefault(label, Counter()).update(use.alone)
+    singly = sum(reasons.total() for reasons in alone.values())
+    sentences = [
+        f"Engine batched: {stacked} of {stacked + singly} trainings were done in stacks, which gives what each site's "
+        "own training would but for rounding"
+    ]
+    for label, reasons in alone.items():
+        found = [f"{reason} ({count} times)" for reason, count in reasons.most_common()]
+        sentences += [f"Trained one by one: {label}: {'; '.join(found)}"] if found else []
+    return sentences
 
 
 def _rounds(numbers: Sequence[int]) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from consilium.common.protocol.replies import PrivacySpent
-from consilium.common.results import RoundRecord, Stopped
+from consilium.common.results import EngineUse, RoundRecord, Stopped
 from consilium.common.study.record import Record
 from consilium.common.weights.arrays import Array
 
@@ -88,6 +88,7 @@ class CellResult(Record):
         scale: by whose numbers the inputs were scaled.
         error: why it could not be run; such a result is not written.
         key: what the cell's files are called.
+        engine: how the sites trained, where they did so in stacks.
     """
 
     label: str = ""
@@ -104,6 +105,7 @@ class CellResult(Record):
     scale: str = ""
     seconds: float = 0.0
     cpu_seconds: float = 0.0
+    engine: EngineUse | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +119,7 @@ class Outcome:
     ended: int = 0
     warnings: tuple[str, ...] = ()
     scale: str = ""
+    engine: EngineUse | None = None
 
 
 def last_measured(rounds: Iterable[RoundRecord]) -> dict[str, dict[str, Validation]]:

@@ -1,7 +1,7 @@
 """Whether a site's own data contradict the others': labels coded the other way round, or other units, most likely."""
 
 import numpy as np
-from scipy import stats
+import scipy  # its stats are loaded when they are used first
 
 from consilium.common.intervals.evidence import Floats
 
@@ -38,7 +38,7 @@ def contradiction(
     """
     if num_test <= 0 or everyone > min(local, majority) - LEAST_GAP * num_test:
         return None
-    chance = stats.binomtest(round(everyone), num_test, majority / num_test, alternative="less").pvalue
+    chance = scipy.stats.binomtest(round(everyone), num_test, majority / num_test, alternative="less").pvalue
     if chance >= LEVEL / num_sites:
         return None
     shares = [f"{count / num_test:.2f}" for count in (everyone, majority, local)]
@@ -73,7 +73,7 @@ def contradiction_of_errors(
     differ = int((of_everyone != of_constant).sum())
     if not differ or means[0] < LEAST_RATIO * max(means[1:]):
         return None
-    chance = stats.binomtest(int((of_everyone > of_constant).sum()), differ, 0.5, alternative="greater").pvalue
+    chance = scipy.stats.binomtest(int((of_everyone > of_constant).sum()), differ, 0.5, alternative="greater").pvalue
     if chance >= LEVEL / num_sites:
         return None
     texts = [f"{mean:.3g}" for mean in means]

@@ -16,6 +16,7 @@ from consilium.report.report import Report
 
 ROUND_COLUMNS = (
     *("round", "site", "asked", "answered", "accepted", "rejected", "weight", "num_examples"),
+    *("stale", "shortened", "against"),
     *("site_seconds", "round_seconds", "bytes_up", "bytes_down", "weighting_notes"),
     *(name.replace(".", "_") for name in ROUND_METRICS),
 )
@@ -53,7 +54,9 @@ def _round_row(record: RoundRecord, site: str) -> list[Any]:
     took_part = [str(site in sites).lower() for sites in (record.asked, record.answered, record.accepted)]
     return [
         *(record.round, site, *took_part, record.rejected.get(site)),
-        *((None, None, None) if own is None else (own.weight, own.num_examples, own.seconds)),
+        *((None, None, None) if own is None else (own.weight, own.num_examples, own.stale)),
+        *(record.shortened.get(site), record.against.get(site)),
+        None if own is None else own.seconds,
         *(record.seconds, record.bytes_up, record.bytes_down),
         "; ".join(record.notes),
         *(metric_of(record, site, name) for name in ROUND_METRICS),

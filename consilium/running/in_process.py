@@ -1,7 +1,9 @@
-"""A federation in one process: Flower's `Grid` over the real ClientApp code, without sockets.
+"""A federation in one process: the server's and the sites' own code, without sockets.
 
-Runs the very ServerApp and ClientApp that are deployed. Sites answer one after the other, in the order
-they were asked, so a run is deterministic; `Deliver` lets a test lose, delay or alter messages.
+Sites answer one after the other, in the order they were asked, so a run is deterministic; with the engine `batched`
+those that are asked together train together. Plans and replies pass as
+they are (`direct.py`), or in messages of Flower's `Grid` to the real ClientApp, where a `Deliver` lets a test lose,
+delay or alter them.
 """
 
 import secrets
@@ -16,11 +18,13 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from consilium.client.app import app as client_app
+from consilium.common.engines import EngineName
 from consilium.common.results import RunResult
 from consilium.common.study.load import write_site
 from consilium.common.study.study import StudyConfig
+from consilium.running.direct import DirectExchange, OnSite, unheard
+from consilium.running.engine import Engine
 from consilium.running.local_keys import provide_keys
-from consilium.server.app import app as server_app
 from consilium.server.app import run_steps
 from consilium.server.study.progress import Progress
 from consilium.server.study.run_folder import RunFolder
@@ -36,16 +40,6 @@ Deliver = Callable[[str, Message, Answering], Message | None]
 def deliver_always(site: str, message: Message, answering: Answering) -> Message | None:
     """Deliver every message and every reply."""
     return answering(message)
-
-
-def saying(on_site: Callable[[str], None]) -> Deliver:
-    """Return a delivery of every message and reply that first says which site is asked."""
-
-    def deliver(site: str, message: Message, answering: Answering) -> Message | None:
-        on_site(site)
-        return answering(message)
-
-    return deliver
 
 
 class InProcessGrid(Grid):
@@ -139,41 +133,49 @@ def write_local_site(folder: Path, data: Mapping[str, Any], **settings: Any) -> 
 
 
 def run_in_process(
-    study: StudyConfig, sites: Mapping[str, Path], folder: Path, *, deliver: Deliver = deliver_always
+    study: StudyConfig,
+    sites: Mapping[str, Path],
+    folder: Path,
+    *,
+    deliver: Deliver | None = None,
+    engine: EngineName = "exact",
 ) -> RunResult:
     """Run a study on sites given by their `site.toml`, write the run's files into `folder`, and return its result.
+
+    Args:
+        deliver, engine: as of `steps_in_process`.
 
     Raises:
         ConsiliumError: what ended the run.
     """
-    context = Context(
-        run_id=1,
-        node_id=0,
-        node_config={},
-        state=RecordDict(),
-        run_config={
-            "study": study.model_dump_json(),
-            "folder": str(folder),
-            "transport": TRANSPORT,
-            "tls": False,
-        },
-    )
-    provide_keys(study, sites)
-    server_app(InProcessGrid(sites, deliver=deliver), context)
+    for _ in steps_in_process(study, sites, folder, deliver=deliver, engine=engine):
+        pass
     return RunResult.model_validate_json(RunFolder(folder).result.read_bytes())
 
 
 def steps_in_process(
-    study: StudyConfig, sites: Mapping[str, Path], folder: Path, *, deliver: Deliver = deliver_always
+    study: StudyConfig,
+    sites: Mapping[str, Path],
+    folder: Path,
+    *,
+    deliver: Deliver | None = None,
+    on_site: OnSite = unheard,
+    engine: EngineName = "exact",
 ) -> Generator[Progress, None, RunResult]:
     """Run a study as `run_in_process` does, one step at a time: when the sites agree, and after every round.
 
-    Nothing runs between two steps, and no thread. Closed early, the run is stopped; it goes on from its last round
-    when a run is started in the same folder.
+    Nothing runs between two steps. Closed early, the run is stopped; it goes on from its last round when a run is
+    started in the same folder.
+
+    Args:
+        deliver: carries messages in place of handing plans over as they are, one site at a time.
+        on_site: is called before a site answers what was handed over.
+        engine: how sites train what was handed over; the result says what `batched` did in stacks.
 
     Raises:
         ConsiliumError: what ended the run.
     """
     provide_keys(study, sites)
-    grid, text = InProcessGrid(sites, deliver=deliver), study.model_dump_json()
-    return run_steps(grid, text, folder, transport=TRANSPORT, tls=False)
+    used, text = Engine(engine), study.model_dump_json()
+    grid = DirectExchange(sites, used, on_site=on_site) if deliver is None else InProcessGrid(sites, deliver=deliver)
+    return run_steps(grid, text, folder, transport=TRANSPORT, tls=False, engine=used.use)

@@ -9,6 +9,7 @@ from consilium.common.events.run import (
     FinishAsked,
     RoundAsked,
     RoundFinished,
+    RoundUndone,
     RunEvent,
     RunFailure,
     RunFinished,
@@ -61,6 +62,8 @@ class Progress:
             case AnswerRejected():
                 self.states[event.site] = f"rejected: {event.reason}"
                 return f"rejected: {event.message}"
+            case RoundUndone():
+                self.round = event.round - 1
             case SiteSetAside():
                 self.states[event.site] = "set aside"
                 return f"warning: {event.message}"

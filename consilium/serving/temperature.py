@@ -8,9 +8,9 @@ with the T of the others.
 import math
 
 import numpy as np
+import scipy  # its optimize is loaded when it is used first
 import torch
 from numpy.typing import NDArray
-from scipy import optimize
 from torch import Tensor
 
 from consilium.client.data.target import loss_of
@@ -70,7 +70,7 @@ def folds(groups: Ints) -> Ints:
 
 def _fitted(logits: Tensor, y: Tensor) -> float:
     exact = logits.double()
-    found = optimize.minimize_scalar(
+    found = scipy.optimize.minimize_scalar(
         lambda log: float(loss_of(exact / math.exp(log), y)), bounds=(_COLDEST, _HOTTEST), method="bounded"
     )
     return math.exp(float(found.x))

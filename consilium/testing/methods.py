@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from consilium.client.data import Examples
+from consilium.client.methods import serves_as_held
 from consilium.client.models import divide, get_weights
 from consilium.client.site.kept import Kept
 from consilium.client.site.state_folder import StateFolder
@@ -109,6 +110,17 @@ def serves_a_module_that_answers_and_can_be_stored(kind: str, name: str) -> None
         check_finite(get_weights(module), who="served")
 
 
+def serves_its_model_as_it_is_if_it_says_so(kind: str, name: str) -> None:
+    """A method with `serves_as_held` returns the model's own module, with no array changed; it is measured once."""
+    method, model, task = method_of(kind), built_for(kind, name), work(name, kind)
+    if not serves_as_held(method):
+        return
+    memory = method.train(model, {}, task).memory
+    before = get_weights(model.module)
+    assert method.personalise(model, memory, task) is model.module
+    np.testing.assert_equal(before, get_weights(model.module))
+
+
 def keeps_finite_arrays_under_names_of_its_own(kind: str, name: str) -> None:
     """Memory is arrays that the state file can hold, and no name of it is a name of the model: none can be shared."""
     _, seen = play(kind, name, 1, {})
@@ -178,6 +190,7 @@ LAWS: tuple[Callable[[str, str], None], ...] = (
     leaves_its_inputs_alone,
     changes_what_the_study_lets_it_and_no_more,
     serves_a_module_that_answers_and_can_be_stored,
+    serves_its_model_as_it_is_if_it_says_so,
     keeps_finite_arrays_under_names_of_its_own,
     only_scaffold_sends_control_variates,
     budget_is_on_the_sites_own_training_examples,

@@ -94,7 +94,7 @@ def takes_deltas_that_lie_on_disk(kind: str) -> None:
         step = strategy.apply(state, given, SHARES)
         return state_bytes(step.state), dict(step.shares)
 
-    with TemporaryDirectory() as folder, Spool(Path(folder)) as spool:
+    with TemporaryDirectory() as folder, Spool(Path(folder), memory_bytes=0) as spool:
         kept = [
             dataclasses.replace(update, delta=spool.keep(update.delta), control=spool.keep(update.control))
             for update in updates()

@@ -67,7 +67,7 @@ def gives_every_site_a_number(kind: str) -> None:
 def reads_deltas_from_disk_as_from_memory(kind: str) -> None:
     """A delta kept in a spool gives the same bits."""
     for given_now in rounds():
-        with TemporaryDirectory() as folder, Spool(Path(folder)) as spool:
+        with TemporaryDirectory() as folder, Spool(Path(folder), memory_bytes=0) as spool:
             kept = [dataclasses.replace(item, delta=spool.keep(item.delta)) for item in given_now.updates]
             assert factor(kind).read(given_now, {}) == factor(kind).read(evidence(kept, given_now.round), {})
 

@@ -1,13 +1,13 @@
 """Which rounds of a run's log are final: a round that a crash undid is run again, and counts once."""
 
-from consilium.common.events.run import CheckpointSaved, RoundFinished, RunEvent, RunFinished, RunResumed
+from consilium.common.events.run import CheckpointSaved, RoundFinished, RoundUndone, RunEvent, RunFinished, RunResumed
 
 
 class Settled:
     """Takes a run's events in their order and returns each round when nothing can take it back any more.
 
     A round is final when its checkpoint is on the disk, as a resumed run goes on after its checkpoint; at the latest,
-    when the run has finished.
+    when the run has finished. One that is undone all the same is returned again when it has been run again.
 
     Args:
         written: the last round that is written already.
@@ -22,6 +22,9 @@ class Settled:
         match event:
             case RoundFinished():
                 self._open = event
+                return None
+            case RoundUndone():
+                self._written, self._open = min(self._written, event.round - 1), None
                 return None
             case CheckpointSaved() | RunResumed():
                 last = event.round

@@ -9,10 +9,10 @@ from typing import Protocol, runtime_checkable
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 
-from consilium.common.errors import ProtocolError, clean
+from consilium.common.errors import ProtocolError
 from consilium.common.flower.message import PLAN_RECORD, pack, unpack
 from consilium.common.protocol.plans import REPLY_GRACE_SECONDS
-from consilium.server.study.exchange import Answer, Mailing, answer_of, cut_off
+from consilium.server.study.exchange import Answer, Mailing, answer_of, crashed, cut_off, gone
 
 PAUSE_SECONDS = 0.02
 """Pause between two requests for replies, if the first brought none."""
@@ -118,8 +118,7 @@ class GridConversation:
     ) -> Generator[Answer, None, None]:
         """Yield one answer for every open plan, as they arrive."""
         while self._gone:
-            site = self._gone.pop(0)
-            yield Answer(site, problem="gone", detail=f"site '{site}' is not connected")
+            yield gone(self._gone.pop(0))
         while self._sent:
             if (message := self._next()) is not None:
                 if (sent := self._sent.pop(message.metadata.reply_to_message_id, None)) is not None:
@@ -172,9 +171,8 @@ def _too_late(sent: _Sent) -> Answer:
 
 def _answer(site: str, message: Message, bytes_down: int) -> Answer:
     if message.has_error():
-        reason = clean(message.error.reason or f"Flower error {message.error.code}")
-        detail = reason if f"site '{site}'" in reason else f"site '{site}' failed: {reason}"
-        return Answer(site, problem="crash", detail=detail, bytes_down=bytes_down)
+        reason = message.error.reason or f"Flower error {message.error.code}"
+        return crashed(site, reason, bytes_down=bytes_down)
     try:
         text, payload = unpack(message.content.config_records)
     except ProtocolError as error:

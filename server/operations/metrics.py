@@ -17,6 +17,7 @@ from consilium.common.events.run import (
     RoundAsked,
     RoundFailed,
     RoundFinished,
+    RoundUndone,
     RunEvent,
     RunFailure,
     RunFinished,
@@ -41,11 +42,11 @@ REASONS = frozenset(
     (
         *("timeout", "crash", "gone", "cut_off", "failure", "protocol", "run", "round"),
         *("num_examples", "metrics", "names", "shape", "dtype", "not_finite", "norm", "finish", "handshake"),
-        "stale",
+        *("stale", "against"),
     )
 )
-"""Reasons of `check_update`, `norm`: longer than the bound, `stale`: from weights that are too old, `finish`: no test
-results at the end, `handshake`: a late site differs.
+"""Reasons of `check_update`, `norm`: longer than the bound, `against`: going against the others again and again,
+`stale`: from weights that are too old, `finish`: no test results at the end, `handshake`: a late site differs.
 """
 
 
@@ -172,6 +173,8 @@ class JournalMetrics:
 
     def _show(self, study: str, run: _Run, event: RunEvent) -> None:
         match event:
+            case RoundUndone():
+                self._run.round.labels(study).set(event.round - 1)
             case RunResumed():
                 self._run.round.labels(study).set(event.round)
             case SitesAgreed():

@@ -72,6 +72,8 @@ class ServerState:
         asked: in how many rounds each site was asked; sites that never were are not in it.
         accepted: the round of each site's last update that counted; sites without one are not in it.
         strikes: how often in a row each site's answer was refused for what it held; sites without one are not in it.
+        against: in how many rounds each site's update went against the others', those in which it did not taken off.
+        undone: the round that was run again without a site, per such site.
         best: the round that measured best so far; None in studies that do not end with it.
     """
 
@@ -88,6 +90,8 @@ class ServerState:
     asked: Mapping[str, int] = field(default_factory=dict)
     accepted: Mapping[str, int] = field(default_factory=dict)
     strikes: Mapping[str, int] = field(default_factory=dict)
+    against: Mapping[str, int] = field(default_factory=dict)
+    undone: Mapping[str, int] = field(default_factory=dict)
     best: BestRound | None = None
 
     @property

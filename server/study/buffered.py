@@ -26,6 +26,7 @@ from consilium.common.results import RoundRecord
 from consilium.common.study.pace import BufferedPace
 from consilium.common.weights.arrays import Weights
 from consilium.server.strategies import ServerState
+from consilium.server.study.applying import aggregate
 from consilium.server.study.context import Study
 from consilium.server.study.defence import shortened
 from consilium.server.study.downlink import Sending, send
@@ -33,9 +34,10 @@ from consilium.server.study.exchange import Answer, Conversation, Mailing
 from consilium.server.study.hold import Hold
 from consilium.server.study.kept_updates import forget_round
 from consilium.server.study.record import Cohort, Intake, make_record
-from consilium.server.study.round import aggregate, check_quorum, make_plans, refuse_too_long, reject, remember, take
+from consilium.server.study.round import check_quorum, make_plans, remember
 from consilium.server.study.staleness import discounted
 from consilium.server.study.strikes import set_aside
+from consilium.server.study.taking import refuse_against, refuse_beyond_belief, reject, take
 from consilium.server.study.update_files import Spool
 
 
@@ -64,6 +66,7 @@ class Desk:
         with Spool(study.folder.path) as spool:
             turn = _begin(self, study, state, intake, spool)
             _fill(turn)
+            refuse_against(study, state, intake, least=1)
             updates, intake.shortened = shortened(study.config, state, intake.updates, intake.lengths)
             stale = {site: facts.stale for site, facts in intake.sites.items()}
             aggregation = aggregate(study, state, discounted(self.schedule, state, updates, stale, self.sent))
@@ -148,7 +151,7 @@ def _fill(turn: _Turn) -> None:
                 _ask(turn)
         intake.updates.sort(key=lambda update: update.site)
         if turn.is_full:
-            refuse_too_long(study, turn.state, intake)
+            refuse_beyond_belief(study, turn.state, intake)
         if turn.is_full:
             hold.over()
             return

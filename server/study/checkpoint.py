@@ -19,7 +19,7 @@ from consilium.common.weights.arrays import Array, Weights, bytes_view, under
 from consilium.server.strategies.contract import BestRound, ServerState
 from consilium.server.study.checkpoint_files import KEPT, earlier_checkpoints, set_aside
 
-LAYOUT = "4"
+LAYOUT = "5"
 """Version of the file's layout; a release with another one cannot read it."""
 
 
@@ -143,6 +143,8 @@ def _load(path: Path, *, study_digest: str) -> ServerState:
         asked=json.loads(notes["asked"]),
         accepted=json.loads(notes["accepted"]),
         strikes=json.loads(notes["strikes"]),
+        against=json.loads(notes["against"]),
+        undone=json.loads(notes["undone"]),
         weighting={name: float(value) for name, value in under(arrays, "weighting/").items()},
         best=BestRound(weights=under(arrays, "best/"), **json.loads(notes["best"])) if "best" in notes else None,
     )
@@ -176,7 +178,8 @@ def _sum_of(arrays: Weights, notes: Mapping[str, str]) -> str:
 
 
 def _per_site(state: ServerState) -> dict[str, Mapping[str, float]]:
-    return {"asked": state.asked, "accepted": state.accepted, "shares": state.shares, "strikes": state.strikes}
+    counts = {"asked": state.asked, "accepted": state.accepted, "strikes": state.strikes, "against": state.against}
+    return {**counts, "shares": state.shares, "undone": state.undone}
 
 
 def _parts(state: ServerState) -> dict[str, Weights]:

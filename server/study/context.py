@@ -24,6 +24,7 @@ class Study:
         train_sizes: training examples per site, as announced in the handshake.
         test_sizes: test examples per site, likewise.
         class_counts: training examples per class, for the sites that share them.
+        labels: the same, of a site that does not share them 1 for each class that it has; none where there are none.
         site_digests: of the study as each site sees it.
         ring: the sites' keys of the run, where it sums securely.
     """
@@ -38,6 +39,7 @@ class Study:
     train_sizes: Mapping[str, int] = field(default_factory=dict)
     test_sizes: Mapping[str, int] = field(default_factory=dict)
     class_counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    labels: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     site_digests: Mapping[str, str] = field(default_factory=dict)
     ring: KeyRing = field(default_factory=KeyRing)
 
@@ -50,6 +52,7 @@ class Study:
             train_sizes={site: card.num_train for site, card in cards.items()},
             test_sizes={site: card.num_test for site, card in cards.items()},
             class_counts={site: card.class_counts for site, card in cards.items() if card.class_counts is not None},
+            labels={site: card.class_counts or dict.fromkeys(card.classes, 1) for site, card in cards.items()},
             site_digests=digests,
         )
 

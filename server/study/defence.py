@@ -12,13 +12,13 @@ and it need not shrink with fewer, so a site is given what more steps may make, 
 A minority moves no median out of what the others sent, so with `factor` F no update is longer than F times an honest
 one's.
 
-Why F = 2. Let a part e of equal shares be of bad sites, and the honest updates of length m point one way but for a
-cosine c. The worst that the bad ones can do to the mean is to send -F m along it, and it keeps its direction while
-
-    (1 - e) c > e F,    so F < c (1 - e) / e:    4 c with one site of five, 2.5 c with two of seven
-
-With F = 2 that holds for c > 0.5 and c > 0.8. Honest sites hardly ever send more than twice what is usual (see
-docs/auditor/lies.md), so honest rounds are computed as if there were no bound: nothing is multiplied by 1.
+Why F = 3. The bound is for what is much too long; where an update points is for `directions.py`. A lower one costs
+hospitals with unusual patients: of FLamby's four heart hospitals one has 45 ill patients of 46, and sends up to 3.2
+times what is usual in most rounds. A higher one costs more where a site lies: let a part e of equal shares be of bad
+sites, and the honest updates of length m point one way but for a cosine c. The worst that they can do to the mean is to
+send -F m along it, and it keeps its direction while (1 - e) c > e F: with F = 3 and one site of five for c > 0.75. Two
+of seven can turn it, for as many rounds as `defence.against` says. What both cost is in docs/auditor/lies.md. Where
+nothing is longer, nothing is multiplied by 1: an honest round is computed as if there were no bound.
 
 Arrays of three kinds have a bound each: those that gradients move, running statistics, and control variates. With fewer
 than FEWEST updates a median says little, and with a median of 0 nothing: then only what no training gives is rejected,
@@ -36,6 +36,7 @@ import numpy as np
 import numpy.typing as npt
 
 from consilium.common.study.defence import FixedNorm, MedianNorm, NoNorm, NormConfig
+from consilium.common.study.pace import BufferedPace
 from consilium.common.study.study import StudyConfig
 from consilium.common.study.training import TrainingConfig
 from consilium.common.weights.arithmetic import dot
@@ -91,6 +92,13 @@ def norm_of(config: StudyConfig) -> NormConfig:
     # Krum and the trimmed mean leave bad updates out by themselves, and cannot go on with fewer updates than they need.
     counts_on_all = config.strategy.least_sites > 1
     return NoNorm() if sums_only or counts_on_all else MedianNorm()
+
+
+def can_undo(config: StudyConfig) -> bool:
+    """Return whether a round of a study can be run again without the site that made its step (`undo.py`)."""
+    hidden = config.privacy.secure_aggregation or config.privacy.sites is not None
+    together = not isinstance(config.schedule, BufferedPace) and config.strategy.of_mean
+    return config.defence.undo and config.defence.strikes > 0 and together and not hidden
 
 
 def lengths_of(update: Update, state: ServerState) -> Lengths:

@@ -40,6 +40,18 @@ def cut_off(site: str) -> Answer:
     return Answer(site, problem="cut_off", detail=f"site '{site}' was slower than the round waits for")
 
 
+def gone(site: str) -> Answer:
+    """Return what stands for the answer of a site that is not there."""
+    return Answer(site, problem="gone", detail=f"site '{site}' is not connected")
+
+
+def crashed(site: str, reason: str, *, bytes_down: int) -> Answer:
+    """Return what stands for the answer of a site whose program failed in a way that it does not know."""
+    reason = clean(reason)
+    detail = reason if f"site '{site}'" in reason else f"site '{site}' failed: {reason}"
+    return Answer(site, problem="crash", detail=detail, bytes_down=bytes_down)
+
+
 NOTHING: Mapping[str, bytes] = MappingProxyType({})
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from consilium.common.results import RoundRecord, SiteRound
 from consilium.server.strategies import ServerState, Update
 from consilium.server.study.defence import Lengths
+from consilium.server.study.directions import Directions
 from consilium.server.study.downlink import Sending
 from consilium.server.study.exchange import Answer
 
@@ -39,6 +40,8 @@ class Intake:
     sites: dict[str, SiteRound] = field(default_factory=dict)
     lengths: dict[str, Lengths] = field(default_factory=dict)
     shortened: dict[str, float] = field(default_factory=dict)
+    directions: Directions = field(default_factory=Directions)
+    without: dict[str, float] = field(default_factory=dict)
     bytes_up: int = 0
     bytes_down: int = 0
     transfer_seconds: float = 0.0
@@ -110,6 +113,8 @@ def make_record(
         aggregation_seconds=intake.checking_seconds,
         downlink_nmse=sending.nmse,
         shortened=intake.shortened,
+        against={site: intake.directions.agreement[site] for site in sorted(intake.directions.against)},
+        without=intake.without,
         sites=intake.sites,
     )
     return record if aggregation is None else _with_aggregation(record, aggregation)

@@ -2,11 +2,12 @@
 
 import json
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 
 import consilium.common
+from consilium.common.errors import CohortTooSmall
 from consilium.common.events.run import (
     CheckpointSaved,
     RoundFinished,
@@ -20,7 +21,7 @@ from consilium.common.model import ModelRecord, Preprocessing, Provenance, write
 from consilium.common.model.folder import RECORD
 from consilium.common.protocol.plans import study_json
 from consilium.common.protocol.replies import FinishReply
-from consilium.common.results import RunResult, SiteResult
+from consilium.common.results import EngineUse, RunResult, SiteResult
 from consilium.common.weights.arrays import digest
 from consilium.server.strategies import ServerState
 from consilium.server.study.beginning import admit_newcomers, begin, facts_of
@@ -34,6 +35,7 @@ from consilium.server.study.progress import Progress
 from consilium.server.study.scale import scale_facts
 from consilium.server.study.stopping import ending, points_of, with_best
 from consilium.server.study.strikes import warnings_of
+from consilium.server.study.undo import undone
 
 
 def run_study(study: Study, *, transport: str, tls: bool) -> RunResult:
@@ -55,10 +57,16 @@ def run_study(study: Study, *, transport: str, tls: bool) -> RunResult:
             return result
 
 
-def study_steps(study: Study, *, transport: str, tls: bool) -> Generator[Progress, None, RunResult]:
+def study_steps(
+    study: Study, *, transport: str, tls: bool, engine: Callable[[], EngineUse | None] = lambda: None
+) -> Generator[Progress, None, RunResult]:
     """Yield how far a run has come: when the sites agree, and after every round; return its result.
 
     Closed early, it ends after its last round: the checkpoint is there, and a run in the same folder goes on from it.
+
+    Args:
+        transport, tls: as of `run_study`.
+        engine: says at the end how the sites trained, where that is known here.
     """
     began, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     study.folder.log(_started(study))
@@ -83,6 +91,7 @@ def study_steps(study: Study, *, transport: str, tls: bool) -> Generator[Progres
         started=started,
         seconds=seconds,
         versions=next(iter(progress.agreement.replies.values())).versions,
+        engine=engine(),
         warnings=(*progress.agreement.warnings, *warnings_of(study.config, progress.state, progress.rounds)),
         stopped=stopped,
         final_round=None if final.round == progress.state.round else final.round,
@@ -98,10 +107,17 @@ def study_steps(study: Study, *, transport: str, tls: bool) -> Generator[Progres
 
 
 def next_round(progress: Progress, play: Play) -> Progress:
-    """Run one round, and write its checkpoint and its record."""
+    """Run one round, and write its checkpoint and its record; or go back to before the last one, if that went wrong."""
     study = progress.study
     wait_for_room(study, progress.state)
-    state, record = play(study, progress.state)
+    try:
+        state, record = play(study, progress.state)
+    except CohortTooSmall as error:
+        if (back := undone(progress, None, error.rejected)) is None:
+            raise
+        return back
+    if (back := undone(progress, record, record.rejected)) is not None:
+        return back
     points = (*progress.points, *points_of(study.config.stopping, [record]))
     state, weights = with_best(study.config.stopping, progress.state, state, points), digest(state.weights)
     study.folder.log(RoundFinished(**dict(record), weights_before=progress.weights, weights=weights))

@@ -9,7 +9,7 @@ from pathlib import Path
 from consilium.common.errors import StateError
 from consilium.common.events.log import EventLog
 from consilium.common.events.run import STUDY_EVENTS, RunEvent
-from consilium.common.host.files import write_atomically
+from consilium.common.host.files import scratch_here, write_atomically
 from consilium.common.results import RunResult
 from consilium.server.study.checkpoint_files import is_resumable
 
@@ -86,9 +86,13 @@ class RunFolder:
     def note(self, event: RunEvent) -> None:
         """Append one event of many: it is in the log within moments, and on the disk with the next one that is logged.
 
+        In `scratch`, whose log nobody reads, it is left out.
+
         Raises:
             StateError: the folder is unwritable or the disk is full.
         """
+        if scratch_here() is not None:
+            return
         self._take(event)
         if time.monotonic() - self._gathered.written > NOTES_SECONDS:
             self._write(durable=False)

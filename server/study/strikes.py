@@ -1,5 +1,6 @@
 """Strikes: a site whose answers are rejected again and again for what they hold is asked in no further round."""
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
 from consilium.common.errors import listed
@@ -8,12 +9,14 @@ from consilium.common.results import RoundRecord
 from consilium.common.study.study import StudyConfig
 from consilium.server.strategies import ServerState
 from consilium.server.study.context import Study
+from consilium.server.study.directions import AGAINST_OTHERS
 from consilium.server.study.sentences import MOST_NAMED
 
 OF_CONTENT = frozenset(
     {"protocol", "num_examples", "metrics", "names", "shape", "dtype", "not_finite", "norm"},
 )
-"""Reasons that lie in what a site sent. One that was away, that failed or answered for another round gets no strike."""
+"""Reasons that lie in what a site sent. One that was away, that failed or answered for another round gets no strike,
+nor one whose update went against the others' (`against`): it may be right, and counts again once it goes with them."""
 
 
 def set_aside(config: StudyConfig, strikes: Mapping[str, int]) -> frozenset[str]:
@@ -55,22 +58,34 @@ def _sentence(site: str) -> str:
 
 
 def warnings_of(config: StudyConfig, state: ServerState, rounds: Sequence[RoundRecord]) -> tuple[str, ...]:
-    """Return what a report says of sites that were set aside, and of those whose updates were shortened."""
+    """Return what a report says of sites that were set aside, that went against the others, or sent too much."""
     aside = [
         f"site '{site}' was set aside: {state.strikes[site]} answers in a row were rejected for what they held "
         f"({listed(_reasons(site, rounds), MOST_NAMED)})"
-        for site in sorted(set_aside(config, state.strikes))
+        for site in sorted(set_aside(config, state.strikes) - state.undone.keys())
     ]
-    times: dict[str, int] = {}
-    for record in rounds:
-        for site in record.shortened:
-            times[site] = times.get(site, 0) + 1
+    undone = [
+        f"round {number} was run again without site '{site}', which was set aside: after it the loss of most sites had "
+        "jumped, and its step was mostly that site's (defence.undo)"
+        for site, number in sorted(state.undone.items())
+    ]
+    shortened = Counter(site for record in rounds for site in record.shortened)
+    against = Counter(site for record in rounds for site in record.against)
+    uncounted = Counter(
+        site for record in rounds for site, reason in record.rejected.items() if reason == AGAINST_OTHERS
+    )
+    opposed = [
+        f"site '{site}': its update went against what the others have in common in {count} of {len(rounds)} rounds, "
+        f"and did not count in {uncounted[site]} (defence.against): are its labels coded as the others'?"
+        for site, count in sorted(against.items())
+        if uncounted[site]
+    ]
     often = [
         f"site '{site}': its update was shortened in {count} of {len(rounds)} rounds, since it was much longer than "
         "others' (defence.norm)"
-        for site, count in sorted(times.items())
+        for site, count in sorted(shortened.items())
     ]
-    return (*aside, *often[:MOST_NAMED])
+    return (*aside, *undone, *opposed[:MOST_NAMED], *often[:MOST_NAMED])
 
 
 def _reasons(site: str, rounds: Sequence[RoundRecord]) -> list[str]:

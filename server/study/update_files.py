@@ -1,5 +1,7 @@
 """The deltas of one round on disk, so that the server's memory does not grow with the number of sites.
 
+The first few megabytes stay in memory: to write and read them again would take longer than a small model's whole round.
+
 A stored delta is a mapping that reads an array from the file each time it is asked for, or a block of it.
 Sites answer in any order and strategies read in the order of names, as often as they need to.
 """
@@ -17,7 +19,11 @@ import numpy as np
 from consilium.common.codecs import Form
 from consilium.common.codecs.container import offsets
 from consilium.common.errors import StateError
+from consilium.common.host.files import not_written
 from consilium.common.weights.arrays import Array, Spec, Weights, bytes_view
+
+MEMORY_BYTES = 2**25
+"""How much of a round's updates stays in memory."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +93,41 @@ class StoredArrays(Mapping[str, Array]):
         return into
 
 
+class HeldArrays(Mapping[str, Array]):
+    """One site's arrays in memory, read as those in a spool's file are: whoever takes a whole one gets a copy."""
+
+    def __init__(self, weights: Weights) -> None:
+        self._weights = dict(weights)
+
+    def __getitem__(self, name: str) -> Array:
+        return self._weights[name].copy()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._weights
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+    def block(self, name: str, start: int, stop: int, *, into: Array | None = None) -> Array:
+        """Return elements `start` to `stop` (0 <= start <= stop) of the flattened array, copying none."""
+        return self._weights[name].reshape(-1)[start:stop]
+
+    def spec(self, name: str) -> Spec:
+        """Return an array's shape and dtype."""
+        return self._weights[name].shape, self._weights[name].dtype
+
+
 class Spool:
     """A nameless file in `folder` that is gone when the spool is closed, or when the process ends."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, memory_bytes: int = MEMORY_BYTES) -> None:
         """Open the file.
+
+        Args:
+            memory_bytes: how much is kept in memory in its place.
 
         Raises:
             StateError: the folder is unwritable.
@@ -100,16 +136,23 @@ class Spool:
             folder.mkdir(parents=True, exist_ok=True)
             self._file = tempfile.TemporaryFile(dir=folder, prefix=".spool-", buffering=0)  # noqa: SIM115  closed in __exit__
         except OSError as error:
-            raise StateError(f"cannot write in '{folder}': {error.strerror or error}") from error
-        self._end = 0
+            raise not_written(folder, error) from error
+        self._folder = folder
+        self._end = self._held = 0
+        self._most = memory_bytes
         self._adopted: list[IO[bytes]] = []
 
-    def keep(self, weights: Weights) -> StoredArrays:
-        """Write arrays to the file and return where they can be read.
+    def keep(self, weights: Weights) -> Weights:
+        """Return arrays as they are while there is room in memory; else write them and return where they can be read.
 
         Raises:
-            StateError: the disk is full.
+            DiskFull: there is no room for them.
+            StateError: they cannot be written.
         """
+        size = sum(array.nbytes for array in weights.values())
+        if self._held + size <= self._most:
+            self._held += size
+            return HeldArrays(weights)
         places = {}
         try:
             for name, array in weights.items():
@@ -119,7 +162,7 @@ class Spool:
                     done += os.pwrite(self._file.fileno(), content[done:], self._end + done)
                 self._end += done
         except OSError as error:
-            raise StateError(f"cannot write the round's updates to disk: {error.strerror or error}") from error
+            raise not_written(self._folder, error, also=", where the round's updates go") from error
         return StoredArrays(self._file, places)
 
     def adopt(self, file: IO[bytes], form: Form, names: Mapping[str, str]) -> StoredArrays:

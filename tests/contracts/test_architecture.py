@@ -46,10 +46,16 @@ FLWR = {
 
 
 @functools.cache
+def parsed(path: Path) -> ast.Module:
+    """Return a parsed module."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
 def sources(*folders: str) -> Mapping[str, ast.Module]:
     """Return the parsed modules below some folders by their path from the root, as `server/app.py`."""
     return {
-        path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8"))
+        path.relative_to(ROOT).as_posix(): parsed(path)
         for folder in folders
         for path in sorted((ROOT / folder).rglob("*.py"))
     }
@@ -220,6 +226,17 @@ def test_the_process_that_talks_to_the_server_is_small() -> None:
     heavy = ("torch", "torchvision", "flwr", "pydantic", "numpy", "consilium.server", "consilium.common.study.load")
     code = (
         "import sys, consilium.client.node, consilium.client.operations.pages, consilium.client.wire.connection; "
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert ("[]", 0) == (done.stdout.strip(), done.returncode), done.stderr
+
+
+def test_a_worker_and_its_answers_start_without_what_few_need() -> None:
+    """Beside torch nothing that takes seconds: scikit-learn and scipy's statistics come when something needs them."""
+    heavy = ("sklearn", "scipy.stats", "scipy.optimize", "scipy.ndimage", "pandas", "matplotlib", "transformers")
+    code = (
+        "import sys, consilium.client.worker, consilium.serving.predict, consilium.serving.terminal; "
         f"print([name for name in {heavy} if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)

@@ -286,6 +286,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"over_selection": 0.3, "cohort_fraction": 0.9, "privacy": {"secure_aggregation": True, "bound": 1.0}},
         "over_selection lets the slowest updates of a round go, but secure sums",
     ),
+    "directions in a secure sum": (
+        {"privacy": {"secure_aggregation": True, "bound": 1.0}, "defence": {"against": 2}},
+        "defence.against looks at each site's update, and in secure sums the server sees none by itself: leave it out",
+    ),
+    "lengths in a secure sum": (
+        {"privacy": {"secure_aggregation": True, "bound": 1.0}, "defence": {"norm": {"kind": "median"}}},
+        "defence.norm looks at each site's update, and in secure sums the server sees none by itself: leave it out",
+    ),
     "a trimmed mean whose quorum is too small": (
         {"strategy": {"kind": "trimmed_mean"}, "quorum": 2},
         "needs at least 3 updates in a round, but a round of this study may have 2",

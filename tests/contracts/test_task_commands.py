@@ -25,6 +25,8 @@ from consilium.running.run import save_report
 from consilium.serving.serve.answering import load_served
 from consilium.serving.serve.app import build_app
 
+pytestmark = pytest.mark.usefixtures("few_trees")
+
 NEW = 8
 """The seed of rows that no site has."""
 

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from conftest import MakeSites, MakeStudy
 from coordinators import KEY, Server, give_keys, order_of, with_fixed_scales
-from processes import doses_study, join, running_server, start_site, until, write_patients
-from processes import run as run_command
+from processes import call, doses_study, join, running_server, start_site, until, write_patients
 
 from consilium.client.app import answer_order, forget_sites
 from consilium.client.privacy.audit import FILE, NEW_KEY, AuditLog
@@ -329,23 +328,23 @@ def test_run_of_processes_is_verified_on_both_sides(tmp_path: Path) -> None:
             with Control(server.home) as control:
                 until(lambda: control.sites().get("berlin") == "online")
             home = ["--home", str(server.home.path)]
-            done = run_command("run", "study.toml", *home, cwd=tmp_path)
+            done = call("run", "study.toml", *home, cwd=tmp_path)
             assert 0 == done.returncode, done.stdout + done.stderr
         finally:
             site.terminate()
             site.wait(timeout=30)
         (run,) = (tmp_path / "runs").iterdir()
-        at_site = run_command("audit", "verify", str(folder.settings), cwd=tmp_path)
+        at_site = call("audit", "verify", str(folder.settings), cwd=tmp_path)
         assert (0, "berlin  PASS  ") == (at_site.returncode, at_site.stdout[:14]), at_site.stdout + at_site.stderr
         copy = tmp_path / "berlin-audit.jsonl"
         shutil.copyfile(load_site(folder.settings).state_dir / FILE, copy)
         verify = ["audit", "verify", run.name, *home, "--log", f"berlin={copy}", "--json"]
-        done = run_command(*verify, cwd=tmp_path)
+        done = call(*verify, cwd=tmp_path)
         assert 0 == done.returncode, done.stdout + done.stderr
         (found,) = json.loads(done.stdout)["logs"]
         assert ("berlin", "") == (found["site"], found["problem"]) and found["heads"] >= 5
         drop_last(copy)
-        done = run_command(*verify, cwd=tmp_path)
+        done = call(*verify, cwd=tmp_path)
         assert 10 == done.returncode
         assert "it was changed, cut or put back" in json.loads(done.stdout)["logs"][0]["problem"]
         assert not [

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from processes import until
+from processes import call, until
 
 from consilium.client.data.image_files import labelled_files
 from consilium.common.host.keys import make_site_key
@@ -195,7 +195,7 @@ def test_hospital_predicts_new_images_with_one_command(demo: Demo, tmp_path: Pat
         truth[source.name] = source.parent.name
         shutil.copyfile(source, new / source.name)
     shutil.copytree(folder, tmp_path / "model")
-    done = run("predict", str(tmp_path / "model"), str(new), "--out", str(tmp_path / "predictions.csv"))
+    done = call("predict", "model", "new", "--out", "predictions.csv", cwd=tmp_path)
     assert 0 == done.returncode, done.stderr
     with (tmp_path / "predictions.csv").open(newline="") as file:
         said = {line["file"]: line["class"] for line in csv.DictReader(file)}
@@ -204,7 +204,9 @@ def test_hospital_predicts_new_images_with_one_command(demo: Demo, tmp_path: Pat
     assert isinstance(sites, dict)
     accuracy = sites["porto"]["metrics"]["personal"]
     assert sum(said[name] == of for name, of in truth.items()) / 60 == accuracy
-    measured = run("evaluate", str(porto), "--test-rows", str(porto / "site.toml"), "--out", str(tmp_path), "--json")
+    measured = call(
+        "evaluate", str(porto), "--test-rows", str(porto / "site.toml"), "--out", ".", "--json", cwd=tmp_path
+    )
     assert accuracy == json.loads(measured.stdout)["metrics"][0]["value"]
 
 
@@ -322,7 +324,8 @@ def test_run_names_the_hospital_that_never_comes(server: Server, tmp_path: Path)
 
 def test_run_without_a_server_is_told_so(tmp_path: Path) -> None:
     """No server in the folder gives exit code 6 and the command that starts one."""
-    done = run("run", str(write_study(tmp_path / "study.toml")), "--home", str(tmp_path), "--runs", str(tmp_path))
+    study = write_study(tmp_path / "study.toml")
+    done = call("run", str(study), "--home", str(tmp_path), "--runs", str(tmp_path), cwd=tmp_path)
     assert 6 == done.returncode, done.stderr
     assert "consilium server start" in done.stderr
 
@@ -330,7 +333,7 @@ def test_run_without_a_server_is_told_so(tmp_path: Path) -> None:
 def test_run_with_an_unknown_setting_is_told_so(tmp_path: Path) -> None:
     """An unknown key in the study gives exit code 3 and names key and file."""
     study = write_study(tmp_path / "study.toml", roundz=3)
-    done = run("run", str(study), "--home", str(tmp_path))
+    done = call("run", str(study), "--home", str(tmp_path), cwd=tmp_path)
     assert 3 == done.returncode, done.stderr
     assert "roundz: unknown key" in done.stderr
     assert "study.toml" in done.stderr
@@ -341,12 +344,12 @@ def test_approve_refuses_a_key_twice(server: Server, tmp_path: Path) -> None:
     make_site_key(tmp_path / "site.key", comment="porto")
     request = make_signing_request(tmp_path / "site.key", name="porto")
     arguments = ["--home", str(server.home), "--out", str(tmp_path / "bundle.json")]
-    assert 0 == run("server", "approve", str(request), "--name", "porto", *arguments).returncode
+    assert 0 == call("server", "approve", str(request), "--name", "porto", *arguments, cwd=tmp_path).returncode
     request = make_signing_request(tmp_path / "site.key", name="lisboa")
-    again = run("server", "approve", str(request), "--name", "lisboa", *arguments)
+    again = call("server", "approve", str(request), "--name", "lisboa", *arguments, cwd=tmp_path)
     assert 3 == again.returncode, again.stderr
     assert "refused" in again.stderr
-    assert "porto" in run("server", "sites", "--home", str(server.home)).stdout
+    assert "porto" in call("server", "sites", "--home", str(server.home), cwd=tmp_path).stdout
 
 
 # --- monitoring -------------------------------------------------------------------------------------
@@ -375,8 +378,9 @@ def test_monitoring_sees_a_site_come_and_go(server: Server, tmp_path: Path) -> N
     settings.write_text(settings.read_text().replace("berlin", "madrid"))
     request = make_signing_request(tmp_path / "site.key", name="madrid")
     approve = ["server", "approve", str(request), "--name", "madrid", "--home", str(server.home)]
-    assert 0 == run(*approve, "--out", str(tmp_path / "bundle.json"), "--address", server.address).returncode
-    assert 0 == run("site", "accept", str(tmp_path / "bundle.json"), "--folder", str(tmp_path)).returncode
+    approved = call(*approve, "--out", "bundle.json", "--address", server.address, cwd=tmp_path)
+    assert 0 == approved.returncode, approved.stderr
+    assert 0 == call("site", "accept", "bundle.json", "--folder", ".", cwd=tmp_path).returncode
     wait_for_line(f"{server.metrics}/metrics", 'consilium_site_online{site="madrid"} 0.0')
     assert "consilium_site_last_seen_timestamp_seconds{" not in page(f"{server.metrics}/metrics")[1]
     address = f"127.0.0.1:{free_port()}"

@@ -544,7 +544,7 @@ class Federation:
     def run(self, app: Path, *options: str) -> subprocess.CompletedProcess[str]:
         """Run an app to its end."""
         home = ("--home", str(self.server.home.path), "--runs", str(self.folder / "runs"))
-        return processes.run("flower", "run", str(app), *home, *options, cwd=self.folder)
+        return processes.call("flower", "run", str(app), *home, *options, cwd=self.folder)
 
     def newest(self, name: str) -> Path:
         """Return the folder of the newest run of an app."""
@@ -553,7 +553,7 @@ class Federation:
     def approve(self, app: Path) -> str:
         """Approve an app at both sites by the command line, and return its digest."""
         for site in self.sites.values():
-            done = processes.run("site", "approve-app", str(app), "--folder", str(site.path), cwd=self.folder)
+            done = processes.call("site", "approve-app", str(app), "--folder", str(site.path), cwd=self.folder)
             assert 0 == done.returncode, done.stderr
         return read_app(app).digest
 
@@ -677,7 +677,7 @@ def test_state_goes_on_where_the_worker_was_killed(federation: Federation, tmp_p
     os.kill(killed, signal.SIGKILL)
     _wait_for_another(federation.sites["berlin"], killed)
     (folder / "files" / "go").touch()
-    done = processes.run("follow", str(folder), "--home", str(federation.server.home.path), cwd=federation.folder)
+    done = processes.call("follow", str(folder), "--home", str(federation.server.home.path), cwd=federation.folder)
     assert 0 == done.returncode, done.stderr + (folder / "run.log").read_text()
     assert ["1 1", "2 2"] == (folder / "files" / "counts").read_text().splitlines()
     state = federation.sites["berlin"].path / "state" / "flower_apps" / folder.name / "state.bin"

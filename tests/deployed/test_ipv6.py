@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from network import needs_ipv6
-from processes import COMMAND, ENVIRONMENT, Server, join, run, running_server, until
+from processes import COMMAND, ENVIRONMENT, Server, call, join, running_server, until
 
 from consilium.client.operations.doctor.network import check_dns, check_greeting, check_proxy, check_tcp, check_tls
 from consilium.client.wire.place import Place
@@ -86,7 +86,7 @@ def test_certificate_and_bundle_name_an_address(host: str, tmp_path: Path) -> No
 
 def test_proxy_and_name_are_looked_up_without_brackets(tmp_path: Path) -> None:
     """An exemption in no_proxy is written without them, and an address has no name to look up."""
-    site = run("site", "init", "--name", "berlin", "--server", "[2001:db8::7]:9092", cwd=tmp_path)
+    site = call("site", "init", "--name", "berlin", "--server", "[2001:db8::7]:9092", cwd=tmp_path)
     assert 0 == site.returncode, site.stderr
     config = load_site(tmp_path / "site" / "site.toml")
     assert "[2001:db8::7]:9092" == config.server
@@ -142,7 +142,7 @@ def assert_attends(server: Server, settings: Path, folder: Path) -> None:
             [*COMMAND, "site", "start", str(settings)], env=ENVIRONMENT, stdout=log, stderr=subprocess.STDOUT
         )
     try:
-        until(lambda: "berlin\tonline\t" in run("server", "sites", "--home", str(server.home.path), cwd=folder).stdout)
+        until(lambda: "berlin\tonline\t" in call("server", "sites", "--home", str(server.home.path), cwd=folder).stdout)
     finally:
         site.terminate()
         site.wait(timeout=30)

@@ -317,7 +317,7 @@ def test_unknown_reasons_are_one_series() -> None:
 def test_reasons_are_those_of_the_round_loop() -> None:
     """The list is the one in `check_update`'s docstring and in the documentation, with four of other steps."""
     assert check_update.__doc__ is not None
-    assert {*re.findall(r"`(\w+)`", check_update.__doc__), "norm", "stale", "finish", "handshake"} == REASONS
+    assert {*re.findall(r"`(\w+)`", check_update.__doc__), "norm", "against", "stale", "finish", "handshake"} == REASONS
     (row,) = (line for line in DOCS.splitlines() if line.startswith("| `consilium_updates_rejected_total`"))
     assert {*REASONS, "other"} == set(re.findall(r"`(\w+)`", row.split("|")[4]))
 

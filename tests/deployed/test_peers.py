@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import doses_study, make_folder, run, running_server, write
+from processes import call, doses_study, make_folder, running_server, write
 
 from consilium.client.operations.doctor.credentials import check_peers
 from consilium.client.operations.site_folder import SiteFolder, accept_bundle
@@ -111,21 +111,21 @@ def test_commands_say_whose_keys_are_there_and_what_is_missing(study: Study) -> 
     """In words at both ends: who approves sees that another bundle is needed, who accepts reads fingerprints."""
     home = ["--study", "study.toml", "--home", str(study.home.path), "--address", study.address]
     for name in NAMES:
-        done = run("server", "approve", f"{name}/site.csr", "--name", name, *home, cwd=study.path)
+        done = call("server", "approve", f"{name}/site.csr", "--name", name, *home, cwd=study.path)
         assert 0 == done.returncode, done.stderr
         assert ("not all are approved" in done.stdout) == (name != "graz")
     assert "the bundle holds the keys of all 3 sites" in done.stdout
-    early = run("site", "accept", "bern-bundle.json", "--folder", "bern", cwd=study.path)
+    early = call("site", "accept", "bern-bundle.json", "--folder", "bern", cwd=study.path)
     assert "this bundle has none: ask for another one once all sites are approved" in early.stdout
     assert read_bundle(study.path / "bern-bundle.json").peers is None
-    done = run("server", "approve", "bern/site.csr", "--name", "bern", *home, cwd=study.path)
-    accepted = run("site", "accept", "bern-bundle.json", "--folder", "bern", "--json", cwd=study.path)
+    done = call("server", "approve", "bern/site.csr", "--name", "bern", *home, cwd=study.path)
+    accepted = call("site", "accept", "bern-bundle.json", "--folder", "bern", "--json", cwd=study.path)
     assert 0 == accepted.returncode, accepted.stderr
     assert {site: own_key(study.folders[site]) for site in NAMES} == json.loads(accepted.stdout)["peers"]
-    shown = run("site", "accept", "bern-bundle.json", "--folder", "bern", cwd=study.path).stdout
+    shown = call("site", "accept", "bern-bundle.json", "--folder", "bern", cwd=study.path).stdout
     for site in NAMES:
         assert f"  {site:20} {own_key(study.folders[site])}{' (this site)' if site == 'bern' else ''}" in shown
-    checked = run("site", "check", "bern/site.toml", cwd=study.path).stdout
+    checked = call("site", "check", "bern/site.toml", cwd=study.path).stdout
     assert "updates are added up with those of bern, bonn, graz alone" in checked
     (study.folders["bern"].path / "peers.json").unlink()
-    assert "'peers.json' is not there" in run("site", "check", "bern/site.toml", cwd=study.path).stdout
+    assert "'peers.json' is not there" in call("site", "check", "bern/site.toml", cwd=study.path).stdout

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from processes import COMMAND, ENVIRONMENT, Server, join, running_server, start_site, until, worker_of
-from processes import run as run_command
+from processes import COMMAND, ENVIRONMENT, Server, call, join, running_server, start_site, until, worker_of
 
 from consilium.client.operations.site_folder import SiteFolder
 from consilium.client.privacy.ledger import PrivacyLedger
@@ -96,7 +95,7 @@ def run_study(server: Server, folder: Path, text: str) -> subprocess.CompletedPr
     """Run a study to its end."""
     folder.mkdir()
     (folder / "study.toml").write_text(text)
-    return run_command("run", "study.toml", "--home", str(server.home.path), "--runs", "runs", cwd=folder)
+    return call("run", "study.toml", "--home", str(server.home.path), "--runs", "runs", cwd=folder)
 
 
 def charged(folder: SiteFolder, study: str) -> list[int]:

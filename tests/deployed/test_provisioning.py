@@ -19,6 +19,7 @@ from processes import (
     ENVIRONMENT,
     NO_STUDY_NEEDED,
     Server,
+    call,
     doses_study,
     join,
     make_folder,
@@ -523,7 +524,7 @@ def status(server: Server, name: str) -> str | None:
 @pytest.mark.e2e
 def test_four_commands_bring_a_site_in(server: Server, tmp_path: Path) -> None:
     """init, accept, check and start, with the defaults; the coordinator's two commands in between."""
-    made = run("site", "init", "--name", "paris", "--server", "wrong.invalid:1", cwd=tmp_path)
+    made = call("site", "init", "--name", "paris", "--server", "wrong.invalid:1", cwd=tmp_path)
     assert 0 == made.returncode, made.stderr
     told = fingerprint(read_public_key(tmp_path / "site" / "site.key.pub"))
     assert told in made.stdout
@@ -531,22 +532,22 @@ def test_four_commands_bring_a_site_in(server: Server, tmp_path: Path) -> None:
     (tmp_path / "site" / "data" / "x.png").touch()
 
     home = ["--home", str(server.home.path), "--address", server.address]
-    approved = run("server", "approve", "site/site.csr", "--name", "paris", *home, cwd=tmp_path)
+    approved = call("server", "approve", "site/site.csr", "--name", "paris", *home, cwd=tmp_path)
     assert 0 == approved.returncode, approved.stderr
     assert told in approved.stdout
-    again = run("server", "approve", "site/site.csr", "--name", "paris", *home, cwd=tmp_path)
+    again = call("server", "approve", "site/site.csr", "--name", "paris", *home, cwd=tmp_path)
     assert 0 == again.returncode, "who lost the bundle gets another"
 
-    accepted = run("site", "accept", "paris-bundle.json", cwd=tmp_path)
+    accepted = call("site", "accept", "paris-bundle.json", cwd=tmp_path)
     assert 0 == accepted.returncode, accepted.stderr
     code = read_bundle(tmp_path / "paris-bundle.json").check_code()
     assert code in again.stdout
     assert code in accepted.stdout
 
-    checked = run("site", "check", cwd=tmp_path)
+    checked = call("site", "check", cwd=tmp_path)
     assert 0 == checked.returncode, checked.stdout
     assert "FAIL" not in checked.stdout
-    listed = run("server", "sites", "--home", str(server.home.path), cwd=tmp_path).stdout
+    listed = call("server", "sites", "--home", str(server.home.path), cwd=tmp_path).stdout
     assert "site\tstatus\tkey fingerprint\tsince\tcertificate until" == listed.splitlines()[0]
     assert f"paris\tregistered\t{told}\t" in listed
     ends = read_certificate((tmp_path / "site" / "site.pem").read_bytes()).ends
@@ -556,7 +557,7 @@ def test_four_commands_bring_a_site_in(server: Server, tmp_path: Path) -> None:
 @pytest.mark.e2e
 def test_site_joins_a_running_study_with_four_commands_and_another_leaves(server: Server, tmp_path: Path) -> None:
     """The late one takes part from the next round, the early one is stopped, and the run goes on to its end."""
-    text = doses_study("doses", rounds=100, sites='["early", "late"]', min_sites=1, quorum=1, round_timeout_seconds=60)
+    text = doses_study("doses", rounds=60, sites='["early", "late"]', min_sites=1, quorum=1, round_timeout_seconds=60)
     (tmp_path / "study.toml").write_text(text)
     home = ["--home", str(server.home.path)]
     early = SiteFolder(tmp_path / "early")
@@ -579,21 +580,20 @@ def test_site_joins_a_running_study_with_four_commands_and_another_leaves(server
     assert coordinator.stdout is not None
     try:
         with coordinator.stdout as output:
-            assert any("round 1/100" in line for line in output)
+            assert any("round 1/60" in line for line in output)
             # The four commands of the late site, with the coordinator's one in between.
             named = ["--name", "late"]
-            assert (
-                0 == run("site", "init", *named, "--server", server.address, "--kind", "table", cwd=tmp_path).returncode
-            )
+            made = call("site", "init", *named, "--server", server.address, "--kind", "table", cwd=tmp_path)
+            assert 0 == made.returncode, made.stderr
             write_patients(tmp_path / "site" / "data", 1.5)
-            approved = run(
+            approved = call(
                 *("server", "approve", "site/site.csr", *named, "--study", "study.toml"),
                 *("--address", server.address, *home),
                 cwd=tmp_path,
             )
             assert 0 == approved.returncode, approved.stderr
-            assert 0 == run("site", "accept", "late-bundle.json", cwd=tmp_path).returncode
-            checked = run("site", "check", "--study", "study.toml", cwd=tmp_path)
+            assert 0 == call("site", "accept", "late-bundle.json", cwd=tmp_path).returncode
+            checked = call("site", "check", "--study", "study.toml", cwd=tmp_path)
             assert 0 == checked.returncode, checked.stdout
             sites.append(start_site(tmp_path / "site" / "site.toml", tmp_path / "late.log"))
             assert any("site 'late' joined with 60 examples" in line for line in output)
@@ -609,7 +609,7 @@ def test_site_joins_a_running_study_with_four_commands_and_another_leaves(server
                 process.wait(timeout=30)
     (report,) = (tmp_path / "runs").glob("*/report.json")
     content = json.loads(report.read_text())
-    assert 100 == len(content["rounds"])
+    assert 60 == len(content["rounds"])
     assert ["late"] == content["rounds"][-1]["accepted"]
     assert {"early": "gone"} == content["rounds"][-1]["rejected"]
     assert {"early"} == {site for site, facts in content["sites"].items() if facts["test"] is None}
@@ -625,7 +625,7 @@ def test_running_site_is_put_out_when_its_key_is_revoked(server: Server, tmp_pat
         )
     try:
         until(lambda: status(server, "revoked") == "online")
-        done = run("server", "revoke", "revoked", "--home", str(server.home.path), cwd=tmp_path)
+        done = call("server", "revoke", "revoked", "--home", str(server.home.path), cwd=tmp_path)
         assert 0 == done.returncode, done.stderr
         assert 6 == site.wait(timeout=20)
     finally:
@@ -667,7 +667,7 @@ def test_rotation_replaces_the_key_and_never_leaves_a_site_without_one(server: S
     ):
         control.rotate(folder.path / "site.csr", name="rotating")
     home = ["--home", str(server.home.path), "--address", server.address]
-    rotated = run("server", "rotate", str(folder.path / "site.key.new.csr"), "--name", "rotating", *home, cwd=tmp_path)
+    rotated = call("server", "rotate", str(folder.path / "site.key.new.csr"), "--name", "rotating", *home, cwd=tmp_path)
     assert 0 == rotated.returncode, rotated.stderr
     assert told in rotated.stdout
     with Control(server.home) as control:
@@ -748,22 +748,22 @@ def test_authority_is_replaced_with_an_overlap(tmp_path: Path) -> None:
         home = ["--home", str(server.home.path)]
         folder = join(server, tmp_path, "berlin")
         config = load_site(folder.settings)
-        made = run("server", "new-ca", *home, cwd=tmp_path)
+        made = call("server", "new-ca", *home, cwd=tmp_path)
         assert 0 == made.returncode, made.stderr
         assert server.home.ca.read_bytes() == greet(config).authorities
-        refused = run("server", "retire-ca", *home, cwd=tmp_path)
+        refused = call("server", "retire-ca", *home, cwd=tmp_path)
         assert ConfigError.exit_code == refused.returncode
         assert "1 sites have no certificate of the new authority yet: berlin" in refused.stderr
 
         again = ["--name", "berlin", "--address", server.address, "--out", "again.json", *home]
-        assert 0 == run("server", "approve", str(folder.path / "site.csr"), *again, cwd=tmp_path).returncode
+        assert 0 == call("server", "approve", str(folder.path / "site.csr"), *again, cwd=tmp_path).returncode
         old = tmp_path / "old.pem"
         shutil.copy(config.certificate, old)
         accept_bundle(folder, tmp_path / "again.json")
         assert "2 are trusted" in check_authorities(config).message
         for certificate in (config.certificate, old):
             assert "berlin" == greet(config, certificate=certificate).site
-        retired = run("server", "retire-ca", *home, cwd=tmp_path)
+        retired = call("server", "retire-ca", *home, cwd=tmp_path)
         assert 0 == retired.returncode, retired.stderr
         assert "berlin" == greet(config).site
         with pytest.raises(ConnectionRefused):

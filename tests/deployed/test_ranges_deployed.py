@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import Server, doses_study, run, running_server, start_site, until, write_patients
+from processes import Server, call, doses_study, running_server, start_site, until, write_patients
 
 from consilium.client.operations.site_folder import SiteFolder, init_site
 from consilium.common.study.load import load_site
@@ -52,18 +52,18 @@ def test_study_inside_its_ranges_runs_without_a_new_bundle_and_outside_is_refuse
     study.write_text(study_text())
     home = ["--home", str(server.home.path)]
     named = ["--name", "berlin", "--study", "study.toml", "--address", server.address]
-    approved = run("server", "approve", "site/site.csr", *named, *home, cwd=tmp_path)
+    approved = call("server", "approve", "site/site.csr", *named, *home, cwd=tmp_path)
     assert 0 == approved.returncode, approved.stderr
     assert "  rounds up to 3 (now 1)\n" in approved.stdout
 
-    accepted = run("site", "accept", "berlin-bundle.json", cwd=tmp_path)
+    accepted = call("site", "accept", "berlin-bundle.json", cwd=tmp_path)
     assert 0 == accepted.returncode, accepted.stderr
     assert "the coordinator may later run this study with other values without asking:\n" in accepted.stdout
     assert "  rounds up to 3 (now 1)\n" in accepted.stdout
     assert "    ditto: A personal whole model, pulled towards the global one.\n" in accepted.stdout
     (bundle,) = events_of(folder, "bundle")
     assert ("doses", "up to 3", "any value") == (bundle["study"], bundle["ranges"]["rounds"], bundle["ranges"]["seed"])
-    checked = run("site", "check", cwd=tmp_path)
+    checked = call("site", "check", cwd=tmp_path)
     assert "PASS  ranges" in checked.stdout and "rounds up to 3 (now 1); " in checked.stdout
 
     site = start_site(folder.settings, tmp_path / "site.log")
@@ -71,12 +71,12 @@ def test_study_inside_its_ranges_runs_without_a_new_bundle_and_outside_is_refuse
         until(lambda: _status(server) == "online")
         for text in (study_text(), study_text(rounds=2, seed=7), study_text(rest='[method]\nkind = "ditto"\n')):
             study.write_text(text)
-            done = run("run", "study.toml", "--json", *home, cwd=tmp_path)
+            done = call("run", "study.toml", "--json", *home, cwd=tmp_path)
             assert 0 == done.returncode, done.stderr + done.stdout
             document = json.loads(done.stdout)
             assert ("finished", "doses", {"berlin"}) == (document["state"], document["study"], document["sites"].keys())
             assert Path(tmp_path / document["report"]).is_file() and "report: " in done.stderr
-        listed = json.loads(run("server", "sites", "--json", *home, cwd=tmp_path).stdout)["sites"]
+        listed = json.loads(call("server", "sites", "--json", *home, cwd=tmp_path).stdout)["sites"]
         assert [("berlin", "online")] == [(each["site"], each["status"]) for each in listed]
         asked = [event.get("changes", {}) for event in events_of(folder, "study")]
         assert {} == asked[0]
@@ -84,7 +84,7 @@ def test_study_inside_its_ranges_runs_without_a_new_bundle_and_outside_is_refuse
         assert {"seed", "rounds"} == asked[1].keys() and {"method.kind"} == asked[2].keys()
 
         study.write_text(study_text(rounds=4).replace("<= 3", "<= 9"))
-        refused = run("run", "study.toml", "--json", *home, cwd=tmp_path)
+        refused = call("run", "study.toml", "--json", *home, cwd=tmp_path)
         said = "rounds (asked for: 4; accepted: 1 and later up to 3)"
         assert 3 == refused.returncode and said in refused.stderr and "site 'berlin'" in refused.stderr
         assert 3 == json.loads(refused.stdout)["exit_code"] and said in json.loads(refused.stdout)["error"]
@@ -94,7 +94,7 @@ def test_study_inside_its_ranges_runs_without_a_new_bundle_and_outside_is_refuse
         settings = folder.settings.read_text()
         folder.settings.write_text(settings.replace("accept_ranges = true", 'accept_ranges = { rounds = "<= 1" }'))
         study.write_text(study_text(rounds=2))
-        refused = run("run", "study.toml", *home, cwd=tmp_path)
+        refused = call("run", "study.toml", *home, cwd=tmp_path)
         assert 3 == refused.returncode
         assert "later up to 3, of which this site's own settings allow less)" in refused.stderr
         assert "<= 1" not in refused.stderr and "up to 1" not in refused.stderr

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import COMMAND, ENVIRONMENT, Server, doses_study, join, start_site, until, write_patients
+from processes import COMMAND, ENVIRONMENT, Server, call, doses_study, join, start_site, until, write_patients
 from safetensors.numpy import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -68,9 +68,8 @@ class Place:
 
     def told(self, *arguments: str) -> tuple[int, str]:
         """Run a command of the coordinator; return its exit code and what it printed."""
-        process = self.command(*arguments)
-        output, _ = process.communicate(timeout=90)
-        return process.returncode, output
+        done = call(*arguments, cwd=self.folder)
+        return done.returncode, done.stdout + done.stderr
 
     def submit(self, name: str, *, rounds: int = 6, steps: int = 400) -> Path:
         """Start a run and return its folder."""
@@ -273,8 +272,9 @@ def test_killed_server_leaves_no_process_and_its_run_goes_on_with_the_next(
 
 def test_second_server_in_the_same_home_is_refused(place: Place) -> None:
     """It would run every run twice; the first one goes on."""
-    code, output = place.told("server", "start", "--home", "home", "--address", f"127.0.0.1:{free_port()}")
-    assert 10 == code, output
+    second = place.command("server", "start", "--home", "home", "--address", f"127.0.0.1:{free_port()}")
+    output, _ = second.communicate(timeout=90)
+    assert 10 == second.returncode, output
     assert "another server runs in" in output
     with Control(place.home) as control:
         assert {"berlin": "online"} == control.sites()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import text_studies
 import tomli_w
-from processes import Server, run, running_server, start_site, until
+from processes import Server, call, running_server, start_site, until
 
 from consilium.client.models.text_folder import described
 from consilium.client.operations.site_folder import SiteFolder, init_site
@@ -39,20 +39,20 @@ def test_lora_runs_at_a_deployed_site_and_a_base_changed_by_a_byte_is_refused(tm
         (tmp_path / "study.toml").write_text(tomli_w.dumps(study_of(base)))
         home = ["--home", str(server.home.path)]
         named = ["--name", "berlin", "--study", "study.toml", "--address", server.address]
-        assert 0 == run("server", "approve", "site/site.csr", *named, *home, cwd=tmp_path).returncode
-        assert 0 == run("site", "accept", "berlin-bundle.json", cwd=tmp_path).returncode
-        checked = run("site", "check", cwd=tmp_path)
+        assert 0 == call("server", "approve", "site/site.csr", *named, *home, cwd=tmp_path).returncode
+        assert 0 == call("site", "accept", "berlin-bundle.json", cwd=tmp_path).returncode
+        checked = call("site", "check", cwd=tmp_path)
         assert "begins with 'tiny': its 3 files have the sha256 of the study" in checked.stdout, checked.stdout
         site = start_site(folder.settings, tmp_path / "site.log")
         try:
             until(lambda: _status(server) == "online")
-            done = run("run", "study.toml", "--json", *home, cwd=tmp_path)
+            done = call("run", "study.toml", "--json", *home, cwd=tmp_path)
             assert 0 == done.returncode, done.stderr + done.stdout
             _ask(folder, tmp_path)
             content = bytearray((base / "model.safetensors").read_bytes())
             content[-1] ^= 1
             (base / "model.safetensors").write_bytes(content)
-            refused = run("run", "study.toml", "--json", *home, cwd=tmp_path)
+            refused = call("run", "study.toml", "--json", *home, cwd=tmp_path)
             assert 0 != refused.returncode
             assert "'model.safetensors': sha256 is" in json.loads(refused.stdout)["error"]
         finally:
@@ -64,10 +64,10 @@ def _ask(folder: SiteFolder, tmp_path: Path) -> None:
     """Predict and evaluate with the folder that the site wrote, which needs no other file."""
     (served,) = folder.path.rglob("models/personal")
     text_studies.write_csv(tmp_path / "new.csv", text_studies.sentences(30, seed=8))
-    said = run("predict", str(served), "new.csv", "--out", "answers.csv", cwd=tmp_path)
+    said = call("predict", str(served), "new.csv", "--out", "answers.csv", cwd=tmp_path)
     assert 0 == said.returncode, said.stderr
     assert 31 == len((tmp_path / "answers.csv").read_text().splitlines())
-    measured = run("evaluate", str(served), "new.csv", cwd=tmp_path)
+    measured = call("evaluate", str(served), "new.csv", cwd=tmp_path)
     assert 0 == measured.returncode and "accuracy" in measured.stdout, measured.stdout + measured.stderr
 
 

@@ -1,4 +1,4 @@
-"""Deployed sites train by a schedule, and stop early, as those in one process."""
+"""Deployed sites settle a scale, train by a schedule, and stop early, as those in one process."""
 
 import json
 from collections.abc import Mapping
@@ -46,7 +46,8 @@ def kept_scores(settings: Path, run_name: str) -> Mapping[str, Array]:
 def test_deployed_study_stops_and_ends_as_in_one_process(tmp_path: Path) -> None:
     """Of six rounds three, as no gain is 100; the first round's model at every site; all weights bit for bit.
 
-    AdamW with clipped gradients, rates that change with every step, smooth labels, balanced weights and draws.
+    AdamW with clipped gradients, rates that change with every step, smooth labels, balanced weights and draws, on
+    inputs by the scale that the sites settled on, the same in both.
     """
     study = doses_study("doses", rounds=6, steps=6, sites='["early", "late"]')
     done, settings = run_deployed(tmp_path, study + TRAINING)
@@ -57,6 +58,7 @@ def test_deployed_study_stops_and_ends_as_in_one_process(tmp_path: Path) -> None
     before = {site: kept_scores(path, deployed.name) for site, path in settings.items()}
     result = run(load_study(tmp_path / "study.toml"), settings, tmp_path / "in-process" / "again")
     assert result["stopped"] == told["stopped"] and 3 == len(result["rounds"])
+    assert told["scale"] is not None and result["scale"] == told["scale"]
     assert {site: of["test"] for site, of in result["sites"].items()} == {
         site: of["test"] for site, of in told["sites"].items()
     }

@@ -57,3 +57,25 @@ def test_site_that_sends_updates_beyond_belief_is_named_and_set_aside(
         accuracy_of_honest_run=f"{honest:.3f}",
         accuracy=f"{accuracy(result):.3f}",
     )
+
+
+def test_site_that_sends_the_opposite_of_its_update_does_not_count(federation: Federation, honest: float) -> None:
+    """Two of its updates count and no more; it is asked all the same, and the others lose nothing."""
+    path = federation.folders["rome"].path / "lie"
+    path.write_text("x-1", encoding="utf-8")
+    try:
+        folder = federation.submit("opposite", **SETTINGS)
+        result = finished(folder)
+    finally:
+        path.unlink()
+    assert ([], []) == (events(folder, "failed", "paused", "set_aside"), counted_twice(folder, 8))
+    rejected = [(event["site"], event["reason"], event["round"]) for event in events(folder, "rejected")]
+    assert [("rome", "against", number) for number in range(3, 3 + len(rejected))] == rejected
+    assert all("rome" in record["asked"] for record in result["rounds"])
+    assert accuracy(result) >= honest - POINTS
+    measured(
+        "one of five sends the opposite of its update, default defence",
+        f"not counted in {len(rejected)} of 8 rounds",
+        accuracy_of_honest_run=f"{honest:.3f}",
+        accuracy=f"{accuracy(result):.3f}",
+    )

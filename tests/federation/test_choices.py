@@ -35,6 +35,8 @@ from consilium.comparison.table import make_rows
 from consilium.findings import LEAST_PATIENTS, Evidence, interval_of, over_splits
 from consilium.findings.contradiction import contradiction, contradiction_of_errors
 
+pytestmark = pytest.mark.usefixtures("few_trees")
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:

@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 from comparing import SETTINGS, SIZES, console, options, write_sites, write_study
 from conftest import MakeStudy, write_table
-from processes import join, running_server, start_site
+from processes import call, join, running_server, start_site
 from rich.console import Console
 from safetensors.numpy import load_file
 from scipy import stats
@@ -56,6 +56,8 @@ from consilium.comparison.summary import numbers_over
 from consilium.running.in_process import run_in_process
 from consilium.running.live_view import View
 from consilium.running.run import run_study
+
+pytestmark = pytest.mark.usefixtures("few_trees")
 
 
 @pytest.fixture
@@ -361,12 +363,11 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(
     study: StudyConfig, folder: Path, tmp_path: Path
 ) -> None:
     """The second call runs what is missing only."""
-    path, out = write_study(folder, study.model_copy(update={"rounds": 12})), tmp_path / "out"
-    command = [sys.executable, "-m", "consilium", "compare", str(path), "--seeds", "3", "--out", str(out), "--jobs"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    path, out = write_study(folder, study.model_copy(update={"rounds": 4})), tmp_path / "out"
+    command = ["compare", str(path), "--seeds", "3", "--out", str(out), "--jobs"]
     process = subprocess.Popen(
-        [*command, "2"],
-        env=environment,
+        [sys.executable, "-m", "consilium", *command, "2"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -382,7 +383,7 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(
     assert "Traceback" not in output
     finished = {path.name: path.stat().st_mtime_ns for path in (out / CELLS).glob("*.json")}
     assert 2 <= len(finished) < 9
-    done = subprocess.run([*command, "1"], env=environment, capture_output=True, text=True, timeout=200, check=False)
+    done = call(*command, "1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     after = {path.name: path.stat().st_mtime_ns for path in (out / CELLS).glob("*.json")}
     assert len(after) >= 9

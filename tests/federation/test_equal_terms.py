@@ -17,6 +17,8 @@ from consilium.comparison.rows import LOCAL, OWN
 from consilium.comparison.studies import make_variants
 from consilium.comparison.variants import Spec, Variant, vary
 
+pytestmark = pytest.mark.usefixtures("few_trees")
+
 
 @pytest.fixture
 def study(make_study: MakeStudy) -> StudyConfig:

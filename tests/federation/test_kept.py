@@ -26,8 +26,10 @@ from consilium.common.study.training import ModelConfig, SplitConfig
 from consilium.comparison.compare import compare
 from consilium.running.in_process import run_in_process
 
+pytestmark = pytest.mark.usefixtures("few_trees")
+
 TASK = TableTask(classes=("no", "yes"), label="ill", columns={"a": NumberColumn(), "b": NumberColumn()})
-MANY = {f"site-{number:02}": 24 for number in range(consilium.client.app.LEAST_WARM + 6)}
+MANY = {f"site-{number:02}": 24 for number in range(12)}
 
 
 @pytest.fixture(autouse=True)
@@ -89,26 +91,37 @@ def run_many(make_sites: MakeSites, make_study: MakeStudy, folder: Path) -> dict
 def test_many_sites_are_built_once_while_there_is_room(
     make_sites: MakeSites, make_study: MakeStudy, tmp_path: Path, built: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of more sites than `LEAST_WARM` each is built once in a run, not once per round."""
+    """Of more sites than fit into `LEAST_WARM_BYTES` each is built once in a run, not once per round."""
+    monkeypatch.setattr(consilium.client.app, "LEAST_WARM_BYTES", 1)
     monkeypatch.setattr(consilium.client.app, "has_room", lambda: True)
     run_many(make_sites, make_study, tmp_path / "roomy" / "run")
     assert sorted(MANY) == sorted(built)
 
 
-@pytest.mark.nightly
 def test_without_room_sites_are_built_anew_and_serve_the_same(
     make_sites: MakeSites, make_study: MakeStudy, tmp_path: Path, built: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where memory is short no more than `LEAST_WARM` sites are kept; what each serves is the same, bit for bit."""
+    """Where memory is short no more sites are kept than fit; what each serves is the same, bit for bit."""
     monkeypatch.setattr(consilium.client.app, "has_room", lambda: True)
     expected = run_many(make_sites, make_study, tmp_path / "roomy" / "run")
-    forget_sites()
     del built[:]
+    size = next(iter(consilium.client.app._warm.values())).site.size
+    forget_sites()
     monkeypatch.setattr(consilium.client.app, "has_room", lambda: False)
+    monkeypatch.setattr(consilium.client.app, "LEAST_WARM_BYTES", 4 * size)
     found = run_many(make_sites, make_study, tmp_path / "narrow" / "run")
     assert len(built) > len(MANY)
-    assert consilium.client.app.LEAST_WARM == len(consilium.client.app._warm)
+    assert 5 == len(consilium.client.app._warm)
     assert expected == found
+
+
+def test_many_small_sites_stay_in_memory_without_room(
+    make_sites: MakeSites, make_study: MakeStudy, tmp_path: Path, built: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sites of a few rows are kept by their bytes, not by their number, also on a machine that is short of memory."""
+    monkeypatch.setattr(consilium.client.app, "has_room", lambda: False)
+    run_many(make_sites, make_study, tmp_path / "narrow" / "run")
+    assert sorted(MANY) == sorted(built)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,8 @@ from consilium.running.in_process import run_in_process
 from consilium.running.run import save_report
 from consilium.serving.predict import predict
 
+pytestmark = pytest.mark.usefixtures("few_trees")
+
 
 def three_tables() -> dict[str, pd.DataFrame]:
     """Return tables of three sites: one where every finding is rarer, and one that does not label nodules."""

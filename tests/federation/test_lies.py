@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from scripted import (
+    CODEC,
     FIVE,
     NUM_EXAMPLES,
     Alter,
@@ -31,8 +32,10 @@ from consilium.common.protocol.plans import study_digest
 from consilium.privacy.audit.audit import audit_run
 from consilium.server.study.believed import effective_steps
 from consilium.server.study.checkpoint import load_checkpoint
+from consilium.server.study.exchange import Answer
 from consilium.server.study.run_folder import RunFolder
 
+LOW = {"norm": {"kind": "median", "factor": 2.0}}
 OFF = {"norm": {"kind": "off"}}
 ROUNDS = 6
 
@@ -68,7 +71,7 @@ def test_update_beyond_belief_is_rejected_and_the_others_go_on(tmp_path: Path) -
 
 def test_update_a_few_times_too_long_is_shortened_and_said(tmp_path: Path) -> None:
     """Deltas of round 1 are about 1 to 5 halves per number; 4.5 everywhere is longer than twice the median."""
-    result = run(tmp_path, {("round", 1, "rome"): lie(4.5)}, training={"steps": 4})
+    result = run(tmp_path, {("round", 1, "rome"): lie(4.5)}, training={"steps": 4}, defence=LOW)
     factor = result["rounds"][0]["shortened"]["rome"]
     lengths = sorted(
         [float(np.linalg.norm((k + 1 - np.linspace(-1, 1, 6)) / 2)) for k in (0, 1, 2, 4)] + [4.5 * 6**0.5]
@@ -235,7 +238,7 @@ def test_audit_computes_shortened_and_rejected_updates_again(tmp_path: Path) -> 
     """Bit for bit, from what the sites sent: one is shortened in round 1, one is rejected in round 2."""
     script = {("round", 1, "rome"): lie(4.5), ("round", 2, "turin"): lie(1e30)}
     exchange = ScriptedExchange(script, online=frozenset(FIVE))
-    settings: dict[str, Any] = {"sites": FIVE, "quorum": 3, "rounds": 3, "training": {"steps": 4}}
+    settings: dict[str, Any] = {"sites": FIVE, "quorum": 3, "rounds": 3, "training": {"steps": 4}, "defence": LOW}
     study = make_study(tmp_path, exchange, keep_updates=True, **settings)
     result = completed(replace(study, digest=study_digest(study.config)))
     assert "rome" in result["rounds"][0]["shortened"] and {"turin": "norm"} == result["rounds"][1]["rejected"]
@@ -251,3 +254,68 @@ def test_events_of_lies_are_in_the_log_as_they_are_documented(tmp_path: Path) ->
     assert ["answered", "rejected"] == of_rome
     (record,) = events(tmp_path, "round")
     assert "rome" not in record["accepted"] and "rome" not in record["sites"]
+
+
+# --- updates that go against the others ---------------------------------------------------------------
+
+
+def turned(answer: Answer) -> Answer:
+    """Return an answer whose update has the other sign."""
+    delta = CODEC.decode(answer.payload or b"")
+    return delta_with(body__weight=-np.asarray(delta["body.weight"], np.float32))(answer)
+
+
+TWICE = {"against": 2}
+
+
+def test_site_that_goes_against_the_others_does_not_count_and_is_asked_all_the_same(tmp_path: Path) -> None:
+    """Its first update counts, from the second on none; the others' weights are those of a run without it then."""
+    result = run(tmp_path / "turned", always("rome", turned, range(1, 4)), defence=TWICE, rounds=3)
+    gone = always("rome", problem("gone", "the link is down"), range(2, 4))
+    run(tmp_path / "gone", {**gone, ("round", 1, "rome"): turned}, rounds=3)
+    first, second, third = result["rounds"]
+    assert ["rome"] == [*first["against"]]
+    assert -1 <= first["against"]["rome"] <= -0.2
+    assert ({}, {"rome": "against"}) == (first["rejected"], second["rejected"])
+    assert "rome" in third["asked"]
+    assert "site 'rome': its updates went against what the others have in common" in second["details"]["rome"]
+    np.testing.assert_array_equal(
+        final_weights(tmp_path / "turned")["body.weight"], final_weights(tmp_path / "gone")["body.weight"]
+    )
+    assert ["against"] * 2 == [event["reason"] for event in events(tmp_path / "turned", "rejected")]
+    assert any("are its labels coded as the others'?" in warning for warning in result["warnings"])
+
+
+def test_count_against_the_others_outlives_a_restart(tmp_path: Path) -> None:
+    """The server ends in round 2 and goes on: the site's second update is the one that does not count."""
+    script = always("rome", turned)
+    settings: dict[str, Any] = {"sites": FIVE, "quorum": 3, "rounds": 3, "defence": TWICE}
+    with pytest.raises(Stopped):
+        completed(make_study(tmp_path, ScriptedExchange(script, online=frozenset(FIVE), stop_in_round=2), **settings))
+    result = completed(make_study(tmp_path, ScriptedExchange(script, online=frozenset(FIVE)), **settings))
+    assert [{}, {"rome": "against"}] == [record["rejected"] for record in result["rounds"][:2]]
+
+
+def test_study_that_needs_all_sites_counts_them_all(tmp_path: Path) -> None:
+    """A quorum of all leaves no update out; the record says that it went against the others."""
+    result = run(tmp_path, always("rome", turned), defence=TWICE, rounds=3, quorum="all")
+    assert [["rome"]] * 2 == [[*record["against"]] for record in result["rounds"][:2]]
+    assert all(not record["rejected"] for record in result["rounds"])
+
+
+def test_honest_sites_with_different_aims_all_count(tmp_path: Path) -> None:
+    """Five sites pull a number to five others, over six rounds: now one goes against the others, now another."""
+    rounds = run(tmp_path)["rounds"]
+    assert any("against" in record for record in rounds)
+    assert all(not record["rejected"] for record in rounds)
+
+
+def test_audit_computes_a_round_again_in_which_a_site_did_not_count(tmp_path: Path) -> None:
+    """From the updates that counted."""
+    exchange = ScriptedExchange(always("rome", turned), online=frozenset(FIVE))
+    settings: dict[str, Any] = {"sites": FIVE, "quorum": 3, "rounds": 3, "defence": TWICE}
+    study = make_study(tmp_path, exchange, keep_updates=True, **settings)
+    assert {"rome": "against"} == completed(replace(study, digest=study_digest(study.config)))["rounds"][1]["rejected"]
+    audit = audit_run(tmp_path)
+    assert [] == audit.problems
+    assert [("recomputed", "recomputed")] * 3 == [(row.shares, row.aggregate) for row in audit.rounds]

@@ -24,6 +24,8 @@ from consilium.comparison.results import CellResult
 from consilium.comparison.studies import make_variants
 from consilium.comparison.terminal import print_report
 
+pytestmark = pytest.mark.usefixtures("few_trees")
+
 FIXED = {
     "task": {
         **{"kind": "table", "classes": ["no", "yes"], "label": "ill"},

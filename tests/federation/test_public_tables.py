@@ -22,7 +22,10 @@ from consilium.comparison.rows import LOCAL
 from consilium.data.options import SplitOptions
 from consilium.data.split import split_pool
 
-pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason="the public tables are not part of the repository")
+pytestmark = [
+    pytest.mark.skipif(not SHARED.is_dir(), reason="the public tables are not part of the repository"),
+    pytest.mark.usefixtures("few_trees"),
+]
 
 SHORT, GAPS, COPIES, CODE, ONE = (
     "no report will say",

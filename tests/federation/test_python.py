@@ -24,6 +24,8 @@ from consilium.common.study.load import load_study
 from consilium.running.in_process import run_in_process, write_local_site
 from consilium.server.study.run_folder import RunFolder
 
+pytestmark = pytest.mark.usefixtures("few_trees")
+
 Pair = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
 SIZES = {"berlin": 80, "lyon": 60}
 

@@ -48,6 +48,8 @@ from consilium.report.report import build_report
 from consilium.report.terminal import print_report
 from consilium.running.in_process import run_in_process
 
+pytestmark = pytest.mark.usefixtures("few_trees")
+
 NUMBER = {"center": 0.1, "scale": 2.0, "tolerance": 0.7}
 TASK = {
     "kind": "table",

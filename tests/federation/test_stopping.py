@@ -47,6 +47,8 @@ from consilium.server.study.context import Study
 from consilium.server.study.exchange import Answer
 from consilium.server.study.run import run_study
 
+pytestmark = pytest.mark.usefixtures("few_trees")
+
 STOPPING = {"patience": 2}
 LOSSES = (0.9, 0.7, 0.8, 0.75, 0.6, 0.5)
 """Of every site in rounds 1 to 6: the best of the first four is that of round 2."""

@@ -5,6 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from sklearn import metrics
+from sklearn.calibration import calibration_curve
 
 from consilium.comparison.evaluation import CALIBRATION_BINS, ClassScores, Scores
 from consilium.comparison.label_scores import LabelScores
@@ -124,6 +126,65 @@ def test_every_number_is_between_0_and_1_or_undefined(
         assert value is None or -1e-6 <= value <= 1 + 1e-6
 
 
+def by_scikit_learn(scores: ClassScores, name: str) -> float | None:
+    """Return one of the metrics as scikit-learn computes it; None where some class that it needs is missing."""
+    y, chances, predicted = scores.y, scores.probabilities, scores.predicted
+    labels = list(range(chances.shape[1]))
+    binary, present = len(labels) == 2, set(y.tolist())
+    match name:
+        case "accuracy":
+            return float(metrics.accuracy_score(y, predicted))
+        case "brier":
+            return float(metrics.brier_score_loss(y, chances, labels=labels, scale_by_half=True))
+        case "calibration_error":
+            confidence = chances.max(axis=1)
+            right, mean = calibration_curve(predicted == y, confidence, n_bins=CALIBRATION_BINS)
+            sizes = np.bincount(np.searchsorted(np.linspace(0, 1, CALIBRATION_BINS + 1)[1:-1], confidence))
+            return float((np.abs(right - mean) * sizes[sizes > 0]).sum() / len(y))
+        case "specificity":
+            others = [(y != one, predicted != one) for one in (labels[1:] if binary else labels)]
+            return (
+                float(np.mean([metrics.recall_score(*of) for of in others]))
+                if all(of.any() for of, _ in others)
+                else None
+            )
+        case "sensitivity" if binary:
+            return float(metrics.recall_score(y, predicted)) if 1 in present else None
+        case "balanced_accuracy":
+            of_class = metrics.recall_score(y, predicted, average=None, labels=sorted(present))
+            return float(np.mean(of_class)) if len(present) > 1 else None
+    if len(present) < len(labels):
+        return None
+    match name:
+        case "auroc":
+            said = chances[:, 1] if binary else chances
+            return float(metrics.roc_auc_score(y, said, multi_class="ovr", labels=labels))
+        case "auprc":
+            true, said = (y, chances[:, 1]) if binary else (np.eye(len(labels))[y], chances)
+            return float(metrics.average_precision_score(true, said))
+        case "sensitivity":
+            return float(metrics.recall_score(y, predicted, average="macro"))
+    return float(
+        metrics.f1_score(y, predicted, average="binary" if binary else "macro", labels=labels, zero_division=0)
+    )
+
+
+@given(
+    rows=st.integers(1, 40),
+    classes=st.integers(2, 4),
+    seed=st.integers(0, 2**32 - 1),
+    name=st.sampled_from(ClassScores.METRICS),
+)
+def test_every_number_is_that_of_scikit_learn(rows: int, classes: int, seed: int, name: str) -> None:
+    """To 1e-12, with ties, and undefined where scikit-learn's is of fewer classes."""
+    generator = np.random.default_rng(seed)
+    chances = generator.dirichlet(np.ones(classes), size=rows).round(1) + 1e-3
+    scores = ClassScores(generator.integers(0, classes, rows), chances / chances.sum(axis=1, keepdims=True))
+    wanted, found = by_scikit_learn(scores, name), scores.measure(name)
+    assert (wanted is None) == (found is None)
+    assert wanted is None or found == pytest.approx(wanted, abs=1e-12)
+
+
 @pytest.mark.parametrize("name", ClassScores.METRICS)
 @pytest.mark.parametrize("classes", [2, 3])
 def test_all_draws_at_once_give_what_scikit_learn_gives_of_each(name: str, classes: int) -> None:
@@ -133,7 +194,8 @@ def test_all_draws_at_once_give_what_scikit_learn_gives_of_each(name: str, class
     chances = generator.dirichlet(np.ones(classes), size=40).round(1)
     scores = ClassScores(y, chances / chances.sum(axis=1, keepdims=True))
     drawn = [*(generator.integers(0, 40, 40) for _ in range(40)), np.flatnonzero(y == 0), np.flatnonzero(y == 1)]
-    wanted = Scores.in_draws(scores, name, drawn)
+    of_each = [by_scikit_learn(scores.taken(rows), name) for rows in drawn]
+    wanted = np.array([np.nan if one is None else one for one in of_each])
     np.testing.assert_allclose(scores.in_draws(name, drawn), wanted, atol=1e-12)
     defined = ("accuracy", "brier", "calibration_error")
     assert name in defined or np.isnan(wanted).any()

@@ -470,6 +470,27 @@ def test_qfedavg_of_any_losses_is_a_number(q: float, losses: tuple[float, float]
         assert {"a": 0.5, "b": 0.5} == dict(step.shares)
 
 
+@pytest.mark.parametrize("q", [0.001, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("told", [2.0, 6.0, 1e100])
+def test_qfedavg_gives_no_site_of_four_more_than_half(q: float, told: float) -> None:
+    """Whatever loss it tells; one that gives it less counts as it is."""
+    strategy = QFedAvg(q=q, learning_rate=0.1)
+    others = sum(loss**q for loss in (1.0, 2.0, 3.0))
+    bounded = strategy.apply(begun(strategy), sent(1, 2, 3, -4, metrics={START_LOSS: [1, 2, 3, told]}), {})
+    assert pytest.approx(min(0.5, told**q / (others + told**q))) == bounded.shares["d"]
+    if told**q > others:
+        losses = [1, 2, 3, others ** (1 / q)]
+        half = strategy.apply(begun(strategy), sent(1, 2, 3, -4, metrics={START_LOSS: losses}), {})
+        assert pytest.approx(float(half.state.weights["w"]), rel=1e-9) == float(bounded.state.weights["w"])
+
+
+def test_qfedavg_of_three_sites_believes_any_loss() -> None:
+    """Of three, two others say little: 4 of 4 + 1 + 1."""
+    strategy = QFedAvg(q=1.0, learning_rate=0.1)
+    step = strategy.apply(begun(strategy), sent(1, 2, 3, metrics={START_LOSS: [4, 1, 1]}), {})
+    assert pytest.approx(4 / 6) == step.shares["a"]
+
+
 def test_qfedavg_refuses_a_negative_loss() -> None:
     """No power of it would be a number; the message names the site."""
     strategy = QFedAvg(learning_rate=0.1, q=0.1)

@@ -16,6 +16,7 @@ from sklearn.model_selection import train_test_split
 
 from consilium.client.data import READERS, SiteData, schema_digest
 from consilium.client.data.split import split_rows
+from consilium.client.data.stratified import draw_two_parts
 from consilium.common.errors import ConfigError, DataError
 from consilium.common.study.site import ArraysData, ImageFolderData, TableData
 from consilium.common.study.task import CategoryColumn, ImageTask, NumberColumn, TableTask
@@ -502,6 +503,24 @@ def test_split_depends_on_the_seed_alone() -> None:
     one, same, other = (split_rows(labels, SplitConfig(seed=seed)) for seed in (1, 1, 2))
     assert one.test.tolist() == same.test.tolist() and one.validation.tolist() == same.validation.tolist()
     assert one.test.tolist() != other.test.tolist()
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    sizes=st.lists(st.integers(3, 40), min_size=1, max_size=5),
+    share=st.floats(0.05, 0.95),
+    seed=st.integers(0, 2**32 - 1),
+    in_classes=st.booleans(),
+)
+def test_rows_are_drawn_as_scikit_learn_draws_them(sizes: list[int], share: float, seed: int, in_classes: bool) -> None:
+    """Row by row and in the same order, stratified or not: whoever divides by that function has our parts."""
+    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
+    kept = min(max(round(share * len(labels)), len(sizes)), len(labels) - len(sizes))
+    expected = train_test_split(
+        np.arange(len(labels)), train_size=kept, random_state=seed, stratify=labels if in_classes else None
+    )
+    drawn = draw_two_parts(len(labels), kept, labels if in_classes else None, seed=seed)
+    assert [one.tolist() for one in expected] == [one.tolist() for one in drawn]
 
 
 def test_split_of_rare_class_falls_back_to_unstratified() -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,10 @@ STATE = ServerState(
 )
 
 
-def study(norm: Mapping[str, Any] | None = None, **settings: Any) -> StudyConfig:
+TWICE: Mapping[str, Any] = MappingProxyType({"kind": "median", "factor": 2.0})
+
+
+def study(norm: Mapping[str, Any] | None = TWICE, **settings: Any) -> StudyConfig:
     """Return a study of many sites with a bound on updates."""
     task = ImageTask(classes=("no", "yes"))
     sites = tuple(f"site-{k}" for k in range(9))
@@ -90,6 +94,12 @@ def test_update_of_twice_the_median_stays_as_it_is() -> None:
     assert ({}, {}) == (factors, judged(study(), updates))
 
 
+def test_by_default_it_is_three_times_the_median() -> None:
+    """3.1 medians are shortened to 3, and 2.9 are not."""
+    _, factors = shortened(study(None), STATE, sent(0.5, 1, 1, 2.9, 3.1))
+    assert {"site-4": pytest.approx(3 / 3.1)} == factors
+
+
 def test_longer_update_is_shortened_to_twice_the_median_and_keeps_its_way() -> None:
     """Of 0.5, 1, 1, 1.5 and 4 the last becomes 2 long, its parts still as 0.6 to 0.8; nobody is rejected."""
     updates = sent(0.5, 1, 1, 1.5, 4)
@@ -118,7 +128,7 @@ def test_two_of_seven_cannot_move_the_bound_beyond_honest_updates() -> None:
     """Whatever the two send, tiny or vast, the bound is between twice the least and twice the largest of the others."""
     honest = [0.8, 0.9, 1.0, 1.1, 1.2]
     for bad in (0.0, 1e-6, 3.0, 1e9):
-        after, _ = shortened(study({"kind": "median", "reject": 1e9}), STATE, sent(*honest, bad, bad))
+        after, _ = shortened(study({**TWICE, "reject": 1e9}), STATE, sent(*honest, bad, bad))
         assert all(norm_of(update) <= 2 * 1.2 + 1e-6 for update in after)
         assert all(norm_of(one) >= min(0.8 * 2, value) - 1e-6 for one, value in zip(after, honest, strict=False))
 
@@ -139,7 +149,7 @@ def test_site_with_more_steps_may_send_more_and_one_with_fewer_no_less() -> None
 def test_made_up_examples_let_an_update_grow_tenfold_and_no_more() -> None:
     """A site that announces a million examples in place of 100 may send 10 medians, and as much as twice that once."""
     updates = sent(1, 1, 1, 1, 1000, examples=(100, 100, 100, 100, 10**6), statistics=(1,) * 5)
-    after, factors = shortened(study({"kind": "median", "reject": 1e9}), STATE, updates)
+    after, factors = shortened(study({**TWICE, "reject": 1e9}), STATE, updates)
     assert pytest.approx(20.0, rel=1e-6) == norm_of(after[4])
     assert pytest.approx({"site-4": 0.02}) == factors
 
@@ -206,7 +216,7 @@ def test_control_variate_has_a_bound_of_its_own() -> None:
 def test_secure_sums_and_noise_of_whole_sites_have_no_bound_by_the_median() -> None:
     """The server sees no update by itself, or the bound would tell one site of the others."""
     for privacy in ({"secure_aggregation": True}, {"sites": {"noise": 1.0}}):
-        config = study().model_copy(update={"privacy": PrivacyConfig.model_validate(privacy)})
+        config = study(None).model_copy(update={"privacy": PrivacyConfig.model_validate(privacy)})
         assert {} == judged(config, sent(1, 1, 1, 1, 1e30))
 
 

@@ -15,7 +15,7 @@ from consilium.common.errors import DiskFull, StateError, error_named
 from consilium.common.events.log import EventLog
 from consilium.common.events.run import RunStopped
 from consilium.common.host.disk import SPARE_BYTES, Room, check_room, in_units, room_in
-from consilium.common.host.files import check_free, only_one, sweep, write_atomically
+from consilium.common.host.files import Scratch, check_free, only_one, scratch, scratch_here, sweep, write_atomically
 
 HOLDER = """
 import sys
@@ -164,3 +164,29 @@ def test_write_on_a_full_disk_is_told_from_others(
     assert b"" == (tmp_path / "b").read_bytes()  # half a batch of lines would be there twice when it is written again
     assert isinstance(error_named("DiskFull", "x"), DiskFull)
     assert 10 == DiskFull.exit_code
+
+
+def test_scratch_keeps_no_more_than_its_bytes() -> None:
+    """What does not fit is not kept, what is replaced or dropped makes room, and what has no size always fits."""
+    kept = Scratch(100)
+    one, other = Path("one"), Path("other")
+    assert kept.put(one, "a", size=60)
+    assert not kept.put(other, "b", size=41)
+    assert (None, "a") == (kept.get(other), kept.get(one))
+    assert kept.put(one, "c", size=10) and kept.put(other, "b", size=90) and kept.put(Path("third"), "d")
+    assert not kept.put(one, "e", size=11)
+    assert kept.get(one) is None  # the old one is not what was written last
+    assert kept.drop(other) and not kept.drop(other)
+    assert kept.put(one, "e", size=100)
+
+
+def test_scratch_is_gone_with_its_block() -> None:
+    """Outside of a block there is none; a block in a block has its own."""
+    assert scratch_here() is None
+    with scratch():
+        outer = scratch_here()
+        assert outer is not None and outer.put(Path("one"), "a")
+        with scratch():
+            assert scratch_here() is not outer
+        assert scratch_here() is outer
+    assert scratch_here() is None

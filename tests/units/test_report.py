@@ -344,9 +344,23 @@ def test_rounds_csv_has_one_row_per_round_and_site(tmp_path: Path) -> None:
     lyon = rows[5]
     expected = {"asked": "true", "answered": "true", "accepted": "false", "rejected": "not_finite", "weight": "0.5"}
     expected |= {"num_examples": "640", "site_seconds": "0.8", "round_seconds": "1.2", "bytes_up": "1000"}
-    expected |= {"bytes_down": "2000", "personal_accuracy": "0.5"}
+    expected |= {"bytes_down": "2000", "personal_accuracy": "0.5", "stale": "0", "shortened": "", "against": ""}
     assert expected == {name: lyon[name] for name in expected}
     assert rows[3]["global_loss"] == "" and rows[3]["train_loss"] == "0.5"
+
+
+def test_rounds_csv_says_what_was_done_about_an_update(tmp_path: Path) -> None:
+    """Late by two rounds, shortened to a half, and against the others by -0.3."""
+    (record, *rest), sites = result().rounds, {}
+    sites = {site: of.model_copy(update={"stale": 2}) if site == "porto" else of for site, of in record.sites.items()}
+    told = {"sites": sites, "shortened": {"porto": 0.5}, "against": {"porto": -0.3}}
+    run = result().model_copy(update={"rounds": (record.model_copy(update=told), *rest)})
+    write_report(tmp_path, build_report(run))
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "rounds.csv").read_text(encoding="utf-8"))))
+    assert {"stale": "2", "shortened": "0.5", "against": "-0.3"} == {
+        name: rows[0][name] for name in ("stale", "shortened", "against")
+    }
+    assert "" == rows[1]["against"]
 
 
 # --- the page --------------------------------------------------------------------------------------

@@ -226,6 +226,8 @@ def test_checkpoint_holds_every_field_of_the_state(tmp_path: Path) -> None:
         asked={"berlin": 7},
         accepted={"berlin": 6},
         strikes={"lyon": 2},
+        against={"rome": 1},
+        undone={"madrid": 4},
         best=BestRound(5, {"w": np.full(3, 0.5)}, asked={"berlin": 5}, accepted={"berlin": 4}),
     )
     save_checkpoint(tmp_path / "c", state, run="run-1", study_digest="abc")

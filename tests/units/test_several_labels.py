@@ -315,7 +315,7 @@ def test_noised_counts_say_how_much_noise_they_carry(tmp_path: Path) -> None:
     """None is above the number of examples, and the server knows the standard deviation: that of epsilon / 3."""
     sites = site_folders(tmp_path, {"berlin": findings(60, seed=0)}, share_class_counts=True, class_counts_epsilon=0.3)
     config, study = load_site(sites["berlin"]), findings_study(["berlin"])
-    told = read_origin(config, study, build_method(study.method)).facts.card
+    told = read_origin(config, study, build_method(study.method), torch.device("cpu")).facts.card
     assert told.label_counts is not None and told.label_noise == pytest.approx(np.sqrt(2) / 0.1, rel=0.01)
     assert 60 >= max(map(max, told.label_counts.values()))
     assert told == DataCard.model_validate_json(told.model_dump_json())

@@ -4,7 +4,7 @@ from consilium.client.methods import build_method
 from consilium.client.models import Model, divide
 from consilium.client.models.pretrained import cached_weights
 from consilium.client.operations.doctor.finding import Finding, failed, passed, skipped, warned
-from consilium.client.site.handshake import initial_model
+from consilium.client.site.beginnings import initial_model
 from consilium.client.training.private import check_private
 from consilium.common.errors import ConfigError, ConsiliumError
 from consilium.common.study.parts import only

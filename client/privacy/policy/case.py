@@ -10,9 +10,10 @@ from consilium.common.protocol.cards import DataCard
 from consilium.common.study.policy import PolicyConfig
 from consilium.common.study.study import StudyConfig
 
-Stage = Literal["order", "app", "study", "data"]
+Stage = Literal["order", "app", "study", "data", "again"]
 """When a rule is applied: to an order before it is read; to one of a Flower app; to the study of a plan; once data and
-model are known."""
+model are known; to a further plan of a study that passed the rules of these two stages, with the same policy and data.
+"""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ RULES: Mapping[Stage, tuple[Refuses, ...]] = {
     "app": (order_rules.approve_runs,),
     "study": (order_rules.accepted_study, order_rules.approve_runs, *study_rules.OF_THE_STUDY),
     "data": study_rules.OF_THE_DATA,
+    "again": (order_rules.accepted_study, order_rules.approve_runs),
 }
 """The rules that refuse, each a function with the name of its field of the policy."""
 LEFT_OUT = ("metrics", "metric_digits", "least_count", "share_majority")

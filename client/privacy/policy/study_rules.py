@@ -159,7 +159,7 @@ def metrics(case: Case) -> str | None:
 
 def allowed(name: str, globs: Sequence[str]) -> bool:
     """Return whether a name fits one of the globs."""
-    return any(fnmatchcase(name, glob) for glob in globs)
+    return any(glob == "*" or fnmatchcase(name, glob) for glob in globs)
 
 
 def min_examples(case: Case) -> str | None:

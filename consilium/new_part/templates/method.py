@@ -39,7 +39,7 @@ class MyPart:
         parameters = dict(model.module.named_parameters())
         before = {name: parameters[name].detach().clone() for name in model.head}
 
-        def pulled(name: str, parameter: nn.Parameter) -> Tensor:
+        def pulled(name: str, parameter: Tensor) -> Tensor:
             return self.pull * (parameter - before.get(name, parameter)).detach()
 
         return Outcome(memory, train(model, work, correction=pulled))

@@ -10,6 +10,7 @@ from consilium.common.events.run import (
     AnswerRejected,
     RoundAsked,
     RoundFinished,
+    RoundUndone,
     RunEvent,
     RunFinished,
     RunResumed,
@@ -98,6 +99,8 @@ class _Reading:
         match event:
             case RunStarted():
                 self.started, self.resumed = _one_study(self.started, event, place), 0
+            case RoundUndone():
+                self.after, self.accepted = event.round - 1, {}
             case RunResumed():
                 self.resumed = event.round
             case SitesAgreed():

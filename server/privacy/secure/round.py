@@ -33,14 +33,16 @@ from consilium.server.privacy.noise import multiplier_of_sums
 from consilium.server.privacy.secure.attempts import Attempt, keep, next_attempt
 from consilium.server.privacy.secure.unmask import unmask
 from consilium.server.strategies import ServerState, Update
+from consilium.server.study.applying import aggregate, weigh
 from consilium.server.study.check import check_reply, check_round, check_signals
 from consilium.server.study.context import Study
 from consilium.server.study.downlink import Sending, send
 from consilium.server.study.exchange import Answer
 from consilium.server.study.hold import Hold, RoundShort
 from consilium.server.study.record import Aggregation, Cohort, Intake, make_record
-from consilium.server.study.round import accept, aggregate, choose, make_plans, reject, remember, send_plans, weigh
+from consilium.server.study.round import choose, make_plans, remember, send_plans
 from consilium.server.study.sentences import reasons
+from consilium.server.study.taking import accept, reject
 
 LEAST_LOSS = "sum/loss"
 """Number in the weighting's memory: the least `update.loss` of the round before."""
