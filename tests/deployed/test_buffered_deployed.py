@@ -23,7 +23,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
 
 def test_buffered_study_ends_with_every_site_and_counts_no_update_twice(federation: Federation) -> None:
     """Two updates fill a round; whoever is third comes into the next one, from weights of the round before."""
-    schedule = {"kind": "buffered", "size": 2, "max_staleness": 3}
+    schedule = '{ kind = "buffered", size = 2, max_staleness = 3 }'
     folder = federation.submit("buffered", rounds=ROUNDS, schedule=schedule)
     result = finished(folder)
     assert [2] * ROUNDS == [len(record["accepted"]) for record in result["rounds"]]
