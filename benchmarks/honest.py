@@ -10,7 +10,6 @@ have each digit under the next one's name, and there it is right that their upda
 """
 
 import argparse
-import csv
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
@@ -24,6 +23,7 @@ from committed.result import SITES, Result, changed
 from committed.tables import TABLES
 from lies import config_of, play
 from lying.digits import CLASSES, EXAMPLES, Data, small_digits
+from lying.rows import write_rows
 
 from consilium.common.host.parents import follow_parent
 from consilium.common.results import RoundRecord
@@ -142,13 +142,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--shared", type=Path, required=True, help="the folder whose data/ holds the raw data")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args(arguments)
-    with given.out.open("w", newline="", encoding="utf-8") as file, tempfile.TemporaryDirectory() as work:
-        table = csv.DictWriter(file, FIELDS, lineterminator="\n")
-        table.writeheader()
-        for row in rows(given.shared, Path(work)):
-            table.writerow(row)
-            file.flush()
-            print(*row.values(), sep=", ", flush=True)
+    with tempfile.TemporaryDirectory(prefix="honest-") as work:
+        write_rows(given.out, FIELDS, rows(given.shared, Path(work)))
 
 
 if __name__ == "__main__":

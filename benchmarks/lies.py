@@ -19,14 +19,15 @@ round, since too few updates were usable.
 """
 
 import argparse
-import csv
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from lying.digits import BATCH, CLASSES, EPOCHS, RATE, SIDE, TARGET, Data, answered, initial, marked, pictures
+from lying.rows import write_rows
 from lying.sites import Lie, Sites
 
 from consilium.common.errors import CohortTooSmall
@@ -135,6 +136,13 @@ def scores(weights: Weights, test: Data) -> dict[str, float]:
     return {"accuracy": round(right, 4), "backdoor": round(fooled, 4)}
 
 
+def rows(data: Path) -> Iterator[dict[str, Any]]:
+    """Run all of them."""
+    for seed, (sites, bad), attack in product(SEEDS, SETTINGS, ATTACKS):
+        for defence in defences(sites, bad):
+            yield run(data, sites, bad, attack, defence, seed)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run all of them, and write the table."""
     follow_parent()
@@ -142,17 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, help="MNIST as mnist.npz")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args(arguments)
-    with given.out.open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, FIELDS, lineterminator="\n")
-        table.writeheader()
-        for seed in SEEDS:
-            for sites, bad in SETTINGS:
-                for attack in ATTACKS:
-                    for defence in defences(sites, bad):
-                        row = run(given.data, sites, bad, attack, defence, seed)
-                        table.writerow(row)
-                        file.flush()
-                        print(*row.values(), flush=True)
+    write_rows(given.out, FIELDS, rows(given.data))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ things that are known anyway show it:
 A site is a suspect if it made the step and more than half of the others measured a jump: what it says itself is not
 asked, and of two sites neither can have the other one put out. Then the run goes back to the checkpoint from before
 that round, and the suspect is set aside. Where nobody made the step alone, nothing is undone: the same sites would take
-the same step again.
+the same step again. Nor where too few sites would be left for the quorum.
 """
 
 from collections.abc import Mapping
@@ -27,6 +27,7 @@ from consilium.common.errors import StateError
 from consilium.common.events.run import RoundUndone, SiteSetAside
 from consilium.common.results import RoundRecord
 from consilium.common.weights.arrays import digest
+from consilium.server.study import strikes
 from consilium.server.study.checkpoint import load_checkpoint, save_checkpoint
 from consilium.server.study.checkpoint_files import set_aside
 from consilium.server.study.defence import can_undo
@@ -54,13 +55,14 @@ def undone(progress: Progress, record: RoundRecord | None, failed: Mapping[str, 
         return None
     last = progress.rounds[-1]
     suspects = _suspects(progress.rounds, record, failed)
-    if last.round != state.round or not suspects:
+    struck = {**state.strikes, **dict.fromkeys(suspects, study.config.defence.strikes)}
+    left = study.train_sizes.keys() - strikes.set_aside(study.config, struck)
+    if last.round != state.round or not suspects or len(left) < study.quorum_of(len(left)):
         return None
     try:
         before = load_checkpoint(set_aside(study.folder.checkpoint, last.round - 1), study_digest=study.digest)
     except StateError:
         return None  # a run that has just begun anew has no earlier one
-    struck = {**state.strikes, **dict.fromkeys(suspects, study.config.defence.strikes)}
     state = replace(before, strikes=struck, undone=dict.fromkeys(suspects, last.round))
     weights = digest(state.weights)
     message = _sentence(last.round, suspects)

@@ -153,10 +153,11 @@ def test_only_one_round_of_a_run_is_undone(tmp_path: Path) -> None:
         {"defence": {"strikes": 0}},
         {"strategy": {"kind": "median"}},
         {"sites": SITES[1:], "quorum": 2},
+        {"quorum": 3},
     ],
 )
 def test_nothing_is_undone_where_that_is_off_or_cannot_be(tmp_path: Path, settings: dict[str, Any]) -> None:
-    """Not with two sites either, where each could have the other one put out."""
+    """Not with two sites, where each could have the other one put out, nor where the quorum needs the suspect."""
     run(tmp_path, after_the_lie(JUMPS), **settings)
     assert not events(tmp_path, "undone")
 
