@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 import consilium.common
+from consilium.client.process.channels import Parcel
 from consilium.client.process.shared_memory import Box
-from consilium.client.process.supervisor import Parcel
 from consilium.client.wire.connection import Connection
 from consilium.client.wire.probe import place_of
 from consilium.common.codecs import Identity
@@ -92,6 +92,8 @@ class Echo:
                 seen = _initial(self._megabytes)[0]
                 reply |= {"versions": VERSIONS, "card": CARD, "initial_digest": seen}
                 return _parcel(reply | {"shared_digest": seen, "shared_buffers": []})
+            case "scale":
+                return _parcel(reply)
             case "initial_weights":
                 content = _initial(self._megabytes)[1]
                 if len(content) < 100_000:

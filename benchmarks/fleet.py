@@ -20,7 +20,7 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -100,7 +100,7 @@ def measure(number: int, *, rounds: int, idle: float) -> dict[str, Any]:
         home.prepare(["localhost", "127.0.0.1"])
         row: dict[str, Any] = {"sites": number}
         began = time.monotonic()
-        places = approve(home, folder / "sites", address, number)
+        places = approve(home, folder / "sites", address, [f"site{index:05d}" for index in range(number)])
         row["approve_seconds"] = round(time.monotonic() - began, 2)
         with running_server(home, address, folder) as server:
             wait_for_server(home, server, folder)
@@ -123,13 +123,12 @@ def measure(number: int, *, rounds: int, idle: float) -> dict[str, Any]:
         return row
 
 
-def approve(home: ServerHome, folder: Path, address: str, number: int) -> list[Place]:
+def approve(home: ServerHome, folder: Path, address: str, names: Sequence[str]) -> list[Place]:
     """Make keys and certificates of all sites, before the server starts."""
     registry = Registry(home.path)
     registry._commit = registry._take  # type: ignore[method-assign]  # the file once, not once per site
     places = []
-    for index in range(number):
-        site = f"site{index:05d}"
+    for site in names:
         where = folder / site
         where.mkdir(parents=True)
         make_site_key(where / "site.key", comment=site)
@@ -152,13 +151,13 @@ def approve(home: ServerHome, folder: Path, address: str, number: int) -> list[P
 
 
 @contextmanager
-def fleet(places: list[Place]) -> Iterator[threading.Event]:
+def fleet(places: list[Place], kind: type[Echo] = Echo) -> Iterator[threading.Event]:
     """Have all sites attend from a thread of this process; yields what is set when all are connected."""
     connected, stop = threading.Event(), threading.Event()
 
     async def attend_all() -> None:
         box = Box()
-        sites = [Connection(place, Echo(box, 0, study_key=None, site=place.name)) for place in places]
+        sites = [Connection(place, kind(box, 0, study_key=None, site=place.name)) for place in places]
         tasks = []
         for batch in itertools.batched(sites, CONNECTING) if hasattr(itertools, "batched") else _batches(sites):
             tasks += [asyncio.ensure_future(site.run()) for site in batch]

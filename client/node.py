@@ -8,6 +8,8 @@ import asyncio
 import contextlib
 import logging
 import os
+import shlex
+import shutil
 import signal
 import sys
 from contextlib import ExitStack
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING
 from consilium.client.process.supervisor import Worker, WorkerFailed
 from consilium.client.wire.connection import Connection
 from consilium.client.wire.place import Place
-from consilium.common.errors import ConfigError, ConsiliumError, RunFailed
+from consilium.common.errors import ConfigError, ConsiliumError, RunFailed, clean
 from consilium.common.host.files import only_one, sweep
 
 if TYPE_CHECKING:
@@ -63,6 +65,9 @@ def _check_files(config: "SiteConfig", path: Path) -> None:
         if not file.is_file():
             mend = "'consilium site init' makes it" if what == "private_key" else "'consilium site accept' writes it"
             raise ConfigError(f"{what}: no such file '{file}'; {mend} ({path})")
+    command = shlex.split(config.worker or "")
+    if command and shutil.which(command[0]) is None:
+        raise ConfigError(f"worker: this machine has no command '{clean(command[0], 80)}' ({path})")
 
 
 async def run_site(place: Place) -> None:
@@ -74,11 +79,14 @@ async def run_site(place: Place) -> None:
         PortInUse: the port for monitoring is taken.
         StateError: the same site runs already on this machine.
     """
-    worker = Worker(str(place.settings), threads=place.threads, memory_mb=place.memory_mb)
+    lock = (place.log.parent / ".lock").absolute()
+    worker = Worker(
+        str(place.settings), threads=place.threads, memory_mb=place.memory_mb, behind=place.worker, lock=lock
+    )
     connection = Connection(place, worker)
     another = f"site '{place.name}' runs already on this machine, with the state in '{place.log.parent}'"
     with ExitStack() as stack:
-        stack.enter_context(only_one(place.log.parent / ".lock", otherwise=another))
+        stack.enter_context(only_one(lock, otherwise=another))
         sweep(place.log.parent, depth=4)
         if place.metrics:
             from consilium.client.operations.pages import exporting

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from consilium.api.comparing import Comparison as Comparison
     from consilium.api.comparing import compare as compare
+    from consilium.api.devices import simulate_devices as simulate_devices
     from consilium.api.mathematics import fine_tune as fine_tune
     from consilium.api.mathematics import weighted_mean as weighted_mean
     from consilium.api.mathematics import weights as weights
@@ -34,6 +35,7 @@ _PLACES = {
     "load_model": "consilium.api.served",
     "rounds": "consilium.api.runs",
     "simulate": "consilium.api.runs",
+    "simulate_devices": "consilium.api.devices",
     "weighted_mean": "consilium.api.mathematics",
     "weights": "consilium.api.mathematics",
 }
@@ -51,6 +53,7 @@ __all__ = [  # they are found by __getattr__
     "load_model",
     "rounds",
     "simulate",
+    "simulate_devices",
     "weighted_mean",
     "weights",
 ]

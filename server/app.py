@@ -18,7 +18,9 @@ from consilium.common.host.files import only_one, sweep
 from consilium.common.protocol.plans import study_digest
 from consilium.common.results import EngineUse, RunResult
 from consilium.common.study.load import parse_study
+from consilium.common.study.study import StudyConfig
 from consilium.server.flower.exchange import GridExchange, Messenger
+from consilium.server.relays.exchange import RelayedExchange
 from consilium.server.strategies import build_strategy
 from consilium.server.study.context import Study
 from consilium.server.study.exchange import Exchange
@@ -91,7 +93,7 @@ def _owned_steps(
             config=config,
             digest=study_digest(config),
             run=folder.path.name,
-            exchange=WitnessedExchange(_exchange(grid), folder, _approved_keys),
+            exchange=_exchange_of(WitnessedExchange(_exchange(grid), folder, _approved_keys), grid, config, folder),
             strategy=build_strategy(
                 config.strategy,
                 rounds=config.rounds,
@@ -123,6 +125,13 @@ def _exchange(grid: Grid | Exchange) -> Exchange:
         assert isinstance(grid, Messenger)
         return GridExchange(grid)
     return grid
+
+
+def _exchange_of(exchange: Exchange, grid: Grid | Exchange, config: StudyConfig, folder: RunFolder) -> Exchange:
+    """Return the exchange of a study: on our wire one that reaches its sites through the study's relays."""
+    if not config.relays or not isinstance(grid, WireGrid):
+        return exchange
+    return RelayedExchange(exchange, config, folder.path.name, study_digest(config))
 
 
 def _journal(**labels: str) -> EventLog | None:

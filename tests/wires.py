@@ -13,11 +13,12 @@ from typing import Any, TypeVar
 import grpc
 from google.protobuf.message import DecodeError
 
+from consilium.client.process.channels import Parcel
 from consilium.client.process.shared_memory import Box
-from consilium.client.process.supervisor import Parcel
 from consilium.client.wire.channel import OPTIONS, Attended, attend, credentials_of
 from consilium.client.wire.connection import Connection
 from consilium.client.wire.place import Place
+from consilium.common.events.log import EventLog
 from consilium.common.host.keys import make_site_key
 from consilium.common.host.ports import free_port
 from consilium.common.host.signing_requests import make_signing_request, read_signing_request
@@ -27,6 +28,8 @@ from consilium.common.wire.envelope import Order, payload_digest, sign_order
 from consilium.common.wire.limits import SERVICE
 from consilium.server.operations.home import ServerHome
 from consilium.server.operations.start import _GRPC
+from consilium.server.wire.enrolment import Enrolment
+from consilium.server.wire.groups import Groups
 from consilium.server.wire.registry import Registry
 from consilium.server.wire.service import Wire
 from consilium.server.wire.tasks import Task
@@ -167,7 +170,8 @@ async def serving(folder: Path, *, port: int | None = None) -> AsyncIterator[Ben
     """Serve a wire below `folder` until the block ends."""
     home = make_home(folder / "home")
     registry = Registry(home.path)
-    wire = Wire(registry, authorities=home.ca.read_bytes)
+    enrolment = Enrolment(Groups(home.path, registry), EventLog(home.path / "enrolments.jsonl"), home.ca.read_bytes)
+    wire = Wire(registry, enrolment, authorities=home.ca.read_bytes)
     server = grpc.aio.server(options=list(_GRPC.items()))
     server.add_generic_rpc_handlers((wire.handlers(),))
     chain = (home.key.read_bytes(), home.certificate.read_bytes())

@@ -62,6 +62,20 @@ def init_site(
                 f"'{file}' exists already and is not overwritten: to change a setting, edit '{folder.settings}'; for "
                 "another site, choose another --folder"
             )
+    text = settings_text(name=name, server=server, kind=kind, data=data, metrics=metrics)
+    make_folders(folder)
+    public = make_site_key(folder.path / KEY, comment=name)
+    make_signing_request(folder.path / KEY, name=name)
+    write_atomically(folder.settings, text.encode())
+    return fingerprint(read_public_key(public))
+
+
+def settings_text(*, name: str, server: str, kind: str, data: Path | None = None, metrics: str | None = None) -> str:
+    """Return the `site.toml` of a new site.
+
+    Raises:
+        ConfigError: name, server or kind are wrong.
+    """
     text = TEMPLATE.format(
         name=setting("name", name),
         server=setting("server", server),
@@ -70,19 +84,24 @@ def init_site(
         metrics=setting("metrics_address", metrics) if metrics else '# metrics_address = "127.0.0.1:9095"',
     )
     parse_site(tomllib.loads(text), source="consilium site init")
+    return text
+
+
+def make_folders(folder: SiteFolder) -> None:
+    """Make a site's folder and those in it, for their owner only.
+
+    Raises:
+        StateError: they cannot be made.
+    """
     try:
         if not folder.path.exists():
             folder.path.mkdir(parents=True)
             folder.path.chmod(0o700)
-        for name_ in ("state", "weights"):
-            (folder.path / name_).mkdir(exist_ok=True)
-            (folder.path / name_).chmod(0o700)
+        for name in ("state", "weights"):
+            (folder.path / name).mkdir(exist_ok=True)
+            (folder.path / name).chmod(0o700)
     except OSError as error:
         raise StateError(f"cannot make the site's folder '{folder.path}': {error.strerror or error}") from error
-    public = make_site_key(folder.path / KEY, comment=name)
-    make_signing_request(folder.path / KEY, name=name)
-    write_atomically(folder.settings, text.encode())
-    return fingerprint(read_public_key(public))
 
 
 def accept_bundle(folder: SiteFolder, path: Path, *, exactly: bool = False) -> Bundle:

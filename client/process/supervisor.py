@@ -3,22 +3,26 @@
 The worker has torch, the data and the model in its memory; this process, which talks to the server, has none of
 them. They meet on a pair of sockets that nobody else can open. A worker that dies in the middle of an order closes
 its end, so that the server learns within moments that it died, and why.
+
+A site on a cluster has a command, such as Slurm's `srun`, that starts the worker on another machine, as soon as one is
+free for it. Then the two meet on the command's input and output (process/channels.py).
 """
 
 import asyncio
 import contextlib
 import logging
 import os
-import signal
-import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from pathlib import Path
 
+from consilium.client.process.channels import Channel, Parcel, start_behind, start_child
+from consilium.client.process.running import Running
 from consilium.client.process.shared_memory import Box
-from consilium.common.host.parents import PARENT_VARIABLE, exit_code
-from consilium.common.wire.frames import HEADER_BYTES, frame_length, framed
+from consilium.common.errors import ProtocolError, clean
+from consilium.common.host.parents import PARENT_VARIABLE
 
 log = logging.getLogger(__name__)
 
@@ -30,42 +34,15 @@ ANSWER, ERROR, READY = b"answer", b"error", b"+"
 START_SECONDS = 300.0
 """How long a worker may take until it has imported everything; that is no part of an order's time."""
 COMMAND = (sys.executable, "-P", "-m", "consilium.client.worker")
-
-
-@dataclass(frozen=True)
-class Parcel:
-    """What passes between the two processes: an order, or a reply.
-
-    Args:
-        content: a SignedOrder, or the reply's JSON.
-        payload: a small one.
-        boxed: how many bytes of a large one lie in the shared memory.
-    """
-
-    content: bytes
-    payload: bytes = b""
-    boxed: int = 0
+REMOTE_COMMAND = (sys.executable, "-P", "-m", "consilium.client.remote_worker")
+QUEUE_SECONDS = 60.0
+"""How often the log says that a worker behind a command has not started yet."""
+REPLY_SECONDS = 2.0
+"""How long before nobody waits for it any more a site says that its worker has not started yet."""
 
 
 class WorkerFailed(Exception):
     """The worker could not answer an order; the text may go to the server."""
-
-
-@dataclass(eq=False)
-class _Process:
-    """A running worker and our end of its socket."""
-
-    process: "subprocess.Popen[bytes]"
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
-    started: float
-    ready: bool = False
-    """Whether it has said that it can take orders: the first byte on its socket."""
-
-    async def see_ready(self) -> bool:
-        """Wait until it says so; return whether it did, and has not ended."""
-        self.ready = self.ready or bool(await self.reader.read(1))
-        return self.ready
 
 
 class Worker:
@@ -75,15 +52,34 @@ class Worker:
         settings: the path of the site's `site.toml`.
         threads: how many the worker may use.
         memory_mb: how much memory it may allocate; None for no limit.
+        command: what a child of this process is started by, before its arguments; none: the worker's own program.
+        behind: a command that starts the worker, perhaps later and on another machine; none: a child of this process.
+        lock: the file in the state folder that this process has locked, by which such a worker sees that it is in the
+            same folder.
     """
 
-    def __init__(self, settings: str, *, threads: int = 1, memory_mb: int | None = None) -> None:
-        self._command = [*COMMAND, settings]
+    def __init__(
+        self,
+        settings: str,
+        *,
+        threads: int = 1,
+        memory_mb: int | None = None,
+        command: Sequence[str] = (),
+        behind: Sequence[str] = (),
+        lock: Path = Path(".lock"),
+    ) -> None:
         self._memory = ["--memory-mb", str(memory_mb)] if memory_mb is not None else []
-        environment = {"OMP_NUM_THREADS": str(threads), PARENT_VARIABLE: str(os.getpid())}
-        self._environment = {**os.environ, **environment}
+        self._behind, threads_of = clean(Path(behind[0]).name, 40) if behind else "", f"OMP_NUM_THREADS={threads}"
+        if behind:  # `env`: not every cluster passes the variables on
+            options = ["--threads", str(threads), "--lock", str(lock), *self._memory]
+            self._command = [*behind, "env", threads_of, *REMOTE_COMMAND, settings, *options]
+            self._environment = {name: value for name, value in os.environ.items() if name != PARENT_VARIABLE}
+        else:
+            self._command = [*(command or COMMAND), settings]
+            own = {"OMP_NUM_THREADS": str(threads), PARENT_VARIABLE: str(os.getpid())}
+            self._environment = {**os.environ, **own}
         self.inbox, self.outbox = Box(), Box()
-        self._running: _Process | None = None
+        self._running: Running | None = None
         self._busy = asyncio.Lock()  # held while the process is started or answers
         self._watching: asyncio.Task[None] | None = None
         self._early_deaths = 0
@@ -98,12 +94,23 @@ class Worker:
         return self._running is not None and self._running.process.poll() is None
 
     async def until_ready(self, *, seconds: float = START_SECONDS) -> None:
-        """Wait until the process can take orders, or is given up, but not for ever."""
-        end = time.monotonic() + seconds
-        while not (self._running is not None and self._running.ready) and time.monotonic() < end:
-            if self.gave_up.is_set():
+        """Wait until the process can take orders, or is given up, but not for ever: only a command may take its time.
+
+        While this site is not ready, it is not connected, and a run waits for it as it does for every lost site.
+        """
+        began = told = time.monotonic()
+        while not (self._running is not None and self._running.ready):
+            now = time.monotonic()
+            if self.gave_up.is_set() or (now >= began + seconds and not self._behind):
                 return
+            if self._behind and now >= told + QUEUE_SECONDS:
+                told = now
+                log.info("still %s seconds=%.0f", self._waiting(), now - began)
             await asyncio.sleep(LOOK_SECONDS)
+
+    def _waiting(self) -> str:
+        """Return what a site waits for whose worker has not started yet."""
+        return f"waiting for {'Slurm' if self._behind == 'srun' else repr(self._behind)} to start the worker"
 
     async def answer(self, order: Parcel, *, seconds: float) -> Parcel:
         """Have an order answered.
@@ -132,31 +139,48 @@ class Worker:
                 raise WorkerFailed(content.decode(errors="replace"))
             return Parcel(content, payload, int(boxed))
 
-    async def _asked(self, running: _Process, order: Parcel, seconds: float) -> list[bytes]:
+    async def _asked(self, running: Running, order: Parcel, seconds: float) -> list[bytes]:
         try:
-            async with asyncio.timeout(START_SECONDS):
-                await running.see_ready()
+            seconds -= await self._until_taken(running, seconds)
             async with asyncio.timeout(seconds):
-                for frame in (order.content, order.payload, b"%d" % order.boxed):
-                    running.writer.write(framed(frame))
-                await running.writer.drain()
-                return [await _frame(running.reader) for _ in range(4)]
-        except (asyncio.IncompleteReadError, OSError, TimeoutError) as error:
+                await running.channel.send(order, self.inbox)
+                return await running.channel.receive(self.outbox)
+        except (asyncio.IncompleteReadError, OSError, TimeoutError, ProtocolError) as error:
             cause = await self._died(running, late=isinstance(error, TimeoutError))
             raise WorkerFailed(f"the site's worker process ended while it answered: {cause}") from None
         except asyncio.CancelledError:  # else its answer would be taken for that to the next order
             if not running.ready:  # it has no order yet, and what it has imported is of use for the next
                 raise
-            running.process.kill()
+            running.end()
             running.started = -EARLY_SECONDS  # this is not to count as an early death
-            await exit_code(running.process)
+            await running.exit_code()
             raise
 
-    async def _died(self, running: _Process, *, late: bool) -> str:
+    async def _until_taken(self, running: Running, seconds: float) -> float:
+        """Wait until the worker can take an order, and return how many of the order's seconds that has cost.
+
+        What a child imports is no part of them. What a command waits for is: it may be hours.
+
+        Raises:
+            WorkerFailed: a command has not started the worker in time; it goes on waiting.
+            TimeoutError: a child takes too long.
+        """
+        began = time.monotonic()
+        patience = max(seconds / 2, seconds - REPLY_SECONDS) if self._behind else START_SECONDS
+        try:
+            async with asyncio.timeout(patience):
+                await running.see_ready()
+        except TimeoutError:
+            if self._behind:
+                raise WorkerFailed(f"this site is still {self._waiting()}, after {patience:.0f} s") from None
+            raise
+        return time.monotonic() - began if self._behind else 0.0
+
+    async def _died(self, running: Running, *, late: bool) -> str:
         if late:
-            running.process.kill()
-        code = await exit_code(running.process)
-        cause = _cause(code)
+            running.end()
+        code = await running.exit_code()
+        cause = running.cause(code)
         if late:
             cause = "it was stopped because a task took longer than the study's round_timeout_seconds"
         log.error("worker ended cause=%s; starting it again", cause)
@@ -175,25 +199,25 @@ class Worker:
         running, self._running = self._running, None
         if running is None:
             return
-        if running.process.poll() is None:
-            running.process.terminate()
-        await exit_code(running.process)
-        running.writer.close()
+        running.leave()
+        await running.exit_code()
+        running.channel.close()
 
     async def _spawn(self) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            numbers = [theirs.fileno(), self.inbox.descriptor, self.outbox.descriptor]
-            command = [*self._command, *map(str, numbers), *self._memory]
-            try:
-                process = subprocess.Popen(command, env=self._environment, pass_fds=numbers)
-            except OSError as error:
-                ours.close()
-                raise WorkerFailed(f"the site's worker process cannot be started: {error.strerror or error}") from error
+        process: subprocess.Popen[bytes]
+        channel: Channel
+        try:
+            if self._behind:
+                process, channel = await start_behind(self._command, self._environment)
+                log.info("%s", self._waiting())
+            else:
+                boxes = (self.inbox, self.outbox)
+                process, channel = await start_child(self._command, self._memory, self._environment, boxes)
+        except OSError as error:
+            raise WorkerFailed(f"the site's worker process cannot be started: {error.strerror or error}") from error
         if self._running is not None:
-            self._running.writer.close()
-        reader, writer = await asyncio.open_unix_connection(sock=ours)
-        self._running = _Process(process, reader, writer, time.monotonic())
+            self._running.channel.close()
+        self._running = Running(process, channel, time.monotonic(), self._behind)
         if not self._busy.locked():
             self._watch()
 
@@ -214,11 +238,11 @@ class Worker:
         while (running := self._running) is not None:
             with contextlib.suppress(OSError):
                 if await running.see_ready():
-                    await running.reader.read(1)
-            code = await exit_code(running.process)
+                    await running.channel.reader.read(1)
+            code = await running.exit_code()
             early = time.monotonic() - running.started < EARLY_SECONDS
             self._early_deaths = self._early_deaths + 1 if early else 0
-            log.error("worker ended cause=%s; starting it again", _cause(code))
+            log.error("worker ended cause=%s; starting it again", running.cause(code))
             if self._early_deaths >= MAX_EARLY_DEATHS:
                 log.error("worker died %d times in a row right after its start; this site stops", MAX_EARLY_DEATHS)
                 self.gave_up.set()
@@ -231,14 +255,3 @@ class Worker:
             if self._running is running:
                 running.started = time.monotonic() - EARLY_SECONDS  # the same death is not counted as early again
                 await asyncio.sleep(RETRY_SECONDS)
-
-
-async def _frame(reader: asyncio.StreamReader) -> bytes:
-    return await reader.readexactly(frame_length(await reader.readexactly(HEADER_BYTES)))
-
-
-def _cause(code: int) -> str:
-    if code >= 0:
-        return f"it left with exit code {code}"
-    killed = " (often the kernel's, when memory runs out)" if code == -signal.SIGKILL else ""
-    return f"it was killed by {signal.Signals(-code).name}{killed}"

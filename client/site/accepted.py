@@ -39,7 +39,7 @@ def check_accepted(settings: Path, config: SiteConfig, study: StudyConfig) -> di
     at = path.stat()
     accepted, ranges = _accepted(path, at.st_mtime_ns, at.st_size)
     site = study.sites[0]
-    view = accepted.seen_by(site) if site in accepted.sites else accepted
+    view = accepted.seen_by(site) if accepted.takes_part(site) else accepted
     ranges = narrowed(ranges, config.accept_ranges, source=str(settings))
     differences = compare(view, study, ranges)
     if outside := [each.words(ranges) for each in differences if not each.inside]:

@@ -45,6 +45,7 @@ from consilium.common.protocol.plans import (
     KeysPlan,
     PeersPlan,
     Plan,
+    RelayPlan,
     RoundPlan,
     ScalePlan,
     UnmaskPlan,
@@ -139,6 +140,8 @@ class Site:
             case FinishPlan():
                 reply = self._finish(plan, payload, folder, began)
                 return reply, shown_of(folder.path) if self._config.share_overlays else None
+            case RelayPlan():
+                raise ProtocolError(f"site '{self._config.name}' is asked what relays are asked, and is none")
 
     def _shake_hands(self, plan: HandshakePlan, folder: StateFolder, began: float) -> HandshakeReply:
         readings, facts = self._readings, self._facts

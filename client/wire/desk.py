@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from consilium.client.privacy.policy.gate import Gate
+from consilium.client.process.channels import Parcel
 from consilium.client.process.shared_memory import Box
-from consilium.client.process.supervisor import Parcel, WorkerFailed
+from consilium.client.process.supervisor import WorkerFailed
 from consilium.client.wire.link import Link, pass_on_own
 from consilium.client.wire.place import Place
 from consilium.client.wire.tasks import Task, Tasks

@@ -20,6 +20,7 @@ from consilium.common.protocol.plans import (
     FinishPlan,
     HandshakePlan,
     Plan,
+    RelayPlan,
     RoundPlan,
     RunName,
     UnmaskPlan,
@@ -132,6 +133,11 @@ class Orders:
                 f"site '{order.site}'"
             )
         who, known = f"site '{self._site}': run '{plan.run}'", self._runs.get(plan.run)
+        if isinstance(plan, RelayPlan):
+            raise ProtocolError(
+                f"site '{self._site}' is no relay, and the study's relays name it: a relay is started with "
+                "'consilium relay start'"
+            )
         if isinstance(plan, HandshakePlan):
             began = known is not None and (known.round > 0 or known.finished)
             if known is not None and began and known.study != study_digest(plan.study):

@@ -17,6 +17,7 @@ class Place:
         study_key: the file of the key that signs orders.
         settings: its `site.toml`.
         log: its event log.
+        worker: a command that starts the worker, as its words; none: a child of this process.
         metrics: `host:port` of its pages for monitoring; empty for none.
     """
 
@@ -30,6 +31,7 @@ class Place:
     log: Path
     threads: int = 1
     memory_mb: int | None = None
+    worker: tuple[str, ...] = ()
     metrics: str = ""
 
     def to_json(self) -> str:
@@ -42,7 +44,7 @@ class Place:
         values = json.loads(text)
         names = ("authorities", "certificate", "key", "study_key", "settings", "log")
         paths = {name: Path(values[name]) for name in names}
-        return cls(**{**values, **paths})
+        return cls(**{**values, **paths, "worker": tuple(values["worker"])})
 
     @property
     def host(self) -> str:

@@ -1,6 +1,7 @@
 """One question to the server, for commands: does it know this site, and what is its time?"""
 
 import asyncio
+import shlex
 import socket
 import ssl
 from dataclasses import dataclass
@@ -56,6 +57,7 @@ def place_of(config: "SiteConfig", settings: Path = Path("site.toml"), *, metric
         log=config.state_dir / "events.jsonl",
         threads=config.threads,
         memory_mb=config.memory_limit_mb,
+        worker=tuple(shlex.split(config.worker or "")),
         metrics=metrics,
     )
 

@@ -27,6 +27,7 @@ EXTRAS = {
     "transformers": "text",
     "tokenizers": "text",
     "pytest": "testing",
+    "ray": "ray",
 }
 """The extra of `pyproject.toml` that brings each package which our modules import and not every installation has."""
 

@@ -1,13 +1,14 @@
 """Plans, by which the server asks something of a site: JSON and, where weights travel, one payload from a codec."""
 
 import hashlib
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from consilium.common.privacy.secure.sizes import MOST_SITES
 from consilium.common.study.names import Sha256, SiteName
 from consilium.common.study.record import Record
+from consilium.common.study.relays import MOST_LEAVES
 from consilium.common.study.scale import Scale
 from consilium.common.study.study import StudyConfig
 
@@ -186,6 +187,22 @@ class FinishPlan(_LaterPlan):
         return self
 
 
+class RelayPlan(_LaterPlan):
+    """To a relay, which `site` names: ask your leaves this, and answer once with all that they say.
+
+    `seconds`, `absent_seconds`: how long a leaf has, and how long one that is away is waited for.
+    `handshake`: the study as one of the leaves sees it, where they are greeted; later plans name it.
+    `common`, `own`: fields that the plans of all leaves have in common, and those of each.
+    """
+
+    kind: Literal["relay"] = "relay"
+    seconds: float = Field(gt=0, le=1e9)
+    absent_seconds: float | None = Field(default=None, ge=0)
+    handshake: StudyConfig | None = Field(default=None, exclude_if=lambda study: study is None)
+    common: dict[str, Any] = Field(default_factory=dict)
+    own: dict[SiteName, dict[str, Any]] = Field(default_factory=dict, max_length=MOST_LEAVES)
+
+
 def _check_past(accepted: int | None, asked: int, *, before: int, rounds: int) -> None:
     """Refuse an impossible past: a site asked more often than there were rounds would train without end."""
     if accepted is not None and accepted >= before:
@@ -195,6 +212,14 @@ def _check_past(accepted: int | None, asked: int, *, before: int, rounds: int) -
 
 
 Plan = Annotated[
-    HandshakePlan | ScalePlan | InitialWeightsPlan | KeysPlan | PeersPlan | RoundPlan | UnmaskPlan | FinishPlan,
+    HandshakePlan
+    | ScalePlan
+    | InitialWeightsPlan
+    | KeysPlan
+    | PeersPlan
+    | RoundPlan
+    | UnmaskPlan
+    | FinishPlan
+    | RelayPlan,
     Field(discriminator="kind"),
 ]

@@ -11,6 +11,7 @@ from consilium.common.protocol.counts import TestCounts
 from consilium.common.protocol.plans import RunName, SignedKey
 from consilium.common.study.names import SiteName
 from consilium.common.study.record import Record
+from consilium.common.study.relays import MOST_LEAVES
 
 Text = Annotated[str, AfterValidator(clean)]
 """A sentence from the other side, in which every control character is written out."""
@@ -138,6 +139,19 @@ class FinishReply(_Reply):
     state_of: StateOf = None
 
 
+class RelayReply(_Reply):
+    """A relay's answer to a RelayPlan.
+
+    Its payload holds the mean of the leaves' updates, or the one payload of a leaf that is passed on, in its first
+    `update_bytes`, and after that what each leaf answered (`common.protocol.relays`).
+    `online`: the leaves that are connected to the relay now.
+    """
+
+    kind: Literal["relay"] = "relay"
+    online: tuple[SiteName, ...] = Field(max_length=MOST_LEAVES)
+    update_bytes: int = Field(default=0, ge=0)
+
+
 class FailureReply(_Reply):
     """A site could not do what the plan asked; `error` is the class name of a ConsiliumError."""
 
@@ -155,6 +169,7 @@ Reply = Annotated[
     | RoundReply
     | UnmaskReply
     | FinishReply
+    | RelayReply
     | FailureReply,
     Field(discriminator="kind"),
 ]

@@ -9,11 +9,12 @@ code over the phone.
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
 from consilium.common.errors import ConfigError
+from consilium.common.study.groups import GroupName
 from consilium.common.study.names import HostPort, SiteName
 from consilium.common.study.record import Record
 from consilium.common.study.sentences import describe
@@ -30,19 +31,8 @@ class ServerVersions(Record):
     flwr: str
 
 
-class Bundle(Record):
-    """One site's way into a study."""
-
-    format: Literal[2] = 2
-    site: SiteName
-    fingerprint: str
-    server: HostPort
-    ca_certificate: str = Field(pattern="-----BEGIN CERTIFICATE-----")
-    certificate: str = Field(pattern="-----BEGIN CERTIFICATE-----")
-    study_key: str = Field(pattern="-----BEGIN PUBLIC KEY-----")
-    study: str | None = None
-    peers: dict[SiteName, str] | None = Field(default=None, max_length=10_000, exclude_if=lambda peers: peers is None)
-    versions: ServerVersions
+class Sealed(Record):
+    """A bundle with its checksum."""
 
     def checksum(self) -> str:
         """Return the SHA-256 over everything in the bundle."""
@@ -59,11 +49,93 @@ class Bundle(Record):
         return json.dumps(values, indent=2, ensure_ascii=False).encode() + b"\n"
 
 
+class Bundle(Sealed):
+    """One site's way into a study."""
+
+    format: Literal[2] = 2
+    site: SiteName
+    fingerprint: str
+    server: HostPort
+    ca_certificate: str = Field(pattern="-----BEGIN CERTIFICATE-----")
+    certificate: str = Field(pattern="-----BEGIN CERTIFICATE-----")
+    study_key: str = Field(pattern="-----BEGIN PUBLIC KEY-----")
+    study: str | None = None
+    peers: dict[SiteName, str] | None = Field(default=None, max_length=10_000, exclude_if=lambda peers: peers is None)
+    versions: ServerVersions
+
+
+class GroupBundle(Sealed):
+    """The way into a study for every device of a group, which also needs the group's token.
+
+    Args:
+        certificate: of the key that follows from the token; it lets a device enrol and do nothing else.
+    """
+
+    format: Literal[2] = 2
+    group: GroupName
+    server: HostPort
+    ca_certificate: str = Field(pattern="-----BEGIN CERTIFICATE-----")
+    certificate: str = Field(pattern="-----BEGIN CERTIFICATE-----")
+    study_key: str = Field(pattern="-----BEGIN PUBLIC KEY-----")
+    study_name: SiteName
+    study: str
+    versions: ServerVersions
+
+    def of_device(self, site: str, *, fingerprint: str, certificate: bytes, authorities: bytes) -> Bundle:
+        """Return the bundle of a device that was enrolled under a name.
+
+        Raises:
+            ValidationError: what the server sent cannot stand in one.
+        """
+        return Bundle(
+            site=site,
+            fingerprint=fingerprint,
+            server=self.server,
+            ca_certificate=authorities.decode("ascii", errors="replace"),
+            certificate=certificate.decode("ascii", errors="replace"),
+            study_key=self.study_key,
+            study=self.study,
+            versions=self.versions,
+        )
+
+
+S = TypeVar("S", bound=Sealed)
+
+
 def read_bundle(path: Path) -> Bundle:
     """Read and check a bundle.
 
     Raises:
         ConfigError: the file is missing, damaged, or of a format that this version does not know.
+    """
+    values = _read_values(path)
+    if "group" in values:
+        raise ConfigError(
+            f"bundle '{path}' is for the devices of a group: 'consilium site enrol' takes it, with the group's token"
+        )
+    return _checked(Bundle, values, path)
+
+
+def read_group_bundle(path: Path) -> GroupBundle:
+    """Read and check the bundle of a group.
+
+    Raises:
+        ConfigError: the file is missing, damaged, or of a format that this version does not know.
+    """
+    values = _read_values(path)
+    if "site" in values:
+        raise ConfigError(
+            f"bundle '{path}' is for one site, which takes it over by 'consilium site accept'; a group's is what "
+            "'consilium server group-token' wrote"
+        )
+    return _checked(GroupBundle, values, path)
+
+
+def _read_values(path: Path) -> dict[str, Any]:
+    """Return what a bundle's file holds, without its checksum, which is right.
+
+    Raises:
+        ConfigError: it is missing, damaged, or of a format that this version does not know.
     """
     try:
         with path.open("rb") as file:
@@ -87,8 +159,12 @@ def read_bundle(path: Path) -> Bundle:
     seen = hashlib.sha256(_canonical(values)).hexdigest()
     if seen != told:
         raise ConfigError(f"bundle '{path}' is damaged: its checksum is {seen}, it says {told}; ask for it again")
+    return values
+
+
+def _checked(kind: type[S], values: dict[str, Any], path: Path) -> S:
     try:
-        return Bundle.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
         raise ConfigError(describe(error, str(path))) from error
 

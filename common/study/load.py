@@ -27,13 +27,38 @@ def load_study(path: Path) -> StudyConfig:
     """Read and check a `study.toml`; patterns of columns become the names of the columns of a table.
 
     Raises:
-        ConfigError: the file is missing, is not TOML, or a key or value is wrong.
+        ConfigError: the file is missing, is not TOML, or a key or value is wrong; or it is of users without names.
     """
     study = parse_study(with_names(_read_toml(path), path.parent, source=str(path)), source=str(path))
     if study.num_sites is not None:
         raise ConfigError(f"num_sites: is counted, not set; remove it ({path})")
     ranges_of(study, source=str(path))
+    if study.devices is not None:
+        raise ConfigError(
+            f"devices: a study of users without names is simulated: consilium simulate {path} --data DATA ({path})"
+        )
     return study
+
+
+def load_device_study(path: Path, *, users: int | None, **devices: Any) -> StudyConfig:
+    """Read and check a `study.toml` with `[devices]`.
+
+    Args:
+        users: how many users there are; None: as the file says, if it does.
+        devices: settings of `[devices]` that replace those of the file; None leaves them.
+
+    Raises:
+        ConfigError: the file is missing, is not TOML, or a key or value is wrong; or it has no `[devices]`.
+    """
+    values = with_names(_read_toml(path), path.parent, source=str(path))
+    if not isinstance(table := values.get("devices", {}), dict):
+        return parse_study(values, source=str(path))
+    given = {name: value for name, value in {"users": users, **devices}.items() if value is not None}
+    if "devices" not in values and "cohort" not in given:
+        raise ConfigError(
+            f"devices: '{path}' has no [devices], which says how many users a round takes: add it, or give --cohort"
+        )
+    return parse_study({**values, "devices": {**table, **given}}, source=str(path))
 
 
 def study_source(path: Path) -> str:

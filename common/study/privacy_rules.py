@@ -52,6 +52,7 @@ def _site_noise_is_for_many_sites(study: Study) -> str | None:
         f"privacy.sites needs at least {LEAST_SITES} updates in a round, but a round of this study may have {updates} "
         "(quorum, or the sites asked): with so few, the noise that hides one site hides what all have learned; "
         "privacy.examples hides patients in studies of any size"
+        + ("" if study.devices is None else "; devices.private = false simulates without noise")
     )
 
 

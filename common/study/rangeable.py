@@ -26,7 +26,7 @@ RANGED = frozenset({"training", "stopping", *TABLES}) | {
 
 REFUSED: Mapping[str, str] = {
     **dict.fromkeys(("name", "accept"), "says what was accepted"),
-    **dict.fromkeys(("sites", "num_sites", "min_sites"), "decides who takes part"),
+    **dict.fromkeys(("sites", "groups", "devices", "relays", "num_sites", "min_sites"), "decides who takes part"),
     **dict.fromkeys(("min_examples", "max_examples"), "decides whose data is taken"),
     "task": "decides which data is read, and what is said of it by name",
     "split": "decides which examples are trained on and which are kept for the test",

@@ -1,9 +1,12 @@
 """What the rules on combinations read of a study: they are below the study, which they are checked for."""
 
+from collections.abc import Mapping
 from typing import Literal, Protocol
 
 from consilium.common.study.codecs import CodecConfig
 from consilium.common.study.defence import DefenceConfig
+from consilium.common.study.devices import DevicesConfig
+from consilium.common.study.groups import GroupConfig
 from consilium.common.study.pace import PaceConfig
 from consilium.common.study.privacy import PrivacyConfig
 from consilium.common.study.reading_rules import Settings
@@ -69,6 +72,36 @@ class Study(Settings, Protocol):
     @property
     def keep_updates(self) -> bool:
         """Whether the coordinator keeps every accepted update."""
+        ...
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Names of the sites."""
+        ...
+
+    @property
+    def devices(self) -> DevicesConfig | None:
+        """Users without names, of whom a cohort is simulated; None: sites and groups take part."""
+        ...
+
+    @property
+    def keep_best(self) -> bool:
+        """Whether sites keep the model of their best round."""
+        ...
+
+    @property
+    def local_baseline(self) -> bool:
+        """Whether every site also trains alone."""
+        ...
+
+    @property
+    def groups(self) -> tuple[GroupConfig, ...]:
+        """Groups of devices that enrol by a token."""
+        ...
+
+    @property
+    def relays(self) -> Mapping[str, tuple[str, ...]]:
+        """The sites that each relay stands before, by its name."""
         ...
 
     @property

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 
 from consilium.common.codecs import build_chain
+from consilium.common.study.device_rules import DEVICE_RULES
+from consilium.common.study.group_rules import GROUP_RULES
 from consilium.common.study.mask_rules import MASK_RULES
 from consilium.common.study.pace import BufferedPace
 from consilium.common.study.pace_rules import PACE_RULES
@@ -16,6 +18,7 @@ from consilium.common.study.reading_rules import (
     metrics_fit,
     series_models_are_of_series,
 )
+from consilium.common.study.relay_rules import RELAY_RULES
 from consilium.common.study.ruled import Study
 from consilium.common.study.signals import CANDIDATE_LOSSES, CLASS_COUNTS, EFFECTIVE_STEPS, WITHOUT_ERROR
 from consilium.common.study.summary_rules import summary_is_of_this_task
@@ -142,7 +145,7 @@ def _kept_part_can_be_measured(study: Study) -> str | None:
 def _more_sites_can_be_asked(study: Study) -> str | None:
     if study.over_selection == 0:
         return None
-    if study.cohort_fraction == 1:
+    if study.cohort_fraction == 1 and not study.groups and study.devices is None:
         return (
             f"over_selection asks {study.over_selection:g} more sites than cohort_fraction says, which is all of them: "
             "set cohort_fraction below 1"
@@ -263,4 +266,7 @@ RULES: tuple[Rule, ...] = (
     *TRAINING_RULES,
     *PRIVACY_RULES,
     *PACE_RULES,
+    *GROUP_RULES,
+    *DEVICE_RULES,
+    *RELAY_RULES,
 )

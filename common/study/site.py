@@ -1,5 +1,6 @@
 """A site's settings, `site.toml`: the decisions of the hospital that owns the data."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -13,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from consilium.common.errors import written
+from consilium.common.errors import is_clean, written
 from consilium.common.study.extents import JSON_RANGES, Words, flat
 from consilium.common.study.missing import MissingValues
 from consilium.common.study.names import ColumnName, HostPort, PlainName, SiteName
@@ -168,6 +169,26 @@ DataConfig = Annotated[
     OwnKinds("readers", DataSettings),
 ]
 
+_MOST_COMMAND = 4_000
+
+
+def _command(value: Any) -> Any:
+    """Return a command; refuse what is not one line of words with balanced quotes."""
+    if value is None:
+        return value
+    if not isinstance(value, str):
+        raise ValueError(f"must be one text such as 'srun --gres=gpu:1', got {written(value)[:60]}")
+    if not is_clean(value) or len(value) > _MOST_COMMAND:
+        raise ValueError(f"must be one line of at most {_MOST_COMMAND} characters")
+    try:
+        words = shlex.split(value)
+    except ValueError as error:
+        raise ValueError(f"must have balanced quotes, got {written(value)[:60]}") from error
+    if not words or not words[0]:
+        raise ValueError("must name a command such as 'srun --gres=gpu:1'; leave it out for a process on this machine")
+    return value
+
+
 _PARTS = TypeAdapter(tuple[OwnPackage, ...])
 
 
@@ -214,6 +235,12 @@ class SiteConfig(Record):
     on_lost_state: Literal["ask", "start_anew"] = Field(default="ask", exclude_if=lambda what: what == "ask")
     """What to do in a run that goes on while what this site kept of it is gone: `ask`: refuse its rounds until the
     state folder is put back, or this setting changed; `start_anew`: go on as a site that joins late, with a new model.
+    """
+    worker: Annotated[str | None, BeforeValidator(_command)] = Field(
+        default=None, exclude_if=lambda command: command is None
+    )
+    """A command that starts the process that trains, on a cluster: `srun --gres=gpu:1 --time=12:00:00`. It stands
+    before that process's own command; no shell reads it. None: a process on this machine.
     """
     memory_limit_mb: int | None = Field(default=None, ge=500)
     """Megabytes the worker may allocate: a plan that needs more fails with a sentence."""

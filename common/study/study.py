@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
+    ConfigDict,
     Field,
     model_validator,
 )
@@ -12,7 +13,16 @@ from pydantic import (
 from consilium.common.errors import ConfigError
 from consilium.common.study.codecs import CodecConfig
 from consilium.common.study.defence import DefenceConfig
+from consilium.common.study.device_names import group_of
+from consilium.common.study.devices import DevicesConfig, with_defaults_of_devices
 from consilium.common.study.extents import RangeTable
+from consilium.common.study.groups import (
+    MOST_GROUPS,
+    GroupConfig,
+    group_problems,
+    without_required_sites,
+    without_sites,
+)
 from consilium.common.study.mask_rules import with_defaults_of_masks
 from consilium.common.study.methods import FedAvgMethod, MethodConfig
 from consilium.common.study.metrics import known_metrics
@@ -20,6 +30,7 @@ from consilium.common.study.names import SiteName, without_duplicates
 from consilium.common.study.pace import BufferedPace, PaceConfig, RoundsPace
 from consilium.common.study.privacy import PrivacyConfig
 from consilium.common.study.record import Record
+from consilium.common.study.relays import RelayTable, relay_of, relay_problems
 from consilium.common.study.rules import problems
 from consilium.common.study.stopping import StoppingConfig
 from consilium.common.study.strategies import FedAvgStrategy, StrategyConfig
@@ -31,10 +42,24 @@ from consilium.common.study.weightings import SizeFactor, WeightingConfig
 class StudyConfig(Record):
     """A study: who takes part, what is learned, and how. The same text at server and sites."""
 
+    model_config = ConfigDict(json_schema_extra=without_required_sites)
+
     name: SiteName
     """The study's name."""
-    sites: tuple[SiteName, ...] = Field(min_length=1)
-    """Names of the sites that take part, as approved."""
+    sites: tuple[SiteName, ...]
+    """Names of the sites that take part, as approved; a study with groups or devices can do without."""
+    groups: tuple[GroupConfig, ...] = Field(default=(), max_length=MOST_GROUPS, exclude_if=lambda groups: not groups)
+    """Groups of devices beside the sites, or in their place: each device enrols by its group's token, and
+    `cohort` of those that are connected are asked in a round.
+    """
+    devices: DevicesConfig | None = Field(default=None, exclude_if=lambda devices: devices is None)
+    """Users without names, by the hundred thousand, in place of sites and groups: `consilium simulate` runs such a
+    study, and nothing else does.
+    """
+    relays: RelayTable = Field(default_factory=dict, exclude_if=lambda relays: not relays)
+    """Relays between the server and some of the sites, each with the names of its sites: `{ north = ["kiel", "bremen"]
+    }`. A relay sends the server the mean of its sites' updates, and never one by itself.
+    """
     num_sites: int | None = Field(default=None, ge=1)
     """Not for the file: plans carry the number of sites in place of the other sites' names."""
     seed: int = Field(default=42, ge=0)
@@ -122,15 +147,21 @@ class StudyConfig(Record):
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_task(cls, values: Any) -> Any:
-        return with_defaults_of_masks(values)
+        return with_defaults_of_masks(with_defaults_of_devices(without_sites(values)))
 
     @model_validator(mode="after")
     def _check(self) -> "StudyConfig":
         without_duplicates(self.sites, what="sites")
+        if not self.sites and not self.groups and self.devices is None:
+            raise ValueError("sites: name at least one site, or a group of devices in groups")
+        if self.num_sites is None and (shared := group_problems(self.groups, self.sites)):
+            raise ValueError("; ".join(shared))
+        if self.num_sites is None and (unrelayed := list(relay_problems(self.relays, self.sites))):
+            raise ValueError("; ".join(unrelayed))
         if self.num_sites is not None and len(self.sites) != 1:
             raise ValueError(f"num_sites is counted, not set: remove it; sites names {len(self.sites)}")
-        if self.min_sites is not None and self.min_sites > self._all_sites:
-            raise ValueError(f"min_sites must be at most the number of sites ({self._all_sites}), got {self.min_sites}")
+        if self.min_sites is not None and self.min_sites > self.all_sites:
+            raise ValueError(f"min_sites must be at most the number of sites ({self.all_sites}), got {self.min_sites}")
         if isinstance(self.quorum, int) and self.quorum > self.cohort_size:
             raise ValueError(
                 f"quorum must be at most the sites asked in a round ({self.cohort_size}), got {self.quorum}"
@@ -142,7 +173,22 @@ class StudyConfig(Record):
     @property
     def asked_size(self) -> int:
         """How many sites are asked in a round: the cohort, and those beyond it that are not waited for."""
-        return min(self._all_sites, math.ceil(self.cohort_size * (1 + self.over_selection) - 1e-9))
+        if self.devices is not None:
+            return min(self.devices.users or self._more(self.cohort_size), self._more(self.cohort_size))
+        return self.asked_sites + sum(self.asked_of(group) for group in self.groups)
+
+    @property
+    def asked_sites(self) -> int:
+        """How many of the sites that are named are asked in a round, those beyond the cohort among them."""
+        of_groups = sum(group.cohort for group in self.groups)
+        return min(self.all_sites - of_groups, self._more(self.cohort_size - of_groups))
+
+    def asked_of(self, group: GroupConfig) -> int:
+        """Return how many devices of a group are asked in a round: its cohort, and those beyond it."""
+        return self._more(group.cohort)
+
+    def _more(self, size: int) -> int:
+        return math.ceil(size * (1 + self.over_selection) - 1e-9)
 
     @property
     def least_updates(self) -> int:
@@ -162,14 +208,14 @@ class StudyConfig(Record):
         """How many sites must be there for a deployed study to begin: enough that no round begins below its quorum."""
         if self.min_sites is not None:
             return self.min_sites
-        return min(self._all_sites, max(self._all_sites // 2 + 1, self.least_updates))
+        return min(self.all_sites, max(self.all_sites // 2 + 1, self.least_updates))
 
     @property
     def weights_by(self) -> WeightingConfig:
         """How sites count: the weighting, or by default size weights with the strategy's own exponent."""
         given = self.weighting or WeightingConfig(factors=(SizeFactor(exponent=self.strategy.size_exponent),))
-        # Each site weighs itself in a secure sum, so that no share is known that could be bounded.
-        whole = self.privacy.secure_aggregation and given.maximum is None
+        # In a secure sum each site weighs itself, at a relay beside a few others: no share can be bounded there.
+        whole = (self.privacy.secure_aggregation or bool(self.relays)) and given.maximum is None
         return given.model_copy(update={"maximum": 1.0}) if whole else given
 
     @property
@@ -185,9 +231,12 @@ class StudyConfig(Record):
 
     @property
     def cohort_size(self) -> int:
-        """How many sites are asked in a round: `cohort_fraction` of them, rounded up."""
+        """How many sites are asked in a round: `cohort_fraction` of them, rounded up, and the cohorts of the groups."""
+        if self.devices is not None:
+            return self.devices.cohort
+        of_groups = sum(group.cohort for group in self.groups)
         # 0.07 * 100 is 7.000000000000001 in floating point, and asks 7 sites all the same
-        return max(1, math.ceil(round(self.cohort_fraction * self._all_sites, 9)))
+        return max(1, math.ceil(round(self.cohort_fraction * (self.all_sites - of_groups), 9)) + of_groups)
 
     @property
     def fixed_test(self) -> bool:
@@ -195,8 +244,25 @@ class StudyConfig(Record):
         return self.task.test is not None or self.split.parts is not None
 
     @property
-    def _all_sites(self) -> int:
-        return self.num_sites or len(self.sites)
+    def all_sites(self) -> int:
+        """How many sites there are at least in a round in which all are asked: of a group, its cohort."""
+        if self.devices is not None:
+            return self.devices.users or self.devices.cohort
+        return self.num_sites or len(self.sites) + sum(group.cohort for group in self.groups)
+
+    def takes_part(self, site: str) -> bool:
+        """Return whether a site is one of the study's: by its name, or as a device of one of its groups."""
+        return site in self.sites or self.group_of(site) is not None
+
+    def group_of(self, site: str) -> str | None:
+        """Return the group that a device is of; None for every other site."""
+        name = group_of(site) if self.groups else None
+        return name if any(group.name == name for group in self.groups) else None
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Who takes part, in words: the sites' names, and the groups."""
+        return (*self.sites, *(f"up to {group.cohort} devices of group {group.name}" for group in self.groups))
 
     def seen_by(self, site: str) -> "StudyConfig":
         """Return the study as one of its sites sees it: how many sites take part, no other site's name, no ranges.
@@ -206,6 +272,8 @@ class StudyConfig(Record):
         Raises:
             ConfigError: the site is not one of the study's.
         """
-        if site not in self.sites:
+        if not self.takes_part(site):
             raise ConfigError(f"site '{site}' is not one of the sites of study '{self.name}'")
-        return self.model_copy(update={"sites": (site,), "num_sites": self._all_sites, "accept": {}})
+        relay = relay_of(self.relays, site)
+        relays = {} if relay is None else {relay: (site,)}
+        return self.model_copy(update={"sites": (site,), "num_sites": self.all_sites, "accept": {}, "relays": relays})

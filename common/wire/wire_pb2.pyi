@@ -184,6 +184,28 @@ class Delivered(_message.Message):
     size: int
     def __init__(self, size: _Optional[int] = ...) -> None: ...
 
+class EnrolRequest(_message.Message):
+    __slots__ = ("protocol", "consilium", "request")
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    CONSILIUM_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    protocol: int
+    consilium: str
+    request: bytes
+    def __init__(self, protocol: _Optional[int] = ..., consilium: _Optional[str] = ..., request: _Optional[bytes] = ...) -> None: ...
+
+class EnrolReply(_message.Message):
+    __slots__ = ("site", "certificate", "authorities", "problem")
+    SITE_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    AUTHORITIES_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    site: str
+    certificate: bytes
+    authorities: bytes
+    problem: str
+    def __init__(self, site: _Optional[str] = ..., certificate: _Optional[bytes] = ..., authorities: _Optional[bytes] = ..., problem: _Optional[str] = ...) -> None: ...
+
 class FromRun(_message.Message):
     __slots__ = ("ask", "forget")
     ASK_FIELD_NUMBER: _ClassVar[int]

@@ -32,6 +32,9 @@ class Settings(TypedDict, total=False):
 
     name: str
     sites: Sequence[str]
+    groups: Sequence[Table]
+    devices: Table
+    relays: Mapping[str, Sequence[str]]
     seed: int
     rounds: int
     schedule: Table

@@ -21,11 +21,14 @@ app = typer.Typer()
 def compare(options: CompareOptions) -> Document:
     """Compare methods on the same data with honest baselines, and say for each site whether joining helps it.
 
-    Runs in this machine's processes, without a server. The same command continues where it was stopped.
+    Runs in this machine's processes, or on a Ray cluster, without a server. The same command continues where it was
+    stopped.
     """
     from consilium.common.host.extras import check_extra
 
     check_extra("consilium compare", "study")
+    if options.ray is not None:
+        check_extra("consilium compare --ray", "ray")
     from consilium.comparison.compare import compare as run_comparison
 
     out = console()

@@ -130,3 +130,32 @@ def split(
         "sites": list(load_study(out / "study.toml").sites),
         "notes": notes,
     }
+
+
+@app.command(
+    epilog=examples(
+        "consilium data users homes --out homes --users 100000",
+        "consilium data users handwriting --out writers --users 2000 --rows 20",
+        "consilium data users play.txt --out speakers",
+        "consilium data users rows.npz --out users",
+    )
+)
+@with_json
+def users(
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="handwriting, characters or homes, which are made up; an .npz file with x, y and user; a play as .txt."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The folder to write users/ and study.toml into.")],
+    number: Annotated[int, typer.Option("--users", min=1, help="How many users are made up.")] = 1000,
+    rows: Annotated[int, typer.Option(min=5, help="Rows of each; of a play the most of a speaker.")] = 25,
+    seed: Annotated[int, typer.Option(min=0, help="What is made up follows from it.")] = 0,
+) -> Document:
+    """Make users for 'consilium simulate', or sort the rows of a file by user, with a study to start from."""
+    from consilium.devices.made.make import make_users
+
+    made = make_users(what, out, users=number, rows=rows, seed=seed)
+    typer.echo(f"written: {made['users']:,} users with {made['rows']:,} rows in {made['data']}, and {made['study']}")
+    return made

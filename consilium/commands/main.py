@@ -25,11 +25,13 @@ from consilium.commands import (
     model,
     new,
     predict,
+    relay,
     run,
     runs,
     schema,
     serve,
     server,
+    simulate,
     site,
     what_leaves,
 )
@@ -53,6 +55,7 @@ for commands in (
     demo.app,
     run.app,
     compare.app,
+    simulate.app,
     listing.app,
     adapt.app,
     predict.app,
@@ -71,6 +74,7 @@ for name, commands in {
     "audit": audit.app,
     "server": server.app,
     "site": site.app,
+    "relay": relay.app,
     "model": model.app,
     "data": data.app,
     "flower": flower.app,
@@ -126,7 +130,7 @@ def _prepare() -> None:
     for noisy in ("httpx", "flwr", "alembic", "matplotlib", "PIL"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     follow_parent()
-    if sys.argv[1:2] in (["demo"], ["run"], ["follow"], ["flower"]):
+    if sys.argv[1:2] in (["demo"], ["run"], ["simulate"], ["follow"], ["flower"]):
         # Also where a shell in the background has told its children to ignore Ctrl-C.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.default_int_handler)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from consilium.commands import backup, units
+from consilium.commands import backup, groups, units
 from consilium.commands.parameters import Home, examples
 from consilium.commands.rows import print_rows
 from consilium.commands.scripting import Document, with_json
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="For the coordinator: run the server, approve sites.", no_args_is_help=True)
 app.add_typer(units.of_server)
 app.add_typer(backup.of_server)
+app.add_typer(groups.of_server)
 
 Address = Annotated[
     str | None, typer.Option("--address", help="host:port as the site reaches the server; default: as it was started.")

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from consilium.commands import backup, site_policy, site_privacy, units
+from consilium.commands import backup, groups, site_policy, site_privacy, units
 from consilium.commands.accepting import say_what_leaves, say_what_may_change, say_whose_keys
 from consilium.commands.parameters import Folder, Settings, examples
 from consilium.commands.rows import print_rows
@@ -17,6 +17,7 @@ app.add_typer(site_policy.app)
 app.add_typer(site_privacy.app)
 app.add_typer(units.of_site)
 app.add_typer(backup.of_site)
+app.add_typer(groups.of_site)
 
 
 @app.command(

@@ -114,6 +114,8 @@ def _metric_of(options: CompareOptions, study: StudyConfig) -> str:
             f"--splits: the study says by {what} which rows are for testing, so a split has no others to draw: leave "
             "--splits at 1 and ask for several --seeds"
         )
+    if options.ray not in (None, "local") and options.jobs is not None:
+        raise ConfigError("--jobs: a Ray cluster gives studies to its own processors: leave --jobs out, or --ray local")
     if options.target is not None and not 0 < options.target <= 1:
         raise ConfigError(f"--target must be above 0 and at most 1, a share of right answers, got {options.target:g}")
     return metric

@@ -40,6 +40,10 @@ class CompareOptions:
     ] = 3
     splits: Annotated[int, typer.Option(min=1, help="Random divisions into training, validation and test rows.")] = 1
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes; default: one per processor core.")] = None
+    ray: Annotated[
+        str | None,
+        typer.Option(help="Run studies as tasks of Ray: 'local', 'auto', HOST:PORT or ray://HOST:PORT of a cluster."),
+    ] = None
     metric: Annotated[
         str | None,
         typer.Option(help="The metric of the verdicts: accuracy (default), auroc, brier; for numbers mae, rmse, r2."),

@@ -42,4 +42,4 @@ def run_with_progress(
             if not console.is_terminal and (done == len(cells) or done % max(1, len(cells) // 10) == 0):
                 console.print(f"{done} of {len(cells)} studies done", highlight=False)
 
-        return run_cells(cells, files, options.folder / CELLS, jobs=options.processes, on_cell=on_cell)
+        return run_cells(cells, files, options.folder / CELLS, jobs=options.processes, ray=options.ray, on_cell=on_cell)

@@ -1,17 +1,17 @@
-"""Runs the cells of a comparison over processes; finished cells are kept, and not run again."""
+"""Runs the cells of a comparison over processes, or as tasks of Ray; finished cells are kept, and not run again."""
 
 import logging
 import multiprocessing
-import os
 import signal
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 from consilium.client.data import keep_readings
 from consilium.common.errors import StateError
+from consilium.common.host.environment import environment
 from consilium.common.host.files import check_writable
 from consilium.common.host.parents import end_with_parent
 from consilium.comparison.cells import Cell, run_cell
@@ -30,15 +30,20 @@ def run_cells(
     out: Path,
     *,
     jobs: int,
+    ray: str | None = None,
     on_cell: OnCell = lambda *_: None,
 ) -> Results:
     """Run all cells that are not finished yet and return the result of each, in the order given.
 
     Cells of one study under two labels are run once.
 
-    Results do not depend on `jobs` or on the order in which cells end. On Ctrl-C what is finished stays.
+    Results do not depend on `jobs`, on `ray` or on the order in which cells end. On Ctrl-C what is finished stays.
+
+    Args:
+        ray: the address of a Ray whose processes run the cells; None: processes of this machine.
 
     Raises:
+        ConfigError: Ray cannot be used.
         StateError: `out` cannot be written, or a process was killed (out of memory, most often).
         KeyboardInterrupt: Ctrl-C.
     """
@@ -59,14 +64,19 @@ def run_cells(
             take(key, finished, True)
         else:
             todo[twins[0]] = key
-    for cell, result in _run(todo, sites, out, jobs=min(jobs, len(todo))):
+    for cell, result in _run(todo, sites, out, jobs=min(jobs, len(todo)), ray=ray):
         take(todo[cell], result, False)
     return {cell: results[cell] for cell in wanted}
 
 
 def _run(
-    todo: Mapping[Cell, str], sites: Mapping[str, SiteFiles], out: Path, *, jobs: int
+    todo: Mapping[Cell, str], sites: Mapping[str, SiteFiles], out: Path, *, jobs: int, ray: str | None
 ) -> Iterable[tuple[Cell, CellResult]]:
+    if ray is not None and todo:
+        from consilium.comparison.ray_pool import run_on_ray
+
+        yield from run_on_ray(todo, sites, out, address=ray, jobs=jobs)
+        return
     if jobs <= 1:
         before = logging.root.manager.disable
         logging.disable(logging.ERROR)  # a cell's error is in its result
@@ -80,7 +90,7 @@ def _run(
     pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin)
     try:
         # One thread each, and no import from the working directory; submitting starts the workers.
-        with _environment(OMP_NUM_THREADS="1", PYTHONSAFEPATH="1"):
+        with environment(OMP_NUM_THREADS="1", PYTHONSAFEPATH="1"):
             running: dict[Future[CellResult], Cell] = {
                 pool.submit(run_cell, cell, sites, out, key): cell for cell, key in todo.items()
             }
@@ -97,21 +107,6 @@ def _run(
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-@contextmanager
-def _environment(**values: str) -> Iterator[None]:
-    """Set variables for the processes that the block starts, and leave the caller's own as they were."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 _until_the_end = ExitStack()

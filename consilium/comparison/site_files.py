@@ -76,6 +76,11 @@ def find_sites(folder: Path, study: StudyConfig, *, weights_dir: Path | None) ->
     """
     if weights_dir is not None and not weights_dir.is_dir():
         raise ConfigError(f"--weights-dir: there is no folder '{weights_dir}'")
+    if study.groups:
+        raise ConfigError(
+            f"groups: the devices of '{study.groups[0].name}' enrol at a running server, so there is nothing to "
+            "compare on: name the sites whose data lie here in sites, and leave groups out"
+        )
     files = {}
     for name in study.sites:
         settings = folder / name / "site.toml"

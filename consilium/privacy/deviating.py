@@ -33,6 +33,12 @@ def _from_updates(study: StudyConfig) -> Iterator[str]:
             "without the name of the site that they are from: how many is measured, not bounded. Only "
             f"privacy.examples bounds it ({ATTACKS})."
         )
+    elif study.relays:
+        yield (
+            "The server gets means over a relay's sites, the relay each update by itself: a relay that deviates can "
+            "rebuild patients from it. Weights made for it by either turn a mean, too, into copies of single rows, "
+            f"without the name of the site. Only privacy.examples bounds it ({ATTACKS})."
+        )
     else:
         yield (
             "Nothing in this study keeps a server that deviates from rebuilding patients: weights made for it turn a "
@@ -50,6 +56,11 @@ def _from_sums(study: StudyConfig) -> Iterator[str]:
             "Sums of two rounds whose sites differ by one tell about that one; a coordinator who runs all other sites "
             "of a sum knows the last one's update. Sites refuse sums of fewer than three sites, and of fewer than "
             "their policy says."
+        )
+    if study.relays:
+        yield (
+            "Means of two rounds whose sites differ by one tell about that one. A relay sends none of fewer than two "
+            "sites, and its people and the coordinator together see what each of them sees."
         )
     if study.privacy.hides_sites:
         yield (

@@ -17,6 +17,7 @@ Group = Literal["weights", "measurements", "counts", "facts", "connection"]
 ALONE, SUMS, NOTHING = "each site's", "sums over sites only", "nothing"
 """How a row is seen."""
 COORDINATOR = "the coordinator"
+RELAY = "the relay that the site is connected to"
 EXACT = "exact"
 ONCE, EACH_ROUND, AT_THE_END = "once, before round 1", "every round", "once, at the end"
 SIDES = ("global", "personal", "local")
@@ -63,20 +64,24 @@ def visibility(study: StudyConfig, *, shapes: Shapes | None = None) -> list[Row]
         *_counts(study),
         *_test_counts(study),
         *_facts(study),
-        *_connection(),
+        *_connection(study),
     ]
 
 
 def _weights(study: StudyConfig, shapes: Shapes | None) -> Iterator[Row]:
     rounds = f"every round that a site is asked in ({study.rounds} at most)"
     everybody = f"{COORDINATOR}; every site gets the weights that are made of it"
-    secure = study.privacy.secure_aggregation
+    leaves = {leaf for each in study.relays.values() for leaf in each}
+    secure = study.privacy.secure_aggregation or bool(leaves and leaves >= set(study.sites))
     if study.method.shares_nothing:
         yield Row("weights", "no array is shared", NOTHING, "kept at the site", "never", ("RoundReply.payload",))
     else:
         what = f"the change of the shared arrays: {_arrays(shapes)}"
         seen = SUMS if secure else ALONE
         yield Row("weights", what, seen, _exactness(study), rounds, ("RoundReply.payload",), everybody)
+        if study.relays:
+            what = "the same change, before the relay adds it up"
+            yield Row("weights", what, ALONE, _exactness(study), rounds, (), RELAY)
     if study.strategy.travels:
         what = "the change of the control variates, arrays like the shared ones"
         yield Row(
@@ -261,6 +266,10 @@ def _facts(study: StudyConfig) -> Iterator[Row]:
     yield Row("facts", "which plan is answered", ALONE, EXACT, "every answer", tuple(f"*Reply.{one}" for one in REPLY))
 
 
-def _connection() -> Iterator[Row]:
+def _connection(study: StudyConfig) -> Iterator[Row]:
     what = "its name and certificate, its network address, when it is connected, and how long its messages are"
-    yield Row("connection", what, ALONE, EXACT, "always", ("connection:*",))
+    covers = ("connection:*", "RelayReply.online", "RelayReply.update_bytes")
+    yield Row("connection", what, ALONE, EXACT, "always", covers)
+    if study.relays:
+        what = "all that this page lists, on its way to the coordinator; of the updates, their mean goes on"
+        yield Row("connection", what, ALONE, EXACT, "always", (), RELAY)

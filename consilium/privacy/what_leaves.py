@@ -73,6 +73,11 @@ def _of(rows: Sequence[Row], group: str) -> list[tuple[str, ...]]:
 
 def _protects(study: StudyConfig) -> str:
     """Return in a sentence which protection a study has."""
+    if study.privacy.is_none and study.relays:
+        return (
+            "The study has neither noise nor secure sums: a relay sees what each of its sites sends, and the "
+            "coordinator sees the mean of their updates and the rest of it."
+        )
     if study.privacy.is_none:
         return "The study has neither noise nor secure sums: the coordinator sees what each site sends."
     parts = []

@@ -31,7 +31,7 @@ def write_report(folder: Path, report: Report) -> None:
     """
     text = json.dumps(report.as_json(), indent=2, allow_nan=False, ensure_ascii=False)
     write_atomically(folder / "report.json", f"{text}\n".encode())
-    write_atomically(folder / "rounds.csv", rounds_csv(report.run.rounds, report.run.result.study.sites).encode())
+    write_atomically(folder / "rounds.csv", rounds_csv(report.run.rounds, report.run.rows).encode())
     pictures = pictures_in(folder, report.run.result.study)
     write_atomically(folder / "report.html", render_page(report, pictures).encode())
 

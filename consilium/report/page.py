@@ -16,6 +16,7 @@ from consilium.findings.decimals import DASH, bounds, counted, number, point
 from consilium.findings.pages import flattened, render
 from consilium.privacy.visibility import visibility
 from consilium.report.curves import CURVES, mean_curves, measured_rounds, metric_of, signals_of
+from consilium.report.groups import MOST_ROWS, group_weights
 from consilium.report.privacy import COLUMNS, WITHHELD, lead, privacy_rows, promise, promise_of_sites
 from consilium.report.report import TITLES, Report, Run
 
@@ -47,19 +48,20 @@ def render_page(report: Report, pictures: Mapping[str, Sequence[str]] = MappingP
             "run_figures": _run_figures([run, *report.others]) if report.others else [],
             "site_cards": _site_cards(run),
             "pictures": pictures,
-            "weights": _weights(run),
+            "weights": [*_weights(run), *padded_weights(run)],
             "signals": signals_of(run.rounds),
             "notes": _notes(run.rounds),
-            "took_part": [(site, *_took_part(run.rounds, site)) for site in run.result.study.sites],
+            "took_part": [(site, *_took_part(run.rounds, site)) for site in run.rows],
             "settings": _settings(run),
             "promise": promise(run.result),
             "promise_of_sites": promise_of_sites(run.result),
             "privacy_columns": COLUMNS,
-            "privacy_rows": privacy_rows(run.result),
+            "privacy_rows": privacy_rows(run.result, run.rows),
             "withheld": WITHHELD,
             "visible": visibility(run.result.study),
             "estimand": ESTIMAND,
             "least_patients": LEAST_PATIENTS,
+            "most_rows": MOST_ROWS,
         },
     )
 
@@ -69,7 +71,8 @@ def _facts(run: Run) -> list[str]:
     megabytes = sum(record.bytes_up + record.bytes_down for record in run.rounds) / 1e6
     return [
         re.sub(r"^(\d{4}-\d\d-\d\d)T(\d\d:\d\d).*(Z|\+00:00)$", r"\1 \2 UTC", result.started),
-        counted(len(result.study.sites), "site"),
+        *([] if run.groups and not run.rows else [counted(len(run.rows), "site")]),
+        *(f"{row.devices:,} devices of group {row.name}" for row in run.groups),
         counted(len(run.rounds), "round"),
         *([] if result.stopped is None else [result.stopped.text]),
         *([] if result.final_round is None else [f"the model of round {result.final_round} is the final one"]),
@@ -84,11 +87,18 @@ def _lead(run: Run) -> str:
     if run.private is not None:
         return lead(list(run.sites), run.result)
     kinds = [run.verdict(site) for site in run.sites]
+    groups = [
+        f"Of {row.tested:,} devices of group {row.name}, joining is better at {row.better:,} and worse at "
+        f"{row.worse:,}, by their own few test examples."
+        for row in run.groups
+    ]
+    if groups and not kinds:
+        return " ".join(groups)
     first = f"Of {counted(len(kinds), 'site')}, joining clearly helps {kinds.count('helps')} and clearly hurts "
     first += f"{kinds.count('hurts')}."
     if few := kinds.count("too_few"):
         first += f" {few} {'has' if few == 1 else 'have'} fewer than {LEAST_PATIENTS} test patients."
-    return first
+    return " ".join([first, *groups])
 
 
 # --- charts ----------------------------------------------------------------------------------------
@@ -175,7 +185,7 @@ def _weights(run: Run) -> list[tuple[str, list[str]]]:
     """Return how much each site counted: its share over the rounds, and what it was made from in the last one."""
     signals = signals_of(run.rounds)
     rows = []
-    for site in run.result.study.sites:
+    for site in run.rows:
         own = [record.sites[site] for record in run.rounds if site in record.sites]
         shares = [each.weight for each in own if each.weight is not None]
         texts = [DASH] * (4 + len(signals))
@@ -185,6 +195,12 @@ def _weights(run: Run) -> list[tuple[str, list[str]]]:
             texts += [f"{last[name]:.4g}" if name in last else DASH for name in signals]
         rows.append((site, texts))
     return rows
+
+
+def padded_weights(run: Run) -> list[tuple[str, list[str]]]:
+    """Return the rows of groups in the table of weights; what a weight was made from is of single devices."""
+    dashes = [DASH] * len(signals_of(run.rounds))
+    return [(name, [*texts, *dashes]) for name, texts in group_weights(run.result, run.rounds)]
 
 
 def _notes(rounds: tuple[RoundRecord, ...]) -> list[str]:

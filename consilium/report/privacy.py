@@ -26,10 +26,10 @@ def spent_of(result: RunResult, site: str) -> PrivacySpent | None:
     return next((one for one in reversed(told) if one is not None), None)
 
 
-def privacy_rows(result: RunResult) -> list[tuple[str, list[str]]]:
+def privacy_rows(result: RunResult, sites: Sequence[str]) -> list[tuple[str, list[str]]]:
     """Return per site what its ledger said last, as texts in the order of `COLUMNS`."""
     rows = []
-    for site in result.study.sites:
+    for site in sites:
         one = spent_of(result, site)
         texts = [DASH] * (len(COLUMNS) - 1)
         if one is not None:

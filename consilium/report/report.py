@@ -20,6 +20,7 @@ from consilium.findings import (
 )
 from consilium.findings.contradiction import contradiction
 from consilium.report.curves import mean_curves
+from consilium.report.groups import GroupRow, group_rows, rows_of, without_devices
 from consilium.report.privacy import headline
 
 TITLES: Mapping[str, str] = {
@@ -43,12 +44,23 @@ class Run:
     @classmethod
     def of(cls, result: RunResult, *, label: str) -> "Run":
         """Return a run with the findings of its sites' counts."""
-        return cls(label, result, findings_of({site: of.test for site, of in result.sites.items() if of.test}))
+        told = {site: result.sites[site].test for site in rows_of(result) if site in result.sites}
+        return cls(label, result, findings_of({site: test for site, test in told.items() if test is not None}))
 
     @cached_property
     def sites(self) -> dict[str, SiteResult]:
-        """Return the sites that took part, in the order of the study."""
-        return {site: self.result.sites[site] for site in self.result.study.sites if site in self.result.sites}
+        """Return the sites that took part and have a row, in the order of the study."""
+        return {site: self.result.sites[site] for site in self.rows if site in self.result.sites}
+
+    @cached_property
+    def rows(self) -> tuple[str, ...]:
+        """Return who has a row: the study's sites, and the devices of groups that have few."""
+        return rows_of(self.result)
+
+    @cached_property
+    def groups(self) -> tuple[GroupRow, ...]:
+        """Return the groups that have many devices."""
+        return group_rows(self.result)
 
     @property
     def rounds(self) -> tuple[RoundRecord, ...]:
@@ -120,6 +132,7 @@ class Report:
             "headlines": list(self.headlines.values()),
             "summary": _summary_json(self.run),
             "sites": _sites_json(self.run),
+            **({"groups": {row.name: row.as_json() for row in self.run.groups}} if self.run.groups else {}),
             "comparisons": [
                 {
                     "label": other.label,
@@ -130,7 +143,7 @@ class Report:
                 for other in self.others
             ],
             "curves": mean_curves(self.run.rounds),
-            "rounds": result["rounds"],
+            "rounds": [without_devices(record, self.run.result) for record in result["rounds"]],
         }
 
 

@@ -27,10 +27,18 @@ def print_report(report: Report, console: Console) -> None:
     for site, facts in run.sites.items():
         table.add_row(Text(site), Text(str(facts.num_examples)), *_cells(run.measures(site), wide=wide))
     table.add_section()
-    for label, measures in run.over_sites:
+    for label, measures in run.over_sites if run.sites else ():
         table.add_row(Text(label, style="bold"), Text(""), *_cells(measures, wide=wide))
+    for row in run.groups:
+        texts = row.texts
+        table.add_section()
+        cells = [Text(texts[name] if wide else texts[name].replace(" (", "\n(")) for name in MEASURES]
+        table.add_row(Text(f"{row.name}: {row.tested} of {row.devices} devices"), Text(str(row.examples)), *cells)
     console.print(table)
     console.print()
+    if run.groups:
+        what = "of groups: the median over the devices, and the 10 % and 90 % quantiles"
+        console.print(Text(what, style="dim"))
     console.print(Text(f"{run.score} on each site's own test split, with its 95 % interval", style="dim"))
     console.print()
     for headline in report.headlines.values():

@@ -25,7 +25,9 @@ from consilium.common.study.study import StudyConfig
 from consilium.running.direct import DirectExchange, OnSite, unheard
 from consilium.running.engine import Engine
 from consilium.running.local_keys import provide_keys
+from consilium.running.relayed import relayed
 from consilium.server.app import run_steps
+from consilium.server.study.exchange import Exchange
 from consilium.server.study.progress import Progress
 from consilium.server.study.run_folder import RunFolder
 
@@ -177,5 +179,9 @@ def steps_in_process(
     """
     provide_keys(study, sites)
     used, text = Engine(engine), study.model_dump_json()
-    grid = DirectExchange(sites, used, on_site=on_site) if deliver is None else InProcessGrid(sites, deliver=deliver)
+    grid: Grid | Exchange = InProcessGrid(sites, deliver=deliver or deliver_always)
+    if deliver is None:
+        grid = DirectExchange(sites, used, on_site=on_site)
+    if deliver is None and study.relays:
+        grid = relayed(study, folder, lambda names: DirectExchange({n: sites[n] for n in names}, used, on_site=on_site))
     return run_steps(grid, text, folder, transport=TRANSPORT, tls=False, engine=used.use)

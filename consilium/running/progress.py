@@ -27,6 +27,7 @@ from consilium.common.events.run import (
     WeightingFallback,
 )
 from consilium.common.results import SiteRound
+from consilium.running.group_progress import GroupProgress
 
 WAITING_SECONDS = 2.0
 """Least time between two lines about missing sites: a thousand sites come one by one."""
@@ -44,6 +45,7 @@ class Progress:
         self.round, self.rounds = 0, 0
         self.states: dict[str, str] = {}
         self.metrics: dict[str, Mapping[str, float]] = {}
+        self.groups = GroupProgress()
         self._began = self._rounds_began = time.monotonic()
         self._missing_said = -WAITING_SECONDS
 
@@ -56,16 +58,22 @@ class Progress:
                 return f"warning: {event.message}"
             case RoundAsked():
                 self.states = {site: "training" if site in event.sites else "not asked" for site in self.states}
+                self.states |= self.groups.ask(event.sites)
             case UpdateAccepted():
+                if (group := self.groups.of(event.site)) is not None:
+                    self.states |= self.groups.answer(group)
+                    return ""
                 self.states[event.site] = "answered"
                 self.metrics[event.site] = event.metrics
             case AnswerRejected():
-                self.states[event.site] = f"rejected: {event.reason}"
+                if self.groups.of(event.site) is None:
+                    self.states[event.site] = f"rejected: {event.reason}"
                 return f"rejected: {event.message}"
             case RoundUndone():
                 self.round = event.round - 1
             case SiteSetAside():
-                self.states[event.site] = "set aside"
+                if self.groups.of(event.site) is None:
+                    self.states[event.site] = "set aside"
                 return f"warning: {event.message}"
             case WeightingFallback():
                 return f"round {event.round}: {event.message}"
@@ -76,7 +84,7 @@ class Progress:
                 return f"{self.title}: {event.text}"
             case RunPaused():
                 self.phase, self._phase_before = "paused", self.phase
-                self.states |= dict.fromkeys(event.missing, "missing")
+                self.states |= dict.fromkeys(self.groups.named(event.missing), "missing")
                 if event.why:
                     return f"{self.title}: paused before round {event.round}: {event.why}"
                 return (
@@ -96,19 +104,25 @@ class Progress:
             case RunStarted():
                 self.rounds, self.phase = event.rounds, "waiting for sites"
                 self.states = dict.fromkeys(event.sites, "expected")
-                return f"{self.title}: {len(self.states)} sites, {self.rounds} rounds; waiting for the sites"
+                self.groups.begin(event.settings)
+                asked = [f"{cohort} devices of group {name}" for name, cohort in self.groups.cohorts.items()]
+                who = ", ".join([f"{len(self.states)} sites", *asked] if self.states or not asked else asked)
+                return f"{self.title}: {who}, {self.rounds} rounds; waiting for the sites"
             case SitesOnline():
                 self.states = {site: "connected" if site in event.online else "expected" for site in self.states}
                 return self._missing()
             case SitesAgreed():
                 self.phase, self._rounds_began = "training", time.monotonic()
-                sites = ", ".join(f"{site} {facts.num_examples}" for site, facts in event.sites.items())
+                own_lines = [f"{site} {event.sites[site].num_examples}" for site in self.groups.named(event.sites)]
+                sites = ", ".join([*own_lines, *self.groups.counted(event.sites)])
                 own = "".join(f"; package {name} {facts}" for name, facts in event.parts.items())
                 agreed = "all sites agree on data schema, versions and initial weights"
                 return f"{self.title}: {agreed}; examples: {sites}{own}"
             case RunResumed():
                 self.round = event.round
                 return f"{self.title}: continuing after round {event.round}"
+            case SiteJoined() if self.groups.of(event.site) is not None:
+                return ""
             case SiteJoined():
                 self.states[event.site] = "connected"
                 return f"{self.title}: site '{event.site}' joined with {event.num_examples} examples"
@@ -122,7 +136,8 @@ class Progress:
 
     def _take_round(self, event: RoundFinished) -> str:
         self.round = event.round
-        sites = "  ".join(f"{site} {_brief(facts)}" for site, facts in sorted(event.sites.items()))
+        own = [f"{site} {_brief(event.sites[site])}" for site in self.groups.named(sorted(event.sites))]
+        sites = "  ".join([*own, *self.groups.counted(event.sites)])
         return (
             f"{self.title}: round {self.round}/{self.rounds}  "
             f"answered {len(event.answered)}/{len(event.asked)}  "

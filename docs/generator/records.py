@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterable
 
 from consilium.common.errors import ConsiliumError
+from consilium.common.events.enrolment import ENROLMENT_EVENTS
 from consilium.common.events.run import APP_EVENTS, STUDY_EVENTS, RunEvent
 from consilium.common.events.site import SITE_EVENTS, SiteEvent
 from docs.generator.markdown import page, paragraph, summary, table
@@ -12,6 +13,7 @@ LOGS = (
     ("A study's run, and the server's journal", STUDY_EVENTS.events.values()),
     ("A Flower app's run", APP_EVENTS.events.values()),
     ("A site", SITE_EVENTS.events.values()),
+    ("Enrolments of devices at a server", ENROLMENT_EVENTS.events.values()),
 )
 
 EXITS = {

@@ -67,16 +67,17 @@ def check_handout(home: ServerHome, *, name: str, address: str | None = None, st
     check_site_name(name, what="--name")
     if study is not None:
         _check_takes_part(study, name)
-    return _reachable(home, address)
+    return reachable(home, address)
 
 
 def _check_takes_part(study: Path, name: str) -> None:
-    sites = load_study(study).sites
-    if name not in sites:
-        raise ConfigError(f"sites: site '{name}' does not take part in this study, only {', '.join(sites)} ({study})")
+    config = load_study(study)
+    if not config.takes_part(name) and name not in config.relays:
+        only = ", ".join([*config.members, *config.relays])
+        raise ConfigError(f"sites: site '{name}' does not take part in this study, only {only} ({study})")
 
 
-def _reachable(home: ServerHome, address: str | None) -> str:
+def reachable(home: ServerHome, address: str | None) -> str:
     """Return `host:port` for the site; of a server that listens on all interfaces, its certificate's first name."""
     if not home.certificate.is_file():
         raise ConnectionRefused(f"no server runs in '{home.path}'; start one with 'consilium server start'")

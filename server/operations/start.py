@@ -6,12 +6,13 @@ handshake.
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import resource
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import ExitStack
 from datetime import datetime
 from typing import Any
@@ -19,6 +20,8 @@ from typing import Any
 import grpc
 
 from consilium.common.errors import PortInUse
+from consilium.common.events.enrolment import TokenMade, TokenRevoked
+from consilium.common.events.log import EventLog
 from consilium.common.host.address import check_apart, parse_address
 from consilium.common.host.files import only_one, sweep
 from consilium.common.host.memory import share_memory
@@ -27,6 +30,9 @@ from consilium.common.host.signing_requests import read_signing_request
 from consilium.common.wire.limits import CONNECT_SECONDS, MAX_WIRE_BYTES, PING_OPTIONS, PING_SECONDS, REVOKED
 from consilium.server.operations.home import ServerAddress, ServerHome
 from consilium.server.operations.pages import exporting
+from consilium.server.wire import enrolment
+from consilium.server.wire.enrolment import Enrolment
+from consilium.server.wire.groups import Groups
 from consilium.server.wire.registry import Registry
 from consilium.server.wire.runs import Runs, run_environment
 from consilium.server.wire.service import Wire
@@ -52,13 +58,21 @@ _GRPC = {
 """Limits of every connection, in force before any of our code runs."""
 
 
-def start_server(home: ServerHome, *, address: str, hosts: Sequence[str], metrics: str | None = None) -> None:
+def start_server(
+    home: ServerHome,
+    *,
+    address: str,
+    hosts: Sequence[str],
+    metrics: str | None = None,
+    beside: Callable[[Wire], Coroutine[Any, Any, None]] | None = None,
+) -> None:
     """Run a server until it is stopped (SIGINT or SIGTERM).
 
     Args:
         address: `host:port` on which sites connect.
         hosts: names and addresses in the server's certificate.
         metrics: `host:port` of the pages for monitoring; none without it.
+        beside: what runs beside it for as long, and ends it by an error.
 
     Raises:
         PortInUse: the port is taken.
@@ -74,7 +88,7 @@ def start_server(home: ServerHome, *, address: str, hosts: Sequence[str], metric
     share_memory()
     with only_one(home.path / ".lock", otherwise=f"another server runs in '{home.path}'; stop that one first"):
         sweep(home.path)
-        asyncio.run(_Server(home, address).run(metrics))
+        asyncio.run(_Server(home, address).run(metrics, beside))
 
 
 def _raise_file_limit() -> None:
@@ -85,6 +99,19 @@ def _raise_file_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+async def _first_of(*each: Coroutine[Any, Any, object]) -> None:
+    """Wait until one of these ends, and end the others; raises what it raised."""
+    tasks = [asyncio.ensure_future(one) for one in each]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
 class _Server:
     """The parts of the server's process."""
 
@@ -92,11 +119,14 @@ class _Server:
         self._home, self._address = home, address
         self._registry = Registry(home.path)
         self._authorities = home.ca.read_bytes()
-        self._wire = Wire(self._registry, authorities=lambda: self._authorities)
+        self._groups = Groups(home.path, self._registry)
+        self._enrolments = EventLog(home.path / enrolment.FILE)
+        enrolling = Enrolment(self._groups, self._enrolments, lambda: self._authorities)
+        self._wire = Wire(self._registry, enrolling, authorities=lambda: self._authorities)
         self._certificates_changed = self._ready = False
 
-    async def run(self, metrics: str | None) -> None:
-        """Serve until a signal comes."""
+    async def run(self, metrics: str | None, beside: Callable[[Wire], Coroutine[Any, Any, None]] | None = None) -> None:
+        """Serve until a signal comes, or what runs beside it fails."""
         loop, stopped = asyncio.get_running_loop(), asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stopped.set)
@@ -106,6 +136,7 @@ class _Server:
             payloads=self._home.objects,
             journal=self._home.journal,
             environment=run_environment(self._home.journal, self._home.path),
+            spare=beside is None,
         )
         with ExitStack() as stack:
             if metrics:
@@ -118,7 +149,7 @@ class _Server:
             self._ready = True
             log.info("server started address=%s metrics=%s; stop it with Ctrl-C", self._address, metrics or "none")
             try:
-                await stopped.wait()
+                await _first_of(stopped.wait(), *([beside(self._wire)] if beside else []))
             finally:
                 self._home.stopped()
                 control.close()
@@ -183,11 +214,42 @@ class _Server:
     # --- what the coordinator asks --------------------------------------------------------------
 
     def _handlers(self) -> dict[str, Any]:
-        names = ("approve", "rotate", "revoke", "approvals", "sites", "new_ca", "retire_ca", "submit", "runs", "stop")
+        names = (
+            *("approve", "rotate", "revoke", "approvals", "sites", "new_ca", "retire_ca", "submit", "runs", "stop"),
+            *("open_group", "revoke_group", "groups"),
+        )
         return {name: getattr(self, f"_do_{name}") for name in names}
+
+    async def _do_open_group(self, request: dict[str, Any]) -> list[str]:
+        wanted, devices = read_signing_request(str(request["request"]).encode()), int(request["devices"])
+        certificate, ends = self._groups.open(
+            wanted,
+            study=str(request["study"]),
+            devices=devices,
+            days=int(request["days"]),
+            rotate=bool(request["rotate"]),
+        )
+        self._enrolments.log(
+            TokenMade(
+                study=str(request["study"]),
+                group=wanted.name,
+                fingerprint=wanted.fingerprint,
+                devices=devices,
+                ends=ends,
+            )
+        )
+        return [certificate.decode(), ends]
+
+    async def _do_revoke_group(self, request: dict[str, Any]) -> None:
+        token = self._groups.revoke(str(request["name"]))
+        self._enrolments.log(TokenRevoked(study=token.study, group=token.group, fingerprint=token.fingerprint))
+
+    async def _do_groups(self, _: dict[str, Any]) -> list[dict[str, Any]]:
+        return as_values(self._groups.states())
 
     async def _do_approve(self, request: dict[str, Any]) -> str:
         wanted = read_signing_request(str(request["request"]).encode())
+        self._groups.check_site(str(request["name"]))
         return self._registry.approve(wanted, name=str(request["name"])).decode()
 
     async def _do_rotate(self, request: dict[str, Any]) -> str:
@@ -213,7 +275,9 @@ class _Server:
         self._reload_authorities()
 
     async def _do_retire_ca(self, request: dict[str, Any]) -> list[str]:
-        behind = self._registry.retire_authorities(force=bool(request.get("force")))
+        if not (force := bool(request.get("force"))):
+            self._groups.check_authorities()
+        behind = self._registry.retire_authorities(force=force)
         self._reload_authorities()
         return behind
 
@@ -223,6 +287,10 @@ class _Server:
         self._wire.spread_authorities()
 
     async def _do_submit(self, request: dict[str, Any]) -> str:
+        if request["job"].get("kind") == "study":
+            study = json.loads(request["job"]["study"])
+            groups = [(str(group["name"]), int(group["cohort"])) for group in study.get("groups", ())]
+            self._groups.check_study(groups, study=str(study["name"]))
         return self._runs.submit(request["job"], title=str(request["title"]))
 
     async def _do_runs(self, _: dict[str, Any]) -> list[dict[str, Any]]:

@@ -30,7 +30,7 @@ from consilium.common.privacy.secure.noise import noise_share
 from consilium.common.study.privacy import SiteLevelPrivacy
 from consilium.common.study.study import StudyConfig
 from consilium.common.weights.arithmetic import add_scaled, norm
-from consilium.common.weights.arrays import Weights, spec
+from consilium.common.weights.arrays import Array, Weights, spec
 from consilium.common.weights.scaled import Scaled
 from consilium.server.strategies import ServerState, Update
 
@@ -82,12 +82,30 @@ def with_site_noise(
     return [replace(first, delta=add_scaled(arrays, noise, scale)), *others]
 
 
-def noise_multiplier(privacy: SiteLevelPrivacy, *, rounds: int) -> float:
-    """Return the noise of a round in units of `clip`: as given, or such that all rounds keep to the budget."""
+def with_cohort_noise(
+    mean: Weights, privacy: SiteLevelPrivacy, *, multiplier: float, expected: int, entropy: Entropy = os.urandom
+) -> dict[str, Array]:
+    """Return the mean of the updates of a cohort in which every user takes part by chance, with the noise of a round.
+
+    Args:
+        mean: the sum of the updates, none longer than `clip`, divided by `expected`.
+        multiplier: the noise in units of `clip`.
+        expected: how many users a cohort has in the mean: it divides the sum whoever came, as it tells of nobody.
+    """
+    noise = {name: _normal(spec(mean, name)[0], entropy) for name in mean}
+    return add_scaled(mean, noise, multiplier * privacy.clip / expected)
+
+
+def noise_multiplier(privacy: SiteLevelPrivacy, *, rounds: int, rate: float = 1.0) -> float:
+    """Return the noise of a round in units of `clip`: as given, or such that all rounds keep to the budget.
+
+    Args:
+        rate: the probability with which a site, or a user, takes part in a round, each by itself.
+    """
     if privacy.noise is not None:
         return privacy.noise
     assert privacy.epsilon is not None
-    return noise_for(privacy.epsilon, privacy.delta, rate=1.0, steps=rounds)
+    return noise_for(privacy.epsilon, privacy.delta, rate=rate, steps=rounds)
 
 
 def multiplier_of_sums(config: StudyConfig) -> float | None:

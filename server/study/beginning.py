@@ -1,5 +1,6 @@
 """The beginning of a run: agree with the sites, or go on from the checkpoint; sites that come later join."""
 
+from collections.abc import Collection
 from dataclasses import replace
 
 from consilium.common.errors import HandshakeMismatch, StateError
@@ -14,6 +15,7 @@ from consilium.common.events.run import (
     SitesOnline,
 )
 from consilium.common.results import RoundRecord, SiteFacts
+from consilium.common.study.study import StudyConfig
 from consilium.common.weights.arrays import digest
 from consilium.common.weights.checks import check_like
 from consilium.server.privacy.noise import check_site_noise_fits
@@ -21,13 +23,16 @@ from consilium.server.privacy.secure.round import exchange_keys
 from consilium.server.strategies import ServerState
 from consilium.server.study.checkpoint import gone_back, load_newest
 from consilium.server.study.context import Study
+from consilium.server.study.groups import draw, resting, with_drawn
 from consilium.server.study.handshake import Agreement, SitesAway, admit, shake_hands
 from consilium.server.study.hold import Hold
 from consilium.server.study.kept_updates import keep, kept_weights
+from consilium.server.study.members import counted, lacking, members
 from consilium.server.study.progress import Progress
 from consilium.server.study.run_folder import RunFolder
 from consilium.server.study.scale import load_scale, save_scale
 from consilium.server.study.stopping import points_of
+from consilium.server.study.strikes import set_aside
 from consilium.server.study.waiting import needed_sites, wait_for_sites
 
 
@@ -61,8 +66,9 @@ def agree(study: Study) -> Agreement:
             study.exchange,
             config,
             on_change=lambda now: folder.log(SitesOnline(online=tuple(sorted(now)))),
-            on_pause=lambda now: hold.pause(set(config.sites) - now, usable=len(now)),
+            on_pause=lambda now: hold.pause(set(config.sites) - now, usable=counted(config, now)),
         )
+        online = first_asked(config, online)
         try:
             agreement = shake_hands(
                 study.exchange,
@@ -117,9 +123,56 @@ def finished_rounds(folder: RunFolder, *, last: int) -> tuple[RoundRecord, ...]:
 
 
 def admit_newcomers(progress: Progress) -> Progress:
-    """Shake hands with sites of the study that connected since the start; they take part from the next round on."""
+    """Shake hands with sites of the study that connected since the start; they take part from the next round on.
+
+    Of groups, the devices of the next round are drawn, and those of them that are new shake hands; with too few of them
+    the run pauses.
+
+    Raises:
+        CohortTooSmall: too few devices are there for longer than a run pauses.
+    """
+    config = progress.study.config
+    if not config.groups:
+        return admitted(progress, config.sites)
+    hold = Hold(progress.study, progress.state.round + 1, progress.study.quorum)
+    while True:
+        there = progress.study.exchange.connected()
+        drawn = drawn_of(progress, there)
+        progress = admitted(progress, [*config.sites, *(site for devices in drawn.values() for site in devices)])
+        study = with_drawn(progress.study, drawn)
+        able = set(config.sites) & study.train_sizes.keys() - set_aside(config, progress.state.strikes)
+        usable = min(len(able), config.asked_sites) + len(study.devices)
+        if usable >= study.quorum:
+            hold.over()
+            return replace(progress, study=study)
+        hold.wait_for_devices(usable, ", ".join(lacking(config, there)) or "devices that have shaken hands")
+
+
+def everyone_admitted(progress: Progress) -> Progress:
+    """Shake hands with all devices of groups that are there and were never drawn: they get the last weights, too."""
+    config = progress.study.config
+    return admitted(progress, members(config, progress.study.exchange.connected())) if config.groups else progress
+
+
+def first_asked(config: StudyConfig, online: frozenset[str]) -> frozenset[str]:
+    """Return who shakes hands at the start: all sites that are there, and of groups the devices of a first draw."""
+    if not config.groups:
+        return online
+    drawn = draw(config, online, round_number=0)
+    return (online & set(config.sites)) | {site for devices in drawn.values() for site in devices}
+
+
+def drawn_of(progress: Progress, there: frozenset[str]) -> dict[str, tuple[str, ...]]:
+    """Return the devices drawn for the next round, by their groups."""
+    config, state = progress.study.config, progress.state
+    able = there - progress.refused - set_aside(config, state.strikes)
+    return draw(config, able, round_number=state.round + 1, resting=resting(progress.rounds) | progress.lost)
+
+
+def admitted(progress: Progress, sites: Collection[str]) -> Progress:
+    """Shake hands with those of some sites that are connected and have not done so."""
     study, agreement = progress.study, progress.agreement
-    absent = set(study.config.sites) - set(agreement.replies) - progress.refused
+    absent = set(sites) - set(agreement.replies) - progress.refused
     newcomers = absent & study.exchange.connected() if absent else absent
     if not newcomers:
         return progress

@@ -27,6 +27,8 @@ class Study:
         labels: the same, of a site that does not share them 1 for each class that it has; none where there are none.
         site_digests: of the study as each site sees it.
         ring: the sites' keys of the run, where it sums securely.
+        devices: the devices of groups that the next round asks.
+        spares: devices that take the place of those that send nothing of use, in this order.
     """
 
     config: StudyConfig
@@ -42,6 +44,8 @@ class Study:
     labels: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     site_digests: Mapping[str, str] = field(default_factory=dict)
     ring: KeyRing = field(default_factory=KeyRing)
+    devices: tuple[str, ...] = ()
+    spares: tuple[str, ...] = ()
 
     def with_sites(self, agreement: Agreement) -> "Study":
         """Return the study with the sites of an agreement, and what they announced."""

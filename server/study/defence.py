@@ -86,9 +86,10 @@ KINDS = ("update", "update of running statistics", "change of the control variat
 
 def norm_of(config: StudyConfig) -> NormConfig:
     """Return a study's bound on updates: its own, or the default."""
-    if config.defence.norm is not None:
+    if config.defence.norm is not None and not (config.relays and isinstance(config.defence.norm, MedianNorm)):
         return config.defence.norm
-    sums_only = config.privacy.secure_aggregation or config.privacy.sites is not None
+    # A relay bounds the updates of its sites by their median, before it sends on their mean.
+    sums_only = config.privacy.secure_aggregation or config.privacy.sites is not None or bool(config.relays)
     # Krum and the trimmed mean leave bad updates out by themselves, and cannot go on with fewer updates than they need.
     counts_on_all = config.strategy.least_sites > 1
     return NoNorm() if sums_only or counts_on_all else MedianNorm()
@@ -96,7 +97,7 @@ def norm_of(config: StudyConfig) -> NormConfig:
 
 def can_undo(config: StudyConfig) -> bool:
     """Return whether a round of a study can be run again without the site that made its step (`undo.py`)."""
-    hidden = config.privacy.secure_aggregation or config.privacy.sites is not None
+    hidden = config.privacy.secure_aggregation or config.privacy.sites is not None or bool(config.relays)
     together = not isinstance(config.schedule, BufferedPace) and config.strategy.of_mean
     return config.defence.undo and config.defence.strikes > 0 and together and not hidden
 

@@ -60,13 +60,14 @@ def rounds_against(config: StudyConfig) -> int:
     """Return after how many rounds against the others a site's updates do not count; 0: they always do.
 
     Off by default where updates have no bound by default: there the server sees sums only, or the strategy leaves
-    outlying updates out by itself. Off too where a site trains what it sends beside a part of its own: what one head
-    wants of the layers below need not be what another one wants. (FedPer on the four heart hospitals: one of 45 ill
-    patients of 46 goes against the others from round 3 on, and is right.)
+    outlying updates out by itself; and where relays send it means. Off too where a site trains what it sends beside a
+    part of its own: what one head wants of the layers below need not be what another one wants. (FedPer on the four
+    heart hospitals: one of 45 ill patients of 46 goes against the others from round 3 on, and is right.)
     """
     if config.defence.against is not None:
         return config.defence.against
-    return 0 if isinstance(norm_of(config), NoNorm) or not config.method.comparable else ROUNDS
+    apart = isinstance(norm_of(config), NoNorm) or not config.method.comparable or bool(config.relays)
+    return 0 if apart else ROUNDS
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,8 @@ def finish(study: Study, state: ServerState) -> dict[str, FinishReply]:
     Raises:
         CohortTooSmall: the quorum cannot be reached, or not within the study's limit.
     """
-    sites = sorted(study.train_sizes)
+    sites, quorum = who_finishes(study)
     study.folder.log(FinishAsked(round=state.round, sites=tuple(sites)))
-    quorum = min(study.quorum, len(sites))
     hold, missing = Hold(study, state.round, quorum), tuple(sites)
     replies: dict[str, FinishReply] = {}
     while True:
@@ -43,6 +42,16 @@ def finish(study: Study, state: ServerState) -> dict[str, FinishReply]:
             raise CohortTooSmall(f"{usable}; {reasons(sentences)}")
 
 
+def who_finishes(study: Study) -> tuple[list[str], int]:
+    """Return the sites that get the final weights, and how many of them must answer; of groups who is connected."""
+    sites = sorted(study.train_sizes)
+    if not study.config.groups:
+        return sites, min(study.quorum, len(sites))
+    named = set(study.config.sites) & set(sites)
+    there = study.exchange.connected()
+    return [site for site in sites if site in named or site in there], min(study.quorum, len(named))
+
+
 def ask_for_results(
     study: Study, state: ServerState, sites: Iterable[str], replies: dict[str, FinishReply]
 ) -> tuple[dict[str, str], dict[str, str]]:
@@ -52,7 +61,10 @@ def ask_for_results(
     most = MOST_BYTES if study.config.task.label_kind == "masks" else 0
     problems: dict[str, str] = {}
     sentences: dict[str, str] = {}
-    for answer in ask(study.exchange, plans, payload=payload, timeout_seconds=timeout, most_bytes=most):
+    absent = study.config.absent_seconds if study.config.groups else None  # a device that has gone may stay away
+    for answer in ask(
+        study.exchange, plans, payload=payload, timeout_seconds=timeout, most_bytes=most, absent_seconds=absent
+    ):
         tested = checked(answer, study, round_number=state.round)
         if isinstance(tested, FinishReply):
             replies[answer.site] = tested

@@ -255,6 +255,8 @@ def _send_scale(
 def _asked(exchange: Exchange, study: StudyConfig, plans: Mapping[str, Plan], *, most_bytes: int = 0) -> list[Answer]:
     """Ask without a payload; a site that was lost meanwhile is not waited for longer than in a round."""
     timeout, absent = study.round_timeout_seconds, study.absent_seconds
+    if study.groups and study.straggler_seconds is not None:  # a device that hangs keeps nobody waiting for longer
+        timeout = min(timeout, study.straggler_seconds)
     answers = ask(exchange, plans, timeout_seconds=timeout, absent_seconds=absent, most_bytes=most_bytes)
     return sorted(answers, key=lambda answer: answer.site)
 

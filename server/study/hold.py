@@ -4,11 +4,12 @@ A site that is away, or did not answer in time, may come back; one whose answer 
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
-from consilium.common.errors import DiskFull
+from consilium.common.errors import CohortTooSmall, DiskFull
 from consilium.common.events.run import RunPaused, RunWentOn
 from consilium.common.results import RoundRecord
 from consilium.server.study.context import Study
@@ -19,8 +20,8 @@ PASSING = frozenset({"gone", "timeout", "crash"})
 """Problems that may be over when a site is asked again."""
 MOST_CRASHES = 3
 """How often in a row a site's process may die of one plan before it is not asked again."""
-LOOK_SECONDS, DISK_SECONDS = 0.2, 5.0
-"""Pauses between looks at who is connected, and at the room on the disk."""
+LOOK_SECONDS, DISK_SECONDS, DEVICE_SECONDS = 0.2, 5.0, 5.0
+"""Pauses between looks at who is connected, at the room on the disk, and for devices, whose pauses grow up to that."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
 """Before a site is asked again that is connected and did not answer: doubled each time."""
 
@@ -55,11 +56,13 @@ class Hold:
     Args:
         round: that of the step; 0 before the first.
         quorum: how many sites it needs.
+        most_seconds: how long it waits at most, if that is less than the study's pause.
     """
 
     study: Study
     round: int
     quorum: int
+    most_seconds: float = math.inf
     began: float | None = None
     _attempts: int = 0
     _crashes: dict[str, int] = field(default_factory=dict)
@@ -72,7 +75,7 @@ class Hold:
         """
         for site, problem in problems.items():
             self._crashes[site] = self._crashes.get(site, 0) + 1 if problem == "crash" else 0
-        limit = self.study.config.pause_limit_seconds
+        limit = self._limit
         if not self.study.exchange.patient or usable + len(self.passing(problems)) < self.quorum or limit <= 0:
             return False
         return self.began is None or time.monotonic() - self.began < limit
@@ -128,6 +131,24 @@ class Hold:
             self.over()
             return
 
+    def wait_for_devices(self, usable: int, lacking: str) -> None:
+        """Pause for a moment, longer each time, while too few devices of groups are there.
+
+        Args:
+            lacking: who is missing, in words.
+
+        Raises:
+            CohortTooSmall: the limit of the pause is over, or nobody may come.
+        """
+        limit = self.study.config.pause_limit_seconds if self.study.exchange.patient else 0.0
+        if limit <= 0 or (self.began is not None and time.monotonic() - self.began >= limit):
+            raise CohortTooSmall(
+                f"round {self.round}: {usable} sites can be asked, expected {self.quorum}; missing: {lacking}"
+            )
+        self.pause((), usable=usable, why=f"too few devices are connected; missing: {lacking}")
+        time.sleep(min(LOOK_SECONDS * 2**self._attempts, DEVICE_SECONDS))
+        self._attempts = min(self._attempts + 1, 10)
+
     def over(self) -> None:
         """Say that the run goes on, if it had paused."""
         if self.began is None:
@@ -135,10 +156,14 @@ class Hold:
         seconds, self.began = round(time.monotonic() - self.began, 3), None
         self.study.folder.log(RunWentOn(round=self.round, seconds=seconds))
 
+    @property
+    def _limit(self) -> float:
+        return min(self.study.config.pause_limit_seconds, self.most_seconds)
+
     def _until_back(self, missing: Collection[str], away: Collection[str], quick: float) -> bool:
         """Wait until one that was away is connected, or for a while where a connected one did not answer."""
         assert self.began is not None
-        asked, end = time.monotonic(), self.began + self.study.config.pause_limit_seconds
+        asked, end = time.monotonic(), self.began + self._limit
         while (now := time.monotonic()) < end:
             connected = self.study.exchange.connected()
             if connected & set(away) or (connected & set(missing) and now >= asked + quick):

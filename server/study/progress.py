@@ -17,6 +17,8 @@ class Progress:
         weights: digest of the global weights.
         points: what the study is stopped by, in the rounds in which it was measured.
         refused: sites that came late and differ from the others; they are not asked again.
+        lost: devices of groups that sent nothing of use in the round that is tried again without them.
+        lost_since: when the first of its attempts began to fail (`time.monotonic`); None where none has.
     """
 
     study: Study
@@ -26,6 +28,8 @@ class Progress:
     rounds: tuple[RoundRecord, ...] = ()
     points: tuple[Point, ...] = ()
     refused: frozenset[str] = frozenset()
+    lost: frozenset[str] = frozenset()
+    lost_since: float | None = None
 
     @property
     def stopped(self) -> Stopped | None:

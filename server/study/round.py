@@ -24,6 +24,7 @@ from consilium.server.study.defence import shortened
 from consilium.server.study.directions import counts_after
 from consilium.server.study.downlink import Sending, send
 from consilium.server.study.exchange import Answer, ask
+from consilium.server.study.groups import WAIT_SECONDS, in_their_place
 from consilium.server.study.hold import Hold
 from consilium.server.study.kept_updates import forget_round
 from consilium.server.study.record import Aggregation, Cohort, Intake, make_record
@@ -43,7 +44,7 @@ def run_round(study: Study, state: ServerState) -> tuple[ServerState, RoundRecor
     """
     cohort, intake = choose(study, state), Intake()
     with Spool(study.folder.path) as spool:
-        sending = gather(study, state, cohort, intake, spool)
+        cohort, sending = gather(study, state, cohort, intake, spool)
         refuse_against(study, state, intake, least=min(cohort.quorum, study.config.least_updates))
         updates, intake.shortened = shortened(study.config, state, intake.updates, intake.lengths)
         aggregation = aggregate(study, state, updates)
@@ -52,17 +53,19 @@ def run_round(study: Study, state: ServerState) -> tuple[ServerState, RoundRecor
     return after, make_record(cohort, intake, sending, aggregation)
 
 
-def gather(study: Study, state: ServerState, cohort: Cohort, intake: Intake, spool: Spool) -> Sending:
+def gather(study: Study, state: ServerState, cohort: Cohort, intake: Intake, spool: Spool) -> tuple[Cohort, Sending]:
     """Ask the sites of a round until enough updates are there: those that are missing again and again.
 
-    Returns what was sent, without its payloads: they are as large as the model.
+    Returns who was asked, with the devices that took the place of others; and what was sent, without its payloads: they
+    are as large as the model.
 
     Raises:
         CohortTooSmall: the quorum cannot be reached, or not within the study's limit.
     """
     if study.config.keep_updates:
         forget_round(study.folder.path, state.round + 1)
-    hold, missing = Hold(study, cohort.round, cohort.quorum), cohort.sites
+    patience = WAIT_SECONDS if study.config.groups else math.inf
+    hold, missing = Hold(study, cohort.round, cohort.quorum, patience), cohort.sites
     while True:
         sending = send(study.config, state)
         plans = make_plans(study, state, cohort, in_part=sending.differences)
@@ -79,20 +82,34 @@ def gather(study: Study, state: ServerState, cohort: Cohort, intake: Intake, spo
         usable = len(intake.updates)
         if usable >= cohort.quorum:
             hold.over()
-            return sending
+            return cohort, sending
+        if (wider := in_their_place(study, state, cohort, intake)) is not cohort:
+            cohort, missing = wider, tuple(site for site in wider.sites if site not in cohort.sites)
+            continue
         if not hold.can_wait(intake.rejected, usable=usable):
             check_quorum(study, cohort, intake, sending)
-        missing = hold.wait(intake.rejected, usable=usable)
+        missing = with_those_of_their_relays(study, cohort, hold.wait(intake.rejected, usable=usable))
         if not missing:
+            hold.over()
             check_quorum(study, cohort, intake, sending)
+        intake.withdraw(missing)
         intake.forget(missing)
+
+
+def with_those_of_their_relays(study: Study, cohort: Cohort, missing: Collection[str]) -> tuple[str, ...]:
+    """Return the sites to be asked again: a relay makes one mean of all of its own, and none of a single site."""
+    again = set(missing).union(*(leaves for leaves in study.config.relays.values() if set(leaves) & set(missing)))
+    return tuple(site for site in cohort.sites if site in again)
 
 
 def choose(study: Study, state: ServerState) -> Cohort:
     """Choose the sites of the next round."""
     began, config, number = time.monotonic(), study.config, state.round + 1
     able = study.train_sizes.keys() - set_aside(config, state.strikes)
-    sites = choose_cohort(able, seed=config.seed, round_number=number, size=config.asked_size)
+    if config.groups:
+        able &= set(config.sites)
+    named = choose_cohort(able, seed=config.seed, round_number=number, size=config.asked_sites)
+    sites = tuple(sorted((*named, *study.devices)))
     quorum = study.quorum_of(min(len(sites), config.cohort_size))
     study.folder.log(RoundAsked(round=number, sites=sites, quorum=quorum))
     asked = {**state.asked, **{site: state.asked.get(site, 0) + 1 for site in sites}}

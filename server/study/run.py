@@ -24,10 +24,11 @@ from consilium.common.protocol.replies import FinishReply
 from consilium.common.results import EngineUse, RunResult, SiteResult
 from consilium.common.weights.arrays import digest
 from consilium.server.strategies import ServerState
-from consilium.server.study.beginning import admit_newcomers, begin, facts_of
+from consilium.server.study.beginning import admit_newcomers, begin, everyone_admitted, facts_of
 from consilium.server.study.checkpoint import save_checkpoint
 from consilium.server.study.context import Study
 from consilium.server.study.finish import finish
+from consilium.server.study.groups import without_lost_devices
 from consilium.server.study.handshake import Agreement
 from consilium.server.study.hold import Hold
 from consilium.server.study.playing import Play, playing
@@ -80,6 +81,7 @@ def study_steps(
         study.folder.log(StoppedEarly(**dict(stopped)))
     final = ending(progress.state)
     save_final_model(progress, final)
+    progress = everyone_admitted(progress)
     replies = finish(progress.study, final)
     seconds = round(time.monotonic() - began, 3)
     result = RunResult(
@@ -113,7 +115,8 @@ def next_round(progress: Progress, play: Play) -> Progress:
     try:
         state, record = play(study, progress.state)
     except CohortTooSmall as error:
-        if (back := undone(progress, None, error.rejected)) is None:
+        back = undone(progress, None, error.rejected) or without_lost_devices(progress, error.rejected)
+        if back is None:
             raise
         return back
     if (back := undone(progress, record, record.rejected)) is not None:
@@ -123,7 +126,8 @@ def next_round(progress: Progress, play: Play) -> Progress:
     study.folder.log(RoundFinished(**dict(record), weights_before=progress.weights, weights=weights))
     save_checkpoint(study.folder.checkpoint, state, run=study.run, study_digest=study.digest)
     study.folder.log(CheckpointSaved(round=state.round))
-    return replace(progress, state=state, weights=weights, rounds=(*progress.rounds, record), points=points)
+    progress = replace(progress, state=state, weights=weights, rounds=(*progress.rounds, record), points=points)
+    return replace(progress, lost=frozenset(), lost_since=None)
 
 
 def wait_for_room(study: Study, state: ServerState) -> None:
@@ -145,7 +149,7 @@ def save_final_model(progress: Progress, state: ServerState) -> None:
     Args:
         state: that of the last round, or of the best one.
     """
-    study, agreed = progress.study, progress.agreement.scale
+    study, agreed, agreed_sites = progress.study, progress.agreement.scale, progress.agreement.replies
     config, scale = study.config, study.config.task.fixed_scale if agreed is None else agreed.scale
     record = ModelRecord(
         task=config.task,
@@ -160,7 +164,7 @@ def save_final_model(progress: Progress, state: ServerState) -> None:
             run=study.run,
             round=state.round,
             served="global",
-            num_sites=len(config.sites),
+            num_sites=len({*config.sites, *agreed_sites}),
             created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
             consilium=consilium.common.__version__,
         ),

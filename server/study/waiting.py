@@ -6,6 +6,7 @@ from collections.abc import Callable
 from consilium.common.errors import SitesMissing
 from consilium.common.study.study import StudyConfig
 from consilium.server.study.exchange import Exchange
+from consilium.server.study.members import counted, lacking, members
 
 
 def wait_for_sites(
@@ -30,19 +31,18 @@ def wait_for_sites(
     limit = study.join_timeout_seconds + (study.pause_limit_seconds if exchange.patient else 0.0)
     before: frozenset[str] | None = None
     while True:
-        online = exchange.connected() & set(study.sites)
+        online = members(study, exchange.connected())
         if online != before:
             before = online
             on_change(online)
         waited = time.monotonic() - began
         is_late = waited >= study.join_timeout_seconds
-        if len(online) >= (needed_sites(exchange, study) if is_late else study.min_sites or len(study.sites)):
+        if counted(study, online) >= (needed_sites(exchange, study) if is_late else study.min_sites or study.all_sites):
             return online
         if waited >= limit:
-            missing = sorted(set(study.sites) - online)
             raise SitesMissing(
                 f"after {limit:g} s these sites of study '{study.name}' have not connected: "
-                f"{', '.join(missing)}; connected: {', '.join(sorted(online)) or 'none'}"
+                f"{', '.join(lacking(study, online))}; connected: {', '.join(sorted(online)) or 'none'}"
             )
         if is_late and not paused:
             on_pause(online)
@@ -52,4 +52,4 @@ def wait_for_sites(
 
 def needed_sites(exchange: Exchange, study: StudyConfig) -> int:
     """Return how many sites must shake hands for a run to begin."""
-    return study.least_sites_to_start if exchange.patient else study.min_sites or len(study.sites)
+    return study.least_sites_to_start if exchange.patient else study.min_sites or study.all_sites

@@ -4,6 +4,7 @@ One writer, the server's process. A connection is known by its certificate's key
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -127,6 +128,20 @@ class Registry:
         entry, certificate = self._new_entry(request.key, name, since=_now())
         self._commit({**self._entries, entry.fingerprint: entry})
         return certificate
+
+    def enrol(self, devices: Sequence[tuple[str, SigningRequest]]) -> dict[str, bytes]:
+        """Let devices take part under the names that the server gives them; return the certificates (PEM) by key.
+
+        Args:
+            devices: new names, each with the request of a new key.
+
+        Raises:
+            StateError: the register cannot be written, or the authority is damaged; nobody is enrolled then.
+        """
+        now = _now()
+        made = [self._new_entry(request.key, name, since=now) for name, request in devices]
+        self._commit({**self._entries, **{entry.fingerprint: entry for entry, _ in made}})
+        return {entry.fingerprint: certificate for entry, certificate in made}
 
     def rotate(self, request: SigningRequest, *, name: str) -> tuple[bytes, str]:
         """Approve a site's new key and revoke its old one; return the new certificate and the old fingerprint.

@@ -85,11 +85,19 @@ class Runs:
     Args:
         file: `runs.json`.
         payloads: the folder in which each run has one for its payloads.
+        spare: whether a process waits for the next run; a relay is asked for none but rarely.
         environment: of the runs' processes.
     """
 
     def __init__(
-        self, wire: Wire, *, file: Path, payloads: Path, journal: Path, environment: Mapping[str, str]
+        self,
+        wire: Wire,
+        *,
+        file: Path,
+        payloads: Path,
+        journal: Path,
+        environment: Mapping[str, str],
+        spare: bool = True,
     ) -> None:
         self._wire, self._file, self._payloads, self._journal = wire, file, payloads, journal
         self._environment = environment
@@ -97,6 +105,7 @@ class Runs:
         self._followed: dict[str, asyncio.Task[None]] = {}
         self._children: dict[str, _Child] = {}
         self._spare: asyncio.Task[_Child] | None = None
+        self._has_spare = spare
         self._closing = False
 
     def resume(self) -> None:
@@ -240,7 +249,7 @@ class Runs:
     # --- processes ------------------------------------------------------------------------------
 
     def _prepare_spare(self) -> None:
-        if self._spare is None and not self._closing:
+        if self._has_spare and self._spare is None and not self._closing:
             self._spare = asyncio.get_running_loop().create_task(self._spawn(), name="spare")
 
     async def _child(self) -> _Child:

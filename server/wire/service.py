@@ -29,6 +29,7 @@ from consilium.common.wire.limits import (
     WIRE_VERSION,
 )
 from consilium.server.wire.callers import Callers, parsed, within
+from consilium.server.wire.enrolment import Enrolment
 from consilium.server.wire.registry import Registry
 from consilium.server.wire.streams import Peer, Stream, Streams
 from consilium.server.wire.tasks import Offer, Task, Tasks, drop_incoming, prepare_incoming
@@ -50,11 +51,12 @@ class Wire:
     """The service `consilium.wire.v1.Wire`.
 
     Args:
+        enrolment: answers devices that enrol by their group's token.
         authorities: returns the certificates (PEM) that sites are to trust.
     """
 
-    def __init__(self, registry: Registry, *, authorities: Callable[[], bytes]) -> None:
-        self._registry, self._authorities = registry, authorities
+    def __init__(self, registry: Registry, enrolment: Enrolment, *, authorities: Callable[[], bytes]) -> None:
+        self._registry, self._enrolment, self._authorities = registry, enrolment, authorities
         self.streams, self.tasks = Streams(), Tasks()
         self.callers = Callers(registry)
         self.transfers = Transfers(self.callers, self.tasks, self._answered, self._grant)
@@ -68,6 +70,7 @@ class Wire:
                 "Attend": grpc.stream_stream_rpc_method_handler(self.attend),
                 "Fetch": grpc.unary_stream_rpc_method_handler(self.transfers.fetch),
                 "Deliver": grpc.stream_unary_rpc_method_handler(self.transfers.deliver),
+                "Enrol": grpc.unary_unary_rpc_method_handler(self._enrolment.enrol),
             },
         )
 

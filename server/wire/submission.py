@@ -20,6 +20,7 @@ from typing import Any
 from consilium.common.errors import ConfigError, ConnectionRefused, ConsiliumError, StateError, error_named
 from consilium.common.study.study import StudyConfig
 from consilium.server.operations.home import ServerHome
+from consilium.server.wire.groups import GroupState
 from consilium.server.wire.registry import Approval
 from consilium.server.wire.runs import RunEntry
 
@@ -160,6 +161,39 @@ class Control:
             ConfigError: no such site.
         """
         self._ask("revoke", name=name)
+
+    def open_group(
+        self, request: bytes, *, study: str, devices: int, days: int, rotate: bool = False
+    ) -> tuple[bytes, str]:
+        """Let devices enrol in a group by the token whose key signed a request (PEM).
+
+        Args:
+            request: for the name of the group.
+            devices: how many the group may have.
+            days: how long the token is valid.
+            rotate: replace the group's token.
+
+        Returns:
+            The certificate (PEM) of the token's key, and until when devices may enrol, ISO 8601 in UTC.
+
+        Raises:
+            ConfigError: the group is another study's, or has a token already, or the limits cannot be.
+        """
+        limits = {"devices": devices, "days": days, "rotate": rotate}
+        certificate, ends = self._ask("open_group", request=request.decode("ascii"), study=study, **limits)
+        return str(certificate).encode(), str(ends)
+
+    def revoke_group(self, name: str) -> None:
+        """Let no further device enrol by a group's token; those that are enrolled stay.
+
+        Raises:
+            ConfigError: the group has no valid token.
+        """
+        self._ask("revoke_group", name=name)
+
+    def groups(self) -> list[GroupState]:
+        """Return every group that ever had a token, in the order of names."""
+        return [GroupState(**values) for values in self._ask("groups")]
 
     def approvals(self) -> list[Approval]:
         """Return every key the server ever approved, the revoked ones too, in the order of approval."""

@@ -20,6 +20,7 @@ NOT_SCRIPTED = {
     "compose": "a step of the containers, for nobody to type",
     "server start": "runs until it is stopped, and has pages for monitoring",
     "site start": "runs until it is stopped, and has pages for monitoring",
+    "relay start": "runs until it is stopped, and has pages for monitoring",
     "serve": "runs until it is stopped, and answers in JSON",
     "schema": "prints a JSON document as it is",
     "new": "writes a folder for people to go on with",

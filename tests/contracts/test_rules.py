@@ -24,6 +24,10 @@ MASKS = {"kind": "segmentation", "classes": ["background", "liver"], "size": 32,
 TIMES = {"kind": "table", "survival": {"time": "t", "event": "e"}, "columns": {"a": {"kind": "number"}}}
 SEVERAL = {"kind": "table", "labels": ["x", "y"], "columns": {"a": {"kind": "number"}}}
 TEXTS = {"kind": "text", "classes": ["no", "yes"]}
+PHONES = [{"name": "phones", "cohort": 5}]
+NORTH = {"north": ["berlin", "lyon"]}
+USERS = {"cohort": 60, "private": False}
+EQUAL = {"factors": [{"kind": "size", "exponent": 0.0}]}
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "masks with a model of whole pictures": (
         {"task": MASKS, "model": {"name": "small_cnn"}},
@@ -388,6 +392,94 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"privacy": {"secure_aggregation": True}, "sites": ["berlin", "lyon"]},
         "privacy.secure_aggregation needs 3 updates of the 2 sites that are asked in a round",
     ),
+    "updates as they come from groups of devices": (
+        {"groups": PHONES, "schedule": {"kind": "buffered", "size": 2}},
+        "schedule = 'buffered' asks every site at once, but of a group only its cohort is asked in a round: set",
+    ),
+    "secure sums with devices that come and go": (
+        {"groups": PHONES, "privacy": {"secure_aggregation": True}},
+        "secure sums and noise of all sites are reckoned with the keys and the number of all sites, which groups do",
+    ),
+    "users without names beside sites": (
+        {"devices": USERS},
+        "[devices] is for users without names: leave 'sites' and [[groups]] out, or leave [devices] out",
+    ),
+    "users who keep a second model": (
+        {"sites": [], "devices": USERS, "method": {"kind": "ditto"}},
+        "method 'ditto' keeps more at each user than personal weights, or takes steps that no stack of users can",
+    ),
+    "a median of a hundred thousand users": (
+        {"sites": [], "devices": USERS, "strategy": {"kind": "median"}},
+        "strategy 'median' needs more of a round than the mean of its updates, and with [devices] nothing else is",
+    ),
+    "users weighed by their loss": (
+        {"sites": [], "devices": USERS, "weighting": {"factors": [{"kind": "loss"}]}},
+        "[devices] knows nothing of a user but the number of rows: weigh by size",
+    ),
+    "codecs for users who are simulated": (
+        {"sites": [], "devices": USERS, "uplink": [{"kind": "int8"}], "cohort_fraction": 0.5},
+        "uplink, cohort_fraction: there is no such thing in a simulation of devices yet",
+    ),
+    "users who talk": (
+        {"sites": [], "devices": USERS, "task": TEXTS, "model": {"name": "text_mean"}},
+        "[devices] reads rows of numbers, pictures and tables, of classes or numbers, but task.kind is 'text'",
+    ),
+    "users scaled by their few rows": (
+        {"sites": [], "devices": USERS, "task": NUMBER | {"scale": "site"}, "model": {"name": "linear"}},
+        "task.scale: users have too few rows to be scaled by: give numbers, or leave it out",
+    ),
+    "noise that is refused and asked for": (
+        {"sites": [], "devices": USERS, "privacy": {"sites": {"epsilon": 3}}, "weighting": EQUAL},
+        "devices.private = false and privacy.sites contradict each other",
+    ),
+    "noise of users who are let go": (
+        {"sites": [], "devices": {"cohort": 60}, "straggler_seconds": 5},
+        "straggler_seconds lets go of users when enough others have answered",
+    ),
+    "noise for too few users": (
+        {"sites": [], "devices": {"cohort": 40}},
+        "that hides one site hides what all have learned; privacy.examples hides patients in studies of any size; dev",
+    ),
+    "a number of all sites with groups of devices": (
+        {"groups": PHONES, "strategy": {"kind": "scaffold"}, "method": {"kind": "scaffold"}, "training": PLAIN},
+        "strategy 'scaffold' divides by the number of all sites, which nobody knows of a study with groups: choose",
+    ),
+    "relays of devices without names": (
+        {"relays": NORTH, "groups": [{"name": "phones", "cohort": 5}]},
+        "relays stand before sites that the study names, and groups and devices have no such names: leave relays out",
+    ),
+    "a strategy that no mean is enough for": (
+        {"relays": NORTH, "strategy": {"kind": "median"}},
+        "a relay sends on the mean of its sites' updates alone, but strategy 'median' needs more of them: set",
+    ),
+    "a weighting that compares sites of two relays": (
+        {"relays": NORTH, "weighting": {"factors": [{"kind": "fedadp"}]}},
+        "but weighting 'fedadp' compares all sites with each other: weigh by size or loss, each with an exponent",
+    ),
+    "bounds of shares that a relay does not know": (
+        {"relays": NORTH, "weighting": {"minimum": 0.1}},
+        "but weighting.smoothing, .minimum and .maximum need all sites' weights: leave them out",
+    ),
+    "codecs through a relay": (
+        {"relays": NORTH, "uplink": [{"kind": "int8"}]},
+        "uplink: a relay takes and sends arrays as they are: leave uplink and downlink out",
+    ),
+    "a relay of buffered rounds": (
+        {"relays": NORTH, "schedule": {"kind": "buffered", "size": 2}},
+        "schedule = 'buffered' takes updates one by one as they come, and a relay sends one mean of a round: set",
+    ),
+    "secure sums through a relay": (
+        {"relays": NORTH, "privacy": {"secure_aggregation": True}},
+        "privacy.secure_aggregation is reckoned with all sites of a round at one server, and relays stand between",
+    ),
+    "updates that a relay keeps to itself": (
+        {"relays": NORTH, "keep_updates": True},
+        "keep_updates keeps every site's update at the coordinator, who gets means from relays: set it to false",
+    ),
+    "directions that a relay keeps to itself": (
+        {"relays": NORTH, "defence": {"against": 3}},
+        "defence.against compares single updates from round to round, and a relay sends on means: leave it out",
+    ),
     "updates that are kept and never seen": (
         {"privacy": {"secure_aggregation": True}, "keep_updates": True},
         "keep_updates keeps every site's update at the coordinator, which privacy.secure_aggregation never shows it",
@@ -535,6 +627,35 @@ def test_combination_is_refused_with_a_sentence(name: str, make_study: MakeStudy
     assert sentence in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"groups": [*PHONES, *PHONES]}, "groups: 'phones' is there more than once: give each group a name of its own"),
+        ({"groups": PHONES, "sites": ["phones"]}, "groups: 'phones' is also the name of a site: rename one of them"),
+        (
+            {"groups": PHONES, "sites": ["phones-000007"]},
+            "sites: 'phones-000007' is a name of a device of group 'phones'",
+        ),
+        (
+            {"groups": [{"name": "lab-000001", "cohort": 1}]},
+            "groups: 'lab-000001' ends like a device's name, with a hyphen",
+        ),
+        ({"groups": [{"name": "phones", "cohort": 0}]}, "cohort"),
+        ({"groups": [{"name": "Ph\x1b[2Jones", "cohort": 1}]}, "groups"),
+        ({"groups": PHONES, "sites": [], "quorum": 6}, "quorum must be at most the sites asked in a round (5), got 6"),
+        ({"sites": []}, "sites: name at least one site, or a group of devices in groups"),
+    ],
+)
+def test_groups_with_names_of_others_are_refused(
+    settings: dict[str, Any], sentence: str, make_study: MakeStudy
+) -> None:
+    """No device could be told from a site or from a device of another group."""
+    with pytest.raises(ConfigError) as caught:
+        make_study(**settings)
+    assert sentence in str(caught.value)
+    assert "\x1b" not in str(caught.value)
+
+
 def test_every_rule_has_a_study_that_breaks_it(make_study: MakeStudy) -> None:
     """No rule is dead: each is the first to speak for some study above."""
     spoken: set[str] = set()
@@ -573,6 +694,8 @@ def test_legal_study_has_no_problem(make_study: MakeStudy) -> None:
         {"weighting": {"factors": [{"kind": "fedce"}]}},
         {"weighting": {"minimum": 1 / 3, "maximum": 1 / 3}},
         {"method": {"kind": "local"}},
+        {"groups": PHONES, "over_selection": 0.3},
+        {"groups": PHONES, "sites": [], "strategy": {"kind": "fedadam"}, "quorum": "all"},
         {"schedule": {"kind": "buffered", "size": 2}, "strategy": {"kind": "fedadam"}, "uplink": [{"kind": "int8"}]},
         {"schedule": {"kind": "buffered", "size": 1}, "weighting": {"factors": [{"kind": "feddisco"}]}},
         {"schedule": {"kind": "buffered", "size": 3}, "stopping": {"patience": 2}, "keep_best": True},

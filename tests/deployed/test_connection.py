@@ -18,7 +18,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from wires import Echo, Proxy, attending, connected, make_home, make_place, run, serving, text_of, until
 
-from consilium.client.process.supervisor import Parcel, WorkerFailed
+from consilium.client.process.channels import Parcel
+from consilium.client.process.supervisor import WorkerFailed
 from consilium.client.wire import channel, desk
 from consilium.client.wire import connection as site_side
 from consilium.client.wire.channel import NotWelcome, attend

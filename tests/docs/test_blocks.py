@@ -10,11 +10,14 @@ import shlex
 import shutil
 import tomllib
 from collections.abc import Iterator
+from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 import typer.main
+import yaml  # type: ignore[import-untyped]  # its stubs are a package of their own
 from conftest import write_site, write_table
 from pages import BLOCK, PAGES, name_of
 from paths import ROOT
@@ -33,7 +36,7 @@ from consilium.running.in_process import run_in_process
 
 RUN = "<!-- run -->\n"
 
-PROGRAMS_OF_OTHERS = {"docker", "cp", "mkdir", "pip", "sudo", "journalctl"}
+PROGRAMS_OF_OTHERS = {"docker", "cp", "mkdir", "pip", "sudo", "journalctl", "kubectl"}
 """Not parsed: they need an engine, an index or a right, or are not ours."""
 
 STUDY = """
@@ -119,6 +122,10 @@ def check_command(words: list[str]) -> None:
         case ["python", file, *arguments]:
             text = (ROOT / file).read_text(encoding="utf-8")
             assert [] == [item for item in arguments if item.startswith("--") and f'"{item}"' not in text]
+        case ["helm", "install", _, chart, *arguments]:
+            values: Any = yaml.safe_load((ROOT / chart / "values.yaml").read_text(encoding="utf-8"))
+            for name in (item.partition("=")[0] for item in arguments if "=" in item):
+                assert reduce(dict.__getitem__, name.split("."), values) is not None, words
         case [program, *_]:
             assert program in PROGRAMS_OF_OTHERS, f"nobody checks this command: {words}"
 

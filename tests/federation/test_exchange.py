@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from wires import Echo, connected, run, serving, until
 
-from consilium.client.process.supervisor import Parcel
+from consilium.client.process.channels import Parcel
 from consilium.client.wire.place import Place
 from consilium.common.host.study_key import read_study_key
 from consilium.common.protocol.plans import CODEC_VERSION, PROTOCOL_VERSION, InitialWeightsPlan

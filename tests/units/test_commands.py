@@ -130,7 +130,8 @@ def completions(shell: str, **variables: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("typed", "completed"), [("consilium si", ["site"]), ("consilium server re", ["revoke", "retire-ca", "restore"])]
+    ("typed", "completed"),
+    [("consilium sit", ["site"]), ("consilium server re", ["revoke", "retire-ca", "restore", "revoke-group"])],
 )
 def test_bash_completes_commands(typed: str, completed: list[str]) -> None:
     """And nothing else: names of files would be wrong here."""
@@ -359,6 +360,8 @@ def test_every_number_and_choice_of_the_wrong_kind_is_a_sentence(path: str, name
         value = "x!" if param.name == name else "y"
         if isinstance(param.type, click.Choice) and param.name != name:
             value = str(param.type.choices[0])
+        if isinstance(param.type, click.types.IntParamType) and param.name != name:
+            value = "7"
         if isinstance(param, click.Argument):
             arguments += [value] if param.required or param.name == name else []
         elif param.required or param.name == name:

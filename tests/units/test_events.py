@@ -13,6 +13,7 @@ from paths import ROOT
 from pydantic import ValidationError
 
 from consilium.common.errors import StateError
+from consilium.common.events.enrolment import ENROLMENT_EVENTS
 from consilium.common.events.log import Event, EventLog, Follower, Vocabulary
 from consilium.common.events.run import (
     APP_EVENTS,
@@ -63,8 +64,14 @@ READ = {
     for path in (ROOT / folder).rglob("*.py")
     for name in matched(ast.parse(path.read_text(encoding="utf-8")))
 }
+LOGS: dict[str, Vocabulary[Any]] = {
+    "study": STUDY_EVENTS,
+    "app": APP_EVENTS,
+    "site": SITE_EVENTS,
+    "enrolments": ENROLMENT_EVENTS,
+}
 EVENTS = sorted(
-    {event for known in (STUDY_EVENTS, APP_EVENTS, SITE_EVENTS) for event in known.events.values()},
+    {event for known in LOGS.values() for event in known.events.values()},
     key=lambda event: event.__name__,
 )
 
@@ -81,7 +88,7 @@ def test_every_record_is_in_a_log(base: type[Any]) -> None:
     assert set(base.__subclasses__()) <= set(EVENTS)
 
 
-@pytest.mark.parametrize("known", [STUDY_EVENTS, APP_EVENTS, SITE_EVENTS], ids=["study", "app", "site"])
+@pytest.mark.parametrize("known", LOGS.values(), ids=LOGS)
 def test_names_in_a_log_are_each_of_one_event(known: Vocabulary[Event]) -> None:
     """Two records of one name could not be told apart."""
     assert {name: name for name in known.events} == {name: event.name for name, event in known.events.items()}
@@ -120,7 +127,7 @@ def test_unknown_events_and_fields_are_passed_over(tmp_path: Path) -> None:
     assert [ASKED] == log.read(STUDY_EVENTS)
 
 
-@pytest.mark.parametrize("known", [STUDY_EVENTS, APP_EVENTS, SITE_EVENTS], ids=["study", "app", "site"])
+@pytest.mark.parametrize("known", LOGS.values(), ids=LOGS)
 def test_line_of_lists_in_lists_is_passed_over(known: Vocabulary[Event], tmp_path: Path) -> None:
     """A damaged line ends no live view, however deep it is."""
     log = EventLog(tmp_path / "events.jsonl")

@@ -115,7 +115,7 @@ def test_page_has_what_was_promised_spent_and_is_left() -> None:
     assert [
         ("berlin", ["3", "0.0001", "1.23 times the clip", "2.5", "0.5"]),
         ("lyon", ["3", "0.0001", "1.23 times the clip", "2", "1"]),
-    ] == privacy_rows(given)
+    ] == privacy_rows(given, given.study.sites)
     html = render_page(build_report(given))
     assert "<h2>Privacy</h2>" in html and "1.23 times the clip" in html
     assert "At most epsilon 2.5 was spent at a site." in html
@@ -125,7 +125,7 @@ def test_study_that_gives_its_noise_has_no_budget_and_nothing_left() -> None:
     """Only a cost."""
     spent = {"epsilon": 7.0, "delta": 1e-4, "noise": 0.5}
     given = result(privacy={"noise": 0.5}, berlin=site_values(noised(), privacy=spent))
-    ((_, texts),) = privacy_rows(given)
+    ((_, texts),) = privacy_rows(given, given.study.sites)
     assert "none: the cost follows from the noise" == texts[0]
     assert ["7", DASH] == texts[3:]
 

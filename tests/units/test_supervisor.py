@@ -13,7 +13,8 @@ import pytest
 from wires import until
 
 from consilium.client.process import supervisor
-from consilium.client.process.supervisor import Parcel, Worker, WorkerFailed
+from consilium.client.process.channels import Parcel
+from consilium.client.process.supervisor import Worker, WorkerFailed
 
 ECHO = """
 import os, signal, sys, time

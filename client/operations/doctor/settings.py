@@ -41,10 +41,10 @@ def check_study(path: Path | None, config: SiteConfig | None) -> tuple[StudyConf
     except ConfigError as error:
         fix = "ask the coordinator for the study again, and whether both sides have the same consilium"
         return None, failed("study", str(error), fix, ConfigError)
-    if config is not None and config.name not in study.sites:
+    if config is not None and not study.takes_part(config.name):
         fix = "ask the coordinator to add this site to 'sites'"
         return study, warned("study", f"'{study.name}' does not list site '{config.name}'", fix)
-    return study, passed("study", f"'{study.name}', {study.rounds} rounds with {', '.join(study.sites)}")
+    return study, passed("study", f"'{study.name}', {study.rounds} rounds with {', '.join(study.members)}")
 
 
 def check_ranges(path: Path | None, config: SiteConfig) -> Finding:
@@ -76,7 +76,7 @@ def check_policy(settings: Path, study: StudyConfig | None, config: SiteConfig) 
             if path.exists()
             else f"no '{path}': the defaults hold ('consilium site policy --init' writes them)"
         )
-        view = study.seen_by(config.name) if study is not None and config.name in study.sites else None
+        view = study.seen_by(config.name) if study is not None and study.takes_part(config.name) else None
         case = Case(config.name, "check", policy, settings.parent, config.state_dir)
         check("order", case)
         if view is not None:

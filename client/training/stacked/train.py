@@ -14,7 +14,7 @@ from consilium.client.training.stacked.rows import blocks, of_first, summed_loss
 from consilium.client.training.stacked.steps import Moments, shortened_each, step
 from consilium.client.training.work import LocalWork
 
-_MOST_NUMBERS = 2**19
+MOST_NUMBERS = 2**19
 """Most trained numbers of one stack on a processor: with their velocities they stay in its cache from step to step."""
 
 
@@ -35,7 +35,7 @@ def train_stack(asked: Sequence[Training]) -> list[float]:
     size = len(asked)
     if names and asked[0].work.examples.x.device.type == "cpu":
         numbers = sum(asked[0].model.module.get_parameter(name).numel() for name in names)
-        size = max(1, _MOST_NUMBERS // numbers)
+        size = max(1, MOST_NUMBERS // numbers)
     for start in range(0, len(order), size):
         places = order[start : start + size]
         losses |= dict(zip(places, _train_piece([asked[place] for place in places], names), strict=True))
@@ -47,12 +47,29 @@ def _train_piece(sites: Sequence[Training], names: Sequence[str]) -> list[float]
     begin(sites[0].model, sites[0].names)  # the others' modules lend their arrays alone
     own = [arrays_of(one.model.module) for one in sites]
     stacks = {name: torch.stack([arrays[name] for arrays in own]) for name in own[0]}
-    trained = {name: stacks.pop(name) for name in names}
-    take_steps = _take_steps if sites[0].own is None else take_own_steps
-    totals = take_steps(sites, trained, stacks) if trained else torch.zeros(len(sites))
-    for name, stack in trained.items():
-        for arrays, moved in zip(own, stack, strict=True):
+    losses = train_arrays(sites, stacks, names)
+    for name in names:
+        for arrays, moved in zip(own, stacks[name], strict=True):
             arrays[name].copy_(moved)
+    return losses
+
+
+@torch.no_grad()
+def train_arrays(sites: Sequence[Training], stacks: Mapping[str, Tensor], names: Sequence[str]) -> list[float]:
+    """Train stacks of arrays in place, and return each site's mean loss over its batches.
+
+    Args:
+        sites: as of `train_stack`, sorted by their number of steps, most first; what their models hold is not read.
+        stacks: every array of the model, with the sites in front.
+        names: the arrays that change, as `begin` gives them for the first site.
+
+    Raises:
+        RuntimeError: torch.func does not take the model.
+    """
+    trained = {name: stacks[name] for name in names}
+    fixed = {name: stack for name, stack in stacks.items() if name not in trained}
+    take_steps = _take_steps if sites[0].own is None else take_own_steps
+    totals = take_steps(sites, trained, fixed) if trained else torch.zeros(len(sites))
     return [total / one.work.num_steps for total, one in zip(totals.tolist(), sites, strict=True)]
 
 

@@ -186,6 +186,12 @@ def _limits(log: RunLog) -> Iterator[str]:
             "weights: the coordinator saw sums over sites and no single update (privacy.secure_aggregation), so they "
             "cannot be computed again; shares are, from what the sites said they weigh themselves by"
         )
+    elif study.relays:
+        yield (
+            "weights: the coordinator saw means over the sites of a relay and no single update (relays), so they "
+            "cannot be computed again; each relay's own log has the digests of its sites' updates; shares are computed "
+            "again, from what the sites said they weigh themselves by"
+        )
     elif not study.keep_updates:
         yield (
             "weights: the study does not keep updates (keep_updates), so the log holds their digests alone: shares are "

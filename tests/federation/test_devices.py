@@ -1,0 +1,183 @@
+"""Simulated devices against the engine that is deployed, user by user; stops, chunks and noise."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from device_data import CLASSES, device_study, simulated, write_users
+from local_training import furthest
+from safetensors.numpy import load_file
+from typer.testing import CliRunner
+
+from consilium.client.app import forget_sites
+from consilium.commands.main import app
+from consilium.common.host.files import scratch
+from consilium.common.study.load import parse_study
+from consilium.common.study.study import StudyConfig
+from consilium.devices import training
+from consilium.devices.cohort import draw_cohort
+from consilium.devices.personal import Personal
+from consilium.devices.simulate import simulation_steps
+from consilium.running.in_process import run_in_process, write_local_site
+
+MOMENTUM = {"epochs": 2, "batch_size": 4, "learning_rate": 0.1, "momentum": 0.9}
+ADAM = {"steps": 3, "batch_size": 4, "learning_rate": 0.01, "optimiser": "adam"}
+META = {"kind": "per_fedavg", "inner_learning_rate": 0.05}
+CASES: dict[str, dict[str, Any]] = {
+    "fedavg": {},
+    "fedavg with momentum": {"training": MOMENTUM},
+    "fedavg with adam": {"training": ADAM},
+    "fedavg with fedadam": {"strategy": {"kind": "fedadam", "learning_rate": 0.01}},
+    "fine_tune": {"method": {"kind": "fine_tune"}},
+    "fedprox": {"method": {"kind": "fedprox", "mu": 0.5}},
+    "reptile": {"method": {"kind": "reptile"}, "strategy": {"kind": "reptile"}},
+    "per_fedavg": {"method": META, "strategy": {"kind": "per_fedavg"}},
+    "fedper": {"method": {"kind": "fedper"}, "training": MOMENTUM},
+    "fedrep": {"method": {"kind": "fedrep", "head_epochs": 2}},
+}
+
+
+def exact_weights(study: StudyConfig, users: Path, folder: Path) -> dict[str, Any]:
+    """Run the same study with a site for each user, on the very rows that are trained on there; its final weights."""
+    x, y, offsets = (np.load(users / f"{name}.npy") for name in ("x", "y", "offsets"))
+    sites = {}
+    for user in range(len(offsets) - 1):
+        place = folder / f"user-{user}"
+        place.mkdir(parents=True)
+        rows = slice(offsets[user], offsets[user + 1])
+        count = offsets[user + 1] - offsets[user]
+        kept = int(count * study.split.test + 1e-9)
+        part = np.array(["training"] * (count - kept) + ["test"] * kept)
+        np.savez(place / "data.npz", x=x[rows], y=y[rows], part=part)
+        sites[place.name] = write_local_site(place, {"kind": "features", "path": "data.npz"})
+    values = study.model_dump(mode="json", exclude_none=True, exclude={"devices", "privacy"})
+    split = {"parts": "part", "validation": 0.0, "copies": "ignore"}
+    whole = parse_study({**values, "sites": sorted(sites), "split": split, "min_examples": 2}, source="exact")
+    with scratch():
+        run_in_process(whole, sites, folder / "run")
+    forget_sites()
+    return load_file(folder / "run/model/weights.safetensors")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_simulated_users_leave_the_weights_of_as_many_sites(case: str, tmp_path: Path) -> None:
+    """With all users in every round, five rounds leave the weights of the deployed code within 1e-5."""
+    count = 50 if case == "fedavg" else 8
+    users, study = write_users(tmp_path / "users", count), device_study(count, **CASES[case])
+    result = simulated(study, users, tmp_path / "run")
+    expected = exact_weights(study, users, tmp_path / "exact")
+    assert furthest(expected, load_file(tmp_path / "run/model/weights.safetensors")) < 1e-5
+    assert [count] * 5 == [record.accepted for record in result.rounds]
+
+
+def test_number_of_pieces_changes_neither_cohort_nor_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One user at a time or all at once: the same users are drawn, and the weights differ by rounding alone."""
+    users, study = write_users(tmp_path / "users", 40), device_study(12)
+    whole = simulated(study, users, tmp_path / "whole")
+    monkeypatch.setattr(training, "MOST_TOGETHER", 1)
+    single = simulated(study, users, tmp_path / "single")
+    weights = [load_file(tmp_path / name / "model/weights.safetensors") for name in ("whole", "single")]
+    assert furthest(*weights) < 1e-6
+    plain = {"processor", "loss", "update_norm", "measured"}
+    assert [one.model_dump(exclude=plain) for one in whole.rounds] == [
+        one.model_dump(exclude=plain) for one in single.rounds
+    ]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"method": {"kind": "fedper"}, "strategy": {"kind": "fedadam"}},
+        {"devices": {"private": True, "cohort": 60, "profiles": [{"name": "slow", "available": 0.7, "dropout": 0.1}]}},
+    ],
+    ids=["personal heads", "noise and a clock"],
+)
+def test_stopped_simulation_goes_on_bit_for_bit(settings: dict[str, Any], tmp_path: Path) -> None:
+    """Killed in the middle of a round, after its personal weights were written: the same weights, clock and records."""
+    users, study = write_users(tmp_path / "users", 80), device_study(30, **settings)
+    steps = simulation_steps(study, users, tmp_path / "run")
+    for step in steps:
+        if len(step.rounds) == 3:
+            break
+    steps.close()
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
+    again = tmp_path / "again"
+    again.mkdir()
+    for name, content in before.items():
+        (again / name).write_bytes(content)
+    expected = simulated(study, users, tmp_path / "run")
+    _spoil(again, round_number=4)
+    found = simulated(study, users, again)
+    files = [folder / "model/weights.safetensors" for folder in (tmp_path / "run", again)]
+    assert furthest(*map(load_file, files)) == 0
+    assert [one.model_dump(exclude={"processor"}) for one in expected.rounds] == [
+        one.model_dump(exclude={"processor"}) for one in found.rounds
+    ]
+    assert not (again / "noise.key").exists()
+
+
+def _spoil(folder: Path, *, round_number: int) -> None:
+    """Leave what a kill in a round leaves: a record without a checkpoint, and personal weights of that round."""
+    lines = (folder / "rounds.jsonl").read_text().splitlines()
+    (folder / "rounds.jsonl").write_text("\n".join([*lines, lines[-1].replace('"round":3', '"round":4')]) + "\n")
+    if not (folder / "personal.bin").exists():
+        return
+    numbers = 9 * len(CLASSES)  # the head of a perceptron with 8 hidden units
+    personal = Personal(folder, numbers, upto=round_number - 1)
+    some = draw_cohort(80, 30, seed=42, round_number=round_number, each=False)[::2]
+    personal.write(some, np.full((len(some), numbers), 1e6, np.float32), round_number)
+    personal.close()
+
+
+def test_private_simulation_adds_the_noise_that_its_epsilon_says(tmp_path: Path) -> None:
+    """Without training, weights move by noise alone: its deviation is that of the promise, and dp-accounting agrees."""
+    from dp_accounting.pld.privacy_loss_distribution import from_gaussian_mechanism
+
+    users = write_users(tmp_path / "users", 200)
+    study = device_study(
+        50,
+        rounds=4,
+        model={"name": "mlp", "hidden": [256, 64]},
+        training={"epochs": 1, "batch_size": 4, "learning_rate": 1e-12, "momentum": 0.0},
+        devices={"private": True},
+        privacy={"sites": {"epsilon": 4.0, "delta": 1e-4, "clip": 0.7}},
+        weighting={"factors": [{"kind": "size", "exponent": 0.0}]},
+    )
+    flat = list[np.ndarray[Any, Any]]()
+    for last in simulation_steps(study, users, tmp_path / "run"):
+        if last.rounds and last.result is None:
+            held = load_file(tmp_path / "run/checkpoint.safetensors")
+            flat.append(np.concatenate([held[name].reshape(-1) for name in sorted(held) if "weights/" in name]))
+    assert last.result is not None
+    kept = last.result.privacy
+    assert kept is not None
+    deviation = float(np.std(np.diff(flat, axis=0)))
+    assert kept.multiplier * 0.7 / 50 == pytest.approx(deviation, rel=0.02)
+    loss = from_gaussian_mechanism(kept.multiplier, sampling_prob=50 / 200, value_discretization_interval=1e-3)
+    assert loss.self_compose(4).get_epsilon_for_delta(1e-4) == pytest.approx(kept.epsilon, rel=0.01)
+    assert 3.9 < kept.epsilon <= 4.0
+
+
+def test_command_simulates_and_writes_a_page_of_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From made users to the document, the table of rounds, the model, and a page that says what hides a user."""
+    monkeypatch.chdir(tmp_path)
+    runner = CliRunner()
+    made = runner.invoke(app, ["data", "users", "homes", "--out", "homes", "--users", "80", "--json"])
+    assert 0 == made.exit_code, made.output
+    command = ["simulate", "homes/study.toml", "--data", "homes/users", "--cohort", "50", "--users", "70", "--json"]
+    for more, promise in ((["--no-privacy"], "Nothing hides a user"), ([], "tell little of any one user: epsilon")):
+        done = runner.invoke(app, [*command, *more])
+        assert 0 == done.exit_code, done.output
+        found = json.loads(done.stdout)
+        assert 70 == found["users"]
+        assert {"cold", "mild"} == set(found["groups"])
+        page = Path(found["report"]).read_text(encoding="utf-8")
+        assert promise in page
+        assert "<script" not in page
+        rounds = (Path(found["folder"]) / "rounds.csv").read_text().splitlines()
+        assert 21 == len(rounds)
+        assert rounds[0].startswith("round,drawn,away,dropped,late,accepted,seconds,clock,bytes_down,bytes_up")
+        assert (Path(found["folder"]) / "model" / "weights.safetensors").is_file()
+    assert "runs" in str(found["folder"])
