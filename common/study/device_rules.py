@@ -72,6 +72,7 @@ def _devices_do_without(study: Study) -> str | None:
         "privacy.secure_aggregation": privacy.secure_aggregation,
         "split.group": split.group is not None,
         "split.parts": split.parts is not None,
+        "split.validation": split.validation > 0,
         "task.test": study.task.test is not None,
         "training.class_weights": training.class_weights is not None,
         "training.augment": training.augment is not None,
@@ -100,6 +101,11 @@ def _devices_are_private_or_not(study: Study) -> str | None:
         return None
     if not study.devices.private and study.privacy.sites is not None:
         return "devices.private = false and privacy.sites contradict each other: leave one of the two out"
+    if study.privacy.sites is not None and study.quorum is not None:
+        return (
+            "quorum leaves the weights as they were where too few answer, without noise, so that one user's answer "
+            "shows: in a private study of devices every round counts, so leave it out, or set devices.private = false"
+        )
     if study.privacy.sites is not None and study.straggler_seconds is not None:
         return (
             "straggler_seconds lets go of users when enough others have answered, and the noise that hides a user is "

@@ -4,15 +4,12 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, model_validator
 
-from consilium.common.privacy.accounting import delta_for
 from consilium.common.study.names import SiteName, clean_text, without_duplicates
 from consilium.common.study.ranges import Positive
 from consilium.common.study.record import Record
 
 EPSILON = 8.0
 """The budget of a private study of devices that names none."""
-_EXPECTED = 100_000
-"""Users of whom the default delta is made where their number is not known yet."""
 
 ArrayName = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(clean_text)]
 
@@ -53,7 +50,9 @@ class DevicesConfig(Record):
     users: int | None = Field(default=None, ge=1)
     """How many of the data's users there are, from the first on; None: all."""
     private: bool = True
-    """Noise that hides each user, as `privacy.sites` says or with an epsilon of 8; false: none."""
+    """Noise that hides each user, as `privacy.sites` says or with an epsilon of 8; false: none. Where no delta is
+    given, it is the largest power of ten up to 1 / (10 n), with n the number of users.
+    """
     groups: ArrayName | None = Field(default=None, exclude_if=lambda name: name is None)
     """The array, or the column, with each user's group, by which results are told; None: no groups."""
     measured: int = Field(default=1000, ge=1, le=100_000)
@@ -70,16 +69,20 @@ class DevicesConfig(Record):
 
 
 def with_defaults_of_devices(values: Any) -> Any:
-    """Return a study's settings with what follows from `[devices]`: no names, no baseline, noise unless refused."""
+    """Return a study's settings with what follows from `[devices]`: no names, no baseline, noise unless refused.
+
+    The delta of the noise stays open until the number of users is known.
+    """
     devices = values.get("devices") if isinstance(values, dict) else None
     if isinstance(devices, DevicesConfig):
         devices = devices.model_dump()
     if not isinstance(devices, dict):
         return values
     values = {"local_baseline": False, **values}
-    privacy, users = values.get("privacy", {}), devices.get("users")
+    privacy, split = values.get("privacy", {}), values.get("split", {})
+    if isinstance(split, dict):
+        values["split"] = {"validation": 0.0, **split}
     if devices.get("private", True) is True and isinstance(privacy, dict) and "sites" not in privacy:
-        known = users if isinstance(users, int) and users > 0 else _EXPECTED
-        values["privacy"] = {**privacy, "sites": {"epsilon": EPSILON, "delta": delta_for(known)}}
+        values["privacy"] = {**privacy, "sites": {"epsilon": EPSILON}}
         values.setdefault("weighting", {"factors": [{"kind": "size", "exponent": 0.0}]})
     return values

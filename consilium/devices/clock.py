@@ -1,7 +1,8 @@
 """Who of a cohort answers, and when, on a virtual clock: devices are away, slow, or give up, as the study has it.
 
-A user's kind of device, its speed and the hour at which it can be asked follow from the seed and the user's number;
-whether it gives up, from the round as well. Nothing of it is kept.
+A user's kind of device, its speed and the hour at which it can be asked follow from a seed and the user's number;
+whether it gives up, from the round as well. Nothing of it is kept. In a private study a round takes what
+`round_timeout_seconds` says, whoever came: the hour of the next one, and so who is away then, hangs on nobody.
 
     seconds = bytes down / link + rows trained / speed + bytes up / link,     speed = median * exp(spread * normal)
 """
@@ -14,7 +15,7 @@ import numpy as np
 
 from consilium.common.study.devices import DeviceProfile
 from consilium.common.study.study import StudyConfig
-from consilium.devices.cohort import uniforms
+from consilium.devices.cohort import Seed, uniforms
 from consilium.devices.population import Floats, Ints
 
 DAY = 86_400.0
@@ -57,17 +58,18 @@ def profiles_of(study: StudyConfig) -> tuple[DeviceProfile, ...]:
 
 
 def play_turn(
-    study: StudyConfig, users: Ints, rows: Ints, *, number: int, now: float, bytes_down: int, bytes_up: int
+    study: StudyConfig, users: Ints, rows: Ints, *, seed: Seed, number: int, now: float, bytes_down: int, bytes_up: int
 ) -> Turn:
     """Let a cohort have its round.
 
     Args:
         rows: how many rows each would train on, each as often as it comes.
+        seed: what devices are, and what becomes of them, follows from it.
         number: the round, from 1.
         now: seconds on the virtual clock when it begins.
         bytes_down, bytes_up: of one device.
     """
-    profiles, seed = profiles_of(study), study.seed
+    profiles = profiles_of(study)
     kinds = _kinds(profiles, uniforms(users, seed=seed, what="profile"))
     per_kind = {name: np.array([getattr(one, name) for one in profiles])[kinds] for name in _NUMBERS}
     speed = np.exp(per_kind["spread"] * _normal(users, seed))
@@ -88,6 +90,8 @@ def _waited(study: StudyConfig, fates: Ints, took: Floats) -> tuple[Ints, float]
     """Return the fates with those that the round did not wait for, and how long it took."""
     deadline, fates = study.round_timeout_seconds, fates.copy()
     fates[(fates == ANSWERED) & (took > deadline)] = LATE
+    if study.privacy.sites is not None:
+        return fates, deadline
     order = np.flatnonzero(fates == ANSWERED)
     order = order[np.argsort(took[order], kind="stable")]
     end = deadline if np.isin(fates, (DROPPED, LATE)).any() else float(took[order].max(initial=0.0))
@@ -103,12 +107,12 @@ def _waited(study: StudyConfig, fates: Ints, took: Floats) -> tuple[Ints, float]
 
 
 def _quorum(study: StudyConfig, drawn: int) -> int:
-    """Return how many answers a round needs. Noise hides how many there are, unless the study itself names a number."""
+    """Return how many answers a round needs: none in a private study, whose noise hides how many there are."""
+    if study.privacy.sites is not None:
+        return 0
     if isinstance(study.quorum, int):
         return study.quorum
-    if study.quorum == "all":
-        return min(drawn, study.cohort_size)
-    return 0 if study.privacy.sites is not None else min(drawn, study.cohort_size // 2 + 1)
+    return min(drawn, study.cohort_size if study.quorum == "all" else study.cohort_size // 2 + 1)
 
 
 def _kinds(profiles: Sequence[DeviceProfile], drawn: Floats) -> Ints:
@@ -116,7 +120,7 @@ def _kinds(profiles: Sequence[DeviceProfile], drawn: Floats) -> Ints:
     return np.minimum(np.searchsorted(ends / ends[-1], drawn, side="right"), len(profiles) - 1)
 
 
-def _normal(users: Ints, seed: int) -> Floats:
+def _normal(users: Ints, seed: Seed) -> Floats:
     """Return a standard normal number for each user (Box and Muller)."""
     u, v = (uniforms(users, seed=seed, what=what) for what in ("speed", "angle"))
     return np.asarray(np.sqrt(-2 * np.log1p(-u)) * np.cos(2 * math.pi * v))

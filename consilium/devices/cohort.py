@@ -1,12 +1,15 @@
-"""Who takes part in a round: a function of the seed and the round alone, in time that does not grow with the users."""
+"""Who takes part in a round: a function of a seed and the round alone, in time that does not grow with the users."""
 
 import numpy as np
 
 from consilium.common.seeds import seed_for
 from consilium.devices.population import Array, Floats, Ints
 
+Seed = int | str
+"""What chance follows from: the study's seed, or, where nobody may know who took part, a secret of the run."""
 
-def draw_cohort(users: int, size: int, *, seed: int, round_number: int, each: bool) -> Ints:
+
+def draw_cohort(users: int, size: int, *, seed: Seed, round_number: int, each: bool) -> Ints:
     """Return the users of a round in rising order.
 
     Args:
@@ -37,7 +40,7 @@ def _chosen(users: int, size: int, generator: np.random.Generator) -> Ints:
             return np.sort(drawn[:size])
 
 
-def uniforms(users: Ints, *, seed: int, what: str, round_number: int = 0) -> Floats:
+def uniforms(users: Ints, *, seed: Seed, what: str, round_number: int = 0) -> Floats:
     """Return a number in [0, 1) for each user, which depends on the user, the seed, the purpose and the round alone.
 
     Nothing has to be kept for it: the user's number goes through the finaliser of SplitMix64 (Steele, Lea and Flood,

@@ -16,10 +16,11 @@ from consilium.common.errors import DataError, clean
 from consilium.common.host.disk import check_room
 from consilium.common.host.files import not_written, write_atomically
 from consilium.common.study.record import Record
-from consilium.common.study.scale import ColumnScale, Moments, Scale, combine, joined
+from consilium.common.study.scale import Scale
 from consilium.common.study.study import StudyConfig
 from consilium.common.study.task import CategoryColumn, TableTask
 from consilium.devices.population import OFFSETS, Array, Ints, Population, X, Y, checked, mapped
+from consilium.devices.scale import scale_of_table
 
 USER = "user"
 """The array, or the column, that names each row's user."""
@@ -35,6 +36,8 @@ class _Source(Record):
     changed: int
     task: str
     groups: str | None
+    users: int | None
+    test: float
     scale: Scale | None = None
 
 
@@ -67,6 +70,8 @@ def open_users(data: Path, study: StudyConfig, place: Path) -> Population:
         changed=known.st_mtime_ns,
         task=study.task.model_dump_json(),
         groups=devices.groups,
+        users=devices.users,
+        test=study.split.test,
     )
     if (written := _read_note(place)) is None or written.model_copy(update={"scale": None}) != source:
         shutil.rmtree(place, ignore_errors=True)
@@ -168,11 +173,10 @@ def _of_parquet(file: Path, place: Path, study: StudyConfig) -> Scale | None:
     if not isinstance(task, TableTask):
         raise DataError(f"{where}: a Parquet file is for a study of a table, and task.kind is '{task.kind}'")
     done = _Writing()
-    moments = np.zeros((3, len(task.scaled_columns)))
     with (place / "x.raw").open("wb") as x, (place / "y.raw").open("wb") as y:
         for columns in _batches(file, task, devices.groups, where=where):
             _note_users(done, columns[USER], columns.get(devices.groups or ""), where=where)
-            x.write(_features(columns, task, moments, done.rows, where=where).tobytes())
+            x.write(_features(columns, task, done.rows, where=where).tobytes())
             labels = _labels(columns[task.label], task, done.rows, where=where)
             y.write(labels.tobytes())
             done.rows += len(labels)
@@ -183,9 +187,7 @@ def _of_parquet(file: Path, place: Path, study: StudyConfig) -> Scale | None:
     np.save(place / OFFSETS, np.array([*done.starts, done.rows], dtype=np.int64))
     if devices.groups is not None:
         np.save(place / f"{Path(devices.groups).name}.npy", np.array([str(one) for one in done.groups]))
-    counts, sums, squares = ([float(one) for one in row] for row in moments)
-    told = Moments(counts=tuple(map(int, counts)), sums=tuple(sums), squares=tuple(squares))
-    return joined([one or ColumnScale(mean=0, std=1) for one in combine([told])]) if task.scaled_columns else None
+    return scale_of_table(place, study, task) if task.scaled_columns else None
 
 
 def _batches(file: Path, task: TableTask, groups: str | None, *, where: str) -> Iterator[dict[str, Any]]:
@@ -243,9 +245,8 @@ def _rises(before: Any, after: Any) -> bool:
     return type(before) is type(after) and bool(before < after)
 
 
-def _features(columns: dict[str, Any], task: TableTask, moments: Array, begin: int, *, where: str) -> Array:
+def _features(columns: dict[str, Any], task: TableTask, begin: int, *, where: str) -> Array:
     features = list[Array]()
-    place = 0
     for name, column in task.columns.items():
         cells = columns[name]
         if isinstance(column, CategoryColumn):
@@ -255,10 +256,7 @@ def _features(columns: dict[str, Any], task: TableTask, moments: Array, begin: i
                 raise _bad_cell(name, begin, int(unknown.argmax()), f"none of {list(column.values)}", where=where)
             features += [texts == value for value in column.values[1:]]
             continue
-        numbers = _numbers(cells, name, begin, where=where)
-        moments[:, place] += len(numbers), numbers.sum(), np.square(numbers).sum()
-        place += 1
-        features.append(numbers)
+        features.append(_numbers(cells, name, begin, where=where))
     return np.ascontiguousarray(np.stack(features, axis=1), dtype=np.float32)
 
 

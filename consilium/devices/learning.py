@@ -182,7 +182,14 @@ class Learning:
 
     def rows_trained(self, counts: Ints) -> Ints:
         """Return how many rows users with so many training rows pass through in a round."""
+        return self._of_sizes(counts, sum)
+
+    def steps_taken(self, counts: Ints) -> Ints:
+        """Return how many steps users with so many training rows take in a round."""
+        return self._of_sizes(counts, len)
+
+    def _of_sizes(self, counts: Ints, what: Callable[[tuple[int, ...]], int]) -> Ints:
         training = self.study.training
         amount = Amount(training.batch_size, training.epochs, training.steps)
-        known = {count: sum(amount.sizes(count)) for count in np.unique(counts).tolist()}
+        known = {count: what(amount.sizes(count)) for count in np.unique(counts).tolist()}
         return np.array([known[count] for count in counts.tolist()], dtype=np.int64)

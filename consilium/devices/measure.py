@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
@@ -11,7 +12,7 @@ from consilium.client.data.target import CountedTarget
 from consilium.client.methods import serves_as_held
 from consilium.client.models import set_weights
 from consilium.client.training.work import LocalWork
-from consilium.common.errors import ModelError
+from consilium.common.errors import ModelError, RunFailed
 from consilium.common.seeds import seed_for
 from consilium.common.weights.arrays import Weights
 from consilium.devices.cohort import draw_cohort
@@ -19,6 +20,8 @@ from consilium.devices.learning import Learning
 from consilium.devices.personal import Personal
 from consilium.devices.population import Floats, Ints
 from consilium.devices.result import QUANTILES, Measured
+
+Bools = npt.NDArray[np.bool_]
 
 _TOGETHER = 32
 
@@ -29,7 +32,7 @@ class Panel:
 
     Args:
         groups: the number of each one's group.
-        touched: which of them take part at least once; only these have personal weights of their own.
+        left_out: how many of the draw have no rows for it.
     """
 
     users: Ints
@@ -37,6 +40,7 @@ class Panel:
     trained: Ints
     kept: Ints
     groups: Ints
+    left_out: int
 
     @classmethod
     def of(cls, learning: Learning) -> "Panel":
@@ -49,25 +53,34 @@ class Panel:
         order = np.lexsort((users, -trained))
         order = order[kept[order] > 0]
         chosen = users[order]
-        return cls(chosen, begins[order], trained[order], kept[order], population.groups_of(chosen))
+        groups = population.groups_of(chosen)
+        return cls(chosen, begins[order], trained[order], kept[order], groups, len(users) - len(chosen))
 
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """One model at each user of the panel: the number of rows, the sum of their losses, and how many it has right."""
+    """One model at each user of the panel: the number of rows, the sum of their losses, and how many it has right.
+
+    Args:
+        counts: the users at whom the model is told of; None: all.
+    """
 
     rows: Ints
     losses: Floats
     right: Floats
+    counts: Bools | None = None
 
-    def told(self, of: np.ndarray[tuple[int], np.dtype[np.bool_]] | None = None) -> Measured | None:
+    def told(self, of: Bools | None = None) -> Measured | None:
         """Return the numbers over all users, or some; None where there are none."""
-        chosen = slice(None) if of is None else of
+        chosen = np.ones(len(self.rows), dtype=bool) if of is None else of
+        chosen = chosen if self.counts is None else chosen & self.counts
         rows, losses, right = self.rows[chosen], self.losses[chosen], self.right[chosen]
         if not len(rows):
             return None
         quantiles = np.quantile(right / rows, QUANTILES)
         total = int(rows.sum())
+        if not np.isfinite(losses.sum()):
+            raise RunFailed("users' rows give a loss that is no number: the model diverged, or inputs are too large")
         return Measured(
             users=len(rows),
             rows=total,
@@ -81,6 +94,8 @@ def measure(
     learning: Learning, panel: Panel, weights: Weights, personal: Personal | None, *, number: int
 ) -> dict[str, Scores]:
     """Measure the global model, where there is one, and what users serve, where that is another.
+
+    Where users keep weights of their own, those who have taken part are told of alone: others have none yet.
 
     Raises:
         ModelError: the method serves something else than the model.
@@ -123,7 +138,8 @@ def _scores(
             answers = _answers(learning, stacks, x)
         losses[some], right[some] = _compared(learning, answers, y, there)
         learning.population.let_go()
-    return Scores(panel.kept, losses, right)
+    counts = None if personal is None else personal.known(panel.users)
+    return Scores(panel.kept, losses, right, counts)
 
 
 def _rows_of(learning: Learning, panel: Panel, some: slice) -> tuple[Tensor, Tensor, Tensor]:

@@ -68,6 +68,14 @@ class Personal:
                 found[row], known[row] = newest["weights"], True
         return found, known
 
+    def known(self, users: Ints) -> npt.NDArray[np.bool_]:
+        """Return which users have weights of their own.
+
+        Raises:
+            StateError: the file cannot be read.
+        """
+        return np.array([self._newest(user) is not None for user in users.tolist()], dtype=bool)
+
     def write(self, users: Ints, weights: Floats32, round_number: int) -> None:
         """Write weights of a round, each over the older of the user's two versions; they count once it is finished.
 

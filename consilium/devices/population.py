@@ -1,5 +1,6 @@
 """The users of a simulation: one file of rows that is mapped into memory, and where each user's rows begin in it."""
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -68,6 +69,21 @@ class Population:
         offsets = self._offsets
         begin = offsets[users].astype(np.int64)
         return begin, offsets[users + 1].astype(np.int64) - begin
+
+    def digest(self) -> str:
+        """Return the sha256 of all files of rows, and of how they are scaled.
+
+        Raises:
+            DataError: a file cannot be read.
+        """
+        whole = hashlib.sha256(b"" if self.scale is None else self.scale.model_dump_json().encode())
+        for name in (OFFSETS, X, Y):
+            try:
+                with (self.folder / name).open("rb") as file:
+                    whole.update(hashlib.file_digest(file, "sha256").digest())
+            except OSError as error:
+                raise DataError(f"file '{clean(name)}' cannot be read: {error.strerror or error}") from error
+        return whole.hexdigest()
 
     @property
     def rows(self) -> int:

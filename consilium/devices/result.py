@@ -99,7 +99,9 @@ class DeviceResult(Record):
     Args:
         users, rows: how many there are.
         seconds: of this machine.
-        touched: how many users took part at least once, where personal weights are kept; None elsewhere.
+        touched: how many users took part at least once, where personal weights are kept; None elsewhere. The personal
+            model is told of at measured users among these.
+        unmeasured: how many users were drawn to be measured at, but have too few rows to hold any out.
         privacy: None without noise.
         groups: by group and model, where users have groups.
     """
@@ -111,6 +113,7 @@ class DeviceResult(Record):
     users: int
     rows: int
     touched: int | None = None
+    unmeasured: int = 0
     privacy: DevicePrivacy | None = None
     rounds: tuple[DeviceRound, ...] = ()
     measured: dict[str, Measured] = Field(default_factory=dict)
@@ -128,7 +131,8 @@ class DeviceResult(Record):
             f"The weights of {kept.rounds} rounds tell little of any one user: epsilon {kept.epsilon:.3g} at delta "
             f"{kept.delta:g}, by noise of {kept.multiplier:.3g} times the clip of {kept.clip:g} in each round, in "
             f"which a user takes part with probability {kept.rate:.3g}. It holds against those who see the weights and "
-            "do not know who took part; what is measured here has no noise."
+            "do not know who took part, which is drawn of a key that is deleted at the end; what is measured here has "
+            "no noise."
         )
 
     @property

@@ -17,7 +17,17 @@ from consilium.devices.personal import Personal
 from consilium.devices.population import Floats, Ints
 from consilium.devices.result import DeviceRound, ProfileResult
 from consilium.devices.rows import user_name
-from consilium.devices.simulation import CHECKPOINT, KEY, ROUNDS, Simulation, Step, append, begun, entropy_of
+from consilium.devices.simulation import (
+    CHECKPOINT,
+    KEY,
+    ROUNDS,
+    Simulation,
+    Step,
+    append,
+    begun,
+    chance_of,
+    entropy_of,
+)
 from consilium.devices.training import train_cohort
 from consilium.server.privacy.noise import with_cohort_noise
 from consilium.server.strategies import ServerState, Update
@@ -120,17 +130,17 @@ def _counts(fates: Ints) -> ProfileResult:
 
 def _turn(simulation: Simulation, number: int, now: float) -> tuple[Turn, float]:
     """Draw a round's cohort and let it play."""
-    study, learning = simulation.study, simulation.learning
+    study, learning, seed = simulation.study, simulation.learning, chance_of(simulation)
     users = draw_cohort(
         simulation.users,
         min(study.asked_size, simulation.users),
-        seed=study.seed,
+        seed=seed,
         round_number=number,
         each=simulation.privacy is not None,
     )
     rows = learning.rows_trained(learning.split(users)[1])
     size = sum(array.nbytes for array in learning.beginning.shared.values())
-    return play_turn(study, users, rows, number=number, now=now, bytes_down=size, bytes_up=size), now
+    return play_turn(study, users, rows, seed=seed, number=number, now=now, bytes_down=size, bytes_up=size), now
 
 
 def _moved(

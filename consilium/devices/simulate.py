@@ -13,7 +13,7 @@ import consilium.common
 from consilium.common.errors import ConfigError
 from consilium.common.host.files import check_writable, only_one, write_atomically
 from consilium.common.model import ModelRecord, Preprocessing, Provenance, write_model
-from consilium.common.privacy.accounting import Charge, epsilon_of
+from consilium.common.privacy.accounting import Charge, delta_for, epsilon_of
 from consilium.common.protocol.plans import study_digest
 from consilium.common.study.study import StudyConfig
 from consilium.devices.convert import open_users
@@ -39,10 +39,12 @@ class Progress:
 
 
 def with_users(study: StudyConfig, population: Population) -> StudyConfig:
-    """Return the study with the number of users that the data have, checked again: privacy hangs on it."""
+    """Return the study with the number of users that the data have, and a delta for it where the study says none."""
     assert study.devices is not None
-    values = study.model_dump(mode="json", exclude_none=True)
+    values, privacy = study.model_dump(mode="json", exclude_none=True), study.privacy.sites
     values["devices"]["users"] = population.users
+    if privacy is not None and "delta" not in privacy.model_fields_set:
+        values["privacy"]["sites"]["delta"] = delta_for(population.users)
     return StudyConfig.model_validate(values)
 
 
@@ -99,6 +101,7 @@ def _result(simulation: Simulation, step: Step, *, started: str, seconds: float)
         users=simulation.users,
         rows=learning.population.rows,
         touched=step.touched,
+        unmeasured=panel.left_out,
         privacy=_privacy(simulation, step.rounds),
         rounds=step.rounds,
         measured={model: told for model, one in step.scores.items() if (told := one.told()) is not None},

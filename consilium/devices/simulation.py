@@ -12,6 +12,7 @@ from consilium.common.errors import ModelError, StateError, listed
 from consilium.common.host.files import not_written, write_atomically
 from consilium.common.study.privacy import SiteLevelPrivacy
 from consilium.common.study.study import StudyConfig
+from consilium.devices.cohort import Seed
 from consilium.devices.learning import Learning
 from consilium.devices.measure import Panel, Scores
 from consilium.devices.result import DeviceRound
@@ -20,7 +21,7 @@ from consilium.server.strategies import ServerState, Strategy, build_strategy
 from consilium.server.study.checkpoint import load_newest
 from consilium.server.weighting import Weighting, build_weighting
 
-CHECKPOINT, ROUNDS, KEY = "checkpoint.safetensors", "rounds.jsonl", "noise.key"
+CHECKPOINT, ROUNDS, KEY, DATA = "checkpoint.safetensors", "rounds.jsonl", "noise.key", "data.sha256"
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,14 +107,21 @@ def prepare(learning: Learning, folder: Path, run: str, digest: str) -> Simulati
 
 
 def begun(simulation: Simulation) -> tuple[ServerState, tuple[DeviceRound, ...]]:
-    """Return the state and the rounds so far: those of the checkpoint where there is one."""
+    """Return the state and the rounds so far: those of the checkpoint where there is one.
+
+    Raises:
+        StateError: what was written cannot be read, or is of another study or of other data.
+    """
     made, folder = simulation.learning.beginning, simulation.folder
+    data = simulation.learning.population.digest()
     if not (folder / CHECKPOINT).is_file():
         write_atomically(folder / ROUNDS, b"")
+        write_atomically(folder / DATA, data.encode())
         if simulation.multiplier is not None:
             write_atomically(folder / KEY, secrets.token_bytes(32), mode=0o600)
         return simulation.strategy.init(made.shared, made.names.shared - made.model.trainable), ()
     state, _ = load_newest(folder / CHECKPOINT, study_digest=simulation.digest)
+    _check_data(folder, data)
     try:
         lines = (folder / ROUNDS).read_text(encoding="utf-8").splitlines()[: state.round]
         rounds = tuple(DeviceRound.model_validate_json(line) for line in lines)
@@ -123,6 +131,18 @@ def begun(simulation: Simulation) -> tuple[ServerState, tuple[DeviceRound, ...]]
         raise StateError(f"'{folder / ROUNDS}' holds {len(rounds)} rounds, expected {state.round}: start a new run")
     write_atomically(folder / ROUNDS, "".join(f"{line}\n" for line in lines).encode())
     return state, rounds
+
+
+def _check_data(folder: Path, data: str) -> None:
+    try:
+        expected = (folder / DATA).read_bytes()
+    except OSError as error:
+        raise StateError(f"cannot read '{folder / DATA}': {error.strerror or error}: start a new run") from error
+    if expected != data.encode():
+        raise StateError(
+            f"the users' rows are not those with which the run in '{folder}' began: give the same data, or start a new "
+            "run (with the same noise on other rows, the difference of two models would show a user)"
+        )
 
 
 def append(path: Path, record: DeviceRound) -> None:
@@ -140,6 +160,19 @@ def append(path: Path, record: DeviceRound) -> None:
         raise not_written(path, error) from error
 
 
+def chance_of(simulation: Simulation) -> Seed:
+    """Return what cohorts and devices are drawn from: the study's seed, or in a private study a secret of the run.
+
+    The promise holds against those who do not know who took part, and the study's seed is published.
+
+    Raises:
+        StateError: the key is gone.
+    """
+    if simulation.privacy is None:
+        return simulation.study.seed
+    return hashlib.sha256(b"who takes part " + _key(simulation.folder / KEY)).hexdigest()
+
+
 def entropy_of(path: Path, number: int) -> Entropy:
     """Return what the noise of a round is made of: a key of this run that the operating system drew.
 
@@ -148,11 +181,7 @@ def entropy_of(path: Path, number: int) -> Entropy:
     Raises:
         StateError: the key is gone.
     """
-    try:
-        key = path.read_bytes()
-    except OSError as error:
-        raise StateError(f"cannot read '{path}', of which the noise is made: {error.strerror or error}") from error
-    count = 0
+    key, count = _key(path), 0
 
     def entropy(length: int) -> bytes:
         nonlocal count
@@ -160,3 +189,10 @@ def entropy_of(path: Path, number: int) -> Entropy:
         return hashlib.shake_256(key + f" {number} {count}".encode()).digest(length)
 
     return entropy
+
+
+def _key(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise StateError(f"cannot read '{path}', of which the noise is made: {error.strerror or error}") from error

@@ -1,5 +1,6 @@
 """The training of a cohort: users that are alike as one stack, or without a copy of the weights for any of them."""
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from consilium.client.training.loop import begin
+from consilium.client.training.schedule import of_round
 from consilium.client.training.stacked.by_rows import pays, summed_by_rows
 from consilium.client.training.stacked.gradients import ByFormula, stacked_gradient
 from consilium.client.training.stacked.train import MOST_NUMBERS
@@ -68,11 +70,14 @@ def train_cohort(
     arrays = {**learning.beginning.initial, **weights}
     start = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
     way = _way(learning, start, number)
+    one_for_all = of_round(learning.study.training.schedule, number, learning.study.rounds)[1] is None
     place = 0
     while place < len(order):
         rows = int(learning.rows_trained(counts[order[place : place + 1]])[0])
         by_rows = way is not None and pays(way.layers, start, rows)
         some = order[place : place + (_together_by_rows(learning, rows) if by_rows else _together(learning))]
+        if by_rows and not one_for_all:  # rates that hang on the number of steps are those of users with as many
+            some = some[learning.steps_taken(counts[some]) == learning.steps_taken(counts[some[:1]])]
         place += len(some)
         piece = _Piece(learning, start, users[some], begins[some], counts[some], shares[some], number, clip)
         own = learning.personal_stacks(personal, piece.users)
@@ -85,6 +90,7 @@ def train_cohort(
         losses += own_losses
         norms += own_norms
         ways["rows" if by_rows else "stacks"] += len(some)
+    losses, norms = ([value for value in each if math.isfinite(value)] for each in (losses, norms))  # of all but these
     return Trained(
         mean=total,
         loss=float(np.mean(losses)) if losses else 0.0,
@@ -171,6 +177,10 @@ class _Piece:
         if self.clip is not None:
             squares = torch.stack([change.flatten(1).double().square().sum(dim=1) for change in moved.values()])
             length = squares.sum(dim=0).sqrt()
-            factor, norms = factor * (self.clip / length.clamp(min=1e-30)).clamp(max=1.0), length.tolist()
+            usable = length.isfinite()  # who diverged counts as nothing: that a round fails would tell of this one user
+            for change in moved.values():
+                change[~usable] = 0
+            factor = torch.where(usable, factor * (self.clip / length.clamp(min=1e-30)).clamp(max=1.0), 0)
+            norms = length.tolist()
         summed = {name: torch.tensordot(factor, change.double(), dims=1) for name, change in moved.items()}
         return summed, losses, norms

@@ -61,8 +61,13 @@ def facts(result: DeviceResult) -> str:
     given_up = sum(not record.accepted for record in result.rounds)
     lost = f", of which {given_up} had too few answers to count" if given_up else ""
     sent = sum(record.bytes_up + record.bytes_down for record in result.rounds)
-    kept = "" if result.touched is None else f" {result.touched:,} users took part and keep weights of their own."
+    kept = (
+        ""
+        if result.touched is None
+        else f" {result.touched:,} users took part and keep weights of their own: personal is about these alone."
+    )
+    few = f" {result.unmeasured:,} more were to be measured at, but have too few rows." if result.unmeasured else ""
     return (
         f"{result.users:,} users with {result.rows:,} rows, {devices.cohort:,} a round, {rounds} rounds{lost}: "
-        f"{result.clock} and {sent / 1e9:.2f} GB on the virtual clock, {in_time(result.seconds)} here.{kept}"
+        f"{result.clock} and {sent / 1e9:.2f} GB on the virtual clock, {in_time(result.seconds)} here.{kept}{few}"
     )

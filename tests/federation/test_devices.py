@@ -1,6 +1,7 @@
 """Simulated devices against the engine that is deployed, user by user; stops, chunks and noise."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,23 @@ from typer.testing import CliRunner
 
 from consilium.client.app import forget_sites
 from consilium.commands.main import app
+from consilium.common.errors import StateError
 from consilium.common.host.files import scratch
 from consilium.common.study.load import parse_study
 from consilium.common.study.study import StudyConfig
-from consilium.devices import training
+from consilium.devices import rounds, training
 from consilium.devices.cohort import draw_cohort
+from consilium.devices.learning import Learning
 from consilium.devices.personal import Personal
-from consilium.devices.simulate import simulation_steps
+from consilium.devices.population import checked
+from consilium.devices.simulate import simulation_steps, with_users
+from consilium.devices.words import facts
 from consilium.running.in_process import run_in_process, write_local_site
 
 MOMENTUM = {"epochs": 2, "batch_size": 4, "learning_rate": 0.1, "momentum": 0.9}
 ADAM = {"steps": 3, "batch_size": 4, "learning_rate": 0.01, "optimiser": "adam"}
+WIDE = {"name": "mlp", "hidden": [256, 256]}
+EQUAL = {"factors": [{"kind": "size", "exponent": 0.0}]}
 META = {"kind": "per_fedavg", "inner_learning_rate": 0.05}
 CASES: dict[str, dict[str, Any]] = {
     "fedavg": {},
@@ -36,11 +43,16 @@ CASES: dict[str, dict[str, Any]] = {
     "per_fedavg": {"method": META, "strategy": {"kind": "per_fedavg"}},
     "fedper": {"method": {"kind": "fedper"}, "training": MOMENTUM},
     "fedrep": {"method": {"kind": "fedrep", "head_epochs": 2}},
+    "lg_fedavg": {"method": {"kind": "lg_fedavg"}},
+    "fedbabu": {"method": {"kind": "fedbabu"}},
+    "by rows": {"model": WIDE, "training": MOMENTUM},
+    "by rows, rates of steps": {"model": WIDE, "training": MOMENTUM | {"schedule": {"kind": "cosine", "by": "step"}}},
+    "in stacks, rates of steps": {"training": MOMENTUM | {"schedule": {"kind": "cosine", "by": "step"}}},
 }
 
 
-def exact_weights(study: StudyConfig, users: Path, folder: Path) -> dict[str, Any]:
-    """Run the same study with a site for each user, on the very rows that are trained on there; its final weights."""
+def run_exact(study: StudyConfig, users: Path, folder: Path) -> None:
+    """Run the same study with a site for each user, on the very rows that are trained on there."""
     x, y, offsets = (np.load(users / f"{name}.npy") for name in ("x", "y", "offsets"))
     sites = {}
     for user in range(len(offsets) - 1):
@@ -58,7 +70,6 @@ def exact_weights(study: StudyConfig, users: Path, folder: Path) -> dict[str, An
     with scratch():
         run_in_process(whole, sites, folder / "run")
     forget_sites()
-    return load_file(folder / "run/model/weights.safetensors")
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -67,9 +78,30 @@ def test_simulated_users_leave_the_weights_of_as_many_sites(case: str, tmp_path:
     count = 50 if case == "fedavg" else 8
     users, study = write_users(tmp_path / "users", count), device_study(count, **CASES[case])
     result = simulated(study, users, tmp_path / "run")
-    expected = exact_weights(study, users, tmp_path / "exact")
-    assert furthest(expected, load_file(tmp_path / "run/model/weights.safetensors")) < 1e-5
+    run_exact(study, users, tmp_path / "exact")
+    expected, found = (load_file(tmp_path / place / "model/weights.safetensors") for place in ("exact/run", "run"))
+    assert furthest(expected, found) < 1e-5
     assert [count] * 5 == [record.accepted for record in result.rounds]
+    assert [count if case.startswith("by rows") else 0] * 5 == [record.in_rows for record in result.rounds]
+
+
+@pytest.mark.parametrize("method", ["local", "fedper", "lg_fedavg"])
+def test_simulated_users_keep_the_weights_of_as_many_sites(method: str, tmp_path: Path) -> None:
+    """What each user serves after five rounds is what its site does, within 1e-5, also where nothing is shared."""
+    users, study = write_users(tmp_path / "users", 8), device_study(8, method={"kind": method})
+    assert simulated(study, users, tmp_path / "run").touched == 8
+    run_exact(study, users, tmp_path / "exact")
+    learning = Learning.of(study, checked(users, study))
+    numbers = len(learning.personal_start)
+    personal = Personal(tmp_path / "run", numbers, upto=5)
+    found = learning.personal_stacks(personal, np.arange(8))
+    personal.close()
+    for user in range(8):
+        (file,) = (tmp_path / f"exact/user-{user}").glob("state/**/models/personal/weights.safetensors")
+        served = load_file(file)
+        own = {name: stack[user].numpy() for name, stack in found.items()}
+        assert furthest({name: served[name] for name in own}, own) < 1e-5
+        assert furthest({name: learning.beginning.initial[name] for name in own}, own) > 0.01
 
 
 def test_number_of_pieces_changes_neither_cohort_nor_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,6 +150,103 @@ def test_stopped_simulation_goes_on_bit_for_bit(settings: dict[str, Any], tmp_pa
     assert not (again / "noise.key").exists()
 
 
+def test_stopped_simulation_goes_on_with_the_same_rows_alone(tmp_path: Path) -> None:
+    """One label is another: with the same noise, the difference of the two models would be that user's."""
+    users, study = write_users(tmp_path / "users", 80), device_study(50, rounds=2, devices={"private": True})
+    for step in simulation_steps(study, users, tmp_path / "run"):
+        if len(step.rounds) == 1:
+            break
+    labels = np.load(users / "y.npy")
+    np.save(users / "y.npy", np.append(labels[:-1], (labels[-1] + 1) % 3))
+    with pytest.raises(StateError, match="the users' rows are not those with which the run in"):
+        simulated(study, users, tmp_path / "run")
+    np.save(users / "y.npy", labels)
+    assert 2 == len(simulated(study, users, tmp_path / "run").rounds)
+    assert 1 == len(list((tmp_path / "run").glob("data.sha256")))
+
+
+def test_nothing_published_says_who_took_part_in_a_private_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two runs of one seed draw different users, of a secret that is gone at the end; without noise they do not."""
+    drawn = dict[str, list[list[int]]]()
+
+    def noted(*given: Any, **more: Any) -> Any:
+        users = draw_cohort(*given, **more)
+        drawn.setdefault(place, []).append(users.tolist())
+        return users
+
+    monkeypatch.setattr(rounds, "draw_cohort", noted)
+    users, profiles = write_users(tmp_path / "users", 200), [{"name": "phone", "available": 0.5, "dropout": 0.1}]
+    for place, private in (("a", True), ("b", True), ("c", False), ("d", False)):
+        devices = {"private": private, "profiles": profiles}
+        result = simulated(device_study(60, rounds=3, devices=devices), users, tmp_path / place)
+        assert not (tmp_path / place / "noise.key").exists()
+        if private:
+            assert [600.0, 1200.0, 1800.0] == [record.clock for record in result.rounds]
+    assert drawn["c"] == drawn["d"]
+    by_seed = [draw_cohort(200, 60, seed=42, round_number=number, each=True).tolist() for number in (1, 2, 3)]
+    for number in range(3):
+        assert 3 == len({tuple(one[number]) for one in (drawn["a"], drawn["b"], by_seed)})
+
+
+def test_private_round_in_which_nobody_answers_is_of_noise(tmp_path: Path) -> None:
+    """It is charged as any other, and weights that stay as they were would say that nobody came."""
+    lost = {"name": "phone", "dropout": 0.999}
+    study = device_study(50, rounds=4, devices={"private": True, "profiles": [lost]})
+    result = simulated(study, write_users(tmp_path / "users", 60), tmp_path / "run")
+    assert 0 in [record.accepted for record in result.rounds]
+    assert all(record.update_norm > 0.1 for record in result.rounds)
+    assert result.privacy is not None
+    assert (4, 1e-3) == (result.privacy.rounds, result.privacy.delta)
+
+
+@pytest.mark.parametrize("way", ["in stacks", "by rows"])
+def test_user_who_diverges_counts_as_nothing_in_a_private_round(tmp_path: Path, way: str) -> None:
+    """That a run ends would tell of this one user; in stacks of copies, and without them."""
+    users = write_users(tmp_path / "users", 60)
+    x, offsets = np.load(users / "x.npy"), np.load(users / "offsets.npy")
+    x[offsets[7]] = 3e38
+    np.save(users / "x.npy", x)
+    settings: dict[str, Any] = {"model": WIDE} if way == "by rows" else {}
+    private = {"devices": {"private": True}, "privacy": {"sites": {"noise": 0.5, "clip": 0.1}}, "weighting": EQUAL}
+    study = device_study(50, rounds=3, **private, **settings)
+    result = simulated(study, users, tmp_path / "run")
+    assert [1, 2, 3] == [record.round for record in result.rounds]
+    assert {way} == {"by rows" if record.in_rows else "in stacks" for record in result.rounds}
+
+
+def test_delta_is_of_as_many_users_as_there_are(tmp_path: Path) -> None:
+    """At most 1 / (10 n) where the study says none, whatever number it is of; the study's own stays."""
+    population = checked(write_users(tmp_path, 300), device_study(50))
+    for many, expected in ((300, 1e-4), (2_000_000, 1e-8)):
+        for settings in ({}, {"privacy": {"sites": {"noise": 1.0}}, "weighting": EQUAL}):
+            study = with_users(device_study(50, devices={"private": True}, **settings), replace(population, users=many))
+            assert study.privacy.sites is not None
+            assert expected == study.privacy.sites.delta
+    given = {"privacy": {"sites": {"epsilon": 2, "delta": 1e-6}}, "weighting": EQUAL}
+    study = with_users(device_study(50, devices={"private": True}, **given), population)
+    assert study.privacy.sites is not None
+    assert 1e-6 == study.privacy.sites.delta
+
+
+def test_personal_models_are_measured_at_those_who_took_part(tmp_path: Path) -> None:
+    """Others hold the weights that everybody begins with; the page says so, and how many have too few rows."""
+    users = write_users(tmp_path / "users", 80, least=3)
+    study = device_study(5, rounds=2, method={"kind": "fedper"})
+    result = simulated(study, users, tmp_path / "run")
+    counts, seen = np.diff(np.load(users / "offsets.npy")), set[int]()
+    for number in (1, 2):
+        seen |= set(draw_cohort(80, 5, seed=42, round_number=number, each=False).tolist())
+    expected = [user for user in seen if counts[user] >= 5]
+    assert 0 < len(expected) < len(seen) == result.touched
+    assert result.constant is not None
+    assert (len(expected), int((counts >= 5).sum())) == (result.measured["personal"].users, result.constant.users)
+    assert int((counts < 5).sum()) == result.unmeasured > 0
+    assert "keep weights of their own: personal is about these alone." in facts(result)
+    assert f"{result.unmeasured} more were to be measured at, but have too few rows." in facts(result)
+
+
 def _spoil(folder: Path, *, round_number: int) -> None:
     """Leave what a kill in a round leaves: a record without a checkpoint, and personal weights of that round."""
     lines = (folder / "rounds.jsonl").read_text().splitlines()
@@ -143,7 +272,7 @@ def test_private_simulation_adds_the_noise_that_its_epsilon_says(tmp_path: Path)
         training={"epochs": 1, "batch_size": 4, "learning_rate": 1e-12, "momentum": 0.0},
         devices={"private": True},
         privacy={"sites": {"epsilon": 4.0, "delta": 1e-4, "clip": 0.7}},
-        weighting={"factors": [{"kind": "size", "exponent": 0.0}]},
+        weighting=EQUAL,
     )
     flat = list[np.ndarray[Any, Any]]()
     for last in simulation_steps(study, users, tmp_path / "run"):
@@ -172,12 +301,14 @@ def test_command_simulates_and_writes_a_page_of_groups(tmp_path: Path, monkeypat
         assert 0 == done.exit_code, done.output
         found = json.loads(done.stdout)
         assert 70 == found["users"]
+        assert not more or found["privacy"] is None
+        assert more or found["privacy"]["delta"] == 1e-3
         assert {"cold", "mild"} == set(found["groups"])
         page = Path(found["report"]).read_text(encoding="utf-8")
         assert promise in page
         assert "<script" not in page
-        rounds = (Path(found["folder"]) / "rounds.csv").read_text().splitlines()
-        assert 21 == len(rounds)
-        assert rounds[0].startswith("round,drawn,away,dropped,late,accepted,seconds,clock,bytes_down,bytes_up")
+        lines = (Path(found["folder"]) / "rounds.csv").read_text().splitlines()
+        assert 21 == len(lines)
+        assert lines[0].startswith("round,drawn,away,dropped,late,accepted,seconds,clock,bytes_down,bytes_up")
         assert (Path(found["folder"]) / "model" / "weights.safetensors").is_file()
     assert "runs" in str(found["folder"])

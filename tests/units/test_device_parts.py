@@ -24,6 +24,8 @@ from consilium.devices.personal import Personal
 from consilium.devices.population import checked
 from consilium.devices.rows import Amount, drawn_rows
 
+LOST = {"name": "phone", "dropout": 0.99}
+
 
 @pytest.mark.parametrize(("users", "size"), [(10**9, 500), (50, 50), (50, 40), (7, 3), (1, 1)])
 def test_cohort_is_of_different_users_and_follows_from_seed_and_round(users: int, size: int) -> None:
@@ -62,7 +64,7 @@ def test_clock_lets_users_be_away_drop_out_and_be_slow() -> None:
     profile = {"name": "phone", "available": 0.75, "dropout": 0.1, "rows_per_second": 1.0, "spread": 1.0}
     study = device_study(1000, round_timeout_seconds=60, devices={"profiles": [profile]})
     users = np.arange(20_000)
-    turn = play_turn(study, users, np.full(20_000, 20), number=1, now=0.0, bytes_down=1000, bytes_up=1000)
+    turn = play_turn(study, users, np.full(20_000, 20), seed=42, number=1, now=0.0, bytes_down=1000, bytes_up=1000)
     parts = [float((turn.fates == fate).mean()) for fate in (AWAY, DROPPED, ANSWERED)]
     assert parts[0] == pytest.approx(0.25, abs=0.015)
     assert parts[1] == pytest.approx(0.075, abs=0.01)
@@ -74,15 +76,28 @@ def test_clock_lets_users_be_away_drop_out_and_be_slow() -> None:
     assert turn.bytes_down == 1000 * int((turn.fates != AWAY).sum())
 
 
+def test_private_round_takes_as_long_whoever_came() -> None:
+    """Quick or away, one more or less: the next round begins at the same hour."""
+    study = device_study(60, round_timeout_seconds=60, devices={"private": True, "profiles": [{"name": "phone"}]})
+    lost = device_study(60, round_timeout_seconds=60, devices={"private": True, "profiles": [LOST]})
+    for one, least in ((study, 100), (lost, 0)):
+        turn = play_turn(
+            one, np.arange(100), np.full(100, 20), seed="secret", number=1, now=0.0, bytes_down=9, bytes_up=9
+        )
+        assert turn.seconds == 60
+        assert turn.enough
+        assert least <= len(turn.answered) <= least + 10
+
+
 def test_over_selection_ends_a_round_with_the_cohort_that_is_first() -> None:
     """Of 130 asked the first 100 count, and the round is as long as the slowest of these."""
     profile = {"name": "phone", "rows_per_second": 1.0, "spread": 1.0}
     study = device_study(100, over_selection=0.3, devices={"users": 1000, "profiles": [profile]})
     assert 130 == study.asked_size
-    turn = play_turn(study, np.arange(130), np.full(130, 20), number=1, now=0.0, bytes_down=0, bytes_up=0)
+    turn = play_turn(study, np.arange(130), np.full(130, 20), seed=42, number=1, now=0.0, bytes_down=0, bytes_up=0)
     every = play_turn(
         device_study(130, devices={"profiles": [profile]}),
-        np.arange(130), np.full(130, 20), number=1, now=0.0, bytes_down=0, bytes_up=0,
+        np.arange(130), np.full(130, 20), seed=42, number=1, now=0.0, bytes_down=0, bytes_up=0,
     )  # fmt: skip
     assert (100, 30) == ((turn.fates == ANSWERED).sum(), (turn.fates == LATE).sum())
     assert turn.seconds < every.seconds
@@ -90,8 +105,7 @@ def test_over_selection_ends_a_round_with_the_cohort_that_is_first() -> None:
 
 def test_round_below_its_quorum_leaves_the_weights_alone(tmp_path: Path) -> None:
     """All give up: nothing moves, the deadline passes on the clock, and the study goes on."""
-    lost = {"name": "phone", "dropout": 0.99}
-    study = device_study(10, quorum=9, round_timeout_seconds=7.0, devices={"profiles": [lost]})
+    study = device_study(10, quorum=9, round_timeout_seconds=7.0, devices={"profiles": [LOST]})
     result = simulated(study, write_users(tmp_path / "users", 30), tmp_path / "run")
     assert [0] * 5 == [record.accepted for record in result.rounds]
     assert [0.0] * 5 == [record.update_norm for record in result.rounds]
@@ -147,6 +161,30 @@ def test_training_by_rows_is_the_training_of_copies(momentum: float, outputs: in
     assert (clip is None) == (done.norms is None)
     if done.norms is not None:
         assert norms == pytest.approx(done.norms.tolist(), rel=1e-4)
+
+
+def test_no_user_is_longer_than_the_clip_where_inputs_are_large() -> None:
+    """Inputs of 100,000 and some 30 around it: rows of two classes all but cancel out, and lengths are still exact."""
+    from consilium.client.training.stacked.by_rows import Drawn
+
+    model = build_model(ModelConfig(name="linear"), input_shape=(8,), num_outputs=2, weights_dir=None, seed=1)
+    start = {name: torch.zeros_like(value) for name, value in model.module.named_parameters()}
+    x = 1e5 + 30 * torch.randn(200, 20, 8, generator=torch.Generator().manual_seed(0))
+    y, weights, steps = torch.arange(20).repeat(200, 1) % 2, torch.full((200, 20), 1 / 20), torch.ones(200).long()
+    gradient = stacked_gradient(model.module, CLASSES, Examples(x[0], y[0]))
+    assert isinstance(gradient, ByFormula)
+    errors = (0.5 - torch.nn.functional.one_hot(y, 2).double()) / 20 * 0.1
+    exact = torch.cat([errors.mT @ x.double(), errors.sum(dim=1)[..., None]], dim=2).square().sum(dim=(1, 2)).sqrt()
+    for user in range(200):
+        some = slice(user, user + 1)
+        done = summed_by_rows(
+            gradient, start, Drawn(x[some], y[some], weights[some], [20], steps[some]),
+            aim=CLASSES, rates=[0.1], momentum=0.0, shares=torch.ones(1), clip=0.1,
+        )  # fmt: skip
+        length = sum(float(one.double().square().sum()) for one in done.total.values()) ** 0.5
+        assert length <= 0.1 * (1 + 1e-3)
+        assert done.norms is not None
+        assert float(done.norms) == pytest.approx(float(exact[user]), rel=1e-3)
 
 
 def _work(rows: int, classes: int, momentum: float) -> LocalWork:

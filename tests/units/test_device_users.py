@@ -146,6 +146,29 @@ def test_parquet_is_read_by_its_user_column(tmp_path: Path) -> None:
         open_users(tmp_path / "rows.parquet", study, tmp_path / "arrays")
 
 
+def test_parquet_is_scaled_by_training_rows_of_those_who_take_part(tmp_path: Path) -> None:
+    """The last fifth of a user's rows moves no scale, nor does a user beyond the number, which may change."""
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    columns = {
+        "day": {"kind": "category", "values": ["week", "end", "feast"]},
+        "motion": {"kind": "number"},
+        "heat": {"kind": "number"},
+    }
+    task = {"kind": "table", "label": "home", "classes": ["no", "yes"], "columns": columns}
+    motion, heat = np.arange(15.0), np.arange(15.0)[::-1] ** 2
+    motion[[4, 9]] = 1e6
+    cells = {"user": np.repeat([1, 2, 3], 5), "motion": motion, "heat": heat, "day": ["week"] * 15, "home": ["no"] * 15}
+    parquet.write_table(pa.table(cells), tmp_path / "rows.parquet")
+    for users, trained in ((2, [0, 1, 2, 3, 5, 6, 7, 8]), (3, [0, 1, 2, 3, 5, 6, 7, 8, 10, 11, 12, 13])):
+        study = device_study(2, task=task, devices={"users": users})
+        scale = open_users(tmp_path / "rows.parquet", study, tmp_path / "arrays").scale
+        assert scale is not None
+        assert [motion[trained].mean(), heat[trained].mean()] == pytest.approx(scale.mean)
+        assert [motion[trained].std(), heat[trained].std()] == pytest.approx(scale.std)
+
+
 def test_studies_of_devices_are_for_simulations_alone(tmp_path: Path) -> None:
     """`consilium run` and the others refuse them; a simulation needs a cohort, and no more users than there are."""
     path = tmp_path / "study.toml"

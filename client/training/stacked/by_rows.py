@@ -192,7 +192,11 @@ class _Chain:
         norms, factor = None, shares
         if clip is not None:
             norms = self._norms(shared)
-            factor = shares * (clip / norms.clamp(min=1e-30)).clamp(max=1.0)
+            usable = norms.isfinite()  # who diverged counts as nothing
+            for layer in shared:
+                self._given[layer.weight][~usable] = 0
+                self._errors[layer.weight][~usable] = 0
+            factor = torch.where(usable, shares * (clip / norms.clamp(min=1e-30)).clamp(max=1.0), 0)
         for layer in self._linear:
             given, errors = self._given[layer.weight], self._errors[layer.weight]
             if layer not in shared:
@@ -207,10 +211,11 @@ class _Chain:
         return Summed(total, own, losses, norms)
 
     def _norms(self, shared: Sequence[Linear]) -> Tensor:
+        """Return the length of each site's update; in float64, since large inputs' products all but cancel out."""
         squares = torch.zeros(len(self._drawn.counts), dtype=torch.float64)
         for layer in shared:
-            given, errors = self._given[layer.weight], self._errors[layer.weight]
+            given, errors = self._given[layer.weight].double(), self._errors[layer.weight].double()
             near = torch.bmm(given, given.mT)
             near = near if layer.bias is None else near.add_(1)
-            squares += near.mul_(torch.bmm(errors, errors.mT)).sum(dim=(1, 2)).double()
+            squares += near.mul_(torch.bmm(errors, errors.mT)).sum(dim=(1, 2))
         return squares.clamp(min=0).sqrt().float()
