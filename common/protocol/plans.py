@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from consilium.common.privacy.secure.sizes import MOST_SITES
 from consilium.common.study.names import Sha256, SiteName
 from consilium.common.study.record import Record
-from consilium.common.study.relays import MOST_LEAVES
+from consilium.common.study.relays import LEAST_LEAVES, MOST_LEAVES
 from consilium.common.study.scale import Scale
 from consilium.common.study.study import StudyConfig
 
@@ -192,12 +192,14 @@ class RelayPlan(_LaterPlan):
 
     `seconds`, `absent_seconds`: how long a leaf has, and how long one that is away is waited for.
     `handshake`: the study as one of the leaves sees it, where they are greeted; later plans name it.
+    `least`: without the updates of so many leaves the round cannot have its quorum, so no mean of fewer is made.
     `common`, `own`: fields that the plans of all leaves have in common, and those of each.
     """
 
     kind: Literal["relay"] = "relay"
     seconds: float = Field(gt=0, le=1e9)
     absent_seconds: float | None = Field(default=None, ge=0)
+    least: int = Field(default=LEAST_LEAVES, ge=LEAST_LEAVES, le=MOST_LEAVES)
     handshake: StudyConfig | None = Field(default=None, exclude_if=lambda study: study is None)
     common: dict[str, Any] = Field(default_factory=dict)
     own: dict[SiteName, dict[str, Any]] = Field(default_factory=dict, max_length=MOST_LEAVES)

@@ -7,20 +7,22 @@ can be read where they arrive.
 """
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError, model_validator
 
 from consilium.common.errors import ProtocolError
-from consilium.common.protocol.plans import HandshakePlan, Plan, RelayPlan
+from consilium.common.protocol.plans import HandshakePlan, Plan, RelayPlan, RoundPlan
 from consilium.common.protocol.replies import RelayReply, Reply, Text
+from consilium.common.study.limits import MAX_TEXT_BYTES
 from consilium.common.study.names import SiteName
 from consilium.common.study.record import Record
+from consilium.common.study.relays import LEAST_LEAVES
 from consilium.common.study.sentences import describe
 
 MOST_BYTES_OF_LEAF = 2**16
-"""How long one leaf's answer may be as JSON, on average over those of a relay; compressed it is a tenth of that."""
+"""How long one leaf's answer to a round may be as JSON; compressed it is a tenth of that."""
 _PLANS: TypeAdapter[Plan] = TypeAdapter(Plan)
 
 Problem = Literal[
@@ -40,8 +42,12 @@ Problem = Literal[
     "not_finite",
     "norm",
     "sum",
+    "late",
 ]
-"""Why a leaf's answer is not there or cannot be used; `sum`: too few would be in the sum."""
+"""Why a leaf's answer is not there or cannot be used.
+
+`sum`: too few would be in the relay's mean, so none was sent; `late`: the mean of the round had been sent without it.
+"""
 
 
 class LeafAnswer(Record):
@@ -65,7 +71,14 @@ _ANSWERS: TypeAdapter[tuple[LeafAnswer, ...]] = TypeAdapter(tuple[LeafAnswer, ..
 
 
 def plan_for_relay(
-    relay: str, plans: Mapping[str, Plan], *, run: str, study: str, seconds: float, absent_seconds: float | None
+    relay: str,
+    plans: Mapping[str, Plan],
+    *,
+    run: str,
+    study: str,
+    seconds: float,
+    absent_seconds: float | None,
+    least: int = LEAST_LEAVES,
 ) -> RelayPlan:
     """Return the plans of a relay's leaves in one.
 
@@ -73,6 +86,7 @@ def plan_for_relay(
         plans: by leaf, all of one kind; none only asks which leaves are there.
         study: the digest of the whole study.
         seconds, absent_seconds: how long a leaf has, and how long one that is away is waited for.
+        least: of how many leaves a mean of a round is made at least.
     """
     first = next(iter(plans.values()), None)
     handshake = first.study if isinstance(first, HandshakePlan) else None
@@ -84,6 +98,7 @@ def plan_for_relay(
         study=study,
         seconds=seconds,
         absent_seconds=absent_seconds,
+        least=least,
         handshake=handshake,
         common=common,
         own={leaf: _rest(fields.get(leaf, {}), common) for leaf in plans},
@@ -111,6 +126,19 @@ def plans_in(plan: RelayPlan) -> dict[str, Plan]:
     return plans
 
 
+def most_bytes_of_leaf(plans: Iterable[Plan]) -> int:
+    """Return how long the answer of each leaf to a plan may be: to a round it is short, a scale or a card is not."""
+    return MOST_BYTES_OF_LEAF if any(isinstance(plan, RoundPlan) for plan in plans) else MAX_TEXT_BYTES
+
+
+def within(answer: LeafAnswer, most_bytes: int) -> LeafAnswer:
+    """Return a leaf's answer, or what is wrong with one that is too long: it must not stop those of the others."""
+    if answer.reply is None or (length := len(answer.model_dump_json().encode())) < most_bytes:  # a comma follows
+        return answer
+    detail = f"site '{answer.site}' answered with {length} bytes, expected fewer than {most_bytes} through a relay"
+    return LeafAnswer(site=answer.site, problem="protocol", detail=detail)
+
+
 def pack_answers(answers: Sequence[LeafAnswer], update: bytes) -> bytes:
     """Return the payload of a relay's reply."""
     return update + zlib.compress(_ANSWERS.dump_json(tuple(answers)), 1)
@@ -125,7 +153,7 @@ def answers_in(reply: RelayReply, payload: bytes | memoryview, asked: Mapping[st
     who = f"relay '{reply.site}'"
     if reply.update_bytes > len(payload):
         raise ProtocolError(f"{who} sent {len(payload)} bytes, and says that {reply.update_bytes} are its update")
-    most, reader = MOST_BYTES_OF_LEAF * max(1, len(asked)), zlib.decompressobj()
+    most, reader = most_bytes_of_leaf(asked.values()) * max(1, len(asked)) + len("[]"), zlib.decompressobj()
     try:
         text = reader.decompress(payload[reply.update_bytes :], most)
         if not reader.eof:

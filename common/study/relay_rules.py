@@ -57,6 +57,23 @@ def _relays_know_one_round(study: Study) -> str | None:
     )
 
 
+def _relays_ask_all_of_theirs(study: Study) -> str | None:
+    """Refuse what leaves a relay with one site, whose update its mean would be, and what ends its one mean early."""
+    if not study.relays:
+        return None
+    if study.cohort_fraction < 1 or study.over_selection:
+        return (
+            "cohort_fraction and over_selection draw sites wherever they are, and a relay of which one is drawn has no "
+            "mean to send: leave them out"
+        )
+    if study.straggler_seconds is not None:
+        return (
+            "straggler_seconds begins with the quorum, which a relay does not know, and it makes one mean a round of "
+            "all its sites: leave it out; round_timeout_seconds bounds how long a round takes"
+        )
+    return None
+
+
 def _secrets_end_at_relays(study: Study) -> str | None:
     privacy = study.privacy
     name = "secure_aggregation" if privacy.secure_aggregation else "sites" if privacy.sites is not None else None
@@ -86,6 +103,7 @@ RELAY_RULES: tuple[Callable[[Study], str | None], ...] = (
     _means_are_all_that_is_needed,
     _relays_carry_plain_numbers,
     _relays_know_one_round,
+    _relays_ask_all_of_theirs,
     _secrets_end_at_relays,
     _single_updates_stay_at_relays,
 )

@@ -78,9 +78,12 @@ class Desk:
         try:
             order = self._orders.open(signed, payload)
             run = order.run
-            reply, content = self._relay.answer(self._plan_in(order), payload)
-            self._orders.answered(order)
+            try:
+                reply, content = self._relay.answer(self._plan_in(order), payload)
+            finally:  # what failed is not tried again under the same number either
+                self._orders.answered(order)
         except ConsiliumError as error:
+            content = None
             log.error("order not carried out run=%s error=%s message=%s", run, type(error).__name__, error)
             reply = FailureReply(
                 run=run,
@@ -139,7 +142,8 @@ class Desk:
         return RunFolder(self._home.path / RELAYED / run)
 
     def _enrolled(self) -> Collection[str]:
-        return {entry.name for entry in read_entries(self._home.path / FILE).values() if not entry.revoked}
+        approved = {entry.name for entry in read_entries(self._home.path / FILE).values() if not entry.revoked}
+        return approved & set(load_study(self._study).relays.get(self._config.name, ()))
 
 
 def answer_all(desk: Desk, end: SharedEnd) -> None:

@@ -6,6 +6,7 @@ would (`server/privacy/secure/round.py` does the same with sums). So the rounds,
 result are those of the sites, wherever these are connected.
 """
 
+import logging
 import math
 import time
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping
@@ -13,14 +14,17 @@ from dataclasses import dataclass, field, replace
 
 from consilium.common.errors import ProtocolError, clean
 from consilium.common.protocol.plans import InitialWeightsPlan, Plan, RoundPlan
-from consilium.common.protocol.relays import MOST_BYTES_OF_LEAF, LeafAnswer, answers_in, plan_for_relay
+from consilium.common.protocol.relays import LeafAnswer, answers_in, most_bytes_of_leaf, plan_for_relay
 from consilium.common.protocol.replies import FailureReply, InitialWeightsReply, RelayReply, RoundReply
-from consilium.common.study.relays import relay_of
+from consilium.common.study.relays import LEAST_LEAVES, relay_of
 from consilium.common.study.study import StudyConfig
 from consilium.server.study.exchange import Answer, Conversation, Exchange, Mailing, ask
 
+log = logging.getLogger(__name__)
+
 GRACE_SECONDS = 30.0
 """How much longer than its sites a relay has, which waits for them as long as the server would."""
+BUSY = "does it carry another run? A relay carries one at a time: wait until that one is over"
 LOOK_SECONDS, STATUS_SECONDS = 1.0, 10.0
 """How old it may be what is known of a relay's connected sites, and how long it is waited for."""
 
@@ -61,9 +65,20 @@ class RelayedExchange:
         return RelayedConversation(self.exchange.converse(), self)
 
     def mail(self, relay: str, plans: Mapping[str, Plan], seconds: float, absent_seconds: float | None) -> Plan:
-        """Return the plans of a relay's sites in one."""
+        """Return the plans of a relay's sites in one.
+
+        A mean without which the round has no quorum would be of no use, and the relay's only one of that round.
+        """
+        others = len(self.config.sites) - len(self.config.relays[relay])
+        needed = min(len(plans), self.config.least_updates - others)
         return plan_for_relay(
-            relay, plans, run=self.run, study=self.digest, seconds=seconds, absent_seconds=absent_seconds
+            relay,
+            plans,
+            run=self.run,
+            study=self.digest,
+            seconds=seconds,
+            absent_seconds=absent_seconds,
+            least=max(LEAST_LEAVES, needed),
         )
 
     def note(self, relay: str, reply: RelayReply) -> None:
@@ -78,6 +93,8 @@ class RelayedExchange:
             self._online[answer.site], self._looked[answer.site] = frozenset(), time.monotonic()
             if isinstance(answer.reply, RelayReply):
                 self.note(answer.site, answer.reply)
+            elif answer.problem == "timeout":
+                log.warning("relay=%s does not say which sites it has: %s", answer.site, BUSY)
 
 
 @dataclass
@@ -108,7 +125,7 @@ class RelayedConversation:
         seconds, absent = mailing.timeout_seconds, self.relayed.config.absent_seconds
         relays = {relay: self.relayed.mail(relay, plans, seconds, absent) for relay, plans in self._asked.items()}
         leaves = max(map(len, self._asked.values()))
-        most_bytes = mailing.most_bytes + leaves * MOST_BYTES_OF_LEAF
+        most_bytes = mailing.most_bytes + leaves * most_bytes_of_leaf(mailing.plans.values())
         self.conversation.send(Mailing(relays, seconds + GRACE_SECONDS, mailing.payload, most_bytes=most_bytes))
 
     def answers(
@@ -170,7 +187,8 @@ def _reply_of(answer: Answer, run: str) -> RelayReply:
     """
     who, reply = f"relay '{answer.site}'", answer.reply
     if answer.problem is not None:
-        raise ProtocolError(clean(answer.detail).replace(f"site '{answer.site}'", who))
+        busy = f"; {BUSY}" if answer.problem == "timeout" else ""
+        raise ProtocolError(clean(answer.detail).replace(f"site '{answer.site}'", who) + busy)
     if isinstance(reply, FailureReply):
         raise ProtocolError(f"{who}: {reply.message}")
     if not isinstance(reply, RelayReply) or reply.run != run:

@@ -4,31 +4,35 @@ Of a run it keeps the study, and what its leaves announced in the handshake. Wha
 server's, and travels in the plans, so that a relay can be killed and started again.
 """
 
-import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import cast, get_args
 
 from consilium.common.codecs import Identity, Payload
 from consilium.common.errors import ProtocolError, UpdateRejected, clean
 from consilium.common.events.run import RoundAsked
 from consilium.common.protocol.plans import InitialWeightsPlan, Plan, RelayPlan, RoundPlan
-from consilium.common.protocol.relays import LeafAnswer, Problem, pack_answers, plans_in
+from consilium.common.protocol.relays import (
+    LeafAnswer,
+    Problem,
+    most_bytes_of_leaf,
+    pack_answers,
+    plans_in,
+    within,
+)
 from consilium.common.protocol.replies import HandshakeReply, RelayReply, Reply
 from consilium.common.study.limits import MAX_PAYLOAD_BYTES
-from consilium.common.study.relays import LEAST_LEAVES
 from consilium.common.weights.arithmetic import weighted_mean
 from consilium.common.weights.checks import check_finite
 from consilium.server.relays.known import Known, read_known, write_known
+from consilium.server.relays.means import SentMean, digest_of_weights, keep_mean, mean_sent, sent_again
 from consilium.server.strategies import ServerState, Update, build_strategy
 from consilium.server.study.applying import weigh
 from consilium.server.study.context import Study
 from consilium.server.study.defence import shortened
 from consilium.server.study.exchange import Answer, Exchange, ask
 from consilium.server.study.record import Cohort, Intake
-from consilium.server.study.round import waited_until
 from consilium.server.study.run_folder import RunFolder
 from consilium.server.study.taking import receive, refuse_beyond_belief, reject
 from consilium.server.study.update_files import Spool
@@ -44,7 +48,7 @@ class Relay:
     Args:
         exchange: returns what reaches the leaves in a run.
         folder: returns a run's folder here, for its log and for updates on their way.
-        enrolled: returns the names of the leaves whose keys are approved here.
+        enrolled: returns the names of the leaves, which the accepted study has here, and whose keys are approved.
         pid: of this process, for its replies.
     """
 
@@ -78,7 +82,7 @@ class Relay:
             site=self.name,
             pid=self.pid,
             seconds=time.monotonic() - began,
-            online=tuple(sorted(exchange.connected())),
+            online=tuple(sorted(exchange.connected() & set(self.enrolled()))),
             update_bytes=len(update),
         )
         return reply, pack_answers([*answers.values(), *told], update)
@@ -86,7 +90,10 @@ class Relay:
     def _strangers(self, plans: Mapping[str, Plan]) -> dict[str, LeafAnswer]:
         """Return what stands for the answers of sites that are not enrolled here."""
         enrolled = self.enrolled() if plans else ()
-        detail = "site '{}' is not enrolled at relay '{}', where 'consilium server approve' lets it take part"
+        detail = (
+            "site '{}' is not enrolled at relay '{}', where 'consilium server approve' lets it take part, if the study "
+            "that the relay accepted has it there"
+        )
         return {
             leaf: LeafAnswer(site=leaf, problem="gone", detail=detail.format(leaf, self.name))
             for leaf in sorted(plans.keys() - set(enrolled))
@@ -96,12 +103,13 @@ class Relay:
         """Ask the leaves, and return their answers as they are; of payloads, the initial weights of one leaf alone."""
         weights_of_one = len(asked.plans) == 1 and isinstance(next(iter(asked.plans.values())), InitialWeightsPlan)
         told, carried, cards = list[LeafAnswer](), b"", dict[str, HandshakeReply]()
+        most = most_bytes_of_leaf(asked.plans.values())
         for answer in asked.answers(most_bytes=MAX_PAYLOAD_BYTES if weights_of_one else 0):
-            told.append(_told(answer))
+            told.append(one := within(_told(answer), most))
             if weights_of_one:
                 carried = bytes(answer.payload or b"")
-            if isinstance(answer.reply, HandshakeReply):
-                cards[answer.site] = answer.reply
+            if isinstance(one.reply, HandshakeReply):
+                cards[answer.site] = one.reply
         self._note(asked.plan, cards)
         return told, carried
 
@@ -127,36 +135,45 @@ class Relay:
         known = self._known.get(plan.run) or read_known(self.folder(plan.run).path)
         if known is None or known.digest != plan.study:
             raise ProtocolError(
-                f"run '{plan.run}' of this study has had no handshake at this relay, or what was kept of it is gone: "
-                "put the folder 'relayed' of its home back from a backup, or start a new run"
+                f"run '{plan.run}' of this study has had no handshake at this relay, or what was kept of it in the "
+                "folder 'relayed' of its home is gone: start a new run"
             )
         self._known[plan.run] = known
         return known
 
     def _round(self, asked: "_Asked") -> tuple[list[LeafAnswer], bytes]:
-        """Have the leaves train, check their updates as a server does, and return their answers and the mean."""
+        """Have the leaves train, check their updates as a server does, and return their answers and the mean.
+
+        Of a round there is one mean: where it was sent, it is sent again.
+        """
         state, study = _state_of(asked, known := self._of(asked.plan)), self._study(asked, known)
-        leaves, intake = tuple(sorted(asked.plans)), Intake()
+        leaves, intake, weights = tuple(sorted(asked.plans)), Intake(), digest_of_weights(asked.payload or b"")
+        if (before := mean_sent(study.folder.path, state.round + 1)) is not None:
+            sent, update = before
+            return sent_again(self.name, sent, leaves, weights), update
         cohort = Cohort(state.round + 1, leaves, len(leaves) // 2 + 1, {}, time.monotonic())
         study.folder.log(RoundAsked(round=cohort.round, sites=leaves, quorum=cohort.quorum))
         replies: dict[str, Reply] = {}
         with Spool(study.folder.path) as spool:
-            until = partial(waited_until, study, cohort, intake)
             most = len(asked.payload or b"")
-            answers = (_noted(answer, replies) for answer in asked.answers(most_bytes=most, until=until))
+            answers = (_noted(answer, replies) for answer in asked.answers(most_bytes=most))
             receive(study, state, answers, spool, intake, cohort=cohort, held=state.weights)
             _refuse_unmeasured(study, state, intake)
             refuse_beyond_belief(study, state, intake)
             problems = {leaf: (intake.rejected[leaf], intake.details[leaf]) for leaf in intake.rejected}
-            few = 0 < len(intake.updates) < LEAST_LEAVES
-            update = b"" if few or not intake.updates else _mean(study, state, intake)
+            few = len(intake.updates) < asked.plan.least
+            update = b"" if few else _mean(study, state, intake)
         if few:
             sentence = (
-                f"relay '{self.name}' sends no sum of fewer than {LEAST_LEAVES} sites, and "
+                f"relay '{self.name}' sends no sum of fewer than {asked.plan.least} sites, and "
                 f"{len(intake.updates)} of the {len(leaves)} asked sent a usable update"
             )
             problems |= {one.site: ("sum", sentence) for one in intake.updates}
-        return [_in_mean(leaf, replies, problems) for leaf in leaves], update
+        told = [_in_mean(leaf, replies, problems) for leaf in leaves]
+        if not few:
+            inside = tuple(one for one in told if one.reply is not None)
+            keep_mean(study.folder.path, SentMean(round=cohort.round, weights=weights, answers=inside), update)
+        return told, update
 
     def _study(self, asked: "_Asked", known: Known) -> Study:
         """Return the study of the leaves, as if this were their server."""
@@ -187,7 +204,7 @@ class _Asked:
     payload: Payload | None
     exchange: Exchange
 
-    def answers(self, *, most_bytes: int, until: Callable[[], float] = lambda: math.inf) -> Iterator[Answer]:
+    def answers(self, *, most_bytes: int) -> Iterator[Answer]:
         """Yield one answer of each leaf, as they arrive."""
         return ask(
             self.exchange,
@@ -196,7 +213,6 @@ class _Asked:
             payload=None if self.payload is None else bytes(self.payload),
             most_bytes=most_bytes,
             absent_seconds=self.plan.absent_seconds,
-            until=until,
         )
 
 

@@ -16,8 +16,8 @@ from consilium.server.study.context import Study
 
 log = logging.getLogger(__name__)
 
-PASSING = frozenset({"gone", "timeout", "crash"})
-"""Problems that may be over when a site is asked again."""
+PASSING, OF_OTHERS = frozenset({"gone", "timeout", "crash"}), "sum"
+"""Problems that may be over when a site is asked again, and that of one whose relay waits for more of its sites."""
 MOST_CRASHES = 3
 """How often in a row a site's process may die of one plan before it is not asked again."""
 LOOK_SECONDS, DISK_SECONDS, DEVICE_SECONDS = 0.2, 5.0, 5.0
@@ -82,11 +82,13 @@ class Hold:
 
     def passing(self, problems: Mapping[str, str]) -> list[str]:
         """Return the sites that are worth asking again."""
-        return [
+        own = {
             site
-            for site, problem in sorted(problems.items())
+            for site, problem in problems.items()
             if problem in PASSING and self._crashes.get(site, 0) < MOST_CRASHES
-        ]
+        }
+        relays = [leaves for leaves in self.study.config.relays.values() if own & set(leaves)]
+        return sorted(own | {leaf for leaves in relays for leaf in leaves if problems.get(leaf) == OF_OTHERS})
 
     def wait(self, problems: Mapping[str, str], *, usable: int) -> tuple[str, ...]:
         """Pause until a site that is missing can be asked again; return all that are missing.
@@ -98,7 +100,8 @@ class Hold:
         self._attempts += 1
         quick = min(FIRST_PAUSE_SECONDS * 2 ** (self._attempts - 1), LONGEST_PAUSE_SECONDS)
         away = {site for site in missing if problems[site] == "gone"}
-        return missing if self._until_back(missing, away, quick) else ()
+        slow = {site for site in missing if problems[site] not in ("gone", OF_OTHERS)}
+        return missing if self._until_back(slow, away, quick) else ()
 
     def pause(self, missing: Collection[str], *, usable: int, why: str = "") -> None:
         """Say that the run waits, once."""
@@ -160,13 +163,13 @@ class Hold:
     def _limit(self) -> float:
         return min(self.study.config.pause_limit_seconds, self.most_seconds)
 
-    def _until_back(self, missing: Collection[str], away: Collection[str], quick: float) -> bool:
+    def _until_back(self, slow: Collection[str], away: Collection[str], quick: float) -> bool:
         """Wait until one that was away is connected, or for a while where a connected one did not answer."""
         assert self.began is not None
         asked, end = time.monotonic(), self.began + self._limit
         while (now := time.monotonic()) < end:
             connected = self.study.exchange.connected()
-            if connected & set(away) or (connected & set(missing) and now >= asked + quick):
+            if connected & set(away) or (connected & set(slow) and now >= asked + quick):
                 return True
             time.sleep(min(LOOK_SECONDS, max(0.0, end - now)))
         return False

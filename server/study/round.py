@@ -30,7 +30,7 @@ from consilium.server.study.kept_updates import forget_round
 from consilium.server.study.record import Aggregation, Cohort, Intake, make_record
 from consilium.server.study.sentences import reasons
 from consilium.server.study.steps import made_by
-from consilium.server.study.strikes import counted, say_set_aside, set_aside
+from consilium.server.study.strikes import counted, say_set_aside, set_aside, with_another
 from consilium.server.study.taking import receive, refuse_against, refuse_beyond_belief
 from consilium.server.study.update_files import Spool
 
@@ -105,7 +105,7 @@ def with_those_of_their_relays(study: Study, cohort: Cohort, missing: Collection
 def choose(study: Study, state: ServerState) -> Cohort:
     """Choose the sites of the next round."""
     began, config, number = time.monotonic(), study.config, state.round + 1
-    able = study.train_sizes.keys() - set_aside(config, state.strikes)
+    able = with_another(config, study.train_sizes.keys() - set_aside(config, state.strikes))
     if config.groups:
         able &= set(config.sites)
     named = choose_cohort(able, seed=config.seed, round_number=number, size=config.asked_sites)

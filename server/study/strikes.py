@@ -1,5 +1,6 @@
 """Strikes: a site whose answers are rejected again and again for what they hold is asked in no further round."""
 
+import logging
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
@@ -12,6 +13,8 @@ from consilium.server.study.context import Study
 from consilium.server.study.directions import AGAINST_OTHERS
 from consilium.server.study.sentences import MOST_NAMED
 
+log = logging.getLogger(__name__)
+
 OF_CONTENT = frozenset(
     {"protocol", "num_examples", "metrics", "names", "shape", "dtype", "not_finite", "norm"},
 )
@@ -23,6 +26,20 @@ def set_aside(config: StudyConfig, strikes: Mapping[str, int]) -> frozenset[str]
     """Return the sites that are asked in no further round."""
     most = config.defence.strikes
     return frozenset(site for site, count in strikes.items() if most and count >= most)
+
+
+def with_another(config: StudyConfig, able: Collection[str]) -> frozenset[str]:
+    """Return the sites that can be asked: of a relay none where only one is left, whose update its mean would be."""
+    lone = {
+        leaves[0]: relay
+        for relay, each in config.relays.items()
+        if len(leaves := [leaf for leaf in each if leaf in able]) == 1
+    }
+    for site, relay in lone.items():
+        log.warning(
+            "site=%s is not asked: it is the only one left of relay=%s, whose mean would be its update", site, relay
+        )
+    return frozenset(able) - lone.keys()
 
 
 def counted(before: Mapping[str, int], *, accepted: Collection[str], rejected: Mapping[str, str]) -> dict[str, int]:

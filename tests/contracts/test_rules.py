@@ -432,6 +432,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"sites": [], "devices": USERS, "privacy": {"sites": {"epsilon": 3}}, "weighting": EQUAL},
         "devices.private = false and privacy.sites contradict each other",
     ),
+    "a round of users without noise": (
+        {"sites": [], "devices": {"cohort": 60}, "quorum": 55},
+        "quorum leaves the weights as they were where too few answer, without noise, so that one user's answer shows",
+    ),
+    "users who hold out rows twice": (
+        {"sites": [], "devices": USERS, "split": {"validation": 0.1}},
+        "split.validation: there is no such thing in a simulation of devices yet",
+    ),
     "noise of users who are let go": (
         {"sites": [], "devices": {"cohort": 60}, "straggler_seconds": 5},
         "straggler_seconds lets go of users when enough others have answered",
@@ -467,6 +475,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a relay of buffered rounds": (
         {"relays": NORTH, "schedule": {"kind": "buffered", "size": 2}},
         "schedule = 'buffered' takes updates one by one as they come, and a relay sends one mean of a round: set",
+    ),
+    "a draw that leaves a relay one site": (
+        {"relays": NORTH, "cohort_fraction": 0.7},
+        "cohort_fraction and over_selection draw sites wherever they are, and a relay of which one is drawn has no",
+    ),
+    "stragglers that a relay would let go": (
+        {"relays": NORTH, "straggler_seconds": 5},
+        "straggler_seconds begins with the quorum, which a relay does not know, and it makes one mean a round of all",
     ),
     "secure sums through a relay": (
         {"relays": NORTH, "privacy": {"secure_aggregation": True}},

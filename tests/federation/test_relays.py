@@ -1,7 +1,7 @@
 """Studies through relays: the same weights, shares and results as without, and what a relay refuses or bounds."""
 
 from collections.abc import Callable, Collection, Generator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ from conftest import MakeSites, MakeStudy
 from safetensors.numpy import load_file
 
 from consilium.common.codecs import Identity
+from consilium.common.errors import CohortTooSmall
+from consilium.common.protocol.plans import RoundPlan
 from consilium.common.protocol.replies import RoundReply
 from consilium.common.results import RunResult
 from consilium.common.study.study import StudyConfig
@@ -36,10 +38,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "fedadam": {"strategy": {"kind": "fedadam"}},
     "feddyn": {"strategy": {"kind": "feddyn"}, "method": {"kind": "feddyn"}, "training": SGD},
     "reptile": {"strategy": {"kind": "reptile"}, "method": {"kind": "reptile"}, "training": SGD},
-    "weights by size and loss, personal parts, not all sites asked": {
+    "weights by size and loss, personal parts": {
         "weighting": {"factors": [{"kind": "size", "exponent": 0.5}, {"kind": "loss"}]},
         "method": {"kind": "fedper"},
-        "cohort_fraction": 0.8,
     },
     "a bound of the study's own, and an integer that BatchNorm counts": {
         "defence": {"norm": {"kind": "fixed", "bound": 0.2}, "against": 0, "undo": False},
@@ -103,6 +104,7 @@ class Altered:
     exchange: DirectExchange
     change: Callable[[Answer, int], Answer]
     patient: bool = False
+    asked: list[str] = field(default_factory=list)
 
     def connected(self) -> frozenset[str]:
         """Return the names of the sites."""
@@ -110,7 +112,7 @@ class Altered:
 
     def converse(self) -> "AlteredConversation":
         """Return a conversation."""
-        return AlteredConversation(self.exchange.converse(), self.change)
+        return AlteredConversation(self.exchange.converse(), self.change, self.asked)
 
 
 @dataclass
@@ -119,13 +121,15 @@ class AlteredConversation:
 
     conversation: DirectConversation
     change: Callable[[Answer, int], Answer]
+    asked: list[str]
 
     def open(self) -> frozenset[str]:
         """Return the sites that have not answered."""
         return self.conversation.open()
 
     def send(self, mailing: Mailing) -> None:
-        """Send plans."""
+        """Send plans, and note who was asked for round 2."""
+        self.asked += [site for site, plan in mailing.plans.items() if isinstance(plan, RoundPlan) and plan.round == 2]
         self.conversation.send(mailing)
 
     def answers(self, **how: Any) -> Generator[Answer, None, None]:
@@ -143,13 +147,25 @@ class AlteredConversation:
 
 
 def altered_run(
-    make_sites: MakeSites, study: StudyConfig, folder: Path, change: Callable[[Answer, int], Answer]
+    make_sites: MakeSites,
+    study: StudyConfig,
+    folder: Path,
+    change: Callable[[Answer, int], Answer],
+    *,
+    patient: bool = False,
+    asked: list[str] | None = None,
 ) -> RunResult:
-    """Run a study with sites whose answers to rounds are changed, through its relays where it has some."""
+    """Run a study with sites whose answers to rounds are changed, through its relays where it has some.
+
+    Args:
+        patient: whether a run waits for sites that are lost.
+        asked: gets the names of those that are asked for round 2, each time.
+    """
     sites = make_sites(TWELVE, under=folder.name)
 
     def exchange_with(names: Collection[str]) -> Altered:
-        return Altered(DirectExchange({name: sites[name] for name in names}, Engine("exact")), change)
+        direct = DirectExchange({name: sites[name] for name in names}, Engine("exact"))
+        return Altered(direct, change, patient, [] if asked is None else asked)
 
     exchange = relayed(study, folder, exchange_with) if study.relays else exchange_with(study.sites)
     for _ in run_steps(exchange, study.model_dump_json(), folder, transport="test", tls=False):
@@ -207,3 +223,62 @@ def test_relay_sends_no_sum_of_one_site(tmp_path: Path, make_sites: MakeSites, m
     record = altered_run(make_sites, study, tmp_path / "run", lost("site-00", "site-01", "site-02")).rounds[1]
     assert "sum" == record.rejected["site-03"]
     assert "relay 'north' sends no sum of fewer than 2 sites, and 1 of the 4 asked" in record.details["site-03"]
+
+
+def lost_once(*sites: str) -> Callable[[Answer, int], Answer]:
+    """Return what loses the first answer of some sites to round 2."""
+    left = set(sites)
+
+    def change(answer: Answer, number: int) -> Answer:
+        if number == 2 and answer.site in left:
+            left.remove(answer.site)
+            return gone(answer.site)
+        return answer
+
+    return change
+
+
+def test_run_waits_for_a_site_without_which_there_is_no_quorum_and_its_relay_sends_nothing_before(
+    tmp_path: Path, make_sites: MakeSites, make_study: MakeStudy
+) -> None:
+    """All twelve are needed and one is away: its relay's other sites are asked again with it, and the run goes on."""
+    study = make_study(sites=list(TWELVE), relays=RELAYS, quorum="all", rounds=2, local_baseline=False, **PLAIN)
+    asked: list[str] = []
+    result = altered_run(make_sites, study, tmp_path / "run", lost_once("site-05"), patient=True, asked=asked)
+    assert sorted(TWELVE) == list(result.rounds[1].accepted)
+    assert sorted([*TWELVE, *RELAYS["middle"]]) == sorted(asked)
+
+
+def test_relay_that_sent_its_mean_sends_no_other_of_the_round(
+    tmp_path: Path, make_sites: MakeSites, make_study: MakeStudy
+) -> None:
+    """Two relays sent theirs without a site each, and ten of twelve are no quorum of eleven: no site is asked again.
+
+    With second means of all four the server could reckon the updates of both sites, so the run ends and says why.
+    """
+    study = make_study(sites=list(TWELVE), relays=RELAYS, quorum=11, rounds=2, local_baseline=False, **PLAIN)
+    asked: list[str] = []
+    with pytest.raises(CohortTooSmall, match=r"relay 'middle' has sent its mean of round 2 without site 'site-05'"):
+        altered_run(make_sites, study, tmp_path / "run", lost_once("site-01", "site-05"), patient=True, asked=asked)
+    assert sorted(TWELVE) == sorted(asked)
+
+
+def test_relay_with_one_usable_site_left_has_none_to_ask(
+    tmp_path: Path, make_sites: MakeSites, make_study: MakeStudy, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a relay's two sites one is set aside: the other is asked no more, and the run goes on with those of others."""
+    relays = {"north": ["site-00", "site-01"], "south": ["site-08", "site-09", "site-10", "site-11"]}
+    defence = {"norm": {"kind": "off"}, "undo": False, "strikes": 1}
+    study = make_study(
+        sites=list(TWELVE), relays=relays, quorum=8, rounds=2, local_baseline=False, defence=defence, min_sites=8
+    )
+    result = altered_run(make_sites, study, tmp_path / "run", wrong_size)
+    assert sorted(TWELVE.keys() - {"site-00", "site-01"}) == list(result.rounds[1].asked)
+    assert "site=site-01 is not asked: it is the only one left of relay=north" in caplog.text
+
+
+def wrong_size(answer: Answer, _: int) -> Answer:
+    """Return the answers, that of one site with a size that it did not announce."""
+    if answer.site != "site-00" or not isinstance(answer.reply, RoundReply):
+        return answer
+    return replace(answer, reply=answer.reply.model_copy(update={"num_examples": 10_000}))

@@ -4,16 +4,18 @@ import socket
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from processes import call, doses_study
 from wires import make_home
 
 from consilium.common.errors import ConfigError
-from consilium.common.host.signing_requests import read_signing_request
+from consilium.common.host.signing_requests import read_signing_request, signing_request
 from consilium.common.host.study_key import read_study_key
 from consilium.common.wire.envelope import Order, sign_order
 from consilium.relay.folder import RelayFolder, accept_relay_bundle, check_relay, init_relay
 from consilium.relay.worker import Desk
 from consilium.server.operations.bundles import make_bundle
+from consilium.server.operations.home import ServerHome
 from consilium.server.wire.registry import Registry
 
 NORTH = '{ north = ["kiel", "bremen"] }'
@@ -98,6 +100,15 @@ def test_commands_say_what_is_wrong(tmp_path: Path) -> None:
     assert "the address for the sites (--address)" in done.stderr
 
 
+def approve(home: ServerHome, *names: str) -> None:
+    """Approve sites at a home, each with a new key."""
+    registry = Registry(home.path)
+    for name in names:
+        request = signing_request(ec.generate_private_key(ec.SECP256R1()), name=name)
+        registry.approve(read_signing_request(request), name=name)
+    registry.close()
+
+
 class NoLeaves:
     """A link that reaches nobody."""
 
@@ -129,3 +140,28 @@ def test_relay_obeys_the_study_s_key_and_plans_for_relays_alone(tmp_path: Path) 
         signed = sign_order(order, signed_by)
         assert sentence in desk.answer(signed, None)[0].replace('\\"', '"')
     assert "AnsweredAlready" in desk.answer(signed, None)[0]
+
+
+def test_order_that_failed_at_a_relay_is_not_obeyed_later(tmp_path: Path) -> None:
+    """One that could not be carried out is used up, as at a site: nobody can send it again when it could be."""
+    folder, path = bundle_for(tmp_path)
+    accept_relay_bundle(folder, path)
+    home = make_home(folder.path / "server-home")
+    desk = Desk(folder.settings, NoLeaves(), home.objects)  # type: ignore[arg-type]  # nobody is asked
+    approve(home, "kiel")
+    common = f'"protocol": 6, "codecs": 1, "run": "r", "study": "{64 * "a"}"'
+    own = f'{{"kiel": {{{common}, "site": "kiel", "kind": "round", "round": 1, "asked": 1}}}}'
+    text = f'{{{common}, "site": "north", "kind": "relay", "seconds": 5, "own": {own}}}'
+    signed = sign_order(Order(1, "r", "north", "plan", text), read_study_key(tmp_path / "server" / "study.key"))
+    assert "has had no handshake at this relay" in desk.answer(signed, None)[0]
+    assert "AnsweredAlready" in desk.answer(signed, None)[0]
+
+
+def test_relay_asks_no_site_that_is_not_its_own_in_the_accepted_study(tmp_path: Path) -> None:
+    """A site whose key is approved at the relay, and which the study does not have behind it, is none of its own."""
+    folder, path = bundle_for(tmp_path)
+    accept_relay_bundle(folder, path)
+    home = make_home(folder.path / "server-home")
+    desk = Desk(folder.settings, NoLeaves(), home.objects)  # type: ignore[arg-type]  # nobody is asked
+    approve(home, "kiel", "rome")
+    assert {"kiel"} == desk._enrolled()

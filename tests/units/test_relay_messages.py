@@ -1,21 +1,30 @@
 """Messages between a server and a relay: nothing is lost on the way, and nothing is believed that was not asked for."""
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import MakeStudy
+from messages import REPLIES
 
 from consilium.common.errors import ProtocolError
 from consilium.common.protocol.plans import FinishPlan, HandshakePlan, InitialWeightsPlan, Plan, RelayPlan, RoundPlan
-from consilium.common.protocol.relays import LeafAnswer, answers_in, pack_answers, plan_for_relay, plans_in
-from consilium.common.protocol.replies import RelayReply, RoundReply
+from consilium.common.protocol.relays import (
+    LeafAnswer,
+    answers_in,
+    most_bytes_of_leaf,
+    pack_answers,
+    plan_for_relay,
+    plans_in,
+    within,
+)
+from consilium.common.protocol.replies import HandshakeReply, RelayReply, RoundReply
 from consilium.common.study.study import StudyConfig
 from consilium.server.relays.exchange import RelayedExchange, _by_leaf
 from consilium.server.relays.relay import Relay
-from consilium.server.study.exchange import Answer
+from consilium.server.study.exchange import Answer, Mailing
 from consilium.server.study.run_folder import RunFolder
 
 RUN, DIGEST = "run-1", 64 * "a"
@@ -97,6 +106,27 @@ def test_server_refuses_answers_of_others_than_it_asked(name: str) -> None:
         answers_in(relay_reply(), pack_answers(answers, b""), rounds("berlin", "lyon"))
 
 
+def test_site_whose_card_is_too_long_stops_no_other(make_study: MakeStudy) -> None:
+    """Half a megabyte of a site's card goes on with the others', and a longer one is a problem of that site alone."""
+    study = make_study(relays=NORTH)
+    asked = {leaf: HandshakePlan(study=study.seen_by(leaf), run=RUN, site=leaf) for leaf in NORTH["north"]}
+    (card,) = (one for one in REPLIES if isinstance(one, HandshakeReply))
+    long, longer = (
+        LeafAnswer(
+            site=leaf,
+            reply=card.model_copy(
+                update={"run": RUN, "site": leaf, "shared_buffers": tuple(f"buffer.{n:043}" for n in range(number))}
+            ),
+        )
+        for leaf, number in (("berlin", 10_000), ("lyon", 30_000))
+    )
+    told = [within(one, most_bytes_of_leaf(asked.values())) for one in (long, longer)]
+    assert long == told[0]
+    assert "protocol" == told[1].problem
+    assert "site 'lyon' answered with" in told[1].detail
+    assert tuple(told) == answers_in(relay_reply(), pack_answers(told, b""), asked)
+
+
 def test_server_refuses_damaged_and_swollen_answers() -> None:
     """More bytes of an update than came, text that is none, and a few bytes that would fill the memory."""
     asked = rounds("berlin", "lyon")
@@ -140,6 +170,7 @@ def test_answer_of_a_relay_is_one_for_each_of_its_sites(make_study: MakeStudy) -
     ("answer", "problem", "sentence"),
     [
         (Answer("north", problem="gone", detail="site 'north' is not connected"), "gone", "relay 'north' is not"),
+        (Answer("north", problem="timeout", detail="no answer of site 'north'"), "timeout", "carries one at a time"),
         (Answer("north", reply=reply_to("north")), "protocol", "expected RelayReply of run 'run-1': is it a site?"),
         (Answer("north", reply=relay_reply(run="run-2"), payload=b""), "protocol", "expected RelayReply of run"),
     ],
@@ -151,6 +182,37 @@ def test_relay_without_a_usable_answer_has_none_for_any_of_its_sites(
     told = list(_by_leaf(answer, rounds("berlin", "lyon"), exchanged(make_study(relays=NORTH))))
     assert {"berlin": problem, "lyon": problem} == {one.site: one.problem for one in told}
     assert all(sentence in one.detail and one.reply is None for one in told)
+
+
+class Busy:
+    """An exchange with a relay that does not answer in time; its own conversation."""
+
+    def connected(self) -> frozenset[str]:
+        """Return the relay."""
+        return frozenset(NORTH)
+
+    def converse(self) -> "Busy":
+        """Return a conversation."""
+        return self
+
+    def send(self, _: Mailing) -> None:
+        """Take plans in."""
+
+    def answers(self, **_: Any) -> Iterator[Answer]:
+        """Yield that there is no answer."""
+        yield Answer("north", problem="timeout", detail="no answer of site 'north'")
+
+    def close(self) -> None:
+        """Take back all plans."""
+
+
+def test_relay_that_is_busy_has_no_site_there_and_the_log_says_why(
+    make_study: MakeStudy, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A second run is told what it waits for: a relay carries one run at a time."""
+    relayed = RelayedExchange(Busy(), make_study(relays=NORTH), RUN, DIGEST)  # type: ignore[arg-type]  # asked one thing
+    assert frozenset() == relayed.connected()
+    assert "relay=north does not say which sites it has: does it carry another run?" in caplog.text
 
 
 def test_names_of_relays_and_their_sites_are_checked(make_study: MakeStudy) -> None:
