@@ -41,6 +41,7 @@ def start_site(path: Path, *, metrics: str | None = None) -> None:
     """
     from consilium.client.wire.probe import place_of
     from consilium.common.host.address import parse_address
+    from consilium.common.host.parents import TOKEN_VARIABLE
     from consilium.common.study.load import load_site
 
     if metrics:
@@ -49,7 +50,8 @@ def start_site(path: Path, *, metrics: str | None = None) -> None:
     _check_files(config, path)
     address = config.metrics_address if metrics is None else metrics
     place = place_of(config, path, metrics=address or "")
-    environment = {**os.environ, PLACE_VARIABLE: place.to_json()}
+    environment = {name: value for name, value in os.environ.items() if name != TOKEN_VARIABLE}
+    environment[PLACE_VARIABLE] = place.to_json()
     sys.stdout.flush()
     sys.stderr.flush()
     os.execve(sys.executable, [sys.executable, "-P", "-m", "consilium.client.node"], environment)

@@ -18,6 +18,8 @@ from consilium.client.process.supervisor import READY
 from consilium.client.process.worker_ends import LineEnd, check_alone
 from consilium.common.errors import ConsiliumError, StateError
 
+LOCKS = "a file system with locks between machines (NFS 4; Lustre mounted with 'flock')"
+
 
 def main() -> None:
     """Entry point of `python -m consilium.client.remote_worker SETTINGS`; errors are sentences."""
@@ -58,13 +60,16 @@ def check_shared(settings: Path, lock: Path) -> None:
         ) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return
+    except OSError as error:
+        raise StateError(
+            f"'{host}' cannot see whether '{lock}' is locked ({error.strerror}): state_dir must be on {LOCKS}"
+        ) from error
     finally:
         os.close(descriptor)
     raise StateError(
-        f"'{host}' does not see that '{lock}' is locked: state_dir must be the same folder on both machines, on a file "
-        "system with locks between machines (NFS 4; Lustre mounted with 'flock')"
+        f"'{host}' does not see that '{lock}' is locked: state_dir must be the same folder on both machines, on {LOCKS}"
     )
 
 

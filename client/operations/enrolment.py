@@ -5,11 +5,16 @@ the machine can read; it is not written anywhere. A call that was cut off is rep
 after the certificate has ended: the device keeps its name.
 """
 
+import logging
 import os
+import secrets
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import ValidationError
 
 from consilium.client.operations.site_folder import (
@@ -19,18 +24,28 @@ from consilium.client.operations.site_folder import (
     make_folders,
     settings_text,
 )
+from consilium.client.wire.certificate import is_due
 from consilium.client.wire.place import Place
 from consilium.common.errors import ConfigError, ConnectionRefused
-from consilium.common.host.certificates import check_site_certificate, read_certificate
+from consilium.common.host.certificates import check_site_certificate, read_authorities, read_certificate
 from consilium.common.host.files import only_one, write_atomically
 from consilium.common.host.group_token import MOST_CHARACTERS, GroupToken, parse_token
 from consilium.common.host.keys import fingerprint, make_site_key, read_private_key
+from consilium.common.host.parents import TOKEN_VARIABLE
 from consilium.common.host.signing_requests import make_signing_request, signing_request
-from consilium.common.study.bundle import Bundle, GroupBundle, read_group_bundle
+from consilium.common.study.bundle import Bundle, GroupBundle, read_bundle, read_group_bundle
 from consilium.common.study.device_names import group_of
 from consilium.common.study.load import load_site
 
-TOKEN_VARIABLE = "CONSILIUM_GROUP_TOKEN"
+if TYPE_CHECKING:
+    from consilium.client.wire.enrol import Enrolled
+
+log = logging.getLogger(__name__)
+
+PATIENCE_SECONDS = 600.0
+"""How long a device asks again whose server says that too many enrol at this moment."""
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 2.0, 60.0
+"""Before it asks again: doubled each time, and half as much more or less by chance."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +84,35 @@ def read_token(file: Path | None) -> GroupToken:
         raise ConfigError(f"--token-file: cannot read '{file}': {error.strerror or error}") from error
 
 
+def enrolled_before(folder: SiteFolder, path: Path) -> Bundle | None:
+    """Return a device's accepted bundle where it needs nothing of the server; None where it is to enrol.
+
+    It needs something without a certificate, with one that is over or due, and if the group's bundle names another
+    server, authority or study.
+
+    Args:
+        path: the group's bundle.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
+    bundle = read_group_bundle(path)
+    if not (folder.settings.exists() and folder.bundle.exists()):
+        return None
+    try:
+        config, accepted = load_site(folder.settings), read_bundle(folder.bundle)
+        content, authorities = config.certificate.read_bytes(), config.ca_certificate.read_bytes()
+        key = read_private_key(config.private_key).public_key()
+        check_site_certificate(content, key=key, name=config.name, authorities=authorities)
+        known = set(read_authorities(authorities)) & set(read_authorities(bundle.ca_certificate.encode()))
+        if not known or is_due(read_certificate(content)):
+            return None
+    except (ConfigError, OSError):
+        return None
+    mine = (config.name, group_of(config.name), config.server, accepted.study_key, accepted.study)
+    return accepted if mine == (accepted.site, bundle.group, bundle.server, bundle.study_key, bundle.study) else None
+
+
 def enrol_device(folder: SiteFolder, path: Path, token: GroupToken, data: DeviceData) -> Bundle:
     """Enrol a device in its group, and make its folder; return its bundle, which is accepted.
 
@@ -90,8 +134,6 @@ def enrol_device(folder: SiteFolder, path: Path, token: GroupToken, data: Device
     make_folders(folder)
     with only_one(folder.path / ".enrolling", otherwise=f"'{folder.path}' is being enrolled by another process"):
         own, before = _own_key(folder, bundle)
-        from consilium.client.wire.enrol import enrol  # here, because it loads gRPC
-
         authorities = folder.path / "ca.pem"
         if before is None:
             write_atomically(authorities, bundle.ca_certificate.encode())
@@ -99,7 +141,7 @@ def enrol_device(folder: SiteFolder, path: Path, token: GroupToken, data: Device
             before or bundle.group, bundle.server, authorities, path, own, folder.path, folder.settings, folder.path
         )
         private = read_private_key(own)
-        enrolled = enrol(bundle, key, signing_request(private, name=bundle.group), place)
+        enrolled = _asked(bundle, key, signing_request(private, name=bundle.group), place)
         _check_name(enrolled.site, bundle, before)
         try:
             device = bundle.of_device(
@@ -115,6 +157,27 @@ def enrol_device(folder: SiteFolder, path: Path, token: GroupToken, data: Device
         )
         _take_over(folder, device, data, is_new=before is None)
     return device
+
+
+def _asked(bundle: GroupBundle, key: ec.EllipticCurvePrivateKey, request: bytes, place: Place) -> "Enrolled":
+    """Ask the server to enrol a device, and while it is busy again, for a bounded time.
+
+    Raises:
+        ConnectionRefused: the server cannot be reached, refuses the device, or is still busy.
+    """
+    from consilium.client.wire.enrol import Busy, enrol  # here, because it loads gRPC
+
+    end, pause = time.monotonic() + PATIENCE_SECONDS, FIRST_PAUSE_SECONDS
+    while True:
+        try:
+            return enrol(bundle, key, request, place)
+        except Busy as busy:
+            seconds = pause * secrets.SystemRandom().uniform(0.5, 1.5)  # so that devices do not come back together
+            if time.monotonic() + seconds > end:
+                raise
+            log.info("%s seconds=%.0f", busy, seconds)
+        time.sleep(seconds)
+        pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
 
 def _check_token(bundle: GroupBundle, token: GroupToken, key: str, path: Path) -> None:

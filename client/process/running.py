@@ -2,6 +2,7 @@
 
 import signal
 import subprocess
+import time
 from dataclasses import dataclass
 
 from consilium.client.process.channels import Channel
@@ -17,16 +18,24 @@ class Running:
 
     process: "subprocess.Popen[bytes]"
     channel: Channel
-    started: float
     behind: str = ""
     """What the command is called; empty for a child of this process."""
     ready: bool = False
     """Whether it has said that it can take orders: the first byte that it sends."""
+    since: float = 0.0
+    """When it said so; a job may have been in a queue for hours before that."""
+    counted: bool = False
+    """Whether its end has been looked at for whether it came early."""
 
     async def see_ready(self) -> bool:
         """Wait until it says so; return whether it did, and has not ended."""
-        self.ready = self.ready or bool(await self.channel.reader.read(1))
+        if not self.ready and await self.channel.reader.read(1):
+            self.ready, self.since = True, time.monotonic()
         return self.ready
+
+    def died_within(self, seconds: float) -> bool:
+        """Return whether it has ended, now, before it was ready or so soon after that."""
+        return not self.ready or time.monotonic() - self.since < seconds
 
     def end(self) -> None:
         """Have it end now; a command is asked to, so that it ends what it has started on another machine."""

@@ -22,14 +22,14 @@ from consilium.client.process.channels import Channel, Parcel, start_behind, sta
 from consilium.client.process.running import Running
 from consilium.client.process.shared_memory import Box
 from consilium.common.errors import ProtocolError, clean
-from consilium.common.host.parents import PARENT_VARIABLE
+from consilium.common.host.parents import PARENT_VARIABLE, TOKEN_VARIABLE
 
 log = logging.getLogger(__name__)
 
 EARLY_SECONDS, MAX_EARLY_DEATHS = 30.0, 3
-"""A worker that dies this soon after its start, this often in a row, is not started again: it would go on so."""
+"""A worker that dies before it is ready or this soon after, this often in a row, is not started again."""
 LOOK_SECONDS, RETRY_SECONDS = 0.05, 2.0
-"""Pause between looks at a worker that starts, and before the next try if no process can be started."""
+"""Pause between looks at a worker that starts, and before the next try if none can be started or a job failed."""
 ANSWER, ERROR, READY = b"answer", b"error", b"+"
 START_SECONDS = 300.0
 """How long a worker may take until it has imported everything; that is no part of an order's time."""
@@ -70,14 +70,15 @@ class Worker:
     ) -> None:
         self._memory = ["--memory-mb", str(memory_mb)] if memory_mb is not None else []
         self._behind, threads_of = clean(Path(behind[0]).name, 40) if behind else "", f"OMP_NUM_THREADS={threads}"
+        others = {name: value for name, value in os.environ.items() if name not in (PARENT_VARIABLE, TOKEN_VARIABLE)}
         if behind:  # `env`: not every cluster passes the variables on
             options = ["--threads", str(threads), "--lock", str(lock), *self._memory]
             self._command = [*behind, "env", threads_of, *REMOTE_COMMAND, settings, *options]
-            self._environment = {name: value for name, value in os.environ.items() if name != PARENT_VARIABLE}
+            self._environment = others
         else:
             self._command = [*(command or COMMAND), settings]
             own = {"OMP_NUM_THREADS": str(threads), PARENT_VARIABLE: str(os.getpid())}
-            self._environment = {**os.environ, **own}
+            self._environment = {**others, **own}
         self.inbox, self.outbox = Box(), Box()
         self._running: Running | None = None
         self._busy = asyncio.Lock()  # held while the process is started or answers
@@ -152,7 +153,7 @@ class Worker:
             if not running.ready:  # it has no order yet, and what it has imported is of use for the next
                 raise
             running.end()
-            running.started = -EARLY_SECONDS  # this is not to count as an early death
+            running.counted = True  # this is not to count as an early death
             await running.exit_code()
             raise
 
@@ -183,7 +184,10 @@ class Worker:
         cause = running.cause(code)
         if late:
             cause = "it was stopped because a task took longer than the study's round_timeout_seconds"
-        log.error("worker ended cause=%s; starting it again", cause)
+        log.error("worker ended cause=%s", cause)
+        if not (late or running.ready):  # that is not the order's fault
+            self._gives_up(running)
+            return cause  # `_see_it_end` starts the next, if there is to be one
         with contextlib.suppress(WorkerFailed):
             await self._spawn()
         return cause
@@ -217,7 +221,7 @@ class Worker:
             raise WorkerFailed(f"the site's worker process cannot be started: {error.strerror or error}") from error
         if self._running is not None:
             self._running.channel.close()
-        self._running = Running(process, channel, time.monotonic(), self._behind)
+        self._running = Running(process, channel, self._behind)
         if not self._busy.locked():
             self._watch()
 
@@ -235,23 +239,31 @@ class Worker:
 
     async def _see_it_end(self) -> None:
         """Wait until the worker closes its socket although nobody asked it anything, and start another."""
-        while (running := self._running) is not None:
+        while (running := self._running) is not None and not self.gave_up.is_set():
             with contextlib.suppress(OSError):
                 if await running.see_ready():
                     await running.channel.reader.read(1)
             code = await running.exit_code()
-            early = time.monotonic() - running.started < EARLY_SECONDS
-            self._early_deaths = self._early_deaths + 1 if early else 0
-            log.error("worker ended cause=%s; starting it again", running.cause(code))
-            if self._early_deaths >= MAX_EARLY_DEATHS:
-                log.error("worker died %d times in a row right after its start; this site stops", MAX_EARLY_DEATHS)
-                self.gave_up.set()
+            if not running.counted:
+                log.error("worker ended cause=%s", running.cause(code))
+            if self._gives_up(running):
                 return
+            if self._behind and self._early_deaths:  # the queue is not to be asked again and again
+                await asyncio.sleep(RETRY_SECONDS)
             async with self._busy:
                 try:
                     await self._spawn()
                 except WorkerFailed as error:
                     log.error("%s; trying again in %g s", error, RETRY_SECONDS)
             if self._running is running:
-                running.started = time.monotonic() - EARLY_SECONDS  # the same death is not counted as early again
                 await asyncio.sleep(RETRY_SECONDS)
+
+    def _gives_up(self, running: Running) -> bool:
+        """Count a worker's death, once; return whether it is one early death too many, so that this site stops."""
+        if not running.counted:
+            running.counted = True
+            self._early_deaths = self._early_deaths + 1 if running.died_within(EARLY_SECONDS) else 0
+        if self._early_deaths >= MAX_EARLY_DEATHS:
+            log.error("worker died %d times in a row right at its start; this site stops", MAX_EARLY_DEATHS)
+            self.gave_up.set()
+        return self.gave_up.is_set()

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 from consilium.client.wire.place import Place
 from consilium.common.errors import ConsiliumError
-from consilium.common.host.certificates import check_site_certificate, read_authorities, read_certificate
+from consilium.common.host.certificates import Certificate, check_site_certificate, read_authorities, read_certificate
 from consilium.common.host.files import write_atomically
 from consilium.common.host.keys import read_private_key
 from consilium.common.host.signing_requests import signing_request
@@ -16,6 +16,12 @@ RENEWAL_PART = 1 / 3
 """A new certificate is asked for when less than this part of the old one's life is left."""
 
 
+def is_due(certificate: Certificate) -> bool:
+    """Return whether it is time for a new certificate."""
+    life = certificate.ends - certificate.x509.not_valid_before_utc
+    return certificate.ends - datetime.now(UTC) < RENEWAL_PART * life
+
+
 def request_if_due(place: Place) -> bytes | None:
     """Return a signing request (PEM) when two thirds of the certificate's life are over.
 
@@ -23,9 +29,7 @@ def request_if_due(place: Place) -> bytes | None:
         ConfigError: certificate or key cannot be read.
         OSError: the same.
     """
-    certificate = read_certificate(place.certificate.read_bytes())
-    life = certificate.ends - certificate.x509.not_valid_before_utc
-    if certificate.ends - datetime.now(UTC) >= RENEWAL_PART * life:
+    if not is_due(read_certificate(place.certificate.read_bytes())):
         return None
     return signing_request(read_private_key(place.key), name=place.name)
 

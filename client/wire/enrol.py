@@ -23,6 +23,10 @@ SECONDS = 60.0
 """How long the server may take to answer."""
 
 
+class Busy(ConnectionRefused):
+    """The server does not enrol a device at this moment; it may a little later."""
+
+
 @dataclass(frozen=True)
 class Enrolled:
     """What the server gives to a device: its name, its certificate (PEM), and the authorities to trust (PEM)."""
@@ -41,6 +45,7 @@ def enrol(bundle: "GroupBundle", key: ec.EllipticCurvePrivateKey, request: bytes
         place: names what cannot be reached, in sentences; its file of authorities is there.
 
     Raises:
+        Busy: the server asks to try again.
         ConnectionRefused: the server cannot be reached or trusted, or refuses the device; the text says why.
     """
     private = key.private_bytes(
@@ -57,9 +62,8 @@ def enrol(bundle: "GroupBundle", key: ec.EllipticCurvePrivateKey, request: bytes
         except DecodeError as error:
             raise ConnectionRefused(f"the server at {bundle.server} sends something that is not a message") from error
     if reply.problem:
-        raise ConnectionRefused(
-            f"the server at {bundle.server} does not enrol this device: {clean(reply.problem, 400)}"
-        )
+        kind = Busy if "; try again" in reply.problem else ConnectionRefused
+        raise kind(f"the server at {bundle.server} does not enrol this device: {clean(reply.problem, 400)}")
     return Enrolled(clean(reply.site, 80), reply.certificate, reply.authorities)
 
 

@@ -41,7 +41,7 @@ class DeviceEnrolled(RunEvent):
 
 
 class EnrolmentRefused(RunEvent):
-    """Devices of a group were refused; of one reason there is a line a minute at most."""
+    """Devices of a group were refused; of one token and kind a line a minute at most, and later an hour."""
 
     name = "enrolment_refused"
     for_the_record = True

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Sequence
 
 PARENT_VARIABLE = "CONSILIUM_PARENT_PID"
+TOKEN_VARIABLE = "CONSILIUM_GROUP_TOKEN"
+"""A group's token, which no process is to hand on."""
 
 
 def follow_parent() -> None:

@@ -2,6 +2,7 @@
 
 Slurm's `srun` sends what a job writes line by line, so that bytes without a line's end would wait for ever; and
 whatever starts a job may print a greeting. Each of our lines is a mark, base64 and a line's end; others are left out.
+A line's end comes before them, too: what was printed last may have none.
 """
 
 import base64
@@ -20,9 +21,10 @@ MAX_LINE_BYTES = 2**17
 
 
 def as_lines(content: bytes) -> bytes:
-    """Return the lines of some bytes; none for none."""
+    """Return the lines of some bytes, after the end of whatever line was begun; none for none."""
     pieces = (content[start : start + LINE_BYTES] for start in range(0, len(content), LINE_BYTES))
-    return b"".join(MARK + base64.b64encode(piece) + b"\n" for piece in pieces)
+    lines = b"".join(MARK + base64.b64encode(piece) + b"\n" for piece in pieces)
+    return b"\n" + lines if lines else b""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The commands for groups of devices: `consilium server group-token`, `groups`, `revoke-group`, and `site enrol`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -9,6 +9,9 @@ from consilium.commands.accepting import say_what_leaves, say_what_may_change
 from consilium.commands.parameters import Folder, Home, Study, examples
 from consilium.commands.rows import print_rows
 from consilium.commands.scripting import Document, with_json
+
+if TYPE_CHECKING:
+    from consilium.common.study.bundle import Bundle
 
 of_site, of_server = typer.Typer(), typer.Typer()
 
@@ -158,11 +161,18 @@ def enrol(
 ) -> Document:
     """Join a study as a device of a group, by the group's token; the server names it, and nobody approves by hand."""
     from consilium.client.operations.accepted_study import note_acceptance
-    from consilium.client.operations.enrolment import DeviceData, enrol_device, read_token
+    from consilium.client.operations.enrolment import DeviceData, enrol_device, enrolled_before, read_token
     from consilium.client.operations.site_folder import SiteFolder
+    from consilium.common.study.bundle import read_group_bundle
     from consilium.common.study.load import load_site
 
     place = SiteFolder(folder)
+    if (before := enrolled_before(place, bundle)) is not None:
+        typer.echo(
+            f"nothing to do: this device is site '{before.site}' of the server {before.server} already, and its "
+            "certificate is good for a while"
+        )
+        return _enrolled(before, folder, read_group_bundle(bundle).study_name)
     accepted = enrol_device(place, bundle, read_token(token_file), DeviceData(kind, data, metrics))
     typer.echo(f"enrolled: this device is site '{accepted.site}' of the server {accepted.server}")
     study = note_acceptance(place, accepted)
@@ -174,10 +184,14 @@ def enrol(
         f"next: read {place.settings} through, delete the token from this device, and run 'consilium site check "
         f"{place.settings}', then 'consilium site start {place.settings}'"
     )
+    return _enrolled(accepted, folder, study.study.name if study is not None else None)
+
+
+def _enrolled(accepted: "Bundle", folder: Path, study: str | None) -> Document:
     return {
         "site": accepted.site,
         "server": accepted.server,
         "folder": folder,
         "fingerprint": accepted.fingerprint,
-        "study": study.study.name if study is not None else None,
+        "study": study,
     }

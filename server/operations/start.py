@@ -287,8 +287,8 @@ class _Server:
         self._wire.spread_authorities()
 
     async def _do_submit(self, request: dict[str, Any]) -> str:
-        if request["job"].get("kind") == "study":
-            study = json.loads(request["job"]["study"])
+        if text := request["job"].get("study"):  # a Flower app has none
+            study = json.loads(text)
             groups = [(str(group["name"]), int(group["cohort"])) for group in study.get("groups", ())]
             self._groups.check_study(groups, study=str(study["name"]))
         return self._runs.submit(request["job"], title=str(request["title"]))

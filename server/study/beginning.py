@@ -35,6 +35,9 @@ from consilium.server.study.stopping import points_of
 from consilium.server.study.strikes import set_aside
 from consilium.server.study.waiting import needed_sites, wait_for_sites
 
+MOST_NAMES = 20
+"""Of devices that did not shake hands, so many are named."""
+
 
 def begin(study: Study) -> Progress:
     """Agree with the sites on the initial state; a run with a checkpoint goes on from that."""
@@ -60,7 +63,7 @@ def begin(study: Study) -> Progress:
 def agree(study: Study) -> Agreement:
     """Wait for the sites and shake hands with them."""
     folder, config = study.folder, study.config
-    hold = Hold(study, 0, needed_sites(study.exchange, config))
+    hold, lost = Hold(study, 0, needed_sites(study.exchange, config)), set[str]()
     while True:
         online = wait_for_sites(
             study.exchange,
@@ -68,7 +71,7 @@ def agree(study: Study) -> Agreement:
             on_change=lambda now: folder.log(SitesOnline(online=tuple(sorted(now)))),
             on_pause=lambda now: hold.pause(set(config.sites) - now, usable=counted(config, now)),
         )
-        online = first_asked(config, online)
+        online = first_asked(config, online, lost)
         try:
             agreement = shake_hands(
                 study.exchange,
@@ -79,7 +82,13 @@ def agree(study: Study) -> Agreement:
                 on_scale=lambda scale: save_scale(folder.scale, scale),
             )
         except SitesAway as away:
-            if hold.can_wait(away.problems, usable=away.usable) and hold.wait(away.problems, usable=away.usable):
+            devices = {site for site in away.problems if config.group_of(site) is not None}
+            waits = hold.can_wait(away.problems, usable=away.usable)
+            if waits and devices:  # others are drawn in their place
+                lost |= devices
+                hold.wait_for_devices(away.usable, ", ".join(sorted(away.problems)[:MOST_NAMES]))
+                continue
+            if waits and hold.wait(away.problems, usable=away.usable):
                 continue
             raise HandshakeMismatch(str(away)) from away
         hold.over()
@@ -154,11 +163,15 @@ def everyone_admitted(progress: Progress) -> Progress:
     return admitted(progress, members(config, progress.study.exchange.connected())) if config.groups else progress
 
 
-def first_asked(config: StudyConfig, online: frozenset[str]) -> frozenset[str]:
-    """Return who shakes hands at the start: all sites that are there, and of groups the devices of a first draw."""
+def first_asked(config: StudyConfig, online: frozenset[str], lost: Collection[str]) -> frozenset[str]:
+    """Return who shakes hands at the start: all sites that are there, and of groups the devices of a first draw.
+
+    Args:
+        lost: devices that did not answer before, drawn after all others.
+    """
     if not config.groups:
         return online
-    drawn = draw(config, online, round_number=0)
+    drawn = draw(config, online, round_number=0, resting=lost)
     return (online & set(config.sites)) | {site for devices in drawn.values() for site in devices}
 
 

@@ -43,13 +43,17 @@ def finish(study: Study, state: ServerState) -> dict[str, FinishReply]:
 
 
 def who_finishes(study: Study) -> tuple[list[str], int]:
-    """Return the sites that get the final weights, and how many of them must answer; of groups who is connected."""
+    """Return the sites that get the final weights, and how many of them must answer, at least one.
+
+    Of groups it is who is connected; where nobody is, all that took part, so that the run waits for them.
+    """
     sites = sorted(study.train_sizes)
     if not study.config.groups:
         return sites, min(study.quorum, len(sites))
     named = set(study.config.sites) & set(sites)
     there = study.exchange.connected()
-    return [site for site in sites if site in named or site in there], min(study.quorum, len(named))
+    asked = [site for site in sites if site in named or site in there]
+    return asked or sites, max(1, min(study.quorum, len(named)))
 
 
 def ask_for_results(

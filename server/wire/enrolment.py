@@ -22,7 +22,7 @@ from consilium.common.host.certificates import read_certificate
 from consilium.common.host.signing_requests import SigningRequest, read_signing_request
 from consilium.common.wire import wire_pb2 as pb
 from consilium.common.wire.limits import VERSION, WIRE_VERSION
-from consilium.server.wire.group_tokens import Token, refusal_of
+from consilium.server.wire.group_tokens import NotEnrolled, Token, refusal_of, state_of
 from consilium.server.wire.groups import Enrolled, Groups
 
 log = logging.getLogger(__name__)
@@ -32,12 +32,12 @@ FILE = "enrolments.jsonl"
 AT_ONCE = 64
 """How many devices' calls may be open at once."""
 PER_SECOND, BURST = 5.0, 50
-"""How many calls of a group are answered per second, and how many at once after a quiet time."""
+"""How many calls by a token are answered per second, and how many at once after a quiet time."""
 GATHER_SECONDS = 0.05
 """How long devices are gathered before they are written together."""
 REFUSAL_SECONDS, AGAIN_SECONDS = 60.0, 3600.0
-"""Least time between two lines of the log about the same refusal, and about a device that asks again: nobody fills the
-disk by them."""
+"""Least time between two lines of the log about refusals of one kind by one token, doubled with each up to an hour, and
+about a device that asks again: nobody fills the disk by them."""
 
 
 @dataclass
@@ -63,13 +63,28 @@ class Pace:
         return 0.0
 
 
+@dataclass
+class _Refusals:
+    """Refusals of one kind by one token.
+
+    Args:
+        next: when the log may have its next line about them.
+        pause: how long none comes after that.
+        unsaid: how many there were since the last line.
+    """
+
+    next: float
+    pause: float = REFUSAL_SECONDS
+    unsaid: int = 0
+
+
 @dataclass(eq=False)
 class _Waiting:
     """A device that waits to be written down."""
 
     token: Token
     request: SigningRequest
-    done: "asyncio.Future[Enrolled | ConfigError]"
+    done: "asyncio.Future[Enrolled | NotEnrolled]"
 
 
 @dataclass(eq=False)
@@ -87,7 +102,7 @@ class Enrolment:
     clock: Callable[[], float] = time.monotonic
     _open: int = 0
     _paces: dict[str, Pace] = field(default_factory=dict)
-    _refused: dict[tuple[str, str], tuple[float, int]] = field(default_factory=dict)
+    _refused: dict[tuple[str, str], _Refusals] = field(default_factory=dict)
     _noted: dict[str, float] = field(default_factory=dict)
     _waiting: list[_Waiting] = field(default_factory=list)
     _writing: "asyncio.Task[None] | None" = None
@@ -95,6 +110,8 @@ class Enrolment:
     async def enrol(self, content: bytes, context: Any) -> bytes:
         """Answer one call; what a device did wrong is a sentence in the reply."""
         token = await self._caller(context)
+        if (why := refusal_of(token)) is not None:  # first, so that it takes nothing from those that may enrol
+            return self._refusal(token, state_of(token), why).SerializeToString()
         with self._one_more() as problem:
             problem = problem or self._too_fast(token)
             reply = pb.EnrolReply(problem=problem) if problem else await self._reply(token, content)
@@ -122,21 +139,21 @@ class Enrolment:
             self._open -= 1
 
     def _too_fast(self, token: Token) -> str:
-        seconds = self._paces.setdefault(token.group, Pace(self.clock)).take()
+        seconds = self._paces.setdefault(token.fingerprint, Pace(self.clock)).take()
         if not seconds:
             return ""
-        self._note_refusal(token, "too fast")
+        self._note_refusal(token, "too fast", "too fast")
         return f"too many devices of group '{token.group}' enrol at this moment; try again in {seconds + 1:.0f} s"
 
     async def _reply(self, token: Token, content: bytes) -> pb.EnrolReply:
         try:
             request = _request_of(content)
-            if (why := refusal_of(token)) is not None:
-                raise ConfigError(why)
-            enrolled = await self._written(token, request)
         except ConfigError as error:
-            self._note_refusal(token, str(error))
-            return pb.EnrolReply(problem=str(error))
+            return self._refusal(token, "unreadable", str(error))
+        try:
+            enrolled = await self._written(token, request)
+        except NotEnrolled as error:
+            return self._refusal(token, error.kind, str(error))
         except StateError as error:  # the disk is full, or the like: the device comes again
             log.error("device not enrolled group=%s error=%s", token.group, error)
             return pb.EnrolReply(problem="the server cannot write its register; try again later")
@@ -146,7 +163,7 @@ class Enrolment:
         """Return a device with its name once it is on the disk.
 
         Raises:
-            ConfigError: it is refused.
+            NotEnrolled: it is refused.
             StateError: it cannot be written.
         """
         waiting = _Waiting(token, request, asyncio.get_running_loop().create_future())
@@ -154,7 +171,7 @@ class Enrolment:
         if self._writing is None:
             self._writing = asyncio.get_running_loop().create_task(self._write(), name="enrolments")
         result = await waiting.done
-        if isinstance(result, ConfigError):
+        if isinstance(result, NotEnrolled):
             raise result
         return result
 
@@ -187,9 +204,9 @@ class Enrolment:
             if not one.done.done():  # it may have hung up
                 one.done.set_result(result)
 
-    def _is_news(self, result: Enrolled | ConfigError) -> bool:
+    def _is_news(self, result: Enrolled | NotEnrolled) -> bool:
         """Return whether the log gets a line about a device that was enrolled."""
-        if isinstance(result, ConfigError):
+        if isinstance(result, NotEnrolled):
             return False
         now, last = self.clock(), self._noted.get(result.site, -AGAIN_SECONDS)
         if result.again and now - last < AGAIN_SECONDS:
@@ -197,26 +214,33 @@ class Enrolment:
         self._noted[result.site] = now
         return True
 
-    def _note_refusal(self, token: Token, reason: str) -> None:
-        """Write a refusal down; of the same one at most one line a minute, so that nobody fills the disk by it."""
-        key, now = (token.group, reason[:40]), self.clock()
-        last, times = self._refused.get(key, (-REFUSAL_SECONDS, 0))
-        if now - last < REFUSAL_SECONDS:
-            self._refused[key] = (last, times + 1)
+    def _refusal(self, token: Token, kind: str, reason: str) -> pb.EnrolReply:
+        self._note_refusal(token, kind, reason)
+        return pb.EnrolReply(problem=reason)
+
+    def _note_refusal(self, token: Token, kind: str, reason: str) -> None:
+        """Write a refusal down, unless there was a line about one of its kind by the same token just before.
+
+        Args:
+            kind: one of a few words; `reason` may hold what the device has sent.
+        """
+        now = self.clock()
+        refusals = self._refused.setdefault((token.fingerprint, kind), _Refusals(now))
+        refusals.unsaid += 1
+        if now < refusals.next:
             return
-        if len(self._refused) > 1000:
-            self._refused.clear()
-        self._refused[key] = (now, 0)
+        times, refusals.unsaid = refusals.unsaid, 0
+        refusals.next, refusals.pause = now + refusals.pause, min(2 * refusals.pause, AGAIN_SECONDS)
         log.warning("device refused group=%s reason=%s", token.group, reason)
         with contextlib.suppress(StateError):
-            self._note([EnrolmentRefused(group=token.group, token=token.fingerprint, reason=reason, times=times + 1)])
+            self._note([EnrolmentRefused(group=token.group, token=token.fingerprint, reason=reason, times=times)])
 
     def _note(self, events: list[Event]) -> None:
         if events:
             self.events.append([self.events.line(event) for event in events])
 
 
-def _event(token: Token, enrolled: Enrolled | ConfigError) -> DeviceEnrolled:
+def _event(token: Token, enrolled: Enrolled | NotEnrolled) -> DeviceEnrolled:
     assert isinstance(enrolled, Enrolled)
     return DeviceEnrolled(
         group=token.group,

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from consilium.common.errors import StateError
+from consilium.common.errors import ConfigError, StateError
 from consilium.common.host.twice import read_twice
 from consilium.common.study.device_names import MOST_DEVICES
 from consilium.common.study.groups import GroupName
@@ -19,6 +19,18 @@ log = logging.getLogger(__name__)
 
 FILE = "groups.json"
 """File of the server's home; it is kept twice."""
+
+
+class NotEnrolled(ConfigError):
+    """A device is refused.
+
+    Args:
+        kind: one of a few words; the message may hold what the device has sent.
+    """
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class Token(Record):
@@ -84,7 +96,7 @@ def read_tokens(file: Path) -> dict[str, Token]:
         tokens = TokenFile.model_validate_json(content).tokens
     except ValidationError as error:
         raise StateError(
-            f"the register of groups is damaged: {describe(error, str(file))}; restore it and its copy from a backup, "
-            "or move both away and make new tokens: devices that are enrolled stay"
+            f"the register of groups is damaged: {describe(error, str(file))}; restore it and its copy from a backup; "
+            "without one, move both away and make tokens of groups with other names: devices then enrol anew"
         ) from error
     return {token.fingerprint: token for token in tokens}

@@ -16,7 +16,7 @@ from consilium.common.host.signing_requests import SigningRequest
 from consilium.common.host.twice import write_twice
 from consilium.common.study.device_names import MOST_DEVICES, device_name, group_of, parse_device
 from consilium.server.operations.authority import DAYS_SITE, read_authority, sign_site_certificate
-from consilium.server.wire.group_tokens import FILE, Token, TokenFile, read_tokens, state_of
+from consilium.server.wire.group_tokens import FILE, NotEnrolled, Token, TokenFile, read_tokens, state_of
 from consilium.server.wire.registry import Registry
 
 MOST_DAYS = DAYS_SITE
@@ -195,7 +195,7 @@ class Groups:
 
     # --- devices ---
 
-    def enrol(self, wanted: Sequence[tuple[Token, SigningRequest]]) -> list[Enrolled | ConfigError]:
+    def enrol(self, wanted: Sequence[tuple[Token, SigningRequest]]) -> list[Enrolled | NotEnrolled]:
         """Let devices take part under names of their groups, all at once; a key that is known keeps its name.
 
         Returns:
@@ -204,26 +204,30 @@ class Groups:
         Raises:
             StateError: the register cannot be written; nobody is enrolled then.
         """
-        new, results = dict[str, tuple[str, SigningRequest]](), list[str | ConfigError]()
+        new, results = dict[str, tuple[str, SigningRequest]](), list[str | NotEnrolled]()
         last = dict(self._last)
         for token, request in wanted:
             key, group = request.fingerprint, token.group
             name = self._registry.name_of(key) or (new[key][0] if key in new else None)
             try:
+                if key in self._tokens:
+                    raise NotEnrolled("token", "this key follows from a group's token; a device needs a key of its own")
                 if name is None:
                     _check_new(self._registry, token, request, enrolled=last.get(group, 0))
                     last[group] = last.get(group, 0) + 1
                     name = device_name(group, last[group])
                     new[key] = (name, request)
                 elif group_of(name) != group:
-                    raise ConfigError("this key is that of another site, so it cannot be a device's of this group")
+                    raise NotEnrolled(
+                        "other", "this key is that of another site, so it cannot be a device's of this group"
+                    )
                 results.append(key)
-            except ConfigError as error:
+            except NotEnrolled as error:
                 results.append(error)
         certificates = self._registry.enrol(list(new.values())) if new else {}
         for name, _ in new.values():
             self._count(name)
-        return [one if isinstance(one, ConfigError) else self._enrolled(one, certificates) for one in results]
+        return [one if isinstance(one, NotEnrolled) else self._enrolled(one, certificates) for one in results]
 
     def _enrolled(self, key: str, certificates: dict[str, bytes]) -> Enrolled:
         certificate = certificates.get(key)
@@ -286,18 +290,20 @@ def _check_new(registry: Registry, token: Token, request: SigningRequest, *, enr
     """Check that a device with a new key may enrol.
 
     Raises:
-        ConfigError: it may not; the text goes to the device.
+        NotEnrolled: it may not; the text goes to the device.
     """
     if request.name != token.group:
-        raise ConfigError(
-            f"the signing request is for '{request.name}', expected the name of the group, '{token.group}'"
+        raise NotEnrolled(
+            "name",
+            f"the signing request is for '{request.name}', expected the name of the group, '{token.group}'",
         )
     if registry.is_revoked(request.fingerprint):
-        raise ConfigError("the key of this device was revoked; ask the study's coordinator why")
+        raise NotEnrolled("key", "the key of this device was revoked; ask the study's coordinator why")
     if enrolled >= token.devices:
-        raise ConfigError(
+        raise NotEnrolled(
+            "full",
             f"group '{token.group}' is full: {enrolled} devices have enrolled, of at most {token.devices}; ask the "
-            "study's coordinator"
+            "study's coordinator",
         )
 
 

@@ -10,8 +10,8 @@ import pytest
 from processes import Server, call, doses_study, running_server, start_site, write_patients
 from supervised import wait
 
-from consilium.client.operations.enrolment import TOKEN_VARIABLE
 from consilium.common.events.chain import verify_chain
+from consilium.common.host.parents import TOKEN_VARIABLE
 from consilium.server.wire.submission import Control
 
 pytestmark = pytest.mark.e2e
@@ -74,6 +74,7 @@ def test_devices_enrol_by_a_token_and_train(tmp_path: Path) -> None:
             assert 0 == call("server", "revoke", "phones-000002", *home, cwd=tmp_path).returncode
             wait(lambda: processes[1].poll() is not None)
             full = enrol(tmp_path, "device4")
+            (tmp_path / "device2" / "site.pem").unlink()
             again = enrol(tmp_path, "device2")
         finally:
             for process in processes:

@@ -102,6 +102,7 @@ def test_wheel_holds_every_module_and_nothing_else(installed: Installed) -> None
     assert ours == {name for name in names if ".dist-info/" not in name}
 
 
+@pytest.mark.nightly
 def test_sdist_gives_the_same_wheel(installed: Installed, tmp_path: Path) -> None:
     """Its links are files, so it can be unpacked where there are none."""
     source = copied(installed.source, tmp_path / "checkout")

@@ -135,6 +135,7 @@ def test_private_study_runs_and_is_refused_once_its_budget_is_spent(
     assert all(spent_at(site.folder, "doses") <= 3.0 for site in sites.values())
 
 
+@pytest.mark.nightly
 def test_worker_that_is_killed_in_a_round_costs_no_second_charge(
     tmp_path: Path, server: Server, sites: dict[str, Site]
 ) -> None:

@@ -41,6 +41,7 @@ def events_of(folder: SiteFolder, name: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.e2e
+@pytest.mark.nightly
 def test_study_inside_its_ranges_runs_without_a_new_bundle_and_outside_is_refused(
     server: Server, tmp_path: Path
 ) -> None:

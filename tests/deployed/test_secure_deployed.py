@@ -165,7 +165,7 @@ def searched(server: Server, path: Path, canary: Canary) -> set[str]:
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("secure", [False, True])
+@pytest.mark.parametrize("secure", [pytest.param(False, marks=pytest.mark.nightly), True])
 def test_single_update_is_nowhere_at_the_server_of_secure_sums(tmp_path: Path, secure: bool) -> None:
     """In the middle of the round, when two of three sites have sent, and after it; without them, it is found."""
     study = tmp_path / "study.toml"

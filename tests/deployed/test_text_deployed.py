@@ -26,6 +26,7 @@ def study_of(weights: Path) -> dict[str, Any]:
 
 
 @pytest.mark.e2e
+@pytest.mark.nightly
 def test_lora_runs_at_a_deployed_site_and_a_base_changed_by_a_byte_is_refused(tmp_path: Path) -> None:
     """Accepted, checked, run, and asked about new texts by commands; then the site's base differs, and the run ends."""
     pytest.importorskip("transformers", reason="the extra 'text' is not installed")

@@ -43,6 +43,7 @@ def kept_scores(settings: Path, run_name: str) -> Mapping[str, Array]:
 
 
 @pytest.mark.e2e
+@pytest.mark.nightly
 def test_deployed_study_stops_and_ends_as_in_one_process(tmp_path: Path) -> None:
     """Of six rounds three, as no gain is 100; the first round's model at every site; all weights bit for bit.
 

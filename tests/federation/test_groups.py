@@ -200,6 +200,53 @@ def test_newcomer_is_drawn_once_it_is_there(tmp_path: Path) -> None:
     assert events(tmp_path, "joined")
 
 
+def test_run_waits_at_its_end_until_a_device_is_back(tmp_path: Path) -> None:
+    """All go before they have tested: the run says who is missing, and ends with the rows of those that come back."""
+    script: dict[tuple[str, int, str], Alter] = {("finish", 3, name): GONE for name in PHONES}
+    exchange = online(*PHONES[:8], script=script, changes={3: ()})
+
+    def back() -> None:
+        script.clear()
+        exchange.changes = {}
+
+    later = threading.Timer(0.5, back)
+    later.start()
+    result = run(tmp_path, exchange)
+    later.join()
+    tested = {site for site, facts in result["sites"].items() if facts["test"] is not None}
+    assert tested == set(result["sites"]) and len(tested) >= 4
+    (paused,) = events(tmp_path, "paused")
+    assert (0, 1) == (paused["usable"], paused["quorum"])
+    assert set(paused["missing"]) == tested
+
+
+def test_run_without_any_test_row_is_not_finished(tmp_path: Path) -> None:
+    """Nobody comes back before the limit of the pause."""
+    script: dict[tuple[str, int, str], Alter] = {("finish", 3, name): GONE for name in PHONES}
+    exchange = online(*PHONES[:8], script=script, changes={3: ()})
+    with pytest.raises(CohortTooSmall, match=r"only 0 of \d sites reported test results; .*phones-00000"):
+        run(tmp_path, exchange, pause_limit_seconds=0.2)
+    assert [] == events(tmp_path, "finished")
+
+
+def test_devices_that_hang_at_the_start_are_replaced_by_others(tmp_path: Path) -> None:
+    """Of thirty the six of the first draw do not answer: six others shake hands, and the study goes on with these."""
+    hung = online(*PHONES)
+    run(tmp_path / "honest", hung, rounds=1)
+    first = [plan.site for plan in hung.asked if plan.kind == "handshake"][:6]
+    script: dict[tuple[str, int, str], Alter] = {
+        ("handshake", 0, name): problem("timeout", "does not answer") for name in first
+    }
+    exchange = online(*PHONES, script=script)
+    result = run(tmp_path / "faulty", exchange, pause_limit_seconds=5)
+    asked = [plan.site for plan in exchange.asked if plan.kind == "handshake"]
+    assert sorted(first) == sorted(asked[:6])
+    assert not set(first) & set(asked[6:12])
+    assert [4, 4, 4] == [len(record["accepted"]) for record in result["rounds"]]
+    (paused,) = events(tmp_path / "faulty", "paused")
+    assert all(name in paused["why"] for name in first)
+
+
 def test_named_sites_and_groups_train_together(tmp_path: Path) -> None:
     """All named sites are asked in every round, with four devices."""
     result = run(tmp_path, online(*SITES, *PHONES), sites=SITES)

@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 from wires import make_home
 
-from consilium.client.operations.enrolment import TOKEN_VARIABLE, DeviceData, enrol_device, read_token
+from consilium.client.node import PLACE_VARIABLE, start_site
+from consilium.client.operations.enrolment import DeviceData, enrol_device, enrolled_before, read_token
 from consilium.client.operations.site_folder import SiteFolder, init_site
-from consilium.client.wire.enrol import Enrolled
+from consilium.client.process.supervisor import Worker
+from consilium.client.wire.enrol import Busy, Enrolled
 from consilium.common.errors import ConfigError, ConnectionRefused
 from consilium.common.host.group_token import GroupToken, new_token
+from consilium.common.host.parents import TOKEN_VARIABLE
 from consilium.common.host.signing_requests import read_signing_request, signing_request
 from consilium.common.study.bundle import GroupBundle, ServerVersions, read_bundle, read_group_bundle
 from consilium.server.wire.groups import Groups
@@ -89,6 +92,87 @@ def test_call_that_was_cut_off_is_repeated_with_the_same_key(
             enrol_device(folder, coordinator.path, coordinator.token, TABLE)
     assert not folder.settings.exists()
     assert "phones-000001" == enrol_device(folder, coordinator.path, coordinator.token, TABLE).site
+
+
+def test_device_with_a_good_certificate_needs_neither_server_nor_token(
+    coordinator: Coordinator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At every start: also once the token has ended; near the certificate's end, or without one, it enrols again."""
+    folder = SiteFolder(tmp_path / "device")
+    assert enrolled_before(folder, coordinator.path) is None
+    accepted = enrol_device(folder, coordinator.path, coordinator.token, TABLE)
+    assert accepted == enrolled_before(folder, coordinator.path)
+    with monkeypatch.context() as patch:
+        patch.setattr("consilium.client.operations.enrolment.is_due", lambda _: True)
+        assert enrolled_before(folder, coordinator.path) is None
+    certificate = (folder.path / "site.pem").read_bytes()
+    for content in (b"", coordinator.home.ca.read_bytes()):
+        (folder.path / "site.pem").write_bytes(content)
+        assert enrolled_before(folder, coordinator.path) is None
+    (folder.path / "site.pem").write_bytes(certificate)
+    assert accepted == enrolled_before(folder, coordinator.path)
+
+
+def test_device_enrols_again_by_a_bundle_that_says_something_else(coordinator: Coordinator, tmp_path: Path) -> None:
+    """Another server, study, authority or group: then the certificate that it has does not do."""
+    folder = SiteFolder(tmp_path / "device")
+    enrol_device(folder, coordinator.path, coordinator.token, TABLE)
+    other = make_home(tmp_path / "other")
+    for change in (
+        {"server": "new.example.org:9092"},
+        {"study": "name = 'steps'"},
+        {"study_key": other.study_public.read_text()},
+        {"ca_certificate": other.ca.read_text()},
+        {"group": "watches"},
+    ):
+        coordinator.path.write_bytes(coordinator.bundle.model_copy(update=change).to_json())
+        assert enrolled_before(folder, coordinator.path) is None
+    both = other.ca.read_text() + coordinator.home.ca.read_text()
+    coordinator.path.write_bytes(coordinator.bundle.model_copy(update={"ca_certificate": both}).to_json())
+    assert enrolled_before(folder, coordinator.path) is not None
+
+
+def test_device_asks_again_while_too_many_enrol(
+    coordinator: Coordinator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With pauses that double, by chance half as much more or less, up to ten minutes; another refusal is final."""
+    pauses, refusals = list[float](), list[Exception]()
+
+    def refused(_: object, __: object, request: bytes, ___: object) -> Enrolled:
+        if refusals:
+            raise refusals.pop()
+        return coordinator.answer(request)
+
+    monkeypatch.setattr("consilium.client.wire.enrol.enrol", refused)
+    monkeypatch.setattr("time.sleep", pauses.append)
+    monkeypatch.setattr("time.monotonic", lambda: sum(pauses))
+    refusals += [Busy("too many")] * 4
+    assert "phones-000001" == enrol_device(SiteFolder(tmp_path / "a"), coordinator.path, coordinator.token, TABLE).site
+    assert all(0.5 <= pause / 2**number <= 1.5 for number, pause in enumerate(pauses, start=1))
+    assert 4 == len({round(pause / 2**number, 9) for number, pause in enumerate(pauses)})
+    refusals += [Busy("too many")] * 1000
+    with pytest.raises(Busy):
+        enrol_device(SiteFolder(tmp_path / "b"), coordinator.path, coordinator.token, TABLE)
+    assert 500 < sum(pauses[4:]) <= 600
+    refusals[:] = [ConnectionRefused("revoked")]
+    with pytest.raises(ConnectionRefused, match="revoked"):
+        enrol_device(SiteFolder(tmp_path / "c"), coordinator.path, coordinator.token, TABLE)
+
+
+def test_site_that_starts_does_not_hand_the_token_on(
+    coordinator: Coordinator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process would keep it for months, and pass it to its workers and what starts them."""
+    folder, passed = SiteFolder(tmp_path / "device"), list[dict[str, str]]()
+    enrol_device(folder, coordinator.path, coordinator.token, TABLE)
+    monkeypatch.setenv(TOKEN_VARIABLE, coordinator.token.text)
+    monkeypatch.setattr("os.execve", lambda _, __, environment: passed.append(environment))
+    start_site(folder.settings)
+    (environment,) = passed
+    assert {PLACE_VARIABLE, "PATH"} <= environment.keys()
+    assert coordinator.token.text not in "".join(environment.values())
+    behind, child = Worker("site.toml", behind=("srun",)), Worker("site.toml")
+    assert not {TOKEN_VARIABLE} & (behind._environment.keys() | child._environment.keys())
 
 
 def test_token_of_another_study_group_or_time_is_refused_before_anything_is_sent(

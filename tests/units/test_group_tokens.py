@@ -316,8 +316,20 @@ def test_damaged_register_stops_the_server(content: bytes, house: House) -> None
     path.write_bytes(content)
     assert token == Groups(house.home.path, house.registry).valid_token("phones")
     (path.parent / f"{FILE}.copy").unlink()
-    with pytest.raises(StateError, match="the register of groups is damaged"):
+    with pytest.raises(StateError, match="move both away and make tokens of groups with other names"):
         Groups(house.home.path, house.registry)
+
+
+def test_advice_for_a_lost_register_works(house: House) -> None:
+    """A device's name stays its own: the old group's name cannot be given again, a group of another name can."""
+    mine = new_request("handhelds")
+    house.enrol(house.open(), new_request())
+    for path in house.home.path.glob(f"*{FILE}*"):
+        path.unlink()
+    anew = House(house.home, house.registry, Groups(house.home.path, house.registry))
+    with pytest.raises(ConfigError, match="give group 'phones' another name"):
+        anew.open()
+    assert ["handhelds-000001"] == anew.enrol(anew.open("handhelds"), mine)
 
 
 # --- calls ------------------------------------------------------------------------------------------
@@ -474,6 +486,66 @@ def test_ended_and_revoked_tokens_enrol_nobody(desk: Desk, monkeypatch: pytest.M
     monkeypatch.undo()
     desk.house.groups.revoke("phones")
     assert "the token of group 'phones' was revoked" in asyncio.run(desk.call()).problem
+    assert [] == desk.house.registry.approvals()
+
+
+def test_token_of_before_takes_nothing_from_the_new_one(desk: Desk) -> None:
+    """Its certificate still works: however often it calls, devices with the new token enrol, at a pace of theirs."""
+    old = desk.certificate
+    desk.open(rotate=True)
+
+    async def calls() -> list[pb.EnrolReply]:
+        for _ in range(BURST + 10):
+            assert "was revoked" in (await desk.call(certificate=old)).problem
+        return [await desk.call() for _ in range(BURST)]
+
+    assert all(reply.site for reply in asyncio.run(calls()))
+
+
+def test_two_groups_have_each_their_pace(desk: Desk) -> None:
+    """Devices of one that come too fast do not hold up those of the other."""
+    request = request_of(new_token("steps", "watches").key(), "watches")
+    watches, _ = desk.house.groups.open(request, study="steps", devices=9, days=30, rotate=False)
+    message = pb.EnrolRequest(protocol=WIRE_VERSION, request=new_request("watches").pem).SerializeToString()
+
+    async def calls() -> pb.EnrolReply:
+        for _ in range(BURST + 1):
+            await desk.call(b"")
+        assert "try again" in (await desk.call()).problem
+        return await desk.call(message, certificate=watches)
+
+    assert "watches-000001" == asyncio.run(calls()).site
+
+
+@pytest.mark.parametrize("valid", [True, False])
+def test_refusals_fill_no_disk_whatever_a_caller_sends(valid: bool, desk: Desk) -> None:
+    """A call every two minutes for a day, with names that are none: some 30 lines, which count all of them."""
+    if not valid:
+        desk.house.groups.revoke("phones")
+    key, calls = ec.generate_private_key(ec.SECP256R1()), 720
+    requests = [signing_request(key, name=f"A{number:011}") for number in range(100)]
+    contents = [pb.EnrolRequest(protocol=WIRE_VERSION, request=one).SerializeToString() for one in requests]
+
+    async def day() -> None:
+        for number in range(calls):
+            desk.now = 120.0 * number
+            assert (await desk.call(contents[number % len(contents)])).problem
+
+    asyncio.run(day())
+    lines = [json.loads(line) for line in desk.events.path.read_text().splitlines()]
+    assert 24 < len(lines) < 35
+    assert calls - 60 <= sum(line["times"] for line in lines) <= calls
+
+
+def test_key_of_a_token_is_no_devices(desk: Desk) -> None:
+    """Whoever has the token has that key too, so that it would be the device of many."""
+    token = new_token("steps", "phones")
+    desk.house.groups.open(request_of(token.key()), study="steps", devices=9, days=30, rotate=True)
+    valid = desk.house.groups.valid_token("phones")
+    assert valid is not None
+    assert ["this key follows from a group's token; a device needs a key of its own"] == desk.house.enrol(
+        valid, request_of(token.key())
+    )
     assert [] == desk.house.registry.approvals()
 
 

@@ -1,6 +1,7 @@
 """A worker behind a command such as `srun`: orders in, answers out, a queue, jobs that are cancelled."""
 
 import asyncio
+import errno
 import fcntl
 import os
 import pty
@@ -9,6 +10,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,7 @@ while True:
     if order == b"hang": time.sleep(600)
     if order == b"print": os.write(1, b"a module prints this\\n")
     facts = {"threads": os.environ.get("OMP_NUM_THREADS"), "parent": os.environ.get("CONSILIUM_PARENT_PID")}
+    facts |= {"token": os.environ.get("CONSILIUM_GROUP_TOKEN")}
     facts |= {"folder": os.getcwd(), "arguments": sys.argv[1:]}
     text = json.dumps(facts).encode() if order == b"facts" else order
     end.send(b"error" if order == b"fail" else b"answer", text, bytes(payload)[::-1] if payload else None)
@@ -53,6 +56,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Slurm:
     script = tmp_path / "echo.py"
     script.write_text(ECHO)
     monkeypatch.setattr(supervisor, "REMOTE_COMMAND", (sys.executable, str(script)))
+    monkeypatch.setattr(supervisor, "RETRY_SECONDS", 0.05)
     monkeypatch.setenv("PATH", slurm.path)
     return slurm
 
@@ -101,11 +105,12 @@ def test_orders_and_large_payloads_pass_through_srun(slurm: Slurm) -> None:
 def test_job_needs_no_environment_of_the_site(slurm: Slurm, monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads, files and limits are in its command; it does not take the supervisor's parent for its own."""
     monkeypatch.setenv("CONSILIUM_PARENT_PID", "1")
+    monkeypatch.setenv("CONSILIUM_GROUP_TOKEN", "steps/phones/secret")
 
     async def check() -> None:
         async with started() as worker:
             facts = (await asked(worker, b"facts")).content.decode()
-            assert '"threads": "3", "parent": null, "folder": "/"' in facts
+            assert '"threads": "3", "parent": null, "token": null, "folder": "/"' in facts
             assert '"arguments": ["site.toml", "--threads", "3", "--lock", "/state/.lock"]' in facts
 
     asyncio.run(check())
@@ -230,6 +235,49 @@ def test_site_stops_where_srun_refuses_its_options(slurm: Slurm) -> None:
     asyncio.run(check())
 
 
+@pytest.mark.parametrize("asks", [False, True])
+def test_job_that_fails_at_once_stops_the_site_however_long_it_was_queued(
+    asks: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three jobs, with a pause between them, whether an order waits for one or none does."""
+    monkeypatch.setattr(supervisor, "EARLY_SECONDS", 0.05)
+    monkeypatch.setattr(supervisor, "RETRY_SECONDS", 0.2)
+    starts = tmp_path / "starts"
+
+    async def check() -> None:
+        async with started(("sh", "-c", f"echo x >> '{starts}'; sleep 0.2; exit 1")) as worker:
+            began = time.monotonic()
+            for _ in range(3 if asks else 0):
+                with pytest.raises(WorkerFailed, match="'sh' ended"):
+                    await asked(worker, b"a")
+            await asyncio.wait_for(worker.gave_up.wait(), 10)
+            assert asks or time.monotonic() - began > 0.9
+            await asyncio.sleep(0.5)
+            assert "x\nx\nx\n" == starts.read_text()
+
+    asyncio.run(check())
+
+
+def _has_started(slurm: Slurm, jobs: int) -> bool:
+    return slurm.starts == jobs
+
+
+def test_job_that_has_worked_for_a_while_is_followed_by_the_next(slurm: Slurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As at its limit of time, four times in a row."""
+    monkeypatch.setattr(supervisor, "EARLY_SECONDS", 0.05)
+
+    async def check() -> None:
+        async with started() as worker:
+            for number in range(1, 5):
+                await until(lambda: worker._running is not None and worker._running.ready)
+                await asyncio.sleep(0.1)
+                slurm.cancel()
+                await until(partial(_has_started, slurm, number + 1))
+            assert not worker.gave_up.is_set()
+
+    asyncio.run(check())
+
+
 def test_command_that_is_not_there_is_a_sentence() -> None:
     """As for every worker that cannot be started."""
     with pytest.raises(WorkerFailed, match="cannot be started: No such file"):
@@ -253,6 +301,25 @@ def test_worker_starts_only_next_to_the_lock_that_its_supervisor_holds(tmp_path:
         check_shared(settings, lock)
     with lock.open() as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # and leaves it free
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO])
+def test_file_system_without_locks_is_not_taken_for_one_whose_lock_is_held(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of Lustre mounted without `flock`: whether another worker is in this folder cannot be known there."""
+    settings, lock = tmp_path / "site.toml", tmp_path / ".lock"
+    settings.touch()
+    lock.touch()
+
+    def refused(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    with pytest.raises(
+        StateError, match=r"cannot see whether '.*\.lock' is locked \(.+\): state_dir must be on a file"
+    ):
+        check_shared(settings, lock)
 
 
 def test_one_task_without_a_terminal_is_a_worker() -> None:
@@ -292,6 +359,14 @@ def test_lines_carry_bytes_through_what_others_print(pieces: list[bytes], noise:
     reader = LineReader()
     read = [one for start in range(0, len(sent), size) for one in reader.feed(sent[start : start + size])]
     assert b"".join(pieces) == b"".join(one for one in read if isinstance(one, bytes))
+
+
+@given(st.binary(max_size=50).filter(lambda text: MARK not in text), st.binary(min_size=1, max_size=50))
+def test_what_ends_without_a_lines_end_swallows_nothing(greeting: bytes, sent: bytes) -> None:
+    """A greeting such as `Password OK ` stands before our line, and is a line of its own."""
+    read = list(LineReader().feed(greeting + as_lines(sent)))
+    assert sent == read[-1]
+    assert all(isinstance(one, Text) for one in read[:-1])
 
 
 def test_endless_line_is_left_out_and_a_damaged_one_refused() -> None:
