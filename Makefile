@@ -33,11 +33,11 @@ test: $(INSTALLED) ## all tests but those with containers or faults, and but for
 nightly: $(INSTALLED) ## what test leaves out: every pair of algorithms, all inputs of the fuzzer, 20 kills of each kind
 	$(BIN)/python -m pytest -m nightly -n $(TEST_PROCESSES)
 
+# What the tests hold of the architecture, with two minutes of subprocesses, is in `make test`.
 check: $(INSTALLED) docs ## format, lint, types, architecture, documentation
 	$(BIN)/ruff format --diff .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest tests/contracts/test_architecture.py
 	$(BIN)/python benchmarks/house.py
 
 # A warning is an error: a link to a page, a heading or a file that is not there ends the build.

@@ -62,6 +62,7 @@ def test_fine_tuning_of_a_module_gains_from_its_backbone_and_leaves_it_as_it_is(
     assert backbone == "backbone unchanged: yes"
 
 
+@pytest.mark.nightly
 def test_meta_learning_adapts_to_every_site() -> None:
     """After five steps on own images each of five sites is right on most test images, far above as received."""
     lines = printed_by("meta_learning.py")
@@ -72,6 +73,7 @@ def test_meta_learning_adapts_to_every_site() -> None:
     assert sum(adapted) / 5 > sum(received) / 5 + 0.2
 
 
+@pytest.mark.nightly
 def test_agents_need_a_head_of_their_own_where_the_motor_is_reversed() -> None:
     """One policy for all falls at once there, a personal head holds the pole for longer; at other sites it does too."""
     lines = printed_by("agents.py", "--seeds", "1", "--rounds", "2")
@@ -91,6 +93,7 @@ def test_page_of_agents_shows_what_the_example_printed() -> None:
     assert f"```text\n{(ROOT / 'benchmarks' / 'results' / 'agents.txt').read_text(encoding='utf-8')}```" in page
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(not CIFAR10.is_file(), reason="CIFAR-10 does not lie beside the project")
 def test_resnet50_sends_its_head_alone_and_learns() -> None:
     """A head of 2048 x 10 weights and 10 biases takes 81,960 bytes; five clients together are right above chance."""
@@ -117,6 +120,7 @@ def test_plays_are_divided_by_speaker_and_the_study_reads_them(tmp_path: Path) -
 
 
 @pytest.mark.e2e
+@pytest.mark.nightly
 def test_three_parties_find_what_none_has_and_the_worker_sees_sums_only() -> None:
     """The rows follow value = 2 aspirin - codeine + 0.5 morphine + 1 with noise of 0.1: factors are right to 0.05."""
     model, seen = printed_by("secure_worker.py")
@@ -144,7 +148,7 @@ def test_example_study_runs_and_keeps_what_it_promises(name: str, tmp_path: Path
 
 
 @pytest.mark.skipif(not HEART.is_dir(), reason="the data do not lie beside the project")
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("how", [pytest.param(signal.SIGTERM, marks=pytest.mark.nightly), signal.SIGKILL])
 def test_killed_script_of_results_leaves_no_comparison_running(how: signal.Signals, tmp_path: Path) -> None:
     """The `consilium compare` that the script started ends soon after it, however the script ends."""
     command = [sys.executable, str(ROOT / "benchmarks" / "results.py"), "heart-weightings", "--shared", str(SHARED)]
