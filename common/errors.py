@@ -4,9 +4,11 @@
 
     ConsiliumError          1
     |-- ConfigError         3   a study.toml, site.toml or option is wrong
+    |   `-- NotEnrolled         a device that asks to take part is refused
     |-- DataError           4   a site's data is missing, empty, corrupt or too small
     |-- ModelError          5   an unknown model, or pretrained weights that do not fit
     |-- ConnectionRefused   6   no route, wrong certificate, or a key the server does not know
+    |   `-- Busy                the server enrols no device at this moment
     |-- SitesMissing        7   expected sites did not come in time
     |-- HandshakeMismatch   8   sites differ in version, data schema or initial weights
     |-- CohortTooSmall      9   too few usable updates in a round

@@ -10,6 +10,7 @@ from consilium.common.protocol.plans import (
     InitialWeightsPlan,
     KeysPlan,
     PeersPlan,
+    RelayPlan,
     RoundPlan,
     ScalePlan,
     SignedKey,
@@ -23,6 +24,7 @@ from consilium.common.protocol.replies import (
     InitialWeightsReply,
     KeysReply,
     PeersReply,
+    RelayReply,
     RoundReply,
     ScaleReply,
     UnmaskReply,
@@ -79,6 +81,7 @@ PLANS: list[Any] = [
     PeersPlan(study=study_digest(CONFIG), **WHO, keys={"berlin": SIGNED_KEY}),
     UnmaskPlan(study=study_digest(CONFIG), **WHO, round=3, attempt=1, survivors=("berlin", "bern", "bonn")),
     FinishPlan(study=study_digest(CONFIG), **WHO, round=0, asked=0),
+    RelayPlan(study=study_digest(CONFIG), **WHO, seconds=0.1 + 0.2, common={"round": 3}, own={"lyon": {"asked": 2}}),
 ]
 CARD = DataCard(
     num_examples=10,
@@ -103,5 +106,6 @@ REPLIES: list[Any] = [
     PeersReply(**STAMP),
     UnmaskReply(**STAMP, round=3, attempt=1),
     FinishReply(**STAMP, round=3, test=COUNTS),
+    RelayReply(**STAMP, online=("lyon",), update_bytes=3),
     FailureReply(**STAMP, error="DataError", message="köln\n\u2028"),
 ]

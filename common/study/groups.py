@@ -6,12 +6,12 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from consilium.common.study.device_names import DIGITS, MOST_DEVICES, group_of
+from consilium.common.study.names import GROUP_NAME
 from consilium.common.study.record import Record
 
 MOST_GROUPS = 50
 
-_GROUP_NAME = r"^[a-z0-9][a-z0-9-]{0,55}$"
-GroupName = Annotated[str, Field(pattern=_GROUP_NAME)]
+GroupName = Annotated[str, Field(pattern=GROUP_NAME)]
 
 
 class GroupConfig(Record):

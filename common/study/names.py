@@ -32,10 +32,13 @@ _SITE_NAME, _SHA256 = r"^[a-z0-9][a-z0-9-]{0,62}$", r"^[0-9a-f]{64}$"
 _ADDRESS = r"^([^\s:/\[\]]+|\[[0-9A-Fa-f:.]+(%[\w.-]+)?\]):\d{1,5}$"
 _PLAIN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._ -]{0,99}$"
 
+GROUP_NAME = r"^[a-z0-9][a-z0-9-]{0,55}$"
+
 _VERSION = r"^[A-Za-z0-9.+_!-]{1,64}$"
 
 PATTERNS_IN_WORDS = {
     _SITE_NAME: "small letters, digits and hyphens, 63 at most, e.g. uniklinik-koeln",
+    GROUP_NAME: "small letters, digits and hyphens, 56 at most, e.g. phones",
     _ADDRESS: "host:port, e.g. study.example.org:9092 or [::1]:9092",
     _SHA256: "64 digits 0-9 and a-f, as sha256sum prints them",
     _VERSION: "a version as pip prints it, e.g. 1.2.0",

@@ -16,7 +16,7 @@ app = typer.Typer()
         "consilium simulate homes/study.toml --data homes/users",
         "consilium simulate study.toml --data users.npz --users 9999 --cohort 100",
         "consilium simulate study.toml --data users.parquet --no-privacy",
-        "consilium simulate study.toml --data users.npz --resume runs/20260101-120000-phones",
+        "consilium simulate study.toml --data users.npz --resume runs/phones",
     )
 )
 @with_json

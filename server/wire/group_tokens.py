@@ -28,7 +28,7 @@ class NotEnrolled(ConfigError):
         kind: one of a few words; the message may hold what the device has sent.
     """
 
-    def __init__(self, kind: str, message: str) -> None:
+    def __init__(self, message: str, kind: str = "") -> None:
         super().__init__(message)
         self.kind = kind
 

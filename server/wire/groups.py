@@ -211,7 +211,9 @@ class Groups:
             name = self._registry.name_of(key) or (new[key][0] if key in new else None)
             try:
                 if key in self._tokens:
-                    raise NotEnrolled("token", "this key follows from a group's token; a device needs a key of its own")
+                    raise NotEnrolled(
+                        kind="token", message="this key follows from a group's token; a device needs a key of its own"
+                    )
                 if name is None:
                     _check_new(self._registry, token, request, enrolled=last.get(group, 0))
                     last[group] = last.get(group, 0) + 1
@@ -219,7 +221,8 @@ class Groups:
                     new[key] = (name, request)
                 elif group_of(name) != group:
                     raise NotEnrolled(
-                        "other", "this key is that of another site, so it cannot be a device's of this group"
+                        kind="other",
+                        message="this key is that of another site, so it cannot be a device's of this group",
                     )
                 results.append(key)
             except NotEnrolled as error:
@@ -294,16 +297,16 @@ def _check_new(registry: Registry, token: Token, request: SigningRequest, *, enr
     """
     if request.name != token.group:
         raise NotEnrolled(
-            "name",
-            f"the signing request is for '{request.name}', expected the name of the group, '{token.group}'",
+            kind="name",
+            message=f"the signing request is for '{request.name}', expected the name of the group, '{token.group}'",
         )
     if registry.is_revoked(request.fingerprint):
-        raise NotEnrolled("key", "the key of this device was revoked; ask the study's coordinator why")
+        raise NotEnrolled(kind="key", message="the key of this device was revoked; ask the study's coordinator why")
     if enrolled >= token.devices:
         raise NotEnrolled(
-            "full",
-            f"group '{token.group}' is full: {enrolled} devices have enrolled, of at most {token.devices}; ask the "
-            "study's coordinator",
+            kind="full",
+            message=f"group '{token.group}' is full: {enrolled} devices have enrolled, of at most {token.devices}; "
+            "ask the study's coordinator",
         )
 
 

@@ -85,12 +85,15 @@ def test_agreement_is_the_median_cosine_times_the_length(count: int, seed: int) 
     vectors = [chance.normal(size=5) * chance.uniform(0.1, 3) + chance.uniform(-1, 1) for _ in range(count)]
     found = directions(vectors)
     assert [*found.agreement.values()] == pytest.approx(plain(vectors), abs=2e-4)
-    expected = {
-        f"site-{k:02}"
-        for k, own in enumerate(plain(vectors))
-        if own <= AGAINST and np.median(np.delete(plain(vectors), k)) >= TOGETHER
-    }
-    assert expected == found.against
+
+    def against(slack: float) -> set[str]:
+        return {
+            f"site-{k:02}"
+            for k, own in enumerate(plain(vectors))
+            if own <= AGAINST + slack and np.median(np.delete(plain(vectors), k)) >= TOGETHER - slack
+        }
+
+    assert against(-2e-4) <= found.against <= against(2e-4)  # rounding decides at the very edge
 
 
 @pytest.mark.parametrize("bad", [1, 2])

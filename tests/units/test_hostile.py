@@ -645,7 +645,7 @@ if __name__ == "__main__":
     from concurrent.futures import ProcessPoolExecutor
     runner.run_cell = runner.read_cell
     try:
-        list(runner._run({"a": "b"}, {}, Path("."), jobs=2))
+        list(runner._run({"a": "b"}, {}, Path("."), jobs=2, ray=None))
     except TypeError as error:
         print("a child answered:", error)
 """

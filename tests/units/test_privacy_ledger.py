@@ -45,7 +45,7 @@ for _ in range(kills):
     child = os.fork()
     if child == 0:
         answer()
-    time.sleep(draw.uniform(0.0, 4 * seconds))
+    time.sleep(draw.uniform(0.0, 8 * seconds))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     spent = len(PrivacyLedger.open(folder, "berlin").entries())

@@ -55,7 +55,7 @@ def study_sentence(**values: Any) -> str:
             "name: must be small letters, digits and hyphens, 63 at most, e.g. uniklinik-koeln, got 'Hé!'",
         ),
         ({"sites": "berlin"}, "sites: must be a list in brackets, got 'berlin'"),
-        ({"sites": []}, "sites: must not be empty"),
+        ({"sites": []}, "sites: name at least one site, or a group of devices"),
         ({"sites": [1]}, "sites.0: must be text in quotes, got 1"),
         ({"sites": ["a", "a"]}, "sites must differ from each other, got ['a', 'a']"),
         ({"colour": "red"}, "colour: unknown key; docs/reference lists every key"),
