@@ -16,10 +16,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from consilium.client.process.supervisor import Worker, WorkerFailed
+from consilium.client.process.attending import answer_orders
+from consilium.client.process.supervisor import Worker
 from consilium.client.wire.connection import Connection
 from consilium.client.wire.place import Place
-from consilium.common.errors import ConfigError, ConsiliumError, RunFailed, clean
+from consilium.common.errors import ConfigError, ConsiliumError, clean
 from consilium.common.host.files import only_one, sweep
 
 if TYPE_CHECKING:
@@ -97,30 +98,8 @@ async def run_site(place: Place) -> None:
                 return connection.is_connected and worker.is_alive()
 
             stack.enter_context(exporting(place.name, place.log, place.metrics, is_ready=is_ready))
-        try:
-            await worker.start()
-        except WorkerFailed as error:
-            raise RunFailed(str(error)) from error
-        attending = asyncio.ensure_future(_attend(connection, worker))
-        giving_up = asyncio.ensure_future(worker.gave_up.wait())
-        try:
-            await asyncio.wait({attending, giving_up}, return_when=asyncio.FIRST_COMPLETED)
-            if attending.done():
-                attending.result()
-            raise RunFailed("the site's worker process ends again and again right after its start; its log says why")
-        finally:
-            await connection.leave()
-            for task in (attending, giving_up):
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError, ConsiliumError):
-                    await task
-            await worker.stop()
-
-
-async def _attend(connection: Connection, worker: Worker) -> None:
-    """Attend once the worker can take orders: the others would wait for it while it imports torch."""
-    await worker.until_ready()
-    await connection.run()
+        gone = "the site's worker process ends again and again right after its start; its log says why"
+        await answer_orders(connection, worker, gone=gone)
 
 
 async def _until_stopped(place: Place) -> None:

@@ -1,12 +1,12 @@
 """The commands for groups of devices: `consilium server group-token`, `groups`, `revoke-group`, and `site enrol`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from consilium.commands.accepting import say_what_leaves, say_what_may_change
-from consilium.commands.parameters import Folder, Home, Study, examples
+from consilium.commands.parameters import Data, DataKind, Folder, Home, MetricsAt, Study, examples
 from consilium.commands.rows import print_rows
 from consilium.commands.scripting import Document, with_json
 
@@ -144,19 +144,9 @@ def enrol(
         Path | None,
         typer.Option(help="The file with the group's token, - for standard input; default: CONSILIUM_GROUP_TOKEN."),
     ] = None,
-    data: Annotated[
-        Path | None, typer.Option(envvar="CONSILIUM_DATA", help="Where the data lies; default: 'data' in the folder.")
-    ] = None,
-    kind: Annotated[
-        Literal["images", "table", "arrays", "features", "series", "text", "masks"],
-        typer.Option(
-            envvar="CONSILIUM_KIND",
-            help="A folder of images per class or with masks, tables, one .npz file of images or features, or texts.",
-        ),
-    ] = "images",
-    metrics: Annotated[
-        str | None, typer.Option(envvar="CONSILIUM_METRICS", help="host:port on which to offer metrics.")
-    ] = None,
+    data: Data = None,
+    kind: DataKind = "images",
+    metrics: MetricsAt = None,
     folder: Folder = Path("site"),
 ) -> Document:
     """Join a study as a device of a group, by the group's token; the server names it, and nobody approves by hand."""

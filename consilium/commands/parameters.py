@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import MISSING, fields
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_origin, get_type_hints
 
 import typer
 
@@ -22,6 +22,18 @@ Folder = Annotated[Path, typer.Option("--folder", help="The site's own folder: k
 Runs = Annotated[Path, typer.Option("--runs", help="The folder in which each run gets a folder of its own.")]
 Study = Annotated[Path, typer.Argument(help="The study's settings, study.toml.")]
 Settings = Annotated[Path, typer.Argument(help="The site's settings, site.toml.")]
+
+Data = Annotated[
+    Path | None, typer.Option(envvar="CONSILIUM_DATA", help="Where the data lies; default: 'data' in the folder.")
+]
+DataKind = Annotated[
+    Literal["images", "table", "arrays", "features", "series", "text", "masks"],
+    typer.Option(
+        envvar="CONSILIUM_KIND",
+        help="A folder of images per class or with masks, tables, one .npz file of images or features, or texts.",
+    ),
+]
+MetricsAt = Annotated[str | None, typer.Option(envvar="CONSILIUM_METRICS", help="host:port on which to offer metrics.")]
 
 
 def console() -> "Console":

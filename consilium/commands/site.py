@@ -1,13 +1,13 @@
 """The commands `consilium site ...`: for a hospital or device, which joins with its own data."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from consilium.commands import backup, groups, site_policy, site_privacy, units
 from consilium.commands.accepting import say_what_leaves, say_what_may_change, say_whose_keys
-from consilium.commands.parameters import Folder, Settings, examples
+from consilium.commands.parameters import Data, DataKind, Folder, MetricsAt, Settings, examples
 from consilium.commands.rows import print_rows
 from consilium.commands.scripting import Document, Outcome, with_json
 from consilium.common.errors import ConfigError
@@ -35,19 +35,9 @@ def init(
     server: Annotated[
         str, typer.Option(envvar="CONSILIUM_SERVER", help="host:port of the study's server, from the coordinator.")
     ],
-    data: Annotated[
-        Path | None, typer.Option(envvar="CONSILIUM_DATA", help="Where the data lies; default: 'data' in the folder.")
-    ] = None,
-    kind: Annotated[
-        Literal["images", "table", "arrays", "features", "series", "text", "masks"],
-        typer.Option(
-            envvar="CONSILIUM_KIND",
-            help="A folder of images per class or with masks, tables, one .npz file of images or features, or texts.",
-        ),
-    ] = "images",
-    metrics: Annotated[
-        str | None, typer.Option(envvar="CONSILIUM_METRICS", help="host:port on which to offer metrics.")
-    ] = None,
+    data: Data = None,
+    kind: DataKind = "images",
+    metrics: MetricsAt = None,
     folder: Folder = Path("site"),
 ) -> Document:
     """Make this site's folder: its key, a request to send, a site.toml to read through, and room for its state."""

@@ -1,7 +1,6 @@
 """The program of a relay: a server to its leaves, and beside it one connection to the study's server, as a site has."""
 
 import asyncio
-import contextlib
 import logging
 import os
 import sys
@@ -11,10 +10,10 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
-from consilium.client.process.supervisor import Worker, WorkerFailed
+from consilium.client.process.attending import answer_orders
+from consilium.client.process.supervisor import Worker
 from consilium.client.wire.connection import Connection
 from consilium.client.wire.place import Place
-from consilium.common.errors import ConsiliumError, RunFailed
 from consilium.relay.folder import RelayFolder, check_relay, place_of_relay
 from consilium.relay.worker import LEAVES_VARIABLE
 from consilium.server.operations.home import ServerHome
@@ -68,29 +67,8 @@ async def attend(place: Place, home: ServerHome, wire: Wire) -> None:
         os.environ[LEAVES_VARIABLE] = socket
         worker = Worker(str(place.settings), command=COMMAND)
         connection = Connection(place, worker)
-        try:
-            await worker.start()
-        except WorkerFailed as error:
-            raise RunFailed(str(error)) from error
-        attending = asyncio.ensure_future(_attend(connection, worker))
-        giving_up = asyncio.ensure_future(worker.gave_up.wait())
-        try:
-            await asyncio.wait({attending, giving_up}, return_when=asyncio.FIRST_COMPLETED)
-            if attending.done():
-                attending.result()
-            raise RunFailed("the relay's process that computes ends again and again; its log says why")
-        finally:
-            await connection.leave()
-            for task in (attending, giving_up):
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError, ConsiliumError):
-                    await task
-            await worker.stop()
-
-
-async def _attend(connection: Connection, worker: Worker) -> None:
-    await worker.until_ready()
-    await connection.run()
+        gone = "the relay's process that computes ends again and again; its log says why"
+        await answer_orders(connection, worker, gone=gone)
 
 
 @asynccontextmanager
