@@ -21,7 +21,7 @@ from consilium.common.study.load import parse_study
 from consilium.common.study.study import StudyConfig
 from consilium.server.flower.exchange import GridExchange, Messenger
 from consilium.server.relays.exchange import RelayedExchange
-from consilium.server.strategies import build_strategy
+from consilium.server.strategies import strategy_of
 from consilium.server.study.context import Study
 from consilium.server.study.exchange import Exchange
 from consilium.server.study.late import update_result
@@ -94,12 +94,7 @@ def _owned_steps(
             digest=study_digest(config),
             run=folder.path.name,
             exchange=_exchange_of(WitnessedExchange(_exchange(grid), folder, _approved_keys), grid, config, folder),
-            strategy=build_strategy(
-                config.strategy,
-                rounds=config.rounds,
-                num_sites=len(config.sites),
-                learning_rate=config.training.learning_rate,
-            ),
+            strategy=strategy_of(config),
             weighting=build_weighting(config.weights_by),
             folder=folder,
         )

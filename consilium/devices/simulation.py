@@ -17,7 +17,7 @@ from consilium.devices.learning import Learning
 from consilium.devices.measure import Panel, Scores
 from consilium.devices.result import DeviceRound
 from consilium.server.privacy.noise import Entropy, noise_multiplier
-from consilium.server.strategies import ServerState, Strategy, build_strategy
+from consilium.server.strategies import ServerState, Strategy, strategy_of
 from consilium.server.study.checkpoint import load_newest
 from consilium.server.weighting import Weighting, build_weighting
 
@@ -95,12 +95,7 @@ def prepare(learning: Learning, folder: Path, run: str, digest: str) -> Simulati
         digest=digest,
         learning=learning,
         panel=Panel.of(learning),
-        strategy=build_strategy(
-            study.strategy,
-            rounds=study.rounds,
-            num_sites=population.users,
-            learning_rate=study.training.learning_rate,
-        ),
+        strategy=strategy_of(study, num_sites=population.users),
         weighting=build_weighting(study.weights_by),
         multiplier=None if privacy is None else noise_multiplier(privacy, rounds=study.rounds, rate=rate),
     )

@@ -27,7 +27,7 @@ from consilium.common.weights.arithmetic import weighted_mean
 from consilium.common.weights.checks import check_finite
 from consilium.server.relays.known import Known, read_known, write_known
 from consilium.server.relays.means import SentMean, digest_of_weights, keep_mean, mean_sent, sent_again
-from consilium.server.strategies import ServerState, Update, build_strategy
+from consilium.server.strategies import ServerState, Update, strategy_of
 from consilium.server.study.applying import weigh
 from consilium.server.study.context import Study
 from consilium.server.study.defence import shortened
@@ -183,12 +183,7 @@ class Relay:
             digest=known.digest,
             run=asked.plan.run,
             exchange=asked.exchange,
-            strategy=build_strategy(
-                config.strategy,
-                rounds=config.rounds,
-                num_sites=len(config.sites),
-                learning_rate=config.training.learning_rate,
-            ),
+            strategy=strategy_of(config),
             weighting=build_weighting(config.weights_by),
             folder=self.folder(asked.plan.run),
             train_sizes={leaf: known.sizes.get(leaf, 0) for leaf in asked.plans},

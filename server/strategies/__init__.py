@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from consilium.common.study.parts import implementation_of
 from consilium.common.study.strategies import StrategyConfig
+from consilium.common.study.study import StudyConfig
 from consilium.server.strategies.contract import ServerState, Step, Strategy, Update, by_site
 from consilium.server.strategies.fedadagrad import FedAdagrad
 from consilium.server.strategies.fedadam import FedAdam
@@ -57,4 +58,18 @@ def build_strategy(config: StrategyConfig, *, rounds: int, num_sites: int, learn
     return strategy(**settings)
 
 
-__all__ = ["STRATEGIES", "ServerState", "Step", "Strategy", "Update", "build_strategy", "by_site"]
+def strategy_of(study: StudyConfig, *, num_sites: int | None = None) -> Strategy:
+    """Return the strategy of a study.
+
+    Args:
+        num_sites: None: as many as it names.
+    """
+    return build_strategy(
+        study.strategy,
+        rounds=study.rounds,
+        num_sites=len(study.sites) if num_sites is None else num_sites,
+        learning_rate=study.training.learning_rate,
+    )
+
+
+__all__ = ["STRATEGIES", "ServerState", "Step", "Strategy", "Update", "build_strategy", "by_site", "strategy_of"]

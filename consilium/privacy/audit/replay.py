@@ -14,7 +14,7 @@ from consilium.common.study.study import StudyConfig
 from consilium.common.weights.arrays import Weights, digest
 from consilium.privacy.audit.log import Attempt
 from consilium.privacy.audit.updates import NotKeptError, without_arrays
-from consilium.server.strategies import ServerState, Strategy, Update, build_strategy
+from consilium.server.strategies import ServerState, Strategy, Update, strategy_of
 from consilium.server.study.defence import shortened
 from consilium.server.study.staleness import discounted
 from consilium.server.weighting import Evidence, Factor, Reading, SignalMissing, Weighed, Weighting, build_weighting
@@ -74,12 +74,7 @@ class Replay:
 
     def __post_init__(self) -> None:
         """Build what the study names."""
-        self.strategy: Strategy = build_strategy(
-            self.study.strategy,
-            rounds=self.study.rounds,
-            num_sites=len(self.study.sites),
-            learning_rate=self.study.training.learning_rate,
-        )
+        self.strategy: Strategy = strategy_of(self.study)
         self.weighting = build_weighting(self.study.weights_by)
 
     def begin(self, weights: Weights, buffers: frozenset[str]) -> None:
