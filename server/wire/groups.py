@@ -16,7 +16,7 @@ from consilium.common.host.signing_requests import SigningRequest
 from consilium.common.host.twice import write_twice
 from consilium.common.study.device_names import MOST_DEVICES, device_name, group_of, parse_device
 from consilium.server.operations.authority import DAYS_SITE, read_authority, sign_site_certificate
-from consilium.server.wire.group_tokens import FILE, NotEnrolled, Token, TokenFile, read_tokens, state_of
+from consilium.server.wire.group_tokens import FILE, NotEnrolled, Token, TokenFile, read_tokens, refusal_of, state_of
 from consilium.server.wire.registry import Registry
 
 MOST_DAYS = DAYS_SITE
@@ -209,7 +209,10 @@ class Groups:
         for token, request in wanted:
             key, group = request.fingerprint, token.group
             name = self._registry.name_of(key) or (new[key][0] if key in new else None)
+            now = self._tokens[token.fingerprint]  # it may have been revoked while its device waited
             try:
+                if (why := refusal_of(now)) is not None:
+                    raise NotEnrolled(kind=state_of(now), message=why)
                 if key in self._tokens:
                     raise NotEnrolled(
                         kind="token", message="this key follows from a group's token; a device needs a key of its own"

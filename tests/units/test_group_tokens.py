@@ -200,6 +200,17 @@ def test_same_key_keeps_its_name_and_counts_once(house: House) -> None:
     assert ["phones-000001"] == house.enrol(token, mine)
 
 
+def test_token_that_is_revoked_while_a_device_waits_enrols_it_no_more(house: House) -> None:
+    """The device showed it while it was valid, and is written down with others a moment later."""
+    token = house.open()
+    house.groups.revoke("phones")
+    assert ["the token of group 'phones' was revoked; ask the study's coordinator for the new one"] == house.enrol(
+        token, new_request()
+    )
+    (state,) = house.groups.states()
+    assert 0 == state.enrolled
+
+
 def test_revoked_device_counts_and_its_key_never_returns(house: House) -> None:
     """Who takes a device over gets neither its name nor its place."""
     token, mine = house.open(devices=2), new_request()
