@@ -16,12 +16,14 @@ from consilium.client.training.stacked.by_rows import summed_by_rows
 from consilium.client.training.stacked.gradients import ByFormula, stacked_gradient
 from consilium.client.training.stacked.train import train_stack
 from consilium.client.training.work import LocalWork, rows_of_batches
-from consilium.common.errors import ConsiliumError, StateError
+from consilium.common.errors import ConsiliumError, RunFailed, StateError
 from consilium.common.study.training import ModelConfig
 from consilium.devices.clock import ANSWERED, AWAY, DROPPED, LATE, play_turn
 from consilium.devices.cohort import draw_cohort, uniforms
+from consilium.devices.measure import Scores
 from consilium.devices.personal import Personal
 from consilium.devices.population import checked
+from consilium.devices.result import QUANTILES
 from consilium.devices.rows import Amount, drawn_rows
 
 LOST = {"name": "phone", "dropout": 0.99}
@@ -132,7 +134,13 @@ def test_personal_weights_are_those_of_the_last_round_that_ended(tmp_path: Path)
     again.close()
 
 
-@pytest.mark.parametrize(("momentum", "outputs", "clip"), [(0.0, 3, None), (0.9, 1, 0.2), (0.5, 3, 0.1)])
+CLIP_OF_SOME = 0.3
+"""Longer than the updates of some users of the test below, and shorter than those of others."""
+
+
+@pytest.mark.parametrize(
+    ("momentum", "outputs", "clip"), [(0.0, 3, None), (0.9, 1, 0.2), (0.5, 3, 0.1), (0.0, 3, CLIP_OF_SOME)]
+)
 def test_training_by_rows_is_the_training_of_copies(momentum: float, outputs: int, clip: float | None) -> None:
     """Users of 1 to 11 rows, two passes: the sum of the shortened updates, their lengths and losses are the same."""
     model = build_model(
@@ -161,6 +169,8 @@ def test_training_by_rows_is_the_training_of_copies(momentum: float, outputs: in
     assert (clip is None) == (done.norms is None)
     if done.norms is not None:
         assert norms == pytest.approx(done.norms.tolist(), rel=1e-4)
+    if clip == CLIP_OF_SOME:
+        assert min(norms) < CLIP_OF_SOME < max(norms)  # who is shorter is not made longer
 
 
 def test_no_user_is_longer_than_the_clip_where_inputs_are_large() -> None:
@@ -247,3 +257,19 @@ def test_full_disk_ends_a_simulation_with_a_sentence(tmp_path: Path, monkeypatch
     monkeypatch.setattr(disk, "room_in", lambda folder: disk.Room(free=10**6, total=10**12))
     with pytest.raises(StateError, match="for a round: make room there"):
         simulated(device_study(3), users, run)
+
+
+def test_scores_are_of_rows_and_quantiles_of_users() -> None:
+    """Loss and score count every row once, quantiles every user once; some users may be told of by themselves."""
+    scores = Scores(np.array([1, 2, 7]), np.array([0.5, 0.1, 1.4]), np.array([1.0, 1.0, 0.0]))
+    told = scores.told()
+    assert told is not None
+    assert (3, 10, 0.2) == (told.users, told.rows, told.score)
+    assert told.loss == pytest.approx(0.2)
+    assert list(told.quantiles) == pytest.approx(list(np.quantile([1.0, 0.5, 0.0], QUANTILES)))
+    first = scores.told(np.array([True, False, False]))
+    assert first is not None
+    assert (1, 1, 0.5, 1.0) == (first.users, first.rows, first.loss, first.score)
+    assert scores.told(np.zeros(3, dtype=bool)) is None
+    with pytest.raises(RunFailed, match="a loss that is no number"):
+        Scores(np.array([1]), np.array([np.nan]), np.array([1.0])).told()
