@@ -24,6 +24,7 @@ from consilium.devices.learning import Learning
 from consilium.devices.personal import Personal
 from consilium.devices.population import checked
 from consilium.devices.simulate import simulation_steps, with_users
+from consilium.devices.training import Trained, train_cohort
 from consilium.devices.words import facts
 from consilium.running.in_process import run_in_process, write_local_site
 
@@ -199,6 +200,29 @@ def test_private_round_in_which_nobody_answers_is_of_noise(tmp_path: Path) -> No
     assert all(record.update_norm > 0.1 for record in result.rounds)
     assert result.privacy is not None
     assert (4, 1e-3) == (result.privacy.rounds, result.privacy.delta)
+
+
+@pytest.mark.parametrize("way", ["in stacks", "by rows"])
+def test_longer_updates_are_shortened_to_the_clip_and_shorter_ones_stay(tmp_path: Path, way: str) -> None:
+    """Against each user trained by itself; the clip is the median of their lengths."""
+    users, settings = write_users(tmp_path / "users", 20), {"model": WIDE} if way == "by rows" else {}
+    study = device_study(20, **settings)
+    learning = Learning.of(study, checked(users, study))
+    weights = {name: learning.beginning.initial[name] for name in learning.beginning.names.shared}
+
+    def trained(some: list[int], clip: float | None) -> Trained:
+        ones = np.ones(len(some))
+        return train_cohort(learning, weights, np.array(some), ones, number=1, personal=None, clip=clip)
+
+    alone = [trained([user], None).mean for user in range(20)]
+    lengths = [sum(float((np.asarray(array) ** 2).sum()) for array in one.values()) ** 0.5 for one in alone]
+    clip = float(np.median(lengths))
+    together = trained(list(range(20)), clip)
+    for name in weights:
+        shortened = [min(1.0, clip / length) * one[name] for length, one in zip(lengths, alone, strict=True)]
+        assert np.allclose(np.sum(shortened, axis=0), together.mean[name], atol=1e-5)
+    assert 0.5 == together.shortened
+    assert (20, 0) == ((together.in_rows, together.in_stacks) if way == "by rows" else (together.in_stacks, 0))
 
 
 @pytest.mark.parametrize("way", ["in stacks", "by rows"])
